@@ -1,0 +1,57 @@
+# make run | test | check | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(wildcard $(addsuffix /python3,$(subst :, ,$(PATH)))))
+UV := $(shell command -v uv 2>/dev/null)
+BIN := .venv/bin
+READY := .venv/.ready
+DAEMON_ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: help install run test check format wheel lock clean
+
+help: ## say what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(READY) ## build .venv from the lock file
+
+# The stamp makes the second run need no network: only a changed lock or pyproject installs again.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Rowcast needs Python 3.11 or newer; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3."; exit 1; }
+ifdef UV
+	@test -x $(BIN)/python || uv venv --quiet --python "$(PYTHON)" .venv
+	uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+else
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python has no venv module here: install it (Debian: apt install python3-venv) or install uv."; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+endif
+	@touch $@
+
+run: $(READY) ## start Rowcast with a database, sample data and a live page
+	@exec $(BIN)/daemon up $(DAEMON_ARGS)
+
+test: $(READY) ## all tests, against a real Postgres
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: $(READY) ## lint, types, floors, SQL
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/squawk --config .squawk.toml $$(git ls-files --cached --others --exclude-standard '*.sql')
+
+format: $(READY) ## put the code in its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(READY) ## build dist/*.whl
+	$(BIN)/python -m hatchling build -t wheel
+
+lock: ## write requirements.lock anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" --group dev --extra embedded pyproject.toml -o requirements.lock
+
+clean: ## remove what make built
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache

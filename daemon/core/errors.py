@@ -1,0 +1,132 @@
+"""One tree of errors. The class docstring is the message; facts are attributes; the type says whose fault it is."""
+
+from typing import ClassVar
+
+
+class RowcastError(Exception):
+    """Something went wrong."""
+
+    def __str__(self) -> str:
+        return (self.__doc__ or "").strip().format_map(vars(self))
+
+
+class ClientFault(RowcastError):
+    """The client broke the protocol: it is told, and no error of ours is logged.
+
+    `code` and `retry` are what the `error` frame says; `close` is the close code where the connection ends too.
+    """
+
+    code: ClassVar[str]
+    retry: ClassVar[bool] = False
+    close: ClassVar[int | None] = None
+
+
+class BadJson(ClientFault):
+    """A frame is one JSON object in UTF-8."""
+
+    code = "bad_json"
+
+
+class UnknownOp(ClientFault):
+    """The member "op" names no operation of rowcast.v1."""
+
+    code = "unknown_op"
+
+
+class BadFrame(ClientFault):
+    """{problem}"""
+
+    code = "bad_frame"
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+
+
+class BadPosition(ClientFault, ValueError):
+    """a position looks like "<epoch>:<seq>", as the server sent it"""
+
+    code = "bad_frame"
+
+
+class HelloExpected(ClientFault):
+    """The first frame must be a hello."""
+
+    code = "hello_expected"
+    close = 4400
+
+
+class HelloTimeout(ClientFault):
+    """No hello came in time."""
+
+    code = "hello_timeout"
+    retry = True
+    close = 4401
+
+
+class BadToken(ClientFault):
+    """The token is not valid: fetch a fresh one."""
+
+    code = "token"
+    close = 4401
+
+
+class AlreadyGreeted(ClientFault):
+    """This connection has said hello already."""
+
+    code = "already_greeted"
+
+
+class AlreadySubscribed(ClientFault):
+    """This connection follows the topic already."""
+
+    code = "already_subscribed"
+
+
+class NoSuchTopic(ClientFault):
+    """There is no such topic, or you may not read it."""
+
+    code = "no_such_topic"
+
+
+class TooManyTopics(ClientFault):
+    """A connection may follow {most} topics."""
+
+    code = "too_many_topics"
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+
+class TooManyFrames(ClientFault):
+    """More frames came in than could be answered: wait for the answers."""
+
+    code = "too_many_frames"
+    retry = True
+    close = 4429
+
+
+class Unavailable(ClientFault):
+    """The database does not answer just now: try again."""
+
+    code = "unavailable"
+    retry = True
+
+
+class LogUnavailable(RowcastError):
+    """The log cannot be read: {reason}."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class GrantsUnavailable(RowcastError):
+    """Nobody can say who may read: {reason}."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class OperatorFault(RowcastError):
+    """The operator can mend this: one line says what is wrong and what to do, and the process ends."""
+
+    exit_code: ClassVar[int] = 1

@@ -1,0 +1,82 @@
+"""The seams, in the words of those who use them. Their docstrings are the contracts that tests/contract checks."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+from daemon.core.change import Change, Position, Seq, Topic
+
+Encode = Callable[[bytes], bytes]
+"""From a JSON payload to the bytes of one websocket text frame."""
+
+
+class Socket(Protocol):
+    """One client's connection, as the flow sees it. No method raises once the peer has gone; `drained` waits."""
+
+    @property
+    def session(self) -> str:
+        """The ULID of this connection: its name in logs and in `welcome`."""
+
+    def write(self, frames: bytes) -> None:
+        """Hand whole, already encoded frames to the peer, in order."""
+
+    def queued(self) -> int:
+        """How many bytes wait for the peer to read."""
+
+    async def drained(self) -> None:
+        """Wait until the peer has taken most of what was written; at once if little waits, or the peer has gone."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame behind what was written, and end. The first call counts, later ones do nothing."""
+
+    def pause(self) -> None:
+        """Stop reading from the peer until `resume`."""
+
+    def resume(self) -> None:
+        """Read from the peer again."""
+
+
+class Attendant(Protocol):
+    """Who answers one client. The gateway calls it, from the event loop, and it never waits or raises."""
+
+    def received(self, text: bytes) -> None:
+        """One whole text message (UTF-8, already checked) came in."""
+
+    def tick(self, now: float) -> None:
+        """A second, more or less, has passed; `now` is the gateway's monotonic clock in seconds.
+
+        Called while the connection is open, and not after `close`: what must end by a time (no `hello`, an
+        expired token) is ended from here, so that no client needs a timer of its own.
+        """
+
+    def lost(self) -> None:
+        """The connection has ended, from either side. Called exactly once, and last."""
+
+
+Attend = Callable[[Socket], Attendant]
+"""Called by the gateway once a handshake for `rowcast.v1` has succeeded."""
+
+
+class EventLog(Protocol):
+    """The durable record of changes, in the one order that every client sees."""
+
+    async def head(self) -> Position:
+        """The newest position. Raises LogUnavailable."""
+
+    async def read(
+        self, after: Seq, upto: Seq | None, topics: Collection[Topic] | None, most: int
+    ) -> Sequence[Change]:
+        """Whole transactions past `after` and up to `upto`, oldest first; an empty answer means there are none.
+
+        Reads about `most` changes, and more only to end at the end of a transaction. `topics` None means all.
+        Raises LogUnavailable.
+        """
+
+    async def continuity(self, since: Position) -> str | None:
+        """Why a stream cannot be continued from `since` (`epoch`, `crash`, `retention`); None if it can."""
+
+
+class Grants(Protocol):
+    """Who may read what."""
+
+    async def may_read(self, user: str, topic: Topic) -> bool:
+        """May this user follow this topic now? False for a topic that nobody serves. Raises GrantsUnavailable."""

@@ -1,0 +1,114 @@
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.hub import Hub
+from tests.unit.core.test_wire import a_change
+
+
+class Recorder:
+    """A follower that keeps what it is told, one entry a call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[dict[str, Any]]] = []
+
+    def deliver(self, frames: bytes) -> None:
+        self.calls.append([json.loads(line) for line in frames.splitlines()])
+
+    @property
+    def seqs(self) -> list[int]:
+        return [change["seq"] for call in self.calls for frame in call for change in frame["changes"]]
+
+
+def a_hub(seq: int = 10) -> Hub:
+    hub = Hub(encode=lambda payload: payload + b"\n")
+    hub.move(Position("e", Seq(seq)), "epoch")
+    return hub
+
+
+def publish(hub: Hub, *changes: Change, covers: Iterable[Topic] = ()) -> tuple[int, int]:
+    return hub.publish(changes, Position("e", changes[-1].seq), lambda _: covers)
+
+
+def test_a_follower_hears_its_topic_and_no_other() -> None:
+    hub, ada = a_hub(), Recorder()
+    hub.follow(Topic("a"), ada)
+    publish(hub, a_change(11, "a"), a_change(12, "b"), a_change(13, "a"))
+    assert ada.seqs == [11, 13]
+
+
+def test_what_nobody_follows_does_not_split_a_frame() -> None:
+    hub, ada = a_hub(), Recorder()
+    hub.follow(Topic("a"), ada)
+    assert publish(hub, a_change(11, "a"), a_change(12, "b"), a_change(13, "a")) == (1, 1)
+
+
+def test_all_frames_of_a_batch_are_one_call() -> None:
+    hub, ada = a_hub(), Recorder()
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("b"), ada)
+    publish(hub, a_change(11, "a"), a_change(12, "b"), a_change(13, "a"))
+    [call] = ada.calls
+    assert [
+        (frame["topic"], frame["prev"], frame["pos"]) for frame in call
+    ] == [("a", "e:10", "e:11"), ("b", "e:10", "e:12"), ("a", "e:11", "e:13")]
+
+
+def test_all_followers_are_handed_the_same_bytes() -> None:
+    hub = a_hub()
+    heard: list[bytes] = []
+
+    class Listener:
+        def deliver(self, frames: bytes) -> None:
+            heard.append(frames)
+
+    for _ in range(3):
+        hub.follow(Topic("a"), Listener())
+    assert publish(hub, a_change(11, "a")) == (1, 3)
+    assert len({id(frames) for frames in heard}) == 1
+
+
+def test_whoever_no_longer_follows_hears_nothing_more() -> None:
+    hub, ada, bob = a_hub(), Recorder(), Recorder()
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("a"), bob)
+    hub.unfollow(Topic("a"), ada)
+    hub.unfollow(Topic("never followed"), ada)
+    publish(hub, a_change(11, "a"))
+    assert (ada.seqs, bob.seqs) == ([], [11])
+    hub.unfollow(Topic("a"), bob)
+    assert hub.subscriptions == 0
+
+
+def test_a_topic_followed_anew_begins_where_the_hub_is() -> None:
+    hub, ada = a_hub(), Recorder()
+    hub.follow(Topic("a"), ada)
+    hub.unfollow(Topic("a"), ada)
+    publish(hub, a_change(11, "a"))
+    hub.follow(Topic("a"), ada)
+    publish(hub, a_change(12, "a"))
+    assert ada.calls[0][0]["prev"] == "e:11"
+
+
+def test_a_truncated_table_resets_the_topics_it_puts_in_doubt_in_order() -> None:
+    hub, ada, bob = a_hub(), Recorder(), Recorder()
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("b"), bob)
+    truncate = a_change(12, "*chatgenius", Kind.TRUNCATE, key="{}", record=None)
+    publish(hub, a_change(11, "a"), truncate, a_change(13, "a"), covers=[Topic("a")])
+    [call] = ada.calls
+    assert [frame["op"] for frame in call] == ["changes", "reset", "changes"]
+    assert (call[1]["reason"], call[1]["pos"]) == ("truncate", "e:12")
+    assert call[2]["prev"] == "e:12"
+    assert bob.calls == []
+
+
+def test_a_broken_continuity_resets_every_topic_of_every_follower() -> None:
+    hub, ada = a_hub(), Recorder()
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("b"), ada)
+    hub.move(Position("f", Seq(90)), "crash")
+    assert [
+        (frame["topic"], frame["reason"], frame["pos"]) for [frame] in ada.calls
+    ] == [("a", "crash", "f:90"), ("b", "crash", "f:90")]

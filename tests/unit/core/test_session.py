@@ -1,0 +1,129 @@
+import json
+
+from daemon.core import wire
+from daemon.core.change import Position, Seq, Topic
+from daemon.core.errors import BadJson
+from daemon.core.session import (
+    MOST_TOPICS,
+    Action,
+    Authenticate,
+    Authorize,
+    End,
+    Follow,
+    Phase,
+    Say,
+    Session,
+    Unfollow,
+)
+from daemon.core.wire import Hello
+
+A_HELLO = b'{"op": "hello", "token": "t", "id": 1}'
+
+
+def receive(session: Session, frame: bytes) -> list[Action]:
+    return session.receive(wire.parse(frame))
+
+
+def a_live_session(since: Position | None = None) -> Session:
+    session = Session(deadline=5.0)
+    session.welcomed("ada", since, expires=100.0)
+    return session
+
+
+def codes(actions: list[Action]) -> list[str | int]:
+    """The error codes that are said and the close codes, in order."""
+    return [
+        json.loads(a.payload)["code"] if isinstance(a, Say) else a.code for a in actions if isinstance(a, Say | End)
+    ]
+
+
+def test_the_first_frame_of_a_client_is_a_hello_that_is_authenticated() -> None:
+    [action] = receive(Session(deadline=5.0), A_HELLO)
+    assert isinstance(action, Authenticate)
+    assert Hello(op="hello", token="t", id=1) == action.hello
+
+
+def test_whoever_does_not_greet_first_is_told_so_and_closed() -> None:
+    session = Session(deadline=5.0)
+    assert codes(receive(session, b'{"op": "ping"}')) == ["hello_expected", 4400]
+    assert Phase.ENDED is session.phase
+
+
+def test_what_cannot_be_read_before_the_hello_ends_the_session() -> None:
+    assert codes(Session(deadline=5.0).fault(BadJson())) == ["bad_json", 4400]
+
+
+def test_what_cannot_be_read_after_the_hello_only_earns_an_error() -> None:
+    session = a_live_session()
+    assert codes(session.fault(BadJson())) == ["bad_json"]
+    assert Phase.LIVE is session.phase
+
+
+def test_a_hello_that_does_not_come_in_time_ends_the_session_once() -> None:
+    session = Session(deadline=5.0)
+    assert session.tick(4.9) == []
+    assert codes(session.tick(5.0)) == ["hello_timeout", 4401]
+    assert session.tick(6.0) + receive(session, A_HELLO) == []
+
+
+def test_a_token_that_expires_ends_a_live_session() -> None:
+    session = a_live_session()
+    assert session.tick(99.0) == []
+    assert codes(session.tick(100.0)) == ["token", 4401]
+
+
+def test_a_second_hello_is_an_error_and_the_session_goes_on() -> None:
+    session = a_live_session()
+    assert codes(receive(session, A_HELLO)) == ["already_greeted"]
+    assert Phase.LIVE is session.phase
+
+
+def test_a_topic_is_followed_once_it_is_granted() -> None:
+    session = a_live_session()
+    assert [Authorize("ada", Topic("users"), 7)] == receive(
+        session, b'{"op": "subscribe", "topic": "users", "id": 7}'
+    )
+    assert [Follow(Topic("users"), None, 7)] == session.granted(Topic("users"), 7, allowed=True)
+
+
+def test_a_topic_that_is_not_granted_is_forgotten_and_may_be_asked_for_again() -> None:
+    session = a_live_session()
+    receive(session, b'{"op": "subscribe", "topic": "users"}')
+    assert codes(session.granted(Topic("users"), None, allowed=False)) == ["no_such_topic"]
+    assert [Authorize("ada", Topic("users"), None)] == receive(session, b'{"op": "subscribe", "topic": "users"}')
+
+
+def test_a_topic_that_is_followed_already_is_an_error_that_changes_nothing() -> None:
+    session = a_live_session()
+    receive(session, b'{"op": "subscribe", "topic": "users"}')
+    assert codes(receive(session, b'{"op": "subscribe", "topic": "users"}')) == ["already_subscribed"]
+    assert [Topic("users")] == list(session.topics)
+
+
+def test_a_subscription_is_replayed_from_its_own_since_or_else_from_that_of_the_hello() -> None:
+    session = a_live_session(since=Position("e", Seq(3)))
+    receive(session, b'{"op": "subscribe", "topic": "a"}')
+    receive(session, b'{"op": "subscribe", "topic": "b", "since": "e:7"}')
+    assert [Follow(Topic("a"), Position("e", Seq(3)), None)] == session.granted(Topic("a"), None, allowed=True)
+    assert [Follow(Topic("b"), Position("e", Seq(7)), None)] == session.granted(Topic("b"), None, allowed=True)
+
+
+def test_an_unsubscribed_topic_is_no_longer_followed_even_if_it_is_granted_later() -> None:
+    session = a_live_session()
+    receive(session, b'{"op": "subscribe", "topic": "users"}')
+    unfollow, _ = receive(session, b'{"op": "unsubscribe", "topic": "users"}')
+    assert Unfollow(Topic("users")) == unfollow
+    assert session.granted(Topic("users"), None, allowed=True) == []
+
+
+def test_the_number_of_topics_is_bounded() -> None:
+    session = a_live_session()
+    for number in range(MOST_TOPICS):
+        receive(session, b'{"op": "subscribe", "topic": "t%d"}' % number)
+    assert codes(
+        receive(session, b'{"op": "subscribe", "topic": "one more"}'.replace(b" m", b"_m"))
+    ) == ["too_many_topics"]
+
+
+def test_a_ping_is_answered_with_its_id() -> None:
+    assert [Say(b'{"op":"pong","id":"x"}')] == receive(a_live_session(), b'{"op": "ping", "id": "x"}')

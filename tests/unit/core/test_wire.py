@@ -1,0 +1,145 @@
+import json
+
+import pytest
+
+from daemon.core import wire
+from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.errors import BadFrame, BadJson, ClientFault, NoSuchTopic, UnknownOp
+
+SECRET = "do-not-repeat-me"
+
+
+def a_change(seq: int, topic: str = "channel:1", kind: Kind = Kind.INSERT, **members: object) -> Change:
+    facts: dict[str, object] = {
+        "tx": "741",
+        "at": "2026-01-10T12:00:00.123456Z",
+        "schema": "chatgenius",
+        "table": "messages",
+        "key": '{"id":"m1"}',
+        "record": '{"id":"m1","content":"hi"}',
+    }
+    return Change(seq=Seq(seq), topic=Topic(topic), kind=kind, **(facts | members))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b"", BadJson),
+        (b"{", BadJson),
+        (b"null", BadJson),
+        (b"[]", BadJson),
+        (b'"hello"', BadJson),
+        (b'{"op": "hello", "op": "hello"', BadJson),
+        (b"[" * 100_000, BadJson),
+        (b"{}", BadFrame),
+        (b'{"op": 7}', UnknownOp),
+        (b'{"op": null}', UnknownOp),
+        (b'{"op": "do-not-repeat-me"}', UnknownOp),
+        (b'{"op": "hello"}', BadFrame),
+        (b'{"op": "hello", "token": 7}', BadFrame),
+        (b'{"op": "hello", "token": "t", "since": 7}', BadFrame),
+        (b'{"op": "hello", "token": "t", "since": "do-not-repeat-me"}', BadFrame),
+        (b'{"op": "hello", "token": "t", "since": "e:99999999999999999999"}', BadFrame),
+        (b'{"op": "hello", "token": "t", "since": "e:-1"}', BadFrame),
+        (b'{"op": "hello", "token": "t", "since": ":1"}', BadFrame),
+        (b'{"op": "subscribe"}', BadFrame),
+        (b'{"op": "subscribe", "topic": ""}', BadFrame),
+        (b'{"op": "subscribe", "topic": "do-not-repeat-me\\u0000"}', BadFrame),
+        (b'{"op": "subscribe", "topic": "*chatgenius"}', BadFrame),
+        (b'{"op": "subscribe", "topic": "a b"}', BadFrame),
+        (b'{"op": "subscribe", "topic": {"do-not-repeat-me": 1}}', BadFrame),
+        (b'{"op": "subscribe", "topic": "t", "where": {"eq": ["a", 1]}}', BadFrame),
+        (b'{"op": "ping", "id": {"do-not-repeat-me": 1}}', BadFrame),
+        (b'{"op": "ping", "id": true}', BadFrame),
+    ],
+)
+def test_a_frame_that_cannot_be_read_is_named_and_never_repeated(text: bytes, fault: type[ClientFault]) -> None:
+    with pytest.raises(fault) as caught:
+        wire.parse(text)
+    assert SECRET not in str(caught.value)
+
+
+def test_members_that_nobody_knows_are_ignored() -> None:
+    assert wire.Ping(op="ping") == wire.parse(b'{"op": "ping", "colour": "blue"}')
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b'{"id": 7}', 7),
+        (b'{"id": "x"}', "x"),
+        (b'{"id": true}', None),
+        (b'{"id": []}', None),
+        (b"{", None),
+        (b"7", None),
+    ],
+)
+def test_the_id_of_a_broken_frame_is_found_where_there_is_one(text: bytes, found: object) -> None:
+    assert found == wire.frame_id(text)
+
+
+def test_an_error_says_its_code_and_whether_to_try_again() -> None:
+    assert json.loads(wire.error(NoSuchTopic(), 7)) == {
+        "op": "error",
+        "id": 7,
+        "code": "no_such_topic",
+        "message": "There is no such topic, or you may not read it.",
+        "retry": False,
+    }
+
+
+def test_a_changes_frame_holds_each_change_as_the_protocol_says() -> None:
+    frame = wire.changes(
+        Topic("channel:1"),
+        Position("e", Seq(40)),
+        [
+            a_change(42, kind=Kind.UPDATE, changed=("content",), actor="ada"),
+            a_change(43, kind=Kind.DELETE, record=None),
+        ],
+    )
+    assert json.loads(frame) == {
+        "op": "changes",
+        "topic": "channel:1",
+        "prev": "e:40",
+        "pos": "e:43",
+        "changes": [
+            {
+                "seq": 42,
+                "tx": "741",
+                "at": "2026-01-10T12:00:00.123456Z",
+                "table": "messages",
+                "kind": "update",
+                "key": {"id": "m1"},
+                "record": {"id": "m1", "content": "hi"},
+                "changed": ["content"],
+                "meta": {"actor": "ada"},
+            },
+            {
+                "seq": 43,
+                "tx": "741",
+                "at": "2026-01-10T12:00:00.123456Z",
+                "table": "messages",
+                "kind": "delete",
+                "key": {"id": "m1"},
+            },
+        ],
+    }
+
+
+def test_a_row_that_moved_to_another_topic_is_a_delete_that_says_left() -> None:
+    frame = wire.changes(Topic("channel:1"), Position("e", Seq(1)), [a_change(2, kind=Kind.LEAVE, record=None)])
+    [change] = json.loads(frame)["changes"]
+    assert (change["kind"], change["left"]) == ("delete", True)
+
+
+def test_a_table_with_an_awkward_name_stays_valid_json() -> None:
+    frame = wire.changes(Topic("channel:1"), Position("e", Seq(1)), [a_change(2, table='we"ird\n', actor='"')])
+    [change] = json.loads(frame)["changes"]
+    assert (change["table"], change["meta"]) == ('we"ird\n', {"actor": '"'})
+
+
+def test_neighbours_of_one_topic_share_a_frame_and_the_order_stays() -> None:
+    changes = [a_change(1, "a"), a_change(2, "a"), a_change(3, "b"), a_change(4, "a")]
+    assert [
+        (topic, [change.seq for change in run]) for topic, run in wire.runs(changes)
+    ] == [("a", [1, 2]), ("b", [3]), ("a", [4])]

@@ -1,0 +1,14 @@
+"""Events, the log that orders them, and what a pack needs of Rowcast."""
+
+from daemon.postgres.ddl import run_sql
+
+revision = "rowcast_0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

@@ -1,0 +1,373 @@
+"""rowcast.watch(), met through what its triggers leave in rowcast.events."""
+
+import json
+from typing import Any
+
+import asyncpg
+import pytest
+
+from daemon.postgres.connect import Connection
+
+NOTES = """
+create schema app;
+create table app.notes (
+    id integer primary key, room text, body text, secret text, extra json, gone_at timestamptz
+);
+"""
+WATCH_NOTES = """
+select rowcast.watch('app.notes', topic => $$'room:' || r.room$$, columns => '{id,room,body,extra}',
+                     soft_delete => 'gone_at', revokes => $$jsonb_build_object('topic', 'room:' || r.room)$$)
+"""
+
+
+@pytest.fixture
+async def notes(sql: Connection) -> Connection:
+    await sql.execute(NOTES)
+    await sql.execute(WATCH_NOTES)
+    return sql
+
+
+async def events(sql: Connection) -> list[tuple[str, str, int | None]]:
+    """Topic, kind and id of what was captured since the last call, in order."""
+    rows = await sql.fetch("with gone as (delete from rowcast.events returning *) select * from gone order by id")
+    return [(row["topic"], row["kind"], json.loads(row["key"]).get("id")) for row in rows]
+
+
+async def event(sql: Connection) -> Any:
+    [row] = await sql.fetch("with gone as (delete from rowcast.events returning *) select * from gone")
+    return row
+
+
+async def test_a_row_that_comes_changes_and_goes_is_one_event_each(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    await notes.execute("update app.notes set body = 'x'")
+    await notes.execute("delete from app.notes")
+    assert [("room:a", "insert", 1), ("room:a", "update", 1), ("room:a", "delete", 1)] == await events(notes)
+
+
+async def test_only_the_named_columns_leave_the_table(notes: Connection) -> None:
+    await notes.execute(
+        "insert into app.notes (id, room, body, secret, extra) values (1, 'a', 'x', 's', '{\"n\": 1}')"
+    )
+    assert {"id": 1, "room": "a", "body": "x", "extra": {"n": 1}} == json.loads((await event(notes))["record"])
+
+
+async def test_a_column_that_is_added_later_is_not_published(notes: Connection) -> None:
+    await notes.execute("alter table app.notes add column password text default 'p'")
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    assert {"id", "room", "body", "extra"} == set(json.loads((await event(notes))["record"]))
+
+
+async def test_an_update_names_the_published_columns_that_changed(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id, room, body, extra) values (1, 'a', 'x', '1')")
+    await event(notes)
+    await notes.execute("update app.notes set body = 'y', secret = 's', extra = '2'")
+    assert ["body", "extra"] == (await event(notes))["changed"]
+
+
+async def test_an_update_of_unpublished_columns_is_silent(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    await events(notes)
+    await notes.execute("update app.notes set secret = 's', body = body")
+    assert [] == await events(notes)
+
+
+async def test_a_soft_delete_is_a_delete_without_content_and_carries_the_right_that_ends(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id, room, body) values (1, 'a', 'x')")
+    await events(notes)
+    await notes.execute("update app.notes set gone_at = now(), body = 'last words'")
+    deleted = await event(notes)
+    assert ("delete", None, {"topic": "room:a"}) == (
+        deleted["kind"],
+        deleted["record"],
+        json.loads(deleted["revokes"]),
+    )
+
+
+async def test_a_soft_deleted_row_is_silent_until_it_is_restored(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id, room, gone_at) values (1, 'a', now()), (2, 'a', now())")
+    await notes.execute("update app.notes set body = 'x'")
+    await notes.execute("delete from app.notes where id = 2")
+    assert [] == await events(notes)
+    await notes.execute("update app.notes set gone_at = null")
+    restored = await event(notes)
+    assert ("restore", "x") == (restored["kind"], json.loads(restored["record"])["body"])
+
+
+async def test_a_row_that_moves_leaves_one_topic_and_enters_the_other(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    await events(notes)
+    await notes.execute("update app.notes set room = 'b'")
+    assert [("room:a", "leave", 1), ("room:b", "insert", 1)] == await events(notes)
+
+
+async def test_a_row_without_a_topic_is_nobodys_business(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id) values (1)")
+    assert [] == await events(notes)
+    await notes.execute("update app.notes set room = 'a'")
+    assert [("room:a", "insert", 1)] == await events(notes)
+    await notes.execute("update app.notes set room = null")
+    assert [("room:a", "leave", 1)] == await events(notes)
+
+
+async def test_a_key_that_changes_is_one_row_gone_and_another_come(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    await events(notes)
+    await notes.execute("update app.notes set id = 2")
+    assert [("room:a", "delete", 1), ("room:a", "insert", 2)] == sorted(await events(notes))
+
+
+async def test_keys_that_swap_are_updates_of_both_rows(sql: Connection) -> None:
+    await sql.execute("create schema app; create table app.t (id integer unique deferrable not null, v text)")
+    await sql.execute("select rowcast.watch('app.t', $$'t'$$, '{id,v}')")
+    await sql.execute("insert into app.t values (1, 'one'), (2, 'two')")
+    await events(sql)
+    await sql.execute("update app.t set id = 3 - id")
+    assert [("t", "update", 1), ("t", "update", 2)] == sorted(await events(sql))
+
+
+async def test_one_statement_over_many_rows_is_one_run_of_the_trigger(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id, room) select n, 'a' from generate_series(1, 10000) as n")
+    await events(notes)
+    await notes.execute("update app.notes set body = 'x'")
+    calls = await notes.fetchval(
+        "select n_tup_ins from pg_stat_xact_user_tables where relid = 'rowcast.events'::regclass"
+    )
+    assert calls is not None
+    captured = await events(notes)
+    assert (10_000, {"update"}) == (len(captured), {kind for _, kind, _ in captured})
+
+
+async def test_a_truncate_is_one_event_for_the_whole_pack(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    await events(notes)
+    await notes.execute("truncate app.notes")
+    assert [("*app", "truncate", None)] == await events(notes)
+
+
+async def test_a_topic_expression_may_give_several_topics(sql: Connection) -> None:
+    await sql.execute("create schema app; create table app.t (id integer primary key, rooms text[])")
+    await sql.execute("select rowcast.watch('app.t', 'r.rooms', '{id}')")
+    await sql.execute("insert into app.t values (1, '{a,b,b,null}')")
+    assert [("a", "insert", 1), ("b", "insert", 1)] == await events(sql)
+    await sql.execute("update app.t set rooms = '{b,c}'")
+    assert [("a", "leave", 1), ("c", "insert", 1)] == await events(sql)
+    await sql.execute("delete from app.t")
+    assert [("b", "delete", 1), ("c", "delete", 1)] == await events(sql)
+
+
+async def test_writes_that_name_a_partition_are_captured_as_the_whole_table(sql: Connection) -> None:
+    await sql.execute("""
+        create schema app;
+        create table app.t (id integer primary key, v text) partition by range (id);
+        create table app.t1 partition of app.t for values from (0) to (10);
+        create table app.t2 partition of app.t for values from (10) to (20);
+        select rowcast.watch('app.t', $$'t'$$, '{id,v}');
+    """)
+    await sql.execute("insert into app.t values (1, 'x'), (11, 'x')")
+    await sql.execute("update app.t1 set v = 'y'")
+    await sql.execute("update app.t set id = 12 where id = 1")
+    await sql.execute("delete from app.t2")
+    assert [
+        ("t", "insert", 1),
+        ("t", "insert", 11),
+        ("t", "update", 1),
+        ("t", "delete", 1),
+        ("t", "insert", 12),
+        ("t", "delete", 11),
+        ("t", "delete", 12),
+    ] == await events(sql)
+    assert {"t"} == {
+        row["table_name"] for row in await sql.fetch("select table_name from rowcast.watched where pack = 'app'")
+    }
+
+
+async def test_row_triggers_capture_what_replication_applies(sql: Connection) -> None:
+    await sql.execute("""
+        create schema app;
+        create table app.t (id integer primary key, room text);
+        select rowcast.watch('app.t', 'r.room', '{id,room}', per_row => true);
+        set session_replication_role = replica;
+        insert into app.t values (1, 'a'), (2, 'b');
+        update app.t set id = id + 10;
+        update app.t set room = 'c' where id = 11;
+        delete from app.t where id = 12;
+        truncate app.t;
+    """)
+    assert [
+        ("a", "insert", 1),
+        ("b", "insert", 2),
+        ("a", "delete", 1),
+        ("a", "insert", 11),
+        ("b", "delete", 2),
+        ("b", "insert", 12),
+        ("a", "leave", 11),
+        ("c", "insert", 11),
+        ("b", "delete", 12),
+        ("*app", "truncate", None),
+    ] == await events(sql)
+
+
+async def test_a_strict_table_refuses_what_cannot_be_captured_and_names_rowcast(sql: Connection) -> None:
+    await sql.execute("create schema app; create table app.t (id integer primary key, n integer)")
+    await sql.execute("select rowcast.watch('app.t', $$'t:' || 10 / r.n$$, '{id}')")
+    with pytest.raises(asyncpg.DivisionByZeroError) as caught:
+        await sql.execute("insert into app.t values (1, 0)")
+    assert "function rowcast.capture_" in caught.value.context
+    assert 0 == await sql.fetchval("select count(*) from app.t")
+
+
+async def test_a_lenient_table_keeps_the_row_and_puts_its_pack_in_doubt(sql: Connection) -> None:
+    await sql.execute("create schema app; create table app.t (id integer primary key, n integer)")
+    await sql.execute("select rowcast.watch('app.t', $$'t:' || 10 / r.n$$, '{id}', on_error => 'lenient')")
+    await sql.execute("insert into app.t values (1, 0)")
+    assert 1 == await sql.fetchval("select count(*) from app.t")
+    assert ("INSERT", "22012") == tuple(await sql.fetchrow("select operation, sqlstate from rowcast.lost") or ())
+    assert [("*app", "lost", None)] == await events(sql)
+
+
+async def test_an_application_can_say_who_acted(notes: Connection) -> None:
+    async with notes.transaction():
+        await notes.execute("set local rowcast.actor = 'ada'")
+        await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    assert "ada" == (await event(notes))["actor"]
+
+
+async def test_times_are_published_in_utc_whatever_the_writers_time_zone(sql: Connection) -> None:
+    await sql.execute("create schema app; create table app.t (id integer primary key, at timestamptz)")
+    await sql.execute("select rowcast.watch('app.t', $$'t'$$, '{id,at}')")
+    await sql.execute("set timezone = 'Asia/Tokyo'")
+    await sql.execute("insert into app.t values (1, '2026-01-10T12:00:00Z')")
+    assert "2026-01-10T12:00:00+00:00" == json.loads((await event(sql))["record"])["at"]
+
+
+async def test_watching_the_same_way_again_does_nothing_and_locks_nothing(notes: Connection) -> None:
+    async with notes.transaction():
+        assert "app.notes is watched already" == await notes.fetchval(WATCH_NOTES)
+        assert 0 == await notes.fetchval(
+            "select count(*) from pg_locks where relation = 'app.notes'::regclass and mode <> 'AccessShareLock'"
+        )
+
+
+async def test_watching_another_way_replaces_what_was_captured(notes: Connection) -> None:
+    await notes.execute("select rowcast.watch('app.notes', $$'all'$$, '{id}')")
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    assert [("all", "insert", 1)] == await events(notes)
+
+
+async def test_a_disabled_trigger_is_put_right_by_watching_again(notes: Connection) -> None:
+    await notes.execute("alter table app.notes disable trigger rowcast_insert")
+    assert "app.notes is watched now" == await notes.fetchval(WATCH_NOTES)
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    assert [("room:a", "insert", 1)] == await events(notes)
+
+
+async def test_an_unwatched_table_is_silent_and_keeps_no_trigger_and_no_function(notes: Connection) -> None:
+    await notes.execute("select rowcast.unwatch('app.notes')")
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    assert [] == await events(notes)
+    assert 0 == await notes.fetchval("select count(*) from pg_trigger where tgrelid = 'app.notes'::regclass")
+    assert 0 == await notes.fetchval("select count(*) from pg_proc where proname like 'capture%notes'")
+
+
+async def test_the_capture_function_of_a_dropped_table_is_cleared_away(notes: Connection) -> None:
+    await notes.execute("drop table app.notes")
+    await notes.execute("select rowcast.unwatch_dropped()")
+    assert 0 == await notes.fetchval("select count(*) from pg_proc where proname like 'capture%notes'")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("'app.notes', $$'t'$$, '{id,nothing}'", "app.notes has no column nothing"),
+        ("'app.notes', $$'t'$$, '{id}', key => '{room}'", "is no key of app.notes"),
+        ("'app.notes', $$'t'$$, '{}'", "at least one column"),
+        ("'app.notes', $$r.nothing$$, '{id}'", "nothing"),
+        ("'app.notes', $$r.id$$, '{id}'", "a topic is text or text"),
+        ("'app.notes', $$'t'$$, '{id}', revokes => $$'x'::text$$", "revokes is jsonb"),
+        ("'app.notes', $$'t'$$, '{id}', soft_delete => 'nothing'", "no column nothing"),
+        ("'app.notes', $$'t'$$, '{id}', on_error => 'perhaps'", "strict or lenient"),
+        ("'rowcast.events', $$'t'$$, '{id}'", "cannot be watched"),
+        ("'pg_catalog.pg_class', $$'t'$$, '{oid}', key => '{oid}'", "cannot be watched"),
+    ],
+)
+async def test_a_slip_in_watch_is_found_at_once_and_named(notes: Connection, call: str, message: str) -> None:
+    with pytest.raises(asyncpg.PostgresError, match=message):
+        await notes.execute(f"select rowcast.watch({call})")
+
+
+async def test_awkward_names_are_quoted_by_the_server(sql: Connection) -> None:
+    await sql.execute("""
+        create schema "Odd; drop table x";
+        create table "Odd; drop table x"."Ta'b""le" ("I d" integer primary key, "$topics" text, "%s" text);
+    """)
+    await sql.execute("""
+        select rowcast.watch('"Odd; drop table x"."Ta''b""le"', $$r."%s"$$, array['I d', '$topics', '%s'], array['I d'])
+    """)
+    await sql.execute("""insert into "Odd; drop table x"."Ta'b""le" values (1, 'x', 'room')""")
+    await sql.execute("""update "Odd; drop table x"."Ta'b""le" set "$topics" = 'y'""")
+    await sql.execute("""delete from "Odd; drop table x"."Ta'b""le" """)
+    rows = await sql.fetch("select topic, kind, key, changed from rowcast.events order by id")
+    assert [
+        ("room", "insert", '{"I d":1}', None),
+        ("room", "update", '{"I d":1}', ["$topics"]),
+        ("room", "delete", '{"I d":1}', None),
+    ] == [tuple(row) for row in rows]
+
+
+async def test_a_writer_needs_no_right_in_rowcast_and_gets_none(notes: Connection) -> None:
+    await notes.execute("""
+        create role writer_of_notes;
+        grant usage on schema app to writer_of_notes;
+        grant all on app.notes to writer_of_notes;
+        set role writer_of_notes;
+    """)
+    try:
+        await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+        for forbidden in (
+            "select * from rowcast.events",
+            "insert into rowcast.events (watch, topic, kind, key) values (1, 't', 'insert', '{}')",
+            "select rowcast.watch('app.notes', $$'t'$$, '{id}')",
+            "select rowcast.unwatch('app.notes')",
+            "select rowcast.open_term()",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await notes.execute(forbidden)
+    finally:
+        await notes.execute("reset role; drop owned by writer_of_notes; drop role writer_of_notes")
+    assert [("room:a", "insert", 1)] == await events(notes)
+
+
+async def test_shadowing_objects_of_a_hostile_writer_change_nothing(notes: Connection) -> None:
+    await notes.execute("""
+        create temp table events (like rowcast.events);
+        create function pg_temp.pg_notify(text, text) returns void language sql as 'select 1/0';
+        create function pg_temp.unnest(text[]) returns setof text language sql as 'select (1/0)::text';
+        create function pg_temp.array_remove(anyarray, anyelement) returns anyarray language sql as 'select null';
+        set search_path = pg_temp, pg_catalog, public;
+        insert into app.notes (id, room, body) values (1, 'a', 'true');
+        reset search_path;
+    """)
+    assert "true" == json.loads((await event(notes))["record"])["body"]
+
+
+async def test_the_capture_function_belongs_to_a_role_that_may_only_write_events(notes: Connection) -> None:
+    owner = await notes.fetchval("select proowner::regrole::text from pg_proc where proname like 'capture%notes'")
+    assert "rowcast_capture" == owner
+    rows = await notes.fetch(
+        """select table_schema || '.' || table_name as name, privilege_type from information_schema.table_privileges
+           where grantee = 'rowcast_capture' order by 1, 2"""
+    )
+    assert [("rowcast.events", "INSERT"), ("rowcast.lost", "INSERT")] == [tuple(row) for row in rows]
+
+
+async def test_a_session_that_prepares_transactions_can_switch_the_ring_off(notes: Connection) -> None:
+    await notes.execute("listen rowcast; set rowcast.ring = off")
+    async with notes.transaction():
+        await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    assert [("room:a", "insert", 1)] == await events(notes)
+
+
+async def test_a_megabyte_is_captured_whole(notes: Connection) -> None:
+    await notes.execute("insert into app.notes (id, room, body) values (1, 'a', repeat('€', 400000))")
+    assert "€" * 400_000 == json.loads((await event(notes))["record"])["body"]

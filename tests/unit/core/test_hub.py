@@ -50,9 +50,11 @@ def test_all_frames_of_a_batch_are_one_call() -> None:
     hub.follow(Topic("b"), ada)
     publish(hub, a_change(11, "a"), a_change(12, "b"), a_change(13, "a"))
     [call] = ada.calls
-    assert [
-        (frame["topic"], frame["prev"], frame["pos"]) for frame in call
-    ] == [("a", "e:10", "e:11"), ("b", "e:10", "e:12"), ("a", "e:11", "e:13")]
+    assert [(frame["topic"], frame["prev"], frame["pos"]) for frame in call] == [
+        ("a", "e:10", "e:11"),
+        ("b", "e:10", "e:12"),
+        ("a", "e:11", "e:13"),
+    ]
 
 
 def test_all_followers_are_handed_the_same_bytes() -> None:
@@ -109,6 +111,7 @@ def test_a_broken_continuity_resets_every_topic_of_every_follower() -> None:
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("b"), ada)
     hub.move(Position("f", Seq(90)), "crash")
-    assert [
-        (frame["topic"], frame["reason"], frame["pos"]) for [frame] in ada.calls
-    ] == [("a", "crash", "f:90"), ("b", "crash", "f:90")]
+    assert [(frame["topic"], frame["reason"], frame["pos"]) for [frame] in ada.calls] == [
+        ("a", "crash", "f:90"),
+        ("b", "crash", "f:90"),
+    ]

@@ -120,9 +120,9 @@ def test_the_number_of_topics_is_bounded() -> None:
     session = a_live_session()
     for number in range(MOST_TOPICS):
         receive(session, b'{"op": "subscribe", "topic": "t%d"}' % number)
-    assert codes(
-        receive(session, b'{"op": "subscribe", "topic": "one more"}'.replace(b" m", b"_m"))
-    ) == ["too_many_topics"]
+    assert codes(receive(session, b'{"op": "subscribe", "topic": "one more"}'.replace(b" m", b"_m"))) == [
+        "too_many_topics"
+    ]
 
 
 def test_a_ping_is_answered_with_its_id() -> None:

@@ -140,6 +140,8 @@ def test_a_table_with_an_awkward_name_stays_valid_json() -> None:
 
 def test_neighbours_of_one_topic_share_a_frame_and_the_order_stays() -> None:
     changes = [a_change(1, "a"), a_change(2, "a"), a_change(3, "b"), a_change(4, "a")]
-    assert [
-        (topic, [change.seq for change in run]) for topic, run in wire.runs(changes)
-    ] == [("a", [1, 2]), ("b", [3]), ("a", [4])]
+    assert [(topic, [change.seq for change in run]) for topic, run in wire.runs(changes)] == [
+        ("a", [1, 2]),
+        ("b", [3]),
+        ("a", [4]),
+    ]

@@ -1,0 +1,8 @@
+"""`python -m daemon`, and the command `daemon`."""
+
+from daemon.cli import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""The one room that knows everybody: builds the parts, joins them, runs them, and lets them go in order."""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import Any, ClassVar, cast
+
+from pydantic import TypeAdapter
+
+from daemon import __version__, metrics, systemd
+from daemon.core.errors import OperatorFault
+from daemon.core.hub import Hub
+from daemon.files import folder
+from daemon.flow.attend import Desk, bye
+from daemon.flow.pump import Pump
+from daemon.flow.served import Served
+from daemon.gateway.auth import Authenticator
+from daemon.gateway.http import Page, Site, html_page, json_page, text_page
+from daemon.gateway.server import Gateway, Limits, encode
+from daemon.logs import get_logger
+from daemon.packs import Pack, bundled
+from daemon.postgres import ddl
+from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, connect, open_pool
+from daemon.postgres.doorbell import Doorbell
+from daemon.postgres.event_log import DeadLetters, PgEventLog, PgGrants
+from daemon.postgres.queries import query
+from daemon.postgres.sequencer import Sequencer
+from daemon.settings import Settings
+
+log = get_logger()
+
+# A leader that is waiting must not be cut off for being idle, and a transaction that hangs must not hold others up.
+SESSION = {
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "5s",
+    "lock_timeout": "5s",
+    "timezone": "UTC",
+    # A generic plan for `xid >= $1` scans the whole table.
+    "plan_cache_mode": "force_custom_plan",
+}
+START_WITHIN = 30.0  # seconds for the first echo and the first read of the log
+READ_WITHIN = 10.0  # seconds without a read of the log until this daemon counts as not ready
+
+
+class Standby(OperatorFault):
+    """This database is a standby and takes no writes: connect to the primary."""
+
+    exit_code: ClassVar[int] = 31
+
+
+class Deaf(OperatorFault):
+    """NOTIFY does not come back from this database: connect directly to it, not through a transaction pooler."""
+
+    exit_code: ClassVar[int] = 33
+
+
+class NotCurrent(OperatorFault):
+    """The schema is not current ({why}): run `daemon --apply-ddl` first."""
+
+    exit_code: ClassVar[int] = 32
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+class UnknownPack(OperatorFault):
+    """There is no pack "{name}": choose among {known}."""
+
+    exit_code: ClassVar[int] = 64
+
+    def __init__(self, name: str) -> None:
+        self.name, self.known = name, ", ".join(bundled())
+
+
+def schemas_of(settings: Settings) -> dict[str, str]:
+    """The chosen packs, each with the schema that it lives in."""
+    return {pack: settings.schema_name or pack for pack in settings.packs}
+
+
+def chosen_packs(settings: Settings) -> dict[str, Pack]:
+    """The packs to serve, by schema. Raises UnknownPack."""
+    for name in settings.packs:
+        if name not in bundled():
+            raise UnknownPack(name)
+    return {schema: bundled()[pack] for pack, schema in schemas_of(settings).items()}
+
+
+def contract_hash(packs: Mapping[str, Pack]) -> str:
+    """A short hash of every payload contract: it changes when a row model does."""
+    contracts = {
+        f"{pack.name}.{table}": TypeAdapter(model).json_schema()
+        for pack in packs.values()
+        for table, model in pack.tables.items()
+    }
+    return sha256(json.dumps(contracts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A daemon that serves: where, and what its operator may want to say about it."""
+
+    host: str
+    port: int
+    pool: Pool
+
+    @property
+    def http_url(self) -> str:
+        """Where the live page is."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/"
+
+    @property
+    def websocket_url(self) -> str:
+        """Where clients connect."""
+        return f"ws{self.http_url.removeprefix('http')}v1"
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Why this daemon is not ready; asked by /readyz and by the watchdog."""
+
+    doorbell: Doorbell
+    pump: Pump
+    schema: list[str]  # what is not current, looked up when the daemon starts and every minute
+
+    def reasons(self) -> list[str]:
+        """Empty if it is ready."""
+        reasons = list(self.schema)
+        if not self.doorbell.hears:
+            reasons.append("the listener has no heartbeat")
+        if self.pump.silence > READ_WITHIN:
+            reasons.append("the log is not being read")
+        return reasons
+
+    def page(self) -> Page:
+        """200 when ready, else 503 with the reasons."""
+        reasons = self.reasons()
+        return json_page({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+
+def site(readiness: Readiness, demo: Mapping[str, Any] | None) -> Site:
+    """The pages beside the websocket. `demo` is told to whoever asks: sample users with their tokens."""
+    live_page = html_page((folder("web") / "index.html").read_text(encoding="utf-8"))
+    pages: dict[str, Callable[[], Page]] = {
+        "/": lambda: live_page,
+        "/healthz": lambda: text_page(f"ok {__version__}\n"),
+        "/readyz": readiness.page,
+        "/metrics": _metrics_page,
+    }
+    if demo is not None:
+        pages["/demo.json"] = partial(json_page, demo)
+    return Site(pages)
+
+
+def _metrics_page() -> Page:
+    body, content_type = metrics.exposition()
+    return Page(200, body, content_type)
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, demo: Mapping[str, Any] | None = None) -> AsyncIterator[Running]:
+    """Serve for as long as the block lasts; leaving it says bye to the clients. Raises an OperatorFault.
+
+    Everything has proven itself once the block is entered: the schema is current, the listener hears, the log has
+    been read, and the port is open.
+    """
+    dsn = settings.require_dsn()
+    packs = chosen_packs(settings)
+    opening = partial(connect, dsn, server_settings=SESSION, attempts=1)
+    async with AsyncExitStack() as stack:
+        pool = await open_pool(
+            dsn,
+            application_name="rowcast",
+            server_settings=SESSION,
+            attempts=settings.connect_attempts,
+            on_retry=lambda fault, attempt: log.warning("database_retry", reason=str(fault), attempt=attempt),
+        )
+        stack.callback(pool.terminate)
+        async with pool.acquire() as connection:
+            if await connection.fetchval(query("in_recovery")):
+                raise Standby
+        if reason := await _stale(pool, settings):
+            raise NotCurrent(reason)
+
+        hub, served = Hub(encode), Served(packs)
+        event_log = PgEventLog(pool)
+        events, numbers = asyncio.Event(), asyncio.Event()
+        doorbell = Doorbell(
+            partial(opening, application_name="rowcast listener"),
+            {"rowcast": events, "rowcast_log": numbers},
+            beat_every=settings.beat_every,
+            beat_limit=settings.beat_limit,
+        )
+        sequencer = Sequencer(
+            partial(opening, application_name="rowcast sequencer"),
+            pool,
+            events,
+            numbers.set,
+            poll_every=settings.poll_every,
+            sync=settings.order_commit == "sync",
+        )
+        pump = Pump(
+            event_log,
+            numbers,
+            hub,
+            served,
+            DeadLetters(pool).bury,
+            poll_every=settings.poll_every,
+            chunk=settings.read_chunk,
+        )
+        stale: list[str] = []
+        readiness = Readiness(doorbell, pump, stale)
+        limits = Limits(queue_bytes=settings.queue_bytes, connections=settings.max_clients)
+        desk = Desk(
+            hub=hub,
+            event_log=event_log,
+            grants=PgGrants(pool, served.schema_of),
+            served=served,
+            authenticate=Authenticator(settings.require_secret()).verify,
+            reached=pump.reached,
+            encode=encode,
+            clock=time.monotonic,
+            heartbeat=settings.heartbeat,
+            schema=contract_hash(packs),
+            frame_bytes=limits.message_bytes,
+            chunk=settings.read_chunk,
+        )
+        gateway = Gateway(desk.attend, site(readiness, demo), limits=limits)
+        metrics.CLIENTS.set_function(lambda: gateway.connections)
+        metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
+        metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
+        metrics.BEAT_AGE.set_function(lambda: doorbell.silence)
+
+        tasks = await stack.enter_async_context(_in_background())
+        tasks(doorbell.run())
+        tasks(sequencer.run())
+        tasks(_watch_schema(pool, settings, stale))
+        try:
+            async with asyncio.timeout(START_WITHIN):
+                await doorbell.listening.wait()
+                # What was written while no daemon ran is history for whoever connects now: it gets its numbers first.
+                await sequencer.settled.wait()
+                tasks(pump.run())
+                await pump.started.wait()
+        except TimeoutError:
+            raise Deaf from None
+        host, port = await gateway.start(settings.listen.host, settings.listen.port)
+        stack.push_async_callback(gateway.drain, lambda: encode(bye("restart")), within=settings.drain_seconds)
+        tasks(_tell_systemd(readiness))
+        yield Running(host, port, pool)
+
+
+@asynccontextmanager
+async def _in_background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], None]]:
+    """Run coroutines beside the block, until it ends. One that fails ends the block, with its error."""
+    async with asyncio.TaskGroup() as group:
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            yield lambda work: tasks.append(group.create_task(work))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _stale(pool: Pool, settings: Settings) -> str | None:
+    async with pool.acquire() as connection:
+        return await ddl.stale(cast("Connection", connection), settings.packs, schemas=schemas_of(settings))
+
+
+async def _watch_schema(pool: Pool, settings: Settings, stale: list[str]) -> None:
+    """Somebody may migrate the database while this daemon serves."""
+    while True:
+        await asyncio.sleep(60)
+        with suppress(*DRIVER_ERRORS):
+            reason = await _stale(pool, settings)
+            stale[:] = [reason] if reason else []
+
+
+async def _tell_systemd(readiness: Readiness) -> None:
+    """READY once, then the watchdog for as long as the loop turns and the listener hears or is coming back."""
+    systemd.notify("READY=1")
+    interval = systemd.watchdog_interval()
+    while interval is not None:
+        systemd.notify("WATCHDOG=1\nSTATUS=" + ("; ".join(readiness.reasons()) or "ready"))
+        await asyncio.sleep(interval)
+
+
+async def serve(
+    settings: Settings,
+    *,
+    demo: Mapping[str, Any] | None = None,
+    beside: Callable[[Running], Coroutine[Any, Any, None]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; `beside` runs from when the daemon is ready. Raises an OperatorFault."""
+    stop, ready = asyncio.Event(), asyncio.Event()
+
+    async def life() -> None:
+        async with running(settings, demo=demo) as daemon, _in_background() as tasks:
+            ready.set()
+            log.info("serving", listen=daemon.http_url, packs=list(settings.packs), version=__version__)
+            if beside is not None:
+                tasks(beside(daemon))
+            await stop.wait()
+            log.info("stopping")
+            systemd.notify("STOPPING=1")
+        log.info("stopped")
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    living, stopping = asyncio.create_task(life()), asyncio.create_task(stop.wait())
+    await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not ready.is_set() and not living.done():
+        living.cancel()  # it still waits for the database, and there is nobody to say bye to
+        with suppress(asyncio.CancelledError):
+            await living
+        return
+    await living

@@ -1,0 +1,226 @@
+"""The command line: arguments to one call, and errors to one line and an exit code."""
+
+import asyncio
+import re
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daemon import __version__
+from daemon.core.errors import OperatorFault, RowcastError
+from daemon.logs import configure, get_logger
+from daemon.settings import Settings, load
+
+
+@dataclass(frozen=True)
+class Options:
+    """What stands before the verb."""
+
+    config: Path | None
+    overrides: dict[str, Any]
+
+    def having(self, **more: Any) -> "Options":  # noqa: ANN401
+        """The same with what an option of a verb says; None says nothing."""
+        return Options(
+            self.config, self.overrides | {name: value for name, value in more.items() if value is not None}
+        )
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings, with what the command line says. Raises BadSettings."""
+        return load(self.config, **self.overrides)
+
+
+class _Faults(click.Group):
+    """Ends with one line and the fault's own exit code where the operator can mend it."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except (OperatorFault, ExceptionGroup) as error:
+            fault = _fault_in(error)
+            if fault is None:
+                raise
+            click.echo(f"daemon: {fault}", err=True)
+            ctx.exit(fault.exit_code)
+
+
+def _fault_in(error: BaseException) -> OperatorFault | None:
+    """The operator's fault in what a group of tasks raised."""
+    if isinstance(error, ExceptionGroup):
+        return next(filter(None, map(_fault_in, error.exceptions)), None)
+    return error if isinstance(error, OperatorFault) else None
+
+
+def _run(work: Coroutine[Any, Any, object]) -> None:
+    try:
+        asyncio.run(work)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@click.group(cls=_Faults, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rowcast")
+@click.option("--apply-ddl", is_flag=True, help="Apply Rowcast's schema, the packs and their triggers; then exit.")
+@click.option("--sql", is_flag=True, help="With --apply-ddl: print the SQL instead of running it.")
+@click.option("--pack", "packs", multiple=True, metavar="NAME", help="A pack to apply or serve; may be repeated.")
+@click.option("--schema", metavar="NAME", help="The schema that the pack lives in (default: its name).")
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A TOML file.")
+@click.option("--database-url", metavar="URL", help="Better in the environment: a command line is visible to all.")
+@click.option("--listen", metavar="HOST:PORT", help="Where clients connect (default 127.0.0.1:8787).")
+@click.pass_context
+def cli(
+    ctx: click.Context,
+    *,
+    apply_ddl: bool,
+    sql: bool,
+    packs: tuple[str, ...],
+    schema: str | None,
+    config: Path | None,
+    database_url: str | None,
+    listen: str | None,
+) -> None:
+    """Rowcast: from a committed row in Postgres to every subscribed client.
+
+    Without a command it serves. `daemon up` is the way to try it.
+    """
+    ctx.obj = options = Options(config, {}).having(
+        packs=packs or None, schema=schema, database_url=database_url, listen=listen
+    )
+    if sql and not apply_ddl:
+        raise click.UsageError("--sql goes with --apply-ddl")
+    if ctx.invoked_subcommand is not None:
+        if apply_ddl:
+            raise click.UsageError("--apply-ddl stands alone, without a command")
+        return
+    if apply_ddl:
+        _apply(options.settings, offline=sql)
+    else:
+        from daemon.app import serve
+
+        _configure(options.settings)
+        _run(serve(options.settings))
+
+
+def _configure(settings: Settings) -> None:
+    configure(settings.log_format, settings.log_level)
+
+
+def _apply(settings: Settings, *, offline: bool) -> None:
+    from daemon.app import schemas_of
+    from daemon.postgres import ddl
+
+    _configure(settings)
+    if offline:
+        ddl.offline(settings.packs, sys.stdout, schemas=schemas_of(settings))
+        return
+    _run(
+        ddl.apply(
+            settings.require_dsn(),
+            settings.packs,
+            schemas=schemas_of(settings),
+            lock_timeout=settings.lock_timeout,
+            attempts=settings.connect_attempts,
+            report=click.echo,
+        )
+    )
+
+
+@cli.command()
+@click.option(
+    "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Default: the user's state folder."
+)
+@click.option("--listen", metavar="HOST:PORT", help="Default 127.0.0.1:8787.")
+@click.option("--demo/--no-demo", default=True, help="Sample data, sample tokens and a small bot that writes.")
+@click.pass_obj
+def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: bool) -> None:
+    """First run: find or start Postgres, apply the DDL, load sample data, serve."""
+    from daemon.up import up
+
+    options = options.having(data_dir=data_dir, listen=listen)
+    if "log_level" not in options.settings.model_fields_set:
+        options = options.having(log_level="warn")  # the terminal is for the person who tries it
+    _configure(options.settings)
+    _run(up(options.settings, demo=demo))
+
+
+@cli.command()
+@click.argument("pack")
+@click.option("--to", metavar="REV", help="The revision to stop at (default: before the first).")
+@click.pass_obj
+def rollback(options: Options, *, pack: str, to: str | None) -> None:
+    """Run the down files of PACK in reverse order."""
+    from daemon.postgres import ddl
+
+    settings = options.settings
+    _configure(settings)
+    _run(
+        ddl.rollback(
+            settings.require_dsn(),
+            pack,
+            to=to,
+            schema=settings.schema_name or pack,
+            lock_timeout=settings.lock_timeout,
+            attempts=settings.connect_attempts,
+            report=click.echo,
+        )
+    )
+
+
+@cli.command()
+@click.option("--user", required=True, metavar="ID", help="Whose token: the `sub` of the token.")
+@click.option("--ttl", default="1h", metavar="TIME", help="How long it is good: 90s, 15m, 1h, 7d (default 1h).")
+@click.option(
+    "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where `daemon up` keeps its secret."
+)
+@click.pass_obj
+def token(options: Options, *, user: str, ttl: str, data_dir: Path | None) -> None:
+    """Print a development token."""
+    from daemon.gateway.auth import Authenticator
+    from daemon.up import at_home
+
+    settings = at_home(options.having(data_dir=data_dir).settings)
+    try:
+        click.echo(Authenticator(settings.require_secret()).issue(user, _seconds(ttl)))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--user") from None
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
+    if not found or int(found[1]) == 0:
+        raise click.BadParameter("write 90s, 15m, 1h or 7d", param_hint="--ttl")
+    return int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+@cli.command()
+@click.argument("topic")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--since", metavar="POSITION", help="From this position on (default: from now).")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Of the `daemon up` to follow.")
+@click.pass_obj
+def tail(options: Options, *, topic: str, as_json: bool, since: str | None, data_dir: Path | None) -> None:
+    """Follow TOPIC in the terminal, straight from the log."""
+    from daemon.tail import tail
+    from daemon.up import at_home
+
+    settings = at_home(options.having(data_dir=data_dir).settings)
+    _configure(settings)
+    _run(tail(settings, topic, as_json=as_json, since=since))
+
+
+def main() -> None:
+    """Run the command line. What nobody foresaw is logged with its traceback, and ends with 70."""
+    try:
+        cli()
+    except (click.Abort, RowcastError) as error:
+        click.echo(f"daemon: {error}", err=True)
+        sys.exit(1)
+    except Exception:  # noqa: BLE001 - the last one to see it
+        get_logger().exception("internal_error")
+        sys.exit(70)

@@ -1,0 +1,281 @@
+"""One client's life: performs what its session decides, against the log, the grants and the socket."""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from daemon import metrics
+from daemon.core import wire
+from daemon.core.change import Seq, Topic
+from daemon.core.errors import (
+    ClientFault,
+    GrantsUnavailable,
+    LogUnavailable,
+    TooManyFrames,
+    Unavailable,
+)
+from daemon.core.hub import Hub
+from daemon.core.ports import Encode, EventLog, Grants, Socket
+from daemon.core.session import (
+    MOST_TOPICS,
+    Action,
+    Authenticate,
+    Authorize,
+    End,
+    Follow,
+    Phase,
+    Say,
+    Session,
+    Unfollow,
+)
+from daemon.flow.replay import replay
+from daemon.flow.served import Served
+from daemon.logs import get_logger
+
+log = get_logger()
+
+MOST_WAITING = 2 * MOST_TOPICS  # frames of one client that wait for an answer: enough to subscribe to everything
+HELLO_WITHIN = 5.0  # seconds
+
+
+class Claims(Protocol):
+    """What a good token says."""
+
+    @property
+    def user(self) -> str:
+        """Who this is."""
+
+    @property
+    def expires(self) -> float:
+        """Until when, in seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What all clients share. `reached` waits until the hub has come to a place in the log."""
+
+    hub: Hub
+    event_log: EventLog
+    grants: Grants
+    served: Served
+    authenticate: Callable[[str], Claims]
+    reached: Callable[[Seq], Coroutine[Any, Any, None]]
+    encode: Encode
+    clock: Callable[[], float]
+    heartbeat: float
+    schema: str
+    frame_bytes: int
+    chunk: int = 1000
+
+    def attend(self, socket: Socket) -> "Client":
+        """Begin with a client whose handshake has succeeded."""
+        return Client(self, socket)
+
+
+class Client:
+    """The Attendant of one socket, and the hub's Follower.
+
+    Frames are answered in order. As long as nothing has to be waited for, no task is made; a question to the
+    database makes one, which lives until every waiting frame is answered. A replay is a task of its own.
+    """
+
+    __slots__ = ("_behind", "_desk", "_head_due", "_inbox", "_replay", "_session", "_socket", "_worker")
+
+    def __init__(self, desk: Desk, socket: Socket) -> None:
+        self._desk = desk
+        self._socket = socket
+        self._session = Session(deadline=desk.clock() + HELLO_WITHIN)
+        self._inbox: deque[bytes] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self._replay: asyncio.Task[None] | None = None
+        self._behind: dict[Topic, Seq] = {}
+        # Spread over the first beat, so that clients who came together are not all told at once.
+        self._head_due = desk.clock() + desk.heartbeat * random.uniform(0.5, 1.0)  # noqa: S311
+
+    # The gateway calls these.
+
+    def received(self, text: bytes) -> None:
+        """Answer one message, or queue it behind those that wait for an answer."""
+        if self._worker is not None:
+            if len(self._inbox) < MOST_WAITING:
+                self._inbox.append(text)
+            else:
+                self._perform(self._fault(TooManyFrames()))
+            return
+        waiting = self._perform(self._decide(text))
+        if waiting:
+            self._worker = asyncio.create_task(self._work(waiting))
+
+    def tick(self, now: float) -> None:
+        """Mind the hello's deadline and the heartbeat."""
+        self._perform(self._session.tick(now))
+        if now >= self._head_due and self._session.phase is Phase.LIVE:
+            self._head_due = now + self._desk.heartbeat
+            self._say(wire.head(self._desk.hub.position))
+
+    def lost(self) -> None:
+        """The connection has ended."""
+        self._session.end(1006, "lost")
+        for task in (self._worker, self._replay):
+            if task is not None:
+                task.cancel()
+        for topic in self._session.topics:
+            self._desk.hub.unfollow(topic, self)
+        self._session.topics.clear()
+        self._behind.clear()
+
+    # The hub and the replay call these.
+
+    def deliver(self, frames: bytes) -> None:
+        """Hand over live frames."""
+        self._socket.write(frames)
+
+    async def hear(self, payloads: Sequence[bytes]) -> None:
+        """Hand over what was missed, at the pace at which the peer takes it."""
+        if payloads:
+            self._socket.write(b"".join(map(self._desk.encode, payloads)))
+        await self._socket.drained()
+
+    # What the session decides.
+
+    def _decide(self, text: bytes) -> list[Action]:
+        try:
+            return self._session.receive(wire.parse(text))
+        except ClientFault as fault:
+            return self._fault(fault, wire.frame_id(text))
+
+    def _fault(self, fault: ClientFault, frame: wire.FrameId | None = None) -> list[Action]:
+        metrics.ERRORS.labels(code=fault.code).inc()
+        return self._session.fault(fault, frame)
+
+    def _perform(self, actions: Sequence[Action]) -> list[Authorize | Follow]:
+        """Do what needs no waiting; what does, and all behind it, is returned."""
+        for place, action in enumerate(actions):
+            match action:
+                case Say(payload):
+                    self._say(payload)
+                case End(code, reason):
+                    self._socket.close(code, reason)
+                case Unfollow(topic):
+                    self._unfollow(topic)
+                case Authenticate():
+                    self._perform(self._greet(action))
+                case Follow(topic, None, frame):
+                    self._follow(topic, frame)
+                case Authorize() | Follow():
+                    return [a for a in actions[place:] if isinstance(a, Authorize | Follow)]
+        return []
+
+    async def _work(self, waiting: Sequence[Authorize | Follow]) -> None:
+        """Answer what needs the database, then the frames that came in meanwhile."""
+        try:
+            while True:
+                for question in waiting:
+                    await self._ask(question)
+                if not self._inbox:
+                    break
+                waiting = self._perform(self._decide(self._inbox.popleft()))
+        except Exception:
+            log.exception("internal_error", session=self._socket.session)
+            self._socket.close(1011, "internal error")
+        finally:
+            self._worker = None
+
+    async def _ask(self, question: Authorize | Follow) -> None:
+        try:
+            if isinstance(question, Authorize):
+                allowed = await self._desk.grants.may_read(question.user, question.topic)
+                for follow in self._perform(self._session.granted(question.topic, question.frame, allowed=allowed)):
+                    await self._ask(follow)
+            else:
+                await self._resume(question)
+        except (GrantsUnavailable, LogUnavailable) as error:
+            log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
+            self._session.forget(question.topic)
+            self._perform(self._fault(Unavailable(), question.frame))
+
+    def _greet(self, action: Authenticate) -> list[Action]:
+        hello = action.hello
+        try:
+            claims = self._desk.authenticate(hello.token)
+        except ClientFault as fault:
+            return self._fault(fault, hello.id)
+        remaining = claims.expires - time.time()
+        self._session.welcomed(claims.user, hello.since, self._desk.clock() + remaining)
+        return [
+            Say(
+                wire.welcome(
+                    hello.id,
+                    session=self._socket.session,
+                    user=claims.user,
+                    pos=self._desk.hub.position,
+                    heartbeat=self._desk.heartbeat,
+                    schema=self._desk.schema,
+                    limits={"topics": MOST_TOPICS, "frame_bytes": self._desk.frame_bytes},
+                )
+            )
+        ]
+
+    def _follow(self, topic: Topic, frame: wire.FrameId | None) -> None:
+        self._say(wire.subscribed(frame, topic, self._desk.hub.position))
+        self._desk.hub.follow(topic, self)
+
+    async def _resume(self, follow: Follow) -> None:
+        """Replay a topic from where the client was, if the log can prove that nothing is missing."""
+        since = follow.since
+        assert since is not None
+        reason = await self._desk.event_log.continuity(since)
+        if reason is None:
+            await self._desk.reached(since.seq)  # another daemon may have been ahead of this one
+        if follow.topic not in self._session.topics:
+            return  # gone while we asked
+        if reason is not None:
+            metrics.RESETS.labels(reason=reason).inc()
+            self._follow(follow.topic, follow.frame)
+            self._say(wire.reset(follow.topic, reason, self._desk.hub.position))
+            return
+        self._say(wire.subscribed(follow.frame, follow.topic, since))
+        self._behind[follow.topic] = since.seq
+        if self._replay is None:
+            self._replay = asyncio.create_task(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        """Replay what is behind. Whoever cannot be served is cut off: it comes back and resumes."""
+        desk = self._desk
+        try:
+            replayed = await replay(
+                self._behind,
+                self,
+                lambda topic: desk.hub.follow(topic, self),
+                event_log=desk.event_log,
+                hub=desk.hub,
+                served=desk.served,
+                chunk=desk.chunk,
+            )
+            self._say(wire.resumed(desk.hub.position, replayed))
+            metrics.RESUMES.labels(outcome="replayed" if replayed else "lossless").inc()
+        except LogUnavailable as error:
+            log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
+            self._perform(self._fault(Unavailable()))
+            self._socket.close(1013, "unavailable")
+        except Exception:
+            log.exception("internal_error", session=self._socket.session)
+            self._socket.close(1011, "internal error")
+        finally:
+            self._replay = None
+
+    def _unfollow(self, topic: Topic) -> None:
+        self._behind.pop(topic, None)
+        self._desk.hub.unfollow(topic, self)
+
+    def _say(self, payload: bytes) -> None:
+        self._socket.write(self._desk.encode(payload))
+
+
+def bye(reason: str, spread_ms: int = 5000) -> bytes:
+    """The payload that announces a planned close; clients come back spread over some seconds."""
+    return wire.bye(reason, random.randint(0, spread_ms))  # noqa: S311

@@ -1,0 +1,126 @@
+"""Bell -> read -> validate -> hub: the one task that moves the live end of the log to the clients."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+from daemon import metrics
+from daemon.core.change import Change, Kind, Position, Seq
+from daemon.core.errors import LogUnavailable
+from daemon.core.hub import Hub
+from daemon.core.ports import EventLog
+from daemon.flow.served import Invalid, Served
+from daemon.logs import get_logger
+
+log = get_logger()
+
+Bury = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]]
+
+
+class Pump:
+    """Keeps the hub at the head of the log.
+
+    `bell` is rung when the log has grown; without a ring the log is read every `poll_every` seconds.
+    """
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        bell: asyncio.Event,
+        hub: Hub,
+        served: Served,
+        bury: Bury,
+        *,
+        poll_every: float = 1.0,
+        chunk: int = 1000,
+    ) -> None:
+        self._log = event_log
+        self._bell = bell
+        self._hub = hub
+        self._served = served
+        self._bury = bury
+        self._poll_every = poll_every
+        self._chunk = chunk
+        self._read_at = float("-inf")
+        self._moved = asyncio.Condition()
+        self.started = asyncio.Event()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the log was last read; infinite before the first time."""
+        return time.monotonic() - self._read_at
+
+    async def reached(self, seq: Seq) -> None:
+        """Wait until everything up to this place has been delivered to those who follow it live."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._hub.position.seq >= seq)
+
+    async def run(self) -> None:
+        """Move the hub along the log until cancelled."""
+        healthy = True
+        while True:
+            self._bell.clear()
+            try:
+                await self._catch_up()
+                healthy = True
+            except LogUnavailable as error:
+                if healthy:
+                    log.warning("log_unavailable", reason=error.reason)
+                healthy = False
+            # Not wait_for: in Python 3.11 it can swallow a cancellation.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_every):
+                    await self._bell.wait()
+
+    async def _catch_up(self) -> None:
+        if not self.started.is_set():
+            head = await self._log.head()
+            if head.epoch:
+                self._hub.move(head, "epoch")  # nobody follows yet
+                self.started.set()
+        while self.started.is_set():
+            began = time.monotonic()
+            changes = await self._log.read(self._hub.position.seq, None, None, self._chunk)
+            self._read_at = time.monotonic()
+            metrics.READ_SECONDS.observe(self._read_at - began)
+            if not changes:
+                break
+            if changes[0].seq != self._hub.position.seq + 1:
+                await self._begin_term(changes[0].seq)
+            await self._publish(changes)
+            async with self._moved:
+                self._moved.notify_all()
+        self._read_at = time.monotonic()
+
+    async def _begin_term(self, first: Seq) -> None:
+        """Numbers are dense within a term: a jump is a new one. Was what we delivered last kept on record?"""
+        reason = await self._log.continuity(self._hub.position)
+        if reason is not None:
+            head = await self._log.head()
+            self._hub.move(Position(head.epoch, Seq(first - 1)), reason)
+            metrics.RESETS.labels(reason=reason).inc()
+
+    async def _publish(self, changes: Sequence[Change]) -> None:
+        valid, invalid = self._served.sift(changes)
+        position = Position(self._hub.position.epoch, changes[-1].seq)
+        built, delivered = self._hub.publish(
+            valid, position, lambda change: self._served.in_doubt(change, self._hub.topics)
+        )
+        metrics.FRAMES.inc(built)
+        metrics.DELIVERIES.inc(delivered)
+        metrics.BATCH_CHANGES.observe(len(changes))
+        for kind in Kind:
+            metrics.CHANGES.labels(kind=kind.value).inc(sum(change.kind is kind for change in valid))
+        if invalid:
+            await self._refuse(invalid)
+
+    async def _refuse(self, invalid: Sequence[Invalid]) -> None:
+        for letter in invalid:
+            change = letter.change
+            metrics.DEAD_LETTERS.labels(pack=letter.pack, table=change.table).inc()
+            log.error("change_invalid", seq=change.seq, pack=letter.pack, table=change.table, reason=letter.reason)
+        try:
+            await self._bury(invalid)
+        except LogUnavailable as error:
+            log.error("dead_letter_failed", first=invalid[0].change.seq, count=len(invalid), reason=error.reason)

@@ -1,0 +1,52 @@
+"""Which packs this daemon serves, and what of the log therefore concerns its clients."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from daemon.core.change import Change, Kind, Topic
+from daemon.packs import Pack
+
+
+class Invalid(NamedTuple):
+    """A change that its row model refused."""
+
+    change: Change
+    pack: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """The packs by the schema that each lives in. One log may hold changes of other schemas too: not ours."""
+
+    packs: Mapping[str, Pack] = field(default_factory=dict)
+
+    def schema_of(self, topic: Topic) -> str | None:
+        """The schema whose pack serves this topic; None if nobody does."""
+        return next((schema for schema, pack in self.packs.items() if pack.serves(topic)), None)
+
+    def sift(self, changes: Iterable[Change]) -> tuple[list[Change], list[Invalid]]:
+        """What of these changes may be sent, and what their models refuse; changes of other schemas are neither."""
+        valid, invalid = [], []
+        for change in changes:
+            pack = self.packs.get(change.schema)
+            if pack is None:
+                continue
+            problem = pack.problem(change)
+            if problem is None:
+                valid.append(change)
+            else:
+                invalid.append(Invalid(change, pack.name, problem))
+        return valid, invalid
+
+    def in_doubt(self, change: Change, topics: Iterable[Topic]) -> Sequence[Topic]:
+        """Of these topics, those whose state a truncated table or a lost change puts in doubt."""
+        pack = self.packs.get(change.schema)
+        if pack is None or change.kind not in (Kind.TRUNCATE, Kind.LOST):
+            return ()
+        return [topic for topic in topics if pack.serves(topic)]
+
+    def doubt_topics(self, topics: Iterable[Topic]) -> set[Topic]:
+        """The topics under which the log says what `in_doubt` asks, for the packs that serve these topics."""
+        return {Topic(f"*{pack.name}") for pack in self.packs.values() if any(pack.serves(topic) for topic in topics)}

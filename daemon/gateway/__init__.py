@@ -1,0 +1,1 @@
+"""The public side: websockets, a few pages over plain HTTP, and tokens."""

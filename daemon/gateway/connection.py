@@ -1,0 +1,359 @@
+"""One websocket session: the transport below, the library's protocol beside, the attendant above."""
+
+import asyncio
+import fcntl
+import sys
+import termios
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from ulid import ULID
+from websockets.frames import Close, Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import SEND_EOF, State
+from websockets.server import ServerProtocol
+
+from daemon.core.close_codes import CLOSE_CODES
+from daemon.core.ports import Attendant
+from daemon.gateway.shared import NEVER, Shared, log, peer_name
+from daemon.logs import correlate
+
+SLICE: Final = 16 * 1024  # bytes parsed before the frames among them are counted
+MAX_REASON: Final = 123  # bytes, in a close frame
+
+
+def encode(payload: bytes) -> bytes:
+    """The one final, unmasked text frame that carries `payload`; any number of sessions may be written it."""
+    return Frame(Opcode.TEXT, payload).serialize(mask=False)
+
+
+class Connection(asyncio.Protocol):
+    """The `Socket` of one attendant, from the 101 to the end.
+
+    It is open until somebody starts to close it: this side, the peer, or an error. From then on nothing is
+    written or passed on, and `deadline` says when it is cut if the peer does not play its part.
+    """
+
+    __slots__ = (
+        "_attendant",
+        "_backlog",
+        "_backlog_bytes",
+        "_deadline",
+        "_fragments",
+        "_frames",
+        "_held",
+        "_inbox",
+        "_next_ping",
+        "_open",
+        "_ping_end",
+        "_pinged",
+        "_protocol",
+        "_room",
+        "_sent",
+        "_shared",
+        "_since",
+        "_taken",
+        "_transport",
+        "session",
+    )
+
+    def __init__(self, shared: Shared, transport: asyncio.Transport, protocol: ServerProtocol) -> None:
+        """`protocol` has accepted the handshake; its answer has not been sent yet."""
+        now = shared.clock()
+        self.session = str(ULID())
+        self._shared = shared
+        self._transport = transport
+        self._protocol = protocol
+        self._attendant: Attendant | None = None
+        self._open = True
+        self._since = now
+        self._deadline = 0.0
+        # Inbound: fragments of the message that is coming in, messages that came in while the attendant paused.
+        self._fragments: list[bytes] = []
+        self._inbox: deque[bytes] | None = None
+        self._held = False
+        self._frames = 0
+        # Outbound: while the transport's buffer is full, frames wait here, shared with all who wait for the same.
+        self._backlog: deque[bytes] | None = None
+        self._backlog_bytes = 0
+        self._room: asyncio.Event | None = None
+        self._sent = 0
+        # Keepalive.
+        self._next_ping = now + shared.limits.ping_every
+        self._pinged: float | None = None  # when, if it has not been answered
+        self._ping_end = 0  # what `_sent` was behind the ping
+        self._taken = 0
+
+    def begin(self, early: bytes) -> None:
+        """Send the 101 and let the attendant in. `early` is what the peer sent behind its request."""
+        self._shared.came(self)
+        self._shared.sessions += 1
+        self._flush()
+        with correlate(self.session):
+            log.info("client_connected", session=self.session, peer=peer_name(self._transport))
+            try:
+                self._attendant = self._shared.attend(self)
+            except Exception:  # noqa: BLE001 - see _ask
+                self._fail_internally()
+        if early:
+            self.data_received(early)
+
+    # The Socket of the attendant.
+
+    def write(self, frames: bytes) -> None:
+        """Hand whole, already encoded frames to the peer, in order."""
+        if not self._open:
+            return
+        self._send(frames)
+        if self.queued() > self._shared.limits.queue_bytes:
+            self.abort("too_slow")
+
+    def queued(self) -> int:
+        """How many bytes wait for the peer to read."""
+        return self._transport.get_write_buffer_size() + self._backlog_bytes
+
+    async def drained(self) -> None:
+        """Wait until the peer has taken most of what was written; at once if little waits, or it has gone."""
+        if self._backlog is None or not self._open:
+            return
+        if self._room is None:
+            self._room = asyncio.Event()
+        await self._room.wait()
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame behind what was written, and end. The first call counts, later ones do nothing."""
+        if self._open and self._protocol.state is State.OPEN:
+            self._protocol.send_close(code, reason.encode()[:MAX_REASON].decode(errors="ignore"))
+            self._flush()
+
+    def pause(self) -> None:
+        """Pass nothing on until `resume`, and stop reading from the peer."""
+        self._held = True
+        self._steer_reading()
+
+    def resume(self) -> None:
+        """Read from the peer again; what had already come in is passed on soon, not from inside this call."""
+        self._held = False
+        asyncio.get_running_loop().call_soon(self._catch_up)
+
+    # The protocol of the transport.
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in: whatever they are, the peer lives."""
+        self._pinged = None
+        for start in range(0, len(data), SLICE):
+            self._protocol.receive_data(data[start : start + SLICE])
+            frames = self._protocol.events_received()
+            if self._protocol.state is State.OPEN:
+                self._flush()  # a pong does not wait for the answers to what came with its ping; a close does
+            with correlate(self.session):
+                self._take(frames)
+            self._flush()
+            self._frames += len(frames)
+            if self._frames > self._shared.limits.frames:
+                self._fail("rate")
+
+    def eof_received(self) -> None:
+        """The peer will send nothing more; asyncio closes the transport."""
+        self._protocol.receive_eof()
+        self._flush()
+
+    def pause_writing(self) -> None:
+        """The peer does not read: read nothing from it either, or its pings would fill the memory with pongs."""
+        self._backlog = deque()
+        self._steer_reading()
+
+    def resume_writing(self) -> None:
+        """There is room: hand over the backlog, until the transport is full again."""
+        backlog, self._backlog = self._backlog, None
+        while backlog and self._backlog is None:
+            self._backlog_bytes -= len(backlog[0])
+            self._put(backlog.popleft())
+        if self._backlog is not None:
+            self._backlog = backlog
+            return
+        self._wake()
+        self._steer_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end, however it came."""
+        self._shut(NEVER)
+        self._backlog = self._inbox = None
+        self._shared.sessions -= 1
+        self._shared.went(self)
+        close = self._protocol.close_sent or self._protocol.close_rcvd or Close(1006, "")
+        seconds = round(self._shared.clock() - self._since, 3)
+        with correlate(self.session):
+            log.info("client_disconnected", session=self.session, code=int(close.code), seconds=seconds)
+            if self._attendant is not None:
+                self._ask(self._attendant.lost)
+                self._attendant = None
+
+    # The peer of the gateway.
+
+    def tend(self, now: float) -> None:
+        """Ping, find out who is silent, cut what should have ended, and tell the attendant the time."""
+        if not self._open:
+            if now >= self._deadline:
+                self.abort("close_timeout")
+            return
+        self._frames = 0
+        if self._pinged is not None:
+            if self._is_excused():
+                self._pinged = now
+            elif now >= self._pinged + self._shared.limits.ping_timeout:
+                self.abort("silent")
+                return
+        elif now >= self._next_ping:
+            self._ping(now)
+        if self._attendant is not None:
+            self._ask(self._attendant.tick, now)
+
+    def dismiss(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
+        """Say bye and close; the peer has until `deadline`."""
+        if self._open:
+            if bye is not None:
+                self.write(bye())
+            self.close(code, reason)
+            if self._deadline != NEVER:
+                self._deadline = deadline
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection now, whatever waits to be sent."""
+        if self._deadline != NEVER:
+            self._shut(NEVER)
+            with correlate(self.session):
+                log.warning("client_aborted", session=self.session, reason=reason)
+            self._shared.cut(self._transport, reason)
+
+    # In.
+
+    def _take(self, frames: Sequence[Request | Response | Frame]) -> None:
+        """Make messages of frames. The protocol has answered pings and close frames, and checked the order."""
+        for frame in frames:
+            if not self._open or not isinstance(frame, Frame):
+                return
+            if frame.opcode is Opcode.BINARY:
+                self._fail("not_text")
+            elif frame.opcode is Opcode.TEXT or frame.opcode is Opcode.CONT:
+                self._fragments.append(bytes(frame.data))
+                if len(self._fragments) > self._shared.limits.fragments:
+                    self._fail("too_big")
+                elif frame.fin:
+                    self._message(b"".join(self._fragments))
+                    self._fragments.clear()
+
+    def _message(self, text: bytes) -> None:
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            self._fail("not_utf8")
+            return
+        if self._held or self._inbox:
+            self._inbox = self._inbox or deque()
+            self._inbox.append(text)
+        elif self._attendant is not None:
+            self._ask(self._attendant.received, text)
+
+    def _catch_up(self) -> None:
+        """Pass on what came in while the attendant paused."""
+        with correlate(self.session):
+            while self._inbox and self._open and not self._held and self._attendant is not None:
+                self._ask(self._attendant.received, self._inbox.popleft())
+        self._steer_reading()
+
+    def _steer_reading(self) -> None:
+        """Read, unless somebody has too much already: the attendant, or the peer."""
+        if self._transport.is_closing():
+            return
+        if self._backlog is not None or (self._open and (self._held or self._inbox)):
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _ask(self, question: Callable[..., None], *arguments: object) -> None:
+        """Call the attendant. One that raises has a bug: its client is closed, and no other notices."""
+        try:
+            question(*arguments)
+        except Exception:  # noqa: BLE001 - whatever it is, it stays with this client
+            self._fail_internally()
+
+    # Out.
+
+    def _flush(self) -> None:
+        """Send what the protocol has to say, and notice when it has left the open state."""
+        writes = self._protocol.data_to_send()
+        if data := b"".join(writes):
+            self._send(data)
+        if writes and writes[-1] == SEND_EOF:
+            self._send(SEND_EOF)
+        if self._open and self._protocol.state is not State.OPEN:
+            self._shut(self._shared.clock() + self._shared.limits.close_timeout)
+            self._steer_reading()
+
+    def _shut(self, deadline: float) -> None:
+        self._open = False
+        self._deadline = deadline
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let go on who waits in `drained`."""
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    def _fail(self, name: str) -> None:
+        """Close for a fault, and hear nothing more from this peer."""
+        if not self._protocol.eof_sent:
+            self._protocol.fail(CLOSE_CODES[name].code, name)
+            self._flush()
+
+    def _fail_internally(self) -> None:
+        log.exception("internal_error", session=self.session)
+        self._fail("internal")
+
+    def _send(self, data: bytes) -> None:
+        self._sent += len(data)
+        if self._backlog is None:
+            self._put(data)
+        else:
+            self._backlog.append(data)
+            self._backlog_bytes += len(data)
+
+    def _put(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            return  # asyncio would warn of every one
+        if data != SEND_EOF:
+            self._transport.write(data)
+        else:
+            with suppress(OSError):  # the peer may have gone a moment ago
+                self._transport.write_eof()
+
+    def _ping(self, now: float) -> None:
+        self._next_ping = now + self._shared.limits.ping_every
+        self._pinged = now
+        self._protocol.send_ping(b"")
+        self._flush()
+        self._ping_end = self._sent
+        self._taken = self._count_taken()
+
+    def _is_excused(self) -> bool:
+        """May a peer be waited for that has not answered the ping?
+
+        Until it has the ping, as long as it takes something: what is sent before it may be long, and the line
+        slow. Afterwards only if the attendant does not let us read the answer.
+        """
+        before, self._taken = self._taken, self._count_taken()
+        if self._taken < self._ping_end:
+            return self._taken > before
+        return self._held or bool(self._inbox)
+
+    def _count_taken(self) -> int:
+        """How many bytes the peer's kernel has acknowledged; our own kernel's buffer can hold megabytes."""
+        try:
+            held = fcntl.ioctl(self._transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
+        except OSError:  # not on this system
+            return self._sent - self.queued()
+        return self._sent - self.queued() - int.from_bytes(held, sys.byteorder)

@@ -1,0 +1,161 @@
+"""A connection until it is known what it wants: a page, or a websocket."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final, cast
+
+from websockets.exceptions import NegotiationError
+from websockets.http11 import Request as Upgrade
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from daemon.core.wire import SUBPROTOCOL
+from daemon.gateway.connection import Connection
+from daemon.gateway.http import Page, Request, read_head, text_page
+from daemon.gateway.shared import NEVER, Shared, log, peer_name
+
+PATH: Final = "/v1"
+MAX_LOGGED: Final = 200  # characters of what a stranger sent
+
+FULL: Final = text_page("All connections are taken: come back later.", 503, {"Retry-After": "5"})
+_GOING: Final = text_page("The server restarts: come back.", 503, {"Retry-After": "1"})
+_GET_ONLY: Final = text_page("A websocket is opened with GET.", 405, {"Allow": "GET"})
+_NO_SOCKET: Final = text_page(f"There is no websocket here, but at {PATH}.", 404)
+_MALFORMED: Final = text_page("The request is malformed.", 400)
+_UNFINISHED: Final = text_page("The request is not complete.", 400)
+_FAILED: Final = text_page("The page could not be made.", 500)
+
+# The library has a line for every connection and, at DEBUG, for every frame; only a bug in it is of interest.
+_library_log: Final = logging.getLogger("websockets.server")
+_library_log.setLevel(logging.ERROR)
+
+
+class Handshake(asyncio.Protocol):
+    """Reads one request, and answers it with a page or becomes a `Connection`.
+
+    After a page it reads on until the peer has closed, for a socket that is closed with unread bytes takes its
+    answer with it. `deadline` bounds both: the wait for the request, and the wait for the peer.
+    """
+
+    __slots__ = ("_answered", "_deadline", "_received", "_shared", "_transport")
+
+    _transport: asyncio.Transport
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._received = bytearray()
+        self._answered = False
+        self._deadline = shared.clock() + shared.limits.open_timeout
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A peer is here."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._shared.arriving -= 1
+        self._shared.came(self)
+        if self._shared.draining:
+            self._refuse(_GOING)
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in; what comes behind the request of a page is thrown away."""
+        if self._answered:
+            return
+        self._received += data
+        request = read_head(self._received)
+        if isinstance(request, Page):
+            self._refuse(request)
+        elif request is not None:
+            self._respond(request)
+
+    def eof_received(self) -> None:
+        """The peer has said all; asyncio closes the transport once the answer is out."""
+        if self._received and not self._answered:
+            self._refuse(_UNFINISHED)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end."""
+        self._shared.went(self)
+
+    def tend(self, now: float) -> None:
+        """Cut a peer that takes too long."""
+        if now >= self._deadline:
+            self.abort("answer_timeout" if self._answered else "open_timeout")
+
+    def dismiss(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
+        """The server goes, before the peer has finished asking."""
+        if not self._answered:
+            self._refuse(_GOING)
+        if self._deadline != NEVER:
+            self._deadline = deadline
+            self._transport.close()
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection now, whatever waits to be sent."""
+        if self._deadline != NEVER:
+            self._deadline = NEVER
+            log.info("client_aborted", peer=peer_name(self._transport), reason=reason)
+            self._shared.cut(self._transport, reason)
+
+    def _respond(self, request: Request) -> None:
+        with_body = request.method != "HEAD"
+        if request.path == PATH and request.method == "GET":
+            self._upgrade(request)
+        elif request.path == PATH:
+            self._refuse(_GET_ONLY, with_body=with_body)
+        elif request.lists("upgrade", "websocket"):
+            self._refuse(_NO_SOCKET, with_body=with_body)
+        else:
+            self._answer(self._page(request), with_body=with_body)
+
+    def _page(self, request: Request) -> Page:
+        try:
+            return self._shared.site.answer(request.method, request.path)
+        except Exception:  # noqa: BLE001 - whatever it is, it stays with this page
+            log.exception("internal_error", path=request.path[:MAX_LOGGED])
+            return _FAILED
+
+    def _upgrade(self, request: Request) -> None:
+        if self._shared.sessions >= self._shared.most_sessions:
+            self._refuse(FULL)
+            return
+        protocol = _Protocol(max_size=self._shared.limits.message_bytes, logger=_library_log)
+        protocol.receive_data(self._received[: request.size])
+        upgrades = cast("list[Upgrade]", protocol.events_received())
+        if not upgrades:
+            self._refuse(_MALFORMED)
+            return
+        response = protocol.accept(upgrades[0])
+        if response.status_code != 101:
+            headers = {name: response.headers[name] for name in ("Allow", "Upgrade") if name in response.headers}
+            self._refuse(Page(response.status_code, bytes(response.body), "text/plain; charset=utf-8", headers))
+            return
+        upgrades[0].headers.clear()  # the parser keeps the request for as long as the session lasts
+        protocol.send_response(response)
+        connection = Connection(self._shared, self._transport, protocol)
+        self._transport.set_protocol(connection)
+        connection.begin(bytes(self._received[request.size :]))
+        self._shared.went(self)
+
+    def _refuse(self, page: Page, *, with_body: bool = True) -> None:
+        reason = page.body.decode(errors="replace").strip()[:MAX_LOGGED]
+        log.info("client_refused", peer=peer_name(self._transport), status=page.status, reason=reason)
+        self._answer(page, with_body=with_body)
+
+    def _answer(self, page: Page, *, with_body: bool = True) -> None:
+        self._answered = True
+        self._received.clear()
+        self._deadline = self._shared.clock() + self._shared.limits.answer_timeout
+        self._transport.write(page.serialize(with_body=with_body))
+        with suppress(OSError):  # the peer may have gone a moment ago
+            self._transport.write_eof()
+
+
+class _Protocol(ServerProtocol):
+    """The library's protocol, for a subprotocol that is not optional, and without any extension."""
+
+    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol:
+        if SUBPROTOCOL not in subprotocols:
+            raise NegotiationError(f'the subprotocol "{SUBPROTOCOL}" must be among those asked for')
+        return Subprotocol(SUBPROTOCOL)

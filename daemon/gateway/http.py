@@ -1,0 +1,198 @@
+"""Plain HTTP beside the websocket: one request in, one page out, then the end. Bytes only, no socket."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from html.parser import HTMLParser
+from http import HTTPStatus
+from typing import Any, Final
+
+MAX_LINE: Final = 8190  # bytes of the request line or of one header, without its CRLF
+MAX_HEADERS: Final = 128
+MAX_HEAD: Final = 32 * 1024  # bytes: what a socket may cost before it has said what it wants
+
+# The grammar of RFC 9110 and 9112, read strictly: two readers of one request must never see two requests.
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_BEGINNING: Final = re.compile(_TOKEN)
+_REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/(\d\.\d)")
+_HEADER: Final = re.compile(rb"(" + _TOKEN + rb"+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
+
+_COMMON: Final = {
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Connection": "close",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer: HTTP status, body, MIME type, and headers beyond those that every answer has."""
+
+    status: int
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def serialize(self, *, with_body: bool = True) -> bytes:
+        """The whole answer; without its body, but with its true length, for HEAD."""
+        headers = {
+            "Date": formatdate(usegmt=True),
+            "Content-Type": self.content_type,
+            "Content-Length": str(len(self.body)),
+            **_COMMON,
+            **self.headers,
+        }
+        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        return head + self.body if with_body else head
+
+
+def text_page(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Page:
+    """Plain text that ends in one newline."""
+    return Page(status, f"{text.rstrip()}\n".encode(), "text/plain; charset=utf-8", headers or {})
+
+
+def json_page(obj: Any, status: int = 200) -> Page:  # noqa: ANN401 - whatever json takes
+    """`obj` as JSON. Raises ValueError for NaN and TypeError for what JSON cannot hold."""
+    body = json.dumps(obj, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Page(status, body.encode(), "application/json")
+
+
+def html_page(text: str) -> Page:
+    """One HTML file, which may run and wear only what stood in it when this was called.
+
+    Its inline `<script>` and `<style>` elements are allowed by their hashes; `onclick=` and `style=`
+    attributes are not. Files of the same origin may be loaded, and websockets opened.
+    """
+    text = text.replace("\r\n", "\n")  # as a browser reads it, before it takes the hash
+    inline = _Inline()
+    inline.feed(text)
+    inline.close()
+    policy = {
+        "default-src": ["'none'"],
+        "script-src": ["'self'", *inline.hashes["script"]],
+        "style-src": ["'self'", *inline.hashes["style"]],
+        "img-src": ["'self'", "data:"],
+        "connect-src": ["'self'", "ws:", "wss:"],
+        "base-uri": ["'none'"],
+        "form-action": ["'none'"],
+        "frame-ancestors": ["'none'"],
+    }
+    written = "; ".join(" ".join([name, *sources]) for name, sources in policy.items())
+    return Page(200, text.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": written})
+
+
+class _Inline(HTMLParser):
+    """Collects the sources that allow each inline script and style of one page."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=False)
+        self.hashes: dict[str, list[str]] = {"script": [], "style": []}
+        self._content: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._content = []
+
+    def handle_data(self, data: str) -> None:
+        self._content.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        content = "".join(self._content)
+        if tag in self.hashes and content:
+            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+            self.hashes[tag].append(f"'sha256-{digest}'")
+
+
+class Site:
+    """The pages that this server has: a dictionary of paths, never a look into the file system.
+
+    A page's callable is asked at every request, from the event loop: it must not wait.
+    """
+
+    def __init__(self, pages: Mapping[str, Callable[[], Page]]) -> None:
+        self._pages = dict(pages)
+
+    def answer(self, method: str, path: str) -> Page:
+        """The page at `path`, or the page that says why there is none."""
+        page = self._pages.get(path)
+        if page is None:
+            return text_page("There is nothing here.", 404)
+        if method not in {"GET", "HEAD"}:
+            return text_page("This page can only be read.", 405, {"Allow": "GET, HEAD"})
+        return page()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The head of one request.
+
+    `path` comes without its query, header names in lower case, repeated headers joined by commas. `size` is
+    how many bytes the head took.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    size: int
+
+    def lists(self, header: str, token: str) -> bool:
+        """Does a comma-separated header name `token`, in any case?"""
+        return token in {item.strip().lower() for item in self.headers.get(header, "").split(",")}
+
+
+def read_head(data: bytearray) -> Request | Page | None:
+    """Read a request from all that has come in so far: None while it is unfinished, a Page if refused."""
+    if data and not _BEGINNING.match(data):
+        return text_page("This is not HTTP.", 400)  # TLS, most often: it is told now, and not after a timeout
+    if len(data) >= MAX_LINE + 2 and data.find(b"\n", 0, MAX_LINE + 2) < 0:
+        return _LINE_TOO_LONG
+    end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
+    if end >= 0:
+        return _parse(bytes(data[:end]), end + 4)
+    if len(data) >= MAX_HEAD or len(data) - data.rfind(b"\n") > MAX_LINE + 2:
+        return _HEADERS_TOO_LARGE
+    return None
+
+
+_LINE_TOO_LONG: Final = text_page(f"The request line is longer than {MAX_LINE} bytes.", 414)
+_HEADERS_TOO_LARGE: Final = text_page(
+    f"At most {MAX_HEADERS} headers of {MAX_LINE} bytes, {MAX_HEAD} bytes in all.", 431
+)
+
+
+def _parse(head: bytes, size: int) -> Request | Page:
+    first, *lines = head.split(b"\r\n")
+    if not (line := _REQUEST_LINE.fullmatch(first)):
+        return text_page("The request line is malformed.", 400)
+    method, target, version = (part.decode("ascii") for part in line.groups())
+    if version not in {"1.0", "1.1"}:
+        return text_page("Only HTTP/1.1 is spoken here.", 505)
+    if len(lines) > MAX_HEADERS or any(len(line) > MAX_LINE for line in lines):
+        return _HEADERS_TOO_LARGE
+    headers: dict[str, str] = {}
+    for line in map(_HEADER.fullmatch, lines):
+        if line is None:
+            return text_page("A header is malformed.", 400)
+        name, value = line[1].decode("ascii").lower(), line[2].decode("latin-1").rstrip(" \t")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    if refused := _body(headers):
+        return refused
+    return Request(method, target.partition("?")[0], headers, size)
+
+
+def _body(headers: Mapping[str, str]) -> Page | None:
+    """Nothing here takes a body, and where one would end must never be a question."""
+    if "transfer-encoding" in headers:
+        return text_page("Transfer-Encoding is not understood here.", 501)
+    lengths = {length.strip() for length in headers.get("content-length", "0").split(",")}
+    if not all(length.isascii() and length.isdigit() for length in lengths) or len(lengths) > 1:
+        return text_page("Content-Length is malformed.", 400)
+    if lengths != {"0"}:
+        return text_page("Nothing here takes a body.", 413)
+    return None

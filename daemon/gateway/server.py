@@ -1,0 +1,143 @@
+"""The gateway: lets peers in, keeps the time of all of them, and lets them go in order."""
+
+import asyncio
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from daemon.core.ports import Attend
+from daemon.gateway.connection import encode
+from daemon.gateway.handshake import FULL, Handshake
+from daemon.gateway.http import Site
+from daemon.gateway.limits import SPARE, Limits
+from daemon.gateway.listener import Listener, ListenFailed, bind, refuse
+from daemon.gateway.shared import Shared
+
+__all__ = ["Gateway", "Limits", "ListenFailed", "encode"]
+
+
+class Gateway:
+    """Serves `rowcast.v1` at /v1, and the pages of `site` beside it.
+
+    Every websocket gets an attendant from `attend`. `clock` is monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        attend: Attend,
+        site: Site,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        limits = limits or Limits()
+        self._shared = Shared(
+            attend=attend, site=site, limits=limits, clock=clock, most_sessions=limits.most_connections()
+        )
+        self._listeners: list[Listener] = []
+        self._arriving: set[asyncio.Task[None]] = set()
+        self._ticking: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.drain(None, within=self._shared.limits.close_timeout)
+
+    @property
+    def connections(self) -> int:
+        """How many websocket sessions there are."""
+        return self._shared.sessions
+
+    @property
+    def sockets(self) -> int:
+        """How many connections are accepted, websocket sessions among them."""
+        return len(self._shared.peers)
+
+    @property
+    def aborted(self) -> Counter[str]:
+        """How many connections were cut, by reason."""
+        return self._shared.aborted
+
+    async def start(
+        self, host: str = "127.0.0.1", port: int = 0, *, sock: socket.socket | None = None
+    ) -> tuple[str, int]:
+        """Listen on `host` and `port` (0: any that is free), or on `sock`; returns host and actual port.
+
+        Raises ListenFailed.
+        """
+        sockets = await bind(host, port) if sock is None else [sock]
+        address = sockets[0].getsockname()
+        self._listeners = [Listener(listening, self._admit) for listening in sockets]
+        self._tick()
+        return str(address[0]), int(address[1])
+
+    def housekeep(self) -> None:
+        """Tell every connection the time. The gateway calls this once a tick; nothing else in it has a timer."""
+        now = self._shared.clock()
+        for peer in tuple(self._shared.peers):
+            peer.tend(now)
+        for listener in self._listeners:
+            listener.resume()
+
+    async def drain(
+        self,
+        bye: Callable[[], bytes] | None,
+        *,
+        code: int = 1012,
+        reason: str = "restart",
+        within: float = 5.0,
+    ) -> None:
+        """Stop accepting, write a bye to every session, close them with `code`, and wait for the peers.
+
+        `bye` is asked for the encoded frame of each session. Whoever is still there after `within` seconds is
+        cut. Calling it again does no harm.
+        """
+        shared = self._shared
+        shared.draining = True
+        for listener in self._listeners:
+            listener.close()
+        if self._arriving:
+            await asyncio.wait(self._arriving)
+        for peer in tuple(shared.peers):
+            peer.dismiss(bye, code, reason, shared.clock() + within)
+        await self._emptied(within)
+        for peer in tuple(shared.peers):
+            peer.abort("drain_timeout")
+        await self._emptied(1.0)  # asyncio tells of each in its next turns
+        if self._ticking is not None:
+            self._ticking.cancel()
+
+    async def _emptied(self, within: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._shared.empty.wait()
+
+    def _tick(self) -> None:
+        self._ticking = asyncio.get_running_loop().call_later(self._shared.limits.tick_every, self._tick)
+        self.housekeep()
+
+    def _admit(self, connection: socket.socket) -> None:
+        shared = self._shared
+        if len(shared.peers) + shared.arriving >= shared.most_sessions + SPARE // 2:
+            refuse(connection, FULL)
+        else:
+            shared.arriving += 1
+            task = asyncio.get_running_loop().create_task(self._arrive(connection))
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+
+    async def _arrive(self, connection: socket.socket) -> None:
+        try:
+            make = partial(Handshake, self._shared)
+            await asyncio.get_running_loop().connect_accepted_socket(make, connection)
+        except OSError:  # it has gone again
+            self._shared.arriving -= 1
+            connection.close()

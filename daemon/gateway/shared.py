@@ -1,0 +1,82 @@
+"""What the connections of one gateway share, and how one of them is cut."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from daemon.core.ports import Attend
+from daemon.gateway.http import Site
+from daemon.gateway.limits import Limits
+from daemon.logs import get_logger
+
+log = get_logger()
+
+NEVER: Final = float("inf")  # the deadline of a connection that has been cut, and is not cut again
+
+
+class Peer(Protocol):
+    """One accepted connection, whatever it has become."""
+
+    def tend(self, now: float) -> None:
+        """Do what time demands; called once a tick."""
+
+    def dismiss(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
+        """The server goes: say so, close, and wait for the peer until `deadline`."""
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection now, whatever waits to be sent."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Shared:
+    """`peers` are all connections but those that are `arriving`; `sessions` says how many are websockets.
+
+    `clock` is monotonic, in seconds. `aborted` counts the connections that were cut, by reason.
+    """
+
+    attend: Attend
+    site: Site
+    limits: Limits
+    clock: Callable[[], float]
+    most_sessions: int
+    arriving: int = 0
+    peers: set[Peer] = field(default_factory=set)
+    sessions: int = 0
+    aborted: Counter[str] = field(default_factory=Counter)
+    draining: bool = False
+    empty: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.empty.set()
+
+    def came(self, peer: Peer) -> None:
+        """A connection is here."""
+        self.peers.add(peer)
+        self.empty.clear()
+
+    def went(self, peer: Peer) -> None:
+        """A connection has gone, or become another kind of peer."""
+        self.peers.discard(peer)
+        if not self.peers:
+            self.empty.set()
+
+    def cut(self, transport: asyncio.Transport, reason: str) -> None:
+        """Abort a transport; its `connection_lost` follows soon, and not from inside this call."""
+        self.aborted[reason] += 1
+        transport.abort()
+
+
+def peer_name(transport: asyncio.BaseTransport) -> str:
+    """The peer's address, for the log."""
+    match transport.get_extra_info("peername"):
+        case (str(host), int(port), *_):
+            return address_name(host, port)
+        case _:
+            return "unknown"  # it had gone before it was accepted
+
+
+def address_name(host: str, port: int) -> str:
+    """An address as people write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,261 @@
+"""What operators read: one line for each event, all in one form, with nothing in it that is secret.
+
+{"timestamp": "2026-01-10T12:00:00.123Z", "correlationId": "01J...", "level": "info", "event": "serving", "data": {}}
+"""
+
+import json
+import logging
+import math
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final, Literal, TextIO
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+from ulid import ULID
+
+Format = Literal["auto", "json", "pretty"]
+Level = Literal["debug", "info", "warn", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One kind of log line: the loudest level that it comes in, and what it means."""
+
+    level: Level
+    meaning: str
+
+
+EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
+    {
+        "change_invalid": Event("error", "a change does not fit its row model and went to rowcast.dead_letters"),
+        "client_aborted": Event("warn", "a client was cut off: it did not read, or did not answer"),
+        "client_connected": Event("info", "a client has connected"),
+        "client_disconnected": Event("info", "a client's connection has ended"),
+        "client_refused": Event("info", "a handshake was refused, and why"),
+        "constraint_violation": Event("error", "the DDL or the sample data breaks a constraint of the database"),
+        "database_retry": Event("warn", "the database did not answer; the next attempt follows after a pause"),
+        "dead_letter_failed": Event("error", "an invalid change could not be written to rowcast.dead_letters"),
+        "demo_step_failed": Event("debug", "the demo's bot could not write"),
+        "internal_error": Event("error", "an error of Rowcast itself, with its traceback: please report it"),
+        "leader_elected": Event("info", "this daemon now gives events their order"),
+        "leader_lost": Event(
+            "warn", "this daemon no longer gives events their order; another one will, or it will again"
+        ),
+        "library_message": Event("error", "a library that Rowcast uses has something to say"),
+        "listener_connected": Event("info", "the connection that hears NOTIFY is up, and a beat has come through it"),
+        "listener_lost": Event(
+            "warn", "the connection that hears NOTIFY is down; the log is polled until it is back"
+        ),
+        "log_unavailable": Event("warn", "the log, or who may read it, cannot be read from the database just now"),
+        "schema_migration": Event("info", "a revision of the schema was applied or rolled back"),
+        "schema_warning": Event("warn", "the server had a warning about the schema, such as a missing extension"),
+        "serving": Event("info", "the daemon is ready for clients"),
+        "stopped": Event("info", "the daemon has stopped"),
+        "stopping": Event("info", "the daemon stops: clients are asked to come back"),
+        "trigger_error": Event("error", "a trigger could not be installed, is disabled, or could not capture a row"),
+    }
+)
+"""Every event that is logged; the table in docs/operate.md."""
+
+LONGEST: Final = 500  # characters of one text
+MOST: Final = 50  # values in one list or object
+
+_REDACTED: Final = "[redacted]"
+_SECRET_NAME: Final = re.compile(
+    r"passw|token|secret|dsn|authorization|cookie|credential|database_url", re.IGNORECASE
+)
+# Who logs in by a URL, with which password; and a JSON Web Token.
+_SECRET_TEXT: Final = re.compile(r"(?<=://)[^\s@]*(?=@)|\beyJ[\w-]+\.[\w-]+\.[\w-]*")
+
+RUN: Final = str(ULID())
+"""The correlation id of what belongs to no session: the same for one run of the process."""
+
+_correlation: ContextVar[str] = ContextVar("correlation", default=RUN)
+
+
+@contextmanager
+def correlate(correlation_id: str) -> Iterator[None]:
+    """Lines logged inside the block, and in tasks begun there, carry this id."""
+    token = _correlation.set(correlation_id)
+    try:
+        yield
+    finally:
+        _correlation.reset(token)
+
+
+def get_logger() -> FilteringBoundLogger:
+    """A logger. It may be asked for at import: `configure` reaches it later."""
+    logger: FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def configure(format: Format = "auto", level: Level = "info", stream: TextIO | None = None) -> None:  # noqa: A002
+    """Log to `stream` (stderr) from `level` on. `auto` is `pretty` on a terminal and `json` elsewhere.
+
+    What libraries log by the standard library's logging comes in the same form, from warnings on.
+    """
+    _configure(format, level, stream)
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Libraries)]:
+        root.removeHandler(handler)
+    root.addHandler(_Libraries())
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
+
+
+def _configure(format: Format, level: Level, stream: TextIO | None = None) -> None:  # noqa: A002
+    terminal = (stream or sys.stderr).isatty()
+    pretty = format == "pretty" or (format == "auto" and terminal)
+    structlog.configure(
+        processors=[_line, _Pretty(colours=terminal) if pretty else _json],
+        wrapper_class=structlog.make_filtering_bound_logger("warning" if level == "warn" else level),
+        logger_factory=lambda: _Lines(stream),
+        cache_logger_on_first_use=False,  # loggers are made at import, before this is called
+    )
+
+
+class _Lines:
+    """Writes lines. A log that cannot be written stops nothing."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        stream = self._stream or sys.stderr
+        with suppress(OSError, ValueError):
+            stream.write(line + "\n")
+            stream.flush()
+
+    debug = info = warning = error = critical = msg
+
+
+class _Libraries(logging.Handler):
+    """Takes what libraries say, and of that the first line: what follows may quote anything."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = logging.ERROR if record.levelno >= logging.ERROR else logging.WARNING
+        lost = level == logging.ERROR and record.exc_info
+        try:
+            get_logger().log(
+                level,
+                "internal_error" if lost else "library_message",
+                logger=record.name,
+                message=record.getMessage().partition("\n")[0],
+                exc_info=record.exc_info,
+            )
+        except Exception:  # noqa: BLE001 - a log call must not fail in the library that made it
+            self.handleError(record)
+
+
+def _line(_: object, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Give a log call the one form that all lines have."""
+    name = event.pop("event")
+    error = _error(event.pop("exc_info", None))
+    data = {key: _plain(value, key) for key, value in event.items()}
+    if error is not None:
+        data["error"] = type(error).__name__
+        if name == "internal_error":
+            data["traceback"] = _traceback(error)
+    level = {"warning": "warn", "critical": "error"}.get(method, method)
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
+    return {
+        "timestamp": f"{now}Z",
+        "correlationId": _correlation.get(),
+        "level": level,
+        "event": name,
+        "data": data,
+    }
+
+
+def _error(exc_info: object) -> BaseException | None:
+    match exc_info:
+        case BaseException():
+            return exc_info
+        case (_, BaseException() as error, _):
+            return error
+        case None | False:
+            return None
+    return sys.exception()
+
+
+def _traceback(error: BaseException) -> str:
+    """Where it happened, and of each error the first line: what follows, as in Postgres's DETAIL, quotes rows."""
+    parts: list[str] = []
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        first, _, _ = str(link).partition("\n")
+        frames = "".join(traceback.format_tb(link.__traceback__))
+        within = link.exceptions if isinstance(link, BaseExceptionGroup) else ()
+        parts.append("\n\n".join([f"{frames}{type(link).__name__}: {_clean(first)}", *map(_traceback, within)]))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return "\n\n".join(reversed(parts))
+
+
+def _plain(value: object, name: str = "") -> Any:  # noqa: ANN401 - whatever JSON has
+    """A value as JSON has it: short, and without secrets."""
+    if _SECRET_NAME.search(name):
+        return _REDACTED
+    match value:
+        case None | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case bytes() | bytearray() | memoryview():
+            return f"{len(value)} bytes"
+        case BaseException():
+            return type(value).__name__
+        case Mapping():
+            return {str(key): _plain(item, str(key)) for key, item in list(value.items())[:MOST]}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item) for item in list(value)[:MOST]]
+    return _clean(str(value))
+
+
+def _clean(text: str) -> str:
+    text = _SECRET_TEXT.sub(_REDACTED, text[: 2 * LONGEST])
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _json(_: object, __: str, line: MutableMapping[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False, allow_nan=False)
+
+
+class _Pretty:
+    """A line for people. Nothing that a client sent can steer the terminal: what is not printable is escaped."""
+
+    _COLOURS: Final = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
+
+    def __init__(self, *, colours: bool) -> None:
+        self._colours = colours
+
+    def __call__(self, _: object, __: str, line: MutableMapping[str, Any]) -> str:
+        data = dict(line["data"])
+        trace = data.pop("traceback", "")
+        level = self._in(self._COLOURS[line["level"]], f"{line['level']:<5}")
+        words = [self._in("\x1b[2m", line["timestamp"][11:-1]), level, self._in("\x1b[1m", line["event"])]
+        words += [f"{self._in(chr(27) + '[36m', name)}={_word(value)}" for name, value in data.items()]
+        if line["correlationId"] != RUN:
+            words.append(self._in("\x1b[2m", f"({line['correlationId']})"))
+        return "\n".join([" ".join(words), *(f"    {text}" for text in trace.splitlines())])
+
+    def _in(self, colour: str, text: str) -> str:
+        return f"{colour}{text}\x1b[0m" if self._colours else text
+
+
+def _word(value: object) -> str:
+    if isinstance(value, str) and value.isprintable() and not re.search(r'[\s"=]', value) and value:
+        return value
+    return json.dumps(value)
+
+
+_configure("auto", "info")  # structlog's own default shows local variables, and with them what is secret

@@ -1,0 +1,100 @@
+"""What operators measure: every metric by name, and the page that shows them all.
+
+Labels take only values that Rowcast itself chooses, or that the schema has: no user, topic or address.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from daemon.core.change import Kind
+
+# A second series for each counter, of when it began: nobody asks for it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+REGISTRY: Final = CollectorRegistry()
+
+CLIENTS: Final = Gauge("rowcast_clients", "Clients that are connected now.", registry=REGISTRY)
+SUBSCRIPTIONS: Final = Gauge(
+    "rowcast_subscriptions", "Topics that clients follow now, counted per client.", registry=REGISTRY
+)
+CHANGES: Final = Counter(
+    "rowcast_changes_total", "Changes read from the log that were valid, by kind.", ["kind"], registry=REGISTRY
+)
+FRAMES: Final = Counter("rowcast_frames_total", "Frames of changes that were built.", registry=REGISTRY)
+DELIVERIES: Final = Counter("rowcast_deliveries_total", "Frames of changes written to clients.", registry=REGISTRY)
+DEAD_LETTERS: Final = Counter(
+    "rowcast_dead_letters_total",
+    "Changes that did not fit their row model and were sent to nobody.",
+    ["pack", "table"],
+    registry=REGISTRY,
+)
+LOG_POSITION: Final = Gauge(
+    "rowcast_log_position", "The newest place in the log that was delivered.", registry=REGISTRY
+)
+LEADER: Final = Gauge("rowcast_leader", "1 while this daemon gives events their order, else 0.", registry=REGISTRY)
+LISTENER_CONNECTED: Final = Gauge(
+    "rowcast_listener_connected",
+    "1 while the connection that hears NOTIFY is proven to hear, else 0.",
+    registry=REGISTRY,
+)
+BEAT_AGE: Final = Gauge(
+    "rowcast_beat_age_seconds", "Seconds since the last beat came back through Postgres.", registry=REGISTRY
+)
+READ_SECONDS: Final = Histogram(
+    "rowcast_read_seconds",
+    "Seconds for one read of the log.",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=REGISTRY,
+)
+BATCH_CHANGES: Final = Histogram(
+    "rowcast_batch_changes",
+    "Changes in one read of the log.",
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000),
+    registry=REGISTRY,
+)
+RESUMES: Final = Counter(
+    "rowcast_resumes_total",
+    "Clients that came back with a position and were brought to the head.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+RESETS: Final = Counter(
+    "rowcast_resets_total", "Times that a stream could not be continued, by reason.", ["reason"], registry=REGISTRY
+)
+ERRORS: Final = Counter("rowcast_errors_total", "Error frames sent to clients, by code.", ["code"], registry=REGISTRY)
+QUEUE_USAGE: Final = Gauge(
+    "rowcast_queue_usage", "How full the NOTIFY queue of Postgres is, from 0 to 1.", registry=REGISTRY
+)
+
+# A series that exists from the start shows its first increase; one that begins with 1 does not.
+for _kind in Kind:
+    CHANGES.labels(kind=_kind.value)
+for _outcome in ("lossless", "replayed"):
+    RESUMES.labels(outcome=_outcome)
+
+METRICS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        f"{family.name}_total" if family.type == "counter" else family.name: family.documentation
+        for family in REGISTRY.collect()
+    }
+)
+"""What each of our own metrics means, by name; the table in docs/operate.md."""
+
+ProcessCollector(registry=REGISTRY)  # process_*: memory, open files, CPU time
+
+
+def exposition() -> tuple[bytes, str]:
+    """Every metric in Prometheus' text format, and its MIME type."""
+    return generate_latest(REGISTRY), CONTENT_TYPE_LATEST

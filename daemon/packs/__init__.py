@@ -1,0 +1,111 @@
+"""Packs: for each bundled schema, what a published row looks like and which topics there are.
+
+A pack is one module of this package that holds a `PACK`. It is found by being there: no list names it.
+"""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
+from pydantic_core import from_json
+
+from daemon.core.change import Change, Kind
+
+ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
+"""What a ULID looks like, to be built into a larger pattern."""
+
+Ulid = Annotated[str, StringConstraints(pattern=rf"^{ULID}$")]
+"""An id as the tables' checks have it."""
+
+Timestamp = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?[+-][0-9]{2}:[0-9]{2}$",
+        json_schema_extra={"format": "date-time"},
+    ),
+]
+"""A timestamptz as Postgres writes it into JSON: RFC 3339 with an offset. `infinity` is none."""
+
+JsonObject = dict[str, Any]
+"""A jsonb object whose members are the application's own affair."""
+
+
+class Row(BaseModel):
+    """The published columns of one table, all of them and no others; it reads JSON text only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    key: ClassVar[tuple[str, ...]] = ("id",)
+    """The columns that tell one row from another, as `rowcast.watch` was given them."""
+
+
+@cache
+def _key_model(row: type[Row]) -> type[BaseModel]:
+    fields: dict[str, Any] = {
+        column: (row.model_fields[column].annotation, row.model_fields[column]) for column in row.key
+    }
+    return create_model(f"{row.__name__}Key", __config__=row.model_config, **fields)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One bundled schema. `topics` are regular expressions that a topic of this pack matches as a whole."""
+
+    name: str
+    tables: Mapping[str, type[Row]]
+    topics: tuple[str, ...]
+
+    def serves(self, topic: str) -> bool:
+        """Has this topic one of the pack's shapes?"""
+        return any(re.fullmatch(shape, topic) for shape in self.topics)
+
+    def problem(self, change: Change) -> str | None:
+        """Why a change must not be sent, in a few words that hold nothing of its content; None if it may."""
+        row = self.tables.get(change.model or change.table)
+        if row is None:
+            return "table: no_row_model"
+        match change.kind:
+            case Kind.INSERT | Kind.UPDATE | Kind.RESTORE:
+                if change.record is None:
+                    return "record: missing"
+                return _problem("key", _key_model(row), change.key) or _problem("record", row, change.record)
+            case Kind.DELETE | Kind.LEAVE:
+                if change.record is not None:
+                    return "record: not_expected"
+                return _problem("key", _key_model(row), change.key)
+            case Kind.TRUNCATE | Kind.LOST:
+                if change.record is not None:
+                    return "record: not_expected"
+                return None if change.key == "{}" else "key: not_expected"
+
+
+def _problem(part: str, model: type[BaseModel], text: str) -> str | None:
+    try:
+        data = text.encode()
+        # pydantic takes NaN and Infinity for numbers, which a browser would not. As words they are rare, so
+        # that few texts are read twice.
+        if b"NaN" in data or b"Infinity" in data:
+            from_json(data, allow_inf_nan=False)
+        model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        # A name that the model does not know came with the input, and stays there.
+        known = [str(place) for place in first["loc"][:1] if place in model.model_fields]
+        return " ".join([f"{part}:", first["type"], *known])
+    except ValueError:
+        return f"{part}: json_invalid"
+    return None
+
+
+@cache
+def bundled() -> Mapping[str, Pack]:
+    """Every pack that comes with Rowcast, by name."""
+    names = [f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)]
+    packs: list[Pack] = [importlib.import_module(name).PACK for name in names]
+    return MappingProxyType({pack.name: pack for pack in packs})

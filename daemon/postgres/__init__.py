@@ -1,0 +1,1 @@
+"""Everything that speaks to Postgres: one driver, asyncpg, and the only floor that knows it."""

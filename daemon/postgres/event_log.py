@@ -1,0 +1,113 @@
+"""The log, as Postgres keeps it: the EventLog and Grants ports, and the dead letters."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import asyncpg
+
+from daemon.core.change import LARGEST_SEQ, Change, Kind, Position, Seq, Topic
+from daemon.core.errors import GrantsUnavailable, LogUnavailable
+from daemon.postgres.connect import DRIVER_ERRORS, DatabaseFault, Pool
+from daemon.postgres.queries import query
+
+# What can happen to any statement when Postgres restarts, the link is cut, or an answer takes too long.
+BROKEN = (*DRIVER_ERRORS, DatabaseFault)
+
+
+def reason(error: BaseException) -> str:
+    """What to say of a driver's error: its kind and state, never its text, which may hold values of rows."""
+    state = getattr(error, "sqlstate", None)
+    return f"{type(error).__name__} {state}" if state else type(error).__name__
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except BROKEN as error:
+        raise LogUnavailable(reason(error)) from error
+
+
+class PgEventLog:
+    """Reads `rowcast.log`. See the EventLog port for what its methods promise."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def head(self) -> Position:
+        """The newest position; ("", 0) before the first leader has begun. Raises LogUnavailable."""
+        with _translated():
+            row = await self._pool.fetchrow(query("head"))
+        return Position(row["epoch"], Seq(row["seq"])) if row else Position("", Seq(0))
+
+    async def read(
+        self, after: Seq, upto: Seq | None, topics: Collection[Topic] | None, most: int
+    ) -> Sequence[Change]:
+        """Whole transactions past `after`, oldest first. Raises LogUnavailable."""
+        with _translated():
+            if topics is None:
+                rows = await self._pool.fetch(query("changes"), after, most - 1)
+            else:
+                last = LARGEST_SEQ if upto is None else upto
+                rows = await self._pool.fetch(query("changes_of_topics"), after, most - 1, list(topics), last)
+        return [_change(row) for row in rows]
+
+    async def continuity(self, since: Position) -> str | None:
+        """Why a stream cannot go on from `since`; None if it can. Raises LogUnavailable."""
+        with _translated():
+            row = await self._pool.fetchrow(query("continuity"), since.seq)
+        assert row is not None
+        if row["epoch"] != since.epoch:
+            return "epoch"
+        if row["recorded_end"] is None or since.seq > row["recorded_end"]:
+            return "crash"
+        return None
+
+
+def _change(row: asyncpg.Record) -> Change:
+    return Change(
+        seq=row["seq"],
+        tx=row["tx"],
+        at=row["at"],
+        schema=row["schema_name"],
+        table=row["table_name"],
+        model=row["model"],
+        topic=row["topic"],
+        kind=Kind(row["kind"]),
+        key=row["key"],
+        record=row["record"],
+        changed=tuple(row["changed"] or ()),
+        actor=row["actor"],
+    )
+
+
+class DeadLetters:
+    """Where changes go that their model refused."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def bury(self, letters: Sequence[tuple[Change, str, str]]) -> None:
+        """Keep each (change, pack, reason). Raises LogUnavailable."""
+        with _translated():
+            await self._pool.executemany(query("bury"), [(c.seq, pack, why) for c, pack, why in letters])
+
+
+class PgGrants:
+    """Asks the SQL function `may_read` of the schema that serves a topic; `schema_of` knows which that is."""
+
+    def __init__(self, pool: Pool, schema_of: Callable[[Topic], str | None]) -> None:
+        self._pool = pool
+        self._schema_of = schema_of
+
+    async def may_read(self, user: str, topic: Topic) -> bool:
+        """May this user follow this topic now? False if nobody serves it. Raises GrantsUnavailable."""
+        schema = self._schema_of(topic)
+        if schema is None:
+            return False
+        # A schema's name is a plain identifier: applying the DDL let the server confirm that it needs no quotes.
+        statement = f"select {schema}.may_read($1, $2)"
+        try:
+            return bool(await self._pool.fetchval(statement, user, topic))
+        except BROKEN as error:
+            raise GrantsUnavailable(reason(error)) from error

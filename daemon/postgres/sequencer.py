@@ -1,0 +1,129 @@
+"""Gives events their order. One leader per database; everybody else reads what it wrote."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+
+from daemon import metrics
+from daemon.logs import get_logger
+from daemon.postgres.connect import Pool
+from daemon.postgres.doorbell import LONGEST_PAUSE, Connect
+from daemon.postgres.event_log import BROKEN, reason
+from daemon.postgres.queries import query
+
+log = get_logger()
+
+LEADER_LOCK = 0x526F7763617374  # "Rowcast": an advisory lock of the database
+ANSWER_WITHIN = 30.0  # seconds for one statement: a link that is dead must not keep the leader's lock for ever
+KEPT_BATCHES = 1000  # the store of snapshots is cleared every so many
+
+
+class Superseded(Exception):
+    """A newer term has begun: this leader may not number any more."""
+
+
+class Sequencer:
+    """Numbers events while it leads, and waits for its turn while another does.
+
+    `events` is the bell that writers ring; `numbered` is called after each batch. Without a ring it looks every
+    `poll_every` seconds. `sync` makes each batch wait for its flush: then nothing that a crash of Postgres could
+    take back is ever shown.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        pool: Pool,
+        events: asyncio.Event,
+        numbered: Callable[[], None],
+        *,
+        poll_every: float = 1.0,
+        sync: bool = False,
+    ) -> None:
+        self._connect = connect
+        self._pool = pool
+        self._events = events
+        self._numbered = numbered
+        self._poll_every = poll_every
+        self._sync = sync
+        self._others = asyncio.Event()
+        self.leading = asyncio.Event()  # set while this daemon leads and has numbered what it found
+        self.settled = asyncio.Event()  # set once it is known who leads
+        self.backend_pid: int | None = None
+
+    async def run(self) -> None:
+        """Lead, or wait to lead, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tell_others())
+            group.create_task(self._reign_for_ever())
+
+    async def _reign_for_ever(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                await self._reign()
+            except Superseded:
+                pass
+            except BROKEN as error:
+                attempt = 1 if self.leading.is_set() else attempt + 1
+                if attempt == 1:
+                    log.warning("leader_lost", reason=reason(error))
+            finally:
+                self.leading.clear()
+                self.backend_pid = None
+                metrics.LEADER.set(0)
+            await asyncio.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.2 * 2**attempt)))  # noqa: S311
+
+    async def _reign(self) -> None:
+        """One connection's life: wait for the lock, open a term, number until something breaks."""
+        connection = await self._connect()
+        try:
+            self.backend_pid = connection.get_server_pid()
+            # Tried and not waited for: a waiting statement would hold a snapshot, and with it back the vacuum.
+            while not await connection.fetchval(query("lead"), LEADER_LOCK, timeout=ANSWER_WITHIN):
+                self.settled.set()
+                await asyncio.sleep(self._poll_every * random.uniform(0.5, 1.0))  # noqa: S311
+            opened = await connection.fetchrow(query("open_term"), timeout=ANSWER_WITHIN)
+            assert opened is not None
+            term, last_seq, snapshot = opened["term"], opened["base"], opened["snapshot"]
+            await connection.execute(f"set synchronous_commit = {'on' if self._sync else 'off'}")
+            log.info("leader_elected", term=term, base=last_seq)
+            metrics.LEADER.set(1)
+            self._events.set()
+            number = await connection.prepare(query("number_events"))
+            batches = 0
+            while True:
+                self._events.clear()
+                _, xmax, in_progress = snapshot.split(":")
+                row = await number.fetchrow(
+                    term, last_seq, xmax, [xid for xid in in_progress.split(",") if xid], timeout=ANSWER_WITHIN
+                )
+                assert row is not None
+                if row["superseded"]:
+                    raise Superseded
+                snapshot, last_seq = row["snapshot"], row["last_seq"]
+                if row["numbered"]:
+                    self._numbered()
+                    self._others.set()
+                    batches += 1
+                    if batches % KEPT_BATCHES == 0:
+                        await connection.execute(query("forget_batches"), last_seq, timeout=ANSWER_WITHIN)
+                self.leading.set()
+                self.settled.set()
+                # Not wait_for: in Python 3.11 it can swallow a cancellation.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._poll_every):
+                        await self._events.wait()
+        finally:
+            connection.terminate()
+
+    async def _tell_others(self) -> None:
+        """Wake the daemons that only read. Its own connection, since NOTIFY may have to wait for its lock."""
+        while True:
+            await self._others.wait()
+            self._others.clear()
+            try:
+                await self._pool.execute(query("tell"), timeout=ANSWER_WITHIN)
+            except BROKEN as error:
+                log.debug("log_unavailable", reason=reason(error))  # they poll as well

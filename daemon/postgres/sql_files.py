@@ -1,0 +1,174 @@
+"""The .sql files of ddl/ and triggers/: read, put into a schema, and checked for what they may not say."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final
+
+import asyncpg
+
+from daemon.core.errors import OperatorFault
+
+ALONE: Final = "-- no-transaction"
+"""The first line of a file whose statements run one by one, each outside a transaction."""
+
+
+class BadSqlFile(OperatorFault):
+    """{file}, line {line}: {problem}."""
+
+    exit_code: ClassVar[int] = 65
+
+    def __init__(self, file: str, line: int, problem: str) -> None:
+        self.file, self.line, self.problem = file, line, problem
+
+
+class BadSchemaName(OperatorFault):
+    """The schema name "{name}" is not allowed: {reason}."""
+
+    exit_code: ClassVar[int] = 64
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement of a file: its text, its words outside of quotes and comments, and its place in the file."""
+
+    text: str
+    words: tuple[str, ...]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class SqlFile:
+    """A file that may be run. `name` is for people, e.g. `chatgenius/0001_tables.up.sql`."""
+
+    name: str
+    text: str
+    statements: tuple[Statement, ...]
+    alone: bool
+
+    @property
+    def script(self) -> str:
+        """The text so that another statement may follow it."""
+        closed = not self.statements or self.statements[-1].text.endswith(";")
+        return self.text.rstrip() + ("\n" if closed else "\n;\n")
+
+    def place(self, error: asyncpg.PostgresError, statement: Statement | None = None) -> str:
+        """Where the error of the whole file, or of one statement of it, is: its name, and the line if known."""
+        start = statement.start if statement else 0
+        position: str | None = getattr(error, "position", None)  # in characters, from 1
+        if position is None and statement is None:
+            return f" in {self.name}"
+        return f" in {self.name}, line {_line(self.text, start + int(position or 1) - 1)}"
+
+
+def check_schema_name(name: str, *, own: bool = False) -> None:
+    """Only a name that needs no quotes can be put into a file without care. Raises BadSchemaName.
+
+    `own`: Rowcast's own schema is allowed too. Reserved words pass here: only the server knows them all.
+    """
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
+        raise BadSchemaName(name, "use small letters, digits and underscores, at most 63, no digit first")
+    if (name == "rowcast" and not own) or name == "information_schema" or name.startswith("pg_"):
+        raise BadSchemaName(name, "it belongs to Rowcast or to Postgres")
+
+
+def read(path: Path, *, pack: str, schema: str) -> SqlFile:
+    """A pack's file, with `pack.` turned into `schema.` wherever it stands as a word. Raises BadSqlFile."""
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BadSqlFile(name, 1, "it is not UTF-8") from None
+    except OSError as error:
+        raise BadSqlFile(name, 1, f"it cannot be read ({error.strerror})") from None
+    text = re.sub(rf"\b{re.escape(pack)}\.", f"{schema}.", text)
+    alone = text.partition("\n")[0].rstrip() == ALONE
+    statements = tuple(_statements(text))
+    for statement in statements:
+        if problem := _problem(statement, alone=alone):
+            raise BadSqlFile(name, _line(text, statement.start), problem)
+    return SqlFile(name, text, statements, alone)
+
+
+def _problem(statement: Statement, *, alone: bool) -> str | None:
+    """What keeps a statement from being run as part of a revision."""
+    match statement.words:
+        case ("begin" | "commit" | "rollback" | "abort" | "end" as word, *_):
+            return f"{word.upper()} is not for a file to say: each revision is one transaction"
+        case ("start", "transaction", *_) | ("prepare", "transaction", *_):
+            return "a file does not handle transactions: each revision is one"
+        case ("refresh", *_):
+            return None  # a materialized view may be refreshed concurrently inside a transaction
+        case words if "concurrently" in words and not alone:
+            return f'CONCURRENTLY needs a file of its own, with "{ALONE}" as its first line'
+    return None
+
+
+_TOKEN: Final = re.compile(
+    r"""
+      (?P<comment> --[^\n]* | /\* )
+    | (?P<string>  [eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" )
+    | (?P<dollar>  \$(?:[^\W\d]\w*)?\$ )
+    | (?P<word>    [^\W\d][\w$]* )
+    | (?P<open>    \( )
+    | (?P<close>   \) )
+    | (?P<end>     ; )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def _statements(text: str) -> Iterator[Statement]:
+    """Split at the semicolons that end a statement, not at those within quotes, comments, lists and bodies."""
+    start: int | None = None  # of the statement, at its first token
+    words: list[str] = []
+    parentheses = bodies = position = 0
+    while token := _TOKEN.search(text, position):
+        kind, position = token.lastgroup, token.end()
+        if kind == "comment":
+            if token[0] == "/*":
+                position = _end_of_comment(text, position)
+            continue
+        if kind == "end" and not parentheses and not bodies:
+            if start is not None:
+                yield _statement(text, start, position, words)
+            start, words = None, []
+            continue
+        start = token.start() if start is None else start
+        if kind == "dollar":
+            closing = text.find(token[0], position)
+            position = len(text) if closing < 0 else closing + len(token[0])
+        elif kind == "word":
+            words.append(token[0].lower())
+            if words[-2:] == ["begin", "atomic"] or (bodies and words[-1] == "case"):
+                bodies += 1  # a function body that is not quoted; `case` has an `end` of its own
+            elif bodies and words[-1] == "end":
+                bodies -= 1
+        elif kind == "open":
+            parentheses += 1
+        elif kind == "close":
+            parentheses = max(0, parentheses - 1)
+    if start is not None:
+        yield _statement(text, start, len(text), words)
+
+
+def _statement(text: str, start: int, end: int, words: list[str]) -> Statement:
+    return Statement(text[start:end], tuple(words), start)
+
+
+def _line(text: str, index: int) -> int:
+    return text.count("\n", 0, index) + 1
+
+
+def _end_of_comment(text: str, position: int) -> int:
+    """The place after a block comment, of which others may be part."""
+    depth = 1
+    for mark in re.compile(r"/\*|\*/").finditer(text, position):
+        depth += 1 if mark[0] == "/*" else -1
+        if not depth:
+            return mark.end()
+    return len(text)

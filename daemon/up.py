@@ -1,0 +1,191 @@
+"""The first run: a database if there is none, the DDL, sample data, a key; then the daemon, and where to look."""
+
+import asyncio
+import json
+import os
+import random
+import secrets
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+from pydantic import SecretStr
+
+from daemon.app import Running, schemas_of, serve
+from daemon.core.errors import OperatorFault
+from daemon.files import folder
+from daemon.gateway.auth import Authenticator
+from daemon.logs import get_logger
+from daemon.postgres import sql_files
+from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, connect, explain
+from daemon.postgres.embed import EmbeddedPostgres
+from daemon.settings import Settings
+
+log = get_logger()
+
+TOKEN_TTL = 7 * 86400.0  # seconds that a sample user's token is good for
+BOT_PAUSE = (1.5, 5.0)  # seconds between two things that the demo's bot does, at random
+
+
+class NoHome(OperatorFault):
+    """{path} cannot be used ({reason}): choose another directory with --data-dir."""
+
+    exit_code: ClassVar[int] = 34
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+
+
+class SetupFailed(OperatorFault):
+    """The DDL could not be applied; the line above says why."""
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
+def connection_file(data_dir: Path) -> Path:
+    """Where `up` writes what others need to know: URLs, and the sample users with their tokens."""
+    return data_dir / "connection.json"
+
+
+def at_home(settings: Settings) -> Settings:
+    """The settings, completed by what a `daemon up` in the same data directory uses."""
+    if settings.dsn is None and (found := _read(connection_file(settings.data_dir))):
+        url = json.loads(found)["database_url"]
+        settings = settings.model_copy(update={"database_url": SecretStr(url)})
+    if settings.secret is None and (found := _read(settings.data_dir / "secret")):
+        settings = settings.model_copy(update={"secret": SecretStr(found)})
+    return settings
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise NoHome(path, error.strerror or str(error)) from None
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    fresh.replace(path)
+
+
+async def up(settings: Settings, *, demo: bool) -> None:
+    """Serve out of the data directory until SIGINT or SIGTERM. Raises an OperatorFault."""
+    data_dir = settings.data_dir
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if settings.secret is None and not (data_dir / "secret").exists():
+            _write_private(data_dir / "secret", secrets.token_urlsafe(48))
+    except OSError as error:
+        raise NoHome(data_dir, error.strerror or str(error)) from None
+
+    async with AsyncExitStack() as stack:
+        if settings.dsn is None:
+            postgres = await stack.enter_async_context(EmbeddedPostgres(data_dir / "postgres"))
+            settings = settings.model_copy(update={"database_url": SecretStr(postgres.dsn)})
+        settings = at_home(settings)
+        await _apply_ddl(settings)
+        users = await _sample(settings) if demo else []
+
+        async def began(daemon: Running) -> None:
+            _write_private(connection_file(data_dir), json.dumps(_connection(settings, daemon, users), indent=2))
+            _greet(settings, daemon, users)
+            if demo:
+                await _bot(settings, daemon.pool)
+
+        await serve(settings, demo={"users": users} if demo else None, beside=began)
+    click.echo("Stopped.")
+
+
+async def _apply_ddl(settings: Settings) -> None:
+    """In a process of its own: what applies the DDL takes memory that a daemon would keep for ever."""
+    command = [sys.executable, "-m", "daemon", "--apply-ddl"]
+    environment = {
+        **os.environ,
+        "DATABASE_URL": settings.dsn or "",
+        "ROWCAST_PACKS": ",".join(settings.packs),
+        **({"ROWCAST_SCHEMA": settings.schema_name} if settings.schema_name else {}),
+    }
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL)
+    if await process.wait():
+        raise SetupFailed(process.returncode or 1)
+
+
+def _statements(settings: Settings, name: str) -> list[str]:
+    """The text of this demo file of each pack that has one."""
+    return [
+        sql_files.read(path, pack=pack, schema=schema).text
+        for pack, schema in schemas_of(settings).items()
+        if (path := folder("ddl") / pack / name).is_file()
+    ]
+
+
+async def _sample(settings: Settings) -> list[dict[str, str]]:
+    """Load the sample data, and return the sample users with their tokens."""
+    connection: Connection = await connect(settings.require_dsn(), application_name="rowcast demo")
+    try:
+        for statement in _statements(settings, "demo.sql"):
+            await connection.execute(statement)
+        rows = [row for text in _statements(settings, "demo_users.sql") for row in await connection.fetch(text)]
+    except DRIVER_ERRORS as error:
+        raise explain(error, place=" in the sample data") from None
+    finally:
+        await connection.close()
+    issue = Authenticator(settings.require_secret()).issue
+    return [{"id": row["id"], "name": row["name"], "token": issue(row["id"], TOKEN_TTL)} for row in rows]
+
+
+async def _bot(settings: Settings, pool: Pool) -> None:
+    """Write something now and then, so that something moves."""
+    steps = _statements(settings, "demo_step.sql")
+    while steps:
+        await asyncio.sleep(random.uniform(*BOT_PAUSE))  # noqa: S311
+        for step in steps:
+            try:
+                await pool.execute(step)
+            except DRIVER_ERRORS as error:
+                log.debug("demo_step_failed", reason=str(explain(error)))
+
+
+def _connection(settings: Settings, daemon: Running, users: Sequence[dict[str, str]]) -> dict[str, Any]:
+    return {
+        "database_url": settings.require_dsn(),
+        "websocket_url": daemon.websocket_url,
+        "http_url": daemon.http_url,
+        "users": list(users),
+    }
+
+
+def _bold(text: str) -> str:
+    return click.style(text, bold=True)
+
+
+def _greet(settings: Settings, daemon: Running, users: Sequence[dict[str, str]]) -> None:
+    """Say where to look and what to type next."""
+    file = connection_file(settings.data_dir)
+    home = "" if settings.data_dir == type(settings)().data_dir else f" --data-dir {settings.data_dir}"
+    lines = [
+        "",
+        f"  {_bold('Rowcast is running.')}  {click.style(daemon.http_url, fg='cyan', underline=True)}",
+        "",
+        f"  websocket   {daemon.websocket_url}",
+        f"  database    in {file}, with the sample users' tokens" if users else f"  database    in {file}",
+        "",
+        "  Open the page, then change a row in another terminal:",
+        f'    {_bold("psql")} "$(python3 -c \'import json;print(json.load(open("{file}"))["database_url"])\')"',
+        f"    {_bold('daemon tail users')}{home}",
+        "",
+        "  Ctrl-C stops everything.",
+        "",
+    ]
+    click.echo("\n".join(lines))

@@ -1,0 +1,14 @@
+"""What the tables do by themselves: updated_at, and children that go before their message."""
+
+from daemon.postgres.ddl import run_sql
+
+revision = "chatgenius_0002"
+down_revision = "chatgenius_0001"
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

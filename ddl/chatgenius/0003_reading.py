@@ -1,0 +1,14 @@
+"""Views of what lives, and may_read."""
+
+from daemon.postgres.ddl import run_sql
+
+revision = "chatgenius_0003"
+down_revision = "chatgenius_0002"
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

@@ -1,0 +1,51 @@
+"""Fixtures for every test."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+
+import pytest
+
+from daemon.postgres import ddl
+from daemon.postgres.connect import Connection, connect
+from daemon.postgres.embed import EmbeddedPostgres
+from tests.support.postgres import FAST, Server, chosen_binaries, passable_directory
+
+
+def ignore(line: str) -> None:
+    """For whoever reports to nobody."""
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """One server for all tests of this process; it is bound to no event loop."""
+    with passable_directory() as directory:
+        embedded = EmbeddedPostgres(directory, binaries=chosen_binaries(), settings=FAST)
+        asyncio.run(embedded.start())
+        try:
+            yield Server(embedded)
+        finally:
+            asyncio.run(embedded.stop())
+
+
+@pytest.fixture
+async def empty_database(postgres: Server) -> AsyncIterator[str]:
+    """The DSN of a database with nothing in it."""
+    async with postgres.database() as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def database(postgres: Server) -> AsyncIterator[str]:
+    """The DSN of a database with Rowcast's own schema and ChatGenius in it."""
+    template = await postgres.template("chatgenius", partial(ddl.apply, packs=("chatgenius",), report=ignore))
+    async with postgres.database(template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def sql(database: str) -> AsyncIterator[Connection]:
+    """A connection to `database`, as its owner."""
+    connection = await connect(database, application_name="test")
+    yield connection
+    await connection.close()

@@ -1,0 +1,242 @@
+import base64
+import hashlib
+import hmac
+import json
+import time
+from typing import Any
+
+import pytest
+
+from daemon.core.errors import BadToken, ClientFault
+from daemon.gateway.auth import MAX_TOKEN, Authenticator, BadSecret
+
+SECRET = b"a secret of thirty-two bytes, ok"
+USER = "01JGQ4ZV8M0000000000000000"
+PEM = b"""-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEEVs/o5+uQbTjL3chynL4wXgUg2R9
+q9UU8I5mEovUf86QZ7kOBIjJwqnzD1omageEHWwHdBO6B+dFabmdT9POxg==
+-----END PUBLIC KEY-----
+"""
+
+
+def encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def signed(header: str, payload: str, *, secret: bytes = SECRET, digest: str = "sha256") -> str:
+    """A token made by hand, of whatever stands in the header and payload."""
+    unsigned = f"{encoded(header.encode())}.{encoded(payload.encode(errors='surrogateescape'))}"
+    return f"{unsigned}.{encoded(hmac.new(secret, unsigned.encode(), digest).digest())}"
+
+
+NOW = int(time.time())
+GOOD: dict[str, Any] = {"iss": "rowcast", "aud": "rowcast", "sub": USER, "iat": NOW - 60, "exp": NOW + 36000}
+HEADER = '{"alg":"HS256","typ":"JWT"}'
+
+
+def forged(secret: bytes = SECRET, header: dict[str, Any] | None = None, **claims: Any) -> str:
+    """A good token but for what is changed; a claim that is changed to ... is left out."""
+    heading = {"alg": "HS256", "typ": "JWT"} | (header or {})
+    kept = {name: value for name, value in (GOOD | claims).items() if value is not ...}
+    return signed(json.dumps(heading), json.dumps(kept), secret=secret)
+
+
+def without_signature(header: str) -> str:
+    return f"{encoded(header.encode())}.{encoded(json.dumps(GOOD).encode())}."
+
+
+def with_last_character_changed(token: str) -> str:
+    return token[:-1] + ("A" if token[-1] != "A" else "B")
+
+
+def with_another_payload(token: str) -> str:
+    header, _, signature = token.split(".")
+    return f"{header}.{encoded(json.dumps(GOOD | {'sub': 'admin'}).encode())}.{signature}"
+
+
+def test_a_token_names_its_user_and_its_end() -> None:
+    claims = Authenticator(SECRET).verify(forged())
+    assert claims.user == USER
+    assert claims.expires == float(GOOD["exp"])
+
+
+def test_an_issued_token_is_good() -> None:
+    authenticator = Authenticator(SECRET)
+    claims = authenticator.verify(authenticator.issue("ada lovelace ü", ttl=60))
+    assert claims.user == "ada lovelace ü"
+    assert 0 < claims.expires - time.time() <= 60
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        signed('{"typ":"JWT","alg":"HS256"}', json.dumps(GOOD)),
+        signed('{"alg":"HS256"}', json.dumps(GOOD)),
+        forged(exp=NOW + 36000.5),
+        forged(exp=NOW - 10),  # within the leeway
+        forged(iat=NOW + 10, nbf=NOW + 10),
+        forged(aud=["someone", "rowcast"]),
+        forged(role="admin", jti="1"),
+        forged(sub="u" * 128),
+    ],
+)
+def test_other_good_tokens_are_good(token: str) -> None:
+    Authenticator(SECRET).verify(token)
+
+
+BAD = {
+    "nothing": "",
+    "no token": "hello",
+    "two dots": "..",
+    "two segments": forged().rpartition(".")[0],
+    "four segments": forged() + ".e30",
+    "five segments, as of JWE": "e30.e30.e30.e30.e30",
+    "alg none": without_signature('{"alg":"none"}'),
+    "alg None": without_signature('{"alg":"None"}'),
+    "alg nOnE": without_signature('{"alg":"nOnE"}'),
+    "alg none, signed": forged(header={"alg": "none"}),
+    "alg null": forged(header={"alg": None}),
+    "alg empty": forged(header={"alg": ""}),
+    "alg a list": forged(header={"alg": ["HS256"]}),
+    "alg in small letters": forged(header={"alg": "hs256"}),
+    "no alg": signed('{"typ":"JWT"}', json.dumps(GOOD)),
+    "HS512, rightly signed": signed('{"alg":"HS512"}', json.dumps(GOOD), digest="sha512"),
+    "RS256": forged(header={"alg": "RS256"}),
+    "signed with a public key": forged(secret=PEM),
+    "ES256 with r = s = 0": f"{without_signature(json.dumps({'alg': 'ES256'}))}{encoded(bytes(64))}",
+    "an empty key": forged(secret=b""),
+    "another key": forged(secret=SECRET[::-1]),
+    "no signature": without_signature(HEADER),
+    "half a signature": forged()[:-20],
+    "a changed signature": with_last_character_changed(forged()),
+    "a changed payload": with_another_payload(forged()),
+    "padding": forged() + "=",
+    "white space": " " + forged(),
+    "a newline": forged() + "\n",
+    "the other base64": forged().replace("_", "/").replace("-", "+") + "+",
+    "a typ of something else": forged(header={"typ": "at+jwt"}),
+    "crit": forged(header={"crit": ["exp"]}),
+    "crit with b64": forged(header={"crit": ["b64"], "b64": False}),
+    "b64": forged(header={"b64": False}),
+    "jku": forged(header={"jku": "https://evil.example/keys"}),
+    "jwk": forged(header={"jwk": {"kty": "oct", "k": encoded(SECRET)}}),
+    "x5u": forged(header={"x5u": "https://evil.example/cert"}),
+    "x5c": forged(header={"x5c": ["MII"]}),
+    "cty": forged(header={"cty": "JWT"}),
+    "kid of a path": forged(header={"kid": "../../../dev/null"}),
+    "kid of SQL": forged(header={"kid": "' union select 'k' --"}),
+    "kid of 5 KB": forged(header={"kid": "k" * 5000}),
+    "alg twice": signed('{"alg":"none","alg":"HS256"}', json.dumps(GOOD)),
+    "a header that is a list": signed("[]", json.dumps(GOOD)),
+    "a header that is no JSON": signed("{", json.dumps(GOOD)),
+    "a header that nests deeply": signed("[" * 2000, json.dumps(GOOD)),
+    "a payload that nests deeply": signed(HEADER, "[" * 4000),
+    "a payload that is a list": signed(HEADER, "[]"),
+    "a payload that is no JSON": signed(HEADER, "{"),
+    "a payload that is not UTF-8": signed(HEADER, json.dumps(GOOD)[:-1] + ', "\udcff": 1}'),
+    "sub twice": signed(HEADER, json.dumps(GOOD)[:-1] + ', "sub": "admin"}'),
+    "exp twice": signed(HEADER, json.dumps(GOOD)[:-1] + ', "exp": 99999999999}'),
+    "expired": forged(exp=NOW - 31),
+    "expired long ago": forged(exp=1),
+    "exp missing": forged(exp=...),
+    "exp null": forged(exp=None),
+    "exp a string": forged(exp="99999999999"),
+    "exp true": forged(exp=True),
+    "exp infinite": signed(HEADER, json.dumps(GOOD | {"exp": 0}).replace('"exp": 0', '"exp": 1e400')),
+    "exp NaN": signed(HEADER, json.dumps(GOOD | {"exp": float("nan")})),
+    "exp of 400 digits": forged(exp=10**400),
+    "exp of 5,000 digits": signed(HEADER, json.dumps(GOOD)[:-1].replace(str(GOOD["exp"]), "9" * 5000) + "}"),
+    "iat missing": forged(iat=...),
+    "iat in the future": forged(iat=NOW + 3600),
+    "iat a string": forged(iat=str(NOW)),
+    "nbf in the future": forged(nbf=NOW + 3600),
+    "nbf a string": forged(nbf="0"),
+    "aud missing": forged(aud=...),
+    "aud of another": forged(aud="someone"),
+    "aud empty": forged(aud=[]),
+    "aud that only begins so": forged(aud="rowcast2"),
+    "aud an object": forged(aud={"rowcast": 1}),
+    "iss missing": forged(iss=...),
+    "iss of another": forged(iss="evil"),
+    "iss a list": forged(iss=["rowcast"]),
+    "sub missing": forged(sub=...),
+    "sub empty": forged(sub=""),
+    "sub a number": forged(sub=1),
+    "sub too long": forged(sub="u" * 129),
+    "sub with a newline": forged(sub="ada\nlog: forged"),
+    "sub with a NUL": forged(sub="ada\0"),
+    "sub with an escape": forged(sub="\x1b[2J"),
+    "sub half a surrogate pair": forged(sub="\ud800"),
+    "too long": forged(note="x" * MAX_TOKEN),
+    "a megabyte": "A" * 2**20,
+    "a megabyte of dots": "." * 2**20,
+    "not ASCII": forged().replace("e", "е"),  # noqa: RUF001 - a Cyrillic one
+    "a surrogate": "\ud800.e30.e30",
+}
+
+
+@pytest.mark.parametrize("token", BAD.values(), ids=BAD.keys())
+def test_a_bad_token_is_refused_and_nobody_learns_why(token: str) -> None:
+    with pytest.raises(BadToken) as refusal:
+        Authenticator(SECRET).verify(token)
+    assert str(refusal.value) == str(BadToken())
+    assert refusal.value.code == "token"
+    assert isinstance(refusal.value, ClientFault)
+    assert refusal.value.__cause__ is None
+    assert refusal.value.__suppress_context__
+
+
+def test_a_token_at_the_size_limit_is_good_and_one_more_byte_is_not() -> None:
+    fits = next(
+        token
+        for size in range(5800, MAX_TOKEN)
+        if len(token := forged(note="x" * size)) in {MAX_TOKEN - 1, MAX_TOKEN}
+    )
+    assert Authenticator(SECRET).verify(fits).user == USER
+    assert len(forged(note="x" * 6000)) > MAX_TOKEN
+
+
+def test_the_signature_is_sha256_of_the_secret_and_nothing_else() -> None:
+    token = Authenticator(SECRET).issue(USER, ttl=60)
+    unsigned, _, signature = token.rpartition(".")
+    assert signature == encoded(hmac.new(SECRET, unsigned.encode(), hashlib.sha256).digest())
+    assert json.loads(base64.urlsafe_b64decode(unsigned.split(".")[0] + "==")) == {"alg": "HS256", "typ": "JWT"}
+
+
+def test_tokens_of_another_audience_issuer_or_secret_are_not_ours() -> None:
+    token = Authenticator(SECRET, issuer="a", audience="b").issue(USER, ttl=60)
+    assert Authenticator(SECRET, issuer="a", audience="b").verify(token).user == USER
+    for other in (
+        Authenticator(SECRET),
+        Authenticator(SECRET, issuer="a"),
+        Authenticator(SECRET, audience="b"),
+        Authenticator(SECRET[::-1], issuer="a", audience="b"),
+    ):
+        with pytest.raises(BadToken):
+            other.verify(token)
+
+
+def test_the_leeway_can_be_none() -> None:
+    token = forged(exp=NOW - 10)
+    Authenticator(SECRET).verify(token)
+    with pytest.raises(BadToken):
+        Authenticator(SECRET, leeway=0).verify(token)
+
+
+@pytest.mark.parametrize("user", ["", "u" * 129, "a\nb", "\ud800"])
+def test_no_token_is_issued_for_what_cannot_be_a_user(user: str) -> None:
+    with pytest.raises(ValueError, match="a user is 1 to 128 printable characters"):
+        Authenticator(SECRET).issue(user, ttl=60)
+
+
+@pytest.mark.parametrize("secret", [b"", b"short", SECRET[:31]])
+def test_a_short_secret_is_the_operators_fault(secret: bytes) -> None:
+    with pytest.raises(BadSecret, match=f"has only {len(secret)} bytes"):
+        Authenticator(secret)
+
+
+def test_a_public_key_is_no_secret() -> None:
+    with pytest.raises(BadSecret, match="another algorithm") as refusal:
+        Authenticator(PEM)
+    assert refusal.value.exit_code == 78
+    assert "BEGIN" not in str(refusal.value)

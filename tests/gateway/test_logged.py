@@ -1,0 +1,128 @@
+"""What operators read about clients."""
+
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from websockets.frames import Opcode
+
+from daemon.gateway.http import text_page
+from daemon.gateway.server import encode
+from daemon.logs import EVENTS
+from tests.gateway.peers import UPGRADE, request, serving, until
+from tests.gateway.test_slow_peers import SMALL, fill
+
+Lines = list[MutableMapping[str, Any]]
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    with capture_logs() as captured:
+        yield captured
+    assert {line["event"] for line in captured} <= EVENTS.keys()
+
+
+async def test_a_session_is_logged_when_it_begins_and_ends(lines: Lines) -> None:
+    async with serving() as served:
+        peer, recorder = await served.open()
+        served.pass_time(7)
+        recorder.socket.close(4401, "token")
+        peer.close()
+        await recorder.gone.wait()
+    session = recorder.socket.session
+    began, ended = lines
+    assert began["peer"].startswith("127.0.0.1:")
+    assert dict(began) | {"peer": "?"} == {
+        "event": "client_connected",
+        "log_level": "info",
+        "session": session,
+        "peer": "?",
+    }
+    assert ended == {
+        "event": "client_disconnected",
+        "log_level": "info",
+        "session": session,
+        "code": 4401,
+        "seconds": 7.0,
+    }
+
+
+@pytest.mark.parametrize(("sent", "code"), [(b"\x03\xe9", 1001), (b"", 1005), (None, 1006)])
+async def test_the_code_is_the_peers_if_it_ended_the_session(lines: Lines, sent: bytes | None, code: int) -> None:
+    async with serving() as served:
+        peer, recorder = await served.open()
+        if sent is not None:
+            await peer.send_frame(Opcode.CLOSE, sent)
+        peer.close()
+        await recorder.gone.wait()
+    assert lines[-1]["event"] == "client_disconnected"
+    assert lines[-1]["code"] == code
+
+
+async def test_a_client_that_is_cut_is_logged_with_the_reason(lines: Lines) -> None:
+    async with serving(queue_bytes=2**20) as served:
+        _, recorder = await served.open(receive_buffer=SMALL)
+        recorder.socket.write(encode(bytes(16 * 2**20)))
+        await recorder.gone.wait()
+    assert [(line["event"], line["log_level"]) for line in lines] == [
+        ("client_connected", "info"),
+        ("client_aborted", "warning"),
+        ("client_disconnected", "info"),
+    ]
+    assert lines[1]["reason"] == "too_slow"
+
+
+async def test_a_refusal_is_logged_and_what_a_stranger_sent_is_cut_short(lines: Lines) -> None:
+    async with serving() as served:
+        peer = await served.raw()
+        await peer.send(request("GET /v1", UPGRADE | {"Sec-WebSocket-Version": "v" * 5000}))
+        await peer.read_all()
+        peer.close()
+        await until(lambda: served.gateway.sockets == 0)
+    (refused,) = lines
+    assert refused["event"] == "client_refused"
+    assert refused["status"] == 400
+    assert "Sec-WebSocket-Version" in refused["reason"]
+    assert len(refused["reason"]) <= 200
+
+
+async def test_pages_and_ports_that_are_only_knocked_at_are_not_logged(lines: Lines) -> None:
+    async with serving({"/healthz": lambda: text_page("ok")}) as served:
+        for sent in (request("GET /healthz"), request("GET /favicon.ico"), b""):
+            peer = await served.raw()
+            await peer.send(sent)
+            peer.half_close()
+            await peer.read_all()
+            peer.close()
+        await until(lambda: served.gateway.sockets == 0)
+    assert lines == []
+
+
+async def test_no_misdeed_of_a_client_is_an_error_of_ours(lines: Lines) -> None:
+    async with serving() as served:
+        for misdeed in (b"\xff" * 100, b"\x81\x85abcd\xff\xff\xff\xff\xff", b"\x88\x81abcd1", b"\x00" * 1000):
+            peer, recorder = await served.open()
+            await peer.send(misdeed)
+            await peer.read_all()
+            peer.reset()
+            await recorder.gone.wait()
+        peer, recorder = await served.open(receive_buffer=SMALL)
+        fill(recorder)
+        peer.reset()
+        await recorder.gone.wait()
+    assert {line["log_level"] for line in lines} == {"info"}
+
+
+async def test_a_bug_in_an_attendant_is_logged_as_an_error_of_ours(lines: Lines) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with serving(answer=fail) as served:
+        peer, recorder = await served.open()
+        await peer.send_frame(Opcode.TEXT, b"provoke")
+        assert await peer.read_close() == 1011
+        peer.close()
+        await recorder.gone.wait()
+    assert [line["event"] for line in lines] == ["client_connected", "internal_error", "client_disconnected"]
+    assert lines[1]["session"] == recorder.socket.session

@@ -1,0 +1,94 @@
+"""Applying while others use the tables."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from daemon.postgres.ddl import Blocked
+from tests.support.folders import Folders, value
+
+
+@pytest.fixture
+async def reader(folders: Folders, empty_database: str) -> asyncpg.Connection:
+    """A transaction that has read shop.goods, and goes on."""
+    folders.shop()
+    await folders.apply(empty_database, "shop")
+    folders.revision("shop", 3, up="alter table shop.goods add column price int;")
+    connection = await asyncpg.connect(empty_database, server_settings={"application_name": "slow report"})
+    await connection.execute("begin; select * from shop.goods;")
+    folders.heard.clear()
+    return connection
+
+
+async def test_a_revision_that_gets_no_lock_says_who_has_it_and_leaves_the_schema_as_it_was(
+    folders: Folders, empty_database: str, reader: asyncpg.Connection
+) -> None:
+    with pytest.raises(Blocked) as caught:
+        await folders.apply(empty_database, "shop", lock_timeout=2.0, attempts=1)
+    assert 19 == caught.value.exit_code
+    told = str(caught.value)
+    assert told.startswith("No lock within 2 s in shop/0003_part.up.sql, because of process ")
+    assert f"process {reader.get_server_pid()} (slow report of rowcast, idle in transaction for " in told
+    assert "shop_0002" == await value(empty_database, "select version_num from shop.alembic_version")
+    await reader.close()
+
+
+async def test_a_revision_that_got_no_lock_is_tried_again(
+    folders: Folders, empty_database: str, reader: asyncpg.Connection
+) -> None:
+    blocked = asyncio.Event()
+
+    def report(line: str) -> None:
+        folders.heard.append(line)
+        blocked.set()
+
+    applying = asyncio.create_task(folders.apply(empty_database, "shop", lock_timeout=0.5, report=report))
+    while "(attempt 1 failed)" not in (folders.heard or [""])[-1]:
+        blocked.clear()
+        await blocked.wait()
+    await reader.close()
+    await applying
+    assert "shop: shop_0002 -> shop_0003" == folders.heard[-1]
+
+
+async def test_a_cancelled_apply_leaves_nothing_and_lets_the_next_one_in(
+    folders: Folders, empty_database: str
+) -> None:
+    begun = asyncio.Event()
+
+    def report(line: str) -> None:
+        if line == "notice: begun":
+            begun.set()
+
+    folders.revision(
+        "shop",
+        1,
+        up="create table shop.goods (); do $$ begin raise notice 'begun'; perform pg_sleep(600); end $$;",
+    )
+    applying = asyncio.create_task(folders.apply(empty_database, "shop", report=report))
+    await begun.wait()
+    applying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await applying
+    folders.revision("shop", 1, up="create table shop.other ();")
+    await folders.apply(empty_database, "shop")
+    assert await value(empty_database, "select to_regclass('shop.goods') is null")
+
+
+async def test_without_a_lock_timeout_a_revision_waits_until_it_gets_its_lock(
+    folders: Folders, empty_database: str, reader: asyncpg.Connection
+) -> None:
+    folders.revision("shop", 3, up="select 1;")
+    folders.revision("shop", 4, up="do $$ begin raise notice 'begun'; end $$; alter table shop.goods add price int;")
+    begun = asyncio.Event()
+
+    def report(line: str) -> None:
+        if line == "notice: begun":
+            begun.set()
+
+    applying = asyncio.create_task(folders.apply(empty_database, "shop", lock_timeout=0, report=report))
+    await begun.wait()
+    await reader.close()
+    await applying
+    assert "shop_0004" == await value(empty_database, "select version_num from shop.alembic_version")

@@ -1,0 +1,166 @@
+"""Rolling back: what goes, what stays, and what stops it."""
+
+import pytest
+
+from daemon.postgres.connect import DatabaseFault, StillUsed
+from daemon.postgres.ddl import NotReached, StillNeeded
+from daemon.postgres.history import Irreversible, UnknownPack, UnknownRevision
+from tests.support.catalog import catalog
+from tests.support.folders import Folders, execute, value
+
+SCHEMAS = ("rowcast", "shop", "test")
+
+
+async def test_a_rollback_leaves_nothing_of_the_pack_behind(folders: Folders, empty_database: str) -> None:
+    folders.shop()
+    await folders.apply(empty_database)
+    before = await catalog(empty_database, SCHEMAS)
+    await folders.apply(empty_database, "shop")
+    report = await folders.rollback(empty_database, "shop")
+    assert ["shop: shop_0002 -> nothing"] == [str(move) for move in report.moves]
+    assert before == await catalog(empty_database, SCHEMAS)
+
+
+async def test_up_down_up_gives_the_same_catalog(folders: Folders, empty_database: str) -> None:
+    folders.shop()
+    await folders.apply(empty_database, "shop")
+    once = await catalog(empty_database, SCHEMAS)
+    await folders.rollback(empty_database, "shop")
+    await folders.apply(empty_database, "shop")
+    assert once == await catalog(empty_database, SCHEMAS)
+
+
+async def test_a_rollback_to_a_revision_ends_there(folders: Folders, empty_database: str) -> None:
+    folders.shop()
+    await folders.apply(empty_database, "shop")
+    report = await folders.rollback(empty_database, "shop", to="shop_0001")
+    assert ["shop: shop_0002 -> shop_0001"] == [str(move) for move in report.moves]
+    assert await value(empty_database, "select to_regclass('shop.goods') is not null")
+    assert await value(empty_database, "select to_regclass('shop.names') is null")
+    assert "shop_0001" == await value(empty_database, "select version_num from shop.alembic_version")
+
+
+async def test_a_rollback_to_where_it_is_and_one_of_nothing_do_nothing(folders: Folders, empty_database: str) -> None:
+    folders.shop()
+    assert not (await folders.rollback(empty_database, "shop")).changed
+    await folders.apply(empty_database, "shop")
+    assert not (await folders.rollback(empty_database, "shop", to="shop_0002")).changed
+    assert ["shop: already at nothing", "shop: already at shop_0002"] == [folders.heard[0], folders.heard[-1]]
+
+
+async def test_a_rollback_does_not_go_forward(folders: Folders, empty_database: str) -> None:
+    folders.revision("shop", 1, up="create table shop.goods ();")
+    await folders.apply(empty_database, "shop")
+    folders.revision("shop", 2, up="create table shop.more ();")
+    with pytest.raises(NotReached, match="Schema shop is at shop_0001, before shop_0002"):
+        await folders.rollback(empty_database, "shop", to="shop_0002")
+
+
+async def test_unknown_packs_and_revisions_are_answered_with_those_there_are(
+    folders: Folders, empty_database: str
+) -> None:
+    folders.shop()
+    with pytest.raises(UnknownPack, match="choose among rowcast, shop"):
+        await folders.rollback(empty_database, "shoe")
+    with pytest.raises(UnknownRevision, match="choose among shop_0001, shop_0002"):
+        await folders.rollback(empty_database, "shop", to="0001")
+
+
+async def test_without_a_down_file_nothing_is_undone(folders: Folders, empty_database: str) -> None:
+    folders.shop()
+    (folders.ddl / "shop" / "0001_part.down.sql").unlink()
+    await folders.apply(empty_database, "shop")
+    before = await catalog(empty_database, SCHEMAS)
+    with pytest.raises(Irreversible, match=r"shop_0001 .* there is no shop/0001_part\.down\.sql") as caught:
+        await folders.rollback(empty_database, "shop")
+    assert 23 == caught.value.exit_code
+    assert before == await catalog(empty_database, SCHEMAS)
+
+
+async def test_a_failing_down_file_leaves_its_revision_whole(folders: Folders, empty_database: str) -> None:
+    folders.shop()
+    folders.revision("shop", 3, up="create table shop.more ();", down="drop table shop.more; select 1 / 0;")
+    await folders.apply(empty_database, "shop")
+    before = await catalog(empty_database, SCHEMAS)
+    with pytest.raises(DatabaseFault, match="division by zero"):
+        await folders.rollback(empty_database, "shop")
+    assert before == await catalog(empty_database, SCHEMAS)
+    assert "shop_0003" == await value(empty_database, "select version_num from shop.alembic_version")
+
+
+async def test_what_somebody_hung_on_a_table_stops_the_rollback_and_is_named(
+    folders: Folders, empty_database: str
+) -> None:
+    folders.shop()
+    await folders.apply(empty_database, "shop")
+    await execute(empty_database, "create view public.mine as select id from shop.goods")
+    with pytest.raises(StillUsed, match=r"view public\.mine depends on table shop\.goods") as caught:
+        await folders.rollback(empty_database, "shop")
+    assert 25 == caught.value.exit_code
+    assert await value(empty_database, "select to_regclass('shop.goods') is not null")
+
+
+async def test_a_schema_that_was_there_before_stays(folders: Folders, empty_database: str) -> None:
+    folders.shop()
+    await execute(empty_database, "create schema shop")
+    await folders.apply(empty_database)
+    before = await catalog(empty_database, SCHEMAS)
+    await folders.apply(empty_database, "shop")
+    await folders.rollback(empty_database, "shop")
+    assert before == await catalog(empty_database, SCHEMAS)
+
+
+async def test_a_schema_into_which_somebody_put_something_stays_and_a_warning_says_so(
+    folders: Folders, empty_database: str
+) -> None:
+    folders.shop()
+    await folders.apply(empty_database, "shop")
+    await execute(empty_database, "create table shop.mine ()")
+    await folders.rollback(empty_database, "shop")
+    assert "warning: schema shop stays: it holds what Rowcast did not put there" in folders.heard
+    assert await value(empty_database, "select to_regclass('shop.mine') is not null")
+    assert await value(empty_database, "select to_regclass('shop.alembic_version') is null")
+
+
+async def test_a_pack_in_another_schema_is_rolled_back_there(folders: Folders, empty_database: str) -> None:
+    folders.shop()
+    await folders.apply(empty_database, "shop")
+    before = await catalog(empty_database, SCHEMAS)
+    await folders.apply(empty_database, "shop", schemas={"shop": "test"})
+    await folders.rollback(empty_database, "shop", schema="test")
+    assert before == await catalog(empty_database, SCHEMAS)
+
+
+async def test_what_a_trigger_file_left_goes_before_the_first_revision(folders: Folders, empty_database: str) -> None:
+    folders.shop()
+    (folders.triggers / "shop.sql").write_text(
+        "create or replace function shop.first(shop.goods) returns int language sql as 'select $1.id';"
+    )
+    (folders.triggers / "shop.down.sql").write_text("drop function shop.first(shop.goods);")
+    await folders.apply(empty_database)
+    before = await catalog(empty_database, SCHEMAS)
+    await folders.apply(empty_database, "shop")
+    await folders.rollback(empty_database, "shop")
+    assert before == await catalog(empty_database, SCHEMAS)
+
+
+async def test_rowcasts_own_schema_stays_while_a_pack_needs_it(folders: Folders, empty_database: str) -> None:
+    folders.shop()
+    await folders.apply(empty_database, "shop", schemas={"shop": "test"})
+    with pytest.raises(StillNeeded, match=r"still needed by shop \(schema test\)") as caught:
+        await folders.rollback(empty_database, "rowcast")
+    assert 24 == caught.value.exit_code
+    await folders.rollback(empty_database, "shop", schema="test")
+    await folders.rollback(empty_database, "rowcast")
+    assert {"schema public"} == {name for name in await catalog(empty_database, SCHEMAS) if name.startswith("schema")}
+
+
+async def test_somebody_elses_history_does_not_keep_rowcasts_schema(folders: Folders, empty_database: str) -> None:
+    await execute(
+        empty_database,
+        "create table public.alembic_version (version_num text);"
+        "insert into public.alembic_version values ('ae1027a6acf');",
+    )
+    await folders.apply(empty_database)
+    await folders.rollback(empty_database, "rowcast")
+    assert await value(empty_database, "select to_regnamespace('rowcast') is null")

@@ -1,0 +1,1 @@
+"""The bundled schemas, each in a real Postgres."""

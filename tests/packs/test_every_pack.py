@@ -1,0 +1,251 @@
+"""What holds for every bundled pack: its parts are there, and they agree with one another."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.core.change import Change, Kind, Seq, Topic
+from daemon.packs import ULID, Pack, Row, bundled
+from daemon.postgres import ddl
+from daemon.postgres.connect import Connection
+from tests.packs.databases import session
+from tests.support.catalog import catalog
+
+ROOT = Path(__file__).parents[2]
+SOME_ID = "01JH000000S0ME1D0000000000"
+
+every_pack = pytest.mark.parametrize("pack", bundled().values(), ids=list(bundled()))
+every_table = pytest.mark.parametrize(
+    ("pack", "table"),
+    [(pack, table) for pack in bundled().values() for table in pack.tables],
+    ids=[f"{pack.name}.{table}" for pack in bundled().values() for table in pack.tables],
+)
+
+# How JSON shows a column of this type, as the row model's schema has to say it.
+JSON_TYPES = {
+    "character varying": "string",
+    "text": "string",
+    "timestamp with time zone": "string",
+    "bigint": "integer",
+    "integer": "integer",
+    "boolean": "boolean",
+    "jsonb": "object",
+}
+
+
+async def load_demo(db: Connection, pack: Pack) -> None:
+    await db.execute((ROOT / "ddl" / pack.name / "demo.sql").read_text())
+
+
+async def captured(db: Connection, pack: Pack) -> list[Change]:
+    """Every change of the pack's tables that was captured, in that order."""
+    rows = await db.fetch(
+        "select e.id, w.schema_name, w.table_name, w.model, e.topic, e.kind, e.key, e.record"
+        " from rowcast.events e join rowcast.watched w on w.id = e.watch where w.pack = $1 order by e.id",
+        pack.name,
+    )
+    return [
+        Change(
+            seq=Seq(row["id"]),
+            tx="1",
+            at="2026-01-10T12:00:00.000000Z",
+            schema=row["schema_name"],
+            table=row["table_name"],
+            model=row["model"],
+            topic=Topic(row["topic"]),
+            kind=Kind(row["kind"]),
+            key=row["key"],
+            record=row["record"],
+        )
+        for row in rows
+    ]
+
+
+@every_pack
+def test_a_pack_has_its_files_in_their_places(pack: Pack) -> None:
+    for path in (
+        f"ddl/{pack.name}/demo.sql",
+        f"triggers/{pack.name}.sql",
+        f"daemon/packs/{pack.name}.py",
+        f"tests/packs/test_{pack.name}.py",
+        f"docs/packs/{pack.name}.md",
+    ):
+        assert (ROOT / path).is_file(), path
+
+
+@every_pack
+def test_the_documentation_of_a_pack_names_tests_that_exist(pack: Pack) -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests/packs").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / f"docs/packs/{pack.name}.md").read_text())
+    assert named
+    assert [] == [name for name in named if f"def {name}(" not in tests]
+
+
+def revisions(pack: Pack) -> list[Path]:
+    """The Python files of the pack's revisions, oldest first."""
+    return sorted((ROOT / "ddl" / pack.name).glob("[0-9]*.py"))
+
+
+@every_pack
+def test_every_revision_has_an_up_and_a_down_file_and_the_revisions_are_a_chain(pack: Pack) -> None:
+    before = "None"
+    for number, path in enumerate(revisions(pack), 1):
+        name = f'"{pack.name}_{number:04}"'
+        assert f"revision = {name}\ndown_revision = {before}\n" in path.read_text()
+        assert path.with_suffix(".up.sql").is_file()
+        assert path.with_suffix(".down.sql").is_file()
+        before = name
+    assert before != "None"
+
+
+@every_pack
+async def test_every_captured_table_has_a_model_and_every_model_a_captured_table(db: Connection, pack: Pack) -> None:
+    watched = await db.fetch(
+        "select table_name, model, schema_name from rowcast.watched where pack = $1 and function_name is not null",
+        pack.name,
+    )
+    assert {pack.name} == {row["schema_name"] for row in watched}
+    assert {(table, table) for table in pack.tables} == {(row["table_name"], row["model"]) for row in watched}
+
+
+@every_table
+async def test_a_model_holds_the_published_columns_and_their_key(db: Connection, pack: Pack, table: str) -> None:
+    watched = await db.fetchrow(
+        "select columns, key from rowcast.watched where (pack, table_name) = ($1, $2)", pack.name, table
+    )
+    assert watched is not None
+    model = pack.tables[table]
+    assert sorted(model.model_fields) == sorted(watched["columns"])
+    assert list(model.key) == watched["key"]
+
+
+@every_table
+async def test_a_model_has_the_types_and_limits_of_its_table(db: Connection, pack: Pack, table: str) -> None:
+    columns = await db.fetch(
+        "select column_name, data_type, is_nullable, character_maximum_length as length"
+        " from information_schema.columns where (table_schema, table_name) = ($1, $2)",
+        pack.name,
+        table,
+    )
+    words = await enumerations(db, pack, table)
+    fields = pack.tables[table].model_json_schema()["properties"]
+    for column in columns:
+        name = column["column_name"]
+        if name not in fields:
+            continue
+        shape, nullable = without_null(fields[name])
+        assert (column["is_nullable"] == "YES") == nullable, name
+        assert JSON_TYPES[column["data_type"]] == shape["type"], name
+        assert (column["data_type"] == "timestamp with time zone") == (shape.get("format") == "date-time"), name
+        if name in words:
+            assert words[name] == shape["enum"]
+        elif rf"^{ULID}$" == shape.get("pattern"):
+            assert column["length"] == 26
+        else:
+            assert column["length"] == shape.get("maxLength"), name
+
+
+async def enumerations(db: Connection, pack: Pack, table: str) -> dict[str, list[str]]:
+    """The words that the table's checks allow, by column; such a check is called <table>_<column>_known."""
+    checks = await db.fetch(
+        "select conname, pg_get_constraintdef(oid) as definition from pg_constraint"
+        " where conrelid = $1::text::regclass and contype = 'c' and conname like '%\\_known'",
+        f"{pack.name}.{table}",
+    )
+    return {
+        check["conname"].removeprefix(f"{table}_").removesuffix("_known"): re.findall(
+            r"'([^']*)'::", check["definition"]
+        )
+        for check in checks
+    }
+
+
+def without_null(shape: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """A column's JSON Schema without the choice of null, and whether there was one."""
+    choices = shape.get("anyOf", [shape])
+    real = [choice for choice in choices if choice.get("type") != "null"]
+    assert len(real) == 1
+    return real[0], len(choices) > 1
+
+
+@every_pack
+async def test_may_read_says_no_to_a_stranger_for_every_shape_of_topic(db: Connection, pack: Pack) -> None:
+    for shape in pack.topics:
+        topic = shape.replace(ULID, SOME_ID)
+        assert pack.serves(topic)
+        assert await db.fetchval(f"select {pack.name}.may_read($1, $2)", SOME_ID, topic) is False
+
+
+@every_pack
+async def test_the_sample_data_load_twice_and_are_told_once(db: Connection, pack: Pack) -> None:
+    await load_demo(db, pack)
+    once = await captured(db, pack)
+    await load_demo(db, pack)
+    assert once == await captured(db, pack)
+    assert once
+
+
+@every_pack
+async def test_the_sample_data_fill_every_table_with_valid_rows_in_topics_that_are_served(
+    db: Connection, pack: Pack
+) -> None:
+    await load_demo(db, pack)
+    changes = await captured(db, pack)
+    assert set(pack.tables) == {change.table for change in changes}
+    assert [] == [change for change in changes if pack.problem(change) is not None]
+    assert [] == [change for change in changes if not pack.serves(change.topic)]
+    assert {Kind.INSERT} == {change.kind for change in changes}
+
+
+@every_pack
+def test_what_tells_rows_apart_is_published(pack: Pack) -> None:
+    assert all(issubclass(model, Row) for model in pack.tables.values())
+    assert all(set(model.key) <= set(model.model_fields) for model in pack.tables.values())
+
+
+def ignore(line: str) -> None:
+    """For whoever reports to nobody."""
+
+
+@every_pack
+async def test_up_down_and_up_again_leaves_the_same_catalog(empty_database: str, pack: Pack) -> None:
+    schemas = [pack.name, "rowcast"]
+    await ddl.apply(empty_database, [], report=ignore)
+    before = await catalog(empty_database, schemas)
+    await ddl.apply(empty_database, [pack.name], report=ignore)
+    up = await catalog(empty_database, schemas)
+    assert before != up
+    await ddl.rollback(empty_database, pack.name, report=ignore)
+    assert before == await catalog(empty_database, schemas)
+    await ddl.apply(empty_database, [pack.name], report=ignore)
+    assert up == await catalog(empty_database, schemas)
+
+
+@every_pack
+async def test_every_revision_can_be_rolled_back_and_applied_again(empty_database: str, pack: Pack) -> None:
+    schemas = [pack.name, "rowcast"]
+    await ddl.apply(empty_database, [pack.name], report=ignore)
+    up = await catalog(empty_database, schemas)
+    for revision in revisions(pack)[-2::-1]:
+        await ddl.rollback(empty_database, pack.name, to=f"{pack.name}_{revision.name[:4]}", report=ignore)
+    await ddl.apply(empty_database, [pack.name], report=ignore)
+    assert up == await catalog(empty_database, schemas)
+
+
+@every_pack
+async def test_a_pack_works_in_another_schema(empty_database: str, pack: Pack) -> None:
+    await ddl.apply(empty_database, [pack.name], schemas={pack.name: "elsewhere"}, report=ignore)
+    everything = await catalog(empty_database, ["elsewhere", "rowcast"])
+    assert f"schema {pack.name}" not in everything
+    assert f"{pack.name}." not in str(everything)
+    async with session(empty_database) as db:
+        demo = (ROOT / "ddl" / pack.name / "demo.sql").read_text()
+        await db.execute(re.sub(rf"\b{pack.name}\.", "elsewhere.", demo))
+        changes = await captured(db, pack)
+        assert set(pack.tables) == {change.table for change in changes}
+        assert {"elsewhere"} == {change.schema for change in changes}
+        assert [] == [change for change in changes if pack.problem(change) is not None]
+        wanted = await db.fetch("select distinct wanted_by from rowcast.extensions")
+        assert {"elsewhere"} >= {row["wanted_by"] for row in wanted}

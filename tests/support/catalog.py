@@ -1,0 +1,27 @@
+"""What a database holds, as a value that two databases can be compared by."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+
+async def catalog(dsn: str, schemas: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Every object of the schemas, by kind and name, with its definition, owner, privileges and comment.
+
+    Of other schemas only the names are there, and of the database its extensions, publications and event triggers.
+    """
+    connection = await asyncpg.connect(dsn, server_settings={"search_path": ""})
+    try:
+        query = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+        rows = await connection.fetch(query, list(schemas))
+    finally:
+        await connection.close()
+    found = {row["what"]: json.loads(row["facts"]) for row in rows}
+    assert len(rows) == len(found), "two objects of one name"
+    for facts in found.values():
+        if facts.get("acl"):
+            facts["acl"].sort()  # grants are kept in the order in which they were made
+    return found

@@ -1,0 +1,216 @@
+"""The real daemon as a process of its own, and a real websocket client."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from daemon.core.wire import SUBPROTOCOL
+from daemon.gateway.auth import Authenticator
+
+SECRET = "a secret that is only good for tests, and long enough"
+
+Frame = dict[str, Any]
+
+
+def token(user: str, ttl: float = 3600) -> str:
+    return Authenticator(SECRET.encode()).issue(user, ttl)
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """What a service gets: nothing of the tests' own settings."""
+    kept = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR", "PYTHONPATH")
+    return {name: os.environ[name] for name in kept if name in os.environ} | more
+
+
+@dataclass
+class Client:
+    """A websocket client that has said hello. Frames other than heartbeats are kept in order."""
+
+    connection: ClientConnection
+    welcome: Frame = field(default_factory=dict)
+
+    async def say(self, **frame: object) -> None:
+        await self.connection.send(json.dumps(frame))
+
+    async def next(self) -> Frame:
+        """The next frame that is no heartbeat."""
+        while True:
+            frame: Frame = json.loads(await self.connection.recv())
+            if frame["op"] != "head":
+                return frame
+
+    async def until(self, op: str) -> list[Frame]:
+        """All frames up to the next one of this kind, it included."""
+        frames = [await self.next()]
+        while frames[-1]["op"] != op:
+            frames.append(await self.next())
+        return frames
+
+    async def subscribe(self, topic: str, **members: object) -> Frame:
+        await self.say(op="subscribe", topic=topic, **members)
+        return await self.next()
+
+    async def changes(self, count: int = 1) -> list[Frame]:
+        """The next changes, of one or more frames, exactly as many as asked for."""
+        found: list[Frame] = []
+        while len(found) < count:
+            frame = await self.next()
+            assert "changes" == frame["op"], frame
+            found += frame["changes"]
+        assert count == len(found)
+        return found
+
+    async def nothing_but(self, marker: Callable[[], Any]) -> None:
+        """Nothing else comes before what `marker` causes: an event that this client hears of."""
+        await marker()
+
+    async def closed(self) -> tuple[int | None, str | None]:
+        """Wait for the end; the close code and reason."""
+        await self.connection.wait_closed()
+        return self.connection.close_code, self.connection.close_reason
+
+
+@dataclass
+class Daemon:
+    """A daemon that is ready, or was."""
+
+    process: asyncio.subprocess.Process
+    address: tuple[str, int]
+    log: Path
+    notices: "Notices"
+
+    @property
+    def url(self) -> str:
+        return f"ws://{self.address[0]}:{self.address[1]}/v1"
+
+    @property
+    def http(self) -> str:
+        return f"http://{self.address[0]}:{self.address[1]}"
+
+    def events(self) -> list[Frame]:
+        """What it has logged, line by line."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    @asynccontextmanager
+    async def raw(self, **options: Any) -> AsyncIterator[Client]:
+        """A client that has not said anything yet."""
+        async with connect(
+            self.url,
+            subprotocols=[SUBPROTOCOL],
+            max_size=None,
+            ping_interval=None,
+            **options,  # type: ignore[list-item]
+        ) as connection:
+            yield Client(connection)
+
+    @asynccontextmanager
+    async def client(self, user: str, since: str | None = None) -> AsyncIterator[Client]:
+        """A client that was welcomed."""
+        async with self.raw() as client:
+            await client.say(op="hello", token=token(user), **({"since": since} if since else {}))
+            client.welcome = await client.next()
+            assert "welcome" == client.welcome["op"], client.welcome
+            yield client
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it, and wait for its end; the exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        return await self.process.wait()
+
+
+class Notices:
+    """What a service says to systemd: a real socket that it is told to notify."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind(str(path))
+
+    async def wait_for(self, line: str) -> None:
+        while line not in (await asyncio.get_running_loop().sock_recv(self._socket, 4096)).decode().splitlines():
+            pass
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def free_port() -> int:
+    """A port below those that outgoing connections take, which nobody listens on now."""
+    for port in _candidates():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
+
+
+def _candidates() -> Iterable[int]:
+    first = 20_000 + os.getpid() % 10_000
+    return range(first, first + 1000)
+
+
+@asynccontextmanager
+async def daemon_process(
+    dsn: str, *arguments: str, port: int | None = None, environment: Mapping[str, str] = {}
+) -> AsyncIterator[Daemon]:
+    """A daemon that has told systemd that it is ready; ended at the end, and its log must hold no traceback."""
+    port = port or free_port()
+    with tempfile.TemporaryDirectory() as home, Notices(Path(home, "notify")) as notices:
+        log = Path(home, "log")
+        with log.open("wb") as stderr:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "daemon",
+                *arguments,
+                env=clean_environment(
+                    DATABASE_URL=dsn,
+                    NOTIFY_SOCKET=str(notices.path),
+                    ROWCAST_SECRET=SECRET,
+                    ROWCAST_LISTEN=f"127.0.0.1:{port}",
+                    ROWCAST_LOG_FORMAT="json",
+                    ROWCAST_LOG_LEVEL="debug",
+                    **environment,
+                ),
+                cwd=home,
+                stderr=stderr,
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        daemon = Daemon(process, ("127.0.0.1", port), log, notices)
+        try:
+            await _ready(daemon)
+            yield daemon
+        finally:
+            await daemon.stop()
+        assert "Traceback" not in log.read_text(), log.read_text()
+        failures = [line["data"] for line in daemon.events() if line["event"] == "internal_error"]
+        assert not failures, "\n".join(str(failure.get("traceback", failure)) for failure in failures)
+
+
+async def _ready(daemon: Daemon) -> None:
+    ended = asyncio.create_task(daemon.process.wait())
+    ready = asyncio.create_task(daemon.notices.wait_for("READY=1"))
+    await asyncio.wait({ended, ready}, return_when=asyncio.FIRST_COMPLETED)
+    assert ready.done(), daemon.log.read_text()
+    ended.cancel()

@@ -1,0 +1,217 @@
+"""What the driver's errors become: one line, one exit code, and no secrets."""
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+import stamina
+
+from daemon.core.errors import OperatorFault
+from daemon.postgres import connect
+from daemon.postgres.connect import (
+    TRANSIENT,
+    BadDatabaseUrl,
+    ConnectionRefused,
+    Contended,
+    DatabaseFault,
+    NotNow,
+    UnknownHost,
+    address_of,
+    explain,
+    retry,
+)
+
+SECRET = "hunter2"
+
+
+def answer(sqlstate: str, message: str = "words of the server", **fields: str) -> asyncpg.PostgresError:
+    """An error as the driver makes it of a server's message."""
+    letters = {"detail": "D", "position": "P", "constraint": "n"}
+    named = {letters[name]: text for name, text in fields.items()}
+    error: asyncpg.PostgresError = asyncpg.PostgresError.new({"C": sqlstate, "M": message, **named})
+    return error
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "exit_code", "transient"),
+    [
+        ("28P01", 11, False),
+        ("28000", 11, False),
+        ("3D000", 13, False),
+        ("42501", 14, False),
+        ("42P04", 15, False),
+        ("42P07", 16, False),
+        ("42710", 16, False),
+        ("42P06", 16, False),
+        ("23505", 17, False),
+        ("23503", 18, False),
+        ("57P03", 19, True),
+        ("53300", 19, True),
+        ("40001", 19, True),
+        ("40P01", 19, True),
+        ("55P03", 19, True),
+        ("08006", 19, True),
+        ("08P01", 19, True),
+        ("2BP01", 25, False),
+        ("42601", 20, False),
+        ("22012", 20, False),
+        ("XX000", 20, False),
+        ("ZZ999", 20, False),
+    ],
+)
+def test_every_answer_of_the_server_has_its_exit_code(sqlstate: str, exit_code: int, transient: bool) -> None:
+    fault = explain(answer(sqlstate), place=" in shop/0001_part.up.sql")
+    assert exit_code == fault.exit_code
+    assert transient == isinstance(fault, TRANSIENT)
+    assert "words of the server" in str(fault)
+    assert "\n" not in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "transient"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)"), 10, True),
+        (FileNotFoundError(2, "No such file or directory"), 10, True),
+        (OSError("Multiple exceptions: [Errno 111] Connect call ..., [Errno 99] Cannot assign ..."), 10, True),
+        (ConnectionError("unexpected connection_lost() call"), 10, True),
+        (OSError(113, "No route to host"), 10, False),
+        (PermissionError(13, "Permission denied"), 10, False),
+        (ConnectionError('PostgreSQL server at "h:1" rejected SSL upgrade'), 10, False),
+        (socket.gaierror(-2, "Name or service not known"), 12, False),
+        (TimeoutError(), 19, False),
+        (asyncpg.InterfaceError("connection is closed"), 19, True),
+        (asyncpg.ClientConfigurationError("invalid DSN"), 78, False),
+        (asyncpg.InterfaceError("something else"), 20, False),
+    ],
+)
+def test_every_way_not_to_connect_has_its_exit_code(error: Exception, exit_code: int, transient: bool) -> None:
+    fault = explain(error, address="db.example:5432")
+    assert exit_code == fault.exit_code
+    assert transient == isinstance(fault, TRANSIENT)
+
+
+def test_a_fault_says_where_and_what_to_do() -> None:
+    refused = explain(ConnectionRefusedError(111, ""), address="db.example:5432")
+    assert (
+        "Nothing answers at db.example:5432 (ECONNREFUSED): start Postgres there, or correct the database URL."
+    ) == str(refused)
+    denied = explain(answer("42501", "permission denied for schema x"), place=" in a.sql, line 3")
+    assert (
+        "permission denied for schema x in a.sql, line 3: grant that right, or connect as a role that has it."
+    ) == str(denied)
+
+
+def test_values_of_rows_are_not_told() -> None:
+    twice = answer(
+        "23505",
+        'duplicate key value violates unique constraint "users_email_key"',
+        detail=f"Key (email)=({SECRET}) already exists.",
+        constraint="users_email_key",
+    )
+    assert "users_email_key" in str(explain(twice))
+    assert SECRET not in str(explain(twice))
+    assert SECRET not in str(explain(answer("22P02", f'invalid input syntax for type integer: "{SECRET}"')))
+
+
+def test_the_objects_that_stand_in_the_way_are_told() -> None:
+    fault = explain(
+        answer("2BP01", "cannot drop table t", detail="view v depends on table t\nview w depends on table t")
+    )
+    assert "view v depends on table t; view w depends on table t" in str(fault)
+
+
+def test_an_error_that_another_library_wrapped_is_found() -> None:
+    wrapped, middle = RuntimeError("(sqlalchemy) [SQL: insert ...]"), RuntimeError("adapter")
+    wrapped.__cause__, middle.__cause__ = middle, answer("42501")
+    assert 14 == explain(wrapped).exit_code
+
+
+def test_a_fault_stays_the_fault_it_is() -> None:
+    fault = UnknownHost("gone", address="h:1")
+    wrapped = RuntimeError()
+    wrapped.__cause__ = fault
+    assert fault is explain(wrapped)
+
+
+@pytest.mark.parametrize(
+    ("dsn", "address"),
+    [
+        (f"postgresql://app:{SECRET}@db.example:6543/app", "db.example:6543"),
+        (f"postgresql://app:{SECRET}@db.example/app", "db.example:5432"),
+        (f"postgresql://app:{SECRET}@/app?host=%2Frun%2Fpg&port=5433", "/run/pg/.s.PGSQL.5433"),
+        (f"postgresql://app:{SECRET}@/app", "the default address"),
+        (f"postgresql://app:{SECRET}@a:1,b:2/app", "the database"),
+        (f"postgresql://app:{SECRET}/x@db.example/app", "the database"),
+    ],
+)
+def test_of_a_url_only_the_address_is_shown(dsn: str, address: str) -> None:
+    assert address == address_of(dsn)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f"postgresql://app:{SECRET}/x@localhost/app",
+        f"mysql://app:{SECRET}@localhost/app",
+        f"postgresql://app:{SECRET}@localhost:port/app",
+        f"app:{SECRET}@localhost",
+    ],
+)
+async def test_a_url_that_cannot_be_read_is_explained_without_showing_it(dsn: str) -> None:
+    with pytest.raises(BadDatabaseUrl) as caught:
+        await connect.connect(dsn, application_name="test", attempts=1)
+    assert 78 == caught.value.exit_code
+    assert SECRET not in f"{caught.value}{caught.value!r}{caught.value.__cause__}"
+
+
+@pytest.fixture
+def no_pause() -> Iterator[None]:
+    """Backoff of no length."""
+    with stamina.set_testing(True, attempts=10, cap=True):
+        yield
+
+
+class Flaky:
+    """Raises each of its faults once, and then returns."""
+
+    def __init__(self, *faults: DatabaseFault) -> None:
+        self.faults, self.calls = list(faults), 0
+
+    async def __call__(self) -> str:
+        self.calls += 1
+        if self.faults:
+            raise self.faults.pop(0)
+        return "done"
+
+
+@pytest.mark.usefixtures("no_pause")
+async def test_what_passes_is_tried_again_and_told_each_time() -> None:
+    work, told = Flaky(NotNow("starts"), ConnectionRefused("no")), []
+    assert "done" == await retry(work, on_retry=lambda fault, attempt: told.append((type(fault), attempt)))
+    assert [(NotNow, 1), (ConnectionRefused, 2)] == told
+
+
+async def test_what_does_not_pass_is_raised_at_once() -> None:
+    work: Any = Flaky(UnknownHost("x"), UnknownHost("x"))
+    with pytest.raises(UnknownHost):
+        await retry(work)
+    assert 1 == work.calls
+
+
+@pytest.mark.usefixtures("no_pause")
+async def test_the_last_attempt_raises_what_it_met() -> None:
+    work, told = Flaky(*(NotNow(str(n)) for n in range(5))), []
+    with pytest.raises(NotNow, match="2"):
+        await retry(work, attempts=3, on_retry=lambda _, attempt: told.append(attempt))
+    assert [1, 2] == told
+
+
+async def test_a_caller_chooses_what_is_tried_again() -> None:
+    with pytest.raises(NotNow):
+        await retry(Flaky(NotNow("x")), on=(Contended,))
+
+
+def test_every_fault_is_the_operators() -> None:
+    assert issubclass(DatabaseFault, OperatorFault)

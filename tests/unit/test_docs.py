@@ -1,0 +1,146 @@
+"""What the guide for operators says in tables is what the code says, row for row."""
+
+import ast
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import daemon
+from daemon.core.errors import OperatorFault
+from daemon.logs import EVENTS
+from daemon.metrics import METRICS, REGISTRY, exposition
+from daemon.settings import Address, Settings
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "operate.md"
+SOURCES = sorted((ROOT / "daemon").rglob("*.py"))
+
+QUIETEST_FIRST = ("debug", "info", "warn", "error")
+METHODS = {"warning": "warn", "exception": "error", "critical": "error"} | {level: level for level in QUIETEST_FIRST}
+
+
+def row(*cells: str) -> str:
+    """One row of a table in Markdown."""
+    clean = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+    return "".join(f"| {cell} " if cell else "| " for cell in clean) + "|"
+
+
+def settings() -> Iterator[str]:
+    """A row for each setting."""
+    for field in Settings.model_fields.values():
+        match field.default:
+            case None:
+                default = ""
+            case float() as seconds:
+                default = f"`{seconds:g}`"
+            case tuple() as names:
+                default = f"`{','.join(names)}`"
+            case int() | str() | Address() as value:
+                default = f"`{value}`"
+            case _:  # made when it is asked for: out of the environment of the test, which the guide does not know
+                default = "`~/.local/state/rowcast`"
+        yield row(f"`{field.validation_alias}`", default, field.description or "")
+
+
+def log_events() -> Iterator[str]:
+    """A row for each event."""
+    for name, event in EVENTS.items():
+        yield row(f"`{name}`", event.level, event.meaning)
+
+
+def metrics() -> Iterator[str]:
+    """A row for each metric."""
+    for name, meaning in METRICS.items():
+        yield row(f"`{name}`", meaning)
+
+
+def faults(kind: type[OperatorFault] = OperatorFault) -> Iterator[type[OperatorFault]]:
+    """Every kind of fault that can end the process."""
+    for fault in kind.__subclasses__():
+        if fault.__module__.startswith("daemon."):
+            yield fault
+        yield from faults(fault)
+
+
+def exit_codes() -> Iterator[str]:
+    """A row for each fault, in the order of their codes."""
+    for module in pkgutil.walk_packages(daemon.__path__, "daemon."):
+        importlib.import_module(module.name)
+    for fault in sorted(set(faults()), key=lambda fault: (fault.exit_code, fault.__name__, fault.__module__)):
+        yield row(str(fault.exit_code), f"`{fault.__name__}`", fault.__doc__ or "")
+
+
+def in_the_guide(heading: str) -> list[str]:
+    """The rows of the table under this heading."""
+    _, _, behind = GUIDE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+    section, _, _ = behind.partition("\n## ")
+    table = [line for line in section.splitlines() if line.startswith("|")]
+    assert re.fullmatch(r"[|-]+", table[1]), f"{GUIDE.name} has no table under {heading!r}"
+    return table[2:]
+
+
+@pytest.mark.parametrize(
+    ("heading", "rows"),
+    [("Settings", settings), ("Log events", log_events), ("Metrics", metrics), ("Exit codes", exit_codes)],
+)
+def test_each_table_of_the_guide_says_what_the_code_says(heading: str, rows: Callable[[], Iterator[str]]) -> None:
+    expected = list(dict.fromkeys(rows()))
+    table = "\n".join(expected)
+    assert expected == in_the_guide(heading), f"The table under {heading!r} in {GUIDE.name} should be:\n{table}"
+
+
+def test_no_two_settings_share_a_variable() -> None:
+    variables = [field.validation_alias for field in Settings.model_fields.values()]
+    assert len(variables) == len(set(variables))
+
+
+def test_the_page_of_metrics_shows_every_metric_and_no_label_that_clients_could_choose() -> None:
+    page, content_type = exposition()
+    shown = {line.split()[2] for line in page.decode().splitlines() if line.startswith("# TYPE rowcast_")}
+    assert METRICS.keys() == shown
+    assert content_type.startswith("text/plain")
+    labels = {label for family in REGISTRY.collect() for sample in family.samples for label in sample.labels}
+    assert labels <= {"kind", "pack", "table", "outcome", "reason", "code", "le"}
+
+
+def log_calls(source: Path) -> Iterator[tuple[ast.Call, str]]:
+    """Every call of a logger, and the level that it asks for."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=method)) if method in METHODS:
+                yield node, METHODS[method]
+            case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(id="get_logger")), attr=method)) if (
+                method in METHODS
+            ):
+                yield node, METHODS[method]
+
+
+def unlisted(sources: Sequence[Path]) -> Iterator[str]:
+    """Every log call that the table of events does not allow, with its place."""
+    for source in sources:
+        for call, level in log_calls(source):
+            place = f"{source.name}:{call.lineno}"
+            match call.args:
+                case [ast.Constant(value=str() as name)] if name in EVENTS:
+                    loudest = EVENTS[name].level
+                    if QUIETEST_FIRST.index(level) > QUIETEST_FIRST.index(loudest):
+                        yield f"{place}: {name} is {level}, and the table says {loudest}"
+                case _:
+                    yield f"{place}: not the name of an event in EVENTS: {ast.unparse(call)}"
+
+
+def test_only_events_of_the_table_are_logged_and_none_louder_than_it_says() -> None:
+    assert "" == "\n".join(unlisted(SOURCES))
+
+
+def test_a_log_call_that_the_table_does_not_allow_is_found(tmp_path: Path) -> None:
+    source = tmp_path / "sample.py"
+    source.write_text(
+        "log.info('serving', a=1)\nlog.info('no_such_event')\nlog.error('serving')\nlog.info(name)\n"
+        "get_logger().exception('no_such_event')\nlog.debug('listener_lost')\nmath.log(2)\n"
+    )
+    assert [2, 3, 4, 5] == [int(problem.split(":")[1]) for problem in unlisted([source])]

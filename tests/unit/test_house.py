@@ -1,0 +1,183 @@
+"""The habits of this house that no other tool watches over."""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+READERS_OF_THE_ENVIRONMENT = {
+    "daemon/settings.py": "it is there to read it",
+    "daemon/systemd.py": "what systemd says there is for this process alone, and is no setting",
+    "daemon/up.py": "it hands its environment on to a process of its own",
+}
+SKIPS = {
+    "tests/embed/test_embed.py": "there is no wheel with Postgres for every platform",
+}
+ABOUT_NO_MODULE = {
+    "tests/unit/test_docs.py": "about the guide for operators",
+    "tests/unit/test_house.py": "about the whole house",
+}
+LEAST_WORDS = 4
+
+# In two parts, so that this file does not hold what it looks for.
+FORBIDDEN = {
+    "a path of one machine": "(?<![a-z.])/(work|root|home/[a-z]+)" + "/",
+    "the host of a package registry": "|".join(
+        [
+            r"pypi\." + "org",
+            "python" + "hosted",
+            r"npmjs\." + "(org|com)",
+            r"crates\." + "io",
+            r"proxy\.golang\." + "org",
+        ]
+    ),
+    "a promise": r"\b(TO" + r"DO|FIX" + r"ME)\b",
+}
+MAY_NAME_A_HOME = {"tests/unit/test_settings.py"}  # as a value that is expected
+
+
+def files(*patterns: str) -> Iterator[tuple[str, Path]]:
+    """Every file of the repository with one of these names, and its path in it; what git ignores is left out."""
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split() if not line.startswith("#")]
+    waiting = [ROOT]
+    while waiting:
+        for path in sorted(waiting.pop().iterdir()):
+            if path.name == ".git" or any(fnmatch(path.name, pattern) for pattern in ignored):
+                continue
+            if path.is_dir():
+                waiting.append(path)
+            elif any(fnmatch(path.name, pattern) for pattern in patterns):
+                yield path.relative_to(ROOT).as_posix(), path
+
+
+Rule = Callable[[ast.AST], Iterator[ast.AST]]
+
+
+def broken(rule: Rule, folder: str) -> dict[str, list[str]]:
+    """Where Python files of a folder break a rule: the lines, by file."""
+    places: dict[str, list[str]] = {}
+    for name, path in files("*.py"):
+        if name.startswith(f"{folder}/"):
+            for node in rule(ast.parse(path.read_text(encoding="utf-8"))):
+                places.setdefault(name, []).append(f"{name}:{getattr(node, 'lineno', 0)}")
+    return places
+
+
+def reads_of_the_environment(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr="environ" | "environb" | "getenv" | "getenvb"):
+                yield node
+            case ast.ImportFrom(module="os", names=names):
+                if any(alias.name.startswith(("environ", "getenv")) for alias in names):
+                    yield node
+
+
+def sleeps_in_hope(tree: ast.AST) -> Iterator[ast.AST]:
+    """Sleeps of a fixed time, but for those in a loop that looks again whether it has come to pass."""
+    looking = {
+        inner
+        for loop in ast.walk(tree)
+        if isinstance(loop, ast.While) and not isinstance(loop.test, ast.Constant)
+        for inner in ast.walk(loop)
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(attr="sleep") | ast.Name(id="sleep"),
+                args=[ast.Constant(value=float() | int() as time)],
+            ) if time > 0 and node not in looking:
+                yield node
+
+
+def skips(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr="skip" | "skipif" | "xfail" | "importorskip"):
+                yield node
+            case ast.ImportFrom(module="pytest" | "unittest", names=names):
+                if any(alias.name in {"skip", "skipIf", "xfail", "importorskip", "SkipTest"} for alias in names):
+                    yield node
+
+
+def names_that_are_no_sentence(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                if name.startswith("test_") and len(name.split("_")) <= LEAST_WORDS:
+                    yield node
+
+
+@pytest.mark.parametrize(
+    ("rule", "folder", "exceptions"),
+    [
+        (reads_of_the_environment, "daemon", READERS_OF_THE_ENVIRONMENT),
+        (sleeps_in_hope, "tests", {}),
+        (skips, "tests", SKIPS),
+        (names_that_are_no_sentence, "tests", {}),
+    ],
+)
+def test_a_rule_is_broken_only_where_a_reason_is_listed(rule: Rule, folder: str, exceptions: dict[str, str]) -> None:
+    places = [place for name, lines in broken(rule, folder).items() if name not in exceptions for place in lines]
+    assert "" == "\n".join(places)
+
+
+def test_each_unit_test_bears_the_name_of_the_module_that_it_tests() -> None:
+    modules = {path.stem if path.stem != "__init__" else path.parent.name for path in (ROOT / "daemon").rglob("*.py")}
+    strays = [
+        name
+        for name, path in files("test_*.py")
+        if name.startswith("tests/unit/")
+        and name not in ABOUT_NO_MODULE
+        and not any(f"{path.stem}_".startswith(f"test_{module}_") for module in modules)
+    ]
+    assert [] == strays
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_the_project_speaks_of_itself_alone(what: str) -> None:
+    places = [
+        f"{name}:{number}: {line.strip()}"
+        for name, path in files("*")
+        if name not in MAY_NAME_A_HOME
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        if re.search(FORBIDDEN[what], line)
+    ]
+    assert "" == "\n".join(places), f"{what} has no place here"
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("a path of one machine", "see /ro" + "ot/notes.md"),
+        ("a path of one machine", "cd '/wo" + "rk/main'"),
+        ("the host of a package registry", "--index-url https://py" + "pi.org/simple"),
+        ("a promise", "# TO" + "DO: later"),
+    ],
+)
+def test_what_must_not_be_said_is_recognized(what: str, line: str) -> None:
+    assert re.search(FORBIDDEN[what], line)
+
+
+@pytest.mark.parametrize(
+    ("rule", "against", "fine"),
+    [
+        (reads_of_the_environment, "os.environ['A']", "os.defpath"),
+        (reads_of_the_environment, "os.getenv('A')", "settings.getenv('A')"),
+        (reads_of_the_environment, "from os import environ", "from os import path"),
+        (sleeps_in_hope, "asyncio.sleep(0.1)", "asyncio.sleep(0)"),
+        (sleeps_in_hope, "while True: sleep(1)", "while not happened(): sleep(1)"),
+        (skips, "pytest.mark.skipif(True)", "pytest.mark.parametrize('a', [1])"),
+        (skips, "from unittest import SkipTest", "from unittest import TestCase"),
+        (names_that_are_no_sentence, "def test_it(): ...", "def test_it_has_four_words(): ..."),
+        (names_that_are_no_sentence, "async def test_one_two_three(): ...", "async def one(): ..."),
+    ],
+)
+def test_each_rule_finds_what_it_is_against(rule: Rule, against: str, fine: str) -> None:
+    assert list(rule(ast.parse(against)))
+    assert [] == list(rule(ast.parse(fine)))

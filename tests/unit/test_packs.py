@@ -1,0 +1,251 @@
+"""What a pack accepts as a change, and that it says nothing about the content of what it refuses."""
+
+import json
+from typing import Any, ClassVar, Literal
+
+import pytest
+from pydantic import ValidationError
+
+from daemon.core.change import Change, Kind, Seq, Topic
+from daemon.packs import JsonObject, Pack, Row, Timestamp, Ulid, bundled
+
+ID = "01JH000000MSG0000000000001"
+OTHER_ID = "01JH000000CHAN00000GENERA1"
+
+
+class Note(Row):
+    id: Ulid
+    text: str
+    colour: Literal["red", "blue"] | None
+    weight: float
+    count: int
+    extra: JsonObject | None
+    written_at: Timestamp
+
+
+class Link(Row):
+    key: ClassVar[tuple[str, ...]] = ("left", "right")
+
+    left: Ulid
+    right: Ulid
+    since: Timestamp
+
+
+PACK = Pack(name="sample", tables={"notes": Note, "links": Link}, topics=("notes",))
+
+NOTE: dict[str, Any] = {
+    "id": ID,
+    "text": "hello",
+    "colour": "red",
+    "weight": 1.5,
+    "count": 3,
+    "extra": {"any": ["thing", 1, None]},
+    "written_at": "2026-01-10T12:00:00.123456+00:00",
+}
+LINK = {"left": ID, "right": OTHER_ID, "since": "2026-01-10T12:00:00+00:00"}
+
+
+def change(
+    kind: Kind, *, table: str = "notes", key: object, record: object = None, model: str | None = None
+) -> Change:
+    """A change whose parts are given as text, or as what the text is to say."""
+    return Change(
+        seq=Seq(1),
+        tx="1",
+        at="2026-01-10T12:00:00.000000Z",
+        schema="sample",
+        table=table,
+        topic=Topic("notes"),
+        kind=kind,
+        key=key if isinstance(key, str) else json.dumps(key),
+        record=record if record is None or isinstance(record, str) else json.dumps(record),
+        model=model,
+    )
+
+
+def problem_of_a_note(**members: object) -> str | None:
+    return PACK.problem(change(Kind.INSERT, key={"id": ID}, record=NOTE | members))
+
+
+@pytest.mark.parametrize("kind", [Kind.INSERT, Kind.UPDATE, Kind.RESTORE])
+def test_a_change_with_a_whole_and_valid_record_is_fine(kind: Kind) -> None:
+    assert PACK.problem(change(kind, key={"id": ID}, record=NOTE)) is None
+    assert PACK.problem(change(kind, table="links", key={"left": ID, "right": OTHER_ID}, record=LINK)) is None
+
+
+@pytest.mark.parametrize("kind", [Kind.DELETE, Kind.LEAVE])
+def test_a_row_that_goes_needs_its_key_alone(kind: Kind) -> None:
+    assert PACK.problem(change(kind, key={"id": ID})) is None
+
+
+@pytest.mark.parametrize("kind", [Kind.TRUNCATE, Kind.LOST])
+def test_what_concerns_the_whole_table_carries_neither_key_nor_record(kind: Kind) -> None:
+    assert PACK.problem(change(kind, key={})) is None
+    assert "key: not_expected" == PACK.problem(change(kind, key={"id": ID}))
+    assert "record: not_expected" == PACK.problem(change(kind, key={}, record=NOTE))
+
+
+@pytest.mark.parametrize("kind", [Kind.INSERT, Kind.UPDATE, Kind.RESTORE])
+def test_a_row_that_is_there_needs_a_record(kind: Kind) -> None:
+    assert "record: missing" == PACK.problem(change(kind, key={"id": ID}))
+
+
+@pytest.mark.parametrize("kind", [Kind.DELETE, Kind.LEAVE])
+def test_a_row_that_goes_must_not_show_its_content(kind: Kind) -> None:
+    assert "record: not_expected" == PACK.problem(change(kind, key={"id": ID}, record=NOTE))
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_kind_of_change_is_judged(kind: Kind) -> None:
+    assert PACK.problem(change(kind, key="[]", record="[]")) is not None
+
+
+def test_a_table_without_a_model_is_refused() -> None:
+    assert "table: no_row_model" == PACK.problem(change(Kind.DELETE, table="secrets", key={"id": ID}))
+
+
+def test_a_table_may_be_checked_by_the_model_of_another() -> None:
+    assert PACK.problem(change(Kind.DELETE, table="notes_2026", key={"id": ID}, model="notes")) is None
+    assert "table: no_row_model" == PACK.problem(change(Kind.DELETE, key={"id": ID}, model="secrets"))
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ({}, "key: missing left"),
+        ({"left": ID}, "key: missing right"),
+        ({"left": ID, "right": ID, "since": "2026-01-10T12:00:00+00:00"}, "key: extra_forbidden"),
+        ({"left": ID, "right": "01jh000000msg0000000000001"}, "key: string_pattern_mismatch right"),
+        ({"left": None, "right": ID}, "key: string_type left"),
+        ("", "key: json_invalid"),
+        ("null", "key: model_type"),
+        ([ID, ID], "key: model_type"),
+    ],
+)
+def test_a_key_holds_exactly_the_key_columns(key: object, reason: str) -> None:
+    assert reason == PACK.problem(change(Kind.DELETE, table="links", key=key))
+    assert reason == PACK.problem(change(Kind.INSERT, table="links", key=key, record=LINK))
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"id": ID + "\n"}, "record: string_pattern_mismatch id"),
+        ({"id": "8" + ID[1:]}, "record: string_pattern_mismatch id"),
+        ({"id": ID[:-1] + "U"}, "record: string_pattern_mismatch id"),
+        ({"text": None}, "record: string_type text"),
+        ({"colour": "green"}, "record: literal_error colour"),
+        ({"count": "3"}, "record: int_type count"),
+        ({"count": 3.0}, "record: int_type count"),
+        ({"count": True}, "record: int_type count"),
+        ({"extra": ["a"]}, "record: dict_type extra"),
+        ({"written_at": "infinity"}, "record: string_pattern_mismatch written_at"),
+        ({"written_at": "2026-01-10T12:00:00"}, "record: string_pattern_mismatch written_at"),
+        ({"written_at": "2026-01-10 12:00:00+00"}, "record: string_pattern_mismatch written_at"),
+        ({"written_at": "12026-01-10T12:00:00+00:00"}, "record: string_pattern_mismatch written_at"),
+        ({"written_at": 1768046400}, "record: string_type written_at"),
+        ({"password": "hunter2"}, "record: extra_forbidden"),
+    ],
+)
+def test_a_record_holds_valid_values_of_exactly_the_published_columns(
+    members: dict[str, object], reason: str
+) -> None:
+    assert reason == problem_of_a_note(**members)
+
+
+@pytest.mark.parametrize("column", NOTE)
+def test_a_record_without_one_of_the_published_columns_is_refused(column: str) -> None:
+    record = {name: value for name, value in NOTE.items() if name != column}
+    assert f"record: missing {column}" == PACK.problem(change(Kind.INSERT, key={"id": ID}, record=record))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_to_other_readers_of_json_is_refused_everywhere(number: float) -> None:
+    assert "record: json_invalid" == problem_of_a_note(weight=number)
+    assert "record: json_invalid" == problem_of_a_note(extra={"deep": [number]})
+
+
+def test_the_words_for_what_is_no_number_may_be_written_about() -> None:
+    assert problem_of_a_note(text="NaN and -Infinity", extra={"NaN": "Infinity"}) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "{'id': 1}",
+        "\x00",
+        '"text"',
+        pytest.param('{"text": "\ud800"}', id="lone surrogate"),
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param("9" * 10_000, id="long number"),
+    ],
+)
+def test_what_is_no_json_object_is_refused_and_never_raises(text: str) -> None:
+    for reason in (
+        PACK.problem(change(Kind.INSERT, key={"id": ID}, record=text)),
+        PACK.problem(change(Kind.DELETE, key=text)),
+    ):
+        assert reason is not None
+        assert reason.endswith(("json_invalid", "model_type"))
+
+
+def test_a_refusal_repeats_nothing_of_what_it_refused() -> None:
+    secret = "xyzzy"
+    for key, record in [
+        ({"id": secret}, NOTE),
+        ({"id": ID}, NOTE | {"id": secret}),
+        ({"id": ID}, NOTE | {secret: secret}),
+        ({"id": ID}, NOTE | {"colour": secret}),
+        ({"id": ID}, NOTE | {"count": secret}),
+        ({"id": ID}, NOTE | {"extra": secret}),
+        ({"id": ID}, f'{{"{secret}": {secret}}}'),
+        ({"id": ID}, f"{secret}"),
+    ]:
+        reason = PACK.problem(change(Kind.INSERT, key=key, record=record))
+        assert reason is not None
+        assert secret not in reason
+        assert len(reason) < 80
+
+
+def test_a_message_of_a_megabyte_is_fine() -> None:
+    assert problem_of_a_note(text="ä" * 1_000_000) is None
+
+
+def test_a_row_cannot_be_altered_and_its_errors_hide_the_input() -> None:
+    note = Note.model_validate_json(json.dumps(NOTE))
+    with pytest.raises(ValidationError, match="frozen"):
+        note.text = "other"  # type: ignore[misc]
+    with pytest.raises(ValidationError) as caught:
+        Note.model_validate_json(json.dumps(NOTE | {"count": "xyzzy"}))
+    assert "xyzzy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("topic", [f"channel:{ID}", f"user:{ID}", "users"])
+def test_a_pack_serves_topics_of_its_shapes(topic: str) -> None:
+    assert bundled()["chatgenius"].serves(topic)
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "",
+        "user",
+        "users ",
+        "users\n",
+        "*chatgenius",
+        f"channel:{ID}\n",
+        f"channel:{ID.lower()}",
+        "channel:",
+        ID,
+    ],
+)
+def test_a_pack_serves_no_other_topics(topic: str) -> None:
+    assert not bundled()["chatgenius"].serves(topic)
+
+
+def test_packs_are_found_by_their_modules_under_their_own_names() -> None:
+    assert "chatgenius" in bundled()
+    assert all(name == pack.name for name, pack in bundled().items())
+    assert bundled() is bundled()

@@ -1,0 +1,386 @@
+"""Where settings come from, what they mean together, and what the operator is told when they are wrong."""
+
+import os
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import asyncpg.connect_utils
+import pytest
+from pydantic import ValidationError
+
+from daemon.core.errors import OperatorFault
+from daemon.settings import SECRET_BYTES, VARIABLES, Address, BadSettings, Settings, load
+
+SECRET = "s3cr3t-" * 6
+Problems = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An environment and a current directory in which nothing is set."""
+    for name in os.environ:
+        if name in VARIABLES.values() or name.startswith(("ROWCAST_", "XDG_", "CREDENTIALS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def problems(monkeypatch: pytest.MonkeyPatch) -> Problems:
+    """What is wrong, line by line, when the environment has these variables."""
+
+    def told(config: Path | None = None, **variables: str) -> list[str]:
+        with monkeypatch.context() as environment:
+            for name, value in variables.items():
+                environment.setenv(name, value)
+            with pytest.raises(BadSettings) as caught:
+                load(config)
+        return str(caught.value).splitlines()
+
+    return told
+
+
+def reached(dsn: str | None) -> dict[str, Any]:
+    """What the driver makes of a DSN."""
+    parse = asyncpg.connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]
+    addresses, found = parse(**dict.fromkeys(signature(parse).parameters) | {"dsn": dsn})
+    return {"address": addresses[0], "user": found.user, "password": found.password, "database": found.database}
+
+
+# Sources.
+
+
+def test_nothing_has_to_be_set() -> None:
+    settings = load()
+    assert ("chatgenius",) == settings.packs
+    assert Address("127.0.0.1", 8787) == settings.listen
+    assert None is settings.dsn
+
+
+def test_each_source_wins_over_those_behind_it(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = bare / "rowcast.toml"
+    names = ["beat_every", "poll_every", "heartbeat", "lock_timeout", "drain_seconds"]
+
+    def write(path: Path, count: int, value: int, form: str) -> None:
+        path.write_text("".join(f"{form.format(name, name.upper())} = {value}\n" for name in names[:count]))
+
+    write(config, 5, 5, "{0}")
+    write(bare / ".env", 4, 4, "ROWCAST_{1}")
+    write(bare / ".env.local", 3, 3, "ROWCAST_{1}")
+    monkeypatch.setenv("ROWCAST_BEAT_EVERY", "2")
+    monkeypatch.setenv("ROWCAST_POLL_EVERY", "2")
+
+    settings = load(config, beat_every=1)
+
+    assert [1, 2, 3, 4, 5] == [getattr(settings, name) for name in names]
+
+
+def test_an_option_that_was_not_given_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROWCAST_PACKS", "antone")
+    assert ("antone",) == load(packs=(), listen=None).packs
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROWCAST_LISTEN", "")
+    monkeypatch.setenv("DATABASE_URL", "")
+    assert Address("127.0.0.1", 8787) == load().listen
+
+
+def test_the_object_reads_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROWCAST_LISTEN", "127.0.0.1:1")
+    assert Address("127.0.0.1", 8787) == Settings().listen
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    settings = load()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.read_chunk = 1  # type: ignore[misc]
+
+
+def test_another_process_can_be_given_the_same_settings(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = bare / "rowcast.toml"
+    config.write_text('packs = ["antone"]\nschema = "test"\nlisten = "[::1]:80"\npostgres_password = "p"\n')
+    monkeypatch.setenv("ROWCAST_LOCK_TIMEOUT", "3")
+    given = load(config, secret=SECRET)
+
+    environment = given.environment()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    again = load()
+
+    assert SECRET not in environment.values()
+    for field in ("packs", "schema_name", "listen", "lock_timeout", "dsn"):
+        assert getattr(given, field) == getattr(again, field)
+
+
+# The database.
+
+
+def test_the_parts_of_a_database_become_one_url() -> None:
+    settings = load(
+        postgres_host="db.example",
+        postgres_port="6543",
+        postgres_db="a/b",
+        postgres_user="u@x",
+        postgres_password="p:/?#%",
+    )
+    assert {
+        "address": ("db.example", 6543),
+        "user": "u@x",
+        "password": "p:/?#%",
+        "database": "a/b",
+    } == reached(settings.dsn)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("/run/postgresql", "/run/postgresql/.s.PGSQL.5432"),
+        ("::1", ("::1", 5432)),
+        ("[::1]", ("::1", 5432)),
+        ("localhost", ("localhost", 5432)),
+    ],
+)
+def test_a_host_may_be_a_name_an_address_or_a_socket(host: str, address: object) -> None:
+    assert address == reached(load(postgres_host=host).dsn)["address"]
+
+
+def test_missing_parts_are_those_of_the_postgres_image() -> None:
+    assert {
+        "address": ("localhost", 5432),
+        "user": "postgres",
+        "password": "p",
+        "database": "postgres",
+    } == reached(load(postgres_password="p").dsn)
+
+
+def test_a_port_alone_configures_no_database() -> None:
+    assert None is load(postgres_port=5433).dsn
+
+
+def test_a_url_wins_over_the_parts_wherever_it_stands(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / ".env").write_text("DATABASE_URL=postgresql://u:p@h/d\n")
+    monkeypatch.setenv("POSTGRES_HOST", "elsewhere")
+    monkeypatch.setenv("POSTGRES_PORT", "tcp://10.0.0.1:5432")
+    assert "postgresql://u:p@h/d" == load().dsn
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://u:p@h/d",
+        "postgresql://u:p%40ss@[::1]:5432/d?sslmode=require",
+        "postgresql://u@h1:5432,h2:5433/d",
+        "postgresql:///d?host=/run/postgresql",
+    ],
+)
+def test_every_form_of_url_that_the_driver_reads_is_taken(url: str) -> None:
+    assert url == load(database_url=url).dsn
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:canary@x@h/d",
+        "postgresql://u:canary/x@h/d",
+        "postgresql://u:1#canary@h/d",
+        "postgresql://u:canary[@h/d",
+        "postgresql://u:canary\N{DOUBLE QUESTION MARK}@h/d",
+        "postgresql+asyncpg://u:canary@h/d",
+        "jdbc:postgresql://u:canary@h/d",
+        "canary",
+    ],
+)
+def test_a_url_that_would_be_misread_is_refused_without_being_shown(problems: Problems, url: str) -> None:
+    (problem,) = problems(DATABASE_URL=url)
+    assert problem.startswith("DATABASE_URL: ")
+    assert "canary" not in problem
+
+
+def test_the_address_of_a_linked_service_as_port_is_explained(problems: Problems) -> None:
+    (problem,) = problems(POSTGRES_PORT="tcp://10.0.0.1:5432")
+    assert problem.startswith("POSTGRES_PORT: a number such as 5432 is needed.")
+    assert "Kubernetes or Docker" in problem
+
+
+def test_a_missing_database_is_a_fault_that_names_the_variables() -> None:
+    with pytest.raises(BadSettings, match="set DATABASE_URL, or POSTGRES_HOST"):
+        load().require_dsn()
+
+
+# The secret.
+
+
+def test_the_secret_may_lie_in_a_file(bare: Path) -> None:
+    (bare / "key").write_text(f"{SECRET}\n")
+    assert SECRET.encode() == load(secret_file="key").require_secret()
+
+
+def test_the_secret_may_be_a_credential_of_systemd(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / "secret").write_text(SECRET)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(bare))
+    assert SECRET.encode() == load().require_secret()
+
+
+def test_a_secret_that_is_set_wins_over_the_credential(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / "secret").write_text("another" * 6)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(bare))
+    assert SECRET.encode() == load(secret=SECRET).require_secret()
+
+
+def test_two_secrets_are_one_too_many(problems: Problems) -> None:
+    assert ["ROWCAST_SECRET and ROWCAST_SECRET_FILE are both set: keep one of them"] == problems(
+        ROWCAST_SECRET=SECRET, ROWCAST_SECRET_FILE="key"
+    )
+
+
+def test_a_short_secret_is_refused_where_it_stands(bare: Path, problems: Problems) -> None:
+    (bare / "key").write_text("x" * (SECRET_BYTES - 1))
+    (problem,) = problems(ROWCAST_SECRET_FILE="key")
+    assert problem.startswith(f"ROWCAST_SECRET in key: {SECRET_BYTES} bytes or more are needed")
+
+
+def test_a_secret_file_that_cannot_be_read_is_named(bare: Path, problems: Problems) -> None:
+    assert ["key: cannot be read: No such file or directory"] == problems(ROWCAST_SECRET_FILE="key")
+    (bare / "key").write_bytes(b"\xff" * 32)
+    assert ["key: cannot be read: this is not UTF-8"] == problems(ROWCAST_SECRET_FILE="key")
+
+
+def test_a_missing_secret_is_a_fault_that_names_the_variables() -> None:
+    with pytest.raises(BadSettings, match="set ROWCAST_SECRET or ROWCAST_SECRET_FILE"):
+        load().require_secret()
+
+
+def test_secrets_show_neither_in_the_object_nor_in_a_problem(problems: Problems) -> None:
+    shown = repr(load(secret=SECRET, postgres_password="canary", database_url="postgresql://u:canary@h/d"))
+    shown += "".join(problems(ROWCAST_SECRET="canary", POSTGRES_PASSWORD="canary", ROWCAST_HEARTBEAT="canary"))
+    assert SECRET not in shown
+    assert "canary" not in shown
+
+
+# Single values.
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("0.0.0.0:80", Address("0.0.0.0", 80)),
+        ("localhost:0", Address("localhost", 0)),
+        ("[::1]:8787", Address("::1", 8787)),
+    ],
+)
+def test_an_address_reads_as_it_is_written(text: str, address: Address) -> None:
+    assert address == load(listen=text).listen
+    assert text == str(address)
+
+
+@pytest.mark.parametrize("text", ["8787", ":8787", "localhost", "::1:8787", "h:65536", "h:-1", "h:80x", "[h]:80"])
+def test_an_address_without_host_or_port_is_refused(problems: Problems, text: str) -> None:
+    (problem,) = problems(ROWCAST_LISTEN=text)
+    assert problem.startswith("ROWCAST_LISTEN: HOST:PORT is needed")
+
+
+@pytest.mark.parametrize("text", ["antone, chatgenius", '["antone", "chatgenius"]', "antone,chatgenius,antone"])
+def test_packs_are_a_list_in_either_form(text: str) -> None:
+    assert ("antone", "chatgenius") == load(packs=text).packs
+
+
+@pytest.mark.parametrize("text", ["a,,b", "A", "1a", "a-b", "[1", '["a"', "x" * 64])
+def test_what_is_no_name_is_no_pack(problems: Problems, text: str) -> None:
+    (problem, *_) = problems(ROWCAST_PACKS=text)
+    assert problem.startswith("ROWCAST_PACKS: ")
+
+
+def test_a_schema_goes_with_one_pack_only(problems: Problems) -> None:
+    assert "test" == load(schema="test").schema_name
+    (problem,) = problems(ROWCAST_SCHEMA="test", ROWCAST_PACKS="antone,chatgenius")
+    assert "ROWCAST_SCHEMA" in problem
+    assert "ROWCAST_PACKS" in problem
+
+
+@pytest.mark.parametrize(("every", "limit"), [("15", "15"), ("20", "15")])
+def test_the_beat_must_be_shorter_than_its_limit(problems: Problems, every: str, limit: str) -> None:
+    assert ["ROWCAST_BEAT_LIMIT must be more than ROWCAST_BEAT_EVERY"] == problems(
+        ROWCAST_BEAT_EVERY=every, ROWCAST_BEAT_LIMIT=limit
+    )
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
+def test_seconds_are_a_number_above_zero(problems: Problems, value: str) -> None:
+    (problem,) = problems(ROWCAST_POLL_EVERY=value)
+    assert problem.startswith("ROWCAST_POLL_EVERY: input should be ")
+    assert problem.endswith(f"({Settings.model_fields['poll_every'].description})")
+
+
+def test_words_are_taken_in_any_case() -> None:
+    assert "warn" == load(log_level="WARN").log_level
+
+
+def test_data_lies_in_the_state_directory_of_the_user(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert Path("/home/somebody/.local/state/rowcast") == load().data_dir
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/lib")
+    assert Path("/var/lib/rowcast") == load().data_dir
+
+
+# Problems.
+
+
+def test_every_problem_has_a_line_that_says_where_it_is(bare: Path, problems: Problems) -> None:
+    config = bare / "rowcast.toml"
+    config.write_text('log_level = "loud"\nheartbeet = 1\n')
+    (bare / ".env").write_text("ROWCAST_MAX_CLIENTS=none\n")
+    (bare / ".env.local").write_text("ROWCAST_ORDER_COMMIT=maybe\n")
+
+    lines = problems(config, ROWCAST_LISTN="x")
+
+    assert {
+        f"log_level in {config}",
+        f"heartbeet in {config}",
+        "ROWCAST_MAX_CLIENTS in .env",
+        "ROWCAST_ORDER_COMMIT in .env.local",
+        "ROWCAST_LISTN",
+    } == {line.partition(": ")[0] for line in lines}
+
+
+def test_a_mistyped_setting_is_answered_with_the_nearest_one(bare: Path, problems: Problems) -> None:
+    config = bare / "rowcast.toml"
+    config.write_text("heartbeet = 1\nquite_another = 2\n")
+    assert [
+        "ROWCAST_LISTN: there is no such setting; did you mean ROWCAST_LISTEN?",
+        f"heartbeet in {config}: there is no such setting; did you mean heartbeat?",
+        f"quite_another in {config}: there is no such setting",
+    ] == sorted(problems(config, ROWCAST_LISTN="x"))
+
+
+def test_variables_that_others_set_are_left_alone(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ROWCAST_SERVICE_HOST", "ROWCAST_SERVICE_PORT_WS", "ROWCAST_PORT", "ROWCAST_PORT_8787_TCP_ADDR"):
+        monkeypatch.setenv(name, "tcp://10.0.0.1:8787")
+    monkeypatch.setenv("POSTGRES_INITDB_ARGS", "-k")
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent")
+    (bare / ".env").write_text("VITE_TITLE=chat\n")
+    assert load()
+
+
+def test_a_file_that_cannot_be_read_is_named(bare: Path) -> None:
+    missing, broken = bare / "missing.toml", bare / "broken.toml"
+    broken.write_text("listen = canary")
+    with pytest.raises(BadSettings, match=f"{missing}: cannot be read: No such file"):
+        load(missing)
+    with pytest.raises(BadSettings, match=f"{broken}: this is not TOML") as caught:
+        load(broken)
+    assert "canary" not in str(caught.value)
+    (bare / ".env").write_bytes(b"A=\xff\n")
+    with pytest.raises(BadSettings, match=r"\.env: cannot be read: this is not UTF-8"):
+        load()
+
+
+def test_bad_settings_end_the_process_as_a_configuration_error() -> None:
+    assert issubclass(BadSettings, OperatorFault)
+    assert os.EX_CONFIG == BadSettings.exit_code
+
+
+def test_every_setting_is_described_for_the_operator() -> None:
+    assert [] == [name for name, field in Settings.model_fields.items() if not field.description]

@@ -29,6 +29,7 @@ from daemon.postgres import ddl
 from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, connect, open_pool
 from daemon.postgres.doorbell import Doorbell
 from daemon.postgres.event_log import DeadLetters, PgEventLog, PgGrants
+from daemon.postgres.history import UnknownPack
 from daemon.postgres.queries import query
 from daemon.postgres.sequencer import Sequencer
 from daemon.settings import Settings
@@ -45,6 +46,7 @@ SESSION = {
     "plan_cache_mode": "force_custom_plan",
 }
 START_WITHIN = 30.0  # seconds for the first echo and the first read of the log
+CLOSE_WITHIN = 2.0  # seconds for the database connections to close
 READ_WITHIN = 10.0  # seconds without a read of the log until this daemon counts as not ready
 
 
@@ -69,15 +71,6 @@ class NotCurrent(OperatorFault):
         self.why = why
 
 
-class UnknownPack(OperatorFault):
-    """There is no pack "{name}": choose among {known}."""
-
-    exit_code: ClassVar[int] = 64
-
-    def __init__(self, name: str) -> None:
-        self.name, self.known = name, ", ".join(bundled())
-
-
 def schemas_of(settings: Settings) -> dict[str, str]:
     """The chosen packs, each with the schema that it lives in."""
     return {pack: settings.schema_name or pack for pack in settings.packs}
@@ -87,7 +80,7 @@ def chosen_packs(settings: Settings) -> dict[str, Pack]:
     """The packs to serve, by schema. Raises UnknownPack."""
     for name in settings.packs:
         if name not in bundled():
-            raise UnknownPack(name)
+            raise UnknownPack(name, list(bundled()))
     return {schema: bundled()[pack] for pack, schema in schemas_of(settings).items()}
 
 
@@ -181,7 +174,7 @@ async def running(settings: Settings, *, demo: Mapping[str, Any] | None = None) 
             attempts=settings.connect_attempts,
             on_retry=lambda fault, attempt: log.warning("database_retry", reason=str(fault), attempt=attempt),
         )
-        stack.callback(pool.terminate)
+        stack.push_async_callback(_close, pool)
         async with pool.acquire() as connection:
             if await connection.fetchval(query("in_recovery")):
                 raise Standby
@@ -250,7 +243,11 @@ async def running(settings: Settings, *, demo: Mapping[str, Any] | None = None) 
                 await pump.started.wait()
         except TimeoutError:
             raise Deaf from None
-        host, port = await gateway.start(settings.listen.host, settings.listen.port)
+        handed = systemd.listen_fds()
+        if handed:  # socket activation: clients who came while nobody served wait in it
+            host, port = await gateway.start(sock=handed[0])
+        else:
+            host, port = await gateway.start(settings.listen.host, settings.listen.port)
         stack.push_async_callback(gateway.drain, lambda: encode(bye("restart")), within=settings.drain_seconds)
         tasks(_tell_systemd(readiness))
         yield Running(host, port, pool)
@@ -266,6 +263,14 @@ async def _in_background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]]
         finally:
             for task in tasks:
                 task.cancel()
+
+
+async def _close(pool: Pool) -> None:
+    """Let the last statements end, but wait for no peer that is gone."""
+    with suppress(TimeoutError, *DRIVER_ERRORS):
+        async with asyncio.timeout(CLOSE_WITHIN):
+            await pool.close()
+    pool.terminate()
 
 
 async def _stale(pool: Pool, settings: Settings) -> str | None:

@@ -16,6 +16,8 @@ from daemon.core.errors import OperatorFault, RowcastError
 from daemon.logs import configure, get_logger
 from daemon.settings import Settings, load
 
+log = get_logger()
+
 
 @dataclass(frozen=True)
 class Options:
@@ -111,6 +113,14 @@ def _configure(settings: Settings) -> None:
     configure(settings.log_format, settings.log_level)
 
 
+def _report(line: str) -> None:
+    """Say what was done: to whoever reads the output, and in a service's log."""
+    click.echo(line)
+    if not sys.stderr.isatty():
+        name = "schema_warning" if line.lower().startswith("warning") else "schema_migration"
+        (log.warning if name == "schema_warning" else log.info)(name, done=line)
+
+
 def _apply(settings: Settings, *, offline: bool) -> None:
     from daemon.app import schemas_of
     from daemon.postgres import ddl
@@ -126,7 +136,7 @@ def _apply(settings: Settings, *, offline: bool) -> None:
             schemas=schemas_of(settings),
             lock_timeout=settings.lock_timeout,
             attempts=settings.connect_attempts,
-            report=click.echo,
+            report=_report,
         )
     )
 
@@ -167,7 +177,7 @@ def rollback(options: Options, *, pack: str, to: str | None) -> None:
             schema=settings.schema_name or pack,
             lock_timeout=settings.lock_timeout,
             attempts=settings.connect_attempts,
-            report=click.echo,
+            report=_report,
         )
     )
 

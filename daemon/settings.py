@@ -146,10 +146,12 @@ def _state_home() -> Path:
     """Where a user's programs keep what must outlive them (XDG Base Directory Specification)."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if not state.is_absolute():
+        if os.geteuid() == 0:  # Postgres does not run as root, and the user that it gets may not enter root's home
+            return Path("/var/lib/rowcast")
         try:
             state = Path.home() / ".local/state"
         except RuntimeError:  # a container whose user has neither HOME nor a line in /etc/passwd
-            state = Path.cwd()
+            state = Path("/var/tmp")  # noqa: S108
     return state / "rowcast"
 
 

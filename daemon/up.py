@@ -110,13 +110,9 @@ async def up(settings: Settings, *, demo: bool) -> None:
 async def _apply_ddl(settings: Settings) -> None:
     """In a process of its own: what applies the DDL takes memory that a daemon would keep for ever."""
     command = [sys.executable, "-m", "daemon", "--apply-ddl"]
-    environment = {
-        **os.environ,
-        "DATABASE_URL": settings.dsn or "",
-        "ROWCAST_PACKS": ",".join(settings.packs),
-        **({"ROWCAST_SCHEMA": settings.schema_name} if settings.schema_name else {}),
-    }
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL)
+    process = await asyncio.create_subprocess_exec(
+        *command, env=settings.environment(), stdout=asyncio.subprocess.DEVNULL
+    )
     if await process.wait():
         raise SetupFailed(process.returncode or 1)
 

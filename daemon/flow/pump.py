@@ -112,6 +112,9 @@ class Pump:
         metrics.BATCH_CHANGES.observe(len(changes))
         for kind in Kind:
             metrics.CHANGES.labels(kind=kind.value).inc(sum(change.kind is kind for change in valid))
+        for change in valid:
+            if change.kind is Kind.LOST:
+                log.error("trigger_error", seq=change.seq, table=change.table)
         if invalid:
             await self._refuse(invalid)
 

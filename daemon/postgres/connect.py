@@ -312,6 +312,7 @@ async def open_pool(
 ) -> Pool:
     """A pool with `least` connections open, up to `most`; close it when done. Raises a DatabaseFault.
 
+    What a user of a connection sets in its session stays set for the next: nobody should set anything.
     Connections that it opens later fail with the driver's own errors, DRIVER_ERRORS.
     """
 
@@ -323,6 +324,7 @@ async def open_pool(
                 max_size=most,
                 timeout=time_limit,
                 init=_keep_alive,
+                reset=_leave_as_it_is,
                 server_settings=_settings(application_name, server_settings),
             )
         except (*DRIVER_ERRORS, ValueError) as error:
@@ -340,6 +342,10 @@ def _explain_connecting(error: Exception, dsn: str) -> OperatorFault:
     if isinstance(error, ValueError) and not isinstance(error, OSError):
         return BadDatabaseUrl()
     return explain(error, address=address_of(dsn))
+
+
+async def _leave_as_it_is(_: Connection) -> None:
+    """The driver would spend a round trip on resetting a session that nobody has changed."""
 
 
 async def _keep_alive(connection: Connection) -> None:

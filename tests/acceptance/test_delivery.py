@@ -298,7 +298,8 @@ async def test_a_change_that_does_not_fit_its_model_is_kept_as_a_dead_letter_and
         await chat.sql.execute("alter table chatgenius.files drop constraint files_size_not_negative")
         message = await chat.say("before")
         await chat.sql.execute(
-            "insert into chatgenius.files (message_id, name, type, size, url) values ($1, 'n', 't', -1, 'secret-url')",
+            """insert into chatgenius.files (message_id, name, type, size, url)
+               values ($1, 'n', 't', -1, 'secret-url')""",
             message,
         )
         await chat.say("after")

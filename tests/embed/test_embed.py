@@ -211,7 +211,7 @@ def test_a_pid_file_that_names_another_program_by_now_stops_no_start(embedded: E
 
 async def test_a_kill_while_the_cluster_is_made_leaves_nothing_half_made(directory: Path) -> None:
     with holder_of(directory) as holder:
-        while not found(directory, "postgres.new-*/PG_VERSION"):  # noqa: ASYNC110  a file tells nobody
+        while not found(directory, "postgres.new-*/PG_VERSION"):
             await asyncio.sleep(0.001)
         holder.kill()
     async with EmbeddedPostgres(directory, binaries=chosen_binaries()) as embedded:
@@ -221,7 +221,7 @@ async def test_a_kill_while_the_cluster_is_made_leaves_nothing_half_made(directo
 async def test_a_start_that_is_cancelled_leaves_no_process_and_no_lock(directory: Path) -> None:
     embedded = EmbeddedPostgres(directory, binaries=chosen_binaries())
     start = asyncio.create_task(embedded.start())
-    while not found(directory, "postgres.new-*/PG_VERSION"):  # noqa: ASYNC110  a file tells nobody
+    while not found(directory, "postgres.new-*/PG_VERSION"):
         await asyncio.sleep(0.001)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -284,7 +284,7 @@ async def test_the_server_is_told_no_password_and_nothing_of_our_environment(
     assert password not in (home / "postgres.log").read_bytes()
 
 
-async def test_files_are_private(postgres: Server) -> None:
+async def test_only_the_owner_may_read_the_files(postgres: Server) -> None:
     for name in ("postgres.password", "postgres.log", "postgres.lock"):
         assert (name, 0o600) == (name, mode(postgres.embedded.data_dir / name))
     for name in ("postgres", "postgres-socket"):

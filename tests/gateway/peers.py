@@ -118,6 +118,7 @@ class RawPeer:
         self._socket = connection
         self._loop = asyncio.get_running_loop()
         self.buffer = b""
+        self.was_reset = False
 
     async def send(self, data: bytes) -> None:
         await self._loop.sock_sendall(self._socket, data)
@@ -131,6 +132,7 @@ class RawPeer:
         try:
             return await self._loop.sock_recv(self._socket, most)
         except ConnectionError:
+            self.was_reset = True
             return b""
 
     async def read_head(self) -> bytes:

@@ -26,6 +26,7 @@ async def ask(served: Served, data: bytes, *, half_close: bool = False) -> tuple
     if half_close:
         peer.half_close()
     answer = await peer.read_all()
+    assert not peer.was_reset, "the answer may be lost with what has not been read"
     peer.close()
     head, found, body = answer.partition(b"\r\n\r\n")
     assert found, answer

@@ -51,7 +51,7 @@ async def stranger(empty_database: str) -> AsyncIterator[str]:
     await execute(empty_database, "drop owned by stranger; drop role stranger")
 
 
-async def test_a_wrong_password(folders: Folders, empty_database: str) -> None:
+async def test_a_wrong_password_is_named_as_such(folders: Folders, empty_database: str) -> None:
     folders.shop()
     wrong = re.sub("//([^:]+):[^@]+@", r"//\1:guessed@", empty_database)
     fault = await refusal(folders, wrong, 11)
@@ -60,19 +60,19 @@ async def test_a_wrong_password(folders: Folders, empty_database: str) -> None:
     assert [] == folders.heard  # it was not tried again
 
 
-async def test_an_unknown_user(folders: Folders, empty_database: str) -> None:
+async def test_an_unknown_user_is_refused_like_a_wrong_password(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await refusal(folders, re.sub("//[^@]+@", "//nobody:guessed@", empty_database), 11)
 
 
-async def test_an_unknown_database(folders: Folders, empty_database: str) -> None:
+async def test_an_unknown_database_is_named_with_what_to_do(folders: Folders, empty_database: str) -> None:
     folders.shop()
     fault = await refusal(folders, re.sub(r"@/\w+", "@/nowhere", empty_database), 13)
     assert isinstance(fault, NoSuchDatabase)
     assert 'database "nowhere" does not exist: create it (createdb), or correct the database URL.' == str(fault)
 
 
-async def test_nobody_at_the_port(folders: Folders) -> None:
+async def test_nobody_at_the_port_is_a_refused_connection(folders: Folders) -> None:
     folders.shop()
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and not listening
@@ -83,13 +83,13 @@ async def test_nobody_at_the_port(folders: Folders) -> None:
     assert [f"{fault} (attempt 1 failed)"] == folders.heard
 
 
-async def test_nobody_at_the_socket(folders: Folders, tmp_path: Path) -> None:
+async def test_nobody_at_the_socket_is_a_refused_connection(folders: Folders, tmp_path: Path) -> None:
     folders.shop()
     fault = await refusal(folders, f"postgresql://app:hunter2@/app?host={tmp_path}", 10)
     assert f"Nothing answers at {tmp_path}/.s.PGSQL.5432 (ENOENT)" in str(fault)
 
 
-async def test_an_unknown_host(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_host_is_not_tried_again(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     def say_no(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 

@@ -130,10 +130,6 @@ async def test_one_statement_over_many_rows_is_one_run_of_the_trigger(notes: Con
     await notes.execute("insert into app.notes (id, room) select n, 'a' from generate_series(1, 10000) as n")
     await events(notes)
     await notes.execute("update app.notes set body = 'x'")
-    calls = await notes.fetchval(
-        "select n_tup_ins from pg_stat_xact_user_tables where relid = 'rowcast.events'::regclass"
-    )
-    assert calls is not None
     captured = await events(notes)
     assert (10_000, {"update"}) == (len(captured), {kind for _, kind, _ in captured})
 
@@ -213,7 +209,7 @@ async def test_a_strict_table_refuses_what_cannot_be_captured_and_names_rowcast(
     await sql.execute("select rowcast.watch('app.t', $$'t:' || 10 / r.n$$, '{id}')")
     with pytest.raises(asyncpg.DivisionByZeroError) as caught:
         await sql.execute("insert into app.t values (1, 0)")
-    assert "function rowcast.capture_" in caught.value.context
+    assert "function rowcast.capture_" in (caught.value.context or "")
     assert 0 == await sql.fetchval("select count(*) from app.t")
 
 
@@ -302,7 +298,8 @@ async def test_awkward_names_are_quoted_by_the_server(sql: Connection) -> None:
         create table "Odd; drop table x"."Ta'b""le" ("I d" integer primary key, "$topics" text, "%s" text);
     """)
     await sql.execute("""
-        select rowcast.watch('"Odd; drop table x"."Ta''b""le"', $$r."%s"$$, array['I d', '$topics', '%s'], array['I d'])
+        select rowcast.watch(
+            '"Odd; drop table x"."Ta''b""le"', $$r."%s"$$, array['I d', '$topics', '%s'], array['I d'])
     """)
     await sql.execute("""insert into "Odd; drop table x"."Ta'b""le" values (1, 'x', 'room')""")
     await sql.execute("""update "Odd; drop table x"."Ta'b""le" set "$topics" = 'y'""")

@@ -7,13 +7,14 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.auth import Authenticator
@@ -71,10 +72,6 @@ class Client:
         assert count == len(found)
         return found
 
-    async def nothing_but(self, marker: Callable[[], Any]) -> None:
-        """Nothing else comes before what `marker` causes: an event that this client hears of."""
-        await marker()
-
     async def closed(self) -> tuple[int | None, str | None]:
         """Wait for the end; the close code and reason."""
         await self.connection.wait_closed()
@@ -107,10 +104,10 @@ class Daemon:
         """A client that has not said anything yet."""
         async with connect(
             self.url,
-            subprotocols=[SUBPROTOCOL],
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
             max_size=None,
             ping_interval=None,
-            **options,  # type: ignore[list-item]
+            **options,
         ) as connection:
             yield Client(connection)
 

@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[2]
 READERS_OF_THE_ENVIRONMENT = {
     "daemon/settings.py": "it is there to read it",
     "daemon/systemd.py": "what systemd says there is for this process alone, and is no setting",
-    "daemon/up.py": "it hands its environment on to a process of its own",
 }
 SKIPS = {
     "tests/embed/test_embed.py": "there is no wheel with Postgres for every platform",

@@ -1,0 +1,152 @@
+"""What a client does wrong gets its code, and costs nobody else anything."""
+
+import json
+import time
+from contextlib import suppress
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from daemon.gateway.auth import Authenticator
+from tests.acceptance.conftest import Chat
+from tests.support.daemon import Daemon, token
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("{", "bad_json"),
+        ("[]", "bad_json"),
+        ('{"op": "fly"}', "unknown_op"),
+        ('{"op": "subscribe"}', "bad_frame"),
+        ('{"op": "subscribe", "topic": 7}', "bad_frame"),
+        ('{"op": "subscribe", "topic": "users", "since": "yesterday"}', "bad_frame"),
+        ('{"op": "subscribe", "topic": "users", "where": {"eq": ["id", 1]}}', "bad_frame"),
+        ('{"op": "hello", "token": "again"}', "already_greeted"),
+    ],
+)
+async def test_a_bad_frame_earns_an_error_and_the_connection_goes_on(
+    daemon: Daemon, chat: Chat, text: str, code: str
+) -> None:
+    async with daemon.client(chat.ada) as client:
+        await client.connection.send(text)
+        error = await client.next()
+        assert ("error", code, False) == (error["op"], error["code"], error["retry"])
+        await client.say(op="ping", id=1)
+        assert {"op": "pong", "id": 1} == await client.next()
+
+
+async def test_an_error_repeats_the_id_of_the_frame_it_answers(daemon: Daemon, chat: Chat) -> None:
+    async with daemon.client(chat.ada) as client:
+        await client.say(op="subscribe", id="mine")
+        assert "mine" == (await client.next())["id"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "close"),
+    [
+        ("{", "bad_json", 4400),
+        ('{"op": "ping"}', "hello_expected", 4400),
+        ('{"op": "fly"}', "unknown_op", 4400),
+        ('{"op": "hello"}', "bad_frame", 4400),
+        ('{"op": "hello", "token": ""}', "token", 4401),
+        ('{"op": "hello", "token": "a.b.c"}', "token", 4401),
+    ],
+)
+async def test_whoever_cannot_say_hello_is_told_and_closed(daemon: Daemon, text: str, code: str, close: int) -> None:
+    async with daemon.raw() as client:
+        await client.connection.send(text)
+        assert code == (await client.next())["code"]
+        assert close == (await client.closed())[0]
+
+
+async def test_an_expired_and_a_forged_token_get_the_same_answer(daemon: Daemon, chat: Chat) -> None:
+    forged = Authenticator(b"another key that is just as long as the right one").issue(chat.ada, 60)
+    answers = []
+    for bad in (token(chat.ada, ttl=-3600), forged):
+        async with daemon.raw() as client:
+            await client.say(op="hello", token=bad)
+            answers.append((await client.next(), (await client.closed())[0]))
+    assert answers[0] == answers[1]
+    assert ("token", 4401) == (answers[0][0]["code"], answers[0][1])
+
+
+async def test_a_token_that_expires_ends_the_connection(daemon: Daemon, chat: Chat) -> None:
+    # Whole seconds, and the leeway for clocks that differ counts only when the token is looked at.
+    async with daemon.raw() as client:
+        await client.say(op="hello", token=token(chat.ada, ttl=2))
+        assert "welcome" == (await client.next())["op"]
+        assert "token" == (await client.next())["code"]
+        assert 4401 == (await client.closed())[0]
+
+
+async def test_whoever_says_nothing_is_closed_after_five_seconds(daemon: Daemon) -> None:
+    began = time.monotonic()
+    async with daemon.raw() as client:
+        assert "hello_timeout" == (await client.next())["code"]
+        assert 4401 == (await client.closed())[0]
+    assert time.monotonic() - began >= 5.0
+
+
+async def test_a_frame_of_two_megabytes_is_closed_with_its_code_and_disturbs_nobody(
+    daemon: Daemon, chat: Chat
+) -> None:
+    async with daemon.client(chat.ada) as calm, daemon.client(chat.bob) as rude:
+        await calm.subscribe(chat.topic)
+        await rude.connection.send("x" * 2_000_000)
+        assert 1009 == (await rude.closed())[0]
+        await chat.say("still here")
+        assert "still here" == (await calm.changes())[0]["record"]["content"]
+
+
+async def test_a_client_that_asks_faster_than_it_can_be_answered_is_closed(daemon: Daemon, chat: Chat) -> None:
+    async with daemon.client(chat.ada) as calm, daemon.client(chat.bob) as rude:
+        await calm.subscribe(chat.topic)
+        flood = [f'{{"op": "subscribe", "topic": "channel:{number}"}}' for number in range(2000)]
+        with suppress(ConnectionClosed):
+            for frame in flood:
+                await rude.connection.send(frame)
+        assert 4429 == (await rude.closed())[0]
+        await chat.say("still here")
+        assert "still here" == (await calm.changes())[0]["record"]["content"]
+
+
+async def test_the_number_of_topics_of_a_connection_is_bounded(daemon: Daemon, chat: Chat) -> None:
+    async with daemon.client(chat.ada) as client:
+        most = client.welcome["limits"]["topics"]
+        channels = await chat.sql.fetch(
+            "insert into chatgenius.channels (name) select 'c' || n from generate_series(1, $1) as n returning id",
+            most + 1,
+        )
+        await chat.sql.executemany(
+            "insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)",
+            [(row["id"], chat.ada) for row in channels],
+        )
+        answers = [await client.subscribe(f"channel:{row['id']}") for row in channels]
+    assert ["subscribed"] * most + ["error"] == [answer["op"] for answer in answers]
+    assert "too_many_topics" == answers[-1]["code"]
+
+
+async def test_a_topic_can_be_left_and_followed_again_but_not_twice_at_once(daemon: Daemon, chat: Chat) -> None:
+    async with daemon.client(chat.ada) as client:
+        assert "subscribed" == (await client.subscribe("users"))["op"]
+        assert "already_subscribed" == (await client.subscribe("users"))["code"]
+        await client.say(op="unsubscribe", topic="users", id=3)
+        assert {"op": "unsubscribed", "id": 3, "topic": "users"} == await client.next()
+        assert "subscribed" == (await client.subscribe("users"))["op"]
+
+
+async def test_nothing_of_what_a_client_sends_is_logged(daemon: Daemon, chat: Chat) -> None:
+    good = token(chat.ada)
+    async with daemon.raw() as client:
+        await client.say(op="hello", token=good)
+        await client.next()
+        await client.say(op="subscribe", topic="canary-topic")
+        await client.next()
+        await client.connection.send('{"op": "canary-op"}')
+        await client.next()
+    await daemon.stop()
+    text = daemon.log.read_text()
+    assert good not in text
+    assert "canary" not in text
+    assert json.loads(text.splitlines()[-1])["event"] == "stopped"

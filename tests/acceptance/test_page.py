@@ -1,0 +1,355 @@
+"""The live page in a real browser: in front of a real daemon, and in front of a server that the test plays."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Locator, Page, expect
+
+from daemon.files import folder
+from daemon.postgres.connect import Connection
+from tests.acceptance.conftest import Chat
+from tests.support.browser import Complaints, Frame, Line, Stage, browser_page
+from tests.support.daemon import daemon_process, free_port, token
+
+expect.set_options(timeout=60_000)
+
+ALICE, BOB = "01JH000000VSER0000000A11CE", "01JH000000VSER000000000B0B"
+GENERAL, LEADS = "01JH000000CHAN00000GENERA1", "01JH000000CHAN00000001EADS"
+CUT = "WebSocket connection to"  # what Chromium itself says of a line that it cannot open
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[tuple[Page, Complaints]]:
+    async with browser_page() as found:
+        yield found
+
+
+@pytest.fixture
+def page(opened: tuple[Page, Complaints]) -> Page:
+    return opened[0]
+
+
+@pytest.fixture
+def complaints(opened: tuple[Page, Complaints]) -> Complaints:
+    return opened[1]
+
+
+async def is_live(page: Page) -> None:
+    await expect(page.locator("#state")).to_have_attribute("data-state", "live")
+
+
+def message(page: Page, text: str) -> Locator:
+    return page.locator("#messages .text", has_text=text)
+
+
+async def say(sql: Connection, content: str, channel: str = GENERAL, user: str = BOB) -> str:
+    found: str = await sql.fetchval(
+        "insert into chatgenius.messages (channel_id, user_id, content) values ($1, $2, $3) returning id",
+        channel,
+        user,
+        content,
+    )
+    return found
+
+
+# In front of a daemon
+
+
+async def test_the_page_shows_what_sql_does_to_a_message(
+    page: Page, complaints: Complaints, database: str, sql: Connection, tmp_path: Path
+) -> None:
+    async with daemon_process(database, "up", "--data-dir", str(tmp_path)) as daemon:
+        await page.goto(daemon.http)
+        await is_live(page)
+        await expect(page.locator("#who option:checked")).to_have_text("Alice Archer")
+        await expect(page.locator("#channels button span")).to_have_text(["general", "leads", "random"])
+        await expect(message(page, "Good morning! The new build is out.")).to_be_visible()
+
+        written = await say(sql, "Written in <b>SQL</b>")
+        await expect(message(page, "Written in <b>SQL</b>")).to_be_visible()
+
+        await sql.execute("update chatgenius.messages set content = 'Edited in SQL' where id = $1", written)
+        await expect(message(page, "Edited in SQL")).to_have_text("Edited in SQL(edited)")
+
+        await sql.execute(
+            "insert into chatgenius.reactions (message_id, user_id, emoji) values ($1, $2, '+1'), ($1, $3, '+1')",
+            written,
+            ALICE,
+            BOB,
+        )
+        await expect(page.locator(f'[data-id="{written}"] .reactions li', has_text="+1")).to_have_text("+1 2")
+
+        await sql.execute("update chatgenius.messages set deleted_at = now() where id = $1", written)
+        await expect(message(page, "Edited in SQL")).to_have_count(0)
+
+        await sql.execute("update chatgenius.messages set deleted_at = null where id = $1", written)
+        await expect(message(page, "Edited in SQL")).to_have_text("Edited in SQL(restored)")
+        await sql.execute("delete from chatgenius.messages where id = $1", written)
+        await expect(message(page, "Edited in SQL")).to_have_count(0)
+    assert [] == complaints.but_for(CUT)
+
+
+async def test_a_user_who_joins_and_leaves_a_channel_sees_it_come_and_go(
+    page: Page, complaints: Complaints, database: str, sql: Connection, tmp_path: Path
+) -> None:
+    async with daemon_process(database, "up", "--data-dir", str(tmp_path)) as daemon:
+        await page.goto(daemon.http)
+        await page.locator("#who").select_option(label="Carol Carter")
+        channels = page.locator("#channels button span")
+        await expect(channels).to_have_text(["general", "random"])
+        carol = await page.locator("#who").input_value()
+        key = (LEADS, carol)
+        await sql.execute("insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", *key)
+        await expect(channels).to_have_text(["general", "leads", "random"])
+        await page.locator("#channels button", has_text="leads").click()
+        await expect(message(page, "Friday it is.")).to_be_visible()
+        await sql.execute("delete from chatgenius.channel_members where channel_id = $1 and user_id = $2", *key)
+        await expect(channels).to_have_text(["general", "random"])
+        await expect(message(page, "Friday it is.")).to_have_count(0)
+    assert [] == complaints.but_for(CUT)
+
+
+async def test_the_page_reconnects_by_itself_and_shows_once_what_was_written_meanwhile(
+    page: Page, complaints: Complaints, database: str, sql: Connection, tmp_path: Path
+) -> None:
+    port = free_port()
+    async with daemon_process(database, "up", "--data-dir", str(tmp_path), port=port) as daemon:
+        await page.goto(daemon.http)
+        await is_live(page)
+        await say(sql, "before the restart")
+        await expect(message(page, "before the restart")).to_be_visible()
+    await expect(page.locator("#state")).to_have_attribute("data-state", "waiting")
+    for number in range(3):
+        await say(sql, f"meanwhile {number}")
+    async with daemon_process(database, "up", "--data-dir", str(tmp_path), port=port):
+        await is_live(page)
+        await say(sql, "after the restart")
+        await expect(message(page, "after the restart")).to_be_visible()
+        for text in ("before the restart", "meanwhile 0", "meanwhile 1", "meanwhile 2", "after the restart"):
+            await expect(message(page, text)).to_have_count(1)
+        await expect(page.locator("#count-reconnects")).to_have_text("1")
+        for nothing in ("#count-resets", "#count-gaps"):
+            await expect(page.locator(nothing)).to_have_text("0")
+    assert [] == complaints.but_for(CUT)
+
+
+async def test_without_sample_users_the_page_asks_for_a_token(
+    page: Page, complaints: Complaints, database: str, chat: Chat
+) -> None:
+    await chat.say("hello")
+    async with daemon_process(database) as daemon:
+        await page.goto(daemon.http)
+        field = page.get_by_label("Token")
+        await field.fill("not a token")
+        await field.press("Enter")
+        await expect(page.get_by_role("alert")).to_have_text("The token is not valid, or no longer.")
+        await field.fill(token(chat.ada))
+        await field.press("Enter")
+        await expect(message(page, "hello")).to_be_visible()
+        await is_live(page)
+    assert [] == complaints.but_for(CUT, "Failed to load resource: the server responded with a status of 404")
+
+
+# In front of a server that the test plays
+
+TOPICS = ("users", "user:ada")
+
+
+def user(seq: int, name: str) -> Frame:
+    return {"seq": seq, "table": "users", "key": {"id": name}, "record": {"id": name, "full_name": name}}
+
+
+@pytest.fixture
+def stage(page: Page) -> Stage:
+    text = (folder("web") / "index.html").read_text(encoding="utf-8")
+    return Stage(page, text, {"users": [{"id": "ada", "name": "Ada", "token": "a token"}]})
+
+
+async def settled(stage: Stage) -> Line:
+    """The page has read the log up to e:10, in which there is Ada, and is live."""
+    line = await stage.open()
+    hello = await line.welcome("e:10")
+    assert ("a token", False) == (hello["token"], "since" in hello)
+    asked = await line.grant(*TOPICS)
+    assert ["e:0", "e:0"] == [frame["since"] for frame in asked]
+    line.subscribed(asked, "e:0")
+    line.change("users", user(5, "Ada"), prev="e:0")
+    line.say("resumed", pos="e:10", replayed=1)
+    return line
+
+
+async def come_back(stage: Stage, since: str) -> tuple[Line, list[Frame]]:
+    """The page opens its next line and resumes all topics from `since`."""
+    line = await stage.line()
+    assert since == (await line.welcome("e:100"))["since"]
+    asked = await line.grant(*TOPICS)
+    assert [False, False] == ["since" in frame for frame in asked]
+    line.subscribed(asked, since)
+    return line, asked
+
+
+def people(page: Page) -> Locator:
+    return page.locator("#people .person")
+
+
+async def test_a_silent_line_is_given_up_and_resumed(page: Page, stage: Stage) -> None:
+    await page.clock.install()
+    line = await settled(stage)
+    await is_live(page)
+    line.say("head", pos="e:17")
+    await expect(page.locator("#position")).to_have_text("17")
+    await page.clock.fast_forward("00:33")  # more than one and a half heartbeats
+    await expect(page.locator("#state")).not_to_have_attribute("data-state", "live")
+    await page.clock.fast_forward("00:02")
+    line, _ = await come_back(stage, since="e:17")
+    line.say("resumed", pos="e:100", replayed=0)
+    await is_live(page)
+    await expect(page.locator("#position")).to_have_text("100")
+
+
+async def test_the_position_stands_still_until_the_replay_is_complete(page: Page, stage: Stage) -> None:
+    line = await settled(stage)
+    await is_live(page)
+    await line.close(1012)
+    line, _ = await come_back(stage, since="e:10")
+    line.say("head", pos="e:90")
+    line.change("users", user(20, "Bob"), prev="e:10")
+    await expect(people(page)).to_have_text(["offlineAda", "offlineBob"])
+    await line.close(1012)  # before the replay of the other topic
+    line, _ = await come_back(stage, since="e:10")
+    line.change("users", user(20, "Bob"), user(21, "Cleo"), prev="e:10")
+    line.say("resumed", pos="e:100", replayed=2)
+    await is_live(page)
+    await expect(people(page)).to_have_text(["offlineAda", "offlineBob", "offlineCleo"])
+    await expect(page.locator("#count-repeats")).to_have_text("1")
+    await expect(page.locator("#position")).to_have_text("100")
+
+
+async def test_a_gap_is_noticed_and_the_page_resumes_from_before_it(page: Page, stage: Stage) -> None:
+    line = await settled(stage)
+    await is_live(page)
+    line.change("users", user(11, "Bob"), prev="e:5")
+    line.change("users", user(14, "Dora"), prev="e:12")
+    line, _ = await come_back(stage, since="e:11")
+    line.change("users", user(12, "Cleo"), user(14, "Dora"), prev="e:11")
+    line.say("resumed", pos="e:100", replayed=2)
+    await expect(people(page)).to_have_text(["offlineAda", "offlineBob", "offlineCleo", "offlineDora"])
+    await expect(page.locator("#count-gaps")).to_have_text("1")
+
+
+async def test_after_a_crash_the_topic_is_read_anew(page: Page, stage: Stage) -> None:
+    line = await settled(stage)
+    await is_live(page)
+    line.change("users", user(11, "Bob"), prev="e:5")
+    await expect(people(page)).to_have_text(["offlineAda", "offlineBob"])
+    line.say("reset", topic="users", reason="crash", pos="e:1000")
+    await line.hear("unsubscribe")
+    asked = await line.grant("users")
+    assert "e:0" == asked[0]["since"]
+    line.say("unsubscribed", topic="users")
+    line.subscribed(asked, "e:0")
+    line.change("users", user(5, "Ada"), user(1001, "Cleo"), prev="e:0")
+    line.say("resumed", pos="e:1001", replayed=2)
+    await expect(people(page)).to_have_text(["offlineAda", "offlineCleo"])
+    await expect(page.locator("#position")).to_have_text("1001")
+
+
+async def test_another_epoch_is_another_log(page: Page, stage: Stage) -> None:
+    line = await settled(stage)
+    await is_live(page)
+    await line.close(1001)
+    line = await stage.line()
+    await line.welcome("f:3")
+    asked = await line.grant(*TOPICS)
+    assert ["f:0", "f:0"] == [frame["since"] for frame in asked]
+    line.subscribed(asked, "f:0")
+    line.change("users", user(2, "Zoe"), prev="f:0")
+    line.say("resumed", pos="f:3", replayed=1)
+    await expect(people(page)).to_have_text(["offlineZoe"])
+
+
+async def test_where_the_log_begins_too_late_the_page_goes_on_from_now(page: Page, stage: Stage) -> None:
+    line = await stage.open()
+    await line.welcome("e:50")
+    asked = await line.grant(*TOPICS)
+    line.subscribed(asked, "e:50")
+    for topic in TOPICS:
+        line.say("reset", topic=topic, reason="retention", pos="e:50")
+    await is_live(page)
+    line.change("users", user(51, "Ada"), prev="e:50")
+    await expect(people(page)).to_have_text(["offlineAda"])
+    await line.close(1012)
+    await come_back(stage, since="e:51")
+
+
+async def test_a_planned_close_says_when_to_come_back(page: Page, stage: Stage) -> None:
+    await page.clock.install()
+    line = await settled(stage)
+    await is_live(page)
+    line.say("bye", reason="restart", retry_ms=7_000_000)
+    await line.close(1012)
+    await expect(page.locator("#state")).to_have_attribute("data-state", "waiting")
+    await page.clock.fast_forward("01:56:00")
+    await expect(page.locator("#state-text")).to_contain_text("Offline, retrying in")
+    await page.clock.fast_forward("00:41")
+    await come_back(stage, since="e:10")
+
+
+async def test_a_refused_token_is_renewed_once(page: Page, stage: Stage) -> None:
+    line = await settled(stage)
+    await is_live(page)
+    await line.close(4401, "token")
+    line = await stage.line()
+    await line.hear("hello")
+    assert 2 == stage.tokens_fetched
+    await line.close(4401, "token")
+    await expect(page.get_by_role("alert")).to_have_text("The token is not valid, or no longer.")
+    assert 2 == stage.tokens_fetched
+
+
+async def test_a_close_that_says_stop_is_obeyed(page: Page, stage: Stage) -> None:
+    line = await settled(stage)
+    await is_live(page)
+    await line.close(4403, "forbidden")
+    await expect(page.locator("#state-text")).to_have_text("Stopped: forbidden (4403)")
+    again = asyncio.create_task(stage.line())
+    await page.get_by_role("button", name="Try again").click()
+    await (await again).welcome("e:10")
+
+
+async def test_the_page_keeps_the_newest_lines_and_messages_only(page: Page, stage: Stage) -> None:
+    line = await settled(stage)
+    await is_live(page)
+    joined = {"seq": 11, "table": "channel_members", "key": {"channel_id": "c", "user_id": "ada"}, "record": {}}
+    line.change("user:ada", joined, prev="e:0")
+    asked = await line.grant("channel:c")
+    line.subscribed(asked, "e:0")
+    channel = {"seq": 1, "table": "channels", "key": {"id": "c"}, "record": {"id": "c", "name": "general"}}
+    line.change("channel:c", channel, prev="e:0")
+    for start in range(20, 2020, 100):
+        line.change(
+            "channel:c",
+            *(
+                {
+                    "seq": seq,
+                    "table": "messages",
+                    "key": {"id": str(seq)},
+                    "record": {
+                        "id": str(seq),
+                        "user_id": "Ada",
+                        "content": f"message {seq}",
+                        "created_at": f"2026-01-10T12:00:{seq % 60:02}Z",
+                    },
+                }
+                for seq in range(start, start + 100)
+            ),
+            prev=f"e:{start}",
+        )
+    line.say("resumed", pos="e:2020", replayed=2001)
+    await is_live(page)
+    await expect(message(page, "message 2019")).to_be_attached()
+    await expect(message(page, "message 1500")).to_have_count(0)
+    await expect(page.locator("#messages .message")).to_have_count(500)
+    await expect(page.locator("#lines li")).to_have_count(500)

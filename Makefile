@@ -33,7 +33,7 @@ run: $(READY) ## start Rowcast with a database, sample data and a live page
 	@exec $(BIN)/daemon up $(DAEMON_ARGS)
 
 test: $(READY) ## all tests, against a real Postgres
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto $(PYTEST_ARGS)
 
 check: $(READY) ## lint, types, floors, SQL
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ async def up(settings: Settings, *, demo: bool) -> None:
 
     async with AsyncExitStack() as stack:
         if settings.dsn is None:
-            postgres = await stack.enter_async_context(EmbeddedPostgres(data_dir / "postgres"))
+            postgres = await stack.enter_async_context(EmbeddedPostgres(data_dir))
             settings = settings.model_copy(update={"database_url": SecretStr(postgres.dsn)})
         settings = at_home(settings)
         await _apply_ddl(settings)

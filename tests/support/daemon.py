@@ -1,14 +1,15 @@
 """The real daemon as a process of its own, and a real websocket client."""
 
 import asyncio
+import itertools
 import json
 import os
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -127,6 +128,23 @@ class Daemon:
         return await self.process.wait()
 
 
+async def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run `daemon` with these arguments to its end; exit code, output and errors."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "daemon",
+        *arguments,
+        env=clean_environment(**{"ROWCAST_SECRET": SECRET} | environment),
+        cwd=tempfile.gettempdir(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    return process.returncode or 0, output.decode(), errors.decode()
+
+
 class Notices:
     """What a service says to systemd: a real socket that it is told to notify."""
 
@@ -150,21 +168,17 @@ class Notices:
 
 
 def free_port() -> int:
-    """A port below those that outgoing connections take, which nobody listens on now."""
-    for port in _candidates():
-        with socket.socket() as probe:
+    """A port below those that outgoing connections take, which nobody listens on now, and no other test soon."""
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+            probe.bind(("127.0.0.1", port))
             return port
-    raise AssertionError("no port is free")
 
 
-def _candidates() -> Iterable[int]:
-    first = 20_000 + os.getpid() % 10_000
-    return range(first, first + 1000)
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.cycle(range(20_000 + 500 * (_WORKER % 20), 20_500 + 500 * (_WORKER % 20)))
 
 
 @asynccontextmanager

@@ -1,0 +1,150 @@
+"""The command line as a person meets it: real processes, their output and exit codes."""
+
+import asyncio
+import json
+import re
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import jwt
+import pytest
+
+from tests.acceptance.conftest import Chat
+from tests.support.catalog import catalog
+from tests.support.daemon import SECRET, Daemon, clean_environment, command
+
+
+async def test_apply_ddl_says_what_it_did_and_does_it_once(empty_database: str) -> None:
+    code, first, _ = await command("--apply-ddl", DATABASE_URL=empty_database)
+    assert 0 == code
+    assert ["rowcast: nothing -> rowcast_0001", "chatgenius: nothing -> chatgenius_0003"] == [
+        line for line in first.splitlines() if "->" in line
+    ]
+    code, second, _ = await command("--apply-ddl", DATABASE_URL=empty_database)
+    assert 0 == code
+    assert ["rowcast: already at rowcast_0001", "chatgenius: already at chatgenius_0003"] == second.splitlines()
+
+
+async def test_four_starts_at_once_apply_once(empty_database: str) -> None:
+    ends = await asyncio.gather(*(command("--apply-ddl", DATABASE_URL=empty_database) for _ in range(4)))
+    assert [0] * 4 == [code for code, _, _ in ends]
+    assert 1 == sum("chatgenius: nothing -> chatgenius_0003" in output for _, output, _ in ends)
+
+
+async def test_rollback_undoes_a_pack_and_apply_brings_the_same_back(empty_database: str) -> None:
+    await command("--apply-ddl", DATABASE_URL=empty_database)
+    before = await catalog(empty_database, ["rowcast", "chatgenius"])
+    code, output, _ = await command("rollback", "chatgenius", "--to", "chatgenius_0002", DATABASE_URL=empty_database)
+    assert (0, "chatgenius: chatgenius_0003 -> chatgenius_0002\n") == (code, output)
+    code, output, _ = await command("rollback", "chatgenius", DATABASE_URL=empty_database)
+    assert (0, "chatgenius: chatgenius_0002 -> nothing\n") == (code, output)
+    await command("--apply-ddl", DATABASE_URL=empty_database)
+    assert before == await catalog(empty_database, ["rowcast", "chatgenius"])
+
+
+async def test_a_pack_can_be_put_into_another_schema(empty_database: str) -> None:
+    code, output, _ = await command("--apply-ddl", "--schema", "test", DATABASE_URL=empty_database)
+    assert 0 == code
+    assert "chatgenius in schema test: nothing -> chatgenius_0003" in output
+
+
+async def test_the_sql_of_the_ddl_can_be_printed_without_any_database() -> None:
+    code, output, errors = await command("--apply-ddl", "--sql")
+    assert (0, "") == (code, errors)
+    assert "create table chatgenius.messages" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "words"),
+    [
+        (("--apply-ddl",), {}, 78, "No database is configured"),
+        (
+            ("--apply-ddl",),
+            {"DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:9/x"},
+            10,
+            "Nothing answers at 127.0.0.1:9",
+        ),
+        (("--apply-ddl", "--pack", "nothing"), {"DATABASE_URL": "postgresql:///x"}, 64, 'There is no pack "nothing"'),
+        (("--apply-ddl",), {"ROWCAST_BEAT_EVRY": "3"}, 78, "ROWCAST_BEAT_EVERY"),
+        (("--apply-ddl",), {"POSTGRES_PORT": "tcp://10.0.0.1:5432"}, 78, "POSTGRES_PORT"),
+        ((), {"DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:9/x"}, 10, "Nothing answers at 127.0.0.1:9"),
+        (("tail", "users"), {}, 78, "No database is configured"),
+        (("token", "--user", "ada"), {"ROWCAST_SECRET": "short"}, 78, "ROWCAST_SECRET"),
+        (("token", "--user", "ada", "--ttl", "soon"), {}, 2, "--ttl"),
+        (("token", "--user", ""), {}, 2, "--user"),
+    ],
+)
+async def test_a_slip_ends_with_its_own_code_and_one_line(
+    arguments: tuple[str, ...], environment: dict[str, str], code: int, words: str
+) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        ended, output, errors = await command(
+            *arguments, ROWCAST_DATA_DIR=home, ROWCAST_CONNECT_ATTEMPTS="1", **environment
+        )
+    said = [line for line in errors.splitlines() if not line.startswith(("Usage:", "Try ", "{")) and line]
+    assert (code, "") == (ended, output)
+    assert 1 == len(said)
+    assert words in said[0]
+    assert "hunter2" not in errors
+    assert "Traceback" not in errors
+
+
+async def test_a_token_names_its_user_and_ends_in_time() -> None:
+    code, output, _ = await command("token", "--user", "ada", "--ttl", "15m")
+    claims = jwt.decode(output.strip(), SECRET, ["HS256"], audience="rowcast")
+    assert (0, "ada", 900) == (code, claims["sub"], claims["exp"] - claims["iat"])
+
+
+@asynccontextmanager
+async def tail(database: str, *arguments: str) -> AsyncIterator[asyncio.StreamReader]:
+    """What `daemon tail` prints; it follows once this is entered."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "daemon",
+        "tail",
+        *arguments,
+        env=clean_environment(DATABASE_URL=database, ROWCAST_LOG_FORMAT="json", PYTHONUNBUFFERED="1"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        while b"listener_connected" not in await process.stderr.readline():
+            pass
+        yield process.stdout
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
+async def test_tail_shows_one_readable_line_for_each_change(daemon: Daemon, chat: Chat, database: str) -> None:
+    async with tail(database, chat.topic) as lines:
+        message = await chat.say("hello\nworld " + "x" * 1000)
+        line = (await lines.readline()).decode()
+    assert re.match(r"\d\d:\d\d:\d\d\.\d{3} +\d+ insert   messages ", line)
+    assert message in line
+    assert r"hello\nworld" in line
+    assert line.endswith(" characters)\n")
+
+
+async def test_tail_prints_json_for_programs_and_can_begin_in_the_past(
+    daemon: Daemon, chat: Chat, database: str
+) -> None:
+    async with daemon.client(chat.ada) as client:
+        start = client.welcome["pos"]
+        await client.subscribe(chat.topic)
+        await chat.say("before")
+        await client.changes()
+    async with tail(database, chat.topic, "--json", "--since", start) as lines:
+        await chat.say("after")
+        told = [json.loads(await lines.readline()) for _ in range(2)]
+    assert ["before", "after"] == [change["record"]["content"] for change in told]
+
+
+async def test_tail_refuses_a_position_from_which_it_cannot_go_on(daemon: Daemon, database: str) -> None:
+    code, _, errors = await command("tail", "users", "--since", "elsewhere:1", DATABASE_URL=database)
+    assert (35, "daemon: The log cannot be followed from there (epoch): leave --since out.\n") == (code, errors)

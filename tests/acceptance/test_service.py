@@ -1,0 +1,152 @@
+"""What an operator relies on: readiness, the log's form, signals, crashes and restarts."""
+
+import asyncio
+import json
+import re
+import signal
+import urllib.request
+from urllib.error import HTTPError
+
+from daemon.postgres.connect import connect
+from tests.acceptance.conftest import Chat
+from tests.support.daemon import Daemon, command, daemon_process
+
+
+async def get(url: str) -> tuple[int, str]:
+    def fetch() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(url) as answer:
+                return answer.status, answer.read().decode()
+        except HTTPError as refusal:
+            with refusal:
+                return refusal.code, refusal.read().decode()
+
+    return await asyncio.to_thread(fetch)
+
+
+async def test_a_daemon_that_serves_is_alive_and_ready(daemon: Daemon) -> None:
+    assert 200 == (await get(f"{daemon.http}/healthz"))[0]
+    assert (200, {"ready": True, "reasons": []}) == _parsed(await get(f"{daemon.http}/readyz"))
+
+
+def _parsed(answer: tuple[int, str]) -> tuple[int, object]:
+    return answer[0], json.loads(answer[1])
+
+
+async def test_a_schema_that_is_not_current_is_refused_at_the_start(empty_database: str) -> None:
+    code, _, errors = await command(DATABASE_URL=empty_database)
+    assert 32 == code
+    assert re.fullmatch(r"daemon: The schema is not current \(.*\): run `daemon --apply-ddl` first\.\n", errors)
+
+
+async def test_a_listener_that_was_cut_comes_back_and_nothing_is_missed(daemon: Daemon, chat: Chat) -> None:
+    async with daemon.client(chat.ada) as client:
+        await client.subscribe(chat.topic)
+        for number in range(5):
+            await chat.sql.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'rowcast listener' "
+                "and datname = current_database()"
+            )
+            await chat.say(str(number))
+            assert str(number) == (await client.changes())[0]["record"]["content"]
+
+
+async def test_a_leader_that_was_cut_is_followed_by_a_new_term_and_nothing_is_missed(
+    daemon: Daemon, chat: Chat
+) -> None:
+    async with daemon.client(chat.ada) as client:
+        await client.subscribe(chat.topic)
+        for number in range(3):
+            await chat.sql.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'rowcast sequencer' "
+                "and datname = current_database()"
+            )
+            await chat.say(str(number))
+            assert str(number) == (await client.changes())[0]["record"]["content"]
+
+
+async def test_a_second_daemon_on_the_same_database_tells_the_same_and_takes_over(
+    daemon: Daemon, chat: Chat, database: str
+) -> None:
+    async with daemon_process(database) as second, second.client(chat.ada) as there:
+        async with daemon.client(chat.ada) as here:
+            await here.subscribe(chat.topic)
+            await there.subscribe(chat.topic)
+            await chat.say("to both")
+            one, two = await here.next(), await there.next()
+            assert one["changes"] == two["changes"]
+            assert one["pos"] == two["pos"]
+        await daemon.stop(signal.SIGKILL)
+        await chat.say("after the leader was killed")
+        assert "after the leader was killed" == (await there.changes())[0]["record"]["content"]
+        async with second.client(chat.ada, since=one["pos"]) as resumed:
+            await resumed.subscribe(chat.topic)
+            [frame, end] = await resumed.until("resumed")
+            assert ["after the leader was killed"] == [change["record"]["content"] for change in frame["changes"]]
+            assert 1 == end["replayed"]
+
+
+async def test_sigterm_says_bye_closes_with_1012_and_ends_at_once(daemon: Daemon, chat: Chat) -> None:
+    async with daemon.client(chat.ada) as client:
+        ended = asyncio.create_task(daemon.stop())
+        bye = await client.next()
+        assert ("bye", "restart") == (bye["op"], bye["reason"])
+        assert 0 <= bye["retry_ms"] <= 5000
+        assert (1012, "restart") == await client.closed()
+        assert 0 == await ended
+    assert ["stopping", "stopped"] == [line["event"] for line in daemon.events() if line["event"].startswith("stop")]
+    await daemon.notices.wait_for("STOPPING=1")
+
+
+async def test_a_killed_daemon_comes_back_and_its_clients_miss_nothing(chat: Chat, database: str) -> None:
+    async with daemon_process(database) as daemon, daemon.client(chat.ada) as client:
+        await client.subscribe(chat.topic)
+        await chat.say("before")
+        since = (await client.until("changes"))[-1]["pos"]
+        await daemon.stop(signal.SIGKILL)
+    await chat.say("meanwhile")
+    async with daemon_process(database) as daemon, daemon.client(chat.ada, since=since) as client:
+        await client.subscribe(chat.topic)
+        [frame, _] = await client.until("resumed")
+        assert ["meanwhile"] == [change["record"]["content"] for change in frame["changes"]]
+
+
+async def test_the_watchdog_is_fed_by_the_event_loop(database: str, chat: Chat) -> None:
+    async with daemon_process(database, environment={"WATCHDOG_USEC": "200000"}) as daemon:
+        for _ in range(3):
+            await daemon.notices.wait_for("WATCHDOG=1")
+
+
+async def test_every_log_line_has_the_form_of_the_specification(daemon: Daemon, chat: Chat) -> None:
+    async with daemon.client(chat.ada) as client:
+        session = client.welcome["session"]
+    await daemon.stop()
+    lines = daemon.events()
+    assert {"serving", "listener_connected", "leader_elected", "client_connected", "stopped"} <= {
+        line["event"] for line in lines
+    }
+    for line in lines:
+        assert ["timestamp", "correlationId", "level", "event", "data"] == list(line)
+        assert line["level"] in {"debug", "info", "warn", "error"}
+    assert session in {line["correlationId"] for line in lines if line["event"] == "client_connected"}
+
+
+async def test_a_daemon_that_lost_its_database_says_why_it_is_not_ready(
+    chat: Chat, database: str, empty_database: str
+) -> None:
+    quick = {"ROWCAST_BEAT_EVERY": "0.1", "ROWCAST_BEAT_LIMIT": "0.3", "ROWCAST_POLL_EVERY": "0.1"}
+    name = await chat.sql.fetchval("select current_database()")
+    elsewhere = await connect(empty_database, application_name="test")
+    async with daemon_process(database, environment=quick) as daemon:
+        await elsewhere.execute(f"alter database {name} allow_connections false")
+        await elsewhere.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name)
+        status, page = await get(f"{daemon.http}/readyz")
+        while status == 200:
+            status, page = await get(f"{daemon.http}/readyz")
+        assert 503 == status
+        assert "the listener has no heartbeat" in json.loads(page)["reasons"]
+        assert 200 == (await get(f"{daemon.http}/healthz"))[0]
+        await elsewhere.execute(f"alter database {name} allow_connections true")
+        while status == 503:
+            status, _ = await get(f"{daemon.http}/readyz")
+    await elsewhere.close()

@@ -1,0 +1,179 @@
+"""`daemon up`, as a stranger meets it: from nothing to a live page, and back."""
+
+import asyncio
+import json
+import re
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from daemon.packs import ULID
+from tests.support.daemon import Client, Daemon, clean_environment, free_port
+from tests.support.postgres import passable_directory
+from tests.support.processes import until_it_ends
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with passable_directory() as directory:
+        yield directory
+
+
+@asynccontextmanager
+async def up(home: Path, *arguments: str, **environment: str) -> AsyncIterator[tuple[Daemon, str]]:
+    """A `daemon up` that has said that it runs, and what it said; ended by Ctrl-C."""
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "daemon",
+        "up",
+        "--data-dir",
+        str(home / "state"),
+        "--listen",
+        f"127.0.0.1:{port}",
+        *arguments,
+        env=clean_environment(**environment),
+        cwd=home,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    said = b""
+    try:
+        while b"Ctrl-C" not in said:
+            line = await process.stdout.readline()
+            assert line, said.decode()
+            said += line
+        yield Daemon(process, ("127.0.0.1", port), home, None), said.decode()  # type: ignore[arg-type]
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGINT)
+        rest, _ = await process.communicate()
+    assert b"Traceback" not in said + rest, (said + rest).decode()
+
+
+def connection(home: Path) -> dict[str, Any]:
+    path = home / "state" / "connection.json"
+    assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+@asynccontextmanager
+async def sample_client(daemon: Daemon, user: dict[str, str]) -> AsyncIterator[Client]:
+    async with daemon.raw() as client:
+        await client.say(op="hello", token=user["token"])
+        client.welcome = await client.next()
+        yield client
+
+
+async def test_up_starts_everything_says_where_to_look_and_stops_cleanly(home: Path) -> None:
+    async with up(home) as (daemon, said):
+        facts = connection(home)
+        assert f"http://127.0.0.1:{daemon.address[1]}/" == facts["http_url"]
+        assert daemon.url == facts["websocket_url"]
+        assert facts["http_url"] in said
+        assert 5 == len(facts["users"])
+        assert all(re.fullmatch(ULID, user["id"]) for user in facts["users"])
+        sql = await asyncpg.connect(facts["database_url"])
+        server = await sql.fetchval("select pg_backend_pid()")
+        assert (5, 3) == tuple(
+            await sql.fetchrow(
+                "select (select count(*) from chatgenius.live_users), (select count(*) from chatgenius.live_channels)"
+            )
+            or ()
+        )
+        assert await sql.fetchval("select count(*) from chatgenius.live_messages") > 5
+        user = facts["users"][0]
+        async with sample_client(daemon, user) as client:
+            assert user["id"] == client.welcome["user"]
+            assert "subscribed" == (await client.subscribe(f"user:{user['id']}"))["op"]
+        await sql.close()
+    assert 0 == daemon.process.returncode
+    assert not Path(f"/proc/{server}").exists()
+
+
+async def test_the_demos_bot_keeps_something_moving(home: Path) -> None:
+    async with up(home) as (daemon, _):
+        facts = connection(home)
+        sql = await asyncpg.connect(facts["database_url"])
+        member = await sql.fetchrow("select channel_id, user_id from chatgenius.channel_members limit 1")
+        assert member is not None
+        channels = await sql.fetch(
+            "select channel_id from chatgenius.channel_members where user_id = $1", member["user_id"]
+        )
+        await sql.close()
+        user = next(user for user in facts["users"] if user["id"] == member["user_id"])
+        async with sample_client(daemon, user) as client:
+            for topic in ["users", *(f"channel:{row['channel_id']}" for row in channels)]:
+                await client.say(op="subscribe", topic=topic)
+            assert (await client.until("changes"))[-1]["changes"]
+
+
+async def test_without_the_demo_there_is_no_sample_data_and_no_token(home: Path) -> None:
+    async with up(home, "--no-demo"):
+        facts = connection(home)
+        sql = await asyncpg.connect(facts["database_url"])
+        assert 0 == await sql.fetchval("select count(*) from chatgenius.users")
+        await sql.close()
+        assert [] == facts["users"]
+
+
+async def test_a_configured_database_is_used_instead_of_an_embedded_one(home: Path, empty_database: str) -> None:
+    async with up(home, DATABASE_URL=empty_database):
+        assert empty_database == connection(home)["database_url"]
+        assert not (home / "state" / "postgres").exists()
+
+
+async def test_a_killed_up_takes_its_postgres_along_and_the_next_one_goes_on(home: Path) -> None:
+    async with up(home, "--no-demo") as (daemon, _):
+        url = connection(home)["database_url"]
+        sql = await asyncpg.connect(url)
+        postmaster = int((home / "state" / "postgres" / "postmaster.pid").read_text().split()[0])
+        await sql.execute("insert into chatgenius.channels (name) values ('kept')")
+        with until_it_ends(postmaster):
+            await daemon.stop(signal.SIGKILL)
+        sql.terminate()
+    async with up(home, "--no-demo"):
+        sql = await asyncpg.connect(connection(home)["database_url"])
+        assert "kept" == await sql.fetchval("select name from chatgenius.channels")
+        await sql.close()
+
+
+async def test_a_data_directory_that_cannot_be_used_is_one_clear_line(home: Path) -> None:
+    (home / "state").write_text("in the way")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "daemon", "up", "--data-dir", str(home / "state" / "here"),
+        env=clean_environment(), cwd=home, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, errors = await process.communicate()
+    assert 34 == process.returncode
+    assert re.fullmatch(r"daemon: .*/here cannot be used \(Not a directory\): .*--data-dir\.\n", errors.decode())
+
+
+async def test_a_port_that_is_taken_is_one_clear_line(home: Path, empty_database: str) -> None:
+    async with up(home, "--no-demo", DATABASE_URL=empty_database) as (daemon, _):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "daemon", "up", "--no-demo", "--data-dir", str(home / "other"),
+            "--listen", f"127.0.0.1:{daemon.address[1]}",
+            env=clean_environment(DATABASE_URL=empty_database), cwd=home, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, errors = await process.communicate()
+    assert 69 == process.returncode
+    assert f"daemon: Cannot listen on 127.0.0.1:{daemon.address[1]}" in errors.decode()
+
+
+async def test_the_sample_users_tokens_survive_a_restart(home: Path, empty_database: str) -> None:
+    async with up(home, DATABASE_URL=empty_database):
+        user = connection(home)["users"][0]
+    async with up(home, DATABASE_URL=empty_database) as (daemon, _), sample_client(daemon, user) as client:
+        assert "welcome" == client.welcome["op"]
+    assert 0o600 == stat.S_IMODE((home / "state" / "secret").stat().st_mode)

@@ -45,6 +45,9 @@ SESSION = {
     # A generic plan for `xid >= $1` scans the whole table.
     "plan_cache_mode": "force_custom_plan",
 }
+Demo = Callable[[], Mapping[str, Any]]
+"""What whoever asks is told in a demo: the sample users, with tokens."""
+
 START_WITHIN = 30.0  # seconds for the first echo and the first read of the log
 CLOSE_WITHIN = 2.0  # seconds for the database connections to close
 READ_WITHIN = 10.0  # seconds without a read of the log until this daemon counts as not ready
@@ -137,8 +140,8 @@ class Readiness:
         return json_page({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
 
-def site(readiness: Readiness, demo: Mapping[str, Any] | None) -> Site:
-    """The pages beside the websocket. `demo` is told to whoever asks: sample users with their tokens."""
+def site(readiness: Readiness, demo: Demo | None) -> Site:
+    """The pages beside the websocket."""
     live_page = html_page((folder("web") / "index.html").read_text(encoding="utf-8"))
     pages: dict[str, Callable[[], Page]] = {
         "/": lambda: live_page,
@@ -147,7 +150,7 @@ def site(readiness: Readiness, demo: Mapping[str, Any] | None) -> Site:
         "/metrics": _metrics_page,
     }
     if demo is not None:
-        pages["/demo.json"] = partial(json_page, demo)
+        pages["/demo.json"] = lambda: json_page(demo())
     return Site(pages)
 
 
@@ -157,7 +160,7 @@ def _metrics_page() -> Page:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, demo: Mapping[str, Any] | None = None) -> AsyncIterator[Running]:
+async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncIterator[Running]:
     """Serve for as long as the block lasts; leaving it says bye to the clients. Raises an OperatorFault.
 
     Everything has proven itself once the block is entered: the schema is current, the listener hears, the log has
@@ -299,7 +302,7 @@ async def _tell_systemd(readiness: Readiness) -> None:
 async def serve(
     settings: Settings,
     *,
-    demo: Mapping[str, Any] | None = None,
+    demo: Demo | None = None,
     beside: Callable[[Running], Coroutine[Any, Any, None]] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; `beside` runs from when the daemon is ready. Raises an OperatorFault."""

@@ -37,9 +37,9 @@ class NotContinuable(OperatorFault):
 
 
 class NoLog(OperatorFault):
-    """{reason}"""
+    """The log cannot be read ({reason}): is this a database of Rowcast's? Try `daemon --apply-ddl`."""
 
-    exit_code = 20
+    exit_code = 36
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -70,7 +70,7 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
     try:
         position = await _begin(event_log, since)
     except LogUnavailable as error:
-        raise NoLog(f"{error} Is this a database of Rowcast's? Try `daemon --apply-ddl`.") from None
+        raise NoLog(error.reason) from None
     bell = asyncio.Event()
     doorbell = Doorbell(
         partial(connect, dsn, application_name="rowcast tail", server_settings=SESSION, attempts=1),

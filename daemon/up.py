@@ -6,10 +6,9 @@ import os
 import random
 import secrets
 import sys
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import click
 from pydantic import SecretStr
@@ -95,15 +94,25 @@ async def up(settings: Settings, *, demo: bool) -> None:
             settings = settings.model_copy(update={"database_url": SecretStr(postgres.dsn)})
         settings = at_home(settings)
         await _apply_ddl(settings)
-        users = await _sample(settings) if demo else []
+        sample = await _sample(settings) if demo else []
+        authenticator = Authenticator(settings.require_secret())
+
+        def users() -> list[dict[str, str]]:
+            return [user | {"token": authenticator.issue(user["id"], TOKEN_TTL)} for user in sample]
 
         async def began(daemon: Running) -> None:
-            _write_private(connection_file(data_dir), json.dumps(_connection(settings, daemon, users), indent=2))
-            _greet(settings, daemon, users)
+            facts = {
+                "database_url": settings.require_dsn(),
+                "websocket_url": daemon.websocket_url,
+                "http_url": daemon.http_url,
+                "users": users(),
+            }
+            _write_private(connection_file(data_dir), json.dumps(facts, indent=2))
+            _greet(settings, daemon, has_users=bool(sample))
             if demo:
                 await _bot(settings, daemon.pool)
 
-        await serve(settings, demo={"users": users} if demo else None, beside=began)
+        await serve(settings, demo=(lambda: {"users": users()}) if demo else None, beside=began)
     click.echo("Stopped.")
 
 
@@ -127,7 +136,7 @@ def _statements(settings: Settings, name: str) -> list[str]:
 
 
 async def _sample(settings: Settings) -> list[dict[str, str]]:
-    """Load the sample data, and return the sample users with their tokens."""
+    """Load the sample data; the sample users, each with `id` and `name`."""
     connection: Connection = await connect(settings.require_dsn(), application_name="rowcast demo")
     try:
         for statement in _statements(settings, "demo.sql"):
@@ -137,8 +146,7 @@ async def _sample(settings: Settings) -> list[dict[str, str]]:
         raise explain(error, place=" in the sample data") from None
     finally:
         await connection.close()
-    issue = Authenticator(settings.require_secret()).issue
-    return [{"id": row["id"], "name": row["name"], "token": issue(row["id"], TOKEN_TTL)} for row in rows]
+    return [{"id": row["id"], "name": row["name"]} for row in rows]
 
 
 async def _bot(settings: Settings, pool: Pool) -> None:
@@ -153,20 +161,11 @@ async def _bot(settings: Settings, pool: Pool) -> None:
                 log.debug("demo_step_failed", reason=str(explain(error)))
 
 
-def _connection(settings: Settings, daemon: Running, users: Sequence[dict[str, str]]) -> dict[str, Any]:
-    return {
-        "database_url": settings.require_dsn(),
-        "websocket_url": daemon.websocket_url,
-        "http_url": daemon.http_url,
-        "users": list(users),
-    }
-
-
 def _bold(text: str) -> str:
     return click.style(text, bold=True)
 
 
-def _greet(settings: Settings, daemon: Running, users: Sequence[dict[str, str]]) -> None:
+def _greet(settings: Settings, daemon: Running, *, has_users: bool) -> None:
     """Say where to look and what to type next."""
     file = connection_file(settings.data_dir)
     home = "" if settings.data_dir == type(settings)().data_dir else f" --data-dir {settings.data_dir}"
@@ -175,7 +174,7 @@ def _greet(settings: Settings, daemon: Running, users: Sequence[dict[str, str]])
         f"  {_bold('Rowcast is running.')}  {click.style(daemon.http_url, fg='cyan', underline=True)}",
         "",
         f"  websocket   {daemon.websocket_url}",
-        f"  database    in {file}, with the sample users' tokens" if users else f"  database    in {file}",
+        f"  database    in {file}, with the sample users' tokens" if has_users else f"  database    in {file}",
         "",
         "  Open the page, then change a row in another terminal:",
         f'    {_bold("psql")} "$(python3 -c \'import json;print(json.load(open("{file}"))["database_url"])\')"',

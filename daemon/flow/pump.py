@@ -78,6 +78,7 @@ class Pump:
             head = await self._log.head()
             if head.epoch:
                 self._hub.move(head, "epoch")  # nobody follows yet
+                self._read_at = time.monotonic()
                 self.started.set()
         while self.started.is_set():
             began = time.monotonic()

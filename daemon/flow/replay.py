@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from daemon.core import wire
-from daemon.core.change import Kind, Position, Seq, Topic
+from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.hub import Hub
 from daemon.core.ports import EventLog
 from daemon.flow.served import Served
@@ -33,6 +33,7 @@ async def replay(
     Memory is bounded by one chunk. Raises LogUnavailable.
     """
     sent = 0
+    told = dict(behind)  # of each topic, the position of its last frame: the `prev` of the next
     while behind:
         upto = hub.position.seq
         for topic in [topic for topic, place in behind.items() if place >= upto]:
@@ -41,30 +42,31 @@ async def replay(
             del behind[topic]
         if not behind:
             break
-        after = min(behind.values())
-        wanted = {*behind, *served.doubt_topics(behind)}
-        changes = await event_log.read(after, upto, wanted, chunk)
-        epoch = hub.position.epoch
+        # Topics come and go while the log is read: what was read is for those that were asked about.
+        asked = dict(behind)
+        wanted = {*asked, *served.doubt_topics(asked)}
+        changes = await event_log.read(min(asked.values()), upto, wanted, chunk)
         reached = changes[-1].seq if len(changes) >= chunk else upto
-        valid, _ = served.sift(changes)  # the pump has reported the invalid ones
+        reading = {topic: place for topic, place in asked.items() if behind.get(topic) == place}
         payloads = []
-        for topic, run in wire.runs(valid):
+        for topic, run in wire.runs(served.sift(changes)[0]):  # the pump has reported the invalid ones
             if run[0].kind in (Kind.TRUNCATE, Kind.LOST):
-                payloads += [
-                    wire.reset(topic, change.kind.value, Position(epoch, change.seq))
-                    for change in run
-                    for topic in served.in_doubt(change, behind)
-                    if behind[topic] < change.seq
-                ]
-                continue
-            # A topic that joined the replay later, further on, has seen some of this already.
-            place = behind.get(topic)
-            fresh = [change for change in run if place is not None and change.seq > place]
-            if fresh and place is not None:
-                payloads.append(wire.changes(topic, Position(epoch, place), fresh))
-                behind[topic] = fresh[-1].seq
+                for change in run:
+                    for covered in served.in_doubt(change, reading):
+                        if reading[covered] < change.seq:
+                            payloads.append(_reset(hub, covered, change))
+                            told[covered] = change.seq
+            # A topic whose place lies further on has been told some of this already.
+            elif topic in reading and (fresh := [change for change in run if change.seq > reading[topic]]):
+                prev = Position(hub.position.epoch, told.get(topic, reading[topic]))
+                payloads.append(wire.changes(topic, prev, fresh))
+                told[topic] = fresh[-1].seq
                 sent += len(fresh)
-        for topic, place in behind.items():
+        for topic, place in reading.items():
             behind[topic] = max(place, reached)
         await reader.hear(payloads)
     return sent
+
+
+def _reset(hub: Hub, topic: Topic, change: Change) -> bytes:
+    return wire.reset(topic, change.kind.value, Position(hub.position.epoch, change.seq))

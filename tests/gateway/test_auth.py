@@ -73,8 +73,6 @@ def test_an_issued_token_is_good() -> None:
         signed('{"typ":"JWT","alg":"HS256"}', json.dumps(GOOD)),
         signed('{"alg":"HS256"}', json.dumps(GOOD)),
         forged(exp=NOW + 36000.5),
-        forged(exp=NOW - 10),  # within the leeway
-        forged(iat=NOW + 10, nbf=NOW + 10),
         forged(aud=["someone", "rowcast"]),
         forged(role="admin", jti="1"),
         forged(sub="u" * 128),
@@ -82,6 +80,12 @@ def test_an_issued_token_is_good() -> None:
 )
 def test_other_good_tokens_are_good(token: str) -> None:
     Authenticator(SECRET).verify(token)
+
+
+@pytest.mark.parametrize("claims", [{"exp": -10}, {"iat": 10, "nbf": 10}])
+def test_clocks_that_differ_by_less_than_the_leeway_are_forgiven(claims: dict[str, Any]) -> None:
+    now = int(time.time())
+    Authenticator(SECRET).verify(forged(**{name: now + offset for name, offset in claims.items()}))
 
 
 BAD = {
@@ -217,7 +221,7 @@ def test_tokens_of_another_audience_issuer_or_secret_are_not_ours() -> None:
 
 
 def test_the_leeway_can_be_none() -> None:
-    token = forged(exp=NOW - 10)
+    token = forged(exp=int(time.time()) - 10)
     Authenticator(SECRET).verify(token)
     with pytest.raises(BadToken):
         Authenticator(SECRET, leeway=0).verify(token)

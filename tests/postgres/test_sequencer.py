@@ -6,7 +6,6 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -15,14 +14,8 @@ from daemon.core.change import Change, Position, Seq
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from daemon.postgres.event_log import PgEventLog
 from daemon.postgres.sequencer import Sequencer
+from tests.support.log import ROWS, leader, until_numbered
 from tests.support.postgres import Server
-
-ROWS = """
-create schema app;
-create table app.rows (id integer primary key, version integer not null);
-insert into app.rows select n, 0 from generate_series(1, 8) as n;
-select rowcast.watch('app.rows', $$'row:' || r.id$$, '{id,version}');
-"""
 
 
 @pytest.fixture
@@ -32,33 +25,11 @@ async def pool(database: str) -> AsyncIterator[Pool]:
     await pool.close()
 
 
-@asynccontextmanager
-async def leader(database: str, pool: Pool, poll_every: float = 0.01) -> AsyncIterator[Sequencer]:
-    """A sequencer that leads, and is told of no event: it polls."""
-    connecting = partial(connect, database, application_name="sequencer")
-    sequencer = Sequencer(connecting, pool, asyncio.Event(), lambda: None, poll_every=poll_every)
-    task = asyncio.create_task(sequencer.run())
-    try:
-        await sequencer.leading.wait()
-        yield sequencer
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 async def everything(pool: Pool, after: int = 0) -> list[Change]:
     log, found = PgEventLog(pool), list[Change]()
     while changes := await log.read(found[-1].seq if found else Seq(after), None, None, 100):
         found += changes
     return found
-
-
-async def until_numbered(pool: Pool) -> None:
-    """Wait until no captured event is without its number."""
-    while await pool.fetchval("select count(*) from rowcast.events") != await pool.fetchval(
-        "select count(*) from rowcast.log"
-    ):
-        await asyncio.sleep(0)
 
 
 async def test_twelve_writers_lose_nothing_repeat_nothing_and_keep_every_rows_order(

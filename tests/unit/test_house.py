@@ -16,6 +16,7 @@ READERS_OF_THE_ENVIRONMENT = {
 }
 SKIPS = {
     "tests/embed/test_embed.py": "there is no wheel with Postgres for every platform",
+    "tests/support/browser.py": "a browser cannot be installed everywhere; the skip names the package",
 }
 ABOUT_NO_MODULE = {
     "tests/unit/test_docs.py": "about the guide for operators",

@@ -320,7 +320,10 @@ def test_words_are_taken_in_any_case() -> None:
 
 def test_data_lies_in_the_state_directory_of_the_user(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert Path("/home/somebody/.local/state/rowcast") == load().data_dir
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert Path("/var/lib/rowcast") == load().data_dir
     monkeypatch.setenv("XDG_STATE_HOME", "/var/lib")
     assert Path("/var/lib/rowcast") == load().data_dir
 

@@ -1,0 +1,171 @@
+"""From a client's position to the head, over a real log whose reads the test holds up."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Any
+
+import pytest
+
+from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.hub import Hub
+from daemon.flow.replay import replay
+from daemon.flow.served import Served
+from daemon.packs import Pack, Row
+from daemon.postgres.connect import Connection, Pool, open_pool
+from daemon.postgres.event_log import PgEventLog
+from tests.support.log import ROWS, leader, until_numbered
+
+
+class Version(Row):
+    id: int
+    version: int
+
+
+SERVED = Served({"app": Pack("app", {"rows": Version}, (r"row:\d+",))})
+ONE, TWO, THREE = (Topic(f"row:{number}") for number in (1, 2, 3))
+
+
+class GatedLog(PgEventLog):
+    """The real log; each read waits, before it answers, until the test lets it go."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.reading = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def read(
+        self, after: Seq, upto: Seq | None, topics: Collection[Topic] | None, most: int
+    ) -> Sequence[Change]:
+        found = await super().read(after, upto, topics, most)
+        self.reading.set()
+        await self.go.wait()
+        return found
+
+
+class Reader:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.frames: list[dict[str, Any]] = []
+
+    async def hear(self, payloads: list[bytes]) -> None:
+        self.frames += map(json.loads, payloads)
+
+    def versions(self, topic: Topic) -> list[int]:
+        return [
+            change["record"]["version"]
+            for frame in self.frames
+            if frame["op"] == "changes" and frame["topic"] == topic
+            for change in frame["changes"]
+        ]
+
+
+@pytest.fixture
+async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
+    """A log in which each of eight rows has the versions 1 to 3, in transactions of their own."""
+    await sql.execute(ROWS)
+    pool = await open_pool(database, application_name="test", most=5)
+    async with leader(database, pool):
+        for version in (1, 2, 3):
+            await sql.execute("update app.rows set version = $1", version)
+        await until_numbered(pool)
+    yield pool
+    await pool.close()
+
+
+async def a_hub(pool: Pool) -> Hub:
+    hub = Hub(encode=bytes)
+    head = await PgEventLog(pool).head()
+    hub.move(Position(head.epoch, Seq(24)), "epoch")
+    return hub
+
+
+async def test_what_was_missed_is_told_in_order_and_then_the_topic_joins(pool: Pool) -> None:
+    hub, reader, joined = await a_hub(pool), Reader(), list[Topic]()
+    behind = {ONE: Seq(0), TWO: Seq(16)}
+    sent = await replay(behind, reader, joined.append, event_log=PgEventLog(pool), hub=hub, served=SERVED)
+    assert ([1, 2, 3], [3]) == (reader.versions(ONE), reader.versions(TWO))
+    assert (4, {ONE, TWO}, {}) == (sent, set(joined), behind)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 1000])
+async def test_the_size_of_a_chunk_changes_nothing_that_is_told(pool: Pool, chunk: int) -> None:
+    hub, reader = await a_hub(pool), Reader()
+    behind = {ONE: Seq(0), TWO: Seq(8), THREE: Seq(24)}
+    await replay(behind, reader, lambda _: None, event_log=PgEventLog(pool), hub=hub, served=SERVED, chunk=chunk)
+    assert ([1, 2, 3], [2, 3], []) == tuple(map(reader.versions, (ONE, TWO, THREE)))
+    for topic, since in ((ONE, 0), (TWO, 8)):
+        frames = [frame for frame in reader.frames if frame["topic"] == topic]
+        places = [f"{hub.position.epoch}:{since}", *(frame["pos"] for frame in frames)]
+        assert places[:-1] == [frame["prev"] for frame in frames]
+
+
+async def test_a_topic_that_comes_while_the_log_is_read_is_told_everything_too(pool: Pool) -> None:
+    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
+    behind = {ONE: Seq(0)}
+    replaying = asyncio.create_task(replay(behind, reader, lambda _: None, event_log=log, hub=hub, served=SERVED))
+    await log.reading.wait()
+    behind[TWO] = Seq(0)
+    log.go.set()
+    await replaying
+    assert ([1, 2, 3], [1, 2, 3]) == (reader.versions(ONE), reader.versions(TWO))
+
+
+async def test_a_topic_that_goes_while_the_log_is_read_is_told_nothing_more(pool: Pool) -> None:
+    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
+    behind, joined = {ONE: Seq(0), TWO: Seq(0)}, list[Topic]()
+    replaying = asyncio.create_task(replay(behind, reader, joined.append, event_log=log, hub=hub, served=SERVED))
+    await log.reading.wait()
+    del behind[TWO]
+    log.go.set()
+    await replaying
+    assert ([1, 2, 3], []) == (reader.versions(ONE), reader.versions(TWO))
+    assert [ONE] == joined
+
+
+async def test_a_topic_left_and_asked_for_again_from_elsewhere_is_told_from_there(pool: Pool) -> None:
+    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
+    behind = {ONE: Seq(16)}
+    replaying = asyncio.create_task(replay(behind, reader, lambda _: None, event_log=log, hub=hub, served=SERVED))
+    await log.reading.wait()
+    del behind[ONE]
+    behind[ONE] = Seq(8)
+    log.go.set()
+    await replaying
+    assert [2, 3] == reader.versions(ONE)
+
+
+async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_repeated(
+    pool: Pool, sql: Connection, database: str
+) -> None:
+    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
+    live: list[bytes] = []
+
+    class Follower:
+        def deliver(self, frames: bytes) -> None:
+            live.append(frames)
+
+    follower = Follower()
+    replaying = asyncio.create_task(
+        replay(
+            {ONE: Seq(0)},
+            reader,
+            lambda topic: hub.follow(topic, follower),
+            event_log=log,
+            hub=hub,
+            served=SERVED,
+        )
+    )
+    await log.reading.wait()
+    async with leader(database, pool):
+        await sql.execute("update app.rows set version = 4 where id = 1")
+        await until_numbered(pool)
+    [fourth] = await PgEventLog(pool).read(Seq(24), None, None, 10)
+    hub.publish([fourth], Position(hub.position.epoch, fourth.seq), lambda _: ())
+    log.go.set()
+    await replaying
+    assert ([1, 2, 3, 4], []) == (reader.versions(ONE), live)
+    fifth = Change(Seq(fourth.seq + 1), "1", "", "app", "rows", ONE, Kind.UPDATE, "{}", '{"id":1,"version":5}')
+    hub.publish([fifth], Position(hub.position.epoch, fifth.seq), lambda _: ())
+    assert [5] == [json.loads(frame)["changes"][0]["record"]["version"] for frame in live]

@@ -1,0 +1,38 @@
+"""A log with rows in it, and who numbers them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from daemon.postgres.connect import Pool, connect
+from daemon.postgres.sequencer import Sequencer
+
+ROWS = """
+create schema app;
+create table app.rows (id integer primary key, version integer not null);
+insert into app.rows select n, 0 from generate_series(1, 8) as n;
+select rowcast.watch('app.rows', $$'row:' || r.id$$, '{id,version}');
+"""
+
+
+@asynccontextmanager
+async def leader(database: str, pool: Pool, poll_every: float = 0.01) -> AsyncIterator[Sequencer]:
+    """A sequencer that leads, and is told of no event: it polls."""
+    connecting = partial(connect, database, application_name="sequencer")
+    sequencer = Sequencer(connecting, pool, asyncio.Event(), lambda: None, poll_every=poll_every)
+    task = asyncio.create_task(sequencer.run())
+    try:
+        await sequencer.leading.wait()
+        yield sequencer
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until_numbered(pool: Pool) -> None:
+    """Wait until no captured event is without its number."""
+    while await pool.fetchval("select count(*) from rowcast.events") != await pool.fetchval(
+        "select count(*) from rowcast.log"
+    ):
+        await asyncio.sleep(0)

@@ -48,6 +48,9 @@ SESSION = {
 Demo = Callable[[], Mapping[str, Any]]
 """What whoever asks is told in a demo: the sample users, with tokens."""
 
+# Events are many and new ones few: looking for them must not depend on fresh statistics.
+SEQUENCER = {"enable_seqscan": "off"}
+
 START_WITHIN = 30.0  # seconds for the first echo and the first read of the log
 CLOSE_WITHIN = 2.0  # seconds for the database connections to close
 READ_WITHIN = 10.0  # seconds without a read of the log until this daemon counts as not ready
@@ -194,7 +197,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             beat_limit=settings.beat_limit,
         )
         sequencer = Sequencer(
-            partial(opening, application_name="rowcast sequencer"),
+            partial(opening, application_name="rowcast sequencer", server_settings=SESSION | SEQUENCER),
             pool,
             events,
             numbers.set,

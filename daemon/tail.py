@@ -113,7 +113,7 @@ async def _print_new(event_log: PgEventLog, topic: Topic, position: Position, *,
     head = await event_log.head()
     seq = position.seq
     while seq < head.seq:
-        changes = await event_log.read(seq, head.seq, [topic], 1000)
+        changes = await event_log.read_topics([topic], seq, head.seq, 1000)
         for change in changes:
             click.echo(wire.change(change).decode() if as_json else line(change))
         if len(changes) < 1000:

@@ -62,14 +62,14 @@ class EventLog(Protocol):
     async def head(self) -> Position:
         """The newest position. Raises LogUnavailable."""
 
-    async def read(
-        self, after: Seq, upto: Seq | None, topics: Collection[Topic] | None, most: int
-    ) -> Sequence[Change]:
-        """Whole transactions past `after` and up to `upto`, oldest first; an empty answer means there are none.
+    async def read(self, after: Seq, most: int) -> Sequence[Change]:
+        """Whole transactions past `after`, oldest first; an empty answer means there are none.
 
-        Reads about `most` changes, and more only to end at the end of a transaction. `topics` None means all.
-        Raises LogUnavailable.
+        Reads about `most` changes, and more only to end where a transaction does. Raises LogUnavailable.
         """
+
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
+        """The same for some topics, up to a place where a transaction ends. Raises LogUnavailable."""
 
     async def continuity(self, since: Position) -> str | None:
         """Why a stream cannot be continued from `since` (`epoch`, `crash`, `retention`); None if it can."""

@@ -82,7 +82,7 @@ class Pump:
                 self.started.set()
         while self.started.is_set():
             began = time.monotonic()
-            changes = await self._log.read(self._hub.position.seq, None, None, self._chunk)
+            changes = await self._log.read(self._hub.position.seq, self._chunk)
             self._read_at = time.monotonic()
             metrics.READ_SECONDS.observe(self._read_at - began)
             if not changes:

@@ -45,7 +45,7 @@ async def replay(
         # Topics come and go while the log is read: what was read is for those that were asked about.
         asked = dict(behind)
         wanted = {*asked, *served.doubt_topics(asked)}
-        changes = await event_log.read(min(asked.values()), upto, wanted, chunk)
+        changes = await event_log.read_topics(wanted, min(asked.values()), upto, chunk)
         reached = changes[-1].seq if len(changes) >= chunk else upto
         reading = {topic: place for topic, place in asked.items() if behind.get(topic) == place}
         payloads = []

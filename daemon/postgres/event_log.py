@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import asyncpg
 
-from daemon.core.change import LARGEST_SEQ, Change, Kind, Position, Seq, Topic
+from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.errors import GrantsUnavailable, LogUnavailable
 from daemon.postgres.connect import DRIVER_ERRORS, DatabaseFault, Pool
 from daemon.postgres.queries import query
@@ -40,16 +40,23 @@ class PgEventLog:
             row = await self._pool.fetchrow(query("head"))
         return Position(row["epoch"], Seq(row["seq"])) if row else Position("", Seq(0))
 
-    async def read(
-        self, after: Seq, upto: Seq | None, topics: Collection[Topic] | None, most: int
-    ) -> Sequence[Change]:
+    async def read(self, after: Seq, most: int) -> Sequence[Change]:
         """Whole transactions past `after`, oldest first. Raises LogUnavailable."""
+        return await self._read(None, most, query("changes"), after, most)
+
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
+        """The same for some topics, up to `upto`. Raises LogUnavailable."""
+        wanted = list(topics)
+        return await self._read(wanted, most, query("changes_of_topics"), after, upto, wanted, most)
+
+    async def _read(
+        self, topics: list[Topic] | None, most: int, statement: str, *arguments: object
+    ) -> Sequence[Change]:
         with _translated():
-            if topics is None:
-                rows = await self._pool.fetch(query("changes"), after, most - 1)
-            else:
-                last = LARGEST_SEQ if upto is None else upto
-                rows = await self._pool.fetch(query("changes_of_topics"), after, most - 1, list(topics), last)
+            rows = await self._pool.fetch(statement, *arguments)
+            if len(rows) == most and rows[-1]["tx_end"] > rows[-1]["seq"]:
+                end = rows[-1]
+                rows += await self._pool.fetch(query("rest_of_transaction"), end["seq"], end["tx_end"], topics)
         return [_change(row) for row in rows]
 
     async def continuity(self, since: Position) -> str | None:

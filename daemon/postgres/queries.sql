@@ -52,31 +52,27 @@ select t.epoch, greatest(t.base, (select max(l.seq) from rowcast.log as l)) as s
 from rowcast.terms as t order by t.term desc limit 1;
 
 -- name: changes
--- Ends at the end of a transaction: that of the change at which the chunk is full.
--- $1 after seq bigint   $2 chunk - 1 bigint
-select l.seq, e.xid::text as tx, to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
-       w.schema_name, w.table_name, w.model, l.topic, e.kind::text as kind, e.key::text as key,
-       e.record::text as record, e.changed, e.actor
-from rowcast.log as l
-join rowcast.events as e on e.id = l.event_id
-join rowcast.watched as w on w.id = e.watch
-where l.seq > $1 and l.seq <= coalesce(
-    (select x.tx_end from rowcast.log as x where x.seq > $1 order by x.seq limit 1 offset $2), 9223372036854775807)
-order by l.seq;
+-- $1 after seq bigint   $2 most bigint
+select * from rowcast.changes where seq > $1 order by seq limit $2;
 
 -- name: changes_of_topics
--- The same for some topics. `upto` is where a transaction ended.
--- $1 after seq bigint   $2 chunk - 1 bigint   $3 topics text[]   $4 upto seq bigint
-select l.seq, e.xid::text as tx, to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
-       w.schema_name, w.table_name, w.model, l.topic, e.kind::text as kind, e.key::text as key,
-       e.record::text as record, e.changed, e.actor
-from rowcast.log as l
-join rowcast.events as e on e.id = l.event_id
-join rowcast.watched as w on w.id = e.watch
-where l.topic = any ($3::text []) and l.seq > $1 and l.seq <= least($4::bigint, (
-    select x.tx_end from rowcast.log as x
-    where x.topic = any ($3::text []) and x.seq > $1 and x.seq <= $4 order by x.seq limit 1 offset $2))
-order by l.seq;
+-- Topic by topic, and at most so many of each: whatever the planner believes, it reads no more of the index.
+-- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 most bigint
+with chunk as materialized (
+    select c.seq from unnest($3::text []) as t (topic)
+    cross join lateral (
+        select l.seq from rowcast.log as l
+        where l.topic = t.topic and l.seq > $1 and l.seq <= $2 order by l.seq limit $4
+    ) as c
+    order by c.seq limit $4
+)
+select c.* from chunk join rowcast.changes as c using (seq) order by c.seq;
+
+-- name: rest_of_transaction
+-- What a chunk has cut off. Both ends are given, so the planner knows how little that is.
+-- $1 after seq bigint   $2 upto seq bigint   $3 topics text[], null for all
+select * from rowcast.changes
+where seq > $1 and seq <= $2 and ($3::text [] is null or topic = any ($3)) order by seq;
 
 -- name: continuity
 -- The term that a position lies in, and how far that term's numbers are on record. A position beyond that was
@@ -93,11 +89,8 @@ select
 -- Every daemon reads the log and meets the same invalid change; one letter is enough.
 -- $1 seq bigint   $2 pack text   $3 reason text
 insert into rowcast.dead_letters (seq, pack, schema_name, table_name, topic, kind, key, record, reason)
-select l.seq, $2, w.schema_name, w.table_name, l.topic, e.kind, e.key, e.record, $3
-from rowcast.log as l
-join rowcast.events as e on e.id = l.event_id
-join rowcast.watched as w on w.id = e.watch
-where l.seq = $1
+select c.seq, $2, c.schema_name, c.table_name, c.topic, c.kind::rowcast.kind, c.key::json, c.record::json, $3
+from rowcast.changes as c where c.seq = $1
 on conflict do nothing;
 
 -- name: in_recovery

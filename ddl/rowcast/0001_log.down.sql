@@ -7,6 +7,7 @@ drop table rowcast.lost;
 drop table rowcast.dead_letters;
 drop table rowcast.batches;
 drop table rowcast.terms;
+drop view rowcast.changes;
 drop table rowcast.log;
 drop table rowcast.events;
 drop table rowcast.watched;

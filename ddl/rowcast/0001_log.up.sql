@@ -97,6 +97,16 @@ create table rowcast.log (
 );
 create index log_topic on rowcast.log (topic, seq);
 
+-- The log with what it orders, for whoever reads: the daemon, and people in psql. Times are RFC 3339 in UTC.
+create view rowcast.changes as
+select l.seq, l.tx_end, e.xid::text as tx,
+       to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
+       w.schema_name, w.table_name, w.model, l.topic, e.kind::text as kind,
+       e.key::text as key, e.record::text as record, e.changed, e.actor
+from rowcast.log as l
+join rowcast.events as e on e.id = l.event_id
+join rowcast.watched as w on w.id = e.watch;
+
 -- One row per reign of a leader. Its numbers are above `base`, which lies far beyond every number that an
 -- earlier leader can have given out and lost in a crash: a number once sent never names another event.
 create table rowcast.terms (

@@ -34,10 +34,8 @@ class GatedLog(PgEventLog):
         self.reading = asyncio.Event()
         self.go = asyncio.Event()
 
-    async def read(
-        self, after: Seq, upto: Seq | None, topics: Collection[Topic] | None, most: int
-    ) -> Sequence[Change]:
-        found = await super().read(after, upto, topics, most)
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
+        found = await super().read_topics(topics, after, upto, most)
         self.reading.set()
         await self.go.wait()
         return found
@@ -161,7 +159,7 @@ async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_r
     async with leader(database, pool):
         await sql.execute("update app.rows set version = 4 where id = 1")
         await until_numbered(pool)
-    [fourth] = await PgEventLog(pool).read(Seq(24), None, None, 10)
+    [fourth] = await PgEventLog(pool).read(Seq(24), 10)
     hub.publish([fourth], Position(hub.position.epoch, fourth.seq), lambda _: ())
     log.go.set()
     await replaying

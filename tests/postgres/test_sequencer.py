@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from daemon.core.change import Change, Position, Seq
+from daemon.core.change import Change, Position, Seq, Topic
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from daemon.postgres.event_log import PgEventLog
 from daemon.postgres.sequencer import Sequencer
@@ -27,7 +27,7 @@ async def pool(database: str) -> AsyncIterator[Pool]:
 
 async def everything(pool: Pool, after: int = 0) -> list[Change]:
     log, found = PgEventLog(pool), list[Change]()
-    while changes := await log.read(found[-1].seq if found else Seq(after), None, None, 100):
+    while changes := await log.read(found[-1].seq if found else Seq(after), 100):
         found += changes
     return found
 
@@ -240,11 +240,11 @@ async def test_chunks_end_where_transactions_end(database: str, pool: Pool, sql:
             await sql.execute("update app.rows set version = version + 1")
         await until_numbered(pool)
     log = PgEventLog(pool)
-    assert [8, 16, 24] == [(await log.read(Seq(after), None, None, 3))[-1].seq for after in (0, 8, 16)]
-    assert 16 == len(await log.read(Seq(0), None, None, 9))
-    rows = [f"row:{number}" for number in (1, 2)]
-    assert [1, 2] == [change.seq for change in await log.read(Seq(0), Seq(24), rows, 1)]  # type: ignore[arg-type]
-    assert [1, 2, 9, 10] == [change.seq for change in await log.read(Seq(0), Seq(16), rows, 100)]  # type: ignore[arg-type]
+    assert [8, 16, 24] == [(await log.read(Seq(after), 3))[-1].seq for after in (0, 8, 16)]
+    assert 16 == len(await log.read(Seq(0), 9))
+    rows = [Topic(f"row:{number}") for number in (1, 2)]
+    assert [1, 2] == [change.seq for change in await log.read_topics(rows, Seq(0), Seq(24), 1)]
+    assert [1, 2, 9, 10] == [change.seq for change in await log.read_topics(rows, Seq(0), Seq(16), 100)]
 
 
 async def test_an_epoch_tells_the_databases_of_one_cluster_apart(database: str, pool: Pool, postgres: Server) -> None:

@@ -32,6 +32,10 @@ class Options:
             self.config, self.overrides | {name: value for name, value in more.items() if value is not None}
         )
 
+    def quiet(self) -> "Options":
+        """The same for a verb whose terminal is for a person: only warnings are logged, unless a level was set."""
+        return self if "log_level" in self.settings.model_fields_set else self.having(log_level="warn")
+
     @cached_property
     def settings(self) -> Settings:
         """The settings, with what the command line says. Raises BadSettings."""
@@ -153,8 +157,7 @@ def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: boo
     from daemon.up import up
 
     options = options.having(data_dir=data_dir, listen=listen)
-    if "log_level" not in options.settings.model_fields_set:
-        options = options.having(log_level="warn")  # the terminal is for the person who tries it
+    options = options.quiet()
     _configure(options.settings)
     _run(up(options.settings, demo=demo))
 
@@ -219,7 +222,7 @@ def tail(options: Options, *, topic: str, as_json: bool, since: str | None, data
     from daemon.tail import tail
     from daemon.up import at_home
 
-    settings = at_home(options.having(data_dir=data_dir).settings)
+    settings = at_home(options.having(data_dir=data_dir).quiet().settings)
     _configure(settings)
     _run(tail(settings, topic, as_json=as_json, since=since))
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -168,19 +169,30 @@ def _bold(text: str) -> str:
 def _greet(settings: Settings, daemon: Running, *, has_users: bool) -> None:
     """Say where to look and what to type next."""
     file = connection_file(settings.data_dir)
-    home = "" if settings.data_dir == type(settings)().data_dir else f" --data-dir {settings.data_dir}"
+    home = (
+        ""
+        if settings.data_dir == Settings.model_fields["data_dir"].get_default(call_default_factory=True)
+        else (f" --data-dir {settings.data_dir}")
+    )
     lines = [
         "",
         f"  {_bold('Rowcast is running.')}  {click.style(daemon.http_url, fg='cyan', underline=True)}",
         "",
         f"  websocket   {daemon.websocket_url}",
-        f"  database    in {file}, with the sample users' tokens" if has_users else f"  database    in {file}",
+        f"  database    in {file}" + (", with the sample users' tokens" if has_users else ""),
         "",
-        "  Open the page, then change a row in another terminal:",
-        f'    {_bold("psql")} "$(python3 -c \'import json;print(json.load(open("{file}"))["database_url"])\')"',
-        f"    {_bold('daemon tail users')}{home}",
-        "",
-        "  Ctrl-C stops everything.",
-        "",
+        "  Open the page, or look on from another terminal:",
+        f"    {_bold(f'{_command()} tail users{home}')}",
     ]
-    click.echo("\n".join(lines))
+    if shutil.which("psql"):
+        read_url = f'import json;print(json.load(open("{file}"))["database_url"])'
+        lines.append("    " + _bold(f"psql \"$(python3 -c '{read_url}')\""))
+    click.echo("\n".join([*lines, "", "  Ctrl-C stops everything.", ""]))
+
+
+def _command() -> str:
+    """What the person has typed to get here."""
+    script = Path(sys.argv[0])
+    if script.name != "daemon":
+        return f"{Path(sys.executable).name} -m daemon"
+    return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)

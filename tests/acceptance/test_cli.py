@@ -106,7 +106,9 @@ async def tail(database: str, *arguments: str) -> AsyncIterator[asyncio.StreamRe
         "daemon",
         "tail",
         *arguments,
-        env=clean_environment(DATABASE_URL=database, ROWCAST_LOG_FORMAT="json", PYTHONUNBUFFERED="1"),
+        env=clean_environment(
+            DATABASE_URL=database, ROWCAST_LOG_FORMAT="json", ROWCAST_LOG_LEVEL="info", PYTHONUNBUFFERED="1"
+        ),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

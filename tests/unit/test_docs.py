@@ -1,22 +1,28 @@
-"""What the guide for operators says in tables is what the code says, row for row."""
+"""What the guides say in tables is what the code says, row for row."""
 
 import ast
 import importlib
+import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar, get_args
 
 import pytest
 
 import daemon
-from daemon.core.errors import OperatorFault
+from daemon.core import wire
+from daemon.core.close_codes import CLOSE_CODES
+from daemon.core.errors import ClientFault, OperatorFault, RowcastError
 from daemon.logs import EVENTS
 from daemon.metrics import METRICS, REGISTRY, exposition
 from daemon.settings import Address, Settings
 
 ROOT = Path(__file__).parents[2]
-GUIDE = ROOT / "docs" / "operate.md"
+OPERATE = ROOT / "docs" / "operate.md"
+PROTOCOL = ROOT / "docs" / "protocol.md"
 SOURCES = sorted((ROOT / "daemon").rglob("*.py"))
 
 QUIETEST_FIRST = ("debug", "info", "warn", "error")
@@ -58,8 +64,13 @@ def metrics() -> Iterator[str]:
         yield row(f"`{name}`", meaning)
 
 
-def faults(kind: type[OperatorFault] = OperatorFault) -> Iterator[type[OperatorFault]]:
-    """Every kind of fault that can end the process."""
+Fault = TypeVar("Fault", bound=RowcastError)
+
+
+def faults(kind: type[Fault]) -> Iterator[type[Fault]]:
+    """Every fault of this kind that the program knows."""
+    for module in pkgutil.walk_packages(daemon.__path__, "daemon."):
+        importlib.import_module(module.name)
     for fault in kind.__subclasses__():
         if fault.__module__.startswith("daemon."):
             yield fault
@@ -67,30 +78,103 @@ def faults(kind: type[OperatorFault] = OperatorFault) -> Iterator[type[OperatorF
 
 
 def exit_codes() -> Iterator[str]:
-    """A row for each fault, in the order of their codes."""
-    for module in pkgutil.walk_packages(daemon.__path__, "daemon."):
-        importlib.import_module(module.name)
-    for fault in sorted(set(faults()), key=lambda fault: (fault.exit_code, fault.__name__, fault.__module__)):
+    """A row for each fault that can end the process, in the order of their codes."""
+    for fault in sorted(
+        set(faults(OperatorFault)), key=lambda fault: (fault.exit_code, fault.__name__, fault.__module__)
+    ):
         yield row(str(fault.exit_code), f"`{fault.__name__}`", fault.__doc__ or "")
 
 
-def in_the_guide(heading: str) -> list[str]:
-    """The rows of the table under this heading."""
-    _, _, behind = GUIDE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+def error_codes() -> Iterator[str]:
+    """A row for each fault that a client is told of."""
+    for fault in faults(ClientFault):
+        yield row(f"`{fault.code}`", str(fault.retry).lower(), str(fault.close or ""), fault.__doc__ or "")
+
+
+def close_codes() -> Iterator[str]:
+    """A row for each reason to close."""
+    for closing in CLOSE_CODES.values():
+        yield row(str(closing.code), f"`{closing.name}`", closing.meaning, closing.come_back)
+
+
+def members(names: Sequence[str]) -> str:
+    """Names of members, as a cell."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def client_frames() -> Iterator[str]:
+    """A row for each frame of a client; what is reserved is no member yet."""
+    for frame in get_args(wire.ClientFrame):
+        [op] = get_args(frame.model_fields["op"].annotation)
+        names = [name for name, field in frame.model_fields.items() if field.annotation is not type(None)]
+        yield row(f"`{op}`", members([name for name in names if name not in {"id", "op"}]))
+
+
+def server_frames() -> Iterator[str]:
+    """A row for each frame of the server."""
+    for node in ast.walk(ast.parse(inspect.getsource(wire))):
+        match node:
+            case ast.Call(func=ast.Name(id="_payload"), args=[ast.Constant(value=str() as op)], keywords=keywords):
+                spliced = ["changes"] if op == "changes" else []
+                yield row(f"`{op}`", members([word.arg for word in keywords if word.arg] + spliced))
+
+
+def in_the_guide(guide: Path, heading: str, columns: int | None) -> list[str]:
+    """The rows of the table under this heading, or their first columns."""
+    _, _, behind = guide.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
     section, _, _ = behind.partition("\n## ")
     table = [line for line in section.splitlines() if line.startswith("|")]
-    assert re.fullmatch(r"[|-]+", table[1]), f"{GUIDE.name} has no table under {heading!r}"
-    return table[2:]
+    assert re.fullmatch(r"[|-]+", table[1]), f"{guide.name} has no table under {heading!r}"
+    return [first(line, columns) for line in table[2:]] if columns else table[2:]
+
+
+def first(line: str, columns: int) -> str:
+    """The first columns of a row, of which there are more, each of the others with something in it."""
+    _, *cells, _ = re.split(r"(?<!\\)\|", line)
+    assert len(cells) > columns, line
+    assert all(cell.strip() for cell in cells[columns:]), line
+    return "".join(f"|{cell}" for cell in cells[:columns]) + "|"
 
 
 @pytest.mark.parametrize(
-    ("heading", "rows"),
-    [("Settings", settings), ("Log events", log_events), ("Metrics", metrics), ("Exit codes", exit_codes)],
+    ("guide", "heading", "columns", "rows"),
+    [
+        (OPERATE, "Settings", None, settings),
+        (OPERATE, "Log events", None, log_events),
+        (OPERATE, "Metrics", None, metrics),
+        (OPERATE, "Exit codes", None, exit_codes),
+        (PROTOCOL, "From the client", 2, client_frames),
+        (PROTOCOL, "From the server", 2, server_frames),
+        (PROTOCOL, "Error codes", 4, error_codes),
+        (PROTOCOL, "Close codes", None, close_codes),
+    ],
 )
-def test_each_table_of_the_guide_says_what_the_code_says(heading: str, rows: Callable[[], Iterator[str]]) -> None:
+def test_each_table_of_a_guide_says_what_the_code_says(
+    guide: Path, heading: str, columns: int | None, rows: Callable[[], Iterator[str]]
+) -> None:
     expected = list(dict.fromkeys(rows()))
     table = "\n".join(expected)
-    assert expected == in_the_guide(heading), f"The table under {heading!r} in {GUIDE.name} should be:\n{table}"
+    found = in_the_guide(guide, heading, columns)
+    assert expected == found, f"The table under {heading!r} in {guide.name} should be:\n{table}"
+
+
+def frames_shown() -> Iterator[tuple[str, str]]:
+    """Every frame that the protocol's guide shows: `>` or `<`, and the text, broken lines joined."""
+    for block in re.findall(r"^```\n(.*?)^```$", PROTOCOL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        for shown in re.split(r"\n(?=[<>] )", block.strip()):
+            yield shown[0], "".join(line.strip() for line in shown[1:].splitlines())
+
+
+def test_the_frames_that_the_guide_shows_are_frames_of_the_protocol() -> None:
+    spoken = {line.split("`")[1]: set(line.split("`")[3::2]) for line in server_frames()}
+    shown = list(frames_shown())
+    assert {"<", ">"} == {side for side, _ in shown}
+    for side, text in shown:
+        if side == ">":
+            wire.parse(text.encode())
+        else:
+            frame = json.loads(text)
+            assert frame.keys() - {"op"} <= spoken[frame["op"]], text
 
 
 def test_no_two_settings_share_a_variable() -> None:

@@ -41,6 +41,7 @@ SESSION = {
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "5s",
     "lock_timeout": "5s",
+    "statement_timeout": "0",
     "timezone": "UTC",
     # A generic plan for `xid >= $1` scans the whole table.
     "plan_cache_mode": "force_custom_plan",

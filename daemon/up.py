@@ -8,6 +8,7 @@ import secrets
 import shutil
 import sys
 from contextlib import AsyncExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from typing import ClassVar
 
@@ -184,10 +185,22 @@ def _greet(settings: Settings, daemon: Running, *, has_users: bool) -> None:
         "  Open the page, or look on from another terminal:",
         f"    {_bold(f'{_command()} tail users{home}')}",
     ]
+    if has_users and not _is_local(daemon.host):
+        lines[-3:-3] = [
+            "",
+            "  Whoever can reach this port can sign in as any sample user: leave that with --no-demo.",
+        ]
     if shutil.which("psql"):
         read_url = f'import json;print(json.load(open("{file}"))["database_url"])'
         lines.append("    " + _bold(f"psql \"$(python3 -c '{read_url}')\""))
     click.echo("\n".join([*lines, "", "  Ctrl-C stops everything.", ""]))
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _command() -> str:

@@ -19,11 +19,14 @@ class Follower(Protocol):
 class Hub:
     """The live end of the log in this process: how far it has come, and who follows what.
 
-    `position` is what has been delivered to every follower; it moves only in `publish` and `move`.
+    `position` is what has been delivered to every follower; it moves only in `publish` and `move`. `breaks` counts
+    the moves, `broken` is the reason of the last one: who is on the way from a position of before must start anew.
     """
 
     def __init__(self, encode: Encode) -> None:
         self.position = Position("", Seq(0))
+        self.breaks = 0
+        self.broken = ""
         self._encode = encode
         self._followers: dict[Topic, dict[Follower, None]] = {}
         self._before: dict[Topic, Position] = {}  # of each followed topic, the position of its last frame
@@ -89,6 +92,8 @@ class Hub:
     def move(self, position: Position, reason: str) -> None:
         """Go on from a position that does not continue the last one: every follower of every topic is reset."""
         self.position = position
+        self.breaks += 1
+        self.broken = reason
         for topic, followers in self._followers.items():
             frame = self._encode(wire.reset(topic, reason, position))
             self._before[topic] = position

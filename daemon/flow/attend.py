@@ -136,9 +136,9 @@ class Client:
 
     async def hear(self, payloads: Sequence[bytes]) -> None:
         """Hand over what was missed, at the pace at which the peer takes it."""
-        if payloads:
-            self._socket.write(b"".join(map(self._desk.encode, payloads)))
-        await self._socket.drained()
+        for payload in payloads:
+            self._say(payload)
+            await self._socket.drained()
 
     # What the session decides.
 
@@ -228,9 +228,12 @@ class Client:
         """Replay a topic from where the client was, if the log can prove that nothing is missing."""
         since = follow.since
         assert since is not None
+        breaks = self._desk.hub.breaks
         reason = await self._desk.event_log.continuity(since)
         if reason is None:
             await self._desk.reached(since.seq)  # another daemon may have been ahead of this one
+        if self._desk.hub.breaks != breaks:
+            reason = self._desk.hub.broken
         if follow.topic not in self._session.topics:
             return  # gone while we asked
         if reason is not None:

@@ -33,7 +33,8 @@ async def replay(
     Memory is bounded by one chunk. Raises LogUnavailable.
     """
     sent = 0
-    told = dict(behind)  # of each topic, the position of its last frame: the `prev` of the next
+    breaks = hub.breaks
+    told: dict[Topic, Seq] = {}  # of each topic, the position of its last frame: the `prev` of the next
     while behind:
         upto = hub.position.seq
         for topic in [topic for topic, place in behind.items() if place >= upto]:
@@ -44,8 +45,17 @@ async def replay(
             break
         # Topics come and go while the log is read: what was read is for those that were asked about.
         asked = dict(behind)
+        told |= {topic: min(told.get(topic, place), place) for topic, place in asked.items()}
         wanted = {*asked, *served.doubt_topics(asked)}
         changes = await event_log.read_topics(wanted, min(asked.values()), upto, chunk)
+        if hub.breaks != breaks:
+            # The numbers that were asked about may have been lost since, and name nothing now.
+            payloads = [wire.reset(topic, hub.broken, hub.position) for topic in behind]
+            for topic in behind:
+                join(topic)
+            behind.clear()
+            await reader.hear(payloads)
+            break
         reached = changes[-1].seq if len(changes) >= chunk else upto
         reading = {topic: place for topic, place in asked.items() if behind.get(topic) == place}
         payloads = []
@@ -58,7 +68,7 @@ async def replay(
                             told[covered] = change.seq
             # A topic whose place lies further on has been told some of this already.
             elif topic in reading and (fresh := [change for change in run if change.seq > reading[topic]]):
-                prev = Position(hub.position.epoch, told.get(topic, reading[topic]))
+                prev = Position(hub.position.epoch, told[topic])
                 payloads.append(wire.changes(topic, prev, fresh))
                 told[topic] = fresh[-1].seq
                 sent += len(fresh)

@@ -106,9 +106,11 @@ class Connection(asyncio.Protocol):
         """Hand whole, already encoded frames to the peer, in order."""
         if not self._open:
             return
-        self._send(frames)
+        # Looked at before and not behind it: one write may be larger than the limit, since a transaction may be.
         if self.queued() > self._shared.limits.queue_bytes:
             self.abort("too_slow")
+        else:
+            self._send(frames)
 
     def queued(self) -> int:
         """How many bytes wait for the peer to read."""

@@ -16,6 +16,7 @@ log = get_logger()
 
 LEADER_LOCK = 0x526F7763617374  # "Rowcast": an advisory lock of the database
 ANSWER_WITHIN = 30.0  # seconds for one statement: a link that is dead must not keep the leader's lock for ever
+NUMBER_WITHIN = 900.0  # seconds for numbering: one transaction may hold millions of events, and has to end some day
 KEPT_BATCHES = 1000  # the store of snapshots is cleared every so many
 
 
@@ -97,7 +98,7 @@ class Sequencer:
                 self._events.clear()
                 _, xmax, in_progress = snapshot.split(":")
                 row = await number.fetchrow(
-                    term, last_seq, xmax, [xid for xid in in_progress.split(",") if xid], timeout=ANSWER_WITHIN
+                    term, last_seq, xmax, [xid for xid in in_progress.split(",") if xid], timeout=NUMBER_WITHIN
                 )
                 assert row is not None
                 if row["superseded"]:

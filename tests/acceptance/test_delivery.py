@@ -4,7 +4,7 @@ import asyncio
 import json
 
 from tests.acceptance.conftest import Chat
-from tests.support.daemon import Daemon, Frame
+from tests.support.daemon import Daemon, Frame, daemon_process
 
 
 def kinds(changes: list[Frame]) -> list[tuple[str, str]]:
@@ -184,6 +184,23 @@ async def test_what_was_written_while_away_is_replayed_once_and_then_it_is_live(
     assert (3, live["seq"] - 1) == (frames[-1]["replayed"], int(frames[-1]["pos"].rpartition(":")[2]))
     assert "after" == live["record"]["content"]
     assert sorted({change["seq"] for change in [*replayed, live]}) == [change["seq"] for change in [*replayed, live]]
+
+
+async def test_a_replay_larger_than_what_may_wait_for_a_client_arrives_whole(chat: Chat, database: str) -> None:
+    async with daemon_process(database, environment={"ROWCAST_QUEUE_BYTES": "100000"}) as daemon:
+        async with daemon.client(chat.ada) as client:
+            start = client.welcome["pos"]
+            for number in range(100):
+                await chat.say(f"{number} " + "x" * 30_000)
+            await client.subscribe(chat.topic)
+            await chat.say("the daemon has come so far")
+            while (await client.changes())[0]["record"]["content"] != "the daemon has come so far":
+                pass
+        async with daemon.client(chat.ada, since=start) as client:
+            await client.subscribe(chat.topic)
+            frames = await client.until("resumed")
+    contents = [change["record"]["content"].split()[0] for frame in frames[:-1] for change in frame["changes"]]
+    assert [*map(str, range(100)), "the"] == contents
 
 
 async def test_every_position_of_a_live_frame_restores_all_topics(daemon: Daemon, chat: Chat) -> None:

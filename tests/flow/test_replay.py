@@ -167,3 +167,17 @@ async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_r
     fifth = Change(Seq(fourth.seq + 1), "1", "", "app", "rows", ONE, Kind.UPDATE, "{}", '{"id":1,"version":5}')
     hub.publish([fifth], Position(hub.position.epoch, fifth.seq), lambda _: ())
     assert [5] == [json.loads(frame)["changes"][0]["record"]["version"] for frame in live]
+
+
+async def test_who_is_on_the_way_when_numbers_were_lost_is_reset_and_joins(pool: Pool) -> None:
+    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
+    behind, joined = {ONE: Seq(0), TWO: Seq(8)}, list[Topic]()
+    replaying = asyncio.create_task(replay(behind, reader, joined.append, event_log=log, hub=hub, served=SERVED))
+    await log.reading.wait()
+    hub.move(Position(hub.position.epoch, Seq(10_000_024)), "crash")
+    log.go.set()
+    await replaying
+    assert [("reset", "crash", ONE), ("reset", "crash", TWO)] == [
+        (frame["op"], frame["reason"], frame["topic"]) for frame in reader.frames
+    ]
+    assert ([ONE, TWO], {}) == (joined, behind)

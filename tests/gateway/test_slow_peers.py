@@ -140,6 +140,15 @@ async def test_a_client_is_cut_at_the_cap_and_at_most_one_frame_above_it() -> No
         assert 2**22 - len(LARGE) < most <= 2**22 + len(LARGE)
 
 
+async def test_one_write_may_be_larger_than_the_cap() -> None:
+    async with serving(queue_bytes=2**20) as served:
+        peer, recorder = await served.open(receive_buffer=SMALL)
+        texts = [b"first", b"x" * 5_000_000]
+        for text in texts:
+            recorder.socket.write(encode(text))
+        assert await read_messages(peer, len(texts)) == texts
+
+
 async def test_a_message_larger_than_every_buffer_arrives_behind_and_before_others() -> None:
     async with serving() as served:
         peer, recorder = await served.open(receive_buffer=SMALL)

@@ -31,7 +31,7 @@ METHODS = {"warning": "warn", "exception": "error", "critical": "error"} | {leve
 
 def row(*cells: str) -> str:
     """One row of a table in Markdown."""
-    clean = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+    clean = [" ".join(cell.split()).replace("|", "\\|").replace("<", "\\<") for cell in cells]
     return "".join(f"| {cell} " if cell else "| " for cell in clean) + "|"
 
 

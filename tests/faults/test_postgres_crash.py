@@ -1,0 +1,161 @@
+"""Postgres is killed under a daemon with clients: nothing that committed is lost, and no number names two changes."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from daemon.postgres import ddl
+from daemon.postgres.embed import EmbeddedPostgres
+from tests.support.daemon import Client, Daemon, daemon_process
+from tests.support.postgres import chosen_binaries, passable_directory
+from tests.support.processes import until_it_ends
+
+ADA = "01JGQ4ZV8M0000000000000ADA"
+QUICK = {"ROWCAST_BEAT_EVERY": "0.2", "ROWCAST_BEAT_LIMIT": "1", "ROWCAST_POLL_EVERY": "0.2"}
+
+
+class Server:
+    """A server of this test alone, with fsync on, that can be killed and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.embedded = EmbeddedPostgres(directory, binaries=chosen_binaries())
+        self._stopped: list[int] = []
+
+    async def crash(self) -> None:
+        with until_it_ends(self.embedded.pid):
+            os.kill(self.embedded.pid, signal.SIGKILL)
+        while self._stopped:
+            os.kill(self._stopped.pop(), signal.SIGKILL)
+        await self.embedded.stop()
+
+    async def stop_wal_writer(self) -> None:
+        """Now nobody flushes what commits asynchronously, and a crash loses it for certain."""
+        connection = await asyncpg.connect(self.embedded.dsn)
+        pid = await connection.fetchval("select pid from pg_stat_activity where backend_type = 'walwriter'")
+        await connection.close()
+        os.kill(pid, signal.SIGSTOP)
+        self._stopped.append(pid)
+
+    async def execute(self, statement: str) -> None:
+        connection = await asyncpg.connect(self.embedded.dsn)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    async def say(self, content: str) -> None:
+        await self.execute(
+            f"""insert into chatgenius.user_settings (user_id, preferences)
+                values ('{ADA}', jsonb_build_object('said', '{content}'))
+                on conflict (user_id) do update set preferences = excluded.preferences"""
+        )
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    with passable_directory() as directory:
+        server = Server(directory)
+        await server.embedded.start()
+        await ddl.apply(server.embedded.dsn, ["chatgenius"], report=lambda _: None)
+        await server.execute(
+            f"""insert into chatgenius.users (id, auth0_id, email, username)
+                values ('{ADA}', 'a', 'a@example.com', 'ada')"""
+        )
+        yield server
+        await server.embedded.stop()
+
+
+async def heard(client: Client, until: str) -> tuple[list[str], list[int], list[str]]:
+    """What was said, the numbers, and the reasons of resets, up to a last word."""
+    said: list[str] = []
+    seqs: list[int] = []
+    resets: list[str] = []
+    while until not in said:
+        frame = await client.next()
+        if frame["op"] == "reset":
+            resets.append(frame["reason"])
+        for change in frame.get("changes", ()):
+            said.append(change["record"]["preferences"]["said"])
+            seqs.append(change["seq"])
+    return said, seqs, resets
+
+
+async def follow(client: Client) -> None:
+    assert "subscribed" == (await client.subscribe(f"user:{ADA}"))["op"]
+
+
+async def test_a_crash_loses_no_commit_and_gives_no_number_twice(server: Server) -> None:
+    async with daemon_process(server.embedded.dsn, environment=QUICK) as daemon, daemon.client(ADA) as client:
+        await follow(client)
+        everything: list[str] = []
+        numbers: list[int] = []
+        for round_ in range(3):
+            for number in range(5):
+                await server.say(f"{round_}.{number}")
+            said, seqs, _ = await heard(client, f"{round_}.4")
+            everything += said
+            numbers += seqs
+            await server.crash()
+            await server.embedded.start()
+        await server.say("end")
+        said, seqs, resets = await heard(client, "end")
+        assert set(resets) <= {"crash"}
+    expected = [f"{round_}.{number}" for round_ in range(3) for number in range(5)]
+    assert {*expected, "end"} == {*everything, *said}
+    assert sorted(set(numbers + seqs)) == numbers + seqs
+
+
+async def test_numbers_that_a_crash_took_back_are_told_as_a_reset_and_never_used_again(server: Server) -> None:
+    async with daemon_process(server.embedded.dsn, environment=QUICK) as daemon:
+        async with daemon.client(ADA) as client:
+            await follow(client)
+            await server.stop_wal_writer()
+            await server.say("kept")  # the writer's commit is synchronous; that of its number is not
+            [_], [lost], _ = await heard(client, "kept")
+            since = f"{client.welcome['pos'].rpartition(':')[0]}:{lost}"
+            await server.crash()
+            await server.embedded.start()
+            await server.say("after")
+            said, seqs, resets = await heard(client, "after")
+        assert ["crash"] == resets
+        assert ["kept", "after"] == said
+        assert min(seqs) > lost + 1_000_000
+        await _resumes_with(daemon, since, "crash")
+
+
+async def test_with_synchronous_order_a_crash_takes_nothing_back_that_was_shown(server: Server) -> None:
+    environment = QUICK | {"ROWCAST_ORDER_COMMIT": "sync"}
+    async with daemon_process(server.embedded.dsn, environment=environment) as daemon, daemon.client(ADA) as client:
+        await follow(client)
+        await server.stop_wal_writer()
+        await server.say("kept")
+        assert ["kept"] == (await heard(client, "kept"))[0]
+        await server.crash()
+        await server.embedded.start()
+        await server.say("after")
+        assert (["after"], []) == (await heard(client, "after"))[::2]
+
+
+async def _resumes_with(daemon: Daemon, since: str, reason: str) -> None:
+    async with daemon.client(ADA, since=since) as client:
+        await follow(client)
+        assert reason == (await client.next())["reason"]
+
+
+async def test_clients_stay_connected_while_postgres_is_away(server: Server) -> None:
+    async with daemon_process(server.embedded.dsn, environment=QUICK) as daemon, daemon.client(ADA) as client:
+        await follow(client)
+        await server.crash()
+        await client.say(op="ping", id=1)
+        assert "pong" == (await client.next())["op"]
+        await client.say(op="subscribe", id=2, topic="users")
+        error = await client.next()
+        assert ("error", "unavailable", True) == (error["op"], error["code"], error["retry"])
+        await asyncio.gather(server.embedded.start())
+        await server.say("back")
+        assert "back" in (await heard(client, "back"))[0]

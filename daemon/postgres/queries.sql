@@ -105,3 +105,75 @@ select pg_notify($1, ''), pg_notification_queue_usage() as usage;
 -- name: tell
 -- The leader wakes the other daemons. A transaction of its own, that nobody waits for.
 select pg_notify('rowcast_log', '');
+
+-- name: letters
+-- The newest letters that are meant, oldest first. Never their records: a list is shown, and pasted elsewhere.
+-- $1 seqs bigint[], null for all   $2 pack text, null for all   $3 table text, null for all   $4 most bigint, null for all
+select * from (
+    select d.seq, to_char(d.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as at, d.pack, d.schema_name, d.table_name,
+           d.topic, d.kind::text as kind, d.key::text as key, d.reason, (to_jsonb(d) - 'record')::text as json
+    from rowcast.dead_letters as d
+    where ($1::bigint [] is null or d.seq = any ($1)) and ($2::text is null or d.pack = $2)
+      and ($3::text is null or d.table_name = $3)
+    order by d.seq desc limit $4
+) as newest order by seq;
+
+-- name: whole_letter
+-- Made readable here, where numbers keep all their digits.
+-- $1 seq bigint
+select jsonb_pretty(to_jsonb(d)) from rowcast.dead_letters as d where d.seq = $1;
+
+-- name: drop_letters
+-- $1 seqs bigint[]
+with gone as (delete from rowcast.dead_letters where seq = any ($1) returning seq)
+select count(*) from gone;
+
+-- name: lock_row
+-- The statement that locks the row of a key ($1 json) and says whether it lives; null if its table is gone.
+-- $1 schema text   $2 table text
+select format(
+    'select %s from %I.%I as r where %s for share',
+    case when w.soft_delete is null then 'true' else format('r.%I is null', w.soft_delete) end, w.schema_name, w.table_name,
+    string_agg(format('r.%1$I = ($1::json ->> %1$L)::%2$s', a.attname, format_type(a.atttypid, a.atttypmod)), ' and ')
+)
+from rowcast.watched as w
+join pg_attribute as a
+    on a.attrelid = to_regclass(format('%I.%I', w.schema_name, w.table_name)) and a.attname = any (w.key) and not a.attisdropped
+where w.schema_name = $1 and w.table_name = $2
+group by w.id having count(*) = cardinality(w.key);
+
+-- name: judge_letters
+-- Why each letter of one row cannot be replayed; null if it can. Its content must still be the newest there is,
+-- its removal too. Ids of events follow the versions of a row, and they are there before they have their numbers.
+-- What is replayed together is replayed in order, so a letter that carries content does not outdate an older one.
+-- $1 seqs bigint[]   $2 lives boolean, of the row now
+select d.seq, case
+    when e.id is null then 'forgotten'
+    when d.kind not in ('delete', 'leave') and not $2 then 'gone'
+    when exists (
+        select from rowcast.events as f
+        where f.watch = e.watch and f.id > e.id
+          and (f.kind = 'lost' or f.topic = e.topic and f.key::text = e.key::text
+               and not (d.kind in ('delete', 'leave') and f.kind in ('delete', 'leave')))
+          and not exists (
+              select from rowcast.dead_letters as b join rowcast.log as m using (seq)
+              where b.seq = any ($1) and m.event_id = f.id and b.kind not in ('delete', 'leave'))
+    ) then 'changed' end as refusal
+from rowcast.dead_letters as d
+left join rowcast.log as l using (seq)
+left join rowcast.events as e on e.id = l.event_id
+where d.seq = any ($1) order by d.seq for update of d;
+
+-- name: replay_letters
+-- As new events, whose numbers the sequencer gives. The letter says what is told, the event who did it.
+-- $1 seqs bigint[]
+with letter as (
+    delete from rowcast.dead_letters where seq = any ($1) returning *
+), replayed as (
+    insert into rowcast.events (watch, topic, kind, key, record, changed, actor, revokes)
+    select e.watch, d.topic, d.kind, d.key, d.record, e.changed, e.actor, e.revokes
+    from letter as d join rowcast.log as l using (seq) join rowcast.events as e on e.id = l.event_id
+    order by d.seq
+    returning id
+)
+select count(*), rowcast.ring() from replayed;

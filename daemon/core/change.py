@@ -49,12 +49,21 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
+class Right:
+    """Who may read what: this user this topic. None stands for all of them."""
+
+    user: str | None
+    topic: Topic | None
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One row's change in one topic, as the log holds it.
 
     ``key`` and ``record`` are JSON text exactly as Postgres wrote it: it is validated, and spliced into the
-    frame without being built anew. ``at`` is the time of the writing statement, RFC 3339 in UTC. ``model`` is the
-    name of the row model that checks it, where that is not the table's.
+    frame without being built anew. ``at`` is the time of the writing statement, RFC 3339 in UTC. ``ends`` is
+    the right that ended with the row. ``model`` is the name of the row model that checks it, where that is not the
+    table's.
     """
 
     seq: Seq
@@ -68,4 +77,5 @@ class Change:
     record: str | None
     changed: tuple[str, ...] = ()
     actor: str | None = None
+    ends: Right | None = None
     model: str | None = None

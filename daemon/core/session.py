@@ -136,15 +136,15 @@ class Session:
 
     def granted(self, topic: Topic, frame: FrameId | None, *, allowed: bool) -> list[Action]:
         """What became of an `Authorize`. A topic that does not exist and one that is forbidden look the same."""
-        if self.phase is not Phase.LIVE or topic not in self.topics:
+        if self.phase is not Phase.LIVE:
             return []
-        if not allowed:
-            del self.topics[topic]
+        if not allowed or topic not in self.topics:  # the right may have ended after it was looked up
+            self.topics.pop(topic, None)
             return self.fault(NoSuchTopic(), frame)
         return [Follow(topic, self.topics[topic], frame)]
 
     def forget(self, topic: Topic) -> None:
-        """The topic could not be decided on; the client may ask again."""
+        """The topic could not be decided on, or the right to it has ended; the client may ask again."""
         self.topics.pop(topic, None)
 
     def fault(self, fault: ClientFault, frame: FrameId | None = None) -> list[Action]:

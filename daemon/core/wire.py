@@ -150,6 +150,11 @@ def reset(topic: Topic, reason: str, pos: Position) -> bytes:
     return _payload("reset", topic=topic, reason=reason, pos=str(pos))
 
 
+def revoked(topic: Topic, pos: Position) -> bytes:
+    """The right to the topic ended at `pos`; nothing of it was sent that came there or later."""
+    return _payload("revoked", topic=topic, pos=str(pos))
+
+
 def head(pos: Position) -> bytes:
     """The heartbeat: how far the log is."""
     return _payload("head", pos=str(pos))

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -134,7 +134,17 @@ class Client:
         """Hand over live frames."""
         self._socket.write(frames)
 
-    async def hear(self, payloads: Sequence[bytes]) -> None:
+    @property
+    def user(self) -> str:
+        """Whose rights count."""
+        return self._session.user
+
+    def revoked(self, topic: Topic) -> None:
+        """The right to this topic has ended; the hub says so to the peer."""
+        self._session.forget(topic)
+        self._behind.pop(topic, None)
+
+    async def hear(self, payloads: Iterable[bytes]) -> None:
         """Hand over what was missed, at the pace at which the peer takes it."""
         for payload in payloads:
             self._say(payload)
@@ -188,13 +198,18 @@ class Client:
     async def _ask(self, question: Authorize | Follow) -> None:
         try:
             if isinstance(question, Authorize):
+                # From before the question on: a right that ends behind the answer must not be missed.
+                self._desk.hub.wait(question.topic, self)
                 allowed = await self._desk.grants.may_read(question.user, question.topic)
+                if not allowed:
+                    self._desk.hub.unfollow(question.topic, self)
                 for follow in self._perform(self._session.granted(question.topic, question.frame, allowed=allowed)):
                     await self._ask(follow)
             else:
                 await self._resume(question)
         except (GrantsUnavailable, LogUnavailable) as error:
             log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
+            self._desk.hub.unfollow(question.topic, self)
             self._session.forget(question.topic)
             self._perform(self._fault(Unavailable(), question.frame))
 

@@ -106,7 +106,10 @@ class Pump:
         valid, invalid = self._served.sift(changes)
         position = Position(self._hub.position.epoch, changes[-1].seq)
         built, delivered = self._hub.publish(
-            valid, position, lambda change: self._served.in_doubt(change, self._hub.topics)
+            valid,
+            position,
+            lambda change: self._served.in_doubt(change, self._hub.topics),
+            self._served.ends(changes),
         )
         metrics.FRAMES.inc(built)
         metrics.DELIVERIES.inc(delivered)

@@ -1,6 +1,6 @@
 """From a client's position to the head: the one way for everybody who is behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from daemon.core import wire
@@ -13,8 +13,8 @@ from daemon.flow.served import Served
 class Reader(Protocol):
     """Who is behind, and hears what it missed."""
 
-    async def hear(self, payloads: list[bytes]) -> None:
-        """Send these frames, in order, and wait until the peer has taken most of them."""
+    async def hear(self, payloads: Iterable[bytes]) -> None:
+        """Send these frames, in order, each when the peer has taken most of those before."""
 
 
 async def replay(
@@ -50,31 +50,32 @@ async def replay(
         changes = await event_log.read_topics(wanted, min(asked.values()), upto, chunk)
         if hub.breaks != breaks:
             # The numbers that were asked about may have been lost since, and name nothing now.
-            payloads = [wire.reset(topic, hub.broken, hub.position) for topic in behind]
+            resets = [wire.reset(topic, hub.broken, hub.position) for topic in behind]
             for topic in behind:
                 join(topic)
             behind.clear()
-            await reader.hear(payloads)
+            await reader.hear(resets)
             break
         reached = changes[-1].seq if len(changes) >= chunk else upto
         reading = {topic: place for topic, place in asked.items() if behind.get(topic) == place}
-        payloads = []
+        payloads: list[tuple[Topic, bytes]] = []
         for topic, run in wire.runs(served.sift(changes)[0]):  # the pump has reported the invalid ones
             if run[0].kind in (Kind.TRUNCATE, Kind.LOST):
                 for change in run:
                     for covered in served.in_doubt(change, reading):
                         if reading[covered] < change.seq:
-                            payloads.append(_reset(hub, covered, change))
+                            payloads.append((covered, _reset(hub, covered, change)))
                             told[covered] = change.seq
             # A topic whose place lies further on has been told some of this already.
             elif topic in reading and (fresh := [change for change in run if change.seq > reading[topic]]):
                 prev = Position(hub.position.epoch, told[topic])
-                payloads.append(wire.changes(topic, prev, fresh))
+                payloads.append((topic, wire.changes(topic, prev, fresh)))
                 told[topic] = fresh[-1].seq
                 sent += len(fresh)
-        for topic, place in reading.items():
-            behind[topic] = max(place, reached)
-        await reader.hear(payloads)
+        places = {topic: max(place, reached) for topic, place in reading.items()}
+        behind |= places
+        # Asked frame by frame, while they are sent: a topic may be left, or be lost, before its frame's turn.
+        await reader.hear(payload for topic, payload in payloads if behind.get(topic) == places[topic])
     return sent
 
 

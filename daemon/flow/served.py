@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from daemon.core.change import Change, Kind, Topic
+from daemon.core.change import Change, Kind, Right, Seq, Topic
 from daemon.packs import Pack
 
 
@@ -39,6 +39,10 @@ class Served:
             else:
                 invalid.append(Invalid(change, pack.name, problem))
         return valid, invalid
+
+    def ends(self, changes: Iterable[Change]) -> list[tuple[Seq, Right]]:
+        """The rights that end with these changes, and where; those that their models refuse count as well."""
+        return [(change.seq, change.ends) for change in changes if change.ends and change.schema in self.packs]
 
     def in_doubt(self, change: Change, topics: Iterable[Topic]) -> Sequence[Topic]:
         """Of these topics, those whose state a truncated table or a lost change puts in doubt."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import asyncpg
 
-from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
 from daemon.core.errors import GrantsUnavailable, LogUnavailable
 from daemon.postgres.connect import DRIVER_ERRORS, DatabaseFault, Pool
 from daemon.postgres.queries import query
@@ -85,6 +85,7 @@ def _change(row: asyncpg.Record) -> Change:
         record=row["record"],
         changed=tuple(row["changed"] or ()),
         actor=row["actor"],
+        ends=Right(row["revokes_user"], row["revokes_topic"]) if row["revokes"] else None,
     )
 
 

@@ -102,7 +102,8 @@ create view rowcast.changes as
 select l.seq, l.tx_end, e.xid::text as tx,
        to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
        w.schema_name, w.table_name, w.model, l.topic, e.kind::text as kind,
-       e.key::text as key, e.record::text as record, e.changed, e.actor
+       e.key::text as key, e.record::text as record, e.changed, e.actor,
+       e.revokes is not null as revokes, e.revokes ->> 'user' as revokes_user, e.revokes ->> 'topic' as revokes_topic
 from rowcast.log as l
 join rowcast.events as e on e.id = l.event_id
 join rowcast.watched as w on w.id = e.watch;

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from daemon.packs import ULID
-from tests.support.daemon import Client, Daemon, clean_environment, free_port
+from tests.support.daemon import Client, Daemon, clean_environment
 from tests.support.postgres import passable_directory
 from tests.support.processes import until_it_ends
 
@@ -29,7 +29,6 @@ def home() -> Iterator[Path]:
 @asynccontextmanager
 async def up(home: Path, *arguments: str, **environment: str) -> AsyncIterator[tuple[Daemon, str]]:
     """A `daemon up` that has said that it runs, and what it said; ended by Ctrl-C."""
-    port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -38,7 +37,7 @@ async def up(home: Path, *arguments: str, **environment: str) -> AsyncIterator[t
         "--data-dir",
         str(home / "state"),
         "--listen",
-        f"127.0.0.1:{port}",
+        "127.0.0.1:0",
         *arguments,
         env=clean_environment(**environment),
         cwd=home,
@@ -52,7 +51,9 @@ async def up(home: Path, *arguments: str, **environment: str) -> AsyncIterator[t
             line = await process.stdout.readline()
             assert line, said.decode()
             said += line
-        yield Daemon(process, ("127.0.0.1", port), home, None), said.decode()  # type: ignore[arg-type]
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", said.decode())
+        assert found
+        yield Daemon(process, ("127.0.0.1", int(found[1])), home, None), said.decode()  # type: ignore[arg-type]
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -47,7 +47,7 @@ class Reader:
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
 
-    async def hear(self, payloads: list[bytes]) -> None:
+    async def hear(self, payloads: Iterable[bytes]) -> None:
         self.frames += map(json.loads, payloads)
 
     def versions(self, topic: Topic) -> list[int]:
@@ -141,8 +141,13 @@ async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_r
     live: list[bytes] = []
 
     class Follower:
+        user = "ada"
+
         def deliver(self, frames: bytes) -> None:
             live.append(frames)
+
+        def revoked(self, topic: Topic) -> None:
+            """Not here."""
 
     follower = Follower()
     replaying = asyncio.create_task(

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
@@ -185,8 +186,10 @@ _PORTS = itertools.cycle(range(20_000 + 500 * (_WORKER % 20), 20_500 + 500 * (_W
 async def daemon_process(
     dsn: str, *arguments: str, port: int | None = None, environment: Mapping[str, str] = {}
 ) -> AsyncIterator[Daemon]:
-    """A daemon that has told systemd that it is ready; ended at the end, and its log must hold no traceback."""
-    port = port or free_port()
+    """A daemon that has told systemd that it is ready; ended at the end, and its log must hold no traceback.
+
+    Without a `port` it listens on one that the system chooses, which no other test can have.
+    """
     with tempfile.TemporaryDirectory() as home, Notices(Path(home, "notify")) as notices:
         log = Path(home, "log")
         with log.open("wb") as stderr:
@@ -199,7 +202,7 @@ async def daemon_process(
                     DATABASE_URL=dsn,
                     NOTIFY_SOCKET=str(notices.path),
                     ROWCAST_SECRET=SECRET,
-                    ROWCAST_LISTEN=f"127.0.0.1:{port}",
+                    ROWCAST_LISTEN=f"127.0.0.1:{port or 0}",
                     ROWCAST_LOG_FORMAT="json",
                     ROWCAST_LOG_LEVEL="debug",
                     **environment,
@@ -208,9 +211,11 @@ async def daemon_process(
                 stderr=stderr,
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        daemon = Daemon(process, ("127.0.0.1", port), log, notices)
+        daemon = Daemon(process, ("127.0.0.1", port or 0), log, notices)
         try:
             await _ready(daemon)
+            [serving] = [line for line in daemon.events() if line["event"] == "serving"]
+            daemon.address = ("127.0.0.1", urlsplit(serving["data"]["listen"]).port or 0)
             yield daemon
         finally:
             await daemon.stop()

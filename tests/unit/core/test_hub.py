@@ -2,7 +2,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
 from daemon.core.hub import Hub
 from tests.unit.core.test_wire import a_change
 
@@ -10,15 +10,24 @@ from tests.unit.core.test_wire import a_change
 class Recorder:
     """A follower that keeps what it is told, one entry a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, user: str = "ada") -> None:
+        self.user = user
         self.calls: list[list[dict[str, Any]]] = []
+        self.lost: list[Topic] = []
+
+    def revoked(self, topic: Topic) -> None:
+        self.lost.append(topic)
 
     def deliver(self, frames: bytes) -> None:
         self.calls.append([json.loads(line) for line in frames.splitlines()])
 
     @property
     def seqs(self) -> list[int]:
-        return [change["seq"] for call in self.calls for frame in call for change in frame["changes"]]
+        return [change["seq"] for frame in self.frames for change in frame.get("changes", ())]
+
+    @property
+    def frames(self) -> list[dict[str, Any]]:
+        return [frame for call in self.calls for frame in call]
 
 
 def a_hub(seq: int = 10) -> Hub:
@@ -28,7 +37,8 @@ def a_hub(seq: int = 10) -> Hub:
 
 
 def publish(hub: Hub, *changes: Change, covers: Iterable[Topic] = ()) -> tuple[int, int]:
-    return hub.publish(changes, Position("e", changes[-1].seq), lambda _: covers)
+    ends = [(change.seq, change.ends) for change in changes if change.ends]
+    return hub.publish(changes, Position("e", changes[-1].seq), lambda _: covers, ends)
 
 
 def test_a_follower_hears_its_topic_and_no_other() -> None:
@@ -61,7 +71,7 @@ def test_all_followers_are_handed_the_same_bytes() -> None:
     hub = a_hub()
     heard: list[bytes] = []
 
-    class Listener:
+    class Listener(Recorder):
         def deliver(self, frames: bytes) -> None:
             heard.append(frames)
 
@@ -115,3 +125,64 @@ def test_a_broken_continuity_resets_every_topic_of_every_follower() -> None:
         ("a", "crash", "f:90"),
         ("b", "crash", "f:90"),
     ]
+
+
+def an_end(seq: int, topic: str, *, user: str | None = None, of: str | None = None) -> Change:
+    """A row that goes, and with it the right of `user` (all) to the topic `of` (all)."""
+    return a_change(seq, topic, Kind.DELETE, record=None, ends=Right(user, Topic(of) if of else None))
+
+
+def test_whoever_loses_the_right_hears_what_came_before_and_nothing_after() -> None:
+    hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("a"), bob)
+    publish(hub, a_change(11, "a"), an_end(12, "a", user="ada", of="a"), a_change(13, "a"))
+    publish(hub, a_change(14, "a"))
+    assert ([11], [11, 12, 13, 14]) == (ada.seqs, bob.seqs)
+    assert {"op": "revoked", "topic": "a", "pos": "e:12"} == ada.frames[-1]
+    assert ([Topic("a")], []) == (ada.lost, bob.lost)
+
+
+def test_those_who_keep_the_right_hear_a_transaction_in_one_frame() -> None:
+    hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("a"), bob)
+    publish(hub, a_change(11, "a"), an_end(12, "a", user="ada", of="a"), a_change(13, "a"))
+    assert ["changes"] == [frame["op"] for frame in bob.frames]
+
+
+def test_a_right_may_end_by_a_change_in_a_topic_that_nobody_follows() -> None:
+    hub, ada = a_hub(), Recorder("ada")
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("b"), ada)
+    publish(hub, a_change(11, "a"), an_end(12, "users", user="ada"), a_change(13, "b"))
+    assert [11] == ada.seqs
+    assert {Topic("a"), Topic("b")} == set(ada.lost)
+    assert 0 == hub.subscriptions
+
+
+def test_a_topic_that_ends_is_lost_to_all_who_follow_it() -> None:
+    hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("a"), bob)
+    hub.follow(Topic("b"), bob)
+    publish(hub, an_end(11, "a", of="a"), a_change(12, "b"))
+    assert ([Topic("a")], [Topic("a")]) == (ada.lost, bob.lost)
+    assert [12] == bob.seqs
+
+
+def test_whoever_waits_for_a_topic_learns_that_the_right_to_it_has_ended() -> None:
+    hub, ada = a_hub(), Recorder("ada")
+    hub.wait(Topic("a"), ada)
+    publish(hub, an_end(11, "a", user="ada", of="a"))
+    publish(hub, an_end(12, "a", user="ada", of="a"))
+    assert [Topic("a")] == ada.lost
+    assert ["e:11"] == [frame["pos"] for frame in ada.frames]
+
+
+def test_a_truncated_table_is_not_told_to_who_has_lost_the_right_before() -> None:
+    hub, ada = a_hub(), Recorder("ada")
+    hub.follow(Topic("a"), ada)
+    truncate = a_change(12, "*chatgenius", Kind.TRUNCATE, key="{}", record=None)
+    publish(hub, an_end(11, "a", user="ada", of="a"), truncate, covers=[Topic("a")])
+    assert ["revoked"] == [frame["op"] for frame in ada.frames]

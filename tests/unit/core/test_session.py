@@ -108,12 +108,19 @@ def test_a_subscription_is_replayed_from_its_own_since_or_else_from_that_of_the_
     assert [Follow(Topic("b"), Position("e", Seq(7)), None)] == session.granted(Topic("b"), None, allowed=True)
 
 
-def test_an_unsubscribed_topic_is_no_longer_followed_even_if_it_is_granted_later() -> None:
+def test_an_unsubscribed_topic_is_no_longer_followed() -> None:
     session = a_live_session()
     receive(session, b'{"op": "subscribe", "topic": "users"}')
     unfollow, _ = receive(session, b'{"op": "unsubscribe", "topic": "users"}')
     assert Unfollow(Topic("users")) == unfollow
-    assert session.granted(Topic("users"), None, allowed=True) == []
+    assert {} == session.topics
+
+
+def test_a_right_that_ends_after_it_was_looked_up_grants_nothing() -> None:
+    session = a_live_session()
+    receive(session, b'{"op": "subscribe", "topic": "users"}')
+    session.forget(Topic("users"))
+    assert ["no_such_topic"] == codes(session.granted(Topic("users"), None, allowed=True))
 
 
 def test_the_number_of_topics_is_bounded() -> None:

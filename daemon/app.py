@@ -26,8 +26,9 @@ from daemon.gateway.server import Gateway, Limits, encode
 from daemon.logs import get_logger
 from daemon.packs import Pack, bundled
 from daemon.postgres import ddl
-from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, connect, open_pool
+from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, connect, explain, open_pool
 from daemon.postgres.doorbell import Doorbell
+from daemon.postgres.drift import Drift, count_watched, drift
 from daemon.postgres.event_log import DeadLetters, PgEventLog, PgGrants
 from daemon.postgres.history import UnknownPack
 from daemon.postgres.queries import query
@@ -121,17 +122,79 @@ class Running:
         return f"ws{self.http_url.removeprefix('http')}v1"
 
 
+class Schema:
+    """What is wrong with the schemas and the captures in the database. Somebody may change them at any time."""
+
+    def __init__(self, pool: Pool, settings: Settings) -> None:
+        self.stale: str | None = None
+        self.drifts: list[Drift] = []
+        self._pool, self._settings = pool, settings
+
+    @property
+    def problems(self) -> list[str]:
+        """One line each; empty if all is well."""
+        return [*filter(None, [self.stale]), *map(str, self.drifts)]
+
+    async def look(self) -> None:
+        """Look it up anew, and log what is new about the captures. Raises a DatabaseFault or the driver's errors."""
+        async with self._pool.acquire() as connection:
+            self.stale, drifts = await examine(cast("Connection", connection), self._settings)
+        for one in drifts:
+            if one not in self.drifts:
+                log.error("trigger_error", table=one.table, problem=one.problem, remedy=one.remedy)
+        if self.drifts and not drifts and not self.stale:
+            log.info("capture_restored")
+        self.drifts = drifts
+        metrics.CAPTURE_DRIFT.set(len({one.table for one in drifts}))
+
+    async def watch(self, every: float = 60.0) -> None:
+        """Look every so many seconds, for ever. While the database does not answer, what was last seen stands."""
+        while True:
+            await asyncio.sleep(every)
+            with suppress(OperatorFault, *DRIVER_ERRORS):
+                await self.look()
+
+
+async def examine(connection: Connection, settings: Settings) -> tuple[str | None, list[Drift]]:
+    """Why the schemas are not current, or None; and what has drifted. Raises an OperatorFault or a driver error."""
+    stale = await ddl.stale(connection, settings.packs, schemas=schemas_of(settings))
+    present = await ddl.current(connection, ddl.ROWCAST) is not None
+    return stale, await drift(connection) if present else []
+
+
+async def check(settings: Settings) -> tuple[list[str], int]:
+    """A line for each problem of the schemas and the captures, and how many tables are watched.
+
+    Raises an OperatorFault.
+    """
+    connection = await connect(
+        settings.require_dsn(),
+        application_name="rowcast check",
+        server_settings=SESSION,
+        attempts=settings.connect_attempts,
+    )
+    try:
+        stale, drifts = await examine(connection, settings)
+        lines = [str(NotCurrent(stale))] if stale else []
+        lines += map(str, drifts)
+        return lines, 0 if lines else await count_watched(connection)
+    except DRIVER_ERRORS as error:
+        raise explain(error) from None
+    finally:
+        connection.terminate()
+
+
 @dataclass(frozen=True)
 class Readiness:
     """Why this daemon is not ready; asked by /readyz and by the watchdog."""
 
     doorbell: Doorbell
     pump: Pump
-    schema: list[str]  # what is not current, looked up when the daemon starts and every minute
+    schema: Schema
 
     def reasons(self) -> list[str]:
         """Empty if it is ready."""
-        reasons = list(self.schema)
+        reasons = list(self.schema.problems)
         if not self.doorbell.hears:
             reasons.append("the listener has no heartbeat")
         if self.pump.silence > READ_WITHIN:
@@ -185,8 +248,10 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
         async with pool.acquire() as connection:
             if await connection.fetchval(query("in_recovery")):
                 raise Standby
-        if reason := await _stale(pool, settings):
-            raise NotCurrent(reason)
+        schema = Schema(pool, settings)
+        await schema.look()
+        if schema.stale:
+            raise NotCurrent(schema.stale)
 
         hub, served = Hub(encode), Served(packs)
         event_log = PgEventLog(pool)
@@ -214,8 +279,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             poll_every=settings.poll_every,
             chunk=settings.read_chunk,
         )
-        stale: list[str] = []
-        readiness = Readiness(doorbell, pump, stale)
+        readiness = Readiness(doorbell, pump, schema)
         limits = Limits(queue_bytes=settings.queue_bytes, connections=settings.max_clients)
         desk = Desk(
             hub=hub,
@@ -240,7 +304,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
         tasks = await stack.enter_async_context(_in_background())
         tasks(doorbell.run())
         tasks(sequencer.run())
-        tasks(_watch_schema(pool, settings, stale))
+        tasks(schema.watch())
         try:
             async with asyncio.timeout(START_WITHIN):
                 await doorbell.listening.wait()
@@ -278,20 +342,6 @@ async def _close(pool: Pool) -> None:
         async with asyncio.timeout(CLOSE_WITHIN):
             await pool.close()
     pool.terminate()
-
-
-async def _stale(pool: Pool, settings: Settings) -> str | None:
-    async with pool.acquire() as connection:
-        return await ddl.stale(cast("Connection", connection), settings.packs, schemas=schemas_of(settings))
-
-
-async def _watch_schema(pool: Pool, settings: Settings, stale: list[str]) -> None:
-    """Somebody may migrate the database while this daemon serves."""
-    while True:
-        await asyncio.sleep(60)
-        with suppress(*DRIVER_ERRORS):
-            reason = await _stale(pool, settings)
-            stale[:] = [reason] if reason else []
 
 
 async def _tell_systemd(readiness: Readiness) -> None:

@@ -189,6 +189,28 @@ def rollback(options: Options, *, pack: str, to: str | None) -> None:
 
 
 @cli.command()
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Of the `daemon up` to check.")
+@click.pass_obj
+def check(options: Options, *, data_dir: Path | None) -> None:
+    """Say what is wrong with the schemas and the captures; 1 if anything is."""
+    from daemon.app import check
+    from daemon.up import at_home
+
+    settings = at_home(options.having(data_dir=data_dir).quiet().settings)
+    _configure(settings)
+    _run(_print_problems(check(settings)))
+
+
+async def _print_problems(checking: Coroutine[Any, Any, tuple[list[str], int]]) -> None:
+    problems, watched = await checking
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        sys.exit(1)
+    click.echo(f"nothing has drifted: {watched} tables are watched")
+
+
+@cli.command()
 @click.option("--user", required=True, metavar="ID", help="Whose token: the `sub` of the token.")
 @click.option("--ttl", default="1h", metavar="TIME", help="How long it is good: 90s, 15m, 1h, 7d (default 1h).")
 @click.option(

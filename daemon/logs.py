@@ -35,6 +35,7 @@ class Event:
 
 EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
     {
+        "capture_restored": Event("info", "every watched table is captured again as it was set up"),
         "change_invalid": Event("error", "a change does not fit its row model and went to rowcast.dead_letters"),
         "client_aborted": Event("warn", "a client was cut off: it did not read, or did not answer"),
         "client_connected": Event("info", "a client has connected"),
@@ -60,7 +61,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "serving": Event("info", "the daemon is ready for clients"),
         "stopped": Event("info", "the daemon has stopped"),
         "stopping": Event("info", "the daemon stops: clients are asked to come back"),
-        "trigger_error": Event("error", "a trigger could not be installed, is disabled, or could not capture a row"),
+        "trigger_error": Event("error", "a watched table is not captured as it was set up, and what to do"),
     }
 )
 """Every event that is logged; the table in docs/operate.md."""

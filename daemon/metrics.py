@@ -52,6 +52,9 @@ LISTENER_CONNECTED: Final = Gauge(
 BEAT_AGE: Final = Gauge(
     "rowcast_beat_age_seconds", "Seconds since the last beat came back through Postgres.", registry=REGISTRY
 )
+CAPTURE_DRIFT: Final = Gauge(
+    "rowcast_capture_drift", "Watched tables that are not captured as they were set up.", registry=REGISTRY
+)
 READ_SECONDS: Final = Histogram(
     "rowcast_read_seconds",
     "Seconds for one read of the log.",

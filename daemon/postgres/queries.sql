@@ -153,8 +153,7 @@ select d.seq, case
     when exists (
         select from rowcast.events as f
         where f.watch = e.watch and f.id > e.id
-          and (f.kind = 'lost' or f.topic = e.topic and f.key::text = e.key::text
-               and not (d.kind in ('delete', 'leave') and f.kind in ('delete', 'leave')))
+          and (f.kind = 'lost' or f.topic = e.topic and f.key::text = e.key::text)
           and not exists (
               select from rowcast.dead_letters as b join rowcast.log as m using (seq)
               where b.seq = any ($1) and m.event_id = f.id and b.kind not in ('delete', 'leave'))
@@ -177,3 +176,84 @@ with letter as (
     returning id
 )
 select count(*), rowcast.ring() from replayed;
+
+
+-- name: drift
+-- What keeps watched tables from being captured as rowcast.watch() has set it up: by row the table, what is wrong,
+-- and with what of it. The function's definition is put together as watch() does, from what the catalog holds.
+-- An owner is expected only where whoever owns Rowcast's schema could have handed the function over.
+with watched as (
+    select format('%I.%I', w.schema_name, w.table_name) as name, w.per_row, w.function_name, w.definition,
+           (select c.oid from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+            where (n.nspname, c.relname) = (w.schema_name, w.table_name) and c.relkind in ('r', 'p')) as relation,
+           (select p.oid from pg_proc as p
+            where p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0) as function
+    from rowcast.watched as w where w.function_name is not null
+), target as (
+    -- A statement trigger fires for the table that the statement names: for a partition, the partition's own.
+    select w.name, w.per_row, w.function, t.relation, format('%I.%I', n.nspname, c.relname) as target
+    from watched as w
+    cross join lateral (select w.relation union select p.relid from pg_partition_tree(w.relation) as p) as t (relation)
+    join pg_class as c on c.oid = t.relation
+    join pg_namespace as n on n.oid = c.relnamespace
+), capture as (
+    select t.name, t.target, o.operation, case
+        when g.oid is null then 'missing'
+        when g.tgenabled = 'D' then 'disabled'
+        when g.tgenabled = 'R' then 'replica'
+        when t.per_row and g.tgenabled <> 'A' then 'not_always'
+        when not t.per_row and g.tgenabled <> 'O' then 'always'
+        when g.tgtype <> o.bit + case when t.per_row and o.operation <> 'truncate' then 1 else 0 end
+             or g.tgqual is not null or g.tgattr::text <> '' then 'trigger_altered' end as problem,
+        coalesce(g.tgparentid, 0) <> 0 as cloned
+    from target as t
+    cross join (values (1, 'insert', 4), (2, 'update', 16), (3, 'delete', 8), (4, 'truncate', 32)) as o (n, operation, bit)
+    left join pg_trigger as g
+        on g.tgrelid = t.relation and g.tgname = 'rowcast_' || o.operation and g.tgfoid = t.function
+    where t.function is not null
+    order by o.n
+)
+select w.name, 'gone' as problem, '' as place, '' as operations, false as cloned
+from watched as w where w.relation is null
+union all
+select w.name, 'function_missing', format('rowcast.%I', w.function_name), '', false
+from watched as w where w.relation is not null and w.function is null
+union all
+select w.name, 'function_altered', format('rowcast.%I', w.function_name), '', false
+from watched as w
+join pg_proc as p on p.oid = w.function
+join pg_language as l on l.oid = p.prolang
+where l.lanname <> 'plpgsql' or not p.prosecdef
+   or p.proconfig is distinct from '{"search_path=pg_catalog, pg_temp",TimeZone=UTC}'::text []
+   or md5(format(
+        E'create or replace function rowcast.%I() returns trigger\nlanguage plpgsql security definer\n'
+        'set search_path = pg_catalog, pg_temp\nset timezone = ''UTC''\nas $capture$%s$capture$',
+        p.proname, p.prosrc)) <> w.definition
+union all
+select w.name, 'function_owner', format('rowcast.%I', w.function_name), '', false
+from watched as w
+join pg_proc as p on p.oid = w.function
+join pg_class as own on own.oid = 'rowcast.watched'::regclass
+where p.proowner <> to_regrole('rowcast_capture') and pg_has_role(own.relowner, to_regrole('rowcast_capture'), 'member')
+union all
+select c.name, c.problem, c.target, string_agg(c.operation, ', '), c.cloned
+from capture as c where c.problem is not null
+group by c.name, c.problem, c.target, c.cloned
+union all
+select w.name, 'stray', format('%I.%I', n.nspname, c.relname), string_agg(g.tgname, ', ' order by g.tgname), false
+from watched as w
+join pg_trigger as g on g.tgfoid = w.function and g.tgparentid = 0
+join pg_class as c on c.oid = g.tgrelid
+join pg_namespace as n on n.oid = c.relnamespace
+where not exists (select from target as t where t.name = w.name and t.relation = g.tgrelid)
+group by w.name, n.nspname, c.relname
+union all
+-- What logical replication applies fires no statement triggers, and none that is not enabled always.
+select distinct t.name, 'subscription', t.target, '', false
+from target as t
+join pg_subscription_rel as s on s.srrelid = t.relation
+where not t.per_row
+order by 1, 2, 3;
+
+-- name: count_watched
+select count(*) from rowcast.watched where function_name is not null;

@@ -7,7 +7,12 @@ import signal
 import urllib.request
 from urllib.error import HTTPError
 
-from daemon.postgres.connect import connect
+from structlog.testing import capture_logs
+
+from daemon.app import Schema
+from daemon.metrics import REGISTRY
+from daemon.postgres.connect import Connection, connect, open_pool
+from daemon.settings import Settings
 from tests.acceptance.conftest import Chat
 from tests.support.daemon import Daemon, command, daemon_process
 
@@ -150,3 +155,61 @@ async def test_a_daemon_that_lost_its_database_says_why_it_is_not_ready(
         while status == 503:
             status, _ = await get(f"{daemon.http}/readyz")
     await elsewhere.close()
+
+
+DISABLED = (
+    "chatgenius.messages: its capture trigger on chatgenius.messages for update is disabled: "
+    "run `daemon --apply-ddl`, or rowcast.watch() again if no pack watches it"
+)
+
+
+async def test_a_daemon_that_starts_beside_a_disabled_trigger_serves_and_says_why_it_is_not_ready(
+    chat: Chat, database: str
+) -> None:
+    await chat.sql.execute("alter table chatgenius.messages disable trigger rowcast_update")
+    async with daemon_process(database) as daemon:
+        assert (503, {"ready": False, "reasons": [DISABLED]}) == _parsed(await get(f"{daemon.http}/readyz"))
+        assert "\nrowcast_capture_drift 1.0\n" in (await get(f"{daemon.http}/metrics"))[1]
+        [error] = [line for line in daemon.events() if line["event"] == "trigger_error"]
+        assert ("error", "chatgenius.messages") == (error["level"], error["data"]["table"])
+        async with daemon.client(chat.ada) as client:
+            await client.subscribe(chat.topic)
+            await chat.say("what is captured is told")
+            assert "what is captured is told" == (await client.changes())[0]["record"]["content"]
+
+
+async def test_drift_is_logged_once_while_it_lasts_and_once_when_it_is_over(database: str, sql: Connection) -> None:
+    pool = await open_pool(database, application_name="test")
+    schema = Schema(pool, Settings())
+    said, problems, drifted = [], [], []
+    for change in (
+        "alter table chatgenius.messages disable trigger rowcast_update",
+        "select",
+        "alter table chatgenius.messages enable trigger rowcast_update",
+        "select",
+    ):
+        await sql.execute(change)
+        with capture_logs() as logged:
+            await schema.look()
+        said.append([line["event"] for line in logged])
+        problems.append(schema.problems)
+        drifted.append(REGISTRY.get_sample_value("rowcast_capture_drift"))
+    await pool.close()
+    assert [["trigger_error"], [], ["capture_restored"], []] == said
+    assert [[DISABLED], [DISABLED], [], []] == problems
+    assert [1, 1, 0, 0] == drifted
+
+
+async def test_check_prints_a_line_for_each_problem_until_applying_mends_it(
+    database: str, sql: Connection, empty_database: str
+) -> None:
+    watched = await sql.fetchval("select count(*) from rowcast.watched")
+    fine = (0, f"nothing has drifted: {watched} tables are watched\n", "")
+    assert fine == await command("check", DATABASE_URL=database)
+    await sql.execute("alter table chatgenius.messages disable trigger rowcast_update")
+    assert (1, f"{DISABLED}\n", "") == await command("check", DATABASE_URL=database)
+    await command("--apply-ddl", DATABASE_URL=database)
+    assert fine == await command("check", DATABASE_URL=database)
+    code, output, errors = await command("check", DATABASE_URL=empty_database)
+    assert (1, "") == (code, errors)
+    assert re.fullmatch(r"The schema is not current \(.*\): run `daemon --apply-ddl` first\.\n", output)

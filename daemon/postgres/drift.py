@@ -1,0 +1,69 @@
+"""Whether every watched table is still captured as rowcast.watch() has set it up."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from daemon.postgres.connect import DRIVER_ERRORS, Connection, explain
+from daemon.postgres.queries import query
+
+# Applying makes anew what watch() finds missing or switched off. What it does not look at has to go first.
+_RENEW: Final = "run `daemon --apply-ddl`, or rowcast.watch() again if no pack watches it"
+_AFRESH: Final = "in one transaction, rowcast.unwatch() it and rowcast.watch() it again"
+
+_TRIGGER: Final = "its capture trigger on {place} for {operations} "
+_PROBLEMS: Final = {
+    "gone": (
+        "the table is gone or has another name",
+        "rename it back, or call rowcast.unwatch_dropped() if it was dropped",
+    ),
+    "function_missing": ("its capture function {place} is missing", _RENEW),
+    "function_altered": ("its capture function {place} is not what rowcast.watch() made", _AFRESH),
+    "function_owner": ("its capture function {place} does not belong to rowcast_capture", _AFRESH),
+    "missing": (_TRIGGER + "is missing", _RENEW),
+    "disabled": (_TRIGGER + "is disabled", _RENEW),
+    "replica": (_TRIGGER + "fires in replica mode only", _RENEW),
+    "not_always": (_TRIGGER + "is not enabled always, as row triggers are here", _RENEW),
+    "always": (_TRIGGER + "is enabled always, so replication would fire it too", _RENEW),
+    "trigger_altered": (_TRIGGER + "is not what rowcast.watch() made", _AFRESH),
+    "stray": ("{place} is captured as this table", "drop its triggers {operations}, or give it its old place again"),
+    "subscription": (
+        "a subscription feeds {place}, and replication fires no statement triggers",
+        "rowcast.watch() it again with per_row => true",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One way in which a watched table is not captured as it should be."""
+
+    table: str  # with its schema, quoted where SQL would need it
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.table}: {self.problem}: {self.remedy}"
+
+
+async def drift(connection: Connection) -> list[Drift]:
+    """What has drifted, by table; empty if all is captured. Needs Rowcast's own schema. Raises a DatabaseFault."""
+    try:
+        rows = await connection.fetch(query("drift"))
+    except DRIVER_ERRORS as error:
+        raise explain(error) from None
+    found = []
+    for row in rows:
+        problem, remedy = _PROBLEMS[row["problem"]]
+        if row["cloned"]:  # watch() looks at the parent's trigger, which may well stand
+            remedy = _AFRESH
+        words = {"place": row["place"], "operations": row["operations"]}
+        found.append(Drift(row["name"], problem.format(**words), remedy.format(**words)))
+    return found
+
+
+async def count_watched(connection: Connection) -> int:
+    """How many tables are watched. Raises a DatabaseFault."""
+    try:
+        return int(await connection.fetchval(query("count_watched")))
+    except DRIVER_ERRORS as error:
+        raise explain(error) from None

@@ -1,0 +1,435 @@
+"""What the operator does with dead letters: the real command beside a real daemon."""
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from daemon.postgres.connect import connect
+from tests.acceptance.conftest import Chat
+from tests.support.daemon import Client, Daemon, Frame, clean_environment, command
+
+
+@pytest.fixture
+async def follower(daemon: Daemon, chat: Chat) -> AsyncIterator[Client]:
+    """A client that follows the channel. No check of the database's holds back what the row model refuses."""
+    await chat.sql.execute("alter table chatgenius.files drop constraint files_size_not_negative")
+    async with daemon.client(chat.ada) as client:
+        await client.subscribe(chat.topic)
+        yield client
+
+
+async def attach(chat: Chat, follower: Client, size: int = -1, *, actor: str = "") -> str:
+    """Ada attaches a file to a new message; its id. One of a negative size is a dead letter now."""
+    await chat.sql.execute("select set_config('rowcast.actor', $1, false)", actor)
+    message = await chat.say("a message with a file")
+    file: str = await chat.sql.fetchval(
+        """insert into chatgenius.files (message_id, name, type, size, url)
+           values ($1, 'n', 't', $2, 'secret-url') returning id""",
+        message,
+        size,
+    )
+    await follower.changes(1 if size < 0 else 2)
+    await settled(chat, follower)
+    return file
+
+
+async def settled(chat: Chat, follower: Client) -> None:
+    """Everything that was written before has been read, and the letters among it are kept."""
+    for content in ("read after the letter", "read after the letter was kept"):
+        await chat.say(content)
+        [change] = await follower.changes()
+        assert content == change["record"]["content"]
+
+
+async def letters(chat: Chat) -> list[int]:
+    return [row["seq"] for row in await chat.sql.fetch("select seq from rowcast.dead_letters order by seq")]
+
+
+async def mend(chat: Chat) -> None:
+    """What a newer row model would do: the records of all letters fit."""
+    await chat.sql.execute(
+        "update rowcast.dead_letters set record = jsonb_set(record::jsonb, '{size}', '1') where record is not null"
+    )
+
+
+async def bury(chat: Chat, kind: str) -> int:
+    """Keep the newest change of this kind in the channel as a letter; its seq."""
+    found: int = await chat.sql.fetchval(
+        """insert into rowcast.dead_letters (seq, pack, schema_name, table_name, topic, kind, key, record, reason)
+           select seq, 'chatgenius', schema_name, table_name, topic, kind::rowcast.kind, key::json, record::json, ''
+           from rowcast.changes where kind = $1 and topic = $2 order by seq desc limit 1 returning seq""",
+        kind,
+        chat.topic,
+    )
+    return found
+
+
+async def dead_letters(database: str, *arguments: object) -> tuple[int, str, str]:
+    """Run `daemon dead-letters`; exit code, output and errors."""
+    return await command("dead-letters", *map(str, arguments), DATABASE_URL=database)
+
+
+def told(changes: list[Frame]) -> list[tuple[str, str]]:
+    return [(change["table"], change["kind"]) for change in changes]
+
+
+async def test_list_shows_one_line_for_each_letter_and_never_its_record(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    first, second = await attach(chat, follower), await attach(chat, follower)
+    code, output, errors = await dead_letters(database, "list")
+    assert (0, "") == (code, errors)
+    lines = output.splitlines()
+    assert [first, second] == [re.findall(r'\{"id":"(\w+)"\}', line)[0] for line in lines]
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ +\d+ chatgenius\.files channel:\w+ insert \{.*\} "
+        r"record: greater_than_equal size",
+        lines[0],
+    )
+    assert "secret-url" not in output
+
+
+async def test_list_is_narrowed_by_pack_table_and_number_and_speaks_json(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    newest = await attach(chat, follower)
+    for filter_, count in (
+        (("--pack", "chatgenius"), 2),
+        (("--pack", "other"), 0),
+        (("--table", "files"), 2),
+        (("--table", "messages"), 0),
+    ):
+        assert count == len((await dead_letters(database, "list", *filter_))[1].splitlines())
+    _, output, _ = await dead_letters(database, "list", "--limit", 1, "--json")
+    letter = json.loads(output)
+    assert ({"id": newest}, "files", (await letters(chat))[-1]) == (
+        letter["key"],
+        letter["table_name"],
+        letter["seq"],
+    )
+    assert "record" not in letter
+
+
+async def test_a_letter_cannot_command_the_terminal(follower: Client, chat: Chat, database: str) -> None:
+    await attach(chat, follower)
+    await chat.sql.execute(
+        """update rowcast.dead_letters set topic = e'\x1b[2J\nsecond line', record = '{"name": "\u009b2J"}'"""
+    )
+    _, listed, _ = await dead_letters(database, "list")
+    _, shown, _ = await dead_letters(database, "show", *await letters(chat))
+    assert r"\u001b[2J\u000asecond line" in listed
+    assert not set(map(chr, [*range(0x0A), *range(0x0B, 0x20), *range(0x7F, 0xA0)])) & set(listed + shown)
+    assert "\x9b2J" == json.loads(shown)["record"]["name"]
+
+
+async def test_show_prints_the_whole_letter_with_every_digit(follower: Client, chat: Chat, database: str) -> None:
+    file = await attach(chat, follower)
+    [seq] = await letters(chat)
+    code, output, _ = await dead_letters(database, "show", seq)
+    letter = json.loads(output)
+    assert (0, seq, file, -1, "secret-url") == (
+        code,
+        letter["seq"],
+        letter["record"]["id"],
+        letter["record"]["size"],
+        letter["record"]["url"],
+    )
+    assert len(output.splitlines()) > 10
+    await chat.sql.execute("""update rowcast.dead_letters set record = '{"size": 1.00000000000000000000001}'""")
+    assert '"size": 1.00000000000000000000001\n' in (await dead_letters(database, "show", seq))[1]
+
+
+async def test_a_replayed_letter_reaches_who_follows_its_topic_under_a_new_number(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    file = await attach(chat, follower, actor="the uploader")
+    await attach(chat, follower, size=1)
+    [seq] = await letters(chat)
+    newest = await chat.sql.fetchval("select max(seq) from rowcast.log")
+    await mend(chat)
+    assert (0, "replayed 1 dead letter\n", "") == await dead_letters(database, "replay", seq)
+    [change] = await follower.changes()
+    assert ("files", "insert", {"id": file}, 1) == (
+        change["table"],
+        change["kind"],
+        change["key"],
+        change["record"]["size"],
+    )
+    assert newest + 1 == change["seq"]
+    assert "the uploader" == await chat.sql.fetchval("select actor from rowcast.changes where seq = $1", newest + 1)
+    assert [] == await letters(chat)
+
+
+async def test_a_replayed_letter_that_does_not_fit_either_is_a_letter_again_under_its_new_number(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    [old] = await letters(chat)
+    assert 0 == (await dead_letters(database, "replay", "--all"))[0]
+    await settled(chat, follower)
+    [new] = await letters(chat)
+    assert new > old
+
+
+async def test_all_letters_of_a_row_are_replayed_in_their_order(follower: Client, chat: Chat, database: str) -> None:
+    await attach(chat, follower)
+    await chat.sql.execute("update chatgenius.files set name = 'newer'")
+    await settled(chat, follower)
+    await mend(chat)
+    assert (0, "replayed 2 dead letters\n", "") == await dead_letters(database, "replay", "--all", "--table", "files")
+    changes = await follower.changes(2)
+    assert [("insert", "n", None), ("update", "newer", ["name"])] == [
+        (change["kind"], change["record"]["name"], change.get("changed")) for change in changes
+    ]
+
+
+async def test_the_older_of_two_letters_of_a_row_is_not_replayed_without_the_newer(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    await chat.sql.execute("update chatgenius.files set name = 'newer'")
+    await settled(chat, follower)
+    await mend(chat)
+    older, newer = await letters(chat)
+    code, _, errors = await dead_letters(database, "replay", older)
+    assert 38 == code
+    assert f"{older} of chatgenius.files stays: its row has changed since" == errors.splitlines()[0]
+    assert 0 == (await dead_letters(database, "replay", newer))[0]
+    assert "newer" == (await follower.changes())[0]["record"]["name"]
+
+
+async def test_a_letter_whose_row_was_deleted_since_is_not_replayed(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    await chat.sql.execute("delete from chatgenius.files")
+    assert [("files", "delete")] == told(await follower.changes())
+    await attach(chat, follower)
+    dead, living = await letters(chat)
+    await mend(chat)
+    code, output, errors = await dead_letters(database, "replay", "--all")
+    assert (38, "replayed 1 dead letter\n") == (code, output)
+    assert [
+        f"{dead} of chatgenius.files stays: its row has been deleted since",
+        "daemon: 1 of the dead letters would tell what is no longer true, as said above: drop them.",
+    ] == errors.splitlines()
+    assert [("files", "insert")] == told(await follower.changes())
+    assert [dead] == await letters(chat)
+    assert living != dead
+
+
+async def test_a_letter_whose_row_was_deleted_softly_since_is_not_replayed(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await chat.say("to be deleted")
+    await follower.changes()
+    seq = await bury(chat, "insert")
+    await chat.sql.execute("update chatgenius.messages set deleted_at = now()")
+    await follower.changes()
+    code, output, errors = await dead_letters(database, "replay", seq)
+    assert (38, "replayed 0 dead letters\n") == (code, output)
+    assert "its row has been deleted since" in errors
+
+
+async def test_a_letter_whose_row_was_put_right_since_is_not_replayed(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    await chat.sql.execute("update chatgenius.files set size = 5")
+    assert 5 == (await follower.changes())[0]["record"]["size"]
+    await mend(chat)
+    code, _, errors = await dead_letters(database, "replay", "--all")
+    assert 38 == code
+    assert "its row has changed since" in errors
+
+
+async def test_of_a_row_that_left_the_topic_only_the_leaving_is_replayed(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await chat.say("to be moved")
+    await chat.sql.execute("update chatgenius.messages set channel_id = $1", chat.other)
+    await follower.changes(2)
+    entered, left = await bury(chat, "insert"), await bury(chat, "leave")
+    code, output, errors = await dead_letters(database, "replay", entered, left)
+    assert (38, "replayed 1 dead letter\n") == (code, output)
+    assert f"{entered} of chatgenius.messages stays: its row has changed since" in errors
+    assert [True] == [change["left"] for change in await follower.changes()]
+
+
+async def test_a_change_that_no_daemon_has_seen_yet_outdates_a_letter_too(
+    daemon: Daemon, follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    await daemon.stop()
+    await chat.sql.execute("update chatgenius.files set size = 5")
+    code, _, errors = await dead_letters(database, "replay", "--all")
+    assert 38 == code
+    assert "its row has changed since" in errors
+
+
+async def test_a_letter_of_a_table_of_which_changes_were_lost_since_is_not_replayed(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    await chat.sql.execute(
+        """insert into rowcast.events (watch, topic, kind, key)
+           select id, '*chatgenius', 'lost', '{}' from rowcast.watched where table_name = 'files'"""
+    )
+    code, _, errors = await dead_letters(database, "replay", "--all")
+    assert 38 == code
+    assert "its row has changed since" in errors
+
+
+async def test_a_letter_whose_row_is_being_deleted_waits_for_the_end_of_that(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    await mend(chat)
+    other = await connect(database, application_name="the application")
+    async with other.transaction():  # the row is gone for nobody else yet
+        await other.execute("delete from chatgenius.files")
+        replaying = asyncio.create_task(dead_letters(database, "replay", "--all"))
+        while not await chat.sql.fetchval(
+            "select count(*) from pg_stat_activity where pg_blocking_pids(pid) <> '{}'"
+        ):
+            assert not replaying.done(), replaying.result()
+    await other.close()
+    code, output, errors = await replaying
+    assert (38, "replayed 0 dead letters\n") == (code, output)
+    assert "its row has been deleted since" in errors
+    assert [("files", "delete")] == told(await follower.changes())
+
+
+async def test_a_letter_that_says_that_a_row_was_deleted_is_replayed(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower, size=1)
+    await chat.sql.execute("delete from chatgenius.files")
+    await follower.changes()
+    seq = await bury(chat, "delete")
+    assert (0, "replayed 1 dead letter\n", "") == await dead_letters(database, "replay", seq)
+    assert [("files", "delete")] == told(await follower.changes())
+
+
+async def test_a_letter_that_says_that_a_row_was_deleted_which_has_come_back_is_not_replayed(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    message = await chat.say("here")
+    for deleted_at in ("now()", "null"):
+        await chat.sql.execute(f"update chatgenius.messages set deleted_at = {deleted_at} where id = $1", message)
+    await follower.changes(3)
+    code, _, errors = await dead_letters(database, "replay", await bury(chat, "delete"))
+    assert 38 == code
+    assert "its row has changed since" in errors
+
+
+async def test_a_letter_whose_event_the_log_no_longer_holds_is_not_replayed(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    await chat.sql.execute("update rowcast.dead_letters set seq = seq + 1000000000")
+    code, _, errors = await dead_letters(database, "replay", "--all")
+    assert 38 == code
+    assert "its event is no longer in the log" in errors
+
+
+async def test_drop_deletes_the_letters_that_are_named_and_no_other(
+    follower: Client, chat: Chat, database: str
+) -> None:
+    for _ in range(3):
+        await attach(chat, follower)
+    first, second, third = await letters(chat)
+    assert (0, "dropped 2 dead letters\n", "") == await dead_letters(database, "drop", first, third)
+    assert [second] == await letters(chat)
+
+
+async def test_all_letters_are_dropped_unasked_only_with_yes(follower: Client, chat: Chat, database: str) -> None:
+    await attach(chat, follower)
+    code, _, errors = await dead_letters(database, "drop", "--all")
+    assert (2, 1) == (code, len(await letters(chat)))
+    assert "--yes" in errors
+    assert (0, "dropped 0 dead letters\n", "") == await dead_letters(
+        database, "drop", "--all", "--yes", "--table", "messages"
+    )
+    assert (0, "dropped 1 dead letter\n", "") == await dead_letters(database, "drop", "--all", "--yes")
+    assert [] == await letters(chat)
+
+
+@asynccontextmanager
+async def terminal(answer: str) -> AsyncIterator[int]:
+    """The end of a terminal for a process to read, on which somebody has typed this line."""
+    keyboard, screen = os.openpty()
+    try:
+        os.write(keyboard, f"{answer}\n".encode())
+        yield screen
+    finally:
+        os.close(screen)
+        os.close(keyboard)
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("n", 1, 1), ("y", 0, 0)])
+async def test_on_a_terminal_drop_asks_first(
+    answer: str, code: int, left: int, follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    async with terminal(answer) as stdin:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "daemon", "dead-letters", "drop", "--all"),
+            env=clean_environment(DATABASE_URL=database),
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+    assert b"for ever?" in output
+    assert (code, left) == (process.returncode, len(await letters(chat)))
+
+
+@pytest.mark.parametrize("verb", ["show", "replay", "drop"])
+async def test_a_letter_that_is_not_there_is_a_fault_with_its_own_code(
+    verb: str, follower: Client, chat: Chat, database: str
+) -> None:
+    await attach(chat, follower)
+    known = () if verb == "show" else await letters(chat)
+    assert (
+        37,
+        "",
+        "daemon: There is no dead letter 77: `daemon dead-letters list` shows those that there are.\n",
+    ) == await dead_letters(database, verb, *known, 77)
+    assert 1 == len(await letters(chat))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("replay",),
+        ("drop",),
+        ("replay", 1, "--all"),
+        ("replay", 1, "--table", "files"),
+        ("show", -1),
+        ("drop", 2**63),
+    ],
+)
+async def test_a_slip_on_the_command_line_is_told_before_any_database_is_asked(arguments: tuple[object, ...]) -> None:
+    code, output, errors = await dead_letters("postgresql://127.0.0.1:9/x", *arguments)
+    assert (2, "") == (code, output)
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("show", 1), ("replay", "--all"), ("drop", "--all", "--yes")])
+async def test_a_database_that_is_not_rowcasts_is_told_in_one_line(
+    arguments: tuple[object, ...], empty_database: str
+) -> None:
+    assert (
+        32,
+        "",
+        "daemon: The schema is not current (there are no dead letters in this database): "
+        "run `daemon --apply-ddl` first.\n",
+    ) == await dead_letters(empty_database, *arguments)

@@ -31,6 +31,17 @@ class Chat:
         )
         return found
 
+    async def settled(self, daemon: Daemon) -> None:
+        """Wait until the daemon has told everything that was written up to now."""
+        async with daemon.client(self.ada) as client:
+            await client.subscribe(f"user:{self.ada}")
+            marker = await self.sql.fetchval(
+                "insert into chatgenius.sync_state (user_id, sync_type) values ($1, 'full') returning id", self.ada
+            )
+            keys: list[str | None] = []
+            while marker not in keys:
+                keys += [change["key"].get("id") for change in (await client.next())["changes"]]
+
 
 @pytest.fixture
 async def chat(sql: Connection) -> Chat:

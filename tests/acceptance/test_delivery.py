@@ -49,6 +49,7 @@ async def test_the_life_of_a_message_is_told_step_by_step(daemon: Daemon, chat: 
 
 async def test_a_message_that_moves_leaves_one_channel_and_enters_the_other(daemon: Daemon, chat: Chat) -> None:
     message = await chat.say("hello")
+    await chat.settled(daemon)
     async with daemon.client(chat.ada) as here, daemon.client(chat.ada) as there:
         await here.subscribe(chat.topic)
         await there.subscribe(f"channel:{chat.other}")
@@ -192,15 +193,12 @@ async def test_a_replay_larger_than_what_may_wait_for_a_client_arrives_whole(cha
             start = client.welcome["pos"]
             for number in range(100):
                 await chat.say(f"{number} " + "x" * 30_000)
-            await client.subscribe(chat.topic)
-            await chat.say("the daemon has come so far")
-            while (await client.changes())[0]["record"]["content"] != "the daemon has come so far":
-                pass
+            await chat.settled(daemon)
         async with daemon.client(chat.ada, since=start) as client:
             await client.subscribe(chat.topic)
             frames = await client.until("resumed")
     contents = [change["record"]["content"].split()[0] for frame in frames[:-1] for change in frame["changes"]]
-    assert [*map(str, range(100)), "the"] == contents
+    assert [*map(str, range(100))] == contents
 
 
 async def test_every_position_of_a_live_frame_restores_all_topics(daemon: Daemon, chat: Chat) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
@@ -114,8 +115,8 @@ class Pump:
         metrics.FRAMES.inc(built)
         metrics.DELIVERIES.inc(delivered)
         metrics.BATCH_CHANGES.observe(len(changes))
-        for kind in Kind:
-            metrics.CHANGES.labels(kind=kind.value).inc(sum(change.kind is kind for change in valid))
+        for kind, count in Counter(change.kind for change in valid).items():
+            metrics.CHANGES.labels(kind=kind.value).inc(count)
         for change in valid:
             if change.kind is Kind.LOST:
                 log.error("trigger_error", seq=change.seq, table=change.table)

@@ -1,6 +1,6 @@
 """From a client's position to the head: the one way for everybody who is behind."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from daemon.core import wire
@@ -49,13 +49,9 @@ async def replay(
         wanted = {*asked, *served.doubt_topics(asked)}
         changes = await event_log.read_topics(wanted, min(asked.values()), upto, chunk)
         if hub.breaks != breaks:
-            # The numbers that were asked about may have been lost since, and name nothing now.
-            resets = [wire.reset(topic, hub.broken, hub.position) for topic in behind]
-            for topic in behind:
-                join(topic)
-            behind.clear()
-            await reader.hear(resets)
-            break
+            breaks = hub.breaks
+            await reader.hear(_anew(behind, join, hub))
+            continue
         reached = changes[-1].seq if len(changes) >= chunk else upto
         reading = {topic: place for topic, place in asked.items() if behind.get(topic) == place}
         payloads: list[tuple[Topic, bytes]] = []
@@ -77,6 +73,17 @@ async def replay(
         # Asked frame by frame, while they are sent: a topic may be left, or be lost, before its frame's turn.
         await reader.hear(payload for topic, payload in payloads if behind.get(topic) == places[topic])
     return sent
+
+
+def _anew(behind: dict[Topic, Seq], join: Callable[[Topic], None], hub: Hub) -> Iterator[bytes]:
+    """Join every topic with a reset: the numbers that were asked about may have been lost, and name nothing now.
+
+    Each joins as its reset is sent, so that no live frame comes before it.
+    """
+    for topic in tuple(behind):
+        if behind.pop(topic, None) is not None:
+            join(topic)
+            yield wire.reset(topic, hub.broken, hub.position)
 
 
 def _reset(hub: Hub, topic: Topic, change: Change) -> bytes:

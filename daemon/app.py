@@ -32,6 +32,7 @@ from daemon.postgres.drift import Drift, count_watched, drift
 from daemon.postgres.event_log import DeadLetters, PgEventLog, PgGrants
 from daemon.postgres.history import UnknownPack
 from daemon.postgres.queries import query
+from daemon.postgres.retention import DROPPING, Retention
 from daemon.postgres.sequencer import Sequencer
 from daemon.settings import Settings
 
@@ -46,12 +47,15 @@ SESSION = {
     "timezone": "UTC",
     # A generic plan for `xid >= $1` scans the whole table.
     "plan_cache_mode": "force_custom_plan",
+    # Few rows are looked for among many, by an index: no plan may depend on whether statistics are fresh.
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
 }
 Demo = Callable[[], Mapping[str, Any]]
 """What whoever asks is told in a demo: the sample users, with tokens."""
-
-# Events are many and new ones few: looking for them must not depend on fresh statistics.
-SEQUENCER = {"enable_seqscan": "off"}
 
 START_WITHIN = 30.0  # seconds for the first echo and the first read of the log
 CLOSE_WITHIN = 2.0  # seconds for the database connections to close
@@ -263,7 +267,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             beat_limit=settings.beat_limit,
         )
         sequencer = Sequencer(
-            partial(opening, application_name="rowcast sequencer", server_settings=SESSION | SEQUENCER),
+            partial(opening, application_name="rowcast sequencer", server_settings=SESSION),
             pool,
             events,
             numbers.set,
@@ -278,6 +282,12 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             DeadLetters(pool).bury,
             poll_every=settings.poll_every,
             chunk=settings.read_chunk,
+        )
+        retention = Retention(
+            pool,
+            partial(opening, application_name="rowcast retention", server_settings=SESSION | DROPPING),
+            sequencer,
+            settings.retention,
         )
         readiness = Readiness(doorbell, pump, schema)
         limits = Limits(queue_bytes=settings.queue_bytes, connections=settings.max_clients)
@@ -305,6 +315,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
         tasks(doorbell.run())
         tasks(sequencer.run())
         tasks(schema.watch())
+        tasks(retention.run())
         try:
             async with asyncio.timeout(START_WITHIN):
                 await doorbell.listening.wait()

@@ -27,6 +27,10 @@ class Kind(StrEnum):
     LOST = "lost"  # a lenient table's capture failed: a reset on the wire
 
 
+CONTENT = frozenset({Kind.INSERT, Kind.UPDATE, Kind.RESTORE})
+"""The kinds that carry a record, as long as the row has not been deleted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """A place in the log of one epoch; ``"<epoch>:<seq>"`` on the wire."""
@@ -50,7 +54,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Who may read what: this user this topic. None stands for all of them."""
+    """Who may read what: this user this topic. None stands for every user, and for every topic of the pack."""
 
     user: str | None
     topic: Topic | None
@@ -61,9 +65,9 @@ class Change:
     """One row's change in one topic, as the log holds it.
 
     ``key`` and ``record`` are JSON text exactly as Postgres wrote it: it is validated, and spliced into the
-    frame without being built anew. ``at`` is the time of the writing statement, RFC 3339 in UTC. ``ends`` is
-    the right that ended with the row. ``model`` is the name of the row model that checks it, where that is not the
-    table's.
+    frame without being built anew. A kind that carries a record has none once the row was deleted. ``at`` is the
+    time of the writing statement, RFC 3339 in UTC. ``ends`` is the right that ended with the row. ``model`` is the
+    name of the row model that checks it, where that is not the table's.
     """
 
     seq: Seq

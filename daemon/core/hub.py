@@ -2,11 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from daemon.core import wire
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
 from daemon.core.ports import Encode
+
+
+class End(NamedTuple):
+    """A right has ended at `seq`; it was to topics that `serves` knows."""
+
+    seq: Seq
+    right: Right
+    serves: Callable[[Topic], bool]
 
 
 class Follower(Protocol):
@@ -37,10 +45,23 @@ class Hub:
         self._encode = encode
         self._followers: dict[Topic, dict[Follower, None]] = {}
         self._waiting: dict[Topic, dict[Follower, None]] = {}  # not live yet, but their rights may end
+        self._asking: dict[Topic, dict[Follower, Seq]] = {}
         self._before: dict[Topic, Position] = {}  # of each followed topic, the position of its last frame
 
+    def ask(self, topic: Topic, follower: Follower) -> None:
+        """The follower's right to the topic is being looked up: note whether it ends meanwhile."""
+        self._asking.setdefault(topic, {})[follower] = Seq(0)
+
+    def answered(self, topic: Topic, follower: Follower) -> Seq:
+        """It has been looked up. Returns where the right last ended meanwhile; 0 if it did not."""
+        asking = self._asking[topic]
+        ended = asking.pop(follower)
+        if not asking:
+            del self._asking[topic]
+        return ended
+
     def wait(self, topic: Topic, follower: Follower) -> None:
-        """Tell this follower if the right to the topic ends, from before it is looked up until it follows."""
+        """Tell this follower if the right to the topic ends, until it follows."""
         self._waiting.setdefault(topic, {})[follower] = None
 
     def follow(self, topic: Topic, follower: Follower) -> None:
@@ -74,7 +95,7 @@ class Hub:
         changes: Sequence[Change],
         position: Position,
         covers: Callable[[Change], Iterable[Topic]],
-        ends: Iterable[tuple[Seq, Right]] = (),
+        ends: Iterable[End] = (),
     ) -> tuple[int, int]:
         """Deliver changes, in order, and move to `position`. Returns how many frames were built and delivered.
 
@@ -114,14 +135,18 @@ class Hub:
             delivered += len(batch)
         return built, delivered
 
-    def _cuts(self, ends: Iterable[tuple[Seq, Right]]) -> dict[tuple[Topic, Follower], Seq]:
-        """Who follows, or waits for, a topic that it may no longer read, and since when."""
+    def _cuts(self, ends: Iterable[End]) -> dict[tuple[Topic, Follower], Seq]:
+        """Who follows, or waits for, a topic that it may no longer read, and since when. Notes it for who asks."""
         cuts: dict[tuple[Topic, Follower], Seq] = {}
-        for seq, right in ends:
-            for topic in (right.topic,) if right.topic is not None else {*self._followers, *self._waiting}:
+        for seq, right, serves in ends:
+            known = (right.topic,) if right.topic is not None else {*self._followers, *self._waiting, *self._asking}
+            for topic in filter(serves, known):
                 for follower in (*self._followers.get(topic, ()), *self._waiting.get(topic, ())):
                     if right.user is None or right.user == follower.user:
                         cuts.setdefault((topic, follower), seq)
+                for follower in self._asking.get(topic, ()):
+                    if right.user is None or right.user == follower.user:
+                        self._asking[topic][follower] = seq
         return cuts
 
     def _wait_no_more(self, topic: Topic, follower: Follower) -> None:

@@ -78,5 +78,9 @@ class EventLog(Protocol):
 class Grants(Protocol):
     """Who may read what."""
 
-    async def may_read(self, user: str, topic: Topic) -> bool:
-        """May this user follow this topic now? False for a topic that nobody serves. Raises GrantsUnavailable."""
+    async def readable_from(self, user: str, topic: Topic) -> Seq | None:
+        """From where in the log on the user may read the topic: where the transaction that gave the right begins.
+
+        0 if that lies before all that the log knows; None if the user may not, or nobody serves the topic. A right
+        given a moment ago is waited for, until it has its place. Raises GrantsUnavailable.
+        """

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from daemon import metrics
 from daemon.core import wire
-from daemon.core.change import Seq, Topic
+from daemon.core.change import Position, Seq, Topic
 from daemon.core.errors import (
     ClientFault,
     GrantsUnavailable,
@@ -174,7 +174,7 @@ class Client:
                     self._unfollow(topic)
                 case Authenticate():
                     self._perform(self._greet(action))
-                case Follow(topic, None, frame):
+                case Follow(topic, None, _, frame):
                     self._follow(topic, frame)
                 case Authorize() | Follow():
                     return [a for a in actions[place:] if isinstance(a, Authorize | Follow)]
@@ -198,12 +198,8 @@ class Client:
     async def _ask(self, question: Authorize | Follow) -> None:
         try:
             if isinstance(question, Authorize):
-                # From before the question on: a right that ends behind the answer must not be missed.
-                self._desk.hub.wait(question.topic, self)
-                allowed = await self._desk.grants.may_read(question.user, question.topic)
-                if not allowed:
-                    self._desk.hub.unfollow(question.topic, self)
-                for follow in self._perform(self._session.granted(question.topic, question.frame, allowed=allowed)):
+                begun = await self._readable_from(question)
+                for follow in self._perform(self._session.granted(question.topic, question.frame, begun)):
                     await self._ask(follow)
             else:
                 await self._resume(question)
@@ -212,6 +208,22 @@ class Client:
             self._desk.hub.unfollow(question.topic, self)
             self._session.forget(question.topic)
             self._perform(self._fault(Unavailable(), question.frame))
+
+    async def _readable_from(self, question: Authorize) -> Seq | None:
+        """Where the right to a topic began; from now on the hub minds its end."""
+        hub, topic = self._desk.hub, question.topic
+        # From before the question on: a right that ends behind the answer must not be missed.
+        hub.ask(topic, self)
+        try:
+            begun = await self._desk.grants.readable_from(question.user, topic)
+            if begun is not None:
+                await self._desk.reached(begun)  # what comes before it here is not for this user
+        finally:
+            ended = hub.answered(topic, self)
+        if begun is None or ended > begun or topic not in self._session.topics:
+            return None
+        hub.wait(topic, self)
+        return begun
 
     def _greet(self, action: Authenticate) -> list[Action]:
         hello = action.hello
@@ -257,6 +269,10 @@ class Client:
             self._say(wire.reset(follow.topic, reason, self._desk.hub.position))
             return
         self._say(wire.subscribed(follow.frame, follow.topic, since))
+        if since.seq < follow.begun - 1:
+            since = Position(since.epoch, Seq(follow.begun - 1))
+            metrics.RESETS.labels(reason="rights").inc()
+            self._say(wire.reset(follow.topic, "rights", since))
         self._behind[follow.topic] = since.seq
         if self._replay is None:
             self._replay = asyncio.create_task(self._catch_up())

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from daemon.core.change import Change, Kind, Right, Seq, Topic
+from daemon.core.change import CONTENT, Change, Kind, Topic
+from daemon.core.hub import End
 from daemon.packs import Pack
 
 
@@ -27,11 +28,14 @@ class Served:
         return next((schema for schema, pack in self.packs.items() if pack.serves(topic)), None)
 
     def sift(self, changes: Iterable[Change]) -> tuple[list[Change], list[Invalid]]:
-        """What of these changes may be sent, and what their models refuse; changes of other schemas are neither."""
+        """What of these changes may be sent, and what their models refuse.
+
+        Neither are changes of other schemas, and those whose content is gone since the row was deleted.
+        """
         valid, invalid = [], []
         for change in changes:
             pack = self.packs.get(change.schema)
-            if pack is None:
+            if pack is None or (change.record is None and change.kind in CONTENT):
                 continue
             problem = pack.problem(change)
             if problem is None:
@@ -40,9 +44,13 @@ class Served:
                 invalid.append(Invalid(change, pack.name, problem))
         return valid, invalid
 
-    def ends(self, changes: Iterable[Change]) -> list[tuple[Seq, Right]]:
+    def ends(self, changes: Iterable[Change]) -> list[End]:
         """The rights that end with these changes, and where; those that their models refuse count as well."""
-        return [(change.seq, change.ends) for change in changes if change.ends and change.schema in self.packs]
+        return [
+            End(change.seq, change.ends, self.packs[change.schema].serves)
+            for change in changes
+            if change.ends and change.schema in self.packs
+        ]
 
     def in_doubt(self, change: Change, topics: Iterable[Topic]) -> Sequence[Topic]:
         """Of these topics, those whose state a truncated table or a lost change puts in doubt."""

@@ -1,5 +1,6 @@
 """The log, as Postgres keeps it: the EventLog and Grants ports, and the dead letters."""
 
+import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from daemon.postgres.queries import query
 
 # What can happen to any statement when Postgres restarts, the link is cut, or an answer takes too long.
 BROKEN = (*DRIVER_ERRORS, DatabaseFault)
+
+PENDING_PAUSE = 0.01  # seconds until we look again whether an event has its number: the leader takes about as long
 
 
 def reason(error: BaseException) -> str:
@@ -47,7 +50,12 @@ class PgEventLog:
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
         """The same for some topics, up to `upto`. Raises LogUnavailable."""
         wanted = list(topics)
-        return await self._read(wanted, most, query("changes_of_topics"), after, upto, wanted, most)
+        changes = await self._read(wanted, most, query("changes_of_topics"), after, upto, wanted, most)
+        with _translated():
+            floor = await self._pool.fetchval(query("log_floor"))
+        if floor > after:  # asked behind the reading: a part of it may have been dropped before
+            raise LogUnavailable("retention")
+        return changes
 
     async def _read(
         self, topics: list[Topic] | None, most: int, statement: str, *arguments: object
@@ -66,6 +74,8 @@ class PgEventLog:
         assert row is not None
         if row["epoch"] != since.epoch:
             return "epoch"
+        if since.seq < row["floor"]:
+            return "retention"
         if row["recorded_end"] is None or since.seq > row["recorded_end"]:
             return "crash"
         return None
@@ -104,18 +114,30 @@ class DeadLetters:
 class PgGrants:
     """Asks the SQL function `may_read` of the schema that serves a topic; `schema_of` knows which that is."""
 
-    def __init__(self, pool: Pool, schema_of: Callable[[Topic], str | None]) -> None:
+    def __init__(self, pool: Pool, schema_of: Callable[[Topic], str | None], *, wait: float = 10.0) -> None:
         self._pool = pool
         self._schema_of = schema_of
+        self._wait = wait
 
-    async def may_read(self, user: str, topic: Topic) -> bool:
-        """May this user follow this topic now? False if nobody serves it. Raises GrantsUnavailable."""
+    async def readable_from(self, user: str, topic: Topic) -> Seq | None:
+        """From where in the log on the user may read the topic; None if not at all. Raises GrantsUnavailable.
+
+        0 if the right began before the log did. Who was given the right a moment ago waits until the log says where.
+        """
         schema = self._schema_of(topic)
         if schema is None:
-            return False
+            return None
         # A schema's name is a plain identifier: applying the DDL let the server confirm that it needs no quotes.
-        statement = f"select {schema}.may_read($1, $2)"
+        begun = query("readable_from").rstrip(";")
+        statement = f"select {schema}.may_read($2, $3) as may_read, right_.* from ({begun}) as right_"  # noqa: S608
         try:
-            return bool(await self._pool.fetchval(statement, user, topic))
+            async with asyncio.timeout(self._wait):
+                while True:
+                    row = await self._pool.fetchrow(statement, schema, user, topic)
+                    if row is None or not row["may_read"]:
+                        return None
+                    if not row["pending"]:
+                        return Seq(row["begun"])
+                    await asyncio.sleep(PENDING_PAUSE)
         except BROKEN as error:
             raise GrantsUnavailable(reason(error)) from error

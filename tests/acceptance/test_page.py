@@ -101,13 +101,17 @@ async def test_a_user_who_joins_and_leaves_a_channel_sees_it_come_and_go(
         await expect(channels).to_have_text(["general", "random"])
         carol = await page.locator("#who").input_value()
         key = (LEADS, carol)
-        await sql.execute("insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", *key)
+        async with sql.transaction():  # it shows all of what gives her the right, and with it the channel's name
+            await sql.execute("insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", *key)
+            await sql.execute("update chatgenius.channels set description = 'Carol too' where id = $1", LEADS)
         await expect(channels).to_have_text(["general", "leads", "random"])
         await page.locator("#channels button", has_text="leads").click()
-        await expect(message(page, "Friday it is.")).to_be_visible()
+        await say(sql, "Welcome, Carol.", LEADS)
+        await expect(message(page, "Welcome, Carol.")).to_be_visible()
+        await expect(message(page, "Friday it is.")).to_have_count(0)  # that was before her time
         await sql.execute("delete from chatgenius.channel_members where channel_id = $1 and user_id = $2", *key)
         await expect(channels).to_have_text(["general", "random"])
-        await expect(message(page, "Friday it is.")).to_have_count(0)
+        await expect(message(page, "Welcome, Carol.")).to_have_count(0)
     assert [] == complaints.but_for(CUT)
 
 

@@ -3,7 +3,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
-from daemon.core.hub import Hub
+from daemon.core.hub import End, Hub
 from tests.unit.core.test_wire import a_change
 
 
@@ -37,7 +37,7 @@ def a_hub(seq: int = 10) -> Hub:
 
 
 def publish(hub: Hub, *changes: Change, covers: Iterable[Topic] = ()) -> tuple[int, int]:
-    ends = [(change.seq, change.ends) for change in changes if change.ends]
+    ends = [End(change.seq, change.ends, lambda topic: topic != "other") for change in changes if change.ends]
     return hub.publish(changes, Position("e", changes[-1].seq), lambda _: covers, ends)
 
 
@@ -186,3 +186,12 @@ def test_a_truncated_table_is_not_told_to_who_has_lost_the_right_before() -> Non
     truncate = a_change(12, "*chatgenius", Kind.TRUNCATE, key="{}", record=None)
     publish(hub, an_end(11, "a", user="ada", of="a"), truncate, covers=[Topic("a")])
     assert ["revoked"] == [frame["op"] for frame in ada.frames]
+
+
+def test_the_end_of_every_right_leaves_topics_of_other_packs_alone() -> None:
+    hub, ada = a_hub(), Recorder("ada")
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("other"), ada)
+    publish(hub, an_end(11, "a", user="ada"), a_change(12, "a"), a_change(13, "other"))
+    assert [Topic("a")] == ada.lost
+    assert [13] == ada.seqs

@@ -45,6 +45,7 @@ class Following:
 
     pending: bool = True
     replayed: bool = False
+    answered: Position | None = None
     place: Position | None = None
     base: Position | None = None
     heard: list[Heard] = field(default_factory=list)
@@ -136,6 +137,8 @@ class Client:
                 self._changes(self.topics[topic], frame, position)
             case "reset" if position is not None and topic in self.topics:
                 following = self.topics[topic]
+                if position == following.answered:
+                    following.pending = False  # this is no replay: there is nothing that it could begin with
                 following.place = following.base = position
                 following.heard = []
                 following.state = self._read_state(topic)
@@ -157,6 +160,7 @@ class Client:
                     self.topics.pop(topic)
 
     def _subscribed(self, following: Following, topic: Topic, position: Position) -> None:
+        following.answered = position
         following.replayed = position == self.since
         following.pending = following.replayed
         if following.base is None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from daemon.core.change import Change, Position, Seq, Topic
-from daemon.core.hub import Follower, Hub
+from daemon.core.hub import End, Follower, Hub
 from daemon.core.ports import EventLog
 from daemon.core.session import Follow
 from daemon.flow.attend import Client
@@ -58,15 +58,16 @@ def by_event_id(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Se
 class RightsAreForEver(Served):
     """Who once was allowed to subscribe hears everything."""
 
-    def ends(self, changes: Iterable[Change]) -> list[tuple[Seq, object]]:  # type: ignore[override]
+    def ends(self, changes: Iterable[Change]) -> list[End]:
         return []
 
 
-class NobodyWaits(ModelHub):
+class NobodyNotes(ModelHub):
     """A right that ends between the question and the answer's effect is missed."""
 
-    def wait(self, topic: Topic, follower: Follower) -> None:
-        pass
+    def answered(self, topic: Topic, follower: Follower) -> Seq:
+        super().answered(topic, follower)
+        return Seq(0)
 
 
 class FromTheHead(Client):
@@ -80,7 +81,7 @@ class FromTheHead(Client):
         if head.seq <= follow.since.seq:
             await super()._resume(follow)
             return
-        behind = Follow(follow.topic, head, follow.frame)
+        behind = replace(follow, since=head)
         await super()._resume(behind)
 
 
@@ -93,6 +94,15 @@ class FromOneBefore(Client):
         await super()._resume(follow)
         if follow.topic in self._behind:
             self._behind[follow.topic] = Seq(max(self._behind[follow.topic] - 1, 0))
+
+
+class FromBeforeTheRight(Client):
+    """Whoever has the right now is told all that there ever was."""
+
+    __slots__ = ()
+
+    async def _resume(self, follow: Follow) -> None:
+        await super()._resume(replace(follow, begun=Seq(0)))
 
 
 class NeverLooksBack(Pump):
@@ -134,7 +144,8 @@ MUTANTS = {
         (Design("the horizon of xmin", fresh=below_a_horizon), {"I2"}),
         (Design("the order of event ids", fresh=by_event_id), {"I1", "I7"}),
         (Design("rights are looked up once", served=RightsAreForEver), {"I4"}),
-        (Design("rights that end while they are looked up", hub=NobodyWaits), {"I4"}),
+        (Design("rights that end while they are looked up", hub=NobodyNotes), {"I4"}),
+        (Design("rights reach back to the beginning", client=FromBeforeTheRight), {"I4"}),
         (Design("resuming from the head", client=FromTheHead), {"I7"}),
         (Design("resuming from one before", client=FromOneBefore), {"I1"}),
         (Design("numbers are used again", far=0), {"I1", "I5", "I7"}),

@@ -6,12 +6,12 @@ The numbering follows `number_events`, `open_term` and `continuity` word for wor
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
+from daemon.core.change import CONTENT, Change, Kind, Position, Right, Seq, Topic
 
-CONTENT = (Kind.INSERT, Kind.UPDATE, Kind.RESTORE)
+FAR_ID, FAR_SEQ = 10_000, 100_000  # how many ids, and how many numbers, a segment has
 EVERYTHING = Topic("*app")  # the topic of what puts the whole pack in doubt
 
 
@@ -19,7 +19,7 @@ EVERYTHING = Topic("*app")  # the topic of what puts the whole pack in doubt
 class Event:
     """One row of `rowcast.events`. `uid` tells it from all others, whatever a crash does to ids.
 
-    `right` counts the rights: the one that begins with this event, or the last of those that end with it.
+    `right` counts the rights: the one that begins with this event, or the last that there was when one ended with it.
     """
 
     uid: int
@@ -31,6 +31,7 @@ class Event:
     key: int | str | None
     version: int = 0
     right: int = 0
+    begins: Right | None = None
     ends: Right | None = None
 
 
@@ -61,6 +62,16 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A segment of log and events, once it is opened. `last_seq` and `closed_xid` are there once it is closed."""
+
+    number: int
+    closed_xid: int | None = None
+    last_seq: int = 0
+    dropped: bool = False
+
+
+@dataclass(frozen=True)
 class Stored:
     """A row of the application's table. A row that is gone keeps its version, so that versions never repeat."""
 
@@ -77,13 +88,18 @@ class State:
     rows: dict[int, Stored] = field(default_factory=dict)
     rights: dict[tuple[str, Topic], int] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
-    log: list[Entry] = field(default_factory=list)
+    log: list[Entry] = field(default_factory=list)  # what is dropped stays here, behind the floor
+    grants: list[tuple[int, Right]] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=lambda: [Segment(0)])
     snapshot: Snapshot | None = None
     prepared: list["Transaction"] = field(default_factory=list)
-    floor: int = 0
     next_xid: int = 3
     next_id: int = 1
+
+    @property
+    def floor(self) -> int:
+        return max((segment.last_seq for segment in self.segments if segment.dropped), default=0)
 
     def copy(self) -> "State":
         return replace(
@@ -92,6 +108,8 @@ class State:
             rights=dict(self.rights),
             events=list(self.events),
             log=list(self.log),
+            grants=list(self.grants),
+            segments=list(self.segments),
             terms=list(self.terms),
             prepared=list(self.prepared),
         )
@@ -111,9 +129,9 @@ class Transaction:
 class Leader:
     """What the sequencer keeps in memory."""
 
-    term: int
     last_seq: int
     snapshot: Snapshot
+    first_segment: int
 
 
 Fresh = Callable[[Iterable[Event], Snapshot, Snapshot, Sequence[Entry]], list[Event]]
@@ -186,10 +204,12 @@ class Postgres:
         *,
         version: int = 0,
         right: int = 0,
+        begins: Right | None = None,
         ends: Right | None = None,
     ) -> None:
         self.uids += 1
-        event = Event(self.uids, self.next_id, self._assign(tx), topic, kind, table, key, version, right, ends)
+        xid = self._assign(tx)
+        event = Event(self.uids, self.next_id, xid, topic, kind, table, key, version, right, begins, ends)
         self.next_id += 1
         tx.events.append(event)
 
@@ -220,14 +240,19 @@ class Postgres:
         self._capture(tx, old.topic, Kind.DELETE, "rows", row, version=old.version + 1)
         return True
 
-    def truncate(self) -> bool:
-        """Truncate the table, in a transaction of its own. False if somebody has written to it."""
-        if any(isinstance(thing, tuple) and thing[0] == "row" for thing in self._locks):
+    def truncate(self, table: str) -> bool:
+        """Truncate a table, in a transaction of its own. False if somebody has written to it."""
+        kind = "row" if table == "rows" else "user"
+        if any(isinstance(thing, tuple) and thing[0] == kind for thing in self._locks):
             return False
         tx = self.begin()
-        self._capture(tx, EVERYTHING, Kind.TRUNCATE, "rows", None)
-        for row, stored in self.state.rows.items():
-            tx.rows[row] = Stored(stored.topic, stored.version)
+        if table == "rows":
+            self._capture(tx, EVERYTHING, Kind.TRUNCATE, table, None)
+            for row, stored in self.state.rows.items():
+                tx.rows[row] = Stored(stored.topic, stored.version)
+        else:
+            self._capture(tx, EVERYTHING, Kind.TRUNCATE, table, None, right=self.rights, ends=Right(None, None))
+            tx.rights = dict.fromkeys(self.state.rights, 0)
         self.commit(tx)
         return True
 
@@ -237,7 +262,8 @@ class Postgres:
             return False
         self.rights += 1
         tx.rights[user, topic] = self.rights
-        self._capture(tx, topic, Kind.INSERT, "members", user, right=self.rights)
+        begins = Right(user, topic)
+        self._capture(tx, topic, Kind.INSERT, "members", user, right=self.rights, begins=begins)
         return True
 
     def revoke(self, tx: Transaction, user: str, topic: Topic | None) -> bool:
@@ -309,8 +335,9 @@ class Postgres:
         self._begin_from(max(len(self.history) - 1 - lost, self.flushed))
 
     def fail_over(self, lost: int) -> None:
-        """Go on with a standby that never got the last `lost` commits, flushed or not."""
-        self._begin_from(max(len(self.history) - 1 - lost, 1))
+        """Go on with a standby that never got the last `lost` commits, flushed or not, but knows of every term."""
+        opened = next(place for place, state in enumerate(self.history) if state.terms == self.state.terms)
+        self._begin_from(max(len(self.history) - 1 - lost, opened))
         self.timeline += 1
 
     def _begin_from(self, place: int) -> None:
@@ -322,14 +349,17 @@ class Postgres:
         # What was never recorded may be given out again, ids of transactions and events alike.
         self.next_xid, self.next_id = self.state.next_xid, self.state.next_id
 
-    def retain_above(self, floor: int) -> None:
-        """Drop the oldest part of the log, up to and including this number, where a transaction ends."""
-        ends = [entry.tx_end for entry in self.state.log if entry.tx_end <= floor]
-        if ends:
-            after = self._next()
-            after.floor = max(ends)
-            after.log = [entry for entry in after.log if entry.seq > after.floor]
-            self._log_commit(after, flush=True)
+    def drop_segments(self) -> None:
+        """Drop the log of every closed segment."""
+        if not any(one.closed_xid is not None and not one.dropped for one in self.state.segments):
+            return
+        after = self._next()
+        after.segments = [replace(one, dropped=one.closed_xid is not None) for one in after.segments]
+        floor = after.floor
+        after.grants = [grant for grant in after.grants if grant[0] > floor]
+        bases = [term.term for term in after.terms if term.base <= floor]
+        after.terms = [term for term in after.terms if not bases or term.term >= max(bases)]
+        self._log_commit(after, flush=True)
 
     # What the sequencer does.
 
@@ -340,30 +370,50 @@ class Postgres:
         xip = frozenset(xid for xid in running if xid < xmax)
         return Snapshot(min(xip, default=xmax), xmax, xip)
 
-    def open_term(self) -> Leader:
-        """Begin a reign, on record before anything is numbered."""
+    def open_term(self, *, next_segment: bool = False) -> Leader:
+        """Begin a reign, on record before anything is numbered; maybe in the next segment."""
+        if next_segment:
+            self.next_id = max(self.next_id, (self.state.segments[-1].number + 1) * FAR_ID)
         after = self._next()
+        snapshot = after.snapshot or Snapshot(3, 3, frozenset())
         previous = after.terms[-1] if after.terms else None
-        top = max((after.log[-1].seq if after.log else 0), previous.base if previous else 0)
-        base = top + self._far if previous else 0
-        term = Term(previous.term + 1 if previous else 1, base, f"e{self.timeline}")
-        after.terms.append(term)
-        after.snapshot = after.snapshot or Snapshot(3, 3, frozenset())
+        newest = max(previous.base if previous else 0, self._newest())
+        base = newest + self._far if previous else 0
         self.next_xid += 1
+        if next_segment:
+            last = after.segments[-1]
+            after.segments[-1] = replace(last, closed_xid=self.next_xid - 1, last_seq=newest)
+            after.segments.append(Segment(last.number + 1))
+            base = max(base, (last.number + 1) * FAR_SEQ)
+        after.terms.append(Term(previous.term + 1 if previous else 1, base, f"e{self.timeline}"))
+        after.snapshot = snapshot
         self._log_commit(after, flush=True)
-        return Leader(term.term, base, after.snapshot)
+        open_ = [one.number for one in after.segments if one.closed_xid is None or one.closed_xid > snapshot.xmin]
+        return Leader(base, snapshot, min(open_))
+
+    def _newest(self) -> int:
+        return max((entry.seq for entry in self._kept()), default=0)
+
+    def _kept(self) -> list[Entry]:
+        floor = self.state.floor
+        return [entry for entry in self.state.log if entry.seq > floor]
 
     def number(self, leader: Leader) -> None:
         """Give what is new its numbers."""
         now = self.snapshot()
-        fresh = self._fresh(self.state.events, leader.snapshot, now, self.state.log)
+        visible = [event for event in self.state.events if event.id // FAR_ID >= leader.first_segment]
+        fresh = self._fresh(visible, leader.snapshot, now, self.state.log)
         leader.snapshot = now
         if fresh:
             after = self._next()
-            ends = {event.xid: seq for seq, event in enumerate(fresh, leader.last_seq + 1)}
-            for seq, event in enumerate(fresh, leader.last_seq + 1):
+            numbers = list(enumerate(fresh, leader.last_seq + 1))
+            begins = {event.xid: seq for seq, event in reversed(numbers)}
+            ends = {event.xid: seq for seq, event in numbers}
+            for seq, event in numbers:
                 after.log.append(Entry(seq, ends[event.xid], event, self.step))
                 self.numbered[Position(after.terms[-1].epoch, Seq(seq))] = event
+                if event.begins:
+                    after.grants.append((begins[event.xid], event.begins))
             after.snapshot = now
             leader.last_seq += len(fresh)
             self.next_xid += 1
@@ -372,35 +422,48 @@ class Postgres:
     # What the daemons ask.
 
     def head(self) -> Position:
-        terms, log = self.state.terms, self.state.log
-        return Position(terms[-1].epoch, Seq(max(terms[-1].base, log[-1].seq if log else 0)))
+        last = self.state.terms[-1]
+        return Position(last.epoch, Seq(max(last.base, self._newest())))
 
     def reasons(self, since: Position) -> list[str]:
         """Every reason why a stream cannot go on from there."""
         terms, found = self.state.terms, []
         if since.epoch != terms[-1].epoch:
             found.append("epoch")
-        mine = [term for term in terms if term.base <= since.seq]
-        if not mine:
-            found.append("crash")
-        else:
-            bound = min((term.base for term in terms if term.term > mine[-1].term), default=None)
-            numbers = [self.state.floor, *(entry.seq for entry in self.state.log)]
-            recorded = max((number for number in numbers if bound is None or number < bound), default=0)
-            if since.seq > max(mine[-1].base, recorded):
-                found.append("crash")
         if since.seq < self.state.floor:
             found.append("retention")
+        mine = [term for term in terms if term.base <= since.seq]
+        if not mine:
+            return [*found, "crash"]
+        bound = next((term.base for term in terms if term.term > mine[-1].term), float("inf"))
+        logged = [entry.seq for entry in self._kept() if entry.seq < bound]
+        closed = [one.last_seq for one in self.state.segments if mine[-1].base <= one.last_seq <= bound]
+        if since.seq > max([mine[-1].base, *logged, *closed]):
+            found.append("crash")
         return found
 
-    def entries(self, after: int, upto: int | None = None, topics: Iterable[Topic] | None = None) -> list[Entry]:
+    def entries(self, after: int, upto: int | None = None, topics: Collection[Topic] | None = None) -> list[Entry]:
         return [
             entry
-            for entry in self.state.log
+            for entry in self._kept()
             if entry.seq > after
             and (upto is None or entry.seq <= upto)
             and (topics is None or entry.event.topic in topics)
         ]
+
+    def may_read(self, user: str, topic: Topic) -> int:
+        """The number of the right by which the user may read the topic; 0 if there is none."""
+        return self.state.rights.get((user, topic), 0)
+
+    def readable_from(self, user: str, topic: Topic) -> tuple[int, bool]:
+        """Where the right to the topic began, and whether a beginning waits for its number."""
+        right = Right(user, topic)
+        seen = self.state.snapshot
+        assert seen is not None
+        pending = any(
+            event.begins == right and (event.xid >= seen.xmax or event.xid in seen.xip) for event in self.state.events
+        )
+        return max((seq for seq, begun in self.state.grants if begun == right), default=0), pending
 
     def tombstone(self, entry: Entry) -> Entry | None:
         """The first deletion of the row that the log has behind this entry."""

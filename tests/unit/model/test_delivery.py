@@ -117,9 +117,9 @@ class Lives(RuleBasedStateMachine):
         else:
             self._commit(tx, flush=how == "commit")
 
-    @rule()
-    def truncate(self) -> None:
-        self.world.postgres.truncate()
+    @rule(table=st.sampled_from(("rows", "rows", "members")))
+    def truncate(self, table: str) -> None:
+        self.world.postgres.truncate(table)
 
     # Rights.
 
@@ -225,11 +225,15 @@ class Lives(RuleBasedStateMachine):
             client.wanted.remove(topic)
             client.leave(topic)
 
-    # Faults.
+    # Faults, and what comes with time.
+
+    @rule(next_segment=yes_or_no)
+    def elect(self, next_segment: bool) -> None:
+        self.world.elect(next_segment=next_segment)
 
     @rule()
-    def elect(self) -> None:
-        self.world.elect()
+    def drop_segments(self) -> None:
+        self.world.postgres.drop_segments()
 
     @rule(number=daemons)
     def restart(self, number: int) -> None:

@@ -20,7 +20,7 @@ from daemon.flow.attend import Desk
 from daemon.packs import Pack, Row
 from tests.unit.model.client import Client, Violation
 from tests.unit.model.designs import Design
-from tests.unit.model.postgres import CONTENT, Entry, Leader, Postgres
+from tests.unit.model.postgres import Entry, Leader, Postgres
 
 TOPICS = (Topic("t:a"), Topic("t:b"))
 USERS = ("ada", "bob", "eve")
@@ -89,6 +89,7 @@ class Link:
         self._world = world
         self.held = False
         self.waiting: list[Question] = []
+        self._waiters: list[asyncio.Future[None]] = []
 
     async def ask(self, ask: Callable[[], T], failure: RowcastError) -> T:
         if not self.held:
@@ -99,6 +100,19 @@ class Link:
             return await question.future  # type: ignore[no-any-return]
         finally:
             self.waiting.remove(question)
+
+    async def next_batch(self) -> None:
+        """Wait a little: until something has been numbered."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def batch(self) -> None:
+        """Something has been numbered."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def let_through(self, number: int) -> None:
         """Let one statement arrive, or one answer."""
@@ -131,7 +145,10 @@ class ModelLog:
         return await self._read(None, most, after, None)
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
-        return await self._read(topics, most, after, upto)
+        changes = await self._read(topics, most, after, upto)
+        if await self._ask(lambda: self._postgres.state.floor) > after:
+            raise LogUnavailable("retention")
+        return changes
 
     async def _read(self, topics: Collection[Topic] | None, most: int, after: int, upto: int | None) -> list[Change]:
         found = await self._ask(lambda: self._rows(self._postgres.entries(after, upto, topics)[:most]))
@@ -155,15 +172,23 @@ class ModelGrants:
         self._daemon = daemon
         self._link = link
 
-    async def may_read(self, user: str, topic: Topic) -> bool:
-        return await self._link.ask(lambda: self._look_up(user, topic), GrantsUnavailable("gone"))
+    async def readable_from(self, user: str, topic: Topic) -> Seq | None:
+        while True:
+            right, begun, pending = await self._link.ask(lambda: self._look_up(user, topic), GrantsUnavailable("gone"))
+            if not right:
+                return None
+            if not pending:
+                return Seq(begun)
+            await self._link.next_batch()
 
-    def _look_up(self, user: str, topic: Topic) -> bool:
-        right = self._daemon.world.postgres.state.rights.get((user, topic), 0)
+    def _look_up(self, user: str, topic: Topic) -> tuple[int, int, bool]:
+        postgres = self._daemon.world.postgres
+        right, (begun, pending) = postgres.may_read(user, topic), postgres.readable_from(user, topic)
         line = self._daemon.lines.get(user)
         if right and line is not None:
             line.rights[topic] = right
-        return bool(right)
+            line.breaks_at[topic] = self._daemon.hub.breaks
+        return right, begun, pending
 
 
 @dataclass(frozen=True)
@@ -181,6 +206,7 @@ class Line:
         self.session = user
         self.inbox: deque[dict[str, Any]] = deque()
         self.rights: dict[Topic, int] = {}  # by which right a topic was allowed
+        self.breaks_at: dict[Topic, int] = {}  # and how often the hub had moved by then
         self.slow = False
         self.closed = False
         self.gone = False
@@ -235,7 +261,10 @@ class Line:
         for line in frames.splitlines():
             if not self.closed:
                 frame = json.loads(line)
-                self._check(frame)
+                try:
+                    self._check(frame)
+                except Violation as violation:  # whoever is writing would take it for its own mistake
+                    self.daemon.world.violations.append(violation)
                 self.inbox.append(frame)
 
     def queued(self) -> int:
@@ -249,7 +278,7 @@ class Line:
 
     def close(self, code: int, reason: str) -> None:
         if code == 1011:
-            raise Violation("I7", f"the daemon failed: {reason}")
+            self.daemon.world.violations.append(Violation("I7", f"the daemon failed: {reason}"))
         self.closed = True
 
     def pause(self) -> None:
@@ -265,7 +294,6 @@ class Line:
         match frame["op"]:
             case "subscribed":
                 self._told[topic] = Position.parse(frame["pos"])
-                self._explained[topic] = self.daemon.hub.breaks
             case "reset":
                 self._check_reset(topic, frame["reason"], Position.parse(frame["pos"]))
                 self._told[topic] = Position.parse(frame["pos"])
@@ -290,9 +318,12 @@ class Line:
             event = entry.event
             if entry.seq > place.seq:
                 break
-            if event.ends and event.right >= self.rights[topic] and event.ends.user == self.user:
+            if event.ends and event.right >= self.rights[topic] and event.ends.user in (None, self.user):
                 if event.ends.topic in (None, topic):
                     raise Violation("I4", f"{what}, the right to which ended at {entry.seq}")
+        begun = world.begun(self.rights[topic])
+        if begun > place.seq and self.breaks_at[topic] == self.daemon.hub.breaks:
+            raise Violation("I4", f"{what}, the right to which began at {begun}")
         if "record" in change and change["table"] == "rows":
             self._check_content(what, place, uid)
 
@@ -309,6 +340,10 @@ class Line:
             event = postgres.numbered.get(place)
             if event is not None and event.kind == reason:
                 return
+        if reason == "rights":
+            if self._since is not None and self._since.seq < place.seq == self.daemon.world.begun(self.rights[topic]) - 1:
+                return
+            raise Violation("I6", f"{self.user} is told that its right to {topic} began behind {place}")
         asked = [self._since] if self._since is not None and self._told.get(topic) == place else []
         if hub.left is not None and self._explained.get(topic, self._breaks) < hub.breaks:
             asked.append(hub.left)
@@ -389,6 +424,7 @@ class World:
         self.loop = _Loop()
         self.now = 0.0
         self.since = 0  # no answer that is being used is older than this step
+        self.violations: list[Violation] = []
         self.names: dict[Position, int] = {}
         self.postgres = Postgres(design.fresh, design.far, purges=design.purges)
         self.leader: Leader | None = self.postgres.open_term()
@@ -406,8 +442,8 @@ class World:
             for line in [line for line in daemon.lines.values() if line.closed]:
                 self.loop.call_soon(line.end)
                 self.loop.run_forever()
-        if self.loop.errors:
-            raise self.loop.errors[0]
+        for error in (*self.loop.errors, *self.violations):
+            raise error
 
     def close(self) -> None:
         for task in asyncio.all_tasks(self.loop):
@@ -426,9 +462,9 @@ class World:
 
     # The sequencer.
 
-    def elect(self) -> None:
-        """Another leader begins."""
-        self.leader = self.postgres.open_term()
+    def elect(self, *, next_segment: bool = False) -> None:
+        """Another leader begins, or the same goes on in the next segment."""
+        self.leader = self.postgres.open_term(next_segment=next_segment)
 
     def number(self) -> None:
         """The leader looks for events; if there is none any more, another begins."""
@@ -437,10 +473,18 @@ class World:
             self.elect()
         assert self.leader is not None
         self.postgres.number(self.leader)
+        for daemon in self.daemons:
+            self.run(daemon.link.batch)
 
     def ring_all(self) -> None:
         for daemon in self.daemons:
             daemon.ring()
+
+    def begun(self, right: int) -> int:
+        """Where in the log a right began: where its transaction did; 0 where that is not on record."""
+        log = self.postgres.state.log
+        xid = next((entry.event.xid for entry in log if entry.event.begins and entry.event.right == right), None)
+        return next((entry.seq for entry in log if entry.event.xid == xid), 0)
 
     # Clients.
 
@@ -474,7 +518,7 @@ class World:
         self._break_down()
 
     def fail_over(self, lost: int) -> None:
-        """A standby takes over."""
+        """A standby takes over, which knows of every term."""
         self.postgres.fail_over(lost)
         self._break_down()
 
@@ -551,7 +595,9 @@ class World:
         """Was the right by which a topic was allowed lost with its transaction? No end of it is on record then."""
         assert isinstance(client.line, Line)
         right = client.line.rights.get(topic)
-        return right is not None and all(right != event.right for event in self.postgres.state.events)
+        return right is not None and all(
+            right != event.right or event.begins is None for event in self.postgres.state.events
+        )
 
     def _check_heard(self, user: str, topic: Topic, following: Any) -> None:
         heard = [one.uid for one in following.heard]

@@ -1,10 +1,10 @@
 """Which packs this daemon serves, and what of the log therefore concerns its clients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from daemon.core.change import Change, Kind, Right, Seq, Topic
+from daemon.core.change import DOUBTS, EVERYTHING, Change, Kind, Right, Seq, Topic
 from daemon.packs import Pack
 
 
@@ -14,6 +14,10 @@ class Invalid(NamedTuple):
     change: Change
     pack: str
     reason: str
+
+
+class Sifted(list[Change]):
+    """Changes that `Served.sift` has let through before, and need not be looked at again."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,18 @@ class Served:
         return next((schema for schema, pack in self.packs.items() if pack.serves(topic)), None)
 
     def sift(self, changes: Iterable[Change]) -> tuple[list[Change], list[Invalid]]:
-        """What of these changes may be sent, and what their models refuse; changes of other schemas are neither."""
+        """What of these changes may be sent, and what their models refuse; changes of other schemas are neither.
+
+        A `limit` stands for changes of any schema, and may be sent in every topic that is served.
+        """
+        if isinstance(changes, Sifted):
+            return changes, []
         valid, invalid = [], []
         for change in changes:
+            if change.kind is Kind.LIMIT:
+                if self._covering(change) or self.schema_of(change.topic):
+                    valid.append(change)
+                continue
             pack = self.packs.get(change.schema)
             if pack is None:
                 continue
@@ -40,16 +53,33 @@ class Served:
                 invalid.append(Invalid(change, pack.name, problem))
         return valid, invalid
 
-    def ends(self, changes: Iterable[Change]) -> list[tuple[Seq, Right]]:
-        """The rights that end with these changes, and where; those that their models refuse count as well."""
-        return [(change.seq, change.ends) for change in changes if change.ends and change.schema in self.packs]
+    def ends(self, changes: Iterable[Change], topics: Iterable[Topic]) -> list[tuple[Seq, Right]]:
+        """The rights that end with these changes, and where; those that their models refuse count as well.
 
-    def in_doubt(self, change: Change, topics: Iterable[Topic]) -> Sequence[Topic]:
-        """Of these topics, those whose state a truncated table or a lost change puts in doubt."""
-        pack = self.packs.get(change.schema)
-        if pack is None or change.kind not in (Kind.TRUNCATE, Kind.LOST):
+        `topics` are those that anybody follows or waits for. The right of all to all ends in those of its pack only.
+        """
+        found: list[tuple[Seq, Right]] = []
+        for change in changes:
+            if change.ends is None or (pack := self.packs.get(change.schema)) is None:
+                continue
+            if change.ends == Right(None, None):
+                found += [(change.seq, Right(None, topic)) for topic in topics if pack.serves(topic)]
+            else:
+                found.append((change.seq, change.ends))
+        return found
+
+    def in_doubt(self, change: Change, topics: Collection[Topic]) -> Sequence[Topic]:
+        """Of these topics, those whose state the change puts in doubt."""
+        if change.kind not in DOUBTS:
             return ()
-        return [topic for topic in topics if pack.serves(topic)]
+        if change.kind is Kind.LIMIT and change.topic in topics:
+            return [change.topic]
+        packs = self._covering(change)
+        return [topic for topic in topics if any(pack.serves(topic) for pack in packs)]
+
+    def _covering(self, change: Change) -> list[Pack]:
+        """The packs all of whose topics a doubt concerns."""
+        return [pack for pack in self.packs.values() if change.topic in (EVERYTHING, f"*{pack.name}")]
 
     def doubt_topics(self, topics: Iterable[Topic]) -> set[Topic]:
         """The topics under which the log says what `in_doubt` asks, for the packs that serve these topics."""

@@ -10,10 +10,10 @@ from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.ports import EventLog
 from daemon.flow.served import Sifted
 
-OVERHEAD = 1100  # bytes that a change takes beside its key and its record, alone in its topic
+OVERHEAD = 900  # bytes that a change takes beside its key and its record, alone in its topic
 PARTS = 64  # in so many parts the oldest changes go, one at a time
 
-_by_seq = attrgetter("seq")
+_seq, _kind = attrgetter("seq"), attrgetter("kind")
 
 
 _Row = tuple[str, str, str]
@@ -64,7 +64,7 @@ class Recent:
         as `limit` everything begins anew: which rows it deleted is not known.
         """
         end = Position(self._end.epoch, changes[-1].seq)
-        if any(change.kind is Kind.LIMIT for change in changes):
+        if Kind.LIMIT in map(_kind, changes):
             self.restart(end)
             return
         if end.seq - self._end.seq != len(changes):
@@ -125,7 +125,7 @@ class Recent:
                     if after < change.seq <= upto
                     and (change.record is None or self._deleted.get(_row(change), 0) < change.seq)
                 ]
-                found.sort(key=_by_seq)
+                found.sort(key=_seq)
                 yield from found
 
     def _hold(self, change: Change) -> None:

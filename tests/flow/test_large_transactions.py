@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from daemon.core.change import EVERYTHING, Change, Kind, Right, Seq, Topic
+from daemon.flow.served import Served
+from daemon.packs import Pack
 from daemon.postgres.connect import Connection, Pool, open_pool
 from daemon.postgres.event_log import PgEventLog
 from tests.support.log import ROWS, leader, until_numbered
@@ -155,3 +157,34 @@ async def test_where_too_many_rights_end_they_all_do(
     changes = await everything(PgEventLog(pool, MOST))
     assert [(7, Right(None, None))] == ends(changes)
     assert [(7, "limit", "room:a"), (9, "limit", "room:a")] == told(changes)
+
+
+def a_limit(topic: str, schema: str = "app", ends: Right | None = None) -> Change:
+    return Change(Seq(7), "1", "", schema, "rows", Topic(topic), Kind.LIMIT, "{}", None, ends=ends)
+
+
+SERVED = Served({"app": Pack("app", {}, (r"row:\d+",)), "more": Pack("more", {}, (r"more:\d+",))})
+FOLLOWED = [ONE, TWO, Topic("more:1")]
+
+
+@pytest.mark.parametrize(
+    ("topic", "covered"),
+    [("row:1", [ONE]), ("row:9", []), ("*app", [ONE, TWO]), ("*more", FOLLOWED[2:]), ("*", FOLLOWED)],
+)
+def test_a_too_large_transaction_puts_in_doubt_what_it_touched_and_nothing_else(
+    topic: str, covered: list[Topic]
+) -> None:
+    limit = a_limit(topic)
+    assert ([limit], []) == SERVED.sift([limit])
+    assert covered == list(SERVED.in_doubt(limit, FOLLOWED))
+
+
+@pytest.mark.parametrize("topic", ["other:1", "*other"])
+def test_a_too_large_transaction_elsewhere_is_nothing_to_our_clients(topic: str) -> None:
+    assert ([], []) == SERVED.sift([a_limit(topic, "other")])
+
+
+def test_where_all_rights_of_a_pack_end_those_of_other_packs_do_not() -> None:
+    everybody = Right(None, None)
+    limits = [a_limit("row:1", ends=everybody), a_limit("other:1", "other", everybody)]
+    assert [(7, Right(None, ONE)), (7, Right(None, TWO))] == SERVED.ends(limits, FOLLOWED)

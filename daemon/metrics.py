@@ -73,6 +73,15 @@ RESUMES: Final = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+RESUME_READS: Final = Counter(
+    "rowcast_resume_reads_total",
+    "Reads of the log for clients that came back, by where the answer came from: memory or database.",
+    ["source"],
+    registry=REGISTRY,
+)
+RECENT_BYTES: Final = Gauge(
+    "rowcast_recent_bytes", "Bytes of the newest changes held in memory, more or less.", registry=REGISTRY
+)
 RESETS: Final = Counter(
     "rowcast_resets_total", "Times that a stream could not be continued, by reason.", ["reason"], registry=REGISTRY
 )
@@ -97,6 +106,8 @@ for _kind in Kind:
     CHANGES.labels(kind=_kind.value)
 for _outcome in ("lossless", "replayed"):
     RESUMES.labels(outcome=_outcome)
+for _source in ("memory", "database"):
+    RESUME_READS.labels(source=_source)
 
 METRICS: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -23,6 +23,7 @@ COLOURS = {
     Kind.LEAVE: "magenta",
     Kind.TRUNCATE: "red",
     Kind.LOST: "red",
+    Kind.LIMIT: "red",
 }
 WIDEST = 160  # characters of a record on one line; --json shows all of it
 
@@ -66,7 +67,7 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
     """Print the topic's changes as they come, until interrupted. Raises an OperatorFault."""
     dsn = settings.require_dsn()
     pool = await open_pool(dsn, application_name="rowcast tail", server_settings=SESSION, most=1)
-    event_log = PgEventLog(pool)
+    event_log = PgEventLog(pool, settings.transaction_changes)
     try:
         position = await _begin(event_log, since)
     except LogUnavailable as error:

@@ -1,11 +1,11 @@
 """Topic -> who follows it. A frame is built once per run of changes and handed to every follower."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from daemon.core import wire
-from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
+from daemon.core.change import DOUBTS, Change, Position, Right, Seq, Topic
 from daemon.core.ports import Encode
 
 
@@ -81,7 +81,7 @@ class Hub:
             del self._before[topic]
 
     @property
-    def topics(self) -> Iterable[Topic]:
+    def topics(self) -> Collection[Topic]:
         """The topics that somebody follows."""
         return self._followers.keys()
 
@@ -99,31 +99,23 @@ class Hub:
     ) -> tuple[int, int]:
         """Deliver changes, in order, and move to `position`. Returns how many frames were built and delivered.
 
-        Each follower gets everything that concerns it in one call. `covers` names the followed topics that a
-        truncated table or a lost change puts in doubt: their followers are told `reset`. `ends` are the rights that
-        ended, and where: whoever loses one hears of that topic what came before, and `revoked`.
+        Each follower gets everything that concerns it in one call. `covers` names the followed topics that a change
+        of one of the kinds in DOUBTS concerns: their followers are told `reset`. `ends` are the rights that ended,
+        and where: whoever loses one hears of that topic what came before, and `revoked`.
         """
         outgoing: defaultdict[Follower, list[bytes]] = defaultdict(list)
         cuts = self._cuts(ends)
         built = delivered = 0
         for topic, run in wire.runs(change for change in changes if self._concerns(change)):
-            if run[0].kind in (Kind.TRUNCATE, Kind.LOST):
-                frames = [
-                    (covered, wire.reset(covered, change.kind.value, Position(position.epoch, change.seq)))
-                    for change in run
-                    for covered in covers(change)
-                ]
-            else:
-                frames = [(topic, wire.changes(topic, self._before[topic], run))]
-            for concerned, payload in frames:
-                frame = self._encode(payload)
+            for concerned in covers(run[-1]) if run[-1].kind in DOUBTS else (topic,):
+                frame = self._frame(concerned, run, position.epoch)
                 built += 1
                 for follower in self._followers[concerned]:
                     cut = cuts.get((concerned, follower)) if cuts else None
                     if cut is None or run[-1].seq < cut:
                         outgoing[follower].append(frame)
-                    elif concerned == topic and (kept := [change for change in run if change.seq < cut]):
-                        outgoing[follower].append(self._encode(wire.changes(topic, self._before[topic], kept)))
+                    elif kept := [change for change in run if change.seq < cut]:
+                        outgoing[follower].append(self._frame(concerned, kept, position.epoch))
                 self._before[concerned] = Position(position.epoch, run[-1].seq)
         self.position = position
         for (topic, follower), cut in cuts.items():
@@ -134,6 +126,13 @@ class Hub:
             follower.deliver(batch[0] if len(batch) == 1 else b"".join(batch))
             delivered += len(batch)
         return built, delivered
+
+    def _frame(self, topic: Topic, run: Sequence[Change], epoch: str) -> bytes:
+        """What a topic hears of a run: its changes, or that they put it in doubt."""
+        last = run[-1]
+        if last.kind in DOUBTS:
+            return self._encode(wire.reset(topic, last.kind.value, Position(epoch, last.seq)))
+        return self._encode(wire.changes(topic, self._before[topic], run))
 
     def _cuts(self, ends: Iterable[End]) -> dict[tuple[Topic, Follower], Seq]:
         """Who follows, or waits for, a topic that it may no longer read, and since when. Notes it for who asks."""
@@ -156,7 +155,7 @@ class Hub:
             self._waiting.pop(topic, None)
 
     def _concerns(self, change: Change) -> bool:
-        return change.topic in self._followers or change.kind in (Kind.TRUNCATE, Kind.LOST)
+        return change.topic in self._followers or change.kind in DOUBTS
 
     def move(self, position: Position, reason: str) -> None:
         """Go on from a position that does not continue the last one: every follower of every topic is reset."""

@@ -65,11 +65,16 @@ class EventLog(Protocol):
     async def read(self, after: Seq, most: int) -> Sequence[Change]:
         """Whole transactions past `after`, oldest first; an empty answer means there are none.
 
-        Reads about `most` changes, and more only to end where a transaction does. Raises LogUnavailable.
+        Reads about `most` changes, and more only to end where a transaction does. One that is too large to be told
+        stands there as a `limit` in each topic that it touched, where it did so last, and one more for each right
+        that ends in it. Raises LogUnavailable.
         """
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
-        """The same for some topics, up to a place where a transaction ends. Raises LogUnavailable."""
+        """The same for some topics, up to a place where a transaction ends, and without the rights that end.
+
+        Fewer than `most` changes are all that there are. Raises LogUnavailable.
+        """
 
     async def continuity(self, since: Position) -> str | None:
         """Why a stream cannot be continued from `since` (`epoch`, `crash`, `retention`); None if it can."""

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from daemon.core.change import Change, Kind, Position, Topic
+from daemon.core.change import DOUBTS, Change, Kind, Position, Topic
 from daemon.core.errors import BadFrame, BadJson, BadPosition, ClientFault, UnknownOp
 
 SUBPROTOCOL: Final = "rowcast.v1"
@@ -171,12 +171,12 @@ def bye(reason: str, retry_ms: int) -> bytes:
 
 
 def runs(changes: Iterable[Change]) -> Iterable[tuple[Topic, Sequence[Change]]]:
-    """Split changes, in their order, into what one `changes` frame may hold: neighbours of one topic.
+    """Split changes, in their order, into what one frame may hold: neighbours of one topic, and doubts of one kind.
 
     Inside a transaction the log keeps each topic together, so a frame holds whole transactions of its topic; and
     since runs follow one another, whoever has processed a frame can resume from its `pos`, whatever it follows.
     """
-    for topic, run in groupby(changes, key=lambda change: change.topic):
+    for (topic, _), run in groupby(changes, key=lambda c: (c.topic, c.kind if c.kind in DOUBTS else None)):
         yield topic, tuple(run)
 
 

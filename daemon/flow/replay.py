@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from daemon.core import wire
-from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.change import DOUBTS, Change, Position, Seq, Topic
 from daemon.core.hub import Hub
 from daemon.core.ports import EventLog
 from daemon.flow.served import Served
@@ -56,12 +56,12 @@ async def replay(
         reading = {topic: place for topic, place in asked.items() if behind.get(topic) == place}
         payloads: list[tuple[Topic, bytes]] = []
         for topic, run in wire.runs(served.sift(changes)[0]):  # the pump has reported the invalid ones
-            if run[0].kind in (Kind.TRUNCATE, Kind.LOST):
-                for change in run:
-                    for covered in served.in_doubt(change, reading):
-                        if reading[covered] < change.seq:
-                            payloads.append((covered, _reset(hub, covered, change)))
-                            told[covered] = change.seq
+            last = run[-1]
+            if last.kind in DOUBTS:
+                for covered in served.in_doubt(last, reading):
+                    if reading[covered] < last.seq:
+                        payloads.append((covered, _reset(hub, covered, last)))
+                        told[covered] = last.seq
             # A topic whose place lies further on has been told some of this already.
             elif topic in reading and (fresh := [change for change in run if change.seq > reading[topic]]):
                 prev = Position(hub.position.epoch, told[topic])

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 
 import asyncpg
 
@@ -10,6 +12,8 @@ from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
 from daemon.core.errors import GrantsUnavailable, LogUnavailable
 from daemon.postgres.connect import DRIVER_ERRORS, DatabaseFault, Pool
 from daemon.postgres.queries import query
+
+MOST_ENDS = 5000  # rights that end one by one in a transaction that is too large to be told
 
 # What can happen to any statement when Postgres restarts, the link is cut, or an answer takes too long.
 BROKEN = (*DRIVER_ERRORS, DatabaseFault)
@@ -34,8 +38,10 @@ def _translated() -> Iterator[None]:
 class PgEventLog:
     """Reads `rowcast.log`. See the EventLog port for what its methods promise."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, transaction_changes: int = 100_000) -> None:
+        """A transaction of more than `transaction_changes` is told as `limit`."""
         self._pool = pool
+        self._largest = transaction_changes
 
     async def head(self) -> Position:
         """The newest position; ("", 0) before the first leader has begun. Raises LogUnavailable."""
@@ -45,27 +51,42 @@ class PgEventLog:
 
     async def read(self, after: Seq, most: int) -> Sequence[Change]:
         """Whole transactions past `after`, oldest first. Raises LogUnavailable."""
-        return await self._read(None, most, query("changes"), after, most)
+        with _translated():
+            rows = await self._pool.fetch(query("changes"), after, most, self._largest)
+            return await self._whole(rows, most, None)
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
         """The same for some topics, up to `upto`. Raises LogUnavailable."""
-        wanted = list(topics)
-        changes = await self._read(wanted, most, query("changes_of_topics"), after, upto, wanted, most)
+        wanted, found, place = list(topics), list[Change](), after
         with _translated():
+            while True:
+                asked = most - len(found)
+                rows = await self._pool.fetch(query("changes_of_topics"), place, upto, wanted, asked, self._largest)
+                found += await self._whole(rows, asked, wanted)
+                if len(rows) < asked or len(found) >= most:
+                    break
+                place = rows[-1]["tx_end"]  # many rows of a large transaction have become few changes
             floor = await self._pool.fetchval(query("log_floor"))
         if floor > after:  # asked behind the reading: a part of it may have been dropped before
             raise LogUnavailable("retention")
-        return changes
+        return found
 
-    async def _read(
-        self, topics: list[Topic] | None, most: int, statement: str, *arguments: object
-    ) -> Sequence[Change]:
-        with _translated():
-            rows = await self._pool.fetch(statement, *arguments)
-            if len(rows) == most and rows[-1]["tx_end"] > rows[-1]["seq"]:
-                end = rows[-1]
-                rows += await self._pool.fetch(query("rest_of_transaction"), end["seq"], end["tx_end"], topics)
-        return [_change(row) for row in rows]
+    async def _whole(self, rows: list[asyncpg.Record], most: int, topics: list[Topic] | None) -> list[Change]:
+        """The changes of whole transactions, of which these rows are the beginning."""
+        if len(rows) == most and (last := rows[-1])["tx_end"] > last["seq"] and not last["large"]:
+            rows += await self._pool.fetch(query("rest_of_transaction"), last["seq"], last["tx_end"], topics)
+        changes: list[Change] = []
+        for tx_end, group in groupby(rows, key=itemgetter("tx_end")):
+            transaction = list(group)
+            first = transaction[0]
+            if first["large"]:
+                transaction = await self._pool.fetch(
+                    *(query("limits"), first["seq"], tx_end, self._largest, MOST_ENDS)
+                    if topics is None
+                    else (query("limits_of_topics"), first["seq"], tx_end, topics)
+                )
+            changes += map(_change, transaction)
+        return changes
 
     async def continuity(self, since: Position) -> str | None:
         """Why a stream cannot go on from `since`; None if it can. Raises LogUnavailable."""

@@ -195,3 +195,33 @@ def test_the_end_of_every_right_leaves_topics_of_other_packs_alone() -> None:
     publish(hub, an_end(11, "a", user="ada"), a_change(12, "a"), a_change(13, "other"))
     assert [Topic("a")] == ada.lost
     assert [13] == ada.seqs
+
+
+def a_limit(seq: int, topic: str, ends: Right | None = None) -> Change:
+    return a_change(seq, topic, Kind.LIMIT, key="{}", record=None, ends=ends)
+
+
+def publish_limits(hub: Hub, *changes: Change) -> None:
+    ends = [End(change.seq, change.ends, lambda _: True) for change in changes if change.ends]
+    hub.publish(changes, Position("e", changes[-1].seq), lambda change: {change.topic} & {*hub.topics}, ends)
+
+
+def test_a_too_large_transaction_resets_each_topic_once_in_its_place() -> None:
+    hub, ada = a_hub(), Recorder()
+    for topic in ("a", "b", "c"):
+        hub.follow(Topic(topic), ada)
+    publish_limits(hub, a_change(11, "a"), a_limit(20, "a"), a_limit(25, "a"), a_limit(30, "b"), a_change(31, "a"))
+    assert ["changes", "reset", "reset", "changes"] == [frame["op"] for frame in ada.frames]
+    assert [("a", "limit", "e:25"), ("b", "limit", "e:30")] == [
+        (frame["topic"], frame["reason"], frame["pos"]) for frame in ada.frames[1:3]
+    ]
+    assert "e:25" == ada.frames[3]["prev"]
+
+
+def test_whoever_loses_the_right_in_a_too_large_transaction_hears_no_content_and_no_reset() -> None:
+    hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("a"), bob)
+    publish_limits(hub, a_change(11, "a"), a_limit(20, "a", Right("ada", Topic("a"))), a_limit(25, "a"))
+    assert ["changes", "revoked"] == [frame["op"] for frame in ada.frames]
+    assert ["changes", "reset"] == [frame["op"] for frame in bob.frames]

@@ -7,11 +7,15 @@ import asyncpg
 
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
 from daemon.core.errors import GrantsUnavailable, LogUnavailable
-from daemon.postgres.connect import DRIVER_ERRORS, DatabaseFault, Pool
+from daemon.postgres.connect import DRIVER_ERRORS, DatabaseFault, Pool, lent
 from daemon.postgres.queries import query
 
 # What can happen to any statement when Postgres restarts, the link is cut, or an answer takes too long.
 BROKEN = (*DRIVER_ERRORS, DatabaseFault)
+
+ANSWER_WITHIN = 10.0  # seconds for a small answer
+READ_WITHIN = 30.0  # seconds for some changes
+TRANSACTION_WITHIN = 900.0  # seconds for the rest of a transaction: it may hold millions of changes
 
 
 def reason(error: BaseException) -> str:
@@ -37,7 +41,8 @@ class PgEventLog:
     async def head(self) -> Position:
         """The newest position; ("", 0) before the first leader has begun. Raises LogUnavailable."""
         with _translated():
-            row = await self._pool.fetchrow(query("head"))
+            async with lent(self._pool, ANSWER_WITHIN) as connection:
+                row = await connection.fetchrow(query("head"))
         return Position(row["epoch"], Seq(row["seq"])) if row else Position("", Seq(0))
 
     async def read(self, after: Seq, most: int) -> Sequence[Change]:
@@ -53,16 +58,19 @@ class PgEventLog:
         self, topics: list[Topic] | None, most: int, statement: str, *arguments: object
     ) -> Sequence[Change]:
         with _translated():
-            rows = await self._pool.fetch(statement, *arguments)
+            async with lent(self._pool, READ_WITHIN) as connection:
+                rows = await connection.fetch(statement, *arguments)
             if len(rows) == most and rows[-1]["tx_end"] > rows[-1]["seq"]:
                 end = rows[-1]
-                rows += await self._pool.fetch(query("rest_of_transaction"), end["seq"], end["tx_end"], topics)
+                async with lent(self._pool, TRANSACTION_WITHIN) as connection:
+                    rows += await connection.fetch(query("rest_of_transaction"), end["seq"], end["tx_end"], topics)
         return [_change(row) for row in rows]
 
     async def continuity(self, since: Position) -> str | None:
         """Why a stream cannot go on from `since`; None if it can. Raises LogUnavailable."""
         with _translated():
-            row = await self._pool.fetchrow(query("continuity"), since.seq)
+            async with lent(self._pool, ANSWER_WITHIN) as connection:
+                row = await connection.fetchrow(query("continuity"), since.seq)
         assert row is not None
         if row["epoch"] != since.epoch:
             return "epoch"
@@ -98,7 +106,8 @@ class DeadLetters:
     async def bury(self, letters: Sequence[tuple[Change, str, str]]) -> None:
         """Keep each (change, pack, reason). Raises LogUnavailable."""
         with _translated():
-            await self._pool.executemany(query("bury"), [(c.seq, pack, why) for c, pack, why in letters])
+            async with lent(self._pool, READ_WITHIN) as connection:
+                await connection.executemany(query("bury"), [(c.seq, pack, why) for c, pack, why in letters])
 
 
 class PgGrants:
@@ -116,6 +125,7 @@ class PgGrants:
         # A schema's name is a plain identifier: applying the DDL let the server confirm that it needs no quotes.
         statement = f"select {schema}.may_read($1, $2)"
         try:
-            return bool(await self._pool.fetchval(statement, user, topic))
+            async with lent(self._pool, ANSWER_WITHIN) as connection:
+                return bool(await connection.fetchval(statement, user, topic))
         except BROKEN as error:
             raise GrantsUnavailable(reason(error)) from error

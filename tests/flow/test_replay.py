@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 import pytest
@@ -47,8 +47,11 @@ class Reader:
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
 
-    async def hear(self, payloads: Iterable[bytes]) -> None:
-        self.frames += map(json.loads, payloads)
+    def tell(self, payload: bytes) -> None:
+        self.frames.append(json.loads(payload))
+
+    async def drained(self) -> None:
+        """At once."""
 
     def versions(self, topic: Topic) -> list[int]:
         return [

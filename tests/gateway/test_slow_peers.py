@@ -63,8 +63,8 @@ async def test_a_client_that_takes_nothing_for_thirty_seconds_is_cut_as_too_slow
         served.pass_time(29)
         assert served.gateway.aborted == {}
         served.pass_time(1)
-        await recorder.gone.wait()
         assert served.gateway.aborted == {"too_slow": 1}
+        await recorder.gone.wait()
         assert recorder.losses == 1
         assert recorder.close == (4408, "too_slow")
 
@@ -76,8 +76,8 @@ async def test_a_client_that_takes_a_byte_now_and_then_is_cut_as_well() -> None:
         for _ in range(30):
             await peer.read_some(1)
             served.pass_time(1)
-        await recorder.gone.wait()
         assert served.gateway.aborted == {"too_slow": 1}
+        await recorder.gone.wait()
 
 
 async def test_a_client_whose_attendant_has_paused_is_not_blamed_for_its_silence() -> None:
@@ -125,8 +125,8 @@ async def test_a_client_that_does_not_read_is_cut_and_another_is_undisturbed() -
             hears.socket.write(encode(text))
             assert await next_text(fast) == text
             served.pass_time(1)
-        await sleeps.gone.wait()
         assert served.gateway.aborted == {"too_slow": 1}
+        await sleeps.gone.wait()
         assert served.gateway.connections == 1
 
 

@@ -324,9 +324,9 @@ class Client:
 
     def _begin_replay(self) -> None:
         if self._replay is None:
-            self._replay = asyncio.create_task(self._catch_up())
+            self._replay = asyncio.create_task(self._catch_up(self._desk.hub.breaks))
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, breaks: int) -> None:
         """Replay what is behind, and go on live."""
         desk = self._desk
         try:
@@ -339,6 +339,7 @@ class Client:
                 served=desk.served,
                 chunk=desk.chunk,
                 told=self._told,
+                breaks=breaks,
             )
             self._say(wire.resumed(desk.hub.position, replayed))
             if not self._slow:

@@ -68,16 +68,18 @@ async def replay(
     served: Served,
     chunk: int = 1000,
     told: dict[Topic, Seq] | None = None,
+    breaks: int | None = None,
 ) -> int:
     """Send what each topic in `behind` missed since its place there, then let all of them `join` the live stream.
 
     They join together: nobody hears of one topic what is newer than what it has still to hear of another. `behind`
     may gain and lose topics while this runs; it is empty at the end. `told` has, where that is not its place, the
-    position of a topic's last frame: the `prev` of the next. Returns how many changes were sent. Memory is bounded
-    by one chunk. Raises LogUnavailable.
+    position of a topic's last frame: the `prev` of the next. `breaks` is what the hub had counted when the places
+    were good, if that is not now. Returns how many changes were sent. Memory is bounded by one chunk. Raises
+    LogUnavailable.
     """
     sent = 0
-    breaks = hub.breaks
+    breaks = hub.breaks if breaks is None else breaks
     told = {} if told is None else told
     while behind:
         await reader.drained()  # whoever joins has room for what is live

@@ -77,7 +77,8 @@ async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
 
 
 async def a_hub(pool: Pool) -> Hub:
-    hub = Hub(encode=bytes)
+    """A hub at the head; its frames are lines."""
+    hub = Hub(encode=lambda payload: payload + b"\n")
     head = await PgEventLog(pool).head()
     hub.move(Position(head.epoch, Seq(24)), "epoch")
     return hub
@@ -216,6 +217,17 @@ async def test_a_topic_that_falls_behind_during_a_replay_is_told_the_rest_and_al
     assert [f"{hub.position.epoch}:10"] == [frame["prev"] for frame in reader.frames if frame["topic"] == TWO]
     assert [(ONE, 24), (TWO, 24)] == joined
     assert {} == told
+
+
+async def test_no_topic_joins_while_another_has_still_something_to_hear(pool: Pool) -> None:
+    hub, reader, log, joined = await a_hub(pool), Reader(), GatedLog(pool), list[Topic]()
+    behind = {ONE: Seq(0), TWO: hub.position.seq}
+    replaying = asyncio.create_task(replay(behind, reader, joined.append, event_log=log, hub=hub, served=SERVED))
+    await log.reading.wait()
+    assert [] == joined
+    log.go.set()
+    await replaying
+    assert [ONE, TWO] == joined
 
 
 async def test_nobody_joins_before_the_peer_has_taken_what_was_sent(pool: Pool) -> None:

@@ -15,11 +15,13 @@ from pydantic import TypeAdapter
 
 from daemon import __version__, metrics, systemd
 from daemon.core.errors import OperatorFault
+from daemon.core.farewells import Farewells
 from daemon.core.hub import Hub
 from daemon.files import folder
 from daemon.flow.attend import Desk, bye
 from daemon.flow.pump import Pump
 from daemon.flow.recent import Recent
+from daemon.flow.replay import PatientHistory
 from daemon.flow.served import Served
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, html_page, json_page, text_page
@@ -293,19 +295,23 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             settings.retention,
         )
         readiness = Readiness(doorbell, pump, schema)
-        limits = Limits(queue_bytes=settings.queue_bytes, connections=settings.max_clients)
+        limits = Limits(connections=settings.max_clients)
         desk = Desk(
             hub=hub,
             event_log=recent,
+            history=PatientHistory(recent, pump.reads.wait),
             grants=PgGrants(pool, served.schema_of),
             served=served,
             authenticate=Authenticator(settings.require_secret()).verify,
             reached=pump.reached,
+            silence=lambda: pump.silence,
+            farewells=Farewells(),
             encode=encode,
             clock=time.monotonic,
             heartbeat=settings.heartbeat,
             schema=contract_hash(packs),
             frame_bytes=limits.message_bytes,
+            queue_bytes=settings.queue_bytes,
             chunk=settings.read_chunk,
         )
         gateway = Gateway(desk.attend, site(readiness, demo), limits=limits)

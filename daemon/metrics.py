@@ -26,6 +26,16 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY: Final = CollectorRegistry()
 
 CLIENTS: Final = Gauge("rowcast_clients", "Clients that are connected now.", registry=REGISTRY)
+CLIENTS_BEHIND: Final = Gauge(
+    "rowcast_clients_behind",
+    "Clients that read too slowly for the live stream, and are served from the log now.",
+    registry=REGISTRY,
+)
+BEHIND: Final = Counter(
+    "rowcast_behind_total",
+    "Times that a client read too slowly for the live stream, and was served from the log.",
+    registry=REGISTRY,
+)
 SUBSCRIPTIONS: Final = Gauge(
     "rowcast_subscriptions", "Topics that clients follow now, counted per client.", registry=REGISTRY
 )

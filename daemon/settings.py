@@ -247,7 +247,8 @@ class Settings(BaseSettings):
         5.0, ge=0, allow_inf_nan=False, description="the seconds that clients have for leaving when the daemon stops"
     )
     queue_bytes: Count = Field(
-        16 * 1024 * 1024, description="the bytes that may wait for a client to read before it is cut off"
+        1024 * 1024,
+        description="the bytes that may wait for a client before the next batch; with more it is served from the log",
     )
     max_clients: Count | None = Field(
         None,

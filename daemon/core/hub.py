@@ -25,7 +25,10 @@ class Follower(Protocol):
         """Whose rights count."""
 
     def deliver(self, frames: bytes) -> None:
-        """Hand over encoded frames, in order."""
+        """Hand over all that concerns this follower up to the hub's `position`: encoded frames, in order.
+
+        A follower that has enough may leave its topics from inside this call.
+        """
 
     def revoked(self, topic: Topic) -> None:
         """The right to this topic has ended: it is followed no more, and waited for no more."""
@@ -79,6 +82,19 @@ class Hub:
         followers.pop(follower, None)
         if not followers and self._followers.pop(topic, None) is not None:
             del self._before[topic]
+
+    def suspend(self, topics: Iterable[Topic], follower: Follower) -> dict[Topic, Seq]:
+        """Deliver nothing more of these topics for now, but tell this follower if a right to one of them ends.
+
+        Returns those of them that it followed, each with the place of its last frame.
+        """
+        suspended: dict[Topic, Seq] = {}
+        for topic in topics:
+            if follower in self._followers.get(topic, ()):
+                suspended[topic] = self._before[topic].seq
+                self.unfollow(topic, follower)
+                self.wait(topic, follower)
+        return suspended
 
     @property
     def topics(self) -> Collection[Topic]:
@@ -162,8 +178,11 @@ class Hub:
         self.position = position
         self.breaks += 1
         self.broken = reason
+        outgoing: defaultdict[Follower, list[bytes]] = defaultdict(list)
         for topic, followers in self._followers.items():
             frame = self._encode(wire.reset(topic, reason, position))
             self._before[topic] = position
-            for follower in tuple(followers):
-                follower.deliver(frame)
+            for follower in followers:
+                outgoing[follower].append(frame)
+        for follower, frames in outgoing.items():
+            follower.deliver(b"".join(frames))

@@ -50,6 +50,7 @@ class Pump:
         self._read_at = float("-inf")
         self._moved = asyncio.Condition()
         self.started = asyncio.Event()
+        self.reads = asyncio.Event()  # set unless the last attempt to read the log has failed
 
     @property
     def silence(self) -> float:
@@ -69,10 +70,12 @@ class Pump:
             try:
                 await self._catch_up()
                 healthy = True
+                self.reads.set()
             except LogUnavailable as error:
                 if healthy:
                     log.warning("log_unavailable", reason=error.reason)
                 healthy = False
+                self.reads.clear()
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_every):

@@ -57,7 +57,10 @@ with fresh as materialized (
 )
 select pg_current_snapshot()::text as snapshot, count(*) as numbered, coalesce(max(l.seq), $2::bigint) as last_seq,
        (select count(*) from gone) as gone,
-       exists (select from rowcast.terms as t where t.term > $1) as superseded
+       exists (select from rowcast.terms as t where t.term > $1) as superseded,
+       -- Who was let in by a number must not meet it again elsewhere after a crash: these commits wait for their flush.
+       case when exists (select from fresh as f where f.grants is not null)
+            then set_config('synchronous_commit', 'on', true) end as flushed
 from logged as l;
 
 -- name: lock_letters

@@ -121,10 +121,51 @@ def test_a_broken_continuity_resets_every_topic_of_every_follower() -> None:
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("b"), ada)
     hub.move(Position("f", Seq(90)), "crash")
-    assert [(frame["topic"], frame["reason"], frame["pos"]) for [frame] in ada.calls] == [
+    assert 1 == len(ada.calls)
+    assert [(frame["topic"], frame["reason"], frame["pos"]) for frame in ada.frames] == [
         ("a", "crash", "f:90"),
         ("b", "crash", "f:90"),
     ]
+
+
+def test_a_suspended_follower_hears_nothing_and_where_its_topics_last_frames_were() -> None:
+    hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
+    for topic in ("a", "b"):
+        hub.follow(Topic(topic), ada)
+    hub.follow(Topic("a"), bob)
+    hub.wait(Topic("asked for"), ada)
+    publish(hub, a_change(11, "a"), a_change(12, "of nobody"))
+    asked = [Topic(topic) for topic in ("a", "b", "asked for")]
+    assert {"a": 11, "b": 10} == hub.suspend(asked, ada)
+    assert {} == hub.suspend(asked, ada)
+    publish(hub, a_change(13, "a"))
+    assert ([11], [11, 13]) == (ada.seqs, bob.seqs)
+
+
+def test_a_suspended_follower_learns_that_its_right_has_ended() -> None:
+    hub, ada = a_hub(), Recorder("ada")
+    hub.follow(Topic("a"), ada)
+    hub.suspend([Topic("a")], ada)
+    publish(hub, an_end(11, "a", user="ada", of="a"))
+    assert ([Topic("a")], ["revoked"]) == (ada.lost, [frame["op"] for frame in ada.frames])
+
+
+def test_a_follower_that_is_suspended_while_it_is_delivered_to_disturbs_nobody() -> None:
+    hub, ada = a_hub(), Recorder("ada")
+
+    class Slow(Recorder):
+        def deliver(self, frames: bytes) -> None:
+            super().deliver(frames)
+            hub.suspend([Topic("a"), Topic("b")], self)
+
+    slow, other = Slow(), Slow()
+    for follower in (slow, ada, other):
+        for topic in ("a", "b"):
+            hub.follow(Topic(topic), follower)
+    hub.move(Position("f", Seq(90)), "crash")
+    publish(hub, a_change(91, "a"))
+    assert ([], [91], []) == (slow.seqs, ada.seqs, other.seqs)
+    assert [2, 2, 2] == [len([frame for frame in one.frames if frame["op"] == "reset"]) for one in (slow, ada, other)]
 
 
 def an_end(seq: int, topic: str, *, user: str | None = None, of: str | None = None) -> Change:

@@ -15,10 +15,13 @@ from pydantic import TypeAdapter
 
 from daemon import __version__, metrics, systemd
 from daemon.core.errors import OperatorFault
+from daemon.core.farewells import Farewells
 from daemon.core.hub import Hub
 from daemon.files import folder
 from daemon.flow.attend import Desk, bye
 from daemon.flow.pump import Pump
+from daemon.flow.recent import Recent
+from daemon.flow.replay import PatientHistory
 from daemon.flow.served import Served
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, html_page, json_page, text_page
@@ -258,7 +261,8 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             raise NotCurrent(schema.stale)
 
         hub, served = Hub(encode), Served(packs)
-        event_log = PgEventLog(pool)
+        event_log = PgEventLog(pool, settings.transaction_changes)
+        recent = Recent(event_log, settings.recent_bytes)
         events, numbers = asyncio.Event(), asyncio.Event()
         doorbell = Doorbell(
             partial(opening, application_name="rowcast listener"),
@@ -279,6 +283,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             numbers,
             hub,
             served,
+            recent,
             DeadLetters(pool).bury,
             poll_every=settings.poll_every,
             chunk=settings.read_chunk,
@@ -290,24 +295,29 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             settings.retention,
         )
         readiness = Readiness(doorbell, pump, schema)
-        limits = Limits(queue_bytes=settings.queue_bytes, connections=settings.max_clients)
+        limits = Limits(connections=settings.max_clients)
         desk = Desk(
             hub=hub,
-            event_log=event_log,
+            event_log=recent,
+            history=PatientHistory(recent, pump.reads.wait),
             grants=PgGrants(pool, served.schema_of),
             served=served,
             authenticate=Authenticator(settings.require_secret()).verify,
             reached=pump.reached,
+            silence=lambda: pump.silence,
+            farewells=Farewells(),
             encode=encode,
             clock=time.monotonic,
             heartbeat=settings.heartbeat,
             schema=contract_hash(packs),
             frame_bytes=limits.message_bytes,
+            queue_bytes=settings.queue_bytes,
             chunk=settings.read_chunk,
         )
         gateway = Gateway(desk.attend, site(readiness, demo), limits=limits)
         metrics.CLIENTS.set_function(lambda: gateway.connections)
         metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
+        metrics.RECENT_BYTES.set_function(lambda: recent.size)
         metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
         metrics.BEAT_AGE.set_function(lambda: doorbell.silence)
 

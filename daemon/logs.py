@@ -65,6 +65,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "serving": Event("info", "the daemon is ready for clients"),
         "stopped": Event("info", "the daemon has stopped"),
         "stopping": Event("info", "the daemon stops: clients are asked to come back"),
+        "transaction_too_large": Event(
+            "warn", "a transaction had more changes than ROWCAST_TRANSACTION_CHANGES: its topics were reset"
+        ),
         "trigger_error": Event("error", "a watched table is not captured as it was set up, and what to do"),
     }
 )

@@ -26,6 +26,16 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY: Final = CollectorRegistry()
 
 CLIENTS: Final = Gauge("rowcast_clients", "Clients that are connected now.", registry=REGISTRY)
+CLIENTS_BEHIND: Final = Gauge(
+    "rowcast_clients_behind",
+    "Clients that read too slowly for the live stream, and are served from the log now.",
+    registry=REGISTRY,
+)
+BEHIND: Final = Counter(
+    "rowcast_behind_total",
+    "Times that a client read too slowly for the live stream, and was served from the log.",
+    registry=REGISTRY,
+)
 SUBSCRIPTIONS: Final = Gauge(
     "rowcast_subscriptions", "Topics that clients follow now, counted per client.", registry=REGISTRY
 )
@@ -73,6 +83,15 @@ RESUMES: Final = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+RESUME_READS: Final = Counter(
+    "rowcast_resume_reads_total",
+    "Reads of the log for clients that came back, by where the answer came from: memory or database.",
+    ["source"],
+    registry=REGISTRY,
+)
+RECENT_BYTES: Final = Gauge(
+    "rowcast_recent_bytes", "Bytes of the newest changes held in memory, more or less.", registry=REGISTRY
+)
 RESETS: Final = Counter(
     "rowcast_resets_total", "Times that a stream could not be continued, by reason.", ["reason"], registry=REGISTRY
 )
@@ -97,6 +116,8 @@ for _kind in Kind:
     CHANGES.labels(kind=_kind.value)
 for _outcome in ("lossless", "replayed"):
     RESUMES.labels(outcome=_outcome)
+for _source in ("memory", "database"):
+    RESUME_READS.labels(source=_source)
 
 METRICS: Final[Mapping[str, str]] = MappingProxyType(
     {

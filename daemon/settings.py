@@ -247,13 +247,22 @@ class Settings(BaseSettings):
         5.0, ge=0, allow_inf_nan=False, description="the seconds that clients have for leaving when the daemon stops"
     )
     queue_bytes: Count = Field(
-        16 * 1024 * 1024, description="the bytes that may wait for a client to read before it is cut off"
+        1024 * 1024,
+        description="the bytes that may wait for a client before the next batch; with more it is served from the log",
     )
     max_clients: Count | None = Field(
         None,
         description="the number of clients at once; as many as the open files allow, and 10000, if it is not set",
     )
     read_chunk: Count = Field(1000, description="the number of changes in one read of the log")
+    transaction_changes: Count = Field(
+        100_000, description="the changes of one transaction that are told; of a larger one, clients hear `reset`"
+    )
+    recent_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=0,
+        description="the bytes of the newest changes held in memory, for clients who come back; 0 holds none",
+    )
 
     @classmethod
     def settings_customise_sources(

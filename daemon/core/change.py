@@ -16,7 +16,7 @@ LARGEST_SEQ = 2**53 - 1  # the largest integer that a JavaScript client can hold
 
 
 class Kind(StrEnum):
-    """What happened to a row in a topic; the labels of the SQL type ``rowcast.kind``."""
+    """What happened to a row in a topic; the labels of the SQL type ``rowcast.kind``, and ``limit``."""
 
     INSERT = "insert"
     UPDATE = "update"
@@ -25,6 +25,14 @@ class Kind(StrEnum):
     LEAVE = "leave"  # the row lives on, in another topic: a delete with `left` on the wire
     TRUNCATE = "truncate"  # every row of the table went at once: a reset on the wire
     LOST = "lost"  # a lenient table's capture failed: a reset on the wire
+    LIMIT = "limit"  # a transaction has more changes than are told one by one: a reset on the wire
+
+
+DOUBTS = (Kind.TRUNCATE, Kind.LOST, Kind.LIMIT)
+"""What names no row, but puts the state of whole topics in doubt; the reasons of a reset."""
+
+EVERYTHING = Topic("*")
+"""Where a `limit` stands that concerns every topic: its transaction touched too many of them to name each."""
 
 
 CONTENT = frozenset({Kind.INSERT, Kind.UPDATE, Kind.RESTORE})

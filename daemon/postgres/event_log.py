@@ -3,18 +3,25 @@
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 
 import asyncpg
 
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
-from daemon.core.errors import GrantsUnavailable, LogUnavailable
-from daemon.postgres.connect import DRIVER_ERRORS, DatabaseFault, Pool
+from daemon.core.errors import GrantsUnavailable, LogForgotten, LogUnavailable
+from daemon.postgres.connect import DRIVER_ERRORS, DatabaseFault, Pool, lent
 from daemon.postgres.queries import query
+
+MOST_ENDS = 5000  # rights that end one by one in a transaction that is too large to be told
 
 # What can happen to any statement when Postgres restarts, the link is cut, or an answer takes too long.
 BROKEN = (*DRIVER_ERRORS, DatabaseFault)
 
 PENDING_PAUSE = 0.01  # seconds until we look again whether an event has its number: the leader takes about as long
+ANSWER_WITHIN = 10.0  # seconds for a small answer
+READ_WITHIN = 30.0  # seconds for some changes
+TRANSACTION_WITHIN = 900.0  # seconds for the rest of a transaction: it may hold millions of changes
 
 
 def reason(error: BaseException) -> str:
@@ -34,43 +41,67 @@ def _translated() -> Iterator[None]:
 class PgEventLog:
     """Reads `rowcast.log`. See the EventLog port for what its methods promise."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, transaction_changes: int = 100_000) -> None:
+        """A transaction of more than `transaction_changes` is told as `limit`."""
         self._pool = pool
+        self._largest = transaction_changes
 
     async def head(self) -> Position:
         """The newest position; ("", 0) before the first leader has begun. Raises LogUnavailable."""
         with _translated():
-            row = await self._pool.fetchrow(query("head"))
+            async with lent(self._pool, ANSWER_WITHIN) as connection:
+                row = await connection.fetchrow(query("head"))
         return Position(row["epoch"], Seq(row["seq"])) if row else Position("", Seq(0))
 
     async def read(self, after: Seq, most: int) -> Sequence[Change]:
         """Whole transactions past `after`, oldest first. Raises LogUnavailable."""
-        return await self._read(None, most, query("changes"), after, most)
+        with _translated():
+            rows = await self._fetch(READ_WITHIN, "changes", after, most, self._largest)
+            return await self._whole(rows, most, None)
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
-        """The same for some topics, up to `upto`. Raises LogUnavailable."""
-        wanted = list(topics)
-        changes = await self._read(wanted, most, query("changes_of_topics"), after, upto, wanted, most)
+        """The same for some topics, up to `upto`. Raises LogUnavailable and LogForgotten."""
+        wanted, found, place = list(topics), list[Change](), after
         with _translated():
-            floor = await self._pool.fetchval(query("log_floor"))
-        if floor > after:  # asked behind the reading: a part of it may have been dropped before
-            raise LogUnavailable("retention")
-        return changes
+            while True:
+                asked = most - len(found)
+                rows = await self._fetch(READ_WITHIN, "changes_of_topics", place, upto, wanted, asked, self._largest)
+                found += await self._whole(rows, asked, wanted)
+                if len(rows) < asked or len(found) >= most:
+                    break
+                place = rows[-1]["tx_end"]  # many rows of a large transaction have become few changes
+            # Asked behind the reading: a part of it may have been dropped before.
+            [[floor]] = await self._fetch(ANSWER_WITHIN, "log_floor")
+        if floor > after:
+            raise LogForgotten
+        return found
 
-    async def _read(
-        self, topics: list[Topic] | None, most: int, statement: str, *arguments: object
-    ) -> Sequence[Change]:
-        with _translated():
-            rows = await self._pool.fetch(statement, *arguments)
-            if len(rows) == most and rows[-1]["tx_end"] > rows[-1]["seq"]:
-                end = rows[-1]
-                rows += await self._pool.fetch(query("rest_of_transaction"), end["seq"], end["tx_end"], topics)
-        return [_change(row) for row in rows]
+    async def _fetch(self, within: float, name: str, *arguments: object) -> list[asyncpg.Record]:
+        async with lent(self._pool, within) as connection:
+            return await connection.fetch(query(name), *arguments)
+
+    async def _whole(self, rows: list[asyncpg.Record], most: int, topics: list[Topic] | None) -> list[Change]:
+        """The changes of whole transactions, of which these rows are the beginning."""
+        if len(rows) == most and (last := rows[-1])["tx_end"] > last["seq"] and not last["large"]:
+            rows += await self._fetch(TRANSACTION_WITHIN, "rest_of_transaction", last["seq"], last["tx_end"], topics)
+        changes: list[Change] = []
+        for tx_end, group in groupby(rows, key=itemgetter("tx_end")):
+            transaction = list(group)
+            first = transaction[0]
+            if first["large"] and topics is None:
+                transaction = await self._fetch(
+                    TRANSACTION_WITHIN, "limits", first["seq"], tx_end, self._largest, MOST_ENDS
+                )
+            elif first["large"]:
+                transaction = await self._fetch(READ_WITHIN, "limits_of_topics", first["seq"], tx_end, topics)
+            changes += map(_change, transaction)
+        return changes
 
     async def continuity(self, since: Position) -> str | None:
         """Why a stream cannot go on from `since`; None if it can. Raises LogUnavailable."""
         with _translated():
-            row = await self._pool.fetchrow(query("continuity"), since.seq)
+            async with lent(self._pool, ANSWER_WITHIN) as connection:
+                row = await connection.fetchrow(query("continuity"), since.seq)
         assert row is not None
         if row["epoch"] != since.epoch:
             return "epoch"
@@ -108,7 +139,8 @@ class DeadLetters:
     async def bury(self, letters: Sequence[tuple[Change, str, str]]) -> None:
         """Keep each (change, pack, reason). Raises LogUnavailable."""
         with _translated():
-            await self._pool.executemany(query("bury"), [(c.seq, pack, why) for c, pack, why in letters])
+            async with lent(self._pool, READ_WITHIN) as connection:
+                await connection.executemany(query("bury"), [(c.seq, pack, why) for c, pack, why in letters])
 
 
 class PgGrants:
@@ -128,16 +160,19 @@ class PgGrants:
         if schema is None:
             return None
         # A schema's name is a plain identifier: applying the DDL let the server confirm that it needs no quotes.
+        limit = asyncio.get_running_loop().time() + self._wait
         begun = query("readable_from").rstrip(";")
         statement = f"select {schema}.may_read($2, $3) as may_read, right_.* from ({begun}) as right_"  # noqa: S608
         try:
-            async with asyncio.timeout(self._wait):
-                while True:
-                    row = await self._pool.fetchrow(statement, schema, user, topic)
-                    if row is None or not row["may_read"]:
-                        return None
-                    if not row["pending"]:
-                        return Seq(row["begun"])
-                    await asyncio.sleep(PENDING_PAUSE)
+            while True:
+                async with lent(self._pool, ANSWER_WITHIN) as connection:
+                    row = await connection.fetchrow(statement, schema, user, topic)
+                if row is None or not row["may_read"]:
+                    return None
+                if not row["pending"]:
+                    return Seq(row["begun"])
+                if asyncio.get_running_loop().time() > limit:
+                    raise GrantsUnavailable("its beginning has no number yet")
+                await asyncio.sleep(PENDING_PAUSE)
         except BROKEN as error:
             raise GrantsUnavailable(reason(error)) from error

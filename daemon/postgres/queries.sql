@@ -57,7 +57,10 @@ with fresh as materialized (
 )
 select pg_current_snapshot()::text as snapshot, count(*) as numbered, coalesce(max(l.seq), $2::bigint) as last_seq,
        (select count(*) from gone) as gone,
-       exists (select from rowcast.terms as t where t.term > $1) as superseded
+       exists (select from rowcast.terms as t where t.term > $1) as superseded,
+       -- Who was let in by a number must not meet it again elsewhere after a crash: these commits wait for their flush.
+       case when exists (select from fresh as f where f.grants is not null)
+            then set_config('synchronous_commit', 'on', true) end as flushed
 from logged as l;
 
 -- name: lock_letters
@@ -100,12 +103,15 @@ select t.epoch, greatest(t.base, (select max(l.seq) from rowcast.log as l)) as s
 from rowcast.terms as t order by t.term desc limit 1;
 
 -- name: changes
--- $1 after seq bigint   $2 most bigint
-select * from rowcast.changes where seq > $1 order by seq limit $2;
+-- `large` is true in a transaction of more than $3 changes: numbers are dense in it, so it had its end in sight
+-- by so many of them. Not `exists`, which the planner may answer by reading the whole log.
+-- $1 after seq bigint   $2 most bigint   $3 most of a transaction bigint
+select c.*, (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $3::bigint) as large
+from rowcast.changes as c where c.seq > $1 order by c.seq limit $2;
 
 -- name: changes_of_topics
 -- Topic by topic, and at most so many of each: whatever the planner believes, it reads no more of the index.
--- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 most bigint
+-- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 most bigint   $5 most of a transaction bigint
 with chunk as materialized (
     select c.seq from unnest($3::text []) as t (topic)
     cross join lateral (
@@ -114,7 +120,8 @@ with chunk as materialized (
     ) as c
     order by c.seq limit $4
 )
-select c.* from chunk join rowcast.changes as c using (seq) order by c.seq;
+select c.*, (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) as large
+from chunk join rowcast.changes as c using (seq) order by c.seq;
 
 -- name: rest_of_transaction
 -- What a chunk has cut off. Both ends are given, so the planner knows how little that is.
@@ -124,6 +131,47 @@ where seq > $1 and seq <= $2 and ($3::text [] is null or topic = any ($3)) order
 
 -- name: log_floor
 select rowcast.log_floor();
+
+-- name: limits
+-- What is told of a transaction that is too large: of each topic its last change, without its content, and every
+-- change that ends a right. If more than $4 rights of one schema end, the first one stands for all of that schema's;
+-- if more than $3 topics were touched, what is told is of all topics.
+-- $1 first seq bigint   $2 last seq bigint   $3 most topics bigint   $4 most rights bigint
+with last as materialized (
+    select max(l.seq) as seq from rowcast.log as l where l.seq >= $1 and l.seq <= $2 group by l.topic
+), size as materialized (
+    select count(*) > $3 as too_many from last
+), ending as materialized (
+    select l.seq, row_number() over (partition by w.schema_name order by l.seq) as place,
+           count(*) over (partition by w.schema_name) > $4 as too_many
+    from rowcast.log as l
+    join rowcast.events as e on e.id = l.event_id and e.id >> 40 = l.event_id >> 40
+    join rowcast.watched as w on w.id = e.watch
+    where l.seq >= $1 and l.seq <= $2 and e.revokes is not null
+), told as materialized (
+    select t.seq, bool_or(t.too_many) as all_rights from (
+        select l.seq, null::boolean as too_many from last as l cross join size as s where not s.too_many or l.seq = $2
+        union all
+        select e.seq, e.too_many from ending as e where e.place = 1 or not e.too_many
+    ) as t group by t.seq
+)
+select c.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, case when s.too_many then '*' else c.topic end as topic,
+       'limit' as kind, '{}' as key, null as record, null as changed, null as actor, t.all_rights is not null as revokes,
+       case when not t.all_rights then c.revokes_user end as revokes_user,
+       case when not t.all_rights then c.revokes_topic end as revokes_topic
+from told as t join rowcast.changes as c using (seq) cross join size as s order by c.seq;
+
+-- name: limits_of_topics
+-- The same for some topics, and without the rights that end. From the index, however many changes there are.
+-- $1 first seq bigint   $2 last seq bigint   $3 topics text[]
+select c.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, 'limit' as kind, '{}' as key, null as record,
+       null as changed, null as actor, false as revokes, null as revokes_user, null as revokes_topic
+from unnest($3::text []) as t (topic)
+cross join lateral (
+    select l.seq from rowcast.log as l
+    where l.topic = t.topic and l.seq >= $1 and l.seq <= $2 order by l.seq desc limit 1
+) as last
+join rowcast.changes as c using (seq) order by c.seq;
 
 -- name: continuity
 -- The term that a position lies in, and how far that term's numbers are on record, or were until they were dropped. A

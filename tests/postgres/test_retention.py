@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from daemon.core.change import Position, Seq, Topic
-from daemon.core.errors import LogUnavailable
+from daemon.core.errors import LogForgotten
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from daemon.postgres.event_log import PgEventLog
 from daemon.postgres.retention import DROPPING, Retention
@@ -213,7 +213,7 @@ async def test_a_replay_whose_log_is_dropped_under_it_fails_instead_of_skipping(
         topics = [Topic("row:1")]
         assert 2 == len(await PgEventLog(pool).read_topics(topics, Seq(0), head, 10))
         await pool.execute("select rowcast.retire_segments($1)", WEEK)
-        with pytest.raises(LogUnavailable):
+        with pytest.raises(LogForgotten):
             await PgEventLog(pool).read_topics(topics, Seq(0), head, 10)
         assert [] == await PgEventLog(pool).read_topics(topics, head, head, 10)
 

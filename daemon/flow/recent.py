@@ -76,10 +76,9 @@ class Recent:
         self._end = end
         for change in sifted:
             self._hold(change)
-        if len(sifted) != len(changes):
-            for change in changes:  # of a row that was deleted by what its model refuses nothing is told either
-                if change.kind is Kind.DELETE:
-                    self._forget(change)
+        for change in changes:  # of a row that was deleted by what its model refuses nothing is told either
+            if change.kind is Kind.DELETE:
+                self._forget(change)
         self._growing(0).end = end.seq
         while self.size > self._most_bytes:
             self._evict()
@@ -132,8 +131,6 @@ class Recent:
         segment = self._growing(OVERHEAD + getsizeof(change.key) + getsizeof(change.record))
         segment.topics.setdefault(change.topic, []).append(change)
         segment.end = change.seq
-        if change.kind is Kind.DELETE:
-            self._forget(change)
 
     def _forget(self, change: Change) -> None:
         """The row has been deleted: what was told of it before is told to nobody any more."""

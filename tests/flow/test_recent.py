@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -158,6 +159,15 @@ async def test_a_deletion_that_its_model_refuses_takes_the_content_away_too() ->
     refused = Change(Seq(3), "3", "", "app", "notes", HERE, Kind.DELETE, '{"id": 7}', record="unexpected")
     add(ring, refused)
     assert [2] == await told(ring, 0, 3)
+
+
+async def test_a_row_whose_content_was_gone_when_its_deletion_was_read_is_evicted_like_any_other() -> None:
+    ring = a_ring(most_bytes=10_000)
+    add(ring, replace(a_change(1), record=None), a_change(2, kind=Kind.DELETE, row=1))
+    for seq in range(3, 30):
+        add(ring, a_change(seq))
+    assert [29] == await told(ring, 28, 29)
+    assert 2 < await first_held(ring, 29)
 
 
 async def test_what_was_sifted_once_is_not_sifted_again() -> None:

@@ -25,11 +25,11 @@ class _Segment:
 
     __slots__ = ("deleted", "end", "size", "topics")
 
-    def __init__(self) -> None:
+    def __init__(self, end: Seq) -> None:
         self.topics: dict[Topic, list[Change]] = {}
         self.deleted: list[tuple[_Row, Seq]] = []
         self.size = 0
-        self.end = Seq(0)
+        self.end = end
 
 
 class Recent:
@@ -141,7 +141,7 @@ class Recent:
     def _growing(self, size: int) -> _Segment:
         """The newest segment, a new one if that has its part of all bytes; it becomes larger by `size`."""
         if not self._segments or self._segments[-1].size * PARTS > self._most_bytes:
-            self._segments.append(_Segment())
+            self._segments.append(_Segment(self._segments[-1].end if self._segments else self._floor))
         segment = self._segments[-1]
         segment.size += size
         self.size += size

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from daemon.core.change import Change, Kind, Position, Seq, Topic
-from daemon.flow.recent import Recent
+from daemon.flow.recent import OVERHEAD, Recent
 from daemon.flow.served import Served
 from daemon.packs import Pack, Row
 
@@ -159,6 +159,14 @@ async def test_a_deletion_that_its_model_refuses_takes_the_content_away_too() ->
     refused = Change(Seq(3), "3", "", "app", "notes", HERE, Kind.DELETE, '{"id": 7}', record="unexpected")
     add(ring, refused)
     assert [2] == await told(ring, 0, 3)
+
+
+async def test_a_memory_of_a_few_changes_holds_all_that_lies_behind_its_first_place() -> None:
+    ring = a_ring(most_bytes=6 * OVERHEAD)
+    for seq in range(1, 40):
+        add(ring, a_change(seq, kind=Kind.LEAVE) if seq % 5 else a_change(seq, kind=Kind.DELETE))
+        held = await first_held(ring, seq)
+        assert list(range(held + 1, seq + 1)) == await told(ring, held, seq)
 
 
 async def test_a_row_whose_content_was_gone_when_its_deletion_was_read_is_evicted_like_any_other() -> None:

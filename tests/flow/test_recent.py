@@ -161,8 +161,9 @@ async def test_a_deletion_that_its_model_refuses_takes_the_content_away_too() ->
     assert [2] == await told(ring, 0, 3)
 
 
-async def test_a_memory_of_a_few_changes_holds_all_that_lies_behind_its_first_place() -> None:
-    ring = a_ring(most_bytes=6 * OVERHEAD)
+@pytest.mark.parametrize("most_bytes", range(4 * OVERHEAD, 7 * OVERHEAD, 100))
+async def test_a_memory_of_a_few_changes_holds_all_that_lies_behind_its_first_place(most_bytes: int) -> None:
+    ring = a_ring(most_bytes)
     for seq in range(1, 40):
         add(ring, a_change(seq, kind=Kind.LEAVE) if seq % 5 else a_change(seq, kind=Kind.DELETE))
         held = await first_held(ring, seq)

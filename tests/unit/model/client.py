@@ -44,7 +44,6 @@ class Following:
     """One topic as its client knows it. `base`: everything behind it should have been heard."""
 
     pending: bool = True
-    replayed: bool = False
     answered: Position | None = None
     place: Position | None = None
     base: Position | None = None
@@ -85,7 +84,7 @@ class Client:
         """Subscribe."""
         assert self.line is not None
         following = self.topics.setdefault(topic, Following())
-        following.pending, following.replayed = True, False
+        following.pending, following.answered = True, None
         self.line.send(op="subscribe", id=topic, topic=topic)
 
     def leave(self, topic: Topic) -> None:
@@ -144,7 +143,7 @@ class Client:
                 following.state = self._read_state(topic)
             case "resumed" if position is not None:
                 for following in self.topics.values():
-                    if following.pending and following.replayed:
+                    if following.answered:
                         following.advance(position)
                         following.pending = False
                 self._keep(position)
@@ -161,8 +160,7 @@ class Client:
 
     def _subscribed(self, following: Following, topic: Topic, position: Position) -> None:
         following.answered = position
-        following.replayed = position == self.since
-        following.pending = following.replayed
+        following.pending = position == self.since  # then it is being replayed
         if following.base is None:
             following.base = position
             following.state = self._read_state(topic)

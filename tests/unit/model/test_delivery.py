@@ -164,11 +164,9 @@ class Lives(RuleBasedStateMachine):
     def receive(self, user: int, most: int) -> None:
         self.world.receive(self.world.clients[user], most)
 
-    @rule(user=users)
-    def read_slowly(self, user: int) -> None:
-        line = self.world.clients[user].line
-        if line is not None:
-            line.slow = not line.slow  # type: ignore[attr-defined]
+    @rule()
+    def pass_time(self) -> None:
+        self.world.pass_time()
 
     @rule(number=daemons)
     def beat(self, number: int) -> None:

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from daemon.core.change import Change, Kind, Position, Seq, Topic
-from daemon.core.errors import GrantsUnavailable, LogUnavailable, RowcastError
+from daemon.core.errors import GrantsUnavailable, LogForgotten, LogUnavailable, RowcastError
+from daemon.core.farewells import Farewells
 from daemon.flow.attend import Client as Attendant
 from daemon.flow.attend import Desk
+from daemon.flow.recent import OVERHEAD, Recent
+from daemon.flow.replay import PatientHistory
 from daemon.packs import Pack, Row
 from tests.unit.model.client import Client, Violation
 from tests.unit.model.designs import Design
@@ -25,6 +28,8 @@ from tests.unit.model.postgres import Entry, Leader, Postgres
 TOPICS = (Topic("t:a"), Topic("t:b"))
 USERS = ("ada", "bob", "eve")
 CHUNK = 3
+QUEUE_BYTES = 700  # more than a few frames that wait to be read make a client slow
+RECENT_BYTES = 6 * OVERHEAD
 MOST_ROUNDS = 100
 T = TypeVar("T")
 
@@ -59,11 +64,12 @@ class _Loop(asyncio.SelectorEventLoop):
         selector = _UntilIdle()
         super().__init__(selector)
         selector.idle = self.stop
+        self.now = 0.0
         self.errors: list[BaseException] = []
         self.set_exception_handler(lambda _, context: self.errors.append(context.get("exception") or _Odd(context)))
 
     def time(self) -> float:
-        return 0.0
+        return self.now
 
 
 class _Odd(Exception):
@@ -147,7 +153,7 @@ class ModelLog:
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
         changes = await self._read(topics, most, after, upto)
         if await self._ask(lambda: self._postgres.state.floor) > after:
-            raise LogUnavailable("retention")
+            raise LogForgotten
         return changes
 
     async def _read(self, topics: Collection[Topic] | None, most: int, after: int, upto: int | None) -> list[Change]:
@@ -207,7 +213,6 @@ class Line:
         self.inbox: deque[dict[str, Any]] = deque()
         self.rights: dict[Topic, int] = {}  # by which right a topic was allowed
         self.breaks_at: dict[Topic, int] = {}  # and how often the hub had moved by then
-        self.slow = False
         self.closed = False
         self.gone = False
         self.attendant: Attendant | None = None
@@ -236,9 +241,9 @@ class Line:
         self.daemon.world.run(self.end)
 
     def read(self) -> None:
-        """Take what was written, so that the server may write more."""
-        drains, self._drains = self._drains, []
-        for future, since in drains:
+        """Something was taken out of the inbox: maybe the server may write more."""
+        while self._drains and self.queued() <= QUEUE_BYTES // 2:
+            future, since = self._drains.pop(0)
             if not future.done():
                 self.daemon.world.run(lambda future=future: future.set_result(None), since=since)  # type: ignore[misc]
 
@@ -254,7 +259,7 @@ class Line:
             for future, _ in self._drains:
                 if not future.done():
                     future.set_result(None)
-            self._attended().lost()
+            self._attended().lost(None)
             self.daemon.lines.pop(self.user, None)
 
     def write(self, frames: bytes) -> None:
@@ -268,10 +273,10 @@ class Line:
                 self.inbox.append(frame)
 
     def queued(self) -> int:
-        return 0
+        return 0 if self.gone else sum(len(str(frame)) for frame in self.inbox)
 
     async def drained(self) -> None:
-        if self.slow and not self.gone:
+        if self.queued() > QUEUE_BYTES // 2:
             future = asyncio.get_running_loop().create_future()
             self._drains.append((future, self.daemon.world.since))
             await future
@@ -314,31 +319,39 @@ class Line:
             raise Violation("I1", f"{what}, a number that was another event's")
         if uid not in world.postgres.ever_committed:
             raise Violation("I5", f"{what}, which was never committed")
-        for entry in world.postgres.state.log:
-            event = entry.event
-            if entry.seq > place.seq:
-                break
-            if event.ends and event.right >= self.rights[topic] and event.ends.user in (None, self.user):
-                if event.ends.topic in (None, topic):
-                    raise Violation("I4", f"{what}, the right to which ended at {entry.seq}")
-        begun = world.begun(self.rights[topic])
-        if begun > place.seq and self.breaks_at[topic] == self.daemon.hub.breaks:
-            raise Violation("I4", f"{what}, the right to which began at {begun}")
+        if self.right_is_current(topic):
+            self._check_right(what, topic, place)
         if "record" in change and change["table"] == "rows":
             self._check_content(what, place, uid)
+
+    def right_is_current(self, topic: Topic) -> bool:
+        """Was the right looked up in the log that the hub follows? Behind a break rights are not looked up again."""
+        return self.breaks_at.get(topic) == self.daemon.hub.breaks
+
+    def _check_right(self, what: str, topic: Topic, place: Position) -> None:
+        world, right = self.daemon.world, self.rights[topic]
+        begun = world.begun(right)
+        if begun > place.seq:
+            raise Violation("I4", f"{what}, the right to which began at {begun}")
+        for entry in world.postgres.state.log:
+            event = entry.event
+            if event.ends and event.right >= right and entry.seq <= place.seq:
+                if event.ends.user in (None, self.user) and event.ends.topic in (None, topic):
+                    raise Violation("I4", f"{what}, the right to which ended at {entry.seq}")
 
     def _check_content(self, what: str, place: Position, uid: int) -> None:
         for entry in self.daemon.world.postgres.state.log:
             if entry.event.uid == uid and entry.seq == place.seq:
                 tombstone = self.daemon.world.postgres.tombstone(entry)
-                if tombstone is not None and tombstone.at < self.daemon.world.since:
+                told = tombstone is not None and tombstone.seq <= self.daemon.hub.position.seq
+                if told and tombstone.at < self.daemon.world.since:
                     raise Violation("I4", f"{what}, content of a row whose deletion at {tombstone.seq} is on record")
 
     def _check_reset(self, topic: Topic, reason: str, place: Position) -> None:
         postgres, hub = self.daemon.world.postgres, self.daemon.hub
         if reason in (Kind.TRUNCATE, Kind.LOST):
-            event = postgres.numbered.get(place)
-            if event is not None and event.kind == reason:
+            here = [entry.event for entry in postgres.state.log if entry.seq == place.seq]
+            if any(event.kind == reason for event in (*here, *filter(None, [postgres.numbered.get(place)]))):
                 return
         if reason == "rights":
             if self._since is not None and self._since.seq < place.seq == self.daemon.world.begun(self.rights[topic]) - 1:
@@ -366,22 +379,27 @@ class Daemon:
         self.hub = world.design.hub(encode=lambda payload: payload + b"\n")
         served = world.design.served({"app": PACK})
         event_log = ModelLog(world.postgres, self.link)
-        self.pump = world.design.pump(event_log, self.bell, self.hub, served, _bury, poll_every=1.0, chunk=CHUNK)
+        recent = Recent(event_log, RECENT_BYTES)
+        pump = world.design.pump(event_log, self.bell, self.hub, served, recent, _bury, chunk=CHUNK)
         self.desk = Desk(
             hub=self.hub,
-            event_log=event_log,
+            event_log=recent,
+            history=PatientHistory(recent, pump.reads.wait),
             grants=ModelGrants(self, self.link),
             served=served,
             authenticate=_Claims,
-            reached=self.pump.reached if world.design.waits_for_place else _at_once,
+            reached=pump.reached if world.design.waits_for_place else _at_once,
             encode=lambda payload: payload + b"\n",
+            silence=lambda: 0.0,
+            farewells=Farewells(),
             clock=lambda: world.now,
             heartbeat=20.0,
             schema="model",
             frame_bytes=65536,
+            queue_bytes=QUEUE_BYTES,
             chunk=CHUNK,
         )
-        self._task = world.loop.create_task(self.pump.run())
+        self.task = world.loop.create_task(pump.run())
         world.run()
 
     def accept(self, user: str) -> Line:
@@ -404,7 +422,7 @@ class Daemon:
         for line in tuple(self.lines.values()):
             line.closed = True
             self.world.run(line.end)
-        self._task.cancel()
+        self.task.cancel()
         self.world.run()
 
 
@@ -444,6 +462,9 @@ class World:
                 self.loop.run_forever()
         for error in (*self.loop.errors, *self.violations):
             raise error
+        for daemon in getattr(self, "daemons", ()):
+            if daemon.task.done():
+                daemon.task.result()
 
     def close(self) -> None:
         for task in asyncio.all_tasks(self.loop):
@@ -492,11 +513,19 @@ class World:
         client.cut()
         client.connect(daemon.accept(client.user))
 
-    def receive(self, client: Client, most: int = 1_000_000) -> None:
-        line = client.line
-        if isinstance(line, Line):
-            line.read()
-            client.receive(most)
+    def receive(self, client: Client, most: int = 1_000_000) -> int:
+        """Let a client read; returns how many frames it has read."""
+        count = 0
+        while count < most and client.receive(1):
+            count += 1
+            if isinstance(client.line, Line):
+                client.line.read()
+        return count
+
+    def pass_time(self) -> None:
+        """Let two seconds pass, in which whoever looks now and then has looked."""
+        self.loop.now += 2.0
+        self.run()
 
     def subscribe(self, client: Client, topic: Topic) -> None:
         if topic not in client.wanted:
@@ -524,8 +553,8 @@ class World:
 
     def restart(self, number: int) -> None:
         """A daemon is killed, and another takes its place."""
-        self.daemons[number].kill()
-        self.daemons[number] = Daemon(self)
+        self.daemons.pop(number).kill()
+        self.daemons.insert(number, Daemon(self))
 
     # The end.
 
@@ -553,6 +582,7 @@ class World:
         busy, rounds = True, 0
         while busy:
             busy, rounds = False, rounds + 1
+            self.pass_time()
             if rounds > MOST_ROUNDS:
                 raise Violation("I7", "it never comes to rest")
             for daemon in self.daemons:
@@ -564,10 +594,7 @@ class World:
                     client.connect(self.daemons[0].accept(client.user))
                     busy = True
                 assert isinstance(client.line, Line)
-                client.line.slow = False
-                before = len(client.line.inbox)
-                self.receive(client)
-                busy |= before > 0 or client.line is None
+                busy |= self.receive(client) > 0 or client.line is None
                 if client.line is None:
                     continue
                 for topic in client.wanted:
@@ -583,21 +610,14 @@ class World:
         for client in self.clients:
             for topic in client.wanted:
                 allowed = bool(self.postgres.state.rights.get((client.user, topic)))
-                if allowed != (topic in client.topics) and not self._taken_back(client, topic):
+                assert isinstance(client.line, Line)
+                if allowed != (topic in client.topics) and client.line.right_is_current(topic):
                     raise Violation("I7", f"{client.user} should follow {topic}: {allowed}")
             if client.pending:
                 raise Violation("I7", f"{client.user} waits for ever")
             for topic, following in client.topics.items():
                 self._check_heard(client.user, topic, following)
         self._check_one_order()
-
-    def _taken_back(self, client: Client, topic: Topic) -> bool:
-        """Was the right by which a topic was allowed lost with its transaction? No end of it is on record then."""
-        assert isinstance(client.line, Line)
-        right = client.line.rights.get(topic)
-        return right is not None and all(
-            right != event.right or event.begins is None for event in self.postgres.state.events
-        )
 
     def _check_heard(self, user: str, topic: Topic, following: Any) -> None:
         heard = [one.uid for one in following.heard]

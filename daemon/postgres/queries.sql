@@ -188,7 +188,7 @@ select
         m.base,
         (select max(l.seq) from rowcast.log as l where l.seq < coalesce(m.next, 9223372036854775807)),
         (select max(s.last_seq) from rowcast.segments as s
-         where s.last_seq between m.base and coalesce(m.next, 9223372036854775807)))
+         where s.last_seq >= m.base and s.last_seq < coalesce(m.next, 9223372036854775807)))
      from mine as m) as recorded_end;
 
 -- name: expired

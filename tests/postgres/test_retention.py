@@ -113,6 +113,17 @@ async def test_old_segments_are_dropped_and_positions_in_them_are_below_the_floo
         assert 2 == len(await log.read(Seq(0), 1000))
 
 
+async def test_a_segment_that_ends_with_an_idle_term_does_not_record_what_the_term_before_has_lost(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with leader(database, pool):
+        lost = await write(sql, pool, 1) + 1
+    async with leader(database, pool) as sequencer:
+        await next_segment(pool, sequencer)
+    log = PgEventLog(pool)
+    assert "crash" == await log.continuity(Position((await log.head()).epoch, Seq(lost)))
+
+
 async def test_events_of_a_transaction_that_was_open_for_long_outlive_their_segment(
     database: str, pool: Pool, sql: Connection
 ) -> None:

@@ -437,7 +437,7 @@ class Postgres:
             return [*found, "crash"]
         bound = next((term.base for term in terms if term.term > mine[-1].term), float("inf"))
         logged = [entry.seq for entry in self._kept() if entry.seq < bound]
-        closed = [one.last_seq for one in self.state.segments if mine[-1].base <= one.last_seq <= bound]
+        closed = [one.last_seq for one in self.state.segments if mine[-1].base <= one.last_seq < bound]
         if since.seq > max([mine[-1].base, *logged, *closed]):
             found.append("crash")
         return found

@@ -69,16 +69,16 @@ class Lives(RuleBasedStateMachine):
             step(tx, row, topic) if step != postgres.delete else postgres.delete(tx, row)
             self._commit(tx)
 
-    @rule(first=rows, second=rows, topic=topics, early=yes_or_no, numbered=yes_or_no, swapped=yes_or_no)
+    @rule(first=rows, second=rows, topic=topics, other=topics, early=yes_or_no, numbered=yes_or_no, swapped=yes_or_no)
     def overtake(
-        self, first: int, second: int, topic: Topic, early: bool, numbered: bool, swapped: bool
+        self, first: int, second: int, topic: Topic, other: Topic, early: bool, numbered: bool, swapped: bool
     ) -> None:
         """One transaction begins, another writes and commits, and the first one ends behind it."""
         postgres = self.world.postgres
         slow, quick = postgres.begin(early=early), postgres.begin()
         if not swapped:
             postgres.write(slow, first, topic)
-        postgres.write(quick, second, topic)
+        postgres.write(quick, second, other)
         self._commit(quick)
         if numbered:
             self.world.number()
@@ -141,6 +141,22 @@ class Lives(RuleBasedStateMachine):
         self._commit(tx)
         if flowing:
             self.flow()
+
+    @rule(user=users, topic=topics, row=rows, number=daemons)
+    def revoke_while_asked(self, user: int, topic: Topic, row: int, number: int) -> None:
+        """A right is looked up, and its end reaches the hub before the answer does."""
+        client, daemon = self.world.clients[user], self.world.daemons[number]
+        daemon.link.held = True
+        self.world.connect(client, daemon)
+        if daemon.link.waiting:
+            daemon.link.let_through(0)
+        self.revoke(user, topic, every=False, row=row, flowing=False)
+        self.world.number()
+        daemon.ring()
+        for _ in range(4):
+            if len(daemon.link.waiting) > 1:
+                daemon.link.let_through(-1)
+        self.let_through(number, all_of_it=True, order=0)
 
     # The way to the clients.
 
@@ -243,12 +259,15 @@ class Lives(RuleBasedStateMachine):
         self.world.crash(lost)
         self._come_up(elected=elected)
 
-    @rule(row=rows, topic=topics, lost=few, number=daemons)
-    def crash_after_a_flow(self, row: int, topic: Topic, lost: int, number: int) -> None:
-        """What was told to everybody is not on record any more, and its numbers are free."""
-        self.write(row, topic, flush=True)
+    @rule(row=rows, other=rows, topic=topics, flush=yes_or_no, lost=few, number=daemons)
+    def crash_after_a_flow(
+        self, row: int, other: int, topic: Topic, flush: bool, lost: int, number: int
+    ) -> None:
+        """What was told to everybody is not on record any more, and its numbers are free for something else."""
+        self.write(row, topic, flush=flush)
         self.flow()
         self.crash(lost, elected=True)
+        self.write(other, topic, flush=True)
         self.world.number()
         self.world.daemons[number].ring()
 

@@ -217,6 +217,7 @@ class Line:
         self.gone = False
         self.attendant: Attendant | None = None
         self._told: dict[Topic, Position] = {}
+        self._transactions: dict[Topic, set[str]] = {}
         self._since: Position | None = None
         self._breaks = daemon.hub.breaks
         self._explained: dict[Topic, int] = {}
@@ -299,12 +300,20 @@ class Line:
         match frame["op"]:
             case "subscribed":
                 self._told[topic] = Position.parse(frame["pos"])
+                self._transactions[topic] = set()
             case "reset":
                 self._check_reset(topic, frame["reason"], Position.parse(frame["pos"]))
                 self._told[topic] = Position.parse(frame["pos"])
+                self._transactions[topic] = set()
             case "changes":
+                self._check_transactions(topic, {change["tx"] for change in frame["changes"]})
                 for change in frame["changes"]:
                     self._check_change(topic, Position(Position.parse(frame["pos"]).epoch, change["seq"]), change)
+
+    def _check_transactions(self, topic: Topic, these: set[str]) -> None:
+        if told := these & self._transactions.setdefault(topic, set()):
+            raise Violation("whole", f"{self.user} is told of the transactions {told} in {topic} in several frames")
+        self._transactions[topic] |= these
 
     def _check_change(self, topic: Topic, place: Position, change: dict[str, Any]) -> None:
         world, uid = self.daemon.world, int(change["at"])
@@ -358,6 +367,8 @@ class Line:
                 return
             raise Violation("I6", f"{self.user} is told that its right to {topic} began behind {place}")
         asked = [self._since] if self._since is not None and self._told.get(topic) == place else []
+        if reason == "retention" and topic in self._told:
+            asked.append(self._told[topic])  # what a slow client is still to be told may be dropped meanwhile
         if hub.left is not None and self._explained.get(topic, self._breaks) < hub.breaks:
             asked.append(hub.left)
         self._explained[topic] = hub.breaks

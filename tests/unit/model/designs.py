@@ -150,8 +150,8 @@ MUTANTS = {
         (Design("resuming from one before", client=FromOneBefore), {"I1"}),
         (Design("numbers are used again", far=0), {"I1", "I5", "I7"}),
         (Design("a deleted row's content stays", purges=False), {"I4"}),
-        (Design("a new term is taken for granted", pump=NeverLooksBack), {"I1", "I5", "I7"}),
-        (Design("a position is believed", client=BelievesTheClient), {"I1", "I5", "I7"}),
+        (Design("a new term is taken for granted", pump=NeverLooksBack), {"I1", "I5", "I7", "whole"}),
+        (Design("a position is believed", client=BelievesTheClient), {"I1", "I5", "I7", "whole"}),
         (Design("a daemon that lags is not waited for", waits_for_place=False), {"I1", "I7"}),
     )
 }

@@ -1,4 +1,4 @@
-"""A database, daemons and clients in one process: every answer comes when the test lets it, and every step is checked.
+"""A database, daemons and clients in one process: answers come when the test lets them, and every frame is checked.
 
 The daemons are made of the real hub, pump, replay, sessions and frames. They run on an event loop of their own that
 knows no time and no files: it runs until nothing can go on, and then the test decides what happens next.
@@ -9,8 +9,8 @@ import json
 import selectors
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from daemon.core.change import Change, Kind, Position, Seq, Topic
@@ -180,7 +180,9 @@ class ModelGrants:
 
     async def readable_from(self, user: str, topic: Topic) -> Seq | None:
         while True:
-            right, begun, pending = await self._link.ask(lambda: self._look_up(user, topic), GrantsUnavailable("gone"))
+            right, begun, pending = await self._link.ask(
+                lambda: self._look_up(user, topic), GrantsUnavailable("gone")
+            )
             if not right:
                 return None
             if not pending:
@@ -234,7 +236,7 @@ class Line:
             if frame.get("since"):
                 self._since = Position.parse(frame["since"])
             text = json.dumps(frame).encode()
-            self.daemon.world.run(lambda: self._attended().received(text))
+            self.daemon.world.run(lambda: self.attended().received(text))
 
     def cut(self) -> None:
         self.inbox.clear()
@@ -246,11 +248,11 @@ class Line:
         while self._drains and self.queued() <= QUEUE_BYTES // 2:
             future, since = self._drains.pop(0)
             if not future.done():
-                self.daemon.world.run(lambda future=future: future.set_result(None), since=since)  # type: ignore[misc]
+                self.daemon.world.run(partial(future.set_result, None), since=since)
 
     # What the gateway does.
 
-    def _attended(self) -> Attendant:
+    def attended(self) -> Attendant:
         assert self.attendant is not None
         return self.attendant
 
@@ -260,7 +262,7 @@ class Line:
             for future, _ in self._drains:
                 if not future.done():
                     future.set_result(None)
-            self._attended().lost(None)
+            self.attended().lost(None)
             self.daemon.lines.pop(self.user, None)
 
     def write(self, frames: bytes) -> None:
@@ -344,16 +346,17 @@ class Line:
             raise Violation("I4", f"{what}, the right to which began at {begun}")
         for entry in world.postgres.state.log:
             event = entry.event
-            if event.ends and event.right >= right and entry.seq <= place.seq:
-                if event.ends.user in (None, self.user) and event.ends.topic in (None, topic):
-                    raise Violation("I4", f"{what}, the right to which ended at {entry.seq}")
+            ends = event.ends and event.ends.user in (None, self.user) and event.ends.topic in (None, topic)
+            if ends and event.right >= right and entry.seq <= place.seq:
+                raise Violation("I4", f"{what}, the right to which ended at {entry.seq}")
 
     def _check_content(self, what: str, place: Position, uid: int) -> None:
         for entry in self.daemon.world.postgres.state.log:
             if entry.event.uid == uid and entry.seq == place.seq:
                 tombstone = self.daemon.world.postgres.tombstone(entry)
-                told = tombstone is not None and tombstone.seq <= self.daemon.hub.position.seq
-                if told and tombstone.at < self.daemon.world.since:
+                if tombstone is None or tombstone.seq > self.daemon.hub.position.seq:
+                    continue  # what is held in memory is as new as the hub
+                if tombstone.at < self.daemon.world.since:
                     raise Violation("I4", f"{what}, content of a row whose deletion at {tombstone.seq} is on record")
 
     def _check_reset(self, topic: Topic, reason: str, place: Position) -> None:
@@ -363,7 +366,10 @@ class Line:
             if any(event.kind == reason for event in (*here, *filter(None, [postgres.numbered.get(place)]))):
                 return
         if reason == "rights":
-            if self._since is not None and self._since.seq < place.seq == self.daemon.world.begun(self.rights[topic]) - 1:
+            if (
+                self._since is not None
+                and self._since.seq < place.seq == self.daemon.world.begun(self.rights[topic]) - 1
+            ):
                 return
             raise Violation("I6", f"{self.user} is told that its right to {topic} began behind {place}")
         asked = [self._since] if self._since is not None and self._told.get(topic) == place else []
@@ -426,7 +432,8 @@ class Daemon:
     def tick(self) -> None:
         """Let time pass until the next heartbeat."""
         self.world.now += 100.0
-        self.world.run(lambda: [line._attended().tick(self.world.now) for line in tuple(self.lines.values())])
+        for line in tuple(self.lines.values()):
+            self.world.run(partial(line.attended().tick, self.world.now))
 
     def kill(self) -> None:
         """Nothing more comes from this process but what was written."""

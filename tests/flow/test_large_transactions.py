@@ -1,7 +1,9 @@
 """A transaction with more changes than are told: its topics are reset in its place, and its rights end."""
 
 from collections.abc import AsyncIterator
+from typing import cast
 
+import asyncpg
 import pytest
 
 from daemon.core.change import EVERYTHING, Change, Kind, Right, Seq, Topic
@@ -110,6 +112,27 @@ async def test_a_position_inside_a_too_large_transaction_goes_on_with_what_is_le
 
 async def test_one_read_for_topics_goes_on_behind_a_too_large_transaction(log: PgEventLog) -> None:
     assert [SMALL[0], LARGE[0], *LAST] == told(list(await log.read_topics([ONE], Seq(0), Seq(11), 3)))
+
+
+class Counted:
+    """The pool, and how many rows it fetched at once."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.counts: list[int] = []
+        self._pool = pool
+
+    async def fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        rows: list[asyncpg.Record] = await self._pool.fetch(statement, *arguments)
+        self.counts.append(len(rows))
+        return rows
+
+
+async def test_a_too_large_transaction_is_never_fetched_whole(log: PgEventLog, pool: Pool) -> None:
+    counted = Counted(pool)
+    log = PgEventLog(cast("Pool", counted), MOST)
+    await everything(log, most=3)
+    await log.read_topics([ONE, TWO], Seq(0), Seq(11), 3)
+    assert 3 == max(counted.counts)
 
 
 async def test_more_topics_than_the_limit_are_told_as_all_of_them(database: str, pool: Pool, sql: Connection) -> None:

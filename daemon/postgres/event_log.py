@@ -49,7 +49,7 @@ class PgEventLog:
     async def read(self, after: Seq, most: int) -> Sequence[Change]:
         """Whole transactions past `after`, oldest first. Raises LogUnavailable."""
         with _translated():
-            rows = await self._pool.fetch(query("changes"), after, most, self._largest)
+            rows = await self._pool.fetch(query("changes"), after, most)
             return await self._whole(rows, most, None)
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
@@ -66,18 +66,19 @@ class PgEventLog:
 
     async def _whole(self, rows: list[asyncpg.Record], most: int, topics: list[Topic] | None) -> list[Change]:
         """The changes of whole transactions, of which these rows are the beginning."""
-        if len(rows) == most and (last := rows[-1])["tx_end"] > last["seq"] and not last["large"]:
-            rows += await self._pool.fetch(query("rest_of_transaction"), last["seq"], last["tx_end"], topics)
         changes: list[Change] = []
-        for tx_end, group in groupby(rows, key=itemgetter("tx_end")):
+        for end, group in groupby(rows, key=itemgetter("tx_end")):
             transaction = list(group)
-            first = transaction[0]
-            if first["large"]:
+            first, last = transaction[0]["seq"], transaction[-1]["seq"]
+            # All rows are here but those before `after`, and numbers are dense inside a transaction.
+            if end - first >= self._largest if topics is None else transaction[0]["large"]:
                 transaction = await self._pool.fetch(
-                    *(query("limits"), first["seq"], tx_end, self._largest, MOST_ENDS)
+                    *(query("limits"), first, end, self._largest, MOST_ENDS)
                     if topics is None
-                    else (query("limits_of_topics"), first["seq"], tx_end, topics)
+                    else (query("limits_of_topics"), first, end, topics)
                 )
+            elif len(rows) == most and end == rows[-1]["tx_end"] and last < end:
+                transaction += await self._pool.fetch(query("rest_of_transaction"), last, end, topics)
             changes += map(_change, transaction)
         return changes
 

@@ -106,8 +106,12 @@ async def test_a_position_inside_a_too_large_transaction_goes_on_with_what_is_le
     log: PgEventLog, after: int
 ) -> None:
     left = [change for change in LARGE + LAST if change[0] > after]
-    assert left == told(await everything(log, after=after))
     assert left == told(list(await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)))
+
+
+async def test_what_is_left_behind_a_position_is_told_if_that_is_not_too_large(log: PgEventLog) -> None:
+    assert LARGE + LAST == told(await everything(log, after=4))
+    assert [6, 7, 8, 9, 10, 11] == [change.seq for change in await everything(log, after=5)]
 
 
 async def test_one_read_for_topics_goes_on_behind_a_too_large_transaction(log: PgEventLog) -> None:

@@ -15,11 +15,13 @@ from pydantic import TypeAdapter
 
 from daemon import __version__, metrics, systemd
 from daemon.core.errors import OperatorFault
+from daemon.core.farewells import Farewells
 from daemon.core.hub import Hub
 from daemon.files import folder
 from daemon.flow.attend import Desk, bye
 from daemon.flow.pump import Pump
 from daemon.flow.recent import Recent
+from daemon.flow.replay import PatientHistory
 from daemon.flow.served import Served
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, html_page, json_page, text_page
@@ -33,6 +35,7 @@ from daemon.postgres.drift import Drift, count_watched, drift
 from daemon.postgres.event_log import DeadLetters, PgEventLog, PgGrants
 from daemon.postgres.history import UnknownPack
 from daemon.postgres.queries import query
+from daemon.postgres.retention import DROPPING, Retention
 from daemon.postgres.sequencer import Sequencer
 from daemon.settings import Settings
 
@@ -47,12 +50,15 @@ SESSION = {
     "timezone": "UTC",
     # A generic plan for `xid >= $1` scans the whole table.
     "plan_cache_mode": "force_custom_plan",
+    # Few rows are looked for among many, by an index: no plan may depend on whether statistics are fresh.
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
 }
 Demo = Callable[[], Mapping[str, Any]]
 """What whoever asks is told in a demo: the sample users, with tokens."""
-
-# Events are many and new ones few: looking for them must not depend on fresh statistics.
-SEQUENCER = {"enable_seqscan": "off"}
 
 START_WITHIN = 30.0  # seconds for the first echo and the first read of the log
 CLOSE_WITHIN = 2.0  # seconds for the database connections to close
@@ -265,7 +271,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             beat_limit=settings.beat_limit,
         )
         sequencer = Sequencer(
-            partial(opening, application_name="rowcast sequencer", server_settings=SESSION | SEQUENCER),
+            partial(opening, application_name="rowcast sequencer", server_settings=SESSION),
             pool,
             events,
             numbers.set,
@@ -282,20 +288,30 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             poll_every=settings.poll_every,
             chunk=settings.read_chunk,
         )
+        retention = Retention(
+            pool,
+            partial(opening, application_name="rowcast retention", server_settings=SESSION | DROPPING),
+            sequencer,
+            settings.retention,
+        )
         readiness = Readiness(doorbell, pump, schema)
-        limits = Limits(queue_bytes=settings.queue_bytes, connections=settings.max_clients)
+        limits = Limits(connections=settings.max_clients)
         desk = Desk(
             hub=hub,
             event_log=recent,
+            history=PatientHistory(recent, pump.reads.wait),
             grants=PgGrants(pool, served.schema_of),
             served=served,
             authenticate=Authenticator(settings.require_secret()).verify,
             reached=pump.reached,
+            silence=lambda: pump.silence,
+            farewells=Farewells(),
             encode=encode,
             clock=time.monotonic,
             heartbeat=settings.heartbeat,
             schema=contract_hash(packs),
             frame_bytes=limits.message_bytes,
+            queue_bytes=settings.queue_bytes,
             chunk=settings.read_chunk,
         )
         gateway = Gateway(desk.attend, site(readiness, demo), limits=limits)
@@ -309,6 +325,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
         tasks(doorbell.run())
         tasks(sequencer.run())
         tasks(schema.watch())
+        tasks(retention.run())
         try:
             async with asyncio.timeout(START_WITHIN):
                 await doorbell.listening.wait()

@@ -80,13 +80,19 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
         beat_limit=settings.beat_limit,
     )
     listening = asyncio.create_task(doorbell.run())
+    stale = False
     try:
         while True:
             bell.clear()
             try:
                 position = await _print_new(event_log, Topic(topic), position, as_json=as_json)
+                if stale:
+                    click.echo("daemon: The log is read again.", err=True)
+                stale = False
             except LogUnavailable as error:
-                click.echo(f"daemon: {error} Trying again.", err=True)
+                if not stale:
+                    click.echo(f"daemon: {error} What follows may come late.", err=True)
+                stale = True
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.poll_every):

@@ -35,6 +35,10 @@ EVERYTHING = Topic("*")
 """Where a `limit` stands that concerns every topic: its transaction touched too many of them to name each."""
 
 
+CONTENT = frozenset({Kind.INSERT, Kind.UPDATE, Kind.RESTORE})
+"""The kinds that carry a record, as long as the row has not been deleted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """A place in the log of one epoch; ``"<epoch>:<seq>"`` on the wire."""
@@ -58,7 +62,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Who may read what: this user this topic. None stands for all of them."""
+    """Who may read what: this user this topic. None stands for every user, and for every topic of the pack."""
 
     user: str | None
     topic: Topic | None
@@ -69,9 +73,9 @@ class Change:
     """One row's change in one topic, as the log holds it.
 
     ``key`` and ``record`` are JSON text exactly as Postgres wrote it: it is validated, and spliced into the
-    frame without being built anew. ``at`` is the time of the writing statement, RFC 3339 in UTC. ``ends`` is
-    the right that ended with the row. ``model`` is the name of the row model that checks it, where that is not the
-    table's.
+    frame without being built anew. A kind that carries a record has none once the row was deleted. ``at`` is the
+    time of the writing statement, RFC 3339 in UTC. ``ends`` is the right that ended with the row. ``model`` is the
+    name of the row model that checks it, where that is not the table's.
     """
 
     seq: Seq

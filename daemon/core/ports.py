@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from daemon.core.change import Change, Position, Seq, Topic
+from daemon.core.close_codes import Close
 
 Encode = Callable[[bytes], bytes]
 """From a JSON payload to the bytes of one websocket text frame."""
@@ -48,8 +49,11 @@ class Attendant(Protocol):
         expired token) is ended from here, so that no client needs a timer of its own.
         """
 
-    def lost(self) -> None:
-        """The connection has ended, from either side. Called exactly once, and last."""
+    def lost(self, close: Close | None) -> None:
+        """The connection has ended. Called exactly once, and last.
+
+        `close` is why this side ended it, whether or not the peer got to know; None if it went by itself.
+        """
 
 
 Attend = Callable[[Socket], Attendant]
@@ -83,5 +87,9 @@ class EventLog(Protocol):
 class Grants(Protocol):
     """Who may read what."""
 
-    async def may_read(self, user: str, topic: Topic) -> bool:
-        """May this user follow this topic now? False for a topic that nobody serves. Raises GrantsUnavailable."""
+    async def readable_from(self, user: str, topic: Topic) -> Seq | None:
+        """From where in the log on the user may read the topic: where the transaction that gave the right begins.
+
+        0 if that lies before all that the log knows; None if the user may not, or nobody serves the topic. A right
+        given a moment ago is waited for, until it has its place. Raises GrantsUnavailable.
+        """

@@ -50,6 +50,7 @@ class Pump:
         self._read_at = float("-inf")
         self._moved = asyncio.Condition()
         self.started = asyncio.Event()
+        self.reads = asyncio.Event()  # set unless the last attempt to read the log has failed
 
     @property
     def silence(self) -> float:
@@ -69,10 +70,12 @@ class Pump:
             try:
                 await self._catch_up()
                 healthy = True
+                self.reads.set()
             except LogUnavailable as error:
                 if healthy:
                     log.warning("log_unavailable", reason=error.reason)
                 healthy = False
+                self.reads.clear()
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_every):
@@ -121,7 +124,7 @@ class Pump:
             valid,
             position,
             lambda change: self._served.in_doubt(change, self._hub.topics),
-            self._served.ends(changes, self._hub.known_topics),
+            self._served.ends(changes),
         )
         self._recent.add(changes, valid)
         metrics.FRAMES.inc(built)

@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from daemon.core.change import DOUBTS, EVERYTHING, Change, Kind, Right, Seq, Topic
+from daemon.core.change import CONTENT, DOUBTS, EVERYTHING, Change, Kind, Topic
+from daemon.core.hub import End
 from daemon.packs import Pack
 
 
@@ -31,9 +32,10 @@ class Served:
         return next((schema for schema, pack in self.packs.items() if pack.serves(topic)), None)
 
     def sift(self, changes: Iterable[Change]) -> tuple[list[Change], list[Invalid]]:
-        """What of these changes may be sent, and what their models refuse; changes of other schemas are neither.
+        """What of these changes may be sent, and what their models refuse.
 
-        A `limit` stands for changes of any schema, and may be sent in every topic that is served.
+        Neither are changes of other schemas, and those whose content is gone since the row was deleted. A `limit`
+        stands for changes of any schema, and may be sent in every topic that is served.
         """
         if isinstance(changes, Sifted):
             return changes, []
@@ -44,7 +46,7 @@ class Served:
                     valid.append(change)
                 continue
             pack = self.packs.get(change.schema)
-            if pack is None:
+            if pack is None or (change.record is None and change.kind in CONTENT):
                 continue
             problem = pack.problem(change)
             if problem is None:
@@ -53,20 +55,13 @@ class Served:
                 invalid.append(Invalid(change, pack.name, problem))
         return valid, invalid
 
-    def ends(self, changes: Iterable[Change], topics: Iterable[Topic]) -> list[tuple[Seq, Right]]:
-        """The rights that end with these changes, and where; those that their models refuse count as well.
-
-        `topics` are those that anybody follows or waits for. The right of all to all ends in those of its pack only.
-        """
-        found: list[tuple[Seq, Right]] = []
-        for change in changes:
-            if change.ends is None or (pack := self.packs.get(change.schema)) is None:
-                continue
-            if change.ends == Right(None, None):
-                found += [(change.seq, Right(None, topic)) for topic in topics if pack.serves(topic)]
-            else:
-                found.append((change.seq, change.ends))
-        return found
+    def ends(self, changes: Iterable[Change]) -> list[End]:
+        """The rights that end with these changes, and where; those that their models refuse count as well."""
+        return [
+            End(change.seq, change.ends, self.packs[change.schema].serves)
+            for change in changes
+            if change.ends and change.schema in self.packs
+        ]
 
     def in_doubt(self, change: Change, topics: Collection[Topic]) -> Sequence[Topic]:
         """Of these topics, those whose state the change puts in doubt."""

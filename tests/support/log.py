@@ -32,7 +32,10 @@ async def leader(database: str, pool: Pool, poll_every: float = 0.01) -> AsyncIt
 
 async def until_numbered(pool: Pool) -> None:
     """Wait until no captured event is without its number."""
-    while await pool.fetchval("select count(*) from rowcast.events") != await pool.fetchval(
-        "select count(*) from rowcast.log"
+    while await pool.fetchval(
+        """select exists (
+               select from rowcast.events as e
+               cross join (select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1) as seen
+               where not pg_visible_in_snapshot(e.xid, seen.snapshot))"""
     ):
         await asyncio.sleep(0)

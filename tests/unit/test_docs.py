@@ -7,6 +7,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -43,6 +44,8 @@ def settings() -> Iterator[str]:
                 default = ""
             case float() as seconds:
                 default = f"`{seconds:g}`"
+            case timedelta() as kept:
+                default = f"`{kept.days}d`"
             case tuple() as names:
                 default = f"`{','.join(names)}`"
             case int() | str() | Address() as value:

@@ -160,6 +160,22 @@ async def test_a_deletion_that_its_model_refuses_takes_the_content_away_too() ->
     assert [2] == await told(ring, 0, 3)
 
 
+async def test_content_between_two_deletions_of_a_row_stays_away_when_the_first_is_held_no_more() -> None:
+    ring = a_ring(most_bytes=20_000)
+    add(ring, a_change(1, kind=Kind.DELETE, row=7))
+    for seq in range(2, 11):
+        add(ring, a_change(seq))
+    add(ring, a_change(11, kind=Kind.RESTORE, row=7), a_change(12, kind=Kind.DELETE, row=7))
+    seq = 12
+    while await first_held(ring, seq) < 2:
+        seq += 1
+        add(ring, a_change(seq))
+    assert 11 not in await told(ring, await first_held(ring, seq), seq)
+    while await first_held(ring, seq) < 12:
+        seq += 1
+        add(ring, a_change(seq))
+
+
 async def test_what_was_sifted_once_is_not_sifted_again() -> None:
     ring = a_ring()
     unfit = Change(Seq(1), "1", "", "app", "notes", HERE, Kind.INSERT, "{}", "{}")

@@ -226,3 +226,16 @@ def test_it_takes_no_more_memory_than_it_was_given(kinds: tuple[Kind, ...], sche
     held = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert held < most_bytes
+
+
+async def test_what_the_log_has_dropped_is_not_told_from_memory_either() -> None:
+    ring = a_ring()
+    for seq in range(1, 11):
+        add(ring, a_change(seq))
+    ring.forget(Seq(6))
+    assert 6 == await first_held(ring, 10)
+    assert [7, 8, 9, 10] == await told(ring, 6, 10)
+    with pytest.raises(Asked):
+        await ring.continuity(Position("e", Seq(5)))
+    ring.forget(Seq(3))
+    assert 6 == await first_held(ring, 10)

@@ -95,7 +95,7 @@ class Pump:
             metrics.READ_SECONDS.observe(self._read_at - began)
             if not changes:
                 break
-            if changes[0].seq != self._hub.position.seq + 1:
+            if changes[-1].seq - self._hub.position.seq != len(changes):
                 await self._begin_term(changes[0].seq)
             await self._publish(changes)
             async with self._moved:
@@ -103,7 +103,7 @@ class Pump:
         self._read_at = time.monotonic()
 
     async def _begin_term(self, first: Seq) -> None:
-        """Numbers are dense within a term: a jump is a new one. Was what we delivered last kept on record?
+        """Numbers are dense within a term: a jump, wherever, is a new one. Was what we delivered last kept on record?
 
         A transaction that is told as `limit` is a jump too, and asks in vain.
         """

@@ -3,11 +3,12 @@
 import json
 import tracemalloc
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pytest
 
 from daemon.core.change import Change, Kind, Position, Seq, Topic
-from daemon.flow.recent import Recent
+from daemon.flow.recent import OVERHEAD, Recent
 from daemon.flow.served import Served
 from daemon.packs import Pack, Row
 
@@ -174,6 +175,24 @@ async def test_content_between_two_deletions_of_a_row_stays_away_when_the_first_
     while await first_held(ring, seq) < 12:
         seq += 1
         add(ring, a_change(seq))
+
+
+@pytest.mark.parametrize("most_bytes", range(4 * OVERHEAD, 7 * OVERHEAD, 100))
+async def test_a_memory_of_a_few_changes_holds_all_that_lies_behind_its_first_place(most_bytes: int) -> None:
+    ring = a_ring(most_bytes)
+    for seq in range(1, 40):
+        add(ring, a_change(seq, kind=Kind.LEAVE) if seq % 5 else a_change(seq, kind=Kind.DELETE))
+        held = await first_held(ring, seq)
+        assert list(range(held + 1, seq + 1)) == await told(ring, held, seq)
+
+
+async def test_a_row_whose_content_was_gone_when_its_deletion_was_read_is_evicted_like_any_other() -> None:
+    ring = a_ring(most_bytes=10_000)
+    add(ring, replace(a_change(1), record=None), a_change(2, kind=Kind.DELETE, row=1))
+    for seq in range(3, 30):
+        add(ring, a_change(seq))
+    assert [29] == await told(ring, 28, 29)
+    assert 2 < await first_held(ring, 29)
 
 
 async def test_what_was_sifted_once_is_not_sifted_again() -> None:

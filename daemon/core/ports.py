@@ -71,7 +71,7 @@ class EventLog(Protocol):
 
         Reads about `most` changes, and more only to end where a transaction does. One that is too large to be told
         stands there as a `limit` in each topic that it touched, where it did so last, and one more for each right
-        that ends in it. Raises LogUnavailable.
+        that ends in it; what lies behind `after` decides. Raises LogUnavailable.
         """
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:

@@ -83,6 +83,12 @@ class Recent:
         while self.size > self._most_bytes:
             self._evict()
 
+    def forget(self, floor: Seq) -> None:
+        """What lies up to here is too old to be told any more."""
+        while self._segments and self._segments[0].end <= floor:
+            self._evict()
+        self._floor = max(self._floor, min(floor, self._end.seq))
+
     async def head(self) -> Position:
         """See the port."""
         return await self._inner.head()

@@ -56,7 +56,7 @@ class PgEventLog:
     async def read(self, after: Seq, most: int) -> Sequence[Change]:
         """Whole transactions past `after`, oldest first. Raises LogUnavailable."""
         with _translated():
-            rows = await self._fetch(READ_WITHIN, "changes", after, most, self._largest)
+            rows = await self._fetch(READ_WITHIN, "changes", after, most)
             return await self._whole(rows, most, None)
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
@@ -82,18 +82,17 @@ class PgEventLog:
 
     async def _whole(self, rows: list[asyncpg.Record], most: int, topics: list[Topic] | None) -> list[Change]:
         """The changes of whole transactions, of which these rows are the beginning."""
-        if len(rows) == most and (last := rows[-1])["tx_end"] > last["seq"] and not last["large"]:
-            rows += await self._fetch(TRANSACTION_WITHIN, "rest_of_transaction", last["seq"], last["tx_end"], topics)
         changes: list[Change] = []
-        for tx_end, group in groupby(rows, key=itemgetter("tx_end")):
+        for end, group in groupby(rows, key=itemgetter("tx_end")):
             transaction = list(group)
-            first = transaction[0]
-            if first["large"] and topics is None:
-                transaction = await self._fetch(
-                    TRANSACTION_WITHIN, "limits", first["seq"], tx_end, self._largest, MOST_ENDS
-                )
-            elif first["large"]:
-                transaction = await self._fetch(READ_WITHIN, "limits_of_topics", first["seq"], tx_end, topics)
+            first, last = transaction[0]["seq"], transaction[-1]["seq"]
+            if topics is None and end - first >= self._largest:
+                # All rows are here but those before `after`, and numbers are dense inside a transaction.
+                transaction = await self._fetch(TRANSACTION_WITHIN, "limits", first, end, self._largest, MOST_ENDS)
+            elif topics is not None and transaction[0]["large"]:
+                transaction = await self._fetch(READ_WITHIN, "limits_of_topics", first, end, topics)
+            elif len(rows) == most and end == rows[-1]["tx_end"] and last < end:
+                transaction += await self._fetch(TRANSACTION_WITHIN, "rest_of_transaction", last, end, topics)
             changes += map(_change, transaction)
         return changes
 

@@ -103,14 +103,13 @@ select t.epoch, greatest(t.base, (select max(l.seq) from rowcast.log as l)) as s
 from rowcast.terms as t order by t.term desc limit 1;
 
 -- name: changes
--- `large` is true in a transaction of more than $3 changes: numbers are dense in it, so it had its end in sight
--- by so many of them. Not `exists`, which the planner may answer by reading the whole log.
--- $1 after seq bigint   $2 most bigint   $3 most of a transaction bigint
-select c.*, (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $3::bigint) as large
-from rowcast.changes as c where c.seq > $1 order by c.seq limit $2;
+-- $1 after seq bigint   $2 most bigint
+select * from rowcast.changes where seq > $1 order by seq limit $2;
 
 -- name: changes_of_topics
 -- Topic by topic, and at most so many of each: whatever the planner believes, it reads no more of the index.
+-- `large` is true in a transaction of more than $5 changes: numbers are dense in it, so the one that lies so far before
+-- its end belongs to it. Not `exists`, which the planner may answer by reading the whole log.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 most bigint   $5 most of a transaction bigint
 with chunk as materialized (
     select c.seq from unnest($3::text []) as t (topic)

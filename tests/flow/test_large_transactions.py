@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
 from daemon.core.change import EVERYTHING, Change, Kind, Right, Seq, Topic
@@ -104,12 +105,36 @@ async def test_a_position_inside_a_too_large_transaction_goes_on_with_what_is_le
     log: PgEventLog, after: int
 ) -> None:
     left = [change for change in LARGE + LAST if change[0] > after]
-    assert left == told(await everything(log, after=after))
     assert left == told(list(await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)))
+
+
+async def test_what_is_left_behind_a_position_is_told_if_that_is_not_too_large(log: PgEventLog) -> None:
+    assert LARGE + LAST == told(await everything(log, after=4))
+    assert [6, 7, 8, 9, 10, 11] == [change.seq for change in await everything(log, after=5)]
 
 
 async def test_one_read_for_topics_goes_on_behind_a_too_large_transaction(log: PgEventLog) -> None:
     assert [SMALL[0], LARGE[0], *LAST] == told(list(await log.read_topics([ONE], Seq(0), Seq(11), 3)))
+
+
+class Counted(PgEventLog):
+    """The real log, and how many rows each statement brought."""
+
+    def __init__(self, pool: Pool, transaction_changes: int) -> None:
+        super().__init__(pool, transaction_changes)
+        self.counts: list[int] = []
+
+    async def _fetch(self, within: float, name: str, *arguments: object) -> list[asyncpg.Record]:
+        rows = await super()._fetch(within, name, *arguments)
+        self.counts.append(len(rows))
+        return rows
+
+
+async def test_a_too_large_transaction_is_never_fetched_whole(log: PgEventLog, pool: Pool) -> None:
+    counted = Counted(pool, MOST)
+    await everything(counted, most=3)
+    await counted.read_topics([ONE, TWO], Seq(0), Seq(11), 3)
+    assert 3 == max(counted.counts)
 
 
 async def test_more_topics_than_the_limit_are_told_as_all_of_them(database: str, pool: Pool, sql: Connection) -> None:

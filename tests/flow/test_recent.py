@@ -161,6 +161,22 @@ async def test_a_deletion_that_its_model_refuses_takes_the_content_away_too() ->
     assert [2] == await told(ring, 0, 3)
 
 
+async def test_content_between_two_deletions_of_a_row_stays_away_when_the_first_is_held_no_more() -> None:
+    ring = a_ring(most_bytes=20_000)
+    add(ring, a_change(1, kind=Kind.DELETE, row=7))
+    for seq in range(2, 11):
+        add(ring, a_change(seq))
+    add(ring, a_change(11, kind=Kind.RESTORE, row=7), a_change(12, kind=Kind.DELETE, row=7))
+    seq = 12
+    while await first_held(ring, seq) < 2:
+        seq += 1
+        add(ring, a_change(seq))
+    assert 11 not in await told(ring, await first_held(ring, seq), seq)
+    while await first_held(ring, seq) < 12:
+        seq += 1
+        add(ring, a_change(seq))
+
+
 @pytest.mark.parametrize("most_bytes", range(4 * OVERHEAD, 7 * OVERHEAD, 100))
 async def test_a_memory_of_a_few_changes_holds_all_that_lies_behind_its_first_place(most_bytes: int) -> None:
     ring = a_ring(most_bytes)
@@ -229,3 +245,16 @@ def test_it_takes_no_more_memory_than_it_was_given(kinds: tuple[Kind, ...], sche
     held = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert held < most_bytes
+
+
+async def test_what_the_log_has_dropped_is_not_told_from_memory_either() -> None:
+    ring = a_ring()
+    for seq in range(1, 11):
+        add(ring, a_change(seq))
+    ring.forget(Seq(6))
+    assert 6 == await first_held(ring, 10)
+    assert [7, 8, 9, 10] == await told(ring, 6, 10)
+    with pytest.raises(Asked):
+        await ring.continuity(Position("e", Seq(5)))
+    ring.forget(Seq(3))
+    assert 6 == await first_held(ring, 10)

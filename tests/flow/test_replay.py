@@ -270,3 +270,21 @@ async def test_a_replay_outlives_a_log_that_cannot_be_read_for_a_while(pool: Poo
     readable.set()
     await replaying
     assert [1, 2, 3] == reader.versions(ONE)
+
+
+class ForgettingLog(PgEventLog):
+    """The real log, of which everything is dropped before the first answer."""
+
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
+        await self._pool.execute("update rowcast.segments set log_dropped = true, last_seq = 24 where segment = 0")
+        return await super().read_topics(topics, after, upto, most)
+
+
+async def test_a_replay_whose_log_is_dropped_under_it_is_a_reset_and_goes_on_live(pool: Pool) -> None:
+    hub, reader, joined = await a_hub(pool), Reader(), list[Topic]()
+    behind = {ONE: Seq(0), TWO: Seq(8)}
+    await replay(behind, reader, joined.append, event_log=ForgettingLog(pool), hub=hub, served=SERVED)
+    assert {ONE, TWO} == set(joined)
+    assert [("reset", topic, "retention", f"{hub.position}") for topic in (ONE, TWO)] == [
+        (frame["op"], frame["topic"], frame["reason"], frame["pos"]) for frame in reader.frames
+    ]

@@ -124,6 +124,21 @@ async def test_a_segment_that_ends_with_an_idle_term_does_not_record_what_the_te
     assert "crash" == await log.continuity(Position((await log.head()).epoch, Seq(lost)))
 
 
+async def test_whoever_serves_is_told_where_the_log_begins(database: str, pool: Pool, sql: Connection) -> None:
+    told: list[Seq] = []
+    connecting = partial(connect, database, application_name="retention", server_settings=DROPPING)
+    async with leader(database, pool) as sequencer:
+        keeper = Retention(pool, connecting, sequencer, WEEK, told.append)
+        await keeper.sweep()
+        head = await write(sql, pool, 1)
+        await next_segment(pool, sequencer)
+        await age(pool)
+        await keeper.look()
+        await keeper.sweep()
+        await keeper.look()
+    assert [0, head] == told
+
+
 async def test_events_of_a_transaction_that_was_open_for_long_outlive_their_segment(
     database: str, pool: Pool, sql: Connection
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+from daemon.app import SESSION
 from daemon.postgres.connect import Pool, connect
 from daemon.postgres.sequencer import Sequencer
 
@@ -19,7 +20,7 @@ select rowcast.watch('app.rows', $$'row:' || r.id$$, '{id,version}');
 @asynccontextmanager
 async def leader(database: str, pool: Pool, poll_every: float = 0.01) -> AsyncIterator[Sequencer]:
     """A sequencer that leads, and is told of no event: it polls."""
-    connecting = partial(connect, database, application_name="sequencer")
+    connecting = partial(connect, database, application_name="sequencer", server_settings=SESSION)
     sequencer = Sequencer(connecting, pool, asyncio.Event(), lambda: None, poll_every=poll_every)
     task = asyncio.create_task(sequencer.run())
     try:

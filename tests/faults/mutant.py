@@ -4,6 +4,7 @@ What a test of a fault finds with all protections must be gone with one taken aw
 file is the only place where they can be taken away, and it is not shipped.
 """
 
+import asyncio
 import dataclasses
 import sys
 import time
@@ -81,7 +82,8 @@ def _replace(name: str, old: str, new: str) -> None:
     queries._blocks()[name] = text.replace(old, new)
 
 
-NEW = "(e.xid >= $3::text::xid8 or e.xid = any ($4::text []::xid8 []))"
+LAG: Final = 0.5  # seconds
+NEW: Final = "(e.xid >= $3::text::xid8 or e.xid = any ($4::text []::xid8 []))"
 
 
 def naive_cursor() -> None:
@@ -139,6 +141,17 @@ def no_wait_for_the_hub() -> None:
     pump.Pump.reached = reached  # type: ignore[method-assign, assignment]
 
 
+def slow_reader() -> None:
+    """No protection is taken away: this daemon reads what is new in the log half a second late."""
+    read = event_log.PgEventLog.read
+
+    async def mutated(self: event_log.PgEventLog, *arguments: Any) -> Any:
+        await asyncio.sleep(LAG)
+        return await read(self, *arguments)
+
+    event_log.PgEventLog.read = mutated  # type: ignore[method-assign]
+
+
 def _limits(**values: float) -> None:
     init = limits.Limits.__init__
 
@@ -187,6 +200,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         rights_at_subscribe,
         rights_of_the_live,
         no_wait_for_the_hub,
+        slow_reader,
         quick_pings,
         no_pings,
         wild_clock,

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import asyncpg
 
+from daemon.postgres.connect import DRIVER_ERRORS as BROKEN
 from daemon.postgres.connect import Connection
 
 # The application's own statements write the truth, in the transaction that they are about. A row's version is made
@@ -35,7 +36,6 @@ with written as (
 )
 insert into oracle.writes select $2, 'channel:' || channel_id, id, 1, $3 from written
 """
-BROKEN = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 @dataclass(frozen=True, slots=True)

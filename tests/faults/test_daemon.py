@@ -1,11 +1,12 @@
 """The daemon is killed under its clients: they come back, to it or to another, and have missed nothing."""
 
 import random
+import signal
 
 import pytest
 
 from tests.faults.checker import CLEAN
-from tests.faults.harness import MUTANT_NET, SEED, late, middle, stage, times
+from tests.faults.harness import MUTANT_NET, NET, SEED, Stage, Supervised, late, middle, stage, times
 from tests.faults.results import Results
 
 
@@ -50,3 +51,73 @@ async def test_without_a_true_resume_a_killed_daemon_is_a_loss_or_a_repeat(
         verdict = await play.verdict(within=MUTANT_NET)
     assert 0 < getattr(verdict, wrong)
     results.caught("1", mutant, verdict)
+
+
+@pytest.mark.parametrize("victim", ["leader", "follower"])
+async def test_of_two_daemons_one_is_killed_and_its_clients_resume_at_the_other(
+    durable: str, results: Results, victim: str
+) -> None:
+    async with stage(durable, daemons=2) as play:
+        leading = next(number for number in (0, 1) if play.daemons[number].count("leader_elected"))
+        dying = leading if victim == "leader" else 1 - leading
+        staying = play.daemons[1 - dying]
+        alive = [play.daemons[dying]]
+        moved = await play.follow(times(8, 200), url=lambda: alive[0].url())
+        others = await play.follow(times(8, 200), url=staying.url)
+        play.write(3)
+        await play.heard(100)
+        await play.kill(dying)
+        alive[0] = staying
+        recovery = await play.recovered()
+        await play.committed(50)
+        assert CLEAN == await play.verdict()
+        assert [1] * len(others) == [checker.connections for checker in others]
+        assert [2] * len(moved) == [checker.connections for checker in moved if checker.resumes]
+        results.held(
+            f"2 ({victim})",
+            f"one of two daemons dies: the {victim}",
+            f"SIGKILL, {len(moved)} clients on it and {len(others)} on the other",
+            "clients of the other stay connected; those of the dead one resume there, same epoch and numbers",
+            f"from the kill until all are served {recovery:.2f} s; resumed {len(moved)} of {len(moved)}",
+            play.n,
+        )
+
+
+async def ahead_of_its_new_daemon(play: Stage, moving: list[Supervised]) -> None:
+    """A client hears at one daemon what the other has not read yet, and then goes there."""
+    [checker] = await play.follow(1, url=lambda: moving[0].url())
+    play.write(2)
+    for _ in range(5):
+        await play.heard(40, checker)
+        moving.reverse()
+        assert checker.line is not None
+        checker.line.transport.abort()
+        await play.heard(1, checker)
+        await checker.live.wait()
+
+
+@pytest.mark.parametrize(
+    ("mutants", "clean"), [(["slow_reader"], True), (["slow_reader", "no_wait_for_the_hub"], False)]
+)
+async def test_a_daemon_that_lags_lets_a_client_of_a_faster_one_wait_for_it(
+    durable: str, results: Results, mutants: list[str], clean: bool
+) -> None:
+    async with stage(durable) as play:
+        slow = Supervised(durable, mutants)
+        await slow.start()
+        await ahead_of_its_new_daemon(play, [play.daemons[0], slow])
+        verdict = await play.verdict(within=NET if clean else MUTANT_NET)
+        await slow.stop(signal.SIGTERM)
+        n = play.n
+    assert clean == (verdict == CLEAN)
+    if clean:
+        results.held(
+            "2 (lag)",
+            "a client goes from one daemon to another that lags behind",
+            "the other reads the log half a second late; five changes of place",
+            "it waits until that daemon is as far; nothing lost or repeated",
+            "",
+            n,
+        )
+    else:
+        results.caught("2 (lag)", "no_wait_for_the_hub", verdict)

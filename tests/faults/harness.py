@@ -14,10 +14,9 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from daemon.postgres import ddl
-from daemon.postgres.connect import Connection
 from daemon.postgres.embed import Binaries, EmbeddedPostgres, installed
 from tests.faults.checker import Checker, Verdict, judge
-from tests.faults.oracle import BROKEN, Oracle, Style, Write
+from tests.faults.oracle import Oracle, Style, Write
 from tests.faults.proxy import Proxy
 from tests.support.daemon import Daemon, daemon_process
 from tests.support.postgres import chosen_binaries, passable_directory
@@ -53,6 +52,18 @@ def newest_binaries() -> Binaries:
     return max(installed(), key=lambda found: found.major)
 
 
+def socket_of(dsn: str) -> Path:
+    """The Unix socket that a DSN names."""
+    [directory] = parse_qs(urlsplit(dsn).query)["host"]
+    return Path(directory) / ".s.PGSQL.5432"
+
+
+def dsn_through(proxy: Proxy, dsn: str) -> str:
+    """The same database, through a proxy."""
+    parts = urlsplit(dsn)
+    return f"postgresql://{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}{parts.path}?sslmode=disable"
+
+
 class Server:
     """A Postgres with fsync on, that can be killed and started again."""
 
@@ -60,9 +71,8 @@ class Server:
         self, directory: Path, *, binaries: Binaries | None = None, settings: Mapping[str, str] = {}
     ) -> None:
         self.directory = directory
-        self.embedded = EmbeddedPostgres(
-            directory, binaries=binaries or chosen_binaries(), settings={**DURABLE, **settings}
-        )
+        self.binaries = binaries or chosen_binaries()
+        self.embedded = EmbeddedPostgres(directory, binaries=self.binaries, settings={**DURABLE, **settings})
         self._asleep: list[int] = []
 
     @property
@@ -72,13 +82,7 @@ class Server:
     @property
     def socket(self) -> Path:
         """Where it listens."""
-        [directory] = parse_qs(urlsplit(self.dsn).query)["host"]
-        return Path(directory) / ".s.PGSQL.5432"
-
-    def dsn_through(self, proxy: Proxy, database: str | None = None) -> str:
-        """How to reach it through a proxy."""
-        account = urlsplit(self.dsn).netloc.rpartition("@")[0]
-        return f"postgresql://{account}@127.0.0.1:{proxy.port}/{database or self.embedded.database}?sslmode=disable"
+        return socket_of(self.dsn)
 
     async def crash(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Kill it, or end it at once (SIGQUIT); it recovers from its log when it is started again."""
@@ -331,11 +335,7 @@ async def stage(
     print(f"seed {seed}")
     oracle = Oracle(direct, seed)
     await oracle.set_up(users, channels, rows)
-    dsn = direct()
-    if through is not None:
-        parts = urlsplit(dsn)
-        account = parts.netloc.rpartition("@")[0]
-        dsn = f"postgresql://{account}@127.0.0.1:{through.port}{parts.path}?sslmode=disable"
+    dsn = direct() if through is None else dsn_through(through, direct())
     supervised = [Supervised(dsn, mutants, environment) for _ in range(daemons)]
     async with AsyncExitStack() as stack:
         for one in supervised:
@@ -351,12 +351,6 @@ async def stage(
                     task.cancel()
 
 
-def socket_of(dsn: str) -> Path:
-    """The Unix socket that a DSN names."""
-    [directory] = parse_qs(urlsplit(dsn).query)["host"]
-    return Path(directory) / ".s.PGSQL.5432"
-
-
 def middle(values: Sequence[float]) -> float:
     """The median."""
     return statistics.median(values) if values else 0.0
@@ -365,6 +359,3 @@ def middle(values: Sequence[float]) -> float:
 def late(values: Sequence[float], share: float = 0.99) -> float:
     """A percentile."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
-
-
-__all__ = ["BROKEN", "Connection"]

@@ -85,6 +85,10 @@ class Oracle:
         self._tokens = itertools.count()
         self._marks: dict[str, str] = {}
 
+    def move(self, dsn: Callable[[], str]) -> None:
+        """From now on the truth is there."""
+        self._dsn = dsn
+
     async def connect(self, **settings: str) -> Connection:
         """A connection of its own."""
         connection: Connection = await asyncpg.connect(self._dsn(), server_settings=settings, timeout=10)

@@ -1,17 +1,23 @@
 """Postgres dies, forgets, or is followed by a standby, under clients: what they were told is true, or taken back."""
 
 import asyncio
+import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from tests.faults.checker import CLEAN, Reset, Told, Verdict
-from tests.faults.harness import MUTANT_NET, SEED, Server, Stage, late, middle, own_server, stage, times
+from tests.faults.checker import CLEAN, Reset, Told
+from tests.faults.harness import MUTANT_NET, NET, SEED, Server, Stage, middle, own_server, stage, times
 from tests.faults.oracle import Style
+from tests.faults.proxy import Proxy
 from tests.faults.results import Results
+from tests.support.postgres import passable_directory
 
 FORGETFUL = Style(pause=0.005, settings={"synchronous_commit": "off"})
 
@@ -52,6 +58,24 @@ async def test_what_committed_is_delivered_although_postgres_is_killed(
         f"from the kill until all are served: p50 {middle(recoveries):.2f} s, max {max(recoveries):.2f} s",
         play.n,
     )
+
+
+async def test_a_leader_that_begins_with_what_is_new_loses_what_a_crash_left_unnumbered(
+    server: Server, results: Results
+) -> None:
+    await server.weaken("rowcast.open_term", "coalesce(snapshot, '3:3:')", "pg_current_snapshot()")
+    async with stage(server) as play:
+        await play.follow(2)
+        play.write(3)
+        await play.heard(20)
+        await server.crash()
+        await server.embedded.start()
+        await play.committed(50)
+        await play.daemons[0].logged("leader_elected", 2)
+        verdict = await play.verdict(resets={"crash"}, within=MUTANT_NET)
+    assert 0 < verdict.lost
+    for how in ("SIGKILL", "SIGQUIT"):
+        results.caught(f"3 ({how})", "the stored snapshot is not used", verdict)
 
 
 async def forgotten(server: Server, play: Stage, rounds: int) -> None:
@@ -133,3 +157,84 @@ async def test_with_synchronous_order_nothing_told_is_taken_back_whoever_wrote_i
         play.n,
     )
     results.caught("4 (sync)", "ROWCAST_ORDER_COMMIT=async", "row 4 (async): the clients are reset")
+
+
+@asynccontextmanager
+async def standby_of(server: Server) -> AsyncIterator[Server]:
+    """A physical standby, which has stopped: whatever is written from now on it will never have."""
+    with passable_directory() as directory:
+        cluster = server.directory / "postgres"
+        password = shutil.copy(server.directory / "postgres.password", directory)
+        process = await asyncio.create_subprocess_exec(
+            str(server.binaries.bindir / "pg_basebackup"),
+            *("--pgdata", str(directory / "postgres"), "--write-recovery-conf", "--checkpoint=fast"),
+            *("--host", str(server.socket.parent), "--username", "rowcast"),
+            env=server.binaries.environment() | {"PGPASSWORD": Path(password).read_text()},
+        )
+        assert 0 == await process.wait()
+        owner = cluster.stat()
+        for path in (Path(password), directory / "postgres", *(directory / "postgres").rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        standby = Server(directory, binaries=server.binaries)
+        try:
+            yield standby
+        finally:
+            await standby.embedded.stop()
+
+
+@pytest.mark.parametrize("clean", [True, False], ids=["as it is", "without epochs and jumps"])
+async def test_a_standby_that_takes_over_resets_everybody_and_skips_nothing_silently(
+    server: Server, results: Results, clean: bool
+) -> None:
+    if not clean:
+        await server.weaken("rowcast.open_term", "10000000", "0")
+        await server.weaken("rowcast.open_term", "left(pg_walfile_name(pg_current_wal_lsn()), 8)", "'timeline'")
+    now = [server]
+    async with Proxy(server.socket).serving() as proxy, stage(server, through=proxy) as play:
+        play.oracle.move(lambda: now[0].dsn)
+        here = [play.daemons[0].url]
+        away = await play.follow(2, url=lambda: here[0]())
+        clients = [*await play.follow(times(6, 100)), *away]
+        play.write(2)
+        await play.heard(50)
+        async with standby_of(server) as standby:
+            await play.heard(100)
+            here[0] = lambda: "ws://127.0.0.1:9/v1"
+            for checker in away:
+                assert checker.line is not None
+                checker.line.transport.abort()
+            await play.heard(50)
+            began = time.monotonic()
+            await server.crash()
+            await standby.embedded.start()
+            proxy.target, now[0] = standby.socket, standby
+            assert await standby.fetchval("select pg_promote(true, 60)")
+            here[0] = play.daemons[0].url
+            if clean:
+                await play.recovered()
+            else:
+                await play.committed(100)
+            recovery = time.monotonic() - began
+            verdict = await play.verdict(resets={"epoch"}, within=NET if clean else MUTANT_NET)
+            truth = await play.oracle.truth()
+    if not clean:
+        assert CLEAN != verdict
+        results.caught("20", "epoch without the timeline, terms without a jump", verdict)
+        return
+    assert CLEAN == verdict
+    assert 0 < len(play.oracle.acknowledged - truth.keys())
+    resets = [
+        sum(isinstance(event, Reset) and event.topic == topic for event in checker.history)
+        for checker in clients
+        for topic in checker.topics
+    ]
+    assert [1] * len(resets) == resets
+    results.held(
+        "20",
+        "failover to a standby that lags",
+        "`pg_basebackup -R`; the standby stops, writes go on, the primary is killed, the standby is promoted",
+        f"every client, connected or away, got one `reset` with `epoch` for each topic: {len(resets)} of {len(resets)}",
+        f"{len(play.oracle.acknowledged - truth.keys())} acknowledged writes were gone with the primary; from the kill "
+        f"until all are served {recovery:.2f} s",
+        play.n,
+    )

@@ -301,7 +301,8 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
         metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
         metrics.BEAT_AGE.set_function(lambda: doorbell.silence)
 
-        tasks = await stack.enter_async_context(_in_background())
+        # The driver, asked to give up a statement, waits for a peer that may be silent.
+        tasks = await stack.enter_async_context(_in_background(pool.terminate))
         tasks(doorbell.run())
         tasks(sequencer.run())
         tasks(schema.watch())
@@ -325,8 +326,13 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
 
 
 @asynccontextmanager
-async def _in_background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], None]]:
-    """Run coroutines beside the block, until it ends. One that fails ends the block, with its error."""
+async def _in_background(
+    release: Callable[[], None] = lambda: None,
+) -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], None]]:
+    """Run coroutines beside the block, until it ends. One that fails ends the block, with its error.
+
+    `release` lets go of what they wait for, if any does not end within CLOSE_WITHIN.
+    """
     async with asyncio.TaskGroup() as group:
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -334,6 +340,8 @@ async def _in_background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]]
         finally:
             for task in tasks:
                 task.cancel()
+            if tasks and (await asyncio.wait(tasks, timeout=CLOSE_WITHIN))[1]:
+                release()
 
 
 async def _close(pool: Pool) -> None:

@@ -203,7 +203,7 @@ async def test_a_standby_that_takes_over_resets_everybody_and_skips_nothing_sile
             for checker in away:
                 assert checker.line is not None
                 checker.line.transport.abort()
-            await play.heard(50)
+            await play.heard(50, clients[0])
             began = time.monotonic()
             await server.crash()
             await standby.embedded.start()

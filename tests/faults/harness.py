@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -22,10 +23,13 @@ from tests.support.daemon import Daemon, daemon_process
 from tests.support.postgres import chosen_binaries, passable_directory
 from tests.support.processes import until_it_ends
 
+Number = TypeVar("Number", int, float)
+
 ROOT = Path(__file__).parents[2]
 LONG = os.environ.get("ROWCAST_TEST_FAULTS") == "long"
 SEED = int(os.environ.get("ROWCAST_TEST_SEED", "20260110"))
 NET = 60.0  # seconds after which a scenario that must end is given up
+NOWHERE = "ws://127.0.0.1:9/v1"
 MUTANT_NET = 4.0  # likewise, where it is expected not to end: too short can only hide what a mutant does right
 
 # A real power cut is not to be had; but nothing here is told to be careless.
@@ -42,8 +46,8 @@ NO_POLL = {"ROWCAST_POLL_EVERY": "3600"}
 """Without its safety net, a lost wake-up is a loss that a test can see."""
 
 
-def times(few: int, many: int) -> int:
-    """How often: in the short form and in the long one."""
+def times(few: Number, many: Number) -> Number:
+    """How often, or how much: in the short form and in the long one."""
     return many if LONG else few
 
 
@@ -73,11 +77,12 @@ class Server:
         self.directory = directory
         self.binaries = binaries or chosen_binaries()
         self.embedded = EmbeddedPostgres(directory, binaries=self.binaries, settings={**DURABLE, **settings})
+        self.dsn = ""  # stays what it was while the server is down
         self._asleep: list[int] = []
 
-    @property
-    def dsn(self) -> str:
-        return self.embedded.dsn
+    async def start(self) -> None:
+        await self.embedded.start()
+        self.dsn = self.embedded.dsn
 
     @property
     def socket(self) -> Path:
@@ -125,7 +130,7 @@ async def own_server(*, binaries: Binaries | None = None, settings: Mapping[str,
     """A server with Rowcast and ChatGenius in it."""
     with passable_directory() as directory:
         server = Server(directory, binaries=binaries, settings=settings)
-        await server.embedded.start()
+        await server.start()
         try:
             await ddl.apply(server.dsn, ["chatgenius"], report=lambda _: None)
             yield server
@@ -165,7 +170,7 @@ class Supervised:
 
     def url(self) -> str:
         """Where it is; nowhere while it is down."""
-        return self.daemon.url if self.daemon else "ws://127.0.0.1:9/v1"
+        return self.daemon.url if self.daemon else NOWHERE
 
     def count(self, event: str) -> int:
         """How often it has logged this event."""
@@ -267,7 +272,8 @@ class Stage:
             for channel in self.oracle.channels:
                 token = await self.oracle.mark(channel)
                 for checker in self.checkers if checkers is None else checkers:
-                    if f"channel:{channel}" in checker.topics and f"channel:{channel}" not in checker.refused:
+                    topic = f"channel:{channel}"
+                    if topic in checker.topics and topic not in checker.refused and topic not in checker.revoked:
                         await checker.has(token)
         return time.monotonic() - began
 
@@ -284,19 +290,11 @@ class Stage:
         resets: Collection[str] = (),
         forbidden: Callable[[Checker, Write], bool] = lambda _, __: False,
         owed: Callable[[Checker, Write], bool] = lambda _, __: True,
-        waits: bool = True,
     ) -> Verdict:
         """End the writing, wait until everybody has heard a last word of each channel, and judge."""
         await self.quiet()
         with suppress(TimeoutError):
-            await self.recovered(
-                [
-                    checker
-                    for checker in self.checkers
-                    if waits and not checker.refused and not checker.revoked
-                ],
-                within=within,
-            )
+            await self.recovered(within=within)
             async with asyncio.timeout(within):
                 for checker in self.checkers:
                     await checker.settle()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from daemon.postgres.connect import connect
+from tests.acceptance.test_service import get
 from tests.faults.checker import CLEAN
 from tests.faults.harness import MUTANT_NET, NET, NO_POLL, QUICK, Stage, late, middle, socket_of, stage, times
 from tests.faults.oracle import Style
@@ -207,3 +208,54 @@ async def test_a_daemon_whose_database_is_silent_ends_when_it_is_asked_to(durabl
         assert daemon.daemon
         async with asyncio.timeout(NET):
             assert 0 == await daemon.daemon.stop(signal.SIGTERM)
+
+
+async def until_ready(play: Stage, ready: bool) -> str:
+    """Wait until /readyz says so; what it says."""
+    status, page = 0, ""
+    while (status == 200) != ready or not status:
+        assert play.daemons[0].daemon
+        status, page = await get(f"{play.daemons[0].daemon.http}/readyz")
+        await asyncio.sleep(0.02)
+    return page
+
+
+@pytest.mark.parametrize("mutants", [[], ["no_beat_limit"]])
+async def test_a_silent_way_to_postgres_is_told_to_operators_and_made_good_when_it_heals(
+    durable: str, results: Results, mutants: list[str]
+) -> None:
+    async with (
+        Proxy(socket_of(durable)).serving() as proxy,
+        stage(durable, through=proxy, mutants=mutants, environment=NO_POLL) as play,
+    ):
+        await play.follow(3)
+        play.write(2, Style(pause=0.1))
+        await play.heard(10)
+        began = time.monotonic()
+        proxy.hold()
+        if mutants:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(MUTANT_NET):
+                    await until_ready(play, ready=False)
+            results.caught("8", "no_beat_limit", "/readyz goes on saying ready")
+            proxy.heal()
+            return
+        reasons = await until_ready(play, ready=False)
+        noticed = time.monotonic() - began
+        await play.committed(times(20, 600))
+        assert [1] * 3 == [checker.connections for checker in play.checkers]
+        proxy.heal()
+        began = time.monotonic()
+        await play.recovered()
+        healed = time.monotonic() - began
+        await until_ready(play, ready=True)
+        assert CLEAN == await play.verdict()
+        assert "heartbeat" in reasons
+        results.held(
+            "8",
+            "daemon to Postgres: a silent line",
+            "a proxy lets nothing through, both ways, and then everything",
+            "/readyz says 503 and why; clients stay connected; writes go on; nothing lost. Clients are not told",
+            f"/readyz after {noticed:.1f} s; all served {healed:.2f} s after it healed",
+            play.n,
+        )

@@ -240,3 +240,21 @@ async def test_a_standby_that_takes_over_resets_everybody_and_skips_nothing_sile
         f"until all are served {recovery:.2f} s",
         play.n,
     )
+
+
+async def test_what_a_crash_took_back_is_told_although_nobody_writes_any_more(server: Server) -> None:
+    async with stage(server) as play:
+        await play.follow(2)
+        await play.recovered()
+        await play.oracle.execute("create table oracle.flushed ()")  # and with it every number before
+        await server.suspend("walwriter")
+        play.write(1, FORGETFUL)
+        await play.heard(20)
+        await play.quiet()
+        await server.crash()
+        await server.start()
+        for checker in play.checkers:
+            async with asyncio.timeout(NET):
+                while not any(isinstance(event, Reset) for event in checker.history):
+                    await asyncio.sleep(0.01)
+        assert CLEAN == await play.verdict(resets={"crash"})

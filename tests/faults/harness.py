@@ -300,7 +300,10 @@ class Stage:
                     await checker.settle()
         truth = await self.oracle.truth()
         verdict = await judge(self.checkers, truth, resets=resets, forbidden=forbidden, owed=owed)
-        print(f"seed {self.oracle.seed}: {len(truth)} writes, {len(self.checkers)} clients, {self.deliveries} heard,", end=" ")
+        print(
+            f"seed {self.oracle.seed}: {len(truth)} writes, {len(self.checkers)} clients, {self.deliveries} heard,",
+            end=" ",
+        )
         print(f"{sum(c.connections - 1 for c in self.checkers)} resumes: {verdict}")
         return verdict
 

@@ -1,6 +1,5 @@
 """What operators do while everything runs: migrations, applying the DDL again, clocks that are set."""
 
-
 from tests.faults.checker import CLEAN
 from tests.faults.harness import MUTANT_NET, late, stage, times
 from tests.faults.oracle import Style
@@ -93,7 +92,8 @@ async def test_clocks_that_jump_change_no_order_and_repeat_no_name(durable: str,
         ]
         made = await play.oracle.connect()
         ids = await made.fetchval(
-            "select array_agg(rowcast.ulid() order by n) from generate_series(1, $1) as n", many := times(20_000, 10**6)
+            "select array_agg(rowcast.ulid() order by n) from generate_series(1, $1) as n",
+            many := times(20_000, 10**6),
         )
         await made.close()
     assert len(sessions) == len(set(sessions))

@@ -144,7 +144,9 @@ async def test_all_clients_come_back_at_once_and_none_is_refused(
     clients = times(300, most_clients())
     async with stage(durable, channels=1) as play:
         for number in range(0, clients, 250):
-            await play.follow(min(250, clients - number), pause=jitter, silence=300, local=f"127.0.0.{1 + number // 250 % 4}")
+            await play.follow(
+                min(250, clients - number), pause=jitter, silence=300, local=f"127.0.0.{1 + number // 250 % 4}"
+            )
         play.write(1, Style(pause=times(0.5, 5.0)))
         await play.committed(10)
         alone = len(play.oracle.waits)

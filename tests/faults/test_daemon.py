@@ -10,9 +10,7 @@ from tests.faults.harness import MUTANT_NET, NET, SEED, Stage, Supervised, late,
 from tests.faults.results import Results
 
 
-async def test_clients_of_a_killed_daemon_come_back_and_have_lost_nothing(
-    durable: str, results: Results
-) -> None:
+async def test_clients_of_a_killed_daemon_come_back_and_have_lost_nothing(durable: str, results: Results) -> None:
     chance = random.Random(SEED)
     recoveries: list[float] = []
     async with stage(durable) as play:

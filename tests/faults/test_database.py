@@ -117,9 +117,7 @@ async def test_what_a_crash_takes_back_is_followed_by_a_reset_that_every_client_
     )
 
 
-@pytest.mark.parametrize(
-    ("mutant", "far"), [("no_continuity", True), ("terms without a jump", False)]
-)
+@pytest.mark.parametrize(("mutant", "far"), [("no_continuity", True), ("terms without a jump", False)])
 async def test_without_terms_a_crash_leaves_clients_with_what_never_was(
     server: Server, results: Results, mutant: str, far: bool
 ) -> None:

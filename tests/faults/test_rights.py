@@ -85,9 +85,7 @@ async def test_nothing_written_after_a_right_has_ended_is_told_to_who_lost_it(
     )
 
 
-async def test_rights_that_are_looked_up_once_leak_what_is_written_afterwards(
-    durable: str, results: Results
-) -> None:
+async def test_rights_that_are_looked_up_once_leak_what_is_written_afterwards(durable: str, results: Results) -> None:
     async with stage(durable, users=2, mutants=["rights_at_subscribe"]) as play:
         play.oracle.tag = "0"
         ended = Ended(play)
@@ -112,7 +110,9 @@ async def test_a_right_that_ends_during_a_replay_ends_for_the_replay_too(
         await play.follow(2)
         leaver = play.checkers[1]
         for _ in range(rounds := 1 if mutants else times(2, 3)):
-            [channel] = [channel for channel in play.oracle.channels if f"channel:{channel}" not in leaver.revoked][:1]
+            [channel] = [channel for channel in play.oracle.channels if f"channel:{channel}" not in leaver.revoked][
+                :1
+            ]
             play.write(4, Style(pause=0.002))
             await play.heard(50)
             where = leaver.url

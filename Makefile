@@ -7,6 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DAEMON_ARGS ?=
 PYTEST_ARGS ?=
+PG ?=
 
 .PHONY: help install run test check format wheel lock clean
 
@@ -32,8 +33,8 @@ endif
 run: $(READY) ## start Rowcast with a database, sample data and a live page
 	@exec $(BIN)/daemon up $(DAEMON_ARGS)
 
-test: $(READY) ## all tests, against a real Postgres
-	$(BIN)/pytest -n auto $(PYTEST_ARGS)
+test: $(READY) ## all tests, against a real Postgres; PG=15 or PG=wheel chooses which
+	$(if $(PG),ROWCAST_TEST_PG=$(PG) )$(BIN)/pytest -n auto $(PYTEST_ARGS)
 
 check: $(READY) ## lint, types, floors, SQL
 	$(BIN)/ruff check .

@@ -15,10 +15,13 @@ from pydantic import TypeAdapter
 
 from daemon import __version__, metrics, systemd
 from daemon.core.errors import OperatorFault
+from daemon.core.farewells import Farewells
 from daemon.core.hub import Hub
 from daemon.files import folder
 from daemon.flow.attend import Desk, bye
 from daemon.flow.pump import Pump
+from daemon.flow.recent import Recent
+from daemon.flow.replay import PatientHistory
 from daemon.flow.served import Served
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, html_page, json_page, text_page
@@ -32,6 +35,7 @@ from daemon.postgres.drift import Drift, count_watched, drift
 from daemon.postgres.event_log import DeadLetters, PgEventLog, PgGrants
 from daemon.postgres.history import UnknownPack
 from daemon.postgres.queries import query
+from daemon.postgres.retention import DROPPING, Retention
 from daemon.postgres.sequencer import Sequencer
 from daemon.settings import Settings
 
@@ -44,14 +48,17 @@ SESSION = {
     "lock_timeout": "5s",
     "statement_timeout": "0",
     "timezone": "UTC",
-    # A generic plan for `xid >= $1` scans the whole table.
-    "plan_cache_mode": "force_custom_plan",
+    # Few rows are looked for among many, by an index, and always in the same way: no plan may depend on whether
+    # statistics are fresh, and none has to be made anew each time, which would cost more than the statement.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
 }
 Demo = Callable[[], Mapping[str, Any]]
 """What whoever asks is told in a demo: the sample users, with tokens."""
-
-# Events are many and new ones few: looking for them must not depend on fresh statistics.
-SEQUENCER = {"enable_seqscan": "off"}
 
 START_WITHIN = 30.0  # seconds for the first echo and the first read of the log
 CLOSE_WITHIN = 2.0  # seconds for the database connections to close
@@ -254,7 +261,8 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             raise NotCurrent(schema.stale)
 
         hub, served = Hub(encode), Served(packs)
-        event_log = PgEventLog(pool)
+        event_log = PgEventLog(pool, settings.transaction_changes)
+        recent = Recent(event_log, settings.recent_bytes)
         events, numbers = asyncio.Event(), asyncio.Event()
         doorbell = Doorbell(
             partial(opening, application_name="rowcast listener"),
@@ -263,7 +271,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             beat_limit=settings.beat_limit,
         )
         sequencer = Sequencer(
-            partial(opening, application_name="rowcast sequencer", server_settings=SESSION | SEQUENCER),
+            partial(opening, application_name="rowcast sequencer", server_settings=SESSION),
             pool,
             events,
             numbers.set,
@@ -275,29 +283,41 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             numbers,
             hub,
             served,
+            recent,
             DeadLetters(pool).bury,
             poll_every=settings.poll_every,
             chunk=settings.read_chunk,
         )
+        retention = Retention(
+            pool,
+            partial(opening, application_name="rowcast retention", server_settings=SESSION | DROPPING),
+            sequencer,
+            settings.retention,
+        )
         readiness = Readiness(doorbell, pump, schema)
-        limits = Limits(queue_bytes=settings.queue_bytes, connections=settings.max_clients)
+        limits = Limits(connections=settings.max_clients)
         desk = Desk(
             hub=hub,
-            event_log=event_log,
+            event_log=recent,
+            history=PatientHistory(recent, pump.reads.wait),
             grants=PgGrants(pool, served.schema_of),
             served=served,
             authenticate=Authenticator(settings.require_secret()).verify,
             reached=pump.reached,
+            silence=lambda: pump.silence,
+            farewells=Farewells(),
             encode=encode,
             clock=time.monotonic,
             heartbeat=settings.heartbeat,
             schema=contract_hash(packs),
             frame_bytes=limits.message_bytes,
+            queue_bytes=settings.queue_bytes,
             chunk=settings.read_chunk,
         )
         gateway = Gateway(desk.attend, site(readiness, demo), limits=limits)
         metrics.CLIENTS.set_function(lambda: gateway.connections)
         metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
+        metrics.RECENT_BYTES.set_function(lambda: recent.size)
         metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
         metrics.BEAT_AGE.set_function(lambda: doorbell.silence)
 
@@ -306,6 +326,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
         tasks(doorbell.run())
         tasks(sequencer.run())
         tasks(schema.watch())
+        tasks(retention.run())
         try:
             async with asyncio.timeout(START_WITHIN):
                 await doorbell.listening.wait()

@@ -56,11 +56,18 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn", "the connection that hears NOTIFY is down; the log is polled until it is back"
         ),
         "log_unavailable": Event("warn", "the log, or who may read it, cannot be read from the database just now"),
+        "retention_failed": Event(
+            "warn", "what is too old could not be dropped, or deleted content not be removed; it is tried again"
+        ),
         "schema_migration": Event("info", "a revision of the schema was applied or rolled back"),
         "schema_warning": Event("warn", "the server had a warning about the schema, such as a missing extension"),
+        "segments_dropped": Event("info", "a part of the log was older than ROWCAST_RETENTION and is gone"),
         "serving": Event("info", "the daemon is ready for clients"),
         "stopped": Event("info", "the daemon has stopped"),
         "stopping": Event("info", "the daemon stops: clients are asked to come back"),
+        "transaction_too_large": Event(
+            "warn", "a transaction had more changes than ROWCAST_TRANSACTION_CHANGES: its topics were reset"
+        ),
         "trigger_error": Event("error", "a watched table is not captured as it was set up, and what to do"),
     }
 )

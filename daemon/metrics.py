@@ -26,6 +26,16 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY: Final = CollectorRegistry()
 
 CLIENTS: Final = Gauge("rowcast_clients", "Clients that are connected now.", registry=REGISTRY)
+CLIENTS_BEHIND: Final = Gauge(
+    "rowcast_clients_behind",
+    "Clients that read too slowly for the live stream, and are served from the log now.",
+    registry=REGISTRY,
+)
+BEHIND: Final = Counter(
+    "rowcast_behind_total",
+    "Times that a client read too slowly for the live stream, and was served from the log.",
+    registry=REGISTRY,
+)
 SUBSCRIPTIONS: Final = Gauge(
     "rowcast_subscriptions", "Topics that clients follow now, counted per client.", registry=REGISTRY
 )
@@ -73,10 +83,30 @@ RESUMES: Final = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+RESUME_READS: Final = Counter(
+    "rowcast_resume_reads_total",
+    "Reads of the log for clients that came back, by where the answer came from: memory or database.",
+    ["source"],
+    registry=REGISTRY,
+)
+RECENT_BYTES: Final = Gauge(
+    "rowcast_recent_bytes", "Bytes of the newest changes held in memory, more or less.", registry=REGISTRY
+)
 RESETS: Final = Counter(
     "rowcast_resets_total", "Times that a stream could not be continued, by reason.", ["reason"], registry=REGISTRY
 )
 ERRORS: Final = Counter("rowcast_errors_total", "Error frames sent to clients, by code.", ["code"], registry=REGISTRY)
+PURGED: Final = Counter(
+    "rowcast_purged_total", "Events and dead letters emptied since their row was deleted.", registry=REGISTRY
+)
+SEGMENTS_AHEAD: Final = Gauge(
+    "rowcast_segments_ahead",
+    "Segments of the log that are made and not yet in use; seen by the leader.",
+    registry=REGISTRY,
+)
+LOG_FLOOR: Final = Gauge(
+    "rowcast_log_floor", "Up to which place the log has been dropped; seen by the leader.", registry=REGISTRY
+)
 QUEUE_USAGE: Final = Gauge(
     "rowcast_queue_usage", "How full the NOTIFY queue of Postgres is, from 0 to 1.", registry=REGISTRY
 )
@@ -86,6 +116,8 @@ for _kind in Kind:
     CHANGES.labels(kind=_kind.value)
 for _outcome in ("lossless", "replayed"):
     RESUMES.labels(outcome=_outcome)
+for _source in ("memory", "database"):
+    RESUME_READS.labels(source=_source)
 
 METRICS: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -11,6 +11,7 @@ import tomllib
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -155,6 +156,17 @@ def _state_home() -> Path:
     return state / "rowcast"
 
 
+def _duration(value: object) -> object:
+    """A number and its unit, as people write it."""
+    if not isinstance(value, str):
+        return value
+    written = re.fullmatch(r"(\d{1,6})\s*([smhd])", value.strip().lower())
+    if written is None:
+        raise ValueError("this is no duration: write 90m, 12h or 7d")
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[written[2]]
+    return timedelta(**{unit: int(written[1])})
+
+
 def _variable(field: str) -> str:
     """The environment variable of a field."""
     return field.upper() if field.startswith(("database_", "postgres_")) else f"ROWCAST_{field.upper()}"
@@ -225,19 +237,32 @@ class Settings(BaseSettings):
         "async",
         description="how the order is committed; with sync no client sees what a crash of Postgres could take back",
     )
+    retention: Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta(minutes=1))] = Field(
+        timedelta(days=7),
+        description="how long the log is kept, as 90m, 12h or 7d: who was away for longer is told `reset`",
+    )
     lock_timeout: Seconds = Field(5.0, description="the seconds that the DDL waits for a lock before it gives up")
     connect_attempts: Count = Field(5, description="the number of attempts to reach the database at the start")
     drain_seconds: float = Field(
         5.0, ge=0, allow_inf_nan=False, description="the seconds that clients have for leaving when the daemon stops"
     )
     queue_bytes: Count = Field(
-        16 * 1024 * 1024, description="the bytes that may wait for a client to read before it is cut off"
+        1024 * 1024,
+        description="the bytes that may wait for a client before the next batch; with more it is served from the log",
     )
     max_clients: Count | None = Field(
         None,
         description="the number of clients at once; as many as the open files allow, and 10000, if it is not set",
     )
     read_chunk: Count = Field(1000, description="the number of changes in one read of the log")
+    transaction_changes: Count = Field(
+        100_000, description="the changes of one transaction that are told; of a larger one, clients hear `reset`"
+    )
+    recent_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=0,
+        description="the bytes of the newest changes held in memory, for clients who come back; 0 holds none",
+    )
 
     @classmethod
     def settings_customise_sources(

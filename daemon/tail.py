@@ -23,6 +23,7 @@ COLOURS = {
     Kind.LEAVE: "magenta",
     Kind.TRUNCATE: "red",
     Kind.LOST: "red",
+    Kind.LIMIT: "red",
 }
 WIDEST = 160  # characters of a record on one line; --json shows all of it
 
@@ -66,7 +67,7 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
     """Print the topic's changes as they come, until interrupted. Raises an OperatorFault."""
     dsn = settings.require_dsn()
     pool = await open_pool(dsn, application_name="rowcast tail", server_settings=SESSION, most=1)
-    event_log = PgEventLog(pool)
+    event_log = PgEventLog(pool, settings.transaction_changes)
     try:
         position = await _begin(event_log, since)
     except LogUnavailable as error:
@@ -79,13 +80,19 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
         beat_limit=settings.beat_limit,
     )
     listening = asyncio.create_task(doorbell.run())
+    stale = False
     try:
         while True:
             bell.clear()
             try:
                 position = await _print_new(event_log, Topic(topic), position, as_json=as_json)
+                if stale:
+                    click.echo("daemon: The log is read again.", err=True)
+                stale = False
             except LogUnavailable as error:
-                click.echo(f"daemon: {error} Trying again.", err=True)
+                if not stale:
+                    click.echo(f"daemon: {error} What follows may come late.", err=True)
+                stale = True
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.poll_every):

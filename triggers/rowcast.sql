@@ -32,6 +32,15 @@ as $$
     select case when soft_delete is null then 'true' else format('%s.%I is null', alias, soft_delete) end
 $$;
 
+-- What ends when it is not known which rows are gone: every right that rows of this table give, and so every right of
+-- the pack.
+create or replace function rowcast.every_right(watched rowcast.watched) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when watched.revokes is null then 'null::jsonb' else $q$'{}'::jsonb$q$ end
+$$;
+
 -- The body of a capture function. `old_rows` and `new_rows` are what to read the rows from. Names go in by one
 -- format(), so that none of them is ever taken for a part of the text.
 create or replace function rowcast.capture_body(
@@ -43,6 +52,7 @@ as $$
 declare
     same_key text;
     changed text;
+    rights text := 'select null::jsonb as old, null::jsonb as new, false as changed';
 begin
     select string_agg(format('o.%1$I = n.%1$I', c), ' and ') into same_key from unnest(watched.key) as k (c);
     -- Types that need not have an equality operator, or not one in pg_catalog, are compared as text.
@@ -55,32 +65,41 @@ begin
       join pg_attribute as a on a.attrelid = relation and a.attname = u.c
       join pg_type as t on t.oid = a.atttypid;
 
+    if watched.revokes is not null then
+        rights := format($rights$
+            select b.old, b.new, b.old is distinct from b.new as changed
+            from (select case when live.old then (select (%1$s) from (select o.*) as r) end as old,
+                         case when live.new then (select (%1$s) from (select n.*) as r) end as new) as b$rights$,
+            watched.revokes);
+    end if;
+
     return format($body$
     if tg_op = 'INSERT' then
-        insert into rowcast.events (watch, topic, kind, key, record, actor)
-        select %1$s, t.topic, 'insert', %9$s, %12$s, nullif(current_setting('rowcast.actor', true), '')
+        insert into rowcast.events (watch, topic, kind, key, record, actor, grants)
+        select %1$s, t.topic, 'insert', %9$s, %12$s, nullif(current_setting('rowcast.actor', true), ''), %8$s
         from %5$s as r cross join lateral unnest(%2$s) as t (topic)
         where %14$s;
     elsif tg_op = 'UPDATE' then
-        insert into rowcast.events (watch, topic, kind, key, record, changed, actor, revokes)
-        select %1$s, e.topic, e.kind, e.key, e.record, e.changed, nullif(current_setting('rowcast.actor', true), ''), e.revokes
+        insert into rowcast.events (watch, topic, kind, key, record, changed, actor, grants, revokes)
+        select %1$s, e.topic, e.kind, e.key, e.record, e.changed, nullif(current_setting('rowcast.actor', true), ''),
+               case when rights.changed and e.step = 2 then rights.new end, case when rights.changed then rights.old end
         from %4$s as o full join %5$s as n on %6$s
         cross join lateral (select (%17$s) and %15$s as old, (%18$s) and %16$s as new) as live
         cross join lateral (select
             case when live.old then (select %2$s from (select o.*) as r) else '{}' end as old,
             case when live.new then (select %2$s from (select n.*) as r) else '{}' end as new) as topics
+        cross join lateral (%19$s) as rights
         cross join lateral (
             select 1 as step, t.topic, (case when live.new then 'leave' else 'delete' end)::rowcast.kind as kind,
-                   %10$s as key, null::json as record, null::name[] as changed,
-                   case when not live.new then (select %8$s from (select o.*) as r) end as revokes
+                   %10$s as key, null::json as record, null::name[] as changed
             from unnest(topics.old) as t (topic) where t.topic <> all (topics.new)
             union all
             select 2, t.topic, (case when t.topic = any (topics.old) then 'update'
                                      when live.old or not %17$s then 'insert' else 'restore' end)::rowcast.kind,
-                   %11$s, %13$s, case when t.topic = any (topics.old) then c.changed end, null
+                   %11$s, %13$s, case when t.topic = any (topics.old) then c.changed end
             from unnest(topics.new) as t (topic)
             cross join lateral (select array_remove(array[%7$s]::name[], null) as changed) as c
-            where not t.topic = any (topics.old) or c.changed <> '{}'
+            where not t.topic = any (topics.old) or c.changed <> '{}' or rights.changed
         ) as e
         order by e.step;
     elsif tg_op = 'DELETE' then
@@ -89,7 +108,7 @@ begin
         from %4$s as r cross join lateral unnest(%2$s) as t (topic)
         where %14$s;
     else
-        insert into rowcast.events (watch, topic, kind, key) values (%1$s, %3$s, 'truncate', '{}');
+        insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %3$s, 'truncate', '{}', %20$s);
     end if;
     if found then
         perform rowcast.ring();
@@ -111,7 +130,9 @@ begin
         rowcast.live_of('o', watched.soft_delete),           -- 15
         rowcast.live_of('n', watched.soft_delete),           -- 16
         format('o.%I is not null', watched.key[1]),          -- 17  is there an o, or only an n?
-        format('n.%I is not null', watched.key[1])           -- 18
+        format('n.%I is not null', watched.key[1]),          -- 18
+        rights,                                              -- 19  that the row gave before and after, of o and n
+        rowcast.every_right(watched)                         -- 20
     );
 end
 $$;
@@ -151,7 +172,8 @@ $$;
 --   columns      what is published; a column added later is not, until someone says so
 --   key          not null and unique; published with every event
 --   soft_delete  a column that is not null once the row counts as deleted
---   revokes      SQL expression over `r`, jsonb {"user": ..., "topic": ...}: the right that ends with this row
+--   revokes      SQL expression over `r`, jsonb {"user": ..., "topic": ...}: the right that begins and ends with this row;
+--                without a member it is everybody's, or to every topic of the pack. The row must have a topic to tell it
 --   model        the pack's row model that validates it (default: the table's name)
 --   per_row      row triggers, enabled always: for tables fed by logical replication, which fires no others
 --   on_error     strict: what cannot be captured fails; lenient: it is noted in rowcast.lost, and subscribers reset
@@ -249,9 +271,9 @@ begin
     begin%s
     exception when others then
         insert into rowcast.lost (watch, operation, sqlstate, reason) values (%s, tg_op, sqlstate, sqlerrm);
-        insert into rowcast.events (watch, topic, kind, key) values (%s, %L, 'lost', '{}');
+        insert into rowcast.events (watch, topic, kind, key, revokes) values (%s, %L, 'lost', '{}', %s);
         perform rowcast.ring();
-    end;$lenient$, body, w.id, w.id, '*' || w.pack);
+    end;$lenient$, body, w.id, w.id, '*' || w.pack, rowcast.every_right(w));
     end if;
     definition := format(
         E'create or replace function rowcast.%I() returns trigger\nlanguage plpgsql security definer\n'

@@ -16,7 +16,7 @@ LARGEST_SEQ = 2**53 - 1  # the largest integer that a JavaScript client can hold
 
 
 class Kind(StrEnum):
-    """What happened to a row in a topic; the labels of the SQL type ``rowcast.kind``."""
+    """What happened to a row in a topic; the labels of the SQL type ``rowcast.kind``, and ``limit``."""
 
     INSERT = "insert"
     UPDATE = "update"
@@ -25,6 +25,18 @@ class Kind(StrEnum):
     LEAVE = "leave"  # the row lives on, in another topic: a delete with `left` on the wire
     TRUNCATE = "truncate"  # every row of the table went at once: a reset on the wire
     LOST = "lost"  # a lenient table's capture failed: a reset on the wire
+    LIMIT = "limit"  # a transaction has more changes than are told one by one: a reset on the wire
+
+
+DOUBTS = (Kind.TRUNCATE, Kind.LOST, Kind.LIMIT)
+"""What names no row, but puts the state of whole topics in doubt; the reasons of a reset."""
+
+EVERYTHING = Topic("*")
+"""Where a `limit` stands that concerns every topic: its transaction touched too many of them to name each."""
+
+
+CONTENT = frozenset({Kind.INSERT, Kind.UPDATE, Kind.RESTORE})
+"""The kinds that carry a record, as long as the row has not been deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +62,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Who may read what: this user this topic. None stands for all of them."""
+    """Who may read what: this user this topic. None stands for every user, and for every topic of the pack."""
 
     user: str | None
     topic: Topic | None
@@ -61,9 +73,9 @@ class Change:
     """One row's change in one topic, as the log holds it.
 
     ``key`` and ``record`` are JSON text exactly as Postgres wrote it: it is validated, and spliced into the
-    frame without being built anew. ``at`` is the time of the writing statement, RFC 3339 in UTC. ``ends`` is
-    the right that ended with the row. ``model`` is the name of the row model that checks it, where that is not the
-    table's.
+    frame without being built anew. A kind that carries a record has none once the row was deleted. ``at`` is the
+    time of the writing statement, RFC 3339 in UTC. ``ends`` is the right that ended with the row. ``model`` is the
+    name of the row model that checks it, where that is not the table's.
     """
 
     seq: Seq

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class ComeBack(StrEnum):
@@ -26,6 +26,13 @@ class Closing:
     come_back: ComeBack
 
 
+class Close(NamedTuple):
+    """Why this side ended a connection: what its close frame said, or would have said."""
+
+    code: int
+    reason: str
+
+
 CLOSE_CODES: Final[Mapping[str, Closing]] = MappingProxyType(
     {
         closing.name: closing
@@ -42,6 +49,7 @@ CLOSE_CODES: Final[Mapping[str, Closing]] = MappingProxyType(
             Closing(4401, "token", "the token is missing, forged or expired", ComeBack.FRESH_TOKEN),
             Closing(4403, "forbidden", "this user may not connect", ComeBack.NEVER),
             Closing(4408, "too_slow", "the client reads more slowly than it is written to", ComeBack.AT_ONCE),
+            Closing(4410, "silent", "the client did not answer a ping", ComeBack.AT_ONCE),
             Closing(4429, "rate", "the client sends too much", ComeBack.LATER),
         )
     }

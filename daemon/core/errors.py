@@ -119,6 +119,10 @@ class LogUnavailable(RowcastError):
         self.reason = reason
 
 
+class LogForgotten(RowcastError):
+    """The log no longer goes back so far."""
+
+
 class GrantsUnavailable(RowcastError):
     """Nobody can say who may read: {reason}."""
 

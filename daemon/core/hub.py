@@ -1,12 +1,20 @@
 """Topic -> who follows it. A frame is built once per run of changes and handed to every follower."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from daemon.core import wire
-from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
+from daemon.core.change import DOUBTS, Change, Position, Right, Seq, Topic
 from daemon.core.ports import Encode
+
+
+class End(NamedTuple):
+    """A right has ended at `seq`; it was to topics that `serves` knows."""
+
+    seq: Seq
+    right: Right
+    serves: Callable[[Topic], bool]
 
 
 class Follower(Protocol):
@@ -17,7 +25,10 @@ class Follower(Protocol):
         """Whose rights count."""
 
     def deliver(self, frames: bytes) -> None:
-        """Hand over encoded frames, in order."""
+        """Hand over all that concerns this follower up to the hub's `position`: encoded frames, in order.
+
+        A follower that has enough may leave its topics from inside this call.
+        """
 
     def revoked(self, topic: Topic) -> None:
         """The right to this topic has ended: it is followed no more, and waited for no more."""
@@ -37,10 +48,23 @@ class Hub:
         self._encode = encode
         self._followers: dict[Topic, dict[Follower, None]] = {}
         self._waiting: dict[Topic, dict[Follower, None]] = {}  # not live yet, but their rights may end
+        self._asking: dict[Topic, dict[Follower, Seq]] = {}
         self._before: dict[Topic, Position] = {}  # of each followed topic, the position of its last frame
 
+    def ask(self, topic: Topic, follower: Follower) -> None:
+        """The follower's right to the topic is being looked up: note whether it ends meanwhile."""
+        self._asking.setdefault(topic, {})[follower] = Seq(0)
+
+    def answered(self, topic: Topic, follower: Follower) -> Seq:
+        """It has been looked up. Returns where the right last ended meanwhile; 0 if it did not."""
+        asking = self._asking[topic]
+        ended = asking.pop(follower)
+        if not asking:
+            del self._asking[topic]
+        return ended
+
     def wait(self, topic: Topic, follower: Follower) -> None:
-        """Tell this follower if the right to the topic ends, from before it is looked up until it follows."""
+        """Tell this follower if the right to the topic ends, until it follows."""
         self._waiting.setdefault(topic, {})[follower] = None
 
     def follow(self, topic: Topic, follower: Follower) -> None:
@@ -59,8 +83,21 @@ class Hub:
         if not followers and self._followers.pop(topic, None) is not None:
             del self._before[topic]
 
+    def suspend(self, topics: Iterable[Topic], follower: Follower) -> dict[Topic, Seq]:
+        """Deliver nothing more of these topics for now, but tell this follower if a right to one of them ends.
+
+        Returns those of them that it followed, each with the place of its last frame.
+        """
+        suspended: dict[Topic, Seq] = {}
+        for topic in topics:
+            if follower in self._followers.get(topic, ()):
+                suspended[topic] = self._before[topic].seq
+                self.unfollow(topic, follower)
+                self.wait(topic, follower)
+        return suspended
+
     @property
-    def topics(self) -> Iterable[Topic]:
+    def topics(self) -> Collection[Topic]:
         """The topics that somebody follows."""
         return self._followers.keys()
 
@@ -74,35 +111,27 @@ class Hub:
         changes: Sequence[Change],
         position: Position,
         covers: Callable[[Change], Iterable[Topic]],
-        ends: Iterable[tuple[Seq, Right]] = (),
+        ends: Iterable[End] = (),
     ) -> tuple[int, int]:
         """Deliver changes, in order, and move to `position`. Returns how many frames were built and delivered.
 
-        Each follower gets everything that concerns it in one call. `covers` names the followed topics that a
-        truncated table or a lost change puts in doubt: their followers are told `reset`. `ends` are the rights that
-        ended, and where: whoever loses one hears of that topic what came before, and `revoked`.
+        Each follower gets everything that concerns it in one call. `covers` names the followed topics that a change
+        of one of the kinds in DOUBTS concerns: their followers are told `reset`. `ends` are the rights that ended,
+        and where: whoever loses one hears of that topic what came before, and `revoked`.
         """
         outgoing: defaultdict[Follower, list[bytes]] = defaultdict(list)
         cuts = self._cuts(ends)
         built = delivered = 0
         for topic, run in wire.runs(change for change in changes if self._concerns(change)):
-            if run[0].kind in (Kind.TRUNCATE, Kind.LOST):
-                frames = [
-                    (covered, wire.reset(covered, change.kind.value, Position(position.epoch, change.seq)))
-                    for change in run
-                    for covered in covers(change)
-                ]
-            else:
-                frames = [(topic, wire.changes(topic, self._before[topic], run))]
-            for concerned, payload in frames:
-                frame = self._encode(payload)
+            for concerned in covers(run[-1]) if run[-1].kind in DOUBTS else (topic,):
+                frame = self._frame(concerned, run, position.epoch)
                 built += 1
                 for follower in self._followers[concerned]:
                     cut = cuts.get((concerned, follower)) if cuts else None
                     if cut is None or run[-1].seq < cut:
                         outgoing[follower].append(frame)
-                    elif concerned == topic and (kept := [change for change in run if change.seq < cut]):
-                        outgoing[follower].append(self._encode(wire.changes(topic, self._before[topic], kept)))
+                    elif kept := [change for change in run if change.seq < cut]:
+                        outgoing[follower].append(self._frame(concerned, kept, position.epoch))
                 self._before[concerned] = Position(position.epoch, run[-1].seq)
         self.position = position
         for (topic, follower), cut in cuts.items():
@@ -114,14 +143,25 @@ class Hub:
             delivered += len(batch)
         return built, delivered
 
-    def _cuts(self, ends: Iterable[tuple[Seq, Right]]) -> dict[tuple[Topic, Follower], Seq]:
-        """Who follows, or waits for, a topic that it may no longer read, and since when."""
+    def _frame(self, topic: Topic, run: Sequence[Change], epoch: str) -> bytes:
+        """What a topic hears of a run: its changes, or that they put it in doubt."""
+        last = run[-1]
+        if last.kind in DOUBTS:
+            return self._encode(wire.reset(topic, last.kind.value, Position(epoch, last.seq)))
+        return self._encode(wire.changes(topic, self._before[topic], run))
+
+    def _cuts(self, ends: Iterable[End]) -> dict[tuple[Topic, Follower], Seq]:
+        """Who follows, or waits for, a topic that it may no longer read, and since when. Notes it for who asks."""
         cuts: dict[tuple[Topic, Follower], Seq] = {}
-        for seq, right in ends:
-            for topic in (right.topic,) if right.topic is not None else {*self._followers, *self._waiting}:
+        for seq, right, serves in ends:
+            known = (right.topic,) if right.topic is not None else {*self._followers, *self._waiting, *self._asking}
+            for topic in filter(serves, known):
                 for follower in (*self._followers.get(topic, ()), *self._waiting.get(topic, ())):
                     if right.user is None or right.user == follower.user:
                         cuts.setdefault((topic, follower), seq)
+                for follower in self._asking.get(topic, ()):
+                    if right.user is None or right.user == follower.user:
+                        self._asking[topic][follower] = seq
         return cuts
 
     def _wait_no_more(self, topic: Topic, follower: Follower) -> None:
@@ -131,15 +171,18 @@ class Hub:
             self._waiting.pop(topic, None)
 
     def _concerns(self, change: Change) -> bool:
-        return change.topic in self._followers or change.kind in (Kind.TRUNCATE, Kind.LOST)
+        return change.topic in self._followers or change.kind in DOUBTS
 
     def move(self, position: Position, reason: str) -> None:
         """Go on from a position that does not continue the last one: every follower of every topic is reset."""
         self.position = position
         self.breaks += 1
         self.broken = reason
+        outgoing: defaultdict[Follower, list[bytes]] = defaultdict(list)
         for topic, followers in self._followers.items():
             frame = self._encode(wire.reset(topic, reason, position))
             self._before[topic] = position
-            for follower in tuple(followers):
-                follower.deliver(frame)
+            for follower in followers:
+                outgoing[follower].append(frame)
+        for follower, frames in outgoing.items():
+            follower.deliver(b"".join(frames))

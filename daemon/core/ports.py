@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from daemon.core.change import Change, Position, Seq, Topic
+from daemon.core.close_codes import Close
 
 Encode = Callable[[bytes], bytes]
 """From a JSON payload to the bytes of one websocket text frame."""
@@ -48,8 +49,11 @@ class Attendant(Protocol):
         expired token) is ended from here, so that no client needs a timer of its own.
         """
 
-    def lost(self) -> None:
-        """The connection has ended, from either side. Called exactly once, and last."""
+    def lost(self, close: Close | None) -> None:
+        """The connection has ended. Called exactly once, and last.
+
+        `close` is why this side ended it, whether or not the peer got to know; None if it went by itself.
+        """
 
 
 Attend = Callable[[Socket], Attendant]
@@ -65,11 +69,16 @@ class EventLog(Protocol):
     async def read(self, after: Seq, most: int) -> Sequence[Change]:
         """Whole transactions past `after`, oldest first; an empty answer means there are none.
 
-        Reads about `most` changes, and more only to end where a transaction does. Raises LogUnavailable.
+        Reads about `most` changes, and more only to end where a transaction does. One that is too large to be told
+        stands there as a `limit` in each topic that it touched, where it did so last, and one more for each right
+        that ends in it; what lies behind `after` decides. Raises LogUnavailable.
         """
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
-        """The same for some topics, up to a place where a transaction ends. Raises LogUnavailable."""
+        """The same for some topics, up to a place where a transaction ends, and without the rights that end.
+
+        Fewer than `most` changes are all that there are. Raises LogUnavailable.
+        """
 
     async def continuity(self, since: Position) -> str | None:
         """Why a stream cannot be continued from `since` (`epoch`, `crash`, `retention`); None if it can."""
@@ -78,5 +87,9 @@ class EventLog(Protocol):
 class Grants(Protocol):
     """Who may read what."""
 
-    async def may_read(self, user: str, topic: Topic) -> bool:
-        """May this user follow this topic now? False for a topic that nobody serves. Raises GrantsUnavailable."""
+    async def readable_from(self, user: str, topic: Topic) -> Seq | None:
+        """From where in the log on the user may read the topic: where the transaction that gave the right begins.
+
+        0 if that lies before all that the log knows; None if the user may not, or nobody serves the topic. A right
+        given a moment ago is waited for, until it has its place. Raises GrantsUnavailable.
+        """

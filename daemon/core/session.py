@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import Final, assert_never
 
 from daemon.core import wire
-from daemon.core.change import Position, Topic
+from daemon.core.change import Position, Seq, Topic
 from daemon.core.errors import (
     AlreadyGreeted,
     AlreadySubscribed,
@@ -58,10 +58,11 @@ class Authorize:
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """Let the topic's changes flow from `since`, or from now; say `subscribed` first."""
+    """Let the topic's changes flow from `since`, or from now; say `subscribed` first. The right began at `begun`."""
 
     topic: Topic
     since: Position | None
+    begun: Seq
     frame: FrameId | None
 
 
@@ -134,14 +135,17 @@ class Session:
         self.user = user
         self._since = since
 
-    def granted(self, topic: Topic, frame: FrameId | None, *, allowed: bool) -> list[Action]:
-        """What became of an `Authorize`. A topic that does not exist and one that is forbidden look the same."""
+    def granted(self, topic: Topic, frame: FrameId | None, begun: Seq | None) -> list[Action]:
+        """What became of an `Authorize`: where the right began, None if there is none.
+
+        A topic that does not exist and one that is forbidden look the same.
+        """
         if self.phase is not Phase.LIVE:
             return []
-        if not allowed or topic not in self.topics:  # the right may have ended after it was looked up
+        if begun is None or topic not in self.topics:  # the right may have ended after it was looked up
             self.topics.pop(topic, None)
             return self.fault(NoSuchTopic(), frame)
-        return [Follow(topic, self.topics[topic], frame)]
+        return [Follow(topic, self.topics[topic], begun, frame)]
 
     def forget(self, topic: Topic) -> None:
         """The topic could not be decided on, or the right to it has ended; the client may ask again."""

@@ -7,7 +7,8 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from daemon.core.change import Change, Kind, Position, Topic
+from daemon.core.change import DOUBTS, Change, Kind, Position, Topic
+from daemon.core.close_codes import Close
 from daemon.core.errors import BadFrame, BadJson, BadPosition, ClientFault, UnknownOp
 
 SUBPROTOCOL: Final = "rowcast.v1"
@@ -22,6 +23,7 @@ def _position(value: object) -> object:
 
 
 PositionText = Annotated[Position, BeforeValidator(_position)]
+SessionText = Annotated[str, Field(min_length=1, max_length=64)]
 TopicText = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x20\x7f*][^\x00-\x20\x7f]*$")]
 
 
@@ -32,11 +34,15 @@ class _Frame(BaseModel):
 
 
 class Hello(_Frame):
-    """The first frame. `since`: the topics subscribed afterwards are replayed from there."""
+    """The first frame. `since`: the topics subscribed afterwards are replayed from there.
+
+    `session` is that of the client's connection before this one, from its `welcome`.
+    """
 
     op: Literal["hello"]
     token: str
     since: PositionText | None = None
+    session: SessionText | None = None
 
 
 class Subscribe(_Frame):
@@ -111,8 +117,12 @@ def welcome(
     heartbeat: float,
     schema: str,
     limits: dict[str, int],
+    last_close: Close | None = None,
 ) -> bytes:
-    """Accepted. `heartbeat`: seconds between `head` frames; `schema`: the hash of the payload contracts."""
+    """Accepted. `heartbeat`: seconds between `head` frames; `schema`: the hash of the payload contracts.
+
+    `last_close`: why this daemon ended the client's connection before this one, if it did.
+    """
     return _payload(
         "welcome",
         id=frame,
@@ -122,6 +132,7 @@ def welcome(
         heartbeat=heartbeat,
         schema=schema,
         limits=limits,
+        last_close=last_close and last_close._asdict(),
     )
 
 
@@ -141,7 +152,7 @@ def pong(frame: FrameId | None) -> bytes:
 
 
 def resumed(pos: Position, replayed: int) -> bytes:
-    """Every topic that was being replayed is live from `pos` on; `replayed` changes were sent again."""
+    """Every topic that was being replayed is live from `pos` on; `replayed` changes were sent for it."""
     return _payload("resumed", pos=str(pos), replayed=replayed)
 
 
@@ -155,9 +166,12 @@ def revoked(topic: Topic, pos: Position) -> bytes:
     return _payload("revoked", topic=topic, pos=str(pos))
 
 
-def head(pos: Position) -> bytes:
-    """The heartbeat: how far the log is."""
-    return _payload("head", pos=str(pos))
+def head(pos: Position | None, *, stale: bool = False) -> bytes:
+    """The heartbeat: everything up to `pos` has been sent; None while something is being replayed.
+
+    `stale`: the log cannot be read just now, so there may be more than the client can be told.
+    """
+    return _payload("head", pos=pos and str(pos), stale=stale or None)
 
 
 def error(fault: ClientFault, frame: FrameId | None = None) -> bytes:
@@ -171,12 +185,12 @@ def bye(reason: str, retry_ms: int) -> bytes:
 
 
 def runs(changes: Iterable[Change]) -> Iterable[tuple[Topic, Sequence[Change]]]:
-    """Split changes, in their order, into what one `changes` frame may hold: neighbours of one topic.
+    """Split changes, in their order, into what one frame may hold: neighbours of one topic, and doubts of one kind.
 
     Inside a transaction the log keeps each topic together, so a frame holds whole transactions of its topic; and
     since runs follow one another, whoever has processed a frame can resume from its `pos`, whatever it follows.
     """
-    for topic, run in groupby(changes, key=lambda change: change.topic):
+    for (topic, _), run in groupby(changes, key=lambda c: (c.topic, c.kind if c.kind in DOUBTS else None)):
         yield topic, tuple(run)
 
 

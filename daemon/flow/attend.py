@@ -4,13 +4,14 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from daemon import metrics
 from daemon.core import wire
-from daemon.core.change import Seq, Topic
+from daemon.core.change import Position, Seq, Topic
+from daemon.core.close_codes import Close
 from daemon.core.errors import (
     ClientFault,
     GrantsUnavailable,
@@ -18,6 +19,7 @@ from daemon.core.errors import (
     TooManyFrames,
     Unavailable,
 )
+from daemon.core.farewells import Farewells
 from daemon.core.hub import Hub
 from daemon.core.ports import Encode, EventLog, Grants, Socket
 from daemon.core.session import (
@@ -32,7 +34,7 @@ from daemon.core.session import (
     Session,
     Unfollow,
 )
-from daemon.flow.replay import replay
+from daemon.flow.replay import History, replay
 from daemon.flow.served import Served
 from daemon.logs import get_logger
 
@@ -40,6 +42,7 @@ log = get_logger()
 
 MOST_WAITING = 2 * MOST_TOPICS  # frames of one client that wait for an answer: enough to subscribe to everything
 HELLO_WITHIN = 5.0  # seconds
+STALE_AFTER = 5.0  # seconds without a read of the log
 
 
 class Claims(Protocol):
@@ -56,19 +59,27 @@ class Claims(Protocol):
 
 @dataclass(frozen=True)
 class Desk:
-    """What all clients share. `reached` waits until the hub has come to a place in the log."""
+    """What all clients share.
+
+    `history` is what replays read. `reached` waits until the hub has come to a place in the log. `silence` says how
+    many seconds ago the log was last read. A client for whom more than `queue_bytes` wait falls behind.
+    """
 
     hub: Hub
     event_log: EventLog
+    history: History
     grants: Grants
     served: Served
     authenticate: Callable[[str], Claims]
     reached: Callable[[Seq], Coroutine[Any, Any, None]]
     encode: Encode
+    silence: Callable[[], float]
+    farewells: Farewells
     clock: Callable[[], float]
     heartbeat: float
     schema: str
     frame_bytes: int
+    queue_bytes: int
     chunk: int = 1000
 
     def attend(self, socket: Socket) -> "Client":
@@ -81,9 +92,25 @@ class Client:
 
     Frames are answered in order. As long as nothing has to be waited for, no task is made; a question to the
     database makes one, which lives until every waiting frame is answered. A replay is a task of its own.
+
+    A topic is live, where the hub delivers, or in `_behind`, from where the replay goes on. A client that does not
+    read what is live is slow: it has nothing live, everything behind, and a replay that waits for it to read. It
+    need not know: to it that is the same stream.
     """
 
-    __slots__ = ("_behind", "_desk", "_head_due", "_inbox", "_replay", "_session", "_socket", "_worker")
+    __slots__ = (
+        "_behind",
+        "_desk",
+        "_head_due",
+        "_inbox",
+        "_replay",
+        "_session",
+        "_slow",
+        "_socket",
+        "_stale",
+        "_told",
+        "_worker",
+    )
 
     def __init__(self, desk: Desk, socket: Socket) -> None:
         self._desk = desk
@@ -93,6 +120,9 @@ class Client:
         self._worker: asyncio.Task[None] | None = None
         self._replay: asyncio.Task[None] | None = None
         self._behind: dict[Topic, Seq] = {}
+        self._told: dict[Topic, Seq] = {}  # of those behind, where the last frame was, if not there
+        self._slow = False
+        self._stale = False  # what the client was told last
         # Spread over the first beat, so that clients who came together are not all told at once.
         self._head_due = desk.clock() + desk.heartbeat * random.uniform(0.5, 1.0)  # noqa: S311
 
@@ -113,12 +143,18 @@ class Client:
     def tick(self, now: float) -> None:
         """Mind the hello's deadline and the heartbeat."""
         self._perform(self._session.tick(now))
-        if now >= self._head_due and self._session.phase is Phase.LIVE:
+        if self._session.phase is not Phase.LIVE or self._socket.queued():
+            return  # whoever has something to read needs no sign of life, and whoever does not read gets no more
+        stale = self._desk.silence() > STALE_AFTER
+        if now >= self._head_due or stale != self._stale:
             self._head_due = now + self._desk.heartbeat
-            self._say(wire.head(self._desk.hub.position))
+            self._stale = stale
+            self._say(wire.head(None if self._behind else self._desk.hub.position, stale=stale))
 
-    def lost(self) -> None:
+    def lost(self, close: Close | None) -> None:
         """The connection has ended."""
+        if close is not None and self._session.user:
+            self._desk.farewells.keep(self._socket.session, self._session.user, close)
         self._session.end(1006, "lost")
         for task in (self._worker, self._replay):
             if task is not None:
@@ -127,12 +163,15 @@ class Client:
             self._desk.hub.unfollow(topic, self)
         self._session.topics.clear()
         self._behind.clear()
+        self._set_slow(slow=False)
 
     # The hub and the replay call these.
 
     def deliver(self, frames: bytes) -> None:
-        """Hand over live frames."""
+        """Hand over live frames; if too much waits for the peer now, nothing more is live."""
         self._socket.write(frames)
+        if self._socket.queued() > self._desk.queue_bytes:
+            self._fall_behind()
 
     @property
     def user(self) -> str:
@@ -142,13 +181,15 @@ class Client:
     def revoked(self, topic: Topic) -> None:
         """The right to this topic has ended; the hub says so to the peer."""
         self._session.forget(topic)
-        self._behind.pop(topic, None)
+        self._leave_behind(topic)
 
-    async def hear(self, payloads: Iterable[bytes]) -> None:
-        """Hand over what was missed, at the pace at which the peer takes it."""
-        for payload in payloads:
-            self._say(payload)
-            await self._socket.drained()
+    def tell(self, payload: bytes) -> None:
+        """Hand over what was missed."""
+        self._say(payload)
+
+    async def drained(self) -> None:
+        """Wait until the peer has taken most of what was sent."""
+        await self._socket.drained()
 
     # What the session decides.
 
@@ -174,7 +215,7 @@ class Client:
                     self._unfollow(topic)
                 case Authenticate():
                     self._perform(self._greet(action))
-                case Follow(topic, None, frame):
+                case Follow(topic, None, _, frame):
                     self._follow(topic, frame)
                 case Authorize() | Follow():
                     return [a for a in actions[place:] if isinstance(a, Authorize | Follow)]
@@ -198,12 +239,8 @@ class Client:
     async def _ask(self, question: Authorize | Follow) -> None:
         try:
             if isinstance(question, Authorize):
-                # From before the question on: a right that ends behind the answer must not be missed.
-                self._desk.hub.wait(question.topic, self)
-                allowed = await self._desk.grants.may_read(question.user, question.topic)
-                if not allowed:
-                    self._desk.hub.unfollow(question.topic, self)
-                for follow in self._perform(self._session.granted(question.topic, question.frame, allowed=allowed)):
+                begun = await self._readable_from(question)
+                for follow in self._perform(self._session.granted(question.topic, question.frame, begun)):
                     await self._ask(follow)
             else:
                 await self._resume(question)
@@ -212,6 +249,22 @@ class Client:
             self._desk.hub.unfollow(question.topic, self)
             self._session.forget(question.topic)
             self._perform(self._fault(Unavailable(), question.frame))
+
+    async def _readable_from(self, question: Authorize) -> Seq | None:
+        """Where the right to a topic began; from now on the hub minds its end."""
+        hub, topic = self._desk.hub, question.topic
+        # From before the question on: a right that ends behind the answer must not be missed.
+        hub.ask(topic, self)
+        try:
+            begun = await self._desk.grants.readable_from(question.user, topic)
+            if begun is not None:
+                await self._desk.reached(begun)  # what comes before it here is not for this user
+        finally:
+            ended = hub.answered(topic, self)
+        if begun is None or ended > begun or topic not in self._session.topics:
+            return None
+        hub.wait(topic, self)
+        return begun
 
     def _greet(self, action: Authenticate) -> list[Action]:
         hello = action.hello
@@ -231,13 +284,34 @@ class Client:
                     heartbeat=self._desk.heartbeat,
                     schema=self._desk.schema,
                     limits={"topics": MOST_TOPICS, "frame_bytes": self._desk.frame_bytes},
+                    last_close=self._desk.farewells.find(hello.session or "", claims.user),
                 )
             )
         ]
 
     def _follow(self, topic: Topic, frame: wire.FrameId | None) -> None:
-        self._say(wire.subscribed(frame, topic, self._desk.hub.position))
-        self._desk.hub.follow(topic, self)
+        position = self._desk.hub.position
+        self._say(wire.subscribed(frame, topic, position))
+        if self._slow:  # live, it would be ahead of the others
+            self._behind[topic] = position.seq
+        else:
+            self._desk.hub.follow(topic, self)
+
+    def _fall_behind(self) -> None:
+        """Have every live topic replayed from where the hub is: up to there all has been delivered."""
+        hub = self._desk.hub
+        told = hub.suspend(self._session.topics, self)
+        if told:
+            self._told |= told
+            self._behind |= dict.fromkeys(told, hub.position.seq)
+            self._set_slow(slow=True)
+            self._begin_replay()
+
+    def _set_slow(self, *, slow: bool) -> None:
+        if slow != self._slow:
+            self._slow = slow
+            metrics.CLIENTS_BEHIND.inc(1 if slow else -1)
+            metrics.BEHIND.inc(slow)
 
     async def _resume(self, follow: Follow) -> None:
         """Replay a topic from where the client was, if the log can prove that nothing is missing."""
@@ -257,29 +331,36 @@ class Client:
             self._say(wire.reset(follow.topic, reason, self._desk.hub.position))
             return
         self._say(wire.subscribed(follow.frame, follow.topic, since))
+        if since.seq < follow.begun - 1:
+            since = Position(since.epoch, Seq(follow.begun - 1))
+            metrics.RESETS.labels(reason="rights").inc()
+            self._say(wire.reset(follow.topic, "rights", since))
         self._behind[follow.topic] = since.seq
-        if self._replay is None:
-            self._replay = asyncio.create_task(self._catch_up())
+        self._begin_replay()
 
-    async def _catch_up(self) -> None:
-        """Replay what is behind. Whoever cannot be served is cut off: it comes back and resumes."""
+    def _begin_replay(self) -> None:
+        if self._replay is None:
+            self._replay = asyncio.create_task(self._catch_up(self._desk.hub.breaks))
+
+    async def _catch_up(self, breaks: int) -> None:
+        """Replay what is behind, and go on live."""
         desk = self._desk
         try:
             replayed = await replay(
                 self._behind,
                 self,
                 lambda topic: desk.hub.follow(topic, self),
-                event_log=desk.event_log,
+                event_log=desk.history,
                 hub=desk.hub,
                 served=desk.served,
                 chunk=desk.chunk,
+                told=self._told,
+                breaks=breaks,
             )
             self._say(wire.resumed(desk.hub.position, replayed))
-            metrics.RESUMES.labels(outcome="replayed" if replayed else "lossless").inc()
-        except LogUnavailable as error:
-            log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
-            self._perform(self._fault(Unavailable()))
-            self._socket.close(1013, "unavailable")
+            if not self._slow:
+                metrics.RESUMES.labels(outcome="replayed" if replayed else "lossless").inc()
+            self._set_slow(slow=False)
         except Exception:
             log.exception("internal_error", session=self._socket.session)
             self._socket.close(1011, "internal error")
@@ -287,8 +368,12 @@ class Client:
             self._replay = None
 
     def _unfollow(self, topic: Topic) -> None:
-        self._behind.pop(topic, None)
+        self._leave_behind(topic)
         self._desk.hub.unfollow(topic, self)
+
+    def _leave_behind(self, topic: Topic) -> None:
+        self._behind.pop(topic, None)
+        self._told.pop(topic, None)
 
     def _say(self, payload: bytes) -> None:
         self._socket.write(self._desk.encode(payload))

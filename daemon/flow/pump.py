@@ -11,6 +11,7 @@ from daemon.core.change import Change, Kind, Position, Seq
 from daemon.core.errors import LogUnavailable
 from daemon.core.hub import Hub
 from daemon.core.ports import EventLog
+from daemon.flow.recent import Recent
 from daemon.flow.served import Invalid, Served
 from daemon.logs import get_logger
 
@@ -22,7 +23,8 @@ Bury = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]]
 class Pump:
     """Keeps the hub at the head of the log.
 
-    `bell` is rung when the log has grown; without a ring the log is read every `poll_every` seconds.
+    `bell` is rung when the log has grown; without a ring the log is read every `poll_every` seconds. `recent` is
+    given what the hub is given, and at once.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Pump:
         bell: asyncio.Event,
         hub: Hub,
         served: Served,
+        recent: Recent,
         bury: Bury,
         *,
         poll_every: float = 1.0,
@@ -40,12 +43,14 @@ class Pump:
         self._bell = bell
         self._hub = hub
         self._served = served
+        self._recent = recent
         self._bury = bury
         self._poll_every = poll_every
         self._chunk = chunk
         self._read_at = float("-inf")
         self._moved = asyncio.Condition()
         self.started = asyncio.Event()
+        self.reads = asyncio.Event()  # set unless the last attempt to read the log has failed
 
     @property
     def silence(self) -> float:
@@ -67,10 +72,12 @@ class Pump:
                 if quiet:
                     await self._look_for_term()
                 healthy = True
+                self.reads.set()
             except LogUnavailable as error:
                 if healthy:
                     log.warning("log_unavailable", reason=error.reason)
                 healthy = False
+                self.reads.clear()
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
             quiet = True
             with suppress(TimeoutError):
@@ -82,7 +89,7 @@ class Pump:
         if not self.started.is_set():
             head = await self._log.head()
             if head.epoch:
-                self._hub.move(head, "epoch")  # nobody follows yet
+                self._move(head, "epoch")  # nobody follows yet
                 self._read_at = time.monotonic()
                 self.started.set()
         while self.started.is_set():
@@ -108,12 +115,19 @@ class Pump:
             await self._begin_term(Seq(head.seq + 1))
 
     async def _begin_term(self, first: Seq) -> None:
-        """Numbers are dense within a term: a jump is a new one. Was what we delivered last kept on record?"""
+        """Numbers are dense within a term: a jump is a new one. Was what we delivered last kept on record?
+
+        A transaction that is told as `limit` is a jump too, and asks in vain.
+        """
         reason = await self._log.continuity(self._hub.position)
         if reason is not None:
             head = await self._log.head()
-            self._hub.move(Position(head.epoch, Seq(first - 1)), reason)
+            self._move(Position(head.epoch, Seq(first - 1)), reason)
             metrics.RESETS.labels(reason=reason).inc()
+
+    def _move(self, position: Position, reason: str) -> None:
+        self._hub.move(position, reason)
+        self._recent.restart(position)
 
     async def _publish(self, changes: Sequence[Change]) -> None:
         valid, invalid = self._served.sift(changes)
@@ -124,6 +138,7 @@ class Pump:
             lambda change: self._served.in_doubt(change, self._hub.topics),
             self._served.ends(changes),
         )
+        self._recent.add(changes, valid)
         metrics.FRAMES.inc(built)
         metrics.DELIVERIES.inc(delivered)
         metrics.BATCH_CHANGES.observe(len(changes))
@@ -132,6 +147,8 @@ class Pump:
         for change in valid:
             if change.kind is Kind.LOST:
                 log.error("trigger_error", seq=change.seq, table=change.table)
+        for tx in {change.tx for change in changes if change.kind is Kind.LIMIT}:
+            log.warning("transaction_too_large", transaction=tx)
         if invalid:
             await self._refuse(invalid)
 

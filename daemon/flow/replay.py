@@ -1,20 +1,61 @@
 """From a client's position to the head: the one way for everybody who is behind."""
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
 from daemon.core import wire
-from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.change import DOUBTS, Change, Position, Seq, Topic
+from daemon.core.errors import LogForgotten, LogUnavailable
 from daemon.core.hub import Hub
 from daemon.core.ports import EventLog
 from daemon.flow.served import Served
+from daemon.logs import get_logger
+
+log = get_logger()
+
+READERS = 4  # replays that read the log at once: they leave connections to the pump, however many clients are slow
 
 
 class Reader(Protocol):
     """Who is behind, and hears what it missed."""
 
-    async def hear(self, payloads: Iterable[bytes]) -> None:
-        """Send these frames, in order, each when the peer has taken most of those before."""
+    def tell(self, payload: bytes) -> None:
+        """Send this frame."""
+
+    async def drained(self) -> None:
+        """Wait until the peer has taken most of what was sent."""
+
+
+class History(Protocol):
+    """What a replay needs of the log."""
+
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
+        """As in the EventLog."""
+
+
+class PatientHistory:
+    """The log, for all replays together: some read at a time, and a read that failed is tried again.
+
+    `readable` waits until the log can be read, as far as is known.
+    """
+
+    def __init__(self, event_log: EventLog, readable: Callable[[], Awaitable[object]]) -> None:
+        self._log = event_log
+        self._readable = readable
+        self._turns = asyncio.Semaphore(READERS)
+
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
+        """As in the EventLog, but that it does not fail."""
+        while True:
+            try:
+                async with self._turns:
+                    return await self._log.read_topics(topics, after, upto, most)
+            except LogUnavailable as error:
+                log.debug("log_unavailable", reason=error.reason)  # the pump says so louder
+            await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+            await self._readable()
 
 
 async def replay(
@@ -22,46 +63,60 @@ async def replay(
     reader: Reader,
     join: Callable[[Topic], None],
     *,
-    event_log: EventLog,
+    event_log: History,
     hub: Hub,
     served: Served,
     chunk: int = 1000,
+    told: dict[Topic, Seq] | None = None,
+    breaks: int | None = None,
 ) -> int:
-    """Send what each topic in `behind` missed since its place there, then `join` it to the live stream.
+    """Send what each topic in `behind` missed since its place there, then let all of them `join` the live stream.
 
-    `behind` may gain and lose topics while this runs; it is empty at the end. Returns how many changes were sent.
-    Memory is bounded by one chunk. Raises LogUnavailable.
+    They join together: nobody hears of one topic what is newer than what it has still to hear of another. `behind`
+    may gain and lose topics while this runs; it is empty at the end. `told` has, where that is not its place, the
+    position of a topic's last frame: the `prev` of the next. `breaks` is what the hub had counted when the places
+    were good, if that is not now. Returns how many changes were sent. Memory is bounded by one chunk. Raises
+    LogUnavailable.
     """
     sent = 0
-    breaks = hub.breaks
-    told: dict[Topic, Seq] = {}  # of each topic, the position of its last frame: the `prev` of the next
+    breaks = hub.breaks if breaks is None else breaks
+    told = {} if told is None else told
     while behind:
+        await reader.drained()  # whoever joins has room for what is live
+        # From here to the joining nothing is awaited, so there is neither gap nor repeat.
+        if hub.breaks != breaks:
+            # The numbers that were asked about may have been lost, and name nothing now.
+            breaks = hub.breaks
+            _begin_anew(behind, reader, hub.broken, hub.position)
         upto = hub.position.seq
-        for topic in [topic for topic, place in behind.items() if place >= upto]:
-            # Nothing is awaited between looking at the hub and joining it, so there is neither gap nor repeat.
-            join(topic)
-            del behind[topic]
-        if not behind:
+        if all(place >= upto for place in behind.values()):
+            for topic in tuple(behind):
+                del behind[topic]
+                told.pop(topic, None)
+                join(topic)
             break
         # Topics come and go while the log is read: what was read is for those that were asked about.
         asked = dict(behind)
         told |= {topic: min(told.get(topic, place), place) for topic, place in asked.items()}
         wanted = {*asked, *served.doubt_topics(asked)}
-        changes = await event_log.read_topics(wanted, min(asked.values()), upto, chunk)
+        try:
+            changes = await event_log.read_topics(wanted, min(asked.values()), upto, chunk)
+        except LogForgotten:
+            if hub.breaks == breaks:
+                _begin_anew(behind, reader, "retention", hub.position)
+            continue
         if hub.breaks != breaks:
-            breaks = hub.breaks
-            await reader.hear(_anew(behind, join, hub))
             continue
         reached = changes[-1].seq if len(changes) >= chunk else upto
         reading = {topic: place for topic, place in asked.items() if behind.get(topic) == place}
         payloads: list[tuple[Topic, bytes]] = []
         for topic, run in wire.runs(served.sift(changes)[0]):  # the pump has reported the invalid ones
-            if run[0].kind in (Kind.TRUNCATE, Kind.LOST):
-                for change in run:
-                    for covered in served.in_doubt(change, reading):
-                        if reading[covered] < change.seq:
-                            payloads.append((covered, _reset(hub, covered, change)))
-                            told[covered] = change.seq
+            last = run[-1]
+            if last.kind in DOUBTS:
+                for covered in served.in_doubt(last, reading):
+                    if reading[covered] < last.seq:
+                        payloads.append((covered, _reset(hub, covered, last)))
+                        told[covered] = last.seq
             # A topic whose place lies further on has been told some of this already.
             elif topic in reading and (fresh := [change for change in run if change.seq > reading[topic]]):
                 prev = Position(hub.position.epoch, told[topic])
@@ -70,20 +125,19 @@ async def replay(
                 sent += len(fresh)
         places = {topic: max(place, reached) for topic, place in reading.items()}
         behind |= places
-        # Asked frame by frame, while they are sent: a topic may be left, or be lost, before its frame's turn.
-        await reader.hear(payload for topic, payload in payloads if behind.get(topic) == places[topic])
+        for topic, payload in payloads:
+            # Asked frame by frame, while they are sent: a topic may be left, or be lost, before its frame's turn.
+            if behind.get(topic) == places[topic]:
+                reader.tell(payload)
+                await reader.drained()
     return sent
 
 
-def _anew(behind: dict[Topic, Seq], join: Callable[[Topic], None], hub: Hub) -> Iterator[bytes]:
-    """Join every topic with a reset: the numbers that were asked about may have been lost, and name nothing now.
-
-    Each joins as its reset is sent, so that no live frame comes before it.
-    """
-    for topic in tuple(behind):
-        if behind.pop(topic, None) is not None:
-            join(topic)
-            yield wire.reset(topic, hub.broken, hub.position)
+def _begin_anew(behind: dict[Topic, Seq], reader: Reader, reason: str, position: Position) -> None:
+    """What lies before this position cannot be told any more."""
+    for topic in behind:
+        reader.tell(wire.reset(topic, reason, position))
+    behind |= dict.fromkeys(behind, position.seq)
 
 
 def _reset(hub: Hub, topic: Topic, change: Change) -> bytes:

@@ -10,13 +10,14 @@ from contextlib import suppress
 from typing import Final
 
 from ulid import ULID
-from websockets.frames import Close, Frame, Opcode
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 
-from daemon.core.close_codes import CLOSE_CODES
+from daemon.core.close_codes import CLOSE_CODES, Close
 from daemon.core.ports import Attendant
+from daemon.gateway.limits import LEAST
 from daemon.gateway.shared import NEVER, Shared, log, peer_name
 from daemon.logs import correlate
 
@@ -40,9 +41,12 @@ class Connection(asyncio.Protocol):
         "_attendant",
         "_backlog",
         "_backlog_bytes",
+        "_cut",
         "_deadline",
         "_fragments",
         "_frames",
+        "_full_since",
+        "_full_taken",
         "_held",
         "_inbox",
         "_next_ping",
@@ -68,6 +72,7 @@ class Connection(asyncio.Protocol):
         self._protocol = protocol
         self._attendant: Attendant | None = None
         self._open = True
+        self._cut = ""  # why it was cut
         self._since = now
         self._deadline = 0.0
         # Inbound: fragments of the message that is coming in, messages that came in while the attendant paused.
@@ -78,6 +83,8 @@ class Connection(asyncio.Protocol):
         # Outbound: while the transport's buffer is full, frames wait here, shared with all who wait for the same.
         self._backlog: deque[bytes] | None = None
         self._backlog_bytes = 0
+        self._full_since = now  # when the transport became full, or LEAST bytes less
+        self._full_taken = 0  # what the peer had taken then
         self._room: asyncio.Event | None = None
         self._sent = 0
         # Keepalive.
@@ -104,12 +111,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, frames: bytes) -> None:
         """Hand whole, already encoded frames to the peer, in order."""
-        if not self._open:
-            return
-        # Looked at before and not behind it: one write may be larger than the limit, since a transaction may be.
-        if self.queued() > self._shared.limits.queue_bytes:
-            self.abort("too_slow")
-        else:
+        if self._open:
             self._send(frames)
 
     def queued(self) -> int:
@@ -165,6 +167,8 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The peer does not read: read nothing from it either, or its pings would fill the memory with pongs."""
         self._backlog = deque()
+        self._full_since = self._shared.clock()
+        self._full_taken = self._count_taken()
         self._steer_reading()
 
     def resume_writing(self) -> None:
@@ -190,7 +194,7 @@ class Connection(asyncio.Protocol):
         with correlate(self.session):
             log.info("client_disconnected", session=self.session, code=int(close.code), seconds=seconds)
             if self._attendant is not None:
-                self._ask(self._attendant.lost)
+                self._ask(self._attendant.lost, self._why())
                 self._attendant = None
 
     # The peer of the gateway.
@@ -202,6 +206,9 @@ class Connection(asyncio.Protocol):
                 self.abort("close_timeout")
             return
         self._frames = 0
+        if self._backlog is not None and not self._keeps_pace(now):
+            self.abort("too_slow")
+            return
         if self._pinged is not None:
             if self._is_excused():
                 self._pinged = now
@@ -225,6 +232,7 @@ class Connection(asyncio.Protocol):
     def abort(self, reason: str) -> None:
         """Cut the connection now, whatever waits to be sent."""
         if self._deadline != NEVER:
+            self._cut = reason
             self._shut(NEVER)
             with correlate(self.session):
                 log.warning("client_aborted", session=self.session, reason=reason)
@@ -344,13 +352,30 @@ class Connection(asyncio.Protocol):
     def _is_excused(self) -> bool:
         """May a peer be waited for that has not answered the ping?
 
-        Until it has the ping, as long as it takes something: what is sent before it may be long, and the line
-        slow. Afterwards only if the attendant does not let us read the answer.
+        Until it has the ping, as long as it takes something, or is given the time that a full transport has: what
+        is sent before the ping may be long, and the line slow. Afterwards only if the attendant does not let us
+        read the answer.
         """
         before, self._taken = self._taken, self._count_taken()
         if self._taken < self._ping_end:
-            return self._taken > before
+            return self._taken > before or self._backlog is not None
         return self._held or bool(self._inbox)
+
+    def _keeps_pace(self, now: float) -> bool:
+        """Does the peer read, slowly as it may, while the transport is full?"""
+        if now >= self._full_since + self._shared.limits.drain_timeout:
+            taken = self._count_taken()
+            if taken < self._full_taken + LEAST:
+                return False
+            self._full_since, self._full_taken = now, taken
+        return True
+
+    def _why(self) -> Close | None:
+        """Why this side has ended the connection; None if it has not."""
+        if self._cut in CLOSE_CODES:
+            return Close(CLOSE_CODES[self._cut].code, self._cut)
+        sent = self._protocol.close_sent
+        return Close(int(sent.code), sent.reason) if sent and not self._protocol.close_rcvd_then_sent else None
 
     def _count_taken(self) -> int:
         """How many bytes the peer's kernel has acknowledged; our own kernel's buffer can hold megabytes."""

@@ -3,6 +3,7 @@
 import resource
 from dataclasses import dataclass
 
+LEAST = 64 * 1024  # bytes that a peer takes in one `drain_timeout`, while as many wait for it
 SPARE = 64  # descriptors that are never a session: the database, the listener, a health check at full house
 
 
@@ -19,11 +20,11 @@ class Limits:
     message_bytes: int = 64 * 1024  # one inbound message, all its fragments together
     fragments: int = 128  # of one inbound message
     frames: int = 4096  # inbound frames of any kind between two ticks
-    queue_bytes: int = 16 * 1024 * 1024  # what may wait for one peer to read
     open_timeout: float = 5.0  # from accept to the end of the request
     answer_timeout: float = 30.0  # from an HTTP answer until the peer has read it
     ping_every: float = 20.0
     ping_timeout: float = 10.0  # from a ping until the peer counts as gone
+    drain_timeout: float = 30.0  # for each LEAST bytes that wait, until the peer has taken them
     close_timeout: float = 2.0  # from a close frame until the connection is cut
     tick_every: float = 1.0
 

@@ -14,7 +14,7 @@ from daemon.gateway.shared import address_name, log
 
 BACKLOG: Final = 4096  # connections that may wait in the kernel, in a storm or while the daemon restarts
 ACCEPTS: Final = 64  # connections accepted in a row before anybody else has a turn
-USER_TIMEOUT: Final = 30_000  # milliseconds without an acknowledgement
+USER_TIMEOUT: Final = 60_000  # milliseconds without an acknowledgement; we cut sooner, and know why
 
 # "localhost" has an IPv6 address on machines that have no IPv6.
 _NOT_HERE: Final = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}

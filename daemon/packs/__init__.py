@@ -79,7 +79,7 @@ class Pack:
                 if change.record is not None:
                     return "record: not_expected"
                 return _problem("key", _key_model(row), change.key)
-            case Kind.TRUNCATE | Kind.LOST:
+            case Kind.TRUNCATE | Kind.LOST | Kind.LIMIT:
                 if change.record is not None:
                     return "record: not_expected"
                 return None if change.key == "{}" else "key: not_expected"

@@ -1,11 +1,13 @@
 """Connections and pools, and what the driver's errors mean to the operator."""
 
+import asyncio
 import errno
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -331,6 +333,25 @@ async def open_pool(
             raise _explain_connecting(error, dsn) from None
 
     return await retry(once, attempts=attempts, on_retry=on_retry)
+
+
+@asynccontextmanager
+async def lent(pool: Pool, within: float) -> AsyncIterator[Connection]:
+    """A connection of the pool, for a statement that is given up after `within` seconds: that raises TimeoutError.
+
+    Then no connection that is open now is used again: what has not come through one of them will not through others.
+    """
+    async with asyncio.timeout(within) as limit:
+        connection = await pool.acquire()
+        try:
+            yield cast("Connection", connection)
+        except asyncio.CancelledError:
+            connection.terminate()  # the driver would wait until the server has heard that it shall stop
+            if limit.expired():
+                await pool.expire_connections()
+            raise
+        finally:
+            await pool.release(connection)
 
 
 def _settings(application_name: str, more: Mapping[str, str] | None) -> dict[str, str]:

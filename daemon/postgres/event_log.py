@@ -1,17 +1,27 @@
 """The log, as Postgres keeps it: the EventLog and Grants ports, and the dead letters."""
 
+import asyncio
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 
 import asyncpg
 
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
-from daemon.core.errors import GrantsUnavailable, LogUnavailable
-from daemon.postgres.connect import DRIVER_ERRORS, DatabaseFault, Pool
+from daemon.core.errors import GrantsUnavailable, LogForgotten, LogUnavailable
+from daemon.postgres.connect import DRIVER_ERRORS, DatabaseFault, Pool, lent
 from daemon.postgres.queries import query
+
+MOST_ENDS = 5000  # rights that end one by one in a transaction that is too large to be told
 
 # What can happen to any statement when Postgres restarts, the link is cut, or an answer takes too long.
 BROKEN = (*DRIVER_ERRORS, DatabaseFault)
+
+PENDING_PAUSE = 0.01  # seconds until we look again whether an event has its number: the leader takes about as long
+ANSWER_WITHIN = 10.0  # seconds for a small answer
+READ_WITHIN = 30.0  # seconds for some changes
+TRANSACTION_WITHIN = 900.0  # seconds for the rest of a transaction: it may hold millions of changes
 
 
 def reason(error: BaseException) -> str:
@@ -31,41 +41,71 @@ def _translated() -> Iterator[None]:
 class PgEventLog:
     """Reads `rowcast.log`. See the EventLog port for what its methods promise."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, transaction_changes: int = 100_000) -> None:
+        """A transaction of more than `transaction_changes` is told as `limit`."""
         self._pool = pool
+        self._largest = transaction_changes
 
     async def head(self) -> Position:
         """The newest position; ("", 0) before the first leader has begun. Raises LogUnavailable."""
         with _translated():
-            row = await self._pool.fetchrow(query("head"))
+            async with lent(self._pool, ANSWER_WITHIN) as connection:
+                row = await connection.fetchrow(query("head"))
         return Position(row["epoch"], Seq(row["seq"])) if row else Position("", Seq(0))
 
     async def read(self, after: Seq, most: int) -> Sequence[Change]:
         """Whole transactions past `after`, oldest first. Raises LogUnavailable."""
-        return await self._read(None, most, query("changes"), after, most)
+        with _translated():
+            rows = await self._fetch(READ_WITHIN, "changes", after, most)
+            return await self._whole(rows, most, None)
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
-        """The same for some topics, up to `upto`. Raises LogUnavailable."""
-        wanted = list(topics)
-        return await self._read(wanted, most, query("changes_of_topics"), after, upto, wanted, most)
-
-    async def _read(
-        self, topics: list[Topic] | None, most: int, statement: str, *arguments: object
-    ) -> Sequence[Change]:
+        """The same for some topics, up to `upto`. Raises LogUnavailable and LogForgotten."""
+        wanted, found, place = list(topics), list[Change](), after
         with _translated():
-            rows = await self._pool.fetch(statement, *arguments)
-            if len(rows) == most and rows[-1]["tx_end"] > rows[-1]["seq"]:
-                end = rows[-1]
-                rows += await self._pool.fetch(query("rest_of_transaction"), end["seq"], end["tx_end"], topics)
-        return [_change(row) for row in rows]
+            while True:
+                asked = most - len(found)
+                rows = await self._fetch(READ_WITHIN, "changes_of_topics", place, upto, wanted, asked, self._largest)
+                found += await self._whole(rows, asked, wanted)
+                if len(rows) < asked or len(found) >= most:
+                    break
+                place = rows[-1]["tx_end"]  # many rows of a large transaction have become few changes
+            # Asked behind the reading: a part of it may have been dropped before.
+            [[floor]] = await self._fetch(ANSWER_WITHIN, "log_floor")
+        if floor > after:
+            raise LogForgotten
+        return found
+
+    async def _fetch(self, within: float, name: str, *arguments: object) -> list[asyncpg.Record]:
+        async with lent(self._pool, within) as connection:
+            return await connection.fetch(query(name), *arguments)
+
+    async def _whole(self, rows: list[asyncpg.Record], most: int, topics: list[Topic] | None) -> list[Change]:
+        """The changes of whole transactions, of which these rows are the beginning."""
+        changes: list[Change] = []
+        for end, group in groupby(rows, key=itemgetter("tx_end")):
+            transaction = list(group)
+            first, last = transaction[0]["seq"], transaction[-1]["seq"]
+            if topics is None and end - first >= self._largest:
+                # All rows are here but those before `after`, and numbers are dense inside a transaction.
+                transaction = await self._fetch(TRANSACTION_WITHIN, "limits", first, end, self._largest, MOST_ENDS)
+            elif topics is not None and transaction[0]["large"]:
+                transaction = await self._fetch(READ_WITHIN, "limits_of_topics", first, end, topics)
+            elif len(rows) == most and end == rows[-1]["tx_end"] and last < end:
+                transaction += await self._fetch(TRANSACTION_WITHIN, "rest_of_transaction", last, end, topics)
+            changes += map(_change, transaction)
+        return changes
 
     async def continuity(self, since: Position) -> str | None:
         """Why a stream cannot go on from `since`; None if it can. Raises LogUnavailable."""
         with _translated():
-            row = await self._pool.fetchrow(query("continuity"), since.seq)
+            async with lent(self._pool, ANSWER_WITHIN) as connection:
+                row = await connection.fetchrow(query("continuity"), since.seq)
         assert row is not None
         if row["epoch"] != since.epoch:
             return "epoch"
+        if since.seq < row["floor"]:
+            return "retention"
         if row["recorded_end"] is None or since.seq > row["recorded_end"]:
             return "crash"
         return None
@@ -98,24 +138,40 @@ class DeadLetters:
     async def bury(self, letters: Sequence[tuple[Change, str, str]]) -> None:
         """Keep each (change, pack, reason). Raises LogUnavailable."""
         with _translated():
-            await self._pool.executemany(query("bury"), [(c.seq, pack, why) for c, pack, why in letters])
+            async with lent(self._pool, READ_WITHIN) as connection:
+                await connection.executemany(query("bury"), [(c.seq, pack, why) for c, pack, why in letters])
 
 
 class PgGrants:
     """Asks the SQL function `may_read` of the schema that serves a topic; `schema_of` knows which that is."""
 
-    def __init__(self, pool: Pool, schema_of: Callable[[Topic], str | None]) -> None:
+    def __init__(self, pool: Pool, schema_of: Callable[[Topic], str | None], *, wait: float = 10.0) -> None:
         self._pool = pool
         self._schema_of = schema_of
+        self._wait = wait
 
-    async def may_read(self, user: str, topic: Topic) -> bool:
-        """May this user follow this topic now? False if nobody serves it. Raises GrantsUnavailable."""
+    async def readable_from(self, user: str, topic: Topic) -> Seq | None:
+        """From where in the log on the user may read the topic; None if not at all. Raises GrantsUnavailable.
+
+        0 if the right began before the log did. Who was given the right a moment ago waits until the log says where.
+        """
         schema = self._schema_of(topic)
         if schema is None:
-            return False
+            return None
         # A schema's name is a plain identifier: applying the DDL let the server confirm that it needs no quotes.
-        statement = f"select {schema}.may_read($1, $2)"
+        limit = asyncio.get_running_loop().time() + self._wait
+        begun = query("readable_from").rstrip(";")
+        statement = f"select {schema}.may_read($2, $3) as may_read, right_.* from ({begun}) as right_"  # noqa: S608
         try:
-            return bool(await self._pool.fetchval(statement, user, topic))
+            while True:
+                async with lent(self._pool, ANSWER_WITHIN) as connection:
+                    row = await connection.fetchrow(statement, schema, user, topic)
+                if row is None or not row["may_read"]:
+                    return None
+                if not row["pending"]:
+                    return Seq(row["begun"])
+                if asyncio.get_running_loop().time() > limit:
+                    raise GrantsUnavailable("its beginning has no number yet")
+                await asyncio.sleep(PENDING_PAUSE)
         except BROKEN as error:
             raise GrantsUnavailable(reason(error)) from error

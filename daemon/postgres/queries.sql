@@ -5,41 +5,92 @@
 -- $1 lock bigint
 select pg_try_advisory_lock($1);
 
+-- name: leave_segment
+select rowcast.leave_segment();
+
 -- name: open_term
-select term, epoch, base, snapshot::text as snapshot from rowcast.open_term();
+-- $1 in the next segment boolean
+select term, epoch, base, snapshot::text as snapshot, first_segment from rowcast.open_term($1);
 
 -- name: number_events
 -- New are the events of transactions that were not visible in the last snapshot and are in this one: those past
 -- its xmax, and those that were in progress. Rows, numbers and the new snapshot come from one statement, so from
 -- one snapshot. Transactions go by the largest event id each holds, which keeps the versions of a row in order;
 -- inside one, a topic's events stand together, so that its frame ends at a place from where one can resume.
+-- What rows are gone, and which rights begin, is noted in the same transaction. A right begins with the transaction that
+-- gives it, of which everything may be read.
 -- Writes nothing under a leader of a newer term.
--- $1 term bigint   $2 last seq bigint   $3 xmax text (xid8)   $4 xip text[] (xid8)
+-- $1 term bigint   $2 last seq bigint   $3 xmax text (xid8)   $4 xip text[] (xid8)   $5 first segment integer
 with fresh as materialized (
-    select e.id, e.xid, e.topic from rowcast.events as e
-    where (e.xid >= $3::text::xid8 or e.xid = any ($4::text []::xid8 []))
+    select e.id, e.xid, e.topic, e.watch, e.kind, e.grants,
+           case when e.kind in ('insert', 'update', 'restore', 'delete') then e.key::text end as key
+    from rowcast.events as e
+    where (e.xid >= $3::text::xid8 or e.xid = any ($4::text []::xid8 [])) and e.id >> 40 >= $5
       and not exists (select from rowcast.terms as t where t.term > $1)
 ), grouped as (
-    select f.id, f.topic,
+    select f.*,
            max(f.id) over (partition by f.xid) as tx,
            min(f.id) over (partition by f.xid, f.topic) as tx_topic
     from fresh as f
 ), numbered as (
     select $2::bigint + row_number() over (order by g.tx, g.tx_topic, g.id) as seq,
            $2::bigint + count(*) over (order by g.tx) as tx_end,
-           g.id, g.topic
+           g.*
     from grouped as g
 ), logged as (
-    insert into rowcast.log (seq, tx_end, event_id, topic)
-    select n.seq, n.tx_end, n.id, n.topic from numbered as n
+    insert into rowcast.log (seq, tx_end, event_id, topic, row_hash)
+    select n.seq, n.tx_end, n.id, n.topic, case when n.kind <> 'delete' then hashtextextended(n.key, n.watch) end
+    from numbered as n
     returning seq
 ), batch as (
     insert into rowcast.batches (last_seq, term, snapshot)
     select max(l.seq), $1, pg_current_snapshot() from logged as l having count(*) > 0
+), gone as (
+    insert into rowcast.tombstones (watch, key, seq)
+    select n.watch, n.key, max(n.seq) from numbered as n where n.kind = 'delete' group by n.watch, n.key
+    returning seq
+), granted as (
+    insert into rowcast.grants (seq, watch, user_id, topic)
+    select distinct n.tx_begin, n.watch, n.grants ->> 'user', n.grants ->> 'topic'
+    from (select m.*, min(m.seq) over (partition by m.tx) as tx_begin from numbered as m) as n
+    where n.grants is not null and exists (select from fresh as f where f.grants is not null)
 )
 select pg_current_snapshot()::text as snapshot, count(*) as numbered, coalesce(max(l.seq), $2::bigint) as last_seq,
-       exists (select from rowcast.terms as t where t.term > $1) as superseded
+       (select count(*) from gone) as gone,
+       exists (select from rowcast.terms as t where t.term > $1) as superseded,
+       -- Who was let in by a number must not meet it again elsewhere after a crash: these commits wait for their flush.
+       case when exists (select from fresh as f where f.grants is not null)
+            then set_config('synchronous_commit', 'on', true) end as flushed
 from logged as l;
+
+-- name: lock_letters
+lock table rowcast.dead_letters in share row exclusive mode;
+
+-- name: purge
+-- Takes the content out of the earlier events and letters of rows that were deleted, and forgets their tombstones.
+-- Nobody writes a letter meanwhile (lock_letters): its content would come from before this.
+-- $1 most tombstones integer
+with stone as materialized (
+    select t.watch, t.key, t.seq from rowcast.tombstones as t order by t.seq limit $1
+), emptied as (
+    update rowcast.events as e set record = null
+    from stone as s
+    join rowcast.log as l on l.row_hash = hashtextextended(s.key, s.watch) and l.seq < s.seq
+    where e.id = l.event_id and e.id >> 40 = l.event_id >> 40
+      and e.watch = s.watch and e.key::text = s.key and e.record is not null
+    returning 1
+), letters as (
+    update rowcast.dead_letters as d set record = null
+    from stone as s join rowcast.watched as w on w.id = s.watch
+    where (d.schema_name, d.table_name) = (w.schema_name, w.table_name)
+      and d.key::text = s.key and d.seq < s.seq and d.record is not null
+    returning 1
+), forgotten as (
+    delete from rowcast.tombstones as t using stone as s
+    where (t.watch, t.key, t.seq) = (s.watch, s.key, s.seq)
+    returning 1
+)
+select (select count(*) from forgotten) as rows, (select count(*) from emptied) + (select count(*) from letters) as emptied;
 
 -- name: forget_batches
 -- Only the newest snapshot is ever needed.
@@ -57,7 +108,9 @@ select * from rowcast.changes where seq > $1 order by seq limit $2;
 
 -- name: changes_of_topics
 -- Topic by topic, and at most so many of each: whatever the planner believes, it reads no more of the index.
--- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 most bigint
+-- `large` is true in a transaction of more than $5 changes: numbers are dense in it, so the one that lies so far before
+-- its end belongs to it. Not `exists`, which the planner may answer by reading the whole log.
+-- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 most bigint   $5 most of a transaction bigint
 with chunk as materialized (
     select c.seq from unnest($3::text []) as t (topic)
     cross join lateral (
@@ -66,7 +119,8 @@ with chunk as materialized (
     ) as c
     order by c.seq limit $4
 )
-select c.* from chunk join rowcast.changes as c using (seq) order by c.seq;
+select c.*, (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) as large
+from chunk join rowcast.changes as c using (seq) order by c.seq;
 
 -- name: rest_of_transaction
 -- What a chunk has cut off. Both ends are given, so the planner knows how little that is.
@@ -74,16 +128,125 @@ select c.* from chunk join rowcast.changes as c using (seq) order by c.seq;
 select * from rowcast.changes
 where seq > $1 and seq <= $2 and ($3::text [] is null or topic = any ($3)) order by seq;
 
+-- name: log_floor
+select rowcast.log_floor();
+
+-- name: limits
+-- What is told of a transaction that is too large: of each topic its last change, without its content, and every
+-- change that ends a right. If more than $4 rights of one schema end, the first one stands for all of that schema's;
+-- if more than $3 topics were touched, what is told is of all topics.
+-- $1 first seq bigint   $2 last seq bigint   $3 most topics bigint   $4 most rights bigint
+with last as materialized (
+    select max(l.seq) as seq from rowcast.log as l where l.seq >= $1 and l.seq <= $2 group by l.topic
+), size as materialized (
+    select count(*) > $3 as too_many from last
+), ending as materialized (
+    select l.seq, row_number() over (partition by w.schema_name order by l.seq) as place,
+           count(*) over (partition by w.schema_name) > $4 as too_many
+    from rowcast.log as l
+    join rowcast.events as e on e.id = l.event_id and e.id >> 40 = l.event_id >> 40
+    join rowcast.watched as w on w.id = e.watch
+    where l.seq >= $1 and l.seq <= $2 and e.revokes is not null
+), told as materialized (
+    select t.seq, bool_or(t.too_many) as all_rights from (
+        select l.seq, null::boolean as too_many from last as l cross join size as s where not s.too_many or l.seq = $2
+        union all
+        select e.seq, e.too_many from ending as e where e.place = 1 or not e.too_many
+    ) as t group by t.seq
+)
+select c.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, case when s.too_many then '*' else c.topic end as topic,
+       'limit' as kind, '{}' as key, null as record, null as changed, null as actor, t.all_rights is not null as revokes,
+       case when not t.all_rights then c.revokes_user end as revokes_user,
+       case when not t.all_rights then c.revokes_topic end as revokes_topic
+from told as t join rowcast.changes as c using (seq) cross join size as s order by c.seq;
+
+-- name: limits_of_topics
+-- The same for some topics, and without the rights that end. From the index, however many changes there are.
+-- $1 first seq bigint   $2 last seq bigint   $3 topics text[]
+select c.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, 'limit' as kind, '{}' as key, null as record,
+       null as changed, null as actor, false as revokes, null as revokes_user, null as revokes_topic
+from unnest($3::text []) as t (topic)
+cross join lateral (
+    select l.seq from rowcast.log as l
+    where l.topic = t.topic and l.seq >= $1 and l.seq <= $2 order by l.seq desc limit 1
+) as last
+join rowcast.changes as c using (seq) order by c.seq;
+
 -- name: continuity
--- The term that a position lies in, and how far that term's numbers are on record. A position beyond that was
--- given out and lost in a crash, or never given out at all.
+-- The term that a position lies in, and how far that term's numbers are on record, or were until they were dropped. A
+-- position beyond that was given out and lost in a crash, or never given out at all. Below the floor nothing is known.
 -- $1 seq bigint
+with mine as (
+    select t.term, t.base, (select min(n.base) from rowcast.terms as n where n.term > t.term) as next
+    from rowcast.terms as t where t.base <= $1 order by t.term desc limit 1
+)
 select
     (select t.epoch from rowcast.terms as t order by t.term desc limit 1) as epoch,
-    (select greatest(mine.base, (
-            select max(l.seq) from rowcast.log as l
-            where l.seq < coalesce((select min(n.base) from rowcast.terms as n where n.term > mine.term), 9223372036854775807)))
-     from rowcast.terms as mine where mine.base <= $1 order by mine.term desc limit 1) as recorded_end;
+    rowcast.log_floor() as floor,
+    (select greatest(
+        m.base,
+        (select max(l.seq) from rowcast.log as l where l.seq < coalesce(m.next, 9223372036854775807)),
+        (select max(s.last_seq) from rowcast.segments as s
+         where s.last_seq between m.base and coalesce(m.next, 9223372036854775807)))
+     from mine as m) as recorded_end;
+
+-- name: expired
+-- The statements that do away with tables of segments that are retired, in their order. Detached concurrently, since
+-- otherwise everybody who writes would wait behind one who reads; a detaching that was cut off is brought to its end.
+select step.statement
+from rowcast.segments as s
+cross join (values ('log', 1), ('events', 2)) as t (parent, place)
+cross join lateral (select to_regclass(format('rowcast.%I', t.parent || '_' || s.segment)) as relation) as r
+left join pg_inherits as i on i.inhrelid = r.relation
+cross join lateral (
+    select 1 as place, format('alter table rowcast.%I detach partition %s %s', t.parent, r.relation,
+        case when i.inhdetachpending then 'finalize' else 'concurrently' end) as statement where i.inhrelid is not null
+    union all
+    select 2, format('drop table %s', r.relation)
+) as step
+where r.relation is not null and case t.parent when 'log' then s.log_dropped else s.events_dropped end
+order by s.segment, t.place, step.place;
+
+-- name: retire_segments
+-- $1 keep interval
+select rowcast.retire_segments($1);
+
+-- name: make_segment
+-- One is always ready to be opened.
+select rowcast.make_segment() where not exists (select from rowcast.segments as s where s.opened_at is null);
+
+-- name: segment_due
+-- $1 age interval
+select rowcast.segment_due($1);
+
+-- name: segments
+-- How many lie ahead, and where the log begins.
+select count(*) filter (where s.opened_at is null) as ahead, rowcast.log_floor() as floor
+from rowcast.segments as s;
+
+-- name: readable_from
+-- Where in the log the right to a topic began, as far as that is known, and whether a beginning still waits for its
+-- number: then its transaction is not in the snapshot in which events were last looked for.
+-- $1 schema text   $2 user text   $3 topic text
+with given as (
+    select max(g.seq) as seq from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
+    where w.schema_name = $1 and g.topic = $3 and g.user_id = $2
+    union all
+    select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
+    where w.schema_name = $1 and g.topic = $3 and g.user_id is null
+    union all
+    select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
+    where w.schema_name = $1 and g.topic is null and g.user_id = $2
+)
+select
+    coalesce((select max(g.seq) from given as g), 0) as begun,
+    exists (
+        select from (select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1) as seen
+        join rowcast.events as e on e.xid >= pg_snapshot_xmin(seen.snapshot) and not pg_visible_in_snapshot(e.xid, seen.snapshot)
+        join rowcast.watched as w on w.id = e.watch
+        where e.grants is not null and w.schema_name = $1
+          and coalesce(e.grants ->> 'user', $2) = $2 and coalesce(e.grants ->> 'topic', $3) = $3
+    ) as pending;
 
 -- name: bury
 -- Every daemon reads the log and meets the same invalid change; one letter is enough.

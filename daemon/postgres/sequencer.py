@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from daemon import metrics
 from daemon.logs import get_logger
-from daemon.postgres.connect import Pool
+from daemon.postgres.connect import Connection, Pool
 from daemon.postgres.doorbell import LONGEST_PAUSE, Connect
 from daemon.postgres.event_log import BROKEN, reason
 from daemon.postgres.queries import query
@@ -51,7 +51,14 @@ class Sequencer:
         self._others = asyncio.Event()
         self.leading = asyncio.Event()  # set while this daemon leads and has numbered what it found
         self.settled = asyncio.Event()  # set once it is known who leads
+        self._next_segment = False
+        self.gone = asyncio.Event()  # set when rows were deleted whose earlier content is still in the log
         self.backend_pid: int | None = None
+
+    def open_next_segment(self) -> None:
+        """Let the leader go on in the segment that is made ahead, under a new term."""
+        self._next_segment = True
+        self._events.set()
 
     async def run(self) -> None:
         """Lead, or wait to lead, until cancelled."""
@@ -85,39 +92,57 @@ class Sequencer:
             while not await connection.fetchval(query("lead"), LEADER_LOCK, timeout=ANSWER_WITHIN):
                 self.settled.set()
                 await asyncio.sleep(self._poll_every * random.uniform(0.5, 1.0))  # noqa: S311
-            opened = await connection.fetchrow(query("open_term"), timeout=ANSWER_WITHIN)
-            assert opened is not None
-            term, last_seq, snapshot = opened["term"], opened["base"], opened["snapshot"]
-            await connection.execute(f"set synchronous_commit = {'on' if self._sync else 'off'}")
-            log.info("leader_elected", term=term, base=last_seq)
-            metrics.LEADER.set(1)
-            self._events.set()
-            number = await connection.prepare(query("number_events"))
-            batches = 0
+            self.gone.set()  # an earlier leader may have left some
             while True:
-                self._events.clear()
-                _, xmax, in_progress = snapshot.split(":")
-                row = await number.fetchrow(
-                    term, last_seq, xmax, [xid for xid in in_progress.split(",") if xid], timeout=NUMBER_WITHIN
-                )
-                assert row is not None
-                if row["superseded"]:
-                    raise Superseded
-                snapshot, last_seq = row["snapshot"], row["last_seq"]
-                if row["numbered"]:
-                    self._numbered()
-                    self._others.set()
-                    batches += 1
-                    if batches % KEPT_BATCHES == 0:
-                        await connection.execute(query("forget_batches"), last_seq, timeout=ANSWER_WITHIN)
-                self.leading.set()
-                self.settled.set()
-                # Not wait_for: in Python 3.11 it can swallow a cancellation.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._poll_every):
-                        await self._events.wait()
+                await self._number(connection)
         finally:
             connection.terminate()
+
+    async def _number(self, connection: Connection) -> None:
+        """One term: number what comes, until it is time for the next segment."""
+        await connection.execute("set synchronous_commit = on")
+        opening, self._next_segment = self._next_segment, False
+        if opening:
+            await connection.execute(query("leave_segment"), timeout=ANSWER_WITHIN)
+        opened = await connection.fetchrow(query("open_term"), opening, timeout=ANSWER_WITHIN)
+        assert opened is not None
+        term, last_seq, snapshot = opened["term"], opened["base"], opened["snapshot"]
+        if not self._sync:
+            await connection.execute("set synchronous_commit = off")
+        log.info("leader_elected", term=term, base=last_seq)
+        metrics.LEADER.set(1)
+        self._events.set()
+        number = await connection.prepare(query("number_events"))
+        batches = 0
+        while not self._next_segment:
+            self._events.clear()
+            _, xmax, in_progress = snapshot.split(":")
+            row = await number.fetchrow(
+                term,
+                last_seq,
+                xmax,
+                [xid for xid in in_progress.split(",") if xid],
+                opened["first_segment"],
+                timeout=NUMBER_WITHIN,
+            )
+            assert row is not None
+            if row["superseded"]:
+                raise Superseded
+            snapshot, last_seq = row["snapshot"], row["last_seq"]
+            if row["numbered"]:
+                self._numbered()
+                self._others.set()
+                batches += 1
+                if batches % KEPT_BATCHES == 0:
+                    await connection.execute(query("forget_batches"), last_seq, timeout=ANSWER_WITHIN)
+            if row["gone"]:
+                self.gone.set()
+            self.leading.set()
+            self.settled.set()
+            # Not wait_for: in Python 3.11 it can swallow a cancellation.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_every):
+                    await self._events.wait()
 
     async def _tell_others(self) -> None:
         """Wake the daemons that only read. Its own connection, since NOTIFY may have to wait for its lock."""

@@ -1,5 +1,10 @@
 -- The role rowcast_capture stays: it belongs to the cluster, and another database may use it.
-drop function rowcast.open_term();
+drop function rowcast.retire_segments(interval);
+drop function rowcast.log_floor();
+drop function rowcast.open_term(boolean);
+drop function rowcast.leave_segment();
+drop function rowcast.segment_due(interval);
+drop function rowcast.make_segment();
 drop function rowcast.drop_extensions(name);
 drop function rowcast.want_extension(name, name);
 drop table rowcast.extensions;
@@ -8,8 +13,12 @@ drop table rowcast.dead_letters;
 drop table rowcast.batches;
 drop table rowcast.terms;
 drop view rowcast.changes;
+drop table rowcast.grants;
+drop table rowcast.tombstones;
 drop table rowcast.log;
 drop table rowcast.events;
+drop sequence rowcast.event_ids;
+drop table rowcast.segments;
 drop table rowcast.watched;
 drop type rowcast.kind;
 drop function rowcast.ulid();

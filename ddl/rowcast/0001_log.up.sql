@@ -70,42 +70,83 @@ create table rowcast.watched (
     constraint watched_table_once unique (schema_name, table_name)
 );
 
+-- Events and log are kept in segments, which are dropped as a whole once they are old enough. Which one a row goes
+-- into is in its number, and no clock has a say in it: segment n of the events holds the ids from n << 40 on, segment n
+-- of the log the seqs from n << 32 on. A new segment is begun by going on from there, which no writer notices.
+create table rowcast.segments (
+    segment integer primary key,
+    opened_at timestamptz,  -- null: made ahead
+    closed_xid xid8,        -- transactions from here on have written no event into it; null: it is still open
+    last_seq bigint,        -- its newest number, once it is closed
+    numbered_xid xid8,      -- the events of all transactions before this one have numbers up to last_seq
+    log_dropped boolean not null default false,
+    events_dropped boolean not null default false
+);
+
+create sequence rowcast.event_ids as bigint;
+
 -- One row per change and topic, written in the application's own transaction. Its id says nothing about the
 -- order of commits: only the log does. There are no foreign keys here, since writers must never wait.
 create table rowcast.events (
-    id bigint generated always as identity primary key,
+    id bigint not null default nextval('rowcast.event_ids'),
     xid xid8 not null default pg_current_xact_id(),
     at timestamptz not null default statement_timestamp(),
     watch integer not null,
     topic text not null,
     kind rowcast.kind not null,
     key json not null,
-    record json,
+    record json,  -- null for what carries none, and for the earlier content of a row that was deleted
     changed name [],
     actor text,
-    revokes jsonb
-);
+    grants jsonb,  -- the right that began with this row
+    revokes jsonb  -- the right that ended with this row
+) partition by range ((id >> 40));
+create index events_id on rowcast.events (id);
 -- The sequencer looks up what became visible since its last snapshot.
 create index events_xid on rowcast.events (xid);
+create index events_grants on rowcast.events (xid) where grants is not null;
 
 -- The order. Dense within a term; transactions are whole, and so are the topics within each of them.
 create table rowcast.log (
     seq bigint primary key,
     tx_end bigint not null,  -- the seq of the last event of the same transaction
     event_id bigint not null,
-    topic text collate "C" not null
-);
+    topic text collate "C" not null,
+    row_hash bigint  -- of the row whose content the event holds, so that it is found when the row is deleted
+) partition by range (seq);
 create index log_topic on rowcast.log (topic, seq);
+create index log_row on rowcast.log (row_hash) where row_hash is not null;
+
+-- Rows that were deleted, and where, for as long as earlier events of theirs may still have content.
+create table rowcast.tombstones (
+    watch integer not null,
+    key text not null,
+    seq bigint not null,
+    primary key (watch, key, seq)
+);
+
+-- Where rights began. Null stands for every user, or every topic.
+create table rowcast.grants (
+    seq bigint not null,
+    watch integer not null,
+    user_id text,
+    topic text
+);
+create index grants_who on rowcast.grants (topic, user_id, seq);
+create index grants_seq on rowcast.grants (seq);
 
 -- The log with what it orders, for whoever reads: the daemon, and people in psql. Times are RFC 3339 in UTC.
 create view rowcast.changes as
 select l.seq, l.tx_end, e.xid::text as tx,
        to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
-       w.schema_name, w.table_name, w.model, l.topic, e.kind::text as kind,
-       e.key::text as key, e.record::text as record, e.changed, e.actor,
+       w.schema_name, w.table_name, w.model, l.topic, e.kind::text as kind, e.key::text as key,
+       case when not exists (
+           select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key::text and t.seq > l.seq
+       ) then e.record::text end as record,
+       e.changed, e.actor,
        e.revokes is not null as revokes, e.revokes ->> 'user' as revokes_user, e.revokes ->> 'topic' as revokes_topic
 from rowcast.log as l
-join rowcast.events as e on e.id = l.event_id
+join rowcast.events as e on e.id = l.event_id and e.id >> 40 = l.event_id >> 40
 join rowcast.watched as w on w.id = e.watch;
 
 -- One row per reign of a leader. Its numbers are above `base`, which lies far beyond every number that an
@@ -208,11 +249,54 @@ begin
 end
 $$;
 
--- Begins the reign of a new leader, who must hold the leader's lock. Commit it synchronously.
+-- Makes the next segment, to be there when it is needed. It is attached and not created in its place, since creating
+-- it there would lock out everybody who writes.
+create function rowcast.make_segment() returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    n constant integer := coalesce((select max(s.segment) + 1 from rowcast.segments as s), 0);
+begin
+    execute format('create table rowcast.%I (like rowcast.events including all)', 'events_' || n);
+    execute format('create table rowcast.%I (like rowcast.log including all)', 'log_' || n);
+    execute format('alter table rowcast.events attach partition rowcast.%I for values from (%s) to (%s)', 'events_' || n, n, n + 1);
+    execute format('alter table rowcast.log attach partition rowcast.%I for values from (%s) to (%s)', 'log_' || n,
+                   n::bigint << 32, (n + 1)::bigint << 32);
+    insert into rowcast.segments (segment) values (n);
+    return n;
+end
+$$;
+
+-- Is it time for the next segment? The one that is open is old enough, or most of its numbers are taken.
+create function rowcast.segment_due(age interval) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select s.opened_at < now() - age or (select max(l.seq) from rowcast.log as l) - (s.segment::bigint << 32) > 3::bigint << 30
+    from rowcast.segments as s where s.opened_at is not null and s.closed_xid is null
+$$;
+
+-- Lets events go on in the next segment, if that is made. A statement and transaction of its own, before open_term:
+-- then transactions that begin later than that one write there.
+create function rowcast.leave_segment() returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    select setval('rowcast.event_ids', s.segment::bigint << 40, false)
+    from rowcast.segments as s
+    where s.opened_at is null and (select i.last_value from rowcast.event_ids as i) < s.segment::bigint << 40
+    order by s.segment limit 1
+$$;
+
+-- Begins the reign of a new leader, who must hold the leader's lock, or of one that goes on in the next segment after
+-- leave_segment(). Commit it synchronously.
 -- Within one database and timeline the numbering goes on from the stored snapshot. On a new timeline too, under
 -- a new epoch. In another cluster or database (a restore) old transaction ids mean nothing: the log starts anew.
+-- `first_segment`: the events of those before it all have their numbers.
 create function rowcast.open_term(
-    out term bigint, out epoch text, out base bigint, out snapshot pg_snapshot
+    next_segment boolean,
+    out term bigint, out epoch text, out base bigint, out snapshot pg_snapshot, out first_segment integer
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -223,12 +307,16 @@ declare
     database_oid constant oid := (select d.oid from pg_database as d where d.datname = current_database());
     timeline constant text := left(pg_walfile_name(pg_current_wal_lsn()), 8);
     previous rowcast.terms;
+    newest bigint;
+    opening integer;
 begin
     select t.* into previous from rowcast.terms as t order by t.term desc limit 1;
+    newest := greatest(previous.base, (select max(l.seq) from rowcast.log as l));
     if previous.term is not null
        and (previous.system_identifier, previous.database_oid) is distinct from (system_identifier, database_oid)
     then
-        truncate rowcast.events, rowcast.log, rowcast.batches;
+        truncate rowcast.events, rowcast.log, rowcast.batches, rowcast.tombstones, rowcast.grants;
+        update rowcast.segments as s set closed_xid = '3', numbered_xid = '3' where s.closed_xid is not null;
         snapshot := pg_current_snapshot();
     else
         select b.snapshot into snapshot from rowcast.batches as b order by b.last_seq desc limit 1;
@@ -236,15 +324,65 @@ begin
     end if;
     term := coalesce(previous.term, 0) + 1;
     epoch := left(md5(concat_ws('/', system_identifier, database_oid, timeline)), 12);
-    base := greatest(previous.base, (select max(l.seq) from rowcast.log as l)) + far;
-    base := coalesce(base, 0);
+    base := coalesce(newest + far, 0);
+    if next_segment then
+        select min(s.segment) into opening from rowcast.segments as s where s.opened_at is null;
+        if opening is not null then
+            update rowcast.segments as s
+            set closed_xid = pg_current_xact_id(), last_seq = newest, numbered_xid = pg_snapshot_xmin(snapshot)
+            where s.opened_at is not null and s.closed_xid is null;
+            update rowcast.segments as s set opened_at = clock_timestamp() where s.segment = opening;
+            base := greatest(base, opening::bigint << 32);
+        end if;
+    end if;
+    select coalesce(min(s.segment), 0) into first_segment
+    from rowcast.segments as s where s.closed_xid is null or s.closed_xid > pg_snapshot_xmin(snapshot);
     insert into rowcast.terms (term, base, epoch, system_identifier, database_oid, timeline)
     values (term, base, epoch, system_identifier, database_oid, timeline);
     insert into rowcast.batches (last_seq, term, snapshot) values (base, term, snapshot);
 end
 $$;
 
+-- Up to where the log has been dropped: what came before cannot be told any more.
+create function rowcast.log_floor() returns bigint
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(max(s.last_seq), 0) from rowcast.segments as s where s.log_dropped
+$$;
+
+-- Closed segments that nobody needs any more are marked here, and their tables detached and dropped afterwards: who
+-- reads the log asks for the floor after it has read. Events go only when all of them were numbered in segments of
+-- the log that are gone too: a transaction that was open for long has its numbers in a later one.
+create function rowcast.retire_segments(keep interval) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update rowcast.segments as s set log_dropped = true
+    where not s.log_dropped and s.closed_xid is not null and exists (
+        select from rowcast.segments as n where n.segment = s.segment + 1 and n.opened_at < now() - keep
+    );
+    update rowcast.segments as s set events_dropped = true
+    where s.log_dropped and not s.events_dropped and exists (
+        select from rowcast.segments as n
+        where n.segment >= s.segment and n.log_dropped and n.numbered_xid >= s.closed_xid
+    );
+    delete from rowcast.grants as g where g.seq <= rowcast.log_floor();
+    delete from rowcast.terms as t
+    where t.term < (select max(o.term) from rowcast.terms as o where o.base <= rowcast.log_floor());
+    delete from rowcast.segments as s
+    where s.events_dropped and s.last_seq < rowcast.log_floor()
+      and to_regclass(format('rowcast.%I', 'events_' || s.segment)) is null
+      and to_regclass(format('rowcast.%I', 'log_' || s.segment)) is null;
+end
+$$;
+
+select rowcast.make_segment(), rowcast.make_segment();
+update rowcast.segments set opened_at = clock_timestamp() where segment = 0;
+
 revoke all on all tables in schema rowcast from public;
+revoke all on all sequences in schema rowcast from public;
 revoke all on all functions in schema rowcast from public;
 grant usage on schema rowcast to public;
 grant execute on function rowcast.ulid() to public;
@@ -252,6 +390,7 @@ do $$
 begin
     grant usage on schema rowcast to rowcast_capture;
     grant insert on rowcast.events, rowcast.lost to rowcast_capture;
+    grant usage on sequence rowcast.event_ids to rowcast_capture;
 exception when undefined_object then
     null;  -- the role could not be made, and a warning has said so
 end

@@ -57,11 +57,12 @@ async def chat(sql: Connection) -> Chat:
         found: str = await sql.fetchval("insert into chatgenius.channels (name) values ($1) returning id", name)
         return found
 
-    chat = Chat(sql, await user("ada"), await user("bob"), await channel("general"), await channel("random"))
-    for joined in (chat.channel, chat.other):
-        await sql.execute(
-            "insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", joined, chat.ada
-        )
+    async with sql.transaction():  # whoever is taken in may read all of it
+        chat = Chat(sql, await user("ada"), await user("bob"), await channel("general"), await channel("random"))
+        for joined in (chat.channel, chat.other):
+            await sql.execute(
+                "insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", joined, chat.ada
+            )
     return chat
 
 

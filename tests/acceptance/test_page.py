@@ -101,13 +101,17 @@ async def test_a_user_who_joins_and_leaves_a_channel_sees_it_come_and_go(
         await expect(channels).to_have_text(["general", "random"])
         carol = await page.locator("#who").input_value()
         key = (LEADS, carol)
-        await sql.execute("insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", *key)
+        async with sql.transaction():  # it shows all of what gives her the right, and with it the channel's name
+            await sql.execute("insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", *key)
+            await sql.execute("update chatgenius.channels set description = 'Carol too' where id = $1", LEADS)
         await expect(channels).to_have_text(["general", "leads", "random"])
         await page.locator("#channels button", has_text="leads").click()
-        await expect(message(page, "Friday it is.")).to_be_visible()
+        await say(sql, "Welcome, Carol.", LEADS)
+        await expect(message(page, "Welcome, Carol.")).to_be_visible()
+        await expect(message(page, "Friday it is.")).to_have_count(0)  # that was before her time
         await sql.execute("delete from chatgenius.channel_members where channel_id = $1 and user_id = $2", *key)
         await expect(channels).to_have_text(["general", "random"])
-        await expect(message(page, "Friday it is.")).to_have_count(0)
+        await expect(message(page, "Welcome, Carol.")).to_have_count(0)
     assert [] == complaints.but_for(CUT)
 
 
@@ -307,6 +311,53 @@ async def test_a_refused_token_is_renewed_once(page: Page, stage: Stage) -> None
     await line.close(4401, "token")
     await expect(page.get_by_role("alert")).to_have_text("The token is not valid, or no longer.")
     assert 2 == stage.tokens_fetched
+
+
+async def test_the_page_shows_that_the_database_does_not_answer_and_that_it_does_again(
+    page: Page, stage: Stage
+) -> None:
+    line = await settled(stage)
+    await is_live(page)
+    line.say("head", pos="e:10", stale=True)
+    await expect(page.locator("#state-text")).to_have_text("Live, but the database does not answer")
+    line.say("head", pos="e:10")
+    await expect(page.locator("#state-text")).to_have_text("Live")
+    line.say("head", pos="e:10", stale=True)
+    await line.close(1012)
+    line, _ = await come_back(stage, since="e:10")
+    line.say("resumed", pos="e:100", replayed=0)
+    await expect(page.locator("#state-text")).to_have_text("Live")
+
+
+async def test_the_page_asks_why_it_was_cut_and_shows_it(page: Page, stage: Stage) -> None:
+    line = await settled(stage)
+    await is_live(page)
+    await line.close(1006)
+    line = await stage.line()
+    hello = await line.hear("hello")
+    line.say(
+        "welcome",
+        session="another",
+        user="ada",
+        pos="e:10",
+        heartbeat=20,
+        last_close={"code": 4408, "reason": "too_slow"},
+    )
+    assert "01J00000000000000000000000" == hello["session"]
+    await expect(page.locator("#lines")).to_contain_text("cut before: too_slow (4408)")
+
+
+async def test_a_client_that_was_slow_is_not_taken_for_one_with_a_gap(page: Page, stage: Stage) -> None:
+    line = await settled(stage)
+    await is_live(page)
+    line.change("users", user(11, "Bob"), prev="e:5")
+    line.say("head", stale=True)  # names no position: something is still to come
+    await expect(page.locator("#position")).to_have_text("11")
+    line.say("resumed", pos="e:20", replayed=0)
+    line.change("users", user(21, "Cleo"), prev="e:20")
+    await expect(people(page)).to_have_text(["offlineAda", "offlineBob", "offlineCleo"])
+    await expect(page.locator("#count-gaps")).to_have_text("0")
+    await expect(page.locator("#position")).to_have_text("21")
 
 
 async def test_a_close_that_says_stop_is_obeyed(page: Page, stage: Stage) -> None:

@@ -44,6 +44,101 @@ async def test_a_removed_member_is_told_so_and_hears_nothing_more_while_others_d
     assert told[1]["seq"] == seq_of(revoked)
 
 
+async def test_whoever_is_taken_in_reads_from_there_on_and_is_told_that_the_time_before_is_missing(
+    daemon: Daemon, chat: Chat
+) -> None:
+    await chat.settled(daemon)
+    async with daemon.client(chat.bob) as bob:
+        before = bob.welcome["pos"]
+    await chat.say("before Bob's time")
+    await join(chat, chat.bob)
+    await chat.say("to Bob as well")
+    async with daemon.client(chat.bob, since=before) as bob:
+        subscribed = await bob.subscribe(chat.topic)
+        reset = await bob.next()
+        joined, told = await bob.changes(2)
+        assert "resumed" == (await bob.next())["op"]
+    assert ("reset", "rights", chat.topic) == (reset["op"], reset["reason"], reset["topic"])
+    assert before == subscribed["pos"]
+    assert ("channel_members", chat.bob) == (joined["table"], joined["record"]["user_id"])
+    assert joined["seq"] == seq_of(reset) + 1
+    assert "to Bob as well" == told["record"]["content"]
+
+
+async def test_who_lost_a_right_and_got_it_back_does_not_see_the_time_between(daemon: Daemon, chat: Chat) -> None:
+    await join(chat, chat.bob)
+    await chat.settled(daemon)
+    async with daemon.client(chat.bob) as bob:
+        before = bob.welcome["pos"]
+    await chat.say("while Bob is in")
+    await leave(chat, chat.bob)
+    await chat.say("while Bob is out")
+    await join(chat, chat.bob)
+    await chat.say("Bob is back")
+    async with daemon.client(chat.bob, since=before) as bob:
+        await bob.subscribe(chat.topic)
+        assert "rights" == (await bob.next())["reason"]
+        told = await bob.changes(2)
+    assert ["channel_members", "messages"] == [change["table"] for change in told]
+    assert "Bob is back" == told[-1]["record"]["content"]
+
+
+async def test_who_resumes_from_where_the_right_began_misses_nothing_and_gets_no_reset(
+    daemon: Daemon, chat: Chat
+) -> None:
+    await chat.settled(daemon)
+    async with daemon.client(chat.bob) as bob:
+        await bob.subscribe(f"user:{chat.bob}")
+        await join(chat, chat.bob)
+        frame = await bob.next()
+        await chat.say("hello Bob")
+        await bob.subscribe(chat.topic, since=frame["pos"])
+        [told] = await bob.changes()
+    assert "hello Bob" == told["record"]["content"]
+
+
+async def test_a_deleted_channel_that_comes_back_tells_nobody_of_the_time_between(daemon: Daemon, chat: Chat) -> None:
+    await chat.settled(daemon)
+    async with daemon.client(chat.ada) as ada:
+        before = ada.welcome["pos"]
+    for deleted_at in ("now()", "null"):
+        await chat.sql.execute(
+            f"update chatgenius.channels set deleted_at = {deleted_at} where id = $1", chat.channel
+        )
+    async with daemon.client(chat.ada, since=before) as ada:
+        await ada.subscribe(chat.topic)
+        assert "rights" == (await ada.next())["reason"]
+        assert ["restore"] == [change["kind"] for change in await ada.changes()]
+
+
+async def test_members_that_are_truncated_away_lose_every_topic_of_the_pack(daemon: Daemon, chat: Chat) -> None:
+    await chat.settled(daemon)
+    async with daemon.client(chat.ada) as ada:
+        await ada.subscribe(chat.topic)
+        await chat.sql.execute("truncate chatgenius.channel_members")
+        frames = await ada.until("revoked")
+        await chat.say("not to Ada")
+        assert "no_such_topic" == (await ada.subscribe(chat.topic))["code"]
+        assert "subscribed" == (await ada.subscribe("users"))["op"]
+    assert chat.topic == frames[-1]["topic"]
+
+
+async def test_a_right_that_ends_with_a_changed_column_is_lost_as_well(daemon: Daemon, chat: Chat) -> None:
+    """The row lives on and keeps its key, and gives another user the right."""
+    await chat.sql.execute("""
+        create table chatgenius.seats (id text primary key, user_id text not null, room text not null);
+        select rowcast.watch('chatgenius.seats', $$'users'$$, '{id}', pack => 'chatgenius', model => 'users',
+                             revokes => $$jsonb_build_object('user', r.user_id, 'topic', r.room)$$);
+    """)
+    await chat.sql.execute("insert into chatgenius.seats values ('1', $1, $2)", chat.ada, chat.topic)
+    await chat.settled(daemon)
+    async with daemon.client(chat.ada) as ada:
+        await ada.subscribe(chat.topic)
+        await chat.sql.execute("update chatgenius.seats set user_id = $1", chat.bob)
+        revoked = await ada.next()
+    assert ("revoked", chat.topic) == (revoked["op"], revoked["topic"])
+
+
 async def test_a_right_that_is_given_again_can_be_used_again(daemon: Daemon, chat: Chat) -> None:
     await join(chat, chat.bob)
     await chat.settled(daemon)

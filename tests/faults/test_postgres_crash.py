@@ -1,9 +1,11 @@
 """Postgres is killed under a daemon with clients: nothing that committed is lost, and no number names two changes."""
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -37,9 +39,15 @@ class Server:
         """Now nobody flushes what commits asynchronously, and a crash loses it for certain."""
         connection = await asyncpg.connect(self.embedded.dsn)
         pid = await connection.fetchval("select pid from pg_stat_activity where backend_type = 'walwriter'")
-        await connection.close()
-        os.kill(pid, signal.SIGSTOP)
         self._stopped.append(pid)
+        for patience in itertools.count(1):
+            os.kill(pid, signal.SIGSTOP)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await connection.execute("select pg_current_xact_id()")
+                    break
+            os.kill(pid, signal.SIGCONT)  # it was stopped while it held the lock that every commit needs
+        await connection.close()
 
     async def execute(self, statement: str) -> None:
         connection = await asyncpg.connect(self.embedded.dsn)
@@ -145,6 +153,22 @@ async def _resumes_with(daemon: Daemon, since: str, reason: str) -> None:
     async with daemon.client(ADA, since=since) as client:
         await follow(client)
         assert reason == (await client.next())["reason"]
+
+
+async def test_the_place_where_a_right_began_survives_a_crash_that_takes_other_numbers_back(server: Server) -> None:
+    """Or else what came before the right could get the numbers behind it."""
+    async with daemon_process(server.embedded.dsn, environment=QUICK) as daemon, daemon.client(ADA) as client:
+        await follow(client)
+        await server.stop_wal_writer()
+        await server.execute(
+            f"""with channel as (insert into chatgenius.channels (name) values ('one') returning id)
+                insert into chatgenius.channel_members (channel_id, user_id) select id, '{ADA}' from channel"""
+        )
+        assert "channel_members" == (await client.next())["changes"][0]["table"]
+        await server.crash()
+        await server.embedded.start()
+        await server.say("after")
+        assert (["after"], []) == (await heard(client, "after"))[::2]
 
 
 async def test_clients_stay_connected_while_postgres_is_away(server: Server) -> None:

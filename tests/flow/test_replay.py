@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 import pytest
 
 from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.errors import LogUnavailable
 from daemon.core.hub import Hub
-from daemon.flow.replay import replay
+from daemon.flow.replay import PatientHistory, replay
 from daemon.flow.served import Served
 from daemon.packs import Pack, Row
 from daemon.postgres.connect import Connection, Pool, open_pool
@@ -47,8 +48,11 @@ class Reader:
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
 
-    async def hear(self, payloads: Iterable[bytes]) -> None:
-        self.frames += map(json.loads, payloads)
+    def tell(self, payload: bytes) -> None:
+        self.frames.append(json.loads(payload))
+
+    async def drained(self) -> None:
+        """At once."""
 
     def versions(self, topic: Topic) -> list[int]:
         return [
@@ -73,7 +77,8 @@ async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
 
 
 async def a_hub(pool: Pool) -> Hub:
-    hub = Hub(encode=bytes)
+    """A hub at the head; its frames are lines."""
+    hub = Hub(encode=lambda payload: payload + b"\n")
     head = await PgEventLog(pool).head()
     hub.move(Position(head.epoch, Seq(24)), "epoch")
     return hub
@@ -186,3 +191,100 @@ async def test_who_is_on_the_way_when_numbers_were_lost_is_reset_and_joins(pool:
         (frame["op"], frame["reason"], frame["topic"]) for frame in reader.frames
     ]
     assert ([ONE, TWO], {}) == (joined, behind)
+
+
+async def test_a_topic_that_falls_behind_during_a_replay_is_told_the_rest_and_all_join_together(pool: Pool) -> None:
+    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
+    hub.position = Position(hub.position.epoch, Seq(16))
+    behind, told, joined = {ONE: Seq(0)}, dict[Topic, Seq](), list[tuple[Topic, Seq]]()
+    replaying = asyncio.create_task(
+        replay(
+            behind,
+            reader,
+            lambda topic: joined.append((topic, hub.position.seq)),
+            event_log=log,
+            hub=hub,
+            served=SERVED,
+            told=told,
+        )
+    )
+    await log.reading.wait()
+    behind[TWO], told[TWO] = Seq(16), Seq(10)  # told live up to 16, and its last frame was at 10
+    hub.position = Position(hub.position.epoch, Seq(24))
+    log.go.set()
+    await replaying
+    assert ([1, 2, 3], [3]) == (reader.versions(ONE), reader.versions(TWO))
+    assert [f"{hub.position.epoch}:10"] == [frame["prev"] for frame in reader.frames if frame["topic"] == TWO]
+    assert [(ONE, 24), (TWO, 24)] == joined
+    assert {} == told
+
+
+async def test_no_topic_joins_while_another_has_still_something_to_hear(pool: Pool) -> None:
+    hub, reader, log, joined = await a_hub(pool), Reader(), GatedLog(pool), list[Topic]()
+    behind = {ONE: Seq(0), TWO: hub.position.seq}
+    replaying = asyncio.create_task(replay(behind, reader, joined.append, event_log=log, hub=hub, served=SERVED))
+    await log.reading.wait()
+    assert [] == joined
+    log.go.set()
+    await replaying
+    assert [ONE, TWO] == joined
+
+
+async def test_nobody_joins_before_the_peer_has_taken_what_was_sent(pool: Pool) -> None:
+    class FullReader(Reader):
+        room = asyncio.Event()
+
+        async def drained(self) -> None:
+            await self.room.wait()
+
+    hub, reader, joined = await a_hub(pool), FullReader(), list[Topic]()
+    behind = {ONE: hub.position.seq}
+    replaying = asyncio.create_task(
+        replay(behind, reader, joined.append, event_log=PgEventLog(pool), hub=hub, served=SERVED)
+    )
+    await asyncio.sleep(0)
+    assert ([], {ONE}) == (joined, set(behind))
+    reader.room.set()
+    await replaying
+    assert [ONE] == joined
+
+
+async def test_a_replay_outlives_a_log_that_cannot_be_read_for_a_while(pool: Pool) -> None:
+    class BrokenLog(PgEventLog):
+        attempts = 0
+
+        async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
+            self.attempts += 1
+            if self.attempts == 2:
+                raise LogUnavailable("a test")
+            return await super().read_topics(topics, after, upto, most)
+
+    hub, reader, readable = await a_hub(pool), Reader(), asyncio.Event()
+    history = PatientHistory(BrokenLog(pool), readable.wait)
+    replaying = asyncio.create_task(
+        replay({ONE: Seq(0)}, reader, lambda _: None, event_log=history, hub=hub, served=SERVED, chunk=1)
+    )
+    while [1] != reader.versions(ONE):
+        await asyncio.sleep(0.01)
+    assert not replaying.done()
+    readable.set()
+    await replaying
+    assert [1, 2, 3] == reader.versions(ONE)
+
+
+class ForgettingLog(PgEventLog):
+    """The real log, of which everything is dropped before the first answer."""
+
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
+        await self._pool.execute("update rowcast.segments set log_dropped = true, last_seq = 24 where segment = 0")
+        return await super().read_topics(topics, after, upto, most)
+
+
+async def test_a_replay_whose_log_is_dropped_under_it_is_a_reset_and_goes_on_live(pool: Pool) -> None:
+    hub, reader, joined = await a_hub(pool), Reader(), list[Topic]()
+    behind = {ONE: Seq(0), TWO: Seq(8)}
+    await replay(behind, reader, joined.append, event_log=ForgettingLog(pool), hub=hub, served=SERVED)
+    assert {ONE, TWO} == set(joined)
+    assert [("reset", topic, "retention", f"{hub.position}") for topic in (ONE, TWO)] == [
+        (frame["op"], frame["topic"], frame["reason"], frame["pos"]) for frame in reader.frames
+    ]

@@ -11,6 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 
+from daemon.core.close_codes import Close
 from daemon.core.ports import Socket
 from daemon.gateway.http import Page, Site
 from daemon.gateway.server import Gateway, Limits, encode
@@ -45,6 +46,7 @@ class Recorder:
         self.texts: list[bytes] = []
         self.ticks: list[float] = []
         self.losses = 0
+        self.close: Close | None = None
         self.gone = asyncio.Event()
 
     def received(self, text: bytes) -> None:
@@ -54,8 +56,9 @@ class Recorder:
     def tick(self, now: float) -> None:
         self.ticks.append(now)
 
-    def lost(self) -> None:
+    def lost(self, close: Close | None) -> None:
         self.losses += 1
+        self.close = close
         self.gone.set()
 
 

@@ -243,7 +243,7 @@ async def test_accepted_sockets_give_up_on_a_peer_that_acknowledges_nothing() ->
         recorder = await served.attendants.get()
         transport = recorder.socket._transport  # type: ignore[attr-defined]
         accepted = transport.get_extra_info("socket")
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 

@@ -61,10 +61,10 @@ async def test_the_code_is_the_peers_if_it_ended_the_session(lines: Lines, sent:
 
 
 async def test_a_client_that_is_cut_is_logged_with_the_reason(lines: Lines) -> None:
-    async with serving(queue_bytes=2**20) as served:
+    async with serving() as served:
         _, recorder = await served.open(receive_buffer=SMALL)
-        for _ in range(2):  # the first is taken, however large it is
-            recorder.socket.write(encode(bytes(16 * 2**20)))
+        recorder.socket.write(encode(bytes(16 * 2**20)))
+        served.pass_time(30)
         await recorder.gone.wait()
     assert [(line["event"], line["log_level"]) for line in lines] == [
         ("client_connected", "info"),

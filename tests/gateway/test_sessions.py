@@ -210,9 +210,23 @@ async def test_a_peer_that_keeps_its_side_open_after_a_violation_is_cut() -> Non
         assert served.gateway.aborted == {"close_timeout": 1}
 
 
-@pytest.mark.parametrize("ending", ["close frame", "half-close", "close", "reset", "our close", "our cut"])
-async def test_an_attendant_learns_once_that_its_client_is_lost(ending: str) -> None:
-    async with serving(queue_bytes=1000) as served:
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("close frame", None),
+        ("half-close", None),
+        ("close", None),
+        ("reset", None),
+        ("broken frame", 1002),
+        ("our close", 1012),
+        ("our close, unheard", 1012),
+        ("our cut", 4408),
+    ],
+)
+async def test_an_attendant_learns_once_that_its_client_is_lost_and_why_if_we_ended_it(
+    ending: str, code: int | None
+) -> None:
+    async with serving() as served:
         peer, recorder = await served.open()
         match ending:
             case "close frame":
@@ -225,6 +239,13 @@ async def test_an_attendant_learns_once_that_its_client_is_lost(ending: str) -> 
                 peer.close()
             case "reset":
                 peer.reset()
+            case "broken frame":
+                await peer.send(b"\xff\xff")
+                assert await peer.read_close() == 1002
+                peer.close()
+            case "our close, unheard":
+                recorder.socket.close(1012, "restart")
+                served.pass_time(2)
             case "our close":
                 recorder.socket.close(1012, "restart")
                 await peer.read_close()
@@ -232,8 +253,8 @@ async def test_an_attendant_learns_once_that_its_client_is_lost(ending: str) -> 
                 await peer.read_all()
                 peer.close()
             case "our cut":
-                for _ in range(2):
-                    recorder.socket.write(bytes(32 * 2**20))
+                recorder.socket.write(bytes(32 * 2**20))
+                served.pass_time(30)
         await recorder.gone.wait()
         await until(lambda: served.gateway.sockets == 0)
         recorder.socket.write(encode(b"to nobody"))
@@ -244,6 +265,7 @@ async def test_an_attendant_learns_once_that_its_client_is_lost(ending: str) -> 
         served.pass_time(60)
         assert recorder.losses == 1
         assert served.gateway.connections == 0
+        assert code == (recorder.close and recorder.close.code)
 
 
 async def test_an_attendant_that_fails_costs_its_own_client_1011_and_no_other() -> None:

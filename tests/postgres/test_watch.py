@@ -326,7 +326,7 @@ async def test_a_writer_needs_no_right_in_rowcast_and_gets_none(notes: Connectio
             "insert into rowcast.events (watch, topic, kind, key) values (1, 't', 'insert', '{}')",
             "select rowcast.watch('app.notes', $$'t'$$, '{id}')",
             "select rowcast.unwatch('app.notes')",
-            "select rowcast.open_term()",
+            "select rowcast.open_term(false)",
         ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await notes.execute(forbidden)

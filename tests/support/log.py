@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+from daemon.app import SESSION
 from daemon.postgres.connect import Pool, connect
 from daemon.postgres.sequencer import Sequencer
 
@@ -19,7 +20,7 @@ select rowcast.watch('app.rows', $$'row:' || r.id$$, '{id,version}');
 @asynccontextmanager
 async def leader(database: str, pool: Pool, poll_every: float = 0.01) -> AsyncIterator[Sequencer]:
     """A sequencer that leads, and is told of no event: it polls."""
-    connecting = partial(connect, database, application_name="sequencer")
+    connecting = partial(connect, database, application_name="sequencer", server_settings=SESSION)
     sequencer = Sequencer(connecting, pool, asyncio.Event(), lambda: None, poll_every=poll_every)
     task = asyncio.create_task(sequencer.run())
     try:
@@ -32,7 +33,10 @@ async def leader(database: str, pool: Pool, poll_every: float = 0.01) -> AsyncIt
 
 async def until_numbered(pool: Pool) -> None:
     """Wait until no captured event is without its number."""
-    while await pool.fetchval("select count(*) from rowcast.events") != await pool.fetchval(
-        "select count(*) from rowcast.log"
+    while await pool.fetchval(
+        """select exists (
+               select from rowcast.events as e
+               cross join (select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1) as seen
+               where not pg_visible_in_snapshot(e.xid, seen.snapshot))"""
     ):
         await asyncio.sleep(0)

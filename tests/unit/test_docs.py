@@ -7,6 +7,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -43,6 +44,8 @@ def settings() -> Iterator[str]:
                 default = ""
             case float() as seconds:
                 default = f"`{seconds:g}`"
+            case timedelta() as kept:
+                default = f"`{kept.days}d`"
             case tuple() as names:
                 default = f"`{','.join(names)}`"
             case int() | str() | Address() as value:
@@ -188,7 +191,7 @@ def test_the_page_of_metrics_shows_every_metric_and_no_label_that_clients_could_
     assert METRICS.keys() == shown
     assert content_type.startswith("text/plain")
     labels = {label for family in REGISTRY.collect() for sample in family.samples for label in sample.labels}
-    assert labels <= {"kind", "pack", "table", "outcome", "reason", "code", "le"}
+    assert labels <= {"kind", "pack", "table", "outcome", "source", "reason", "code", "le"}
 
 
 def log_calls(source: Path) -> Iterator[tuple[ast.Call, str]]:

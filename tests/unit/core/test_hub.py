@@ -3,7 +3,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
-from daemon.core.hub import Hub
+from daemon.core.hub import End, Hub
 from tests.unit.core.test_wire import a_change
 
 
@@ -37,7 +37,7 @@ def a_hub(seq: int = 10) -> Hub:
 
 
 def publish(hub: Hub, *changes: Change, covers: Iterable[Topic] = ()) -> tuple[int, int]:
-    ends = [(change.seq, change.ends) for change in changes if change.ends]
+    ends = [End(change.seq, change.ends, lambda topic: topic != "other") for change in changes if change.ends]
     return hub.publish(changes, Position("e", changes[-1].seq), lambda _: covers, ends)
 
 
@@ -121,10 +121,51 @@ def test_a_broken_continuity_resets_every_topic_of_every_follower() -> None:
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("b"), ada)
     hub.move(Position("f", Seq(90)), "crash")
-    assert [(frame["topic"], frame["reason"], frame["pos"]) for [frame] in ada.calls] == [
+    assert 1 == len(ada.calls)
+    assert [(frame["topic"], frame["reason"], frame["pos"]) for frame in ada.frames] == [
         ("a", "crash", "f:90"),
         ("b", "crash", "f:90"),
     ]
+
+
+def test_a_suspended_follower_hears_nothing_and_where_its_topics_last_frames_were() -> None:
+    hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
+    for topic in ("a", "b"):
+        hub.follow(Topic(topic), ada)
+    hub.follow(Topic("a"), bob)
+    hub.wait(Topic("asked for"), ada)
+    publish(hub, a_change(11, "a"), a_change(12, "of nobody"))
+    asked = [Topic(topic) for topic in ("a", "b", "asked for")]
+    assert {"a": 11, "b": 10} == hub.suspend(asked, ada)
+    assert {} == hub.suspend(asked, ada)
+    publish(hub, a_change(13, "a"))
+    assert ([11], [11, 13]) == (ada.seqs, bob.seqs)
+
+
+def test_a_suspended_follower_learns_that_its_right_has_ended() -> None:
+    hub, ada = a_hub(), Recorder("ada")
+    hub.follow(Topic("a"), ada)
+    hub.suspend([Topic("a")], ada)
+    publish(hub, an_end(11, "a", user="ada", of="a"))
+    assert ([Topic("a")], ["revoked"]) == (ada.lost, [frame["op"] for frame in ada.frames])
+
+
+def test_a_follower_that_is_suspended_while_it_is_delivered_to_disturbs_nobody() -> None:
+    hub, ada = a_hub(), Recorder("ada")
+
+    class Slow(Recorder):
+        def deliver(self, frames: bytes) -> None:
+            super().deliver(frames)
+            hub.suspend([Topic("a"), Topic("b")], self)
+
+    slow, other = Slow(), Slow()
+    for follower in (slow, ada, other):
+        for topic in ("a", "b"):
+            hub.follow(Topic(topic), follower)
+    hub.move(Position("f", Seq(90)), "crash")
+    publish(hub, a_change(91, "a"))
+    assert ([], [91], []) == (slow.seqs, ada.seqs, other.seqs)
+    assert [2, 2, 2] == [len([frame for frame in one.frames if frame["op"] == "reset"]) for one in (slow, ada, other)]
 
 
 def an_end(seq: int, topic: str, *, user: str | None = None, of: str | None = None) -> Change:
@@ -186,3 +227,42 @@ def test_a_truncated_table_is_not_told_to_who_has_lost_the_right_before() -> Non
     truncate = a_change(12, "*chatgenius", Kind.TRUNCATE, key="{}", record=None)
     publish(hub, an_end(11, "a", user="ada", of="a"), truncate, covers=[Topic("a")])
     assert ["revoked"] == [frame["op"] for frame in ada.frames]
+
+
+def test_the_end_of_every_right_leaves_topics_of_other_packs_alone() -> None:
+    hub, ada = a_hub(), Recorder("ada")
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("other"), ada)
+    publish(hub, an_end(11, "a", user="ada"), a_change(12, "a"), a_change(13, "other"))
+    assert [Topic("a")] == ada.lost
+    assert [13] == ada.seqs
+
+
+def a_limit(seq: int, topic: str, ends: Right | None = None) -> Change:
+    return a_change(seq, topic, Kind.LIMIT, key="{}", record=None, ends=ends)
+
+
+def publish_limits(hub: Hub, *changes: Change) -> None:
+    ends = [End(change.seq, change.ends, lambda _: True) for change in changes if change.ends]
+    hub.publish(changes, Position("e", changes[-1].seq), lambda change: {change.topic} & {*hub.topics}, ends)
+
+
+def test_a_too_large_transaction_resets_each_topic_once_in_its_place() -> None:
+    hub, ada = a_hub(), Recorder()
+    for topic in ("a", "b", "c"):
+        hub.follow(Topic(topic), ada)
+    publish_limits(hub, a_change(11, "a"), a_limit(20, "a"), a_limit(25, "a"), a_limit(30, "b"), a_change(31, "a"))
+    assert ["changes", "reset", "reset", "changes"] == [frame["op"] for frame in ada.frames]
+    assert [("a", "limit", "e:25"), ("b", "limit", "e:30")] == [
+        (frame["topic"], frame["reason"], frame["pos"]) for frame in ada.frames[1:3]
+    ]
+    assert "e:25" == ada.frames[3]["prev"]
+
+
+def test_whoever_loses_the_right_in_a_too_large_transaction_hears_no_content_and_no_reset() -> None:
+    hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("a"), bob)
+    publish_limits(hub, a_change(11, "a"), a_limit(20, "a", Right("ada", Topic("a"))), a_limit(25, "a"))
+    assert ["changes", "revoked"] == [frame["op"] for frame in ada.frames]
+    assert ["changes", "reset"] == [frame["op"] for frame in bob.frames]

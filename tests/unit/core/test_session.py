@@ -83,13 +83,13 @@ def test_a_topic_is_followed_once_it_is_granted() -> None:
     assert [Authorize("ada", Topic("users"), 7)] == receive(
         session, b'{"op": "subscribe", "topic": "users", "id": 7}'
     )
-    assert [Follow(Topic("users"), None, 7)] == session.granted(Topic("users"), 7, allowed=True)
+    assert [Follow(Topic("users"), None, Seq(3), 7)] == session.granted(Topic("users"), 7, Seq(3))
 
 
 def test_a_topic_that_is_not_granted_is_forgotten_and_may_be_asked_for_again() -> None:
     session = a_live_session()
     receive(session, b'{"op": "subscribe", "topic": "users"}')
-    assert codes(session.granted(Topic("users"), None, allowed=False)) == ["no_such_topic"]
+    assert codes(session.granted(Topic("users"), None, None)) == ["no_such_topic"]
     assert [Authorize("ada", Topic("users"), None)] == receive(session, b'{"op": "subscribe", "topic": "users"}')
 
 
@@ -104,8 +104,8 @@ def test_a_subscription_is_replayed_from_its_own_since_or_else_from_that_of_the_
     session = a_live_session(since=Position("e", Seq(3)))
     receive(session, b'{"op": "subscribe", "topic": "a"}')
     receive(session, b'{"op": "subscribe", "topic": "b", "since": "e:7"}')
-    assert [Follow(Topic("a"), Position("e", Seq(3)), None)] == session.granted(Topic("a"), None, allowed=True)
-    assert [Follow(Topic("b"), Position("e", Seq(7)), None)] == session.granted(Topic("b"), None, allowed=True)
+    assert [Follow(Topic("a"), Position("e", Seq(3)), Seq(0), None)] == session.granted(Topic("a"), None, Seq(0))
+    assert [Follow(Topic("b"), Position("e", Seq(7)), Seq(0), None)] == session.granted(Topic("b"), None, Seq(0))
 
 
 def test_an_unsubscribed_topic_is_no_longer_followed() -> None:
@@ -120,7 +120,7 @@ def test_a_right_that_ends_after_it_was_looked_up_grants_nothing() -> None:
     session = a_live_session()
     receive(session, b'{"op": "subscribe", "topic": "users"}')
     session.forget(Topic("users"))
-    assert ["no_such_topic"] == codes(session.granted(Topic("users"), None, allowed=True))
+    assert ["no_such_topic"] == codes(session.granted(Topic("users"), None, Seq(0)))
 
 
 def test_the_number_of_topics_is_bounded() -> None:

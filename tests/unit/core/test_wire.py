@@ -42,6 +42,8 @@ def a_change(seq: int, topic: str = "channel:1", kind: Kind = Kind.INSERT, **mem
         (b'{"op": "hello", "token": "t", "since": "e:99999999999999999999"}', BadFrame),
         (b'{"op": "hello", "token": "t", "since": "e:-1"}', BadFrame),
         (b'{"op": "hello", "token": "t", "since": ":1"}', BadFrame),
+        (b'{"op": "hello", "token": "t", "session": 7}', BadFrame),
+        (b'{"op": "hello", "token": "t", "session": "' + b"s" * 65 + b'"}', BadFrame),
         (b'{"op": "subscribe"}', BadFrame),
         (b'{"op": "subscribe", "topic": ""}', BadFrame),
         (b'{"op": "subscribe", "topic": "do-not-repeat-me\\u0000"}', BadFrame),
@@ -86,6 +88,11 @@ def test_an_error_says_its_code_and_whether_to_try_again() -> None:
         "message": "There is no such topic, or you may not read it.",
         "retry": False,
     }
+
+
+def test_a_heartbeat_says_only_what_holds() -> None:
+    assert {"op": "head", "pos": "e:7"} == json.loads(wire.head(Position("e", Seq(7))))
+    assert {"op": "head", "stale": True} == json.loads(wire.head(None, stale=True))
 
 
 def test_a_changes_frame_holds_each_change_as_the_protocol_says() -> None:

@@ -1,0 +1,133 @@
+"""Postgres stands still under a daemon with clients, and goes on: they stay, know of it, and miss nothing."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from daemon.core.change import Seq
+from daemon.core.errors import LogUnavailable
+from daemon.postgres import ddl, event_log
+from daemon.postgres.connect import open_pool
+from daemon.postgres.embed import EmbeddedPostgres
+from tests.support.daemon import Client, Frame, daemon_process
+from tests.support.postgres import chosen_binaries, passable_directory
+
+ADA = "01JGQ4ZV8M0000000000000ADA"
+TOPIC = f"user:{ADA}"
+
+
+@asynccontextmanager
+async def stopped(*pids: int) -> AsyncIterator[None]:
+    """These processes do nothing inside the block, and hear nothing."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[EmbeddedPostgres]:
+    with passable_directory() as directory:
+        async with EmbeddedPostgres(directory, binaries=chosen_binaries()) as server:
+            await ddl.apply(server.dsn, ["chatgenius"], report=lambda _: None)
+            await execute(
+                server,
+                f"""insert into chatgenius.users (id, auth0_id, email, username)
+                    values ('{ADA}', 'a', 'a@example.com', 'ada');
+                    insert into chatgenius.user_settings (user_id) values ('{ADA}')""",
+            )
+            yield server
+
+
+async def execute(server: EmbeddedPostgres, statement: str) -> None:
+    connection = await asyncpg.connect(server.dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def say(server: EmbeddedPostgres, content: str) -> None:
+    await execute(
+        server,
+        f"""update chatgenius.user_settings set preferences = '{{"said": "{content}"}}' where user_id = '{ADA}'""",
+    )
+
+
+async def heard(client: Client) -> Frame:
+    """The next frame, heartbeats among them."""
+    frame: Frame = json.loads(await client.connection.recv())
+    return frame
+
+
+async def test_clients_are_told_that_the_log_is_not_read_and_stay_and_miss_nothing(server: EmbeddedPostgres) -> None:
+    async with daemon_process(server.dsn) as daemon, daemon.client(ADA) as client:
+        await client.subscribe(TOPIC)
+        await say(server, "before")
+        [before] = await client.changes()
+        async with stopped(*family(server.pid)):
+            meanwhile = asyncio.create_task(say(server, "meanwhile"))
+            frame = await heard(client)
+            assert ("head", True) == (frame["op"], frame["stale"])
+            assert str(before["seq"]) == frame["pos"].rpartition(":")[2]
+            await client.say(op="ping")
+            assert "pong" == (await client.next())["op"]
+        await meanwhile
+        frames = [await heard(client), await heard(client)]
+        [fresh] = [frame for frame in frames if frame["op"] == "head"]
+        assert "stale" not in fresh
+        [frame] = [frame for frame in frames if frame["op"] == "changes"]
+        assert ["meanwhile"] == [change["record"]["preferences"]["said"] for change in frame["changes"]]
+        await say(server, "after")
+        assert ["after"] == [change["record"]["preferences"]["said"] for change in await client.changes()]
+
+
+async def test_a_read_that_hangs_is_given_up_and_goes_another_way_the_next_time(
+    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = await open_pool(server.dsn, application_name="test", least=3, most=3)
+    try:
+        async with pool.acquire() as one, pool.acquire() as two, pool.acquire() as three:
+            pids = [connection.get_server_pid() for connection in (one, two, three)]
+        log = event_log.PgEventLog(pool)
+        async with stopped(*pids):
+            with monkeypatch.context() as patch:
+                patch.setattr(event_log, "READ_WITHIN", 0.1)
+                with pytest.raises(LogUnavailable):
+                    await log.read(Seq(0), 10)
+            assert [] == await log.read(Seq(0), 10)
+            assert "" == (await log.head()).epoch
+    finally:
+        pool.terminate()
+
+
+async def test_a_question_that_is_given_up_by_who_asked_takes_nothing_from_others(server: EmbeddedPostgres) -> None:
+    pool = await open_pool(server.dsn, application_name="test", most=1)
+    try:
+        async with pool.acquire() as connection:
+            pid = connection.get_server_pid()
+        log = event_log.PgEventLog(pool)
+        async with stopped(pid):
+            asking = asyncio.create_task(log.head())
+            await asyncio.sleep(0)  # it has begun
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            assert "" == (await log.head()).epoch
+    finally:
+        pool.terminate()

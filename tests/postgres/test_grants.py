@@ -1,0 +1,101 @@
+"""From where in the log on somebody may read a topic."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from daemon.core.change import Seq, Topic
+from daemon.core.errors import GrantsUnavailable
+from daemon.postgres.connect import Connection, Pool, open_pool
+from daemon.postgres.event_log import PgEventLog, PgGrants
+from tests.support.log import leader, until_numbered
+
+ADA, BOB, ROOM = (f"01HZZZZZZZZZZZZZZZZZZZZZZ{letter}" for letter in "ABC")
+TOPIC = Topic(f"channel:{ROOM}")
+
+
+@pytest.fixture
+async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
+    await sql.execute(f"""
+        insert into chatgenius.users (id, username, email, auth0_id)
+        values ('{ADA}', 'ada', 'ada@example.com', 'a|1'), ('{BOB}', 'bob', 'bob@example.com', 'a|2');
+        insert into chatgenius.channels (id, name) values ('{ROOM}', 'room');
+        insert into chatgenius.channel_members (channel_id, user_id) values ('{ROOM}', '{ADA}');
+    """)
+    pool = await open_pool(database, application_name="test", most=5)
+    yield pool
+    await pool.close()
+
+
+def grants(pool: Pool, wait: float = 60.0) -> PgGrants:
+    return PgGrants(pool, lambda _: "chatgenius", wait=wait)
+
+
+async def join(sql: Connection) -> None:
+    await sql.execute(f"insert into chatgenius.channel_members (channel_id, user_id) values ('{ROOM}', '{BOB}')")
+
+
+async def test_a_right_begins_with_the_change_that_gave_it(database: str, pool: Pool, sql: Connection) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+        assert await grants(pool).readable_from(BOB, TOPIC) is None
+        head = (await PgEventLog(pool).head()).seq
+        await join(sql)
+        assert head + 1 == await grants(pool).readable_from(BOB, TOPIC)
+
+
+async def test_the_last_of_several_beginnings_counts(database: str, pool: Pool, sql: Connection) -> None:
+    async with leader(database, pool):
+        member = await grants(pool).readable_from(ADA, TOPIC)
+        for deleted_at in ("now()", "null"):
+            await sql.execute(f"update chatgenius.channels set deleted_at = {deleted_at}")
+        channel = await grants(pool).readable_from(ADA, TOPIC)
+        for deleted_at in ("now()", "null"):
+            await sql.execute(f"update chatgenius.users set deleted_at = {deleted_at} where id = '{ADA}'")
+        user = await grants(pool).readable_from(ADA, TOPIC)
+        assert await grants(pool).readable_from(ADA, Topic("users")) == user
+    assert member is not None
+    assert channel is not None
+    assert user is not None
+    assert member < channel < user
+
+
+async def test_a_right_from_before_the_log_reaches_back_to_its_floor(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute("truncate rowcast.events")
+    async with leader(database, pool):
+        assert Seq(0) == await grants(pool).readable_from(ADA, TOPIC)
+
+
+async def test_a_right_that_was_given_a_moment_ago_is_waited_for(database: str, pool: Pool, sql: Connection) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+    await join(sql)
+    with pytest.raises(GrantsUnavailable):
+        await grants(pool, wait=0.01).readable_from(BOB, TOPIC)
+    assert await grants(pool, wait=0.01).readable_from(ADA, TOPIC) is not None  # nobody else waits
+    asking = asyncio.create_task(grants(pool).readable_from(BOB, TOPIC))
+    async with leader(database, pool):
+        begun = await asking
+    [joined] = [
+        change for change in await PgEventLog(pool).read(Seq(0), 100) if BOB in change.key and change.topic == TOPIC
+    ]
+    assert joined.seq == begun
+
+
+async def test_rights_that_another_packs_rows_give_do_not_count(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(f"""
+        create schema app;
+        create table app.seats (id integer primary key, user_id text);
+        select rowcast.watch('app.seats', $$'seats'$$, '{{id}}',
+                             revokes => $$jsonb_build_object('user', r.user_id)$$);
+        insert into app.seats values (1, '{ADA}');
+    """)
+    async with leader(database, pool):
+        await until_numbered(pool)
+        head = (await PgEventLog(pool).head()).seq
+        begun = await grants(pool).readable_from(ADA, TOPIC)
+    assert begun is not None
+    assert begun < head

@@ -321,8 +321,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
         metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
         metrics.BEAT_AGE.set_function(lambda: doorbell.silence)
 
-        # The driver, asked to give up a statement, waits for a peer that may be silent.
-        tasks = await stack.enter_async_context(_in_background(pool.terminate))
+        tasks = await stack.enter_async_context(_in_background())
         tasks(doorbell.run())
         tasks(sequencer.run())
         tasks(schema.watch())
@@ -347,13 +346,8 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
 
 
 @asynccontextmanager
-async def _in_background(
-    release: Callable[[], None] = lambda: None,
-) -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], None]]:
-    """Run coroutines beside the block, until it ends. One that fails ends the block, with its error.
-
-    `release` lets go of what they wait for, if any does not end within CLOSE_WITHIN.
-    """
+async def _in_background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], None]]:
+    """Run coroutines beside the block, until it ends. One that fails ends the block, with its error."""
     async with asyncio.TaskGroup() as group:
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -361,8 +355,6 @@ async def _in_background(
         finally:
             for task in tasks:
                 task.cancel()
-            if tasks and (await asyncio.wait(tasks, timeout=CLOSE_WITHIN))[1]:
-                release()
 
 
 async def _close(pool: Pool) -> None:

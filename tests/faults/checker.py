@@ -82,6 +82,7 @@ class Checker:
     closes: list[int | None] = field(default_factory=list)
     live: asyncio.Event = field(default_factory=asyncio.Event)
     connections: int = 0
+    stale: bool = False
     line: ClientConnection | None = None
 
     def __post_init__(self) -> None:
@@ -183,7 +184,9 @@ class Checker:
                 self.resumes.append(frame["replayed"])
                 self._move(frame["pos"])
             case "head":
-                self._move(frame["pos"])
+                if "pos" in frame:
+                    self._move(frame["pos"])
+                self.stale = frame.get("stale", False)
             case "reset":
                 self._reset(frame)
             case "revoked":

@@ -14,7 +14,7 @@ from typing import Any, Final
 from daemon import cli
 from daemon.core import hub, session
 from daemon.core.change import Position, Seq
-from daemon.flow import pump
+from daemon.flow import pump, recent
 from daemon.gateway import limits
 from daemon.postgres import doorbell, event_log, queries
 
@@ -48,6 +48,7 @@ def no_continuity() -> None:
         return None
 
     event_log.PgEventLog.continuity = continuity  # type: ignore[method-assign, assignment]
+    recent.Recent.continuity = continuity  # type: ignore[method-assign, assignment]
 
 
 def no_catch_up() -> None:
@@ -110,7 +111,7 @@ def xmin_watermark() -> None:
 def order_by_time() -> None:
     """The statements' times give the order."""
     _replace("number_events", "max(f.id) over", "max(f.at) over")
-    _replace("number_events", "e.id, e.xid, e.topic from", "e.id, e.xid, e.topic, e.at from")
+    _replace("number_events", "e.id, e.xid, e.topic,", "e.id, e.xid, e.at, e.topic,")
 
 
 def no_usage() -> None:

@@ -11,6 +11,7 @@ from tests.faults.harness import MUTANT_NET, NET, NOWHERE, SEED, Stage, late, mi
 from tests.faults.oracle import Style, Write
 from tests.faults.results import Results
 
+SLOW_REPLAY = {"ROWCAST_READ_CHUNK": "2", "ROWCAST_RECENT_BYTES": "0"}  # each replay is many reads
 END = "delete from chatgenius.channel_members where (channel_id, user_id) = ($1, $2)"
 
 
@@ -104,7 +105,7 @@ async def test_rights_that_are_looked_up_once_leak_what_is_written_afterwards(du
 async def test_a_right_that_ends_during_a_replay_ends_for_the_replay_too(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
-    async with stage(durable, users=2, environment={"ROWCAST_READ_CHUNK": "2"}, mutants=mutants) as play:
+    async with stage(durable, users=2, environment=SLOW_REPLAY, mutants=mutants) as play:
         play.oracle.tag = "0"
         ended = Ended(play)
         await play.follow(2)

@@ -68,9 +68,13 @@ async def test_a_leader_that_begins_with_what_is_new_loses_what_a_crash_left_unn
         await play.follow(2)
         play.write(3)
         await play.heard(20)
+        assert play.daemons[0].daemon
+        daemon = play.daemons[0].daemon.process
+        daemon.send_signal(signal.SIGSTOP)  # so that there is something which no leader has seen
         await server.crash()
         await server.start()
-        await play.committed(50)
+        await play.committed(20)
+        daemon.send_signal(signal.SIGCONT)
         await play.daemons[0].logged("leader_elected", 2)
         verdict = await play.verdict(resets={"crash"}, within=MUTANT_NET)
     assert 0 < verdict.lost

@@ -293,6 +293,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             partial(opening, application_name="rowcast retention", server_settings=SESSION | DROPPING),
             sequencer,
             settings.retention,
+            recent.forget,
         )
         readiness = Readiness(doorbell, pump, schema)
         limits = Limits(connections=settings.max_clients)

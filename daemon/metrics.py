@@ -101,12 +101,10 @@ PURGED: Final = Counter(
 )
 SEGMENTS_AHEAD: Final = Gauge(
     "rowcast_segments_ahead",
-    "Segments of the log that are made and not yet in use; seen by the leader.",
+    "Segments of the log that are made and not yet in use.",
     registry=REGISTRY,
 )
-LOG_FLOOR: Final = Gauge(
-    "rowcast_log_floor", "Up to which place the log has been dropped; seen by the leader.", registry=REGISTRY
-)
+LOG_FLOOR: Final = Gauge("rowcast_log_floor", "Up to which place the log has been dropped.", registry=REGISTRY)
 QUEUE_USAGE: Final = Gauge(
     "rowcast_queue_usage", "How full the NOTIFY queue of Postgres is, from 0 to 1.", registry=REGISTRY
 )

@@ -99,7 +99,7 @@ class Pump:
             metrics.READ_SECONDS.observe(self._read_at - began)
             if not changes:
                 break
-            if changes[0].seq != self._hub.position.seq + 1:
+            if changes[-1].seq - self._hub.position.seq != len(changes):
                 await self._begin_term(changes[0].seq)
             await self._publish(changes)
             async with self._moved:
@@ -115,7 +115,7 @@ class Pump:
             await self._begin_term(Seq(head.seq + 1))
 
     async def _begin_term(self, first: Seq) -> None:
-        """Numbers are dense within a term: a jump is a new one. Was what we delivered last kept on record?
+        """Numbers are dense within a term: a jump, wherever, is a new one. Was what we delivered last kept on record?
 
         A transaction that is told as `limit` is a jump too, and asks in vain.
         """

@@ -25,11 +25,11 @@ class _Segment:
 
     __slots__ = ("deleted", "end", "size", "topics")
 
-    def __init__(self) -> None:
+    def __init__(self, end: Seq) -> None:
         self.topics: dict[Topic, list[Change]] = {}
         self.deleted: list[tuple[_Row, Seq]] = []
         self.size = 0
-        self.end = Seq(0)
+        self.end = end
 
 
 class Recent:
@@ -76,13 +76,18 @@ class Recent:
         self._end = end
         for change in sifted:
             self._hold(change)
-        if len(sifted) != len(changes):
-            for change in changes:  # of a row that was deleted by what its model refuses nothing is told either
-                if change.kind is Kind.DELETE:
-                    self._forget(change)
+        for change in changes:  # of a row that was deleted by what its model refuses nothing is told either
+            if change.kind is Kind.DELETE:
+                self._forget(change)
         self._growing(0).end = end.seq
         while self.size > self._most_bytes:
             self._evict()
+
+    def forget(self, floor: Seq) -> None:
+        """What lies up to here is too old to be told any more."""
+        while self._segments and self._segments[0].end <= floor:
+            self._evict()
+        self._floor = max(self._floor, min(floor, self._end.seq))
 
     async def head(self) -> Position:
         """See the port."""
@@ -132,8 +137,6 @@ class Recent:
         segment = self._growing(OVERHEAD + getsizeof(change.key) + getsizeof(change.record))
         segment.topics.setdefault(change.topic, []).append(change)
         segment.end = change.seq
-        if change.kind is Kind.DELETE:
-            self._forget(change)
 
     def _forget(self, change: Change) -> None:
         """The row has been deleted: what was told of it before is told to nobody any more."""
@@ -144,7 +147,7 @@ class Recent:
     def _growing(self, size: int) -> _Segment:
         """The newest segment, a new one if that has its part of all bytes; it becomes larger by `size`."""
         if not self._segments or self._segments[-1].size * PARTS > self._most_bytes:
-            self._segments.append(_Segment())
+            self._segments.append(_Segment(self._segments[-1].end if self._segments else self._floor))
         segment = self._segments[-1]
         segment.size += size
         self.size += size

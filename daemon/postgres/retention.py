@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from daemon import metrics
+from daemon.core.change import Seq
 from daemon.logs import get_logger
 from daemon.postgres.connect import Pool
 from daemon.postgres.doorbell import Connect
@@ -26,20 +27,29 @@ DROPPING: Final = {"lock_timeout": "60s"}
 
 
 class Retention:
-    """Keeps house while `sequencer` leads.
+    """Keeps house while `sequencer` leads, and says where the log begins.
 
     Rows that were deleted lose their earlier content when the leader says that there are any. Every `look_every`
     seconds the segments that were closed more than `keep` ago are dropped; there is always one made ahead, and it is
-    opened in time. `connect` opens a connection with the settings DROPPING.
+    opened in time. Whoever leads, `forgotten` is told up to where the log has been dropped. `connect` opens a
+    connection with the settings DROPPING.
     """
 
     def __init__(
-        self, pool: Pool, connect: Connect, sequencer: Sequencer, keep: timedelta, *, look_every: float | None = None
+        self,
+        pool: Pool,
+        connect: Connect,
+        sequencer: Sequencer,
+        keep: timedelta,
+        forgotten: Callable[[Seq], None] = lambda _: None,
+        *,
+        look_every: float | None = None,
     ) -> None:
         self._pool = pool
         self._connect = connect
         self._sequencer = sequencer
         self._keep = keep
+        self._forgotten = forgotten
         self._look_every = look_every or min(60.0, keep.total_seconds() / SEGMENTS / 4)
 
     async def run(self) -> None:
@@ -47,6 +57,7 @@ class Retention:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._for_ever(self._sequencer.gone, self.purge, 0))
             group.create_task(self._for_ever(self._sequencer.leading, self.sweep, self._look_every))
+            group.create_task(self._for_ever(self._sequencer.settled, self.look, self._look_every))
 
     async def _for_ever(self, due: asyncio.Event, work: Callable[[], Awaitable[None]], pause: float) -> None:
         failing = False
@@ -94,7 +105,11 @@ class Retention:
         await pool.execute(query("make_segment"))
         if await pool.fetchval(query("segment_due"), self._keep / SEGMENTS):
             self._sequencer.open_next_segment()
-        segments = await pool.fetchrow(query("segments"))
+
+    async def look(self) -> None:
+        """See how far the log has been dropped. Raises one of BROKEN."""
+        segments = await self._pool.fetchrow(query("segments"))
         assert segments is not None
         metrics.SEGMENTS_AHEAD.set(segments["ahead"])
         metrics.LOG_FLOOR.set(segments["floor"])
+        self._forgotten(Seq(segments["floor"]))

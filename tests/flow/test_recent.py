@@ -3,11 +3,12 @@
 import json
 import tracemalloc
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pytest
 
 from daemon.core.change import Change, Kind, Position, Seq, Topic
-from daemon.flow.recent import Recent
+from daemon.flow.recent import OVERHEAD, Recent
 from daemon.flow.served import Served
 from daemon.packs import Pack, Row
 
@@ -176,6 +177,24 @@ async def test_content_between_two_deletions_of_a_row_stays_away_when_the_first_
         add(ring, a_change(seq))
 
 
+@pytest.mark.parametrize("most_bytes", range(4 * OVERHEAD, 7 * OVERHEAD, 100))
+async def test_a_memory_of_a_few_changes_holds_all_that_lies_behind_its_first_place(most_bytes: int) -> None:
+    ring = a_ring(most_bytes)
+    for seq in range(1, 40):
+        add(ring, a_change(seq, kind=Kind.LEAVE) if seq % 5 else a_change(seq, kind=Kind.DELETE))
+        held = await first_held(ring, seq)
+        assert list(range(held + 1, seq + 1)) == await told(ring, held, seq)
+
+
+async def test_a_row_whose_content_was_gone_when_its_deletion_was_read_is_evicted_like_any_other() -> None:
+    ring = a_ring(most_bytes=10_000)
+    add(ring, replace(a_change(1), record=None), a_change(2, kind=Kind.DELETE, row=1))
+    for seq in range(3, 30):
+        add(ring, a_change(seq))
+    assert [29] == await told(ring, 28, 29)
+    assert 2 < await first_held(ring, 29)
+
+
 async def test_what_was_sifted_once_is_not_sifted_again() -> None:
     ring = a_ring()
     unfit = Change(Seq(1), "1", "", "app", "notes", HERE, Kind.INSERT, "{}", "{}")
@@ -232,3 +251,16 @@ def test_it_takes_no_more_memory_than_it_was_given(kinds: tuple[Kind, ...], sche
     held = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert held < most_bytes
+
+
+async def test_what_the_log_has_dropped_is_not_told_from_memory_either() -> None:
+    ring = a_ring()
+    for seq in range(1, 11):
+        add(ring, a_change(seq))
+    ring.forget(Seq(6))
+    assert 6 == await first_held(ring, 10)
+    assert [7, 8, 9, 10] == await told(ring, 6, 10)
+    with pytest.raises(Asked):
+        await ring.continuity(Position("e", Seq(5)))
+    ring.forget(Seq(3))
+    assert 6 == await first_held(ring, 10)

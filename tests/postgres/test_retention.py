@@ -113,6 +113,21 @@ async def test_old_segments_are_dropped_and_positions_in_them_are_below_the_floo
         assert 2 == len(await log.read(Seq(0), 1000))
 
 
+async def test_whoever_serves_is_told_where_the_log_begins(database: str, pool: Pool, sql: Connection) -> None:
+    told: list[Seq] = []
+    connecting = partial(connect, database, application_name="retention", server_settings=DROPPING)
+    async with leader(database, pool) as sequencer:
+        keeper = Retention(pool, connecting, sequencer, WEEK, told.append)
+        await keeper.sweep()
+        head = await write(sql, pool, 1)
+        await next_segment(pool, sequencer)
+        await age(pool)
+        await keeper.look()
+        await keeper.sweep()
+        await keeper.look()
+    assert [0, head] == told
+
+
 async def test_events_of_a_transaction_that_was_open_for_long_outlive_their_segment(
     database: str, pool: Pool, sql: Connection
 ) -> None:

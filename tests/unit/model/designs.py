@@ -1,0 +1,157 @@
+"""The design as it is, and mutants of it: each decides one thing otherwise."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from daemon.core.change import Change, Position, Seq, Topic
+from daemon.core.hub import End, Follower, Hub
+from daemon.core.ports import EventLog
+from daemon.core.session import Follow
+from daemon.flow.attend import Client
+from daemon.flow.pump import Pump
+from daemon.flow.served import Served
+from tests.unit.model.postgres import Entry, Event, Fresh, Snapshot, by_snapshot_difference
+
+
+class ModelHub(Hub):
+    """The hub, which also remembers where it was when it last had to move."""
+
+    left: Position | None = None
+
+    def move(self, position: Position, reason: str) -> None:
+        self.left = self.position
+        super().move(position, reason)
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a daemon is made of, and by which rule Postgres numbers."""
+
+    name: str = "the design"
+    fresh: Fresh = by_snapshot_difference
+    far: int = 1000
+    purges: bool = True
+    waits_for_place: bool = True
+    hub: type[ModelHub] = ModelHub
+    served: type[Served] = Served
+    client: type[Client] = Client
+    pump: type[Pump] = Pump
+
+
+def past_a_cursor(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Sequence[Entry]) -> list[Event]:
+    """What has a greater id than everything that was numbered."""
+    cursor = max((entry.event.id for entry in log), default=0)
+    return sorted((event for event in visible if event.id > cursor), key=lambda event: event.id)
+
+
+def below_a_horizon(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Sequence[Entry]) -> list[Event]:
+    """What older transactions than every running one have written, by transaction id."""
+    fresh = [event for event in visible if last.xmin <= event.xid < now.xmin]
+    return sorted(fresh, key=lambda event: (event.xid, event.topic, event.id))
+
+
+def by_event_id(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Sequence[Entry]) -> list[Event]:
+    """The true choice, in the order of ids: transactions are torn apart."""
+    return sorted(by_snapshot_difference(visible, last, now, log), key=lambda event: event.id)
+
+
+class RightsAreForEver(Served):
+    """Who once was allowed to subscribe hears everything."""
+
+    def ends(self, changes: Iterable[Change]) -> list[End]:
+        return []
+
+
+class NobodyNotes(ModelHub):
+    """A right that ends between the question and the answer's effect is missed."""
+
+    def answered(self, topic: Topic, follower: Follower) -> Seq:
+        super().answered(topic, follower)
+        return Seq(0)
+
+
+class FromTheHead(Client):
+    """Whoever comes back is told only what happens from now on."""
+
+    __slots__ = ()
+
+    async def _resume(self, follow: Follow) -> None:
+        assert follow.since is not None
+        head = Position(follow.since.epoch, self._desk.hub.position.seq)
+        if head.seq <= follow.since.seq:
+            await super()._resume(follow)
+            return
+        behind = replace(follow, since=head)
+        await super()._resume(behind)
+
+
+class FromOneBefore(Client):
+    """Whoever comes back is told the last change again."""
+
+    __slots__ = ()
+
+    async def _resume(self, follow: Follow) -> None:
+        await super()._resume(follow)
+        if follow.topic in self._behind:
+            self._behind[follow.topic] = Seq(max(self._behind[follow.topic] - 1, 0))
+
+
+class FromBeforeTheRight(Client):
+    """Whoever has the right now is told all that there ever was."""
+
+    __slots__ = ()
+
+    async def _resume(self, follow: Follow) -> None:
+        await super()._resume(replace(follow, begun=Seq(0)))
+
+
+class NeverLooksBack(Pump):
+    """A jump of the numbers is taken for granted: nothing that was delivered can have been lost."""
+
+    async def _begin_term(self, first: Seq) -> None:
+        pass
+
+
+class BelievesTheClient(Client):
+    """A position is taken as it comes: whatever it says, the log is replayed behind it."""
+
+    __slots__ = ()
+
+    async def _resume(self, follow: Follow) -> None:
+        asked = self._desk
+        self._desk = replace(asked, event_log=_Trusting(asked.event_log))
+        try:
+            await super()._resume(follow)
+        finally:
+            self._desk = asked
+
+
+class _Trusting:
+    def __init__(self, event_log: EventLog) -> None:
+        self._log = event_log
+        self.head, self.read, self.read_topics = event_log.head, event_log.read, event_log.read_topics
+
+    async def continuity(self, since: Position) -> str | None:
+        return None
+
+
+DESIGN = Design()
+
+MUTANTS = {
+    mutant.name: (mutant, invariants)
+    for mutant, invariants in (
+        (Design("a naive cursor", fresh=past_a_cursor), {"I7"}),
+        (Design("the horizon of xmin", fresh=below_a_horizon), {"I2"}),
+        (Design("the order of event ids", fresh=by_event_id), {"I1", "I7"}),
+        (Design("rights are looked up once", served=RightsAreForEver), {"I4"}),
+        (Design("rights that end while they are looked up", hub=NobodyNotes), {"I4"}),
+        (Design("rights reach back to the beginning", client=FromBeforeTheRight), {"I4"}),
+        (Design("resuming from the head", client=FromTheHead), {"I7"}),
+        (Design("resuming from one before", client=FromOneBefore), {"I1"}),
+        (Design("numbers are used again", far=0), {"I1", "I5", "I7"}),
+        (Design("a deleted row's content stays", purges=False), {"I4"}),
+        (Design("a new term is taken for granted", pump=NeverLooksBack), {"I1", "I5", "I7"}),
+        (Design("a position is believed", client=BelievesTheClient), {"I1", "I5", "I7"}),
+        (Design("a daemon that lags is not waited for", waits_for_place=False), {"I1", "I7"}),
+    )
+}

@@ -1,0 +1,307 @@
+"""Random lives of a database, daemons and clients, and what holds of each: the invariants I1 to I7 of delivery.
+
+`--hypothesis-profile=search` looks further, from another place each time.
+"""
+
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, Verbosity, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from daemon.core.change import Topic
+from tests.unit.model.client import Violation
+from tests.unit.model.designs import DESIGN, MUTANTS, Design
+from tests.unit.model.postgres import Transaction
+from tests.unit.model.world import TOPICS, USERS, World
+
+ROWS = (1, 2, 3)
+MOST_OPEN = 3
+
+rows, topics, users = st.sampled_from(ROWS), st.sampled_from(TOPICS), st.sampled_from(range(len(USERS)))
+daemons, few, yes_or_no = st.sampled_from((0, 1)), st.integers(0, 4), st.booleans()
+
+
+class Lives(RuleBasedStateMachine):
+    """What can happen, in pieces large enough that something comes of them."""
+
+    design: ClassVar[Design] = DESIGN
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(self.design)
+        self.open: list[Transaction] = []
+
+    @initialize(following=st.lists(st.tuples(users, topics), min_size=2, max_size=6, unique=True))
+    def begin(self, following: list[tuple[int, Topic]]) -> None:
+        world = self.world
+        for user, topic in following:
+            world.subscribe(world.clients[user], topic)
+            tx = world.postgres.begin()
+            world.postgres.grant(tx, USERS[user], topic)
+            world.postgres.commit(tx)
+        world.number()
+        world.ring_all()
+        for number, client in enumerate(world.clients):
+            world.connect(client, world.daemons[number % 2])
+            world.receive(client)
+
+    def _commit(self, tx: Transaction, *, flush: bool = True) -> None:
+        if tx in self.open:
+            self.open.remove(tx)
+        self.world.postgres.commit(tx, flush=flush)
+
+    # What applications write.
+
+    @rule(row=rows, topic=topics, flush=st.sampled_from((True, True, True, False)))
+    def write(self, row: int, topic: Topic, flush: bool) -> None:
+        tx = self.world.postgres.begin()
+        self.world.postgres.write(tx, row, topic)
+        self._commit(tx, flush=flush)
+
+    @rule(row=rows, topic=topics, again=yes_or_no)
+    def delete(self, row: int, topic: Topic, again: bool) -> None:
+        """A row is written, its deletion follows, and maybe its return."""
+        postgres = self.world.postgres
+        for step in (postgres.write, postgres.delete, postgres.write)[: 2 + again]:
+            tx = postgres.begin()
+            step(tx, row, topic) if step != postgres.delete else postgres.delete(tx, row)
+            self._commit(tx)
+
+    @rule(first=rows, second=rows, topic=topics, early=yes_or_no, numbered=yes_or_no, swapped=yes_or_no)
+    def overtake(self, first: int, second: int, topic: Topic, early: bool, numbered: bool, swapped: bool) -> None:
+        """One transaction begins, another writes and commits, and the first one ends behind it."""
+        postgres = self.world.postgres
+        slow, quick = postgres.begin(early=early), postgres.begin()
+        if not swapped:
+            postgres.write(slow, first, topic)
+        postgres.write(quick, second, topic)
+        self._commit(quick)
+        if numbered:
+            self.world.number()
+        postgres.write(slow, second if swapped else first, topic)
+        self._commit(slow)
+
+    @precondition(lambda self: len(self.open) < MOST_OPEN)
+    @rule(row=rows, topic=topics, early=yes_or_no)
+    def open_transaction(self, row: int, topic: Topic, early: bool) -> None:
+        tx = self.world.postgres.begin(early=early)
+        self.world.postgres.write(tx, row, topic)
+        self.open.append(tx)
+
+    @precondition(lambda self: self.open)
+    @rule(which=few, row=rows, topic=topics, what=st.sampled_from(("write", "delete", "savepoint", "prepare")))
+    def go_on(self, which: int, row: int, topic: Topic, what: str) -> None:
+        tx, postgres = self.open[which % len(self.open)], self.world.postgres
+        if tx in postgres.state.prepared:
+            return
+        match what:
+            case "write":
+                postgres.write(tx, row, topic)
+            case "delete":
+                postgres.delete(tx, row)
+            case "savepoint":
+                postgres.savepoint_rollback(tx, row)
+            case "prepare":
+                postgres.prepare(tx)
+
+    @precondition(lambda self: self.open)
+    @rule(which=few, how=st.sampled_from(("commit", "commit", "later", "rollback")))
+    def end_transaction(self, which: int, how: str) -> None:
+        tx = self.open.pop(which % len(self.open))
+        if how == "rollback":
+            self.world.postgres.rollback(tx)
+        else:
+            self._commit(tx, flush=how == "commit")
+
+    @rule(table=st.sampled_from(("rows", "rows", "members")))
+    def truncate(self, table: str) -> None:
+        self.world.postgres.truncate(table)
+
+    # Rights.
+
+    @rule(user=users, topic=topics)
+    def grant(self, user: int, topic: Topic) -> None:
+        tx = self.world.postgres.begin()
+        self.world.postgres.grant(tx, USERS[user], topic)
+        self._commit(tx)
+
+    @rule(user=users, topic=topics, every=st.sampled_from((False, False, True)), row=rows, flowing=yes_or_no)
+    def revoke(self, user: int, topic: Topic, every: bool, row: int, flowing: bool) -> None:
+        """A right ends, and something that its user must not see follows."""
+        postgres = self.world.postgres
+        tx = postgres.begin()
+        postgres.revoke(tx, USERS[user], None if every else topic)
+        self._commit(tx)
+        tx = postgres.begin()
+        postgres.write(tx, row, topic)
+        self._commit(tx)
+        if flowing:
+            self.flow()
+
+    # The way to the clients.
+
+    @rule()
+    def number(self) -> None:
+        self.world.number()
+
+    @rule(number=daemons)
+    def ring(self, number: int) -> None:
+        self.world.daemons[number].ring()
+
+    @rule()
+    def flow(self) -> None:
+        """Everything that is committed reaches everybody who listens."""
+        self.world.number()
+        self.world.ring_all()
+        for client in self.world.clients:
+            self.world.receive(client)
+
+    @rule(user=users, most=few)
+    def receive(self, user: int, most: int) -> None:
+        self.world.receive(self.world.clients[user], most)
+
+    @rule()
+    def pass_time(self) -> None:
+        self.world.pass_time()
+
+    @rule(number=daemons)
+    def beat(self, number: int) -> None:
+        self.world.daemons[number].tick()
+
+    @rule(number=daemons)
+    def hold(self, number: int) -> None:
+        """What this daemon asks of Postgres takes its time from now on."""
+        self.world.daemons[number].link.held = True
+
+    @precondition(lambda self: any(daemon.link.held for daemon in self.world.daemons))
+    @rule(number=daemons, all_of_it=yes_or_no, order=few)
+    def let_through(self, number: int, all_of_it: bool, order: int) -> None:
+        link = self.world.daemons[number].link
+        if all_of_it:
+            link.held = False
+        while link.waiting:
+            link.let_through(order)
+            if not all_of_it:
+                break
+
+    # Clients come and go.
+
+    @rule(user=users, number=daemons, most=few, reading=yes_or_no)
+    def come_back(self, user: int, number: int, most: int, reading: bool) -> None:
+        """A client reads a little, loses its line, and goes on at some daemon."""
+        client = self.world.clients[user]
+        self.world.receive(client, most)
+        self.world.connect(client, self.world.daemons[number])
+        if reading:
+            self.world.receive(client)
+
+    @rule(user=users, number=daemons, row=rows, topic=topics, told=yes_or_no)
+    def stay_away(self, user: int, number: int, row: int, topic: Topic, told: bool) -> None:
+        """A client is away while something happens."""
+        client = self.world.clients[user]
+        self.world.receive(client)
+        client.cut()
+        self.write(row, topic, flush=True)
+        self.world.number()
+        if told:
+            self.world.daemons[number].ring()
+        self.world.connect(client, self.world.daemons[number])
+        self.world.receive(client)
+
+    @rule(user=users, topic=topics)
+    def subscribe(self, user: int, topic: Topic) -> None:
+        self.world.subscribe(self.world.clients[user], topic)
+
+    @rule(user=users, topic=topics)
+    def unsubscribe(self, user: int, topic: Topic) -> None:
+        client = self.world.clients[user]
+        if client.line is not None and topic in client.wanted and topic in client.topics:
+            client.wanted.remove(topic)
+            client.leave(topic)
+
+    # Faults, and what comes with time.
+
+    @rule(next_segment=yes_or_no)
+    def elect(self, next_segment: bool) -> None:
+        self.world.elect(next_segment=next_segment)
+
+    @rule()
+    def drop_segments(self) -> None:
+        self.world.postgres.drop_segments()
+
+    @rule(number=daemons)
+    def restart(self, number: int) -> None:
+        self.world.restart(number)
+
+    @rule(lost=few, elected=yes_or_no)
+    def crash(self, lost: int, elected: bool) -> None:
+        self._go_down()
+        self.world.crash(lost)
+        self._come_up(elected=elected)
+
+    @rule(row=rows, topic=topics, lost=few, number=daemons)
+    def crash_after_a_flow(self, row: int, topic: Topic, lost: int, number: int) -> None:
+        """What was told to everybody is not on record any more, and its numbers are free."""
+        self.write(row, topic, flush=True)
+        self.flow()
+        self.crash(lost, elected=True)
+        self.world.number()
+        self.world.daemons[number].ring()
+
+    @rule(lost=few, elected=yes_or_no)
+    def fail_over(self, lost: int, elected: bool) -> None:
+        self._go_down()
+        self.world.fail_over(lost)
+        self._come_up(elected=elected)
+
+    def _go_down(self) -> None:
+        self.open.clear()
+
+    def _come_up(self, *, elected: bool) -> None:
+        self.open = list(self.world.postgres.open)
+        if elected:
+            self.world.elect()
+
+    def teardown(self) -> None:
+        try:
+            self.world.rest()
+        finally:
+            self.world.close()
+
+
+def search(design: Design, examples: int, steps: int = 25) -> None:
+    """Look for a life in which an invariant does not hold; the Violation is raised."""
+
+    class Searched(Lives):
+        pass
+
+    Searched.design = design
+    wide = settings.get_current_profile_name() == "search"
+    run_state_machine_as_test(
+        Searched,
+        settings=settings(
+            settings.get_profile("search") if wide else None,
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+            verbosity=Verbosity.quiet,
+        ),
+    )
+
+
+def test_no_life_of_the_design_breaks_an_invariant_of_delivery() -> None:
+    search(DESIGN, 300)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_decision_that_was_made_otherwise_would_be_noticed(name: str) -> None:
+    mutant, invariants = MUTANTS[name]
+    with pytest.raises(Violation) as caught:
+        search(mutant, 2000)
+    assert caught.value.invariant in invariants

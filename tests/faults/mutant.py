@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any, Final
 
 from daemon import cli
@@ -16,7 +17,7 @@ from daemon.core import hub, session
 from daemon.core.change import Position, Seq
 from daemon.flow import pump, recent
 from daemon.gateway import limits
-from daemon.postgres import doorbell, event_log, queries
+from daemon.postgres import doorbell, event_log, queries, retention
 
 
 def _resume(shift: Callable[[Position | None], Position | None]) -> None:
@@ -172,6 +173,31 @@ def no_pings() -> None:
     _limits(ping_every=1e6, tick_every=0.1)
 
 
+def short_retention() -> None:
+    """No protection is taken away: what is older than two seconds is dropped; operators cannot ask for so little."""
+    init = retention.Retention.__init__
+
+    def mutated(self: retention.Retention, *arguments: Any, **more: Any) -> None:
+        init(self, *arguments[:3], timedelta(seconds=2), **more)
+
+    retention.Retention.__init__ = mutated  # type: ignore[method-assign]
+
+
+def plain_detach() -> None:
+    """Segments are detached as if nobody read."""
+    _replace("expired", "else 'concurrently' end", "else '' end")
+
+
+def no_tombstones() -> None:
+    """What came before a deletion is told as it was."""
+    _replace("number_events", "where n.kind = 'delete' group by", "where n.kind = 'lost' group by")
+
+
+def memory_keeps_content() -> None:
+    """What came before a deletion is told as it was, if it is held in memory."""
+    recent.Recent._forget = lambda *_: None  # type: ignore[method-assign]
+
+
 def wild_clock() -> None:
     """No protection is taken away: the clock of the day jumps by up to an hour, back and forth, at each look."""
     real, real_ns = time.time, time.time_ns
@@ -204,6 +230,10 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         slow_reader,
         quick_pings,
         no_pings,
+        short_retention,
+        plain_detach,
+        no_tombstones,
+        memory_keeps_content,
         wild_clock,
     )
 }

@@ -15,7 +15,7 @@ from websockets.typing import Subprotocol
 
 from daemon.core.wire import SUBPROTOCOL
 from tests.faults.oracle import Write
-from tests.support.daemon import token
+from tests.support import daemon
 
 LINE = (OSError, EOFError, TimeoutError, WebSocketException)
 """What a broken line raises."""
@@ -83,6 +83,7 @@ class Checker:
     live: asyncio.Event = field(default_factory=asyncio.Event)
     connections: int = 0
     stale: bool = False
+    live_at: float = 0.0
     line: ClientConnection | None = None
 
     def __post_init__(self) -> None:
@@ -131,18 +132,16 @@ class Checker:
                 await self.line.send('{"op":"ping"}')
                 await self._pong.wait()
 
-    async def again(self, topic: str) -> None:
-        """Ask for a topic that was lost or refused."""
-        assert self.line is not None
-        self.refused.discard(topic)
-        self._gone.discard(topic)
-        self._pending.add(topic)
-        await self.line.send(json.dumps({"op": "subscribe", "topic": topic, "id": topic}))
+    def ask_again(self) -> None:
+        """Ask for topics that were lost or refused, at the next connection."""
+        self.refused.clear()
+        self.revoked.clear()
+        self._gone.clear()
 
     async def _converse(self, line: ClientConnection) -> None:
         self.connections += 1
         since = self._position
-        hello = {"op": "hello", "token": token(self.user)} | ({"since": since} if since else {})
+        hello = {"op": "hello", "token": daemon.token(self.user)} | ({"since": since} if since else {})
         await line.send(json.dumps(hello))
         welcome = await self._next(line)
         if welcome["op"] != "welcome":
@@ -196,7 +195,8 @@ class Checker:
                 await self._refused(frame)
             case "pong":
                 self._pong.set()
-        if not self._pending:
+        if not self._pending and not self.live.is_set():
+            self.live_at = asyncio.get_running_loop().time()
             self.live.set()
 
     def _move(self, position: str) -> None:
@@ -303,7 +303,8 @@ async def judge(
             have = await _have(checker, topic)
             due = {write.token for write in truth.values() if write.topic == topic and owed(checker, write)}
             count["lost"] += len(due - have)
-            count["leaked"] += sum(forbidden(checker, truth[token]) for token in have & truth.keys())
+            told = {event.token for event in checker.history if isinstance(event, Told) and event.topic == topic}
+            count["leaked"] += sum(forbidden(checker, truth[token]) for token in told & truth.keys())
     return Verdict(**count)
 
 

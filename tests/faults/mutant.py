@@ -20,6 +20,10 @@ from daemon.gateway import limits
 from daemon.postgres import doorbell, event_log, queries, retention
 
 
+def _put(owner: Any, name: str, mutated: object) -> None:
+    setattr(owner, name, mutated)
+
+
 def _resume(shift: Callable[[Position | None], Position | None]) -> None:
     granted = session.Session.granted
 
@@ -29,7 +33,7 @@ def _resume(shift: Callable[[Position | None], Position | None]) -> None:
             for action in granted(self, *arguments, **more)
         ]
 
-    session.Session.granted = mutated  # type: ignore[method-assign]
+    _put(session.Session, "granted", mutated)
 
 
 def resume_from_head() -> None:
@@ -48,8 +52,8 @@ def no_continuity() -> None:
     async def continuity(*_: object) -> None:
         return None
 
-    event_log.PgEventLog.continuity = continuity  # type: ignore[method-assign, assignment]
-    recent.Recent.continuity = continuity  # type: ignore[method-assign, assignment]
+    _put(event_log.PgEventLog, "continuity", continuity)
+    _put(recent.Recent, "continuity", continuity)
 
 
 def no_catch_up() -> None:
@@ -65,7 +69,7 @@ def no_catch_up() -> None:
         init(self, *arguments, **more)
         self._bells = Silent(self._bells)
 
-    doorbell.Doorbell.__init__ = mutated  # type: ignore[method-assign]
+    _put(doorbell.Doorbell, "__init__", mutated)
 
 
 def no_beat_limit() -> None:
@@ -75,7 +79,7 @@ def no_beat_limit() -> None:
     def mutated(self: doorbell.Doorbell, *arguments: Any, **more: Any) -> None:
         init(self, *arguments, **more | {"beat_limit": 1e6})
 
-    doorbell.Doorbell.__init__ = mutated  # type: ignore[method-assign]
+    _put(doorbell.Doorbell, "__init__", mutated)
 
 
 def _replace(name: str, old: str, new: str) -> None:
@@ -126,12 +130,22 @@ def rights_at_subscribe() -> None:
     def cuts(self: hub.Hub, ends: Iterable[object]) -> dict[Any, Any]:
         return {}
 
-    hub.Hub._cuts = cuts  # type: ignore[method-assign, assignment]
+    _put(hub.Hub, "_cuts", cuts)
+
+
+def rights_from_the_first() -> None:
+    """Whoever may read a topic may read all of its past."""
+    readable_from = event_log.PgGrants.readable_from
+
+    async def mutated(self: event_log.PgGrants, *arguments: Any) -> Seq | None:
+        return None if await readable_from(self, *arguments) is None else Seq(0)
+
+    _put(event_log.PgGrants, "readable_from", mutated)
 
 
 def rights_of_the_live() -> None:
     """Rights end for who is live, and not for who is being replayed."""
-    hub.Hub.wait = lambda *_: None  # type: ignore[method-assign, assignment]
+    _put(hub.Hub, "wait", lambda *_: None)
 
 
 def no_wait_for_the_hub() -> None:
@@ -140,7 +154,7 @@ def no_wait_for_the_hub() -> None:
     async def reached(*_: object) -> None:
         return
 
-    pump.Pump.reached = reached  # type: ignore[method-assign, assignment]
+    _put(pump.Pump, "reached", reached)
 
 
 def slow_reader() -> None:
@@ -151,7 +165,7 @@ def slow_reader() -> None:
         await asyncio.sleep(LAG)
         return await read(self, *arguments)
 
-    event_log.PgEventLog.read = mutated  # type: ignore[method-assign]
+    _put(event_log.PgEventLog, "read", mutated)
 
 
 def _limits(**values: float) -> None:
@@ -160,7 +174,7 @@ def _limits(**values: float) -> None:
     def mutated(self: limits.Limits, **more: Any) -> None:
         init(self, **more | values)
 
-    limits.Limits.__init__ = mutated  # type: ignore[method-assign, assignment]
+    _put(limits.Limits, "__init__", mutated)
 
 
 def quick_pings() -> None:
@@ -177,10 +191,10 @@ def short_retention() -> None:
     """No protection is taken away: what is older than two seconds is dropped; operators cannot ask for so little."""
     init = retention.Retention.__init__
 
-    def mutated(self: retention.Retention, *arguments: Any, **more: Any) -> None:
-        init(self, *arguments[:3], timedelta(seconds=2), **more)
+    def mutated(self: retention.Retention, pool: Any, connect: Any, sequencer: Any, _: timedelta) -> None:
+        init(self, pool, connect, sequencer, timedelta(seconds=2))
 
-    retention.Retention.__init__ = mutated  # type: ignore[method-assign]
+    _put(retention.Retention, "__init__", mutated)
 
 
 def plain_detach() -> None:
@@ -195,7 +209,7 @@ def no_tombstones() -> None:
 
 def memory_keeps_content() -> None:
     """What came before a deletion is told as it was, if it is held in memory."""
-    recent.Recent._forget = lambda *_: None  # type: ignore[method-assign]
+    _put(recent.Recent, "_forget", lambda *_: None)
 
 
 def wild_clock() -> None:
@@ -225,6 +239,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         order_by_time,
         no_usage,
         rights_at_subscribe,
+        rights_from_the_first,
         rights_of_the_live,
         no_wait_for_the_hub,
         slow_reader,

@@ -24,7 +24,8 @@ create table oracle.writes (
 """
 UPDATE = """
 with written as (
-    update chatgenius.messages set content = (content::bigint + 1)::text, metadata = jsonb_build_object('token', $2::text)
+    update chatgenius.messages
+    set content = (content::bigint + 1)::text, metadata = jsonb_build_object('token', $2::text)
     where id = $1 returning id, channel_id, content
 )
 insert into oracle.writes select $2, 'channel:' || channel_id, id, content::bigint, $3 from written
@@ -109,8 +110,8 @@ class Oracle:
         names = [f"{letter}{number}" for number in range(users // 26 + 1) for letter in self.USERS][:users]
         self.users = [
             await connection.fetchval(
-                "insert into chatgenius.users (auth0_id, email, username) values ($1::text, $1::text || '@example.com', $1::text) "
-                "returning id",
+                "insert into chatgenius.users (auth0_id, email, username) "
+                "values ($1::text, $1::text || '@example.com', $1::text) returning id",
                 name,
             )
             for name in names
@@ -127,7 +128,8 @@ class Oracle:
             )
             made = [
                 await connection.fetchval(
-                    "insert into chatgenius.messages (channel_id, user_id, content) values ($1, $2, '0') returning id",
+                    "insert into chatgenius.messages (channel_id, user_id, content) values ($1, $2, '0') "
+                    "returning id",
                     channel,
                     self.users[0],
                 )

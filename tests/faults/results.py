@@ -8,7 +8,7 @@ from pathlib import Path
 
 from daemon import __version__
 from tests.faults.checker import Verdict
-from tests.faults.harness import LONG, SEED
+from tests.faults.harness import LONG, SEED, say
 from tests.support.postgres import chosen_binaries
 
 GUIDE = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -33,12 +33,12 @@ class Results:
 
     def held(self, number: str, fault: str, injected: str, held: str, figures: str, n: str) -> None:
         """This fault was survived."""
-        print(f"{number}: {fault}; {injected}; {held}; {figures}; {n}")
+        say(f"{number}: {fault}; {injected}; {held}; {figures}; {n}")
         self._rows[number] = Row((fault, injected, held, figures, n))
 
     def caught(self, number: str, mutant: str, verdict: Verdict | str) -> None:
         """Without this protection the same fault was not survived."""
-        print(f"{number} without protection ({mutant}): {verdict}")
+        say(f"{number} without protection ({mutant}): {verdict}")
         self._mutants.setdefault(number, []).append(f"`{mutant}`: {verdict}")
 
     def publish(self) -> None:

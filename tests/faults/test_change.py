@@ -50,7 +50,8 @@ async def test_migrations_under_load_lose_nothing_and_hold_writers_up_no_longer_
         results.held(
             "18",
             "migrations under load",
-            f"columns added, altered, renamed, dropped; triggers dropped and made anew in one transaction; the view of the "
+            f"columns added, altered, renamed, dropped; triggers dropped and made anew in one "
+            f"transaction; the view of the "
             f"log replaced; `daemon --apply-ddl` again; {rounds} times",
             "0 lost; statements that were prepared before are prepared again; no write failed but by a deadlock",
             f"commits p99 {late(play.oracle.waits) * 1e3:.0f} ms, max {max(play.oracle.waits) * 1e3:.0f} ms; "

@@ -156,7 +156,8 @@ async def test_a_bad_way_to_postgres_delays_and_loses_nothing(
             f"daemon to Postgres: {injected}",
             f"by a proxy, {rounds} times",
             "nothing lost; no write failed or waited for Rowcast",
-            f"healed to all served: p50 {middle(recoveries):.2f} s; commits p99 {late(play.oracle.waits) * 1e3:.0f} ms",
+            f"healed to all served: p50 {middle(recoveries):.2f} s; commits p99 "
+            f"{late(play.oracle.waits) * 1e3:.0f} ms",
             play.n,
         )
 
@@ -192,7 +193,8 @@ async def test_a_way_that_a_box_has_forgotten_is_noticed_by_the_beat(
             "nothing passes on old connections, and no end is told until what would be the kernels' keepalives; new "
             "ones pass",
             "the beat notices, and everything is connected anew",
-            f"noticed after {noticed:.1f} s (beat {QUICK['ROWCAST_BEAT_EVERY']} s, limit {QUICK['ROWCAST_BEAT_LIMIT']} "
+            f"noticed after {noticed:.1f} s (beat {QUICK['ROWCAST_BEAT_EVERY']} s, limit "
+            f"{QUICK['ROWCAST_BEAT_LIMIT']} "
             f"s); served again {recovery:.1f} s after the end",
             play.n,
         )
@@ -260,6 +262,7 @@ async def test_a_silent_way_to_postgres_is_told_to_operators_and_made_good_when_
             "daemon to Postgres: a silent line",
             "a proxy lets nothing through, both ways, and then everything",
             "/readyz says 503 and why; clients stay connected and are told `stale`; writes go on; nothing lost",
-            f"/readyz after {noticed:.1f} s, every client after {told:.1f} s; all served {healed:.2f} s after it healed",
+            f"/readyz after {noticed:.1f} s, every client after {told:.1f} s; all served "
+            f"{healed:.2f} s after it healed",
             play.n,
         )

@@ -23,7 +23,7 @@ async def test_commits_in_any_order_lose_nothing_and_keep_the_order_of_each_row(
     async with stage(durable) as play:
         await play.follow(6)
         play.write(WRITERS, WILD)
-        await play.committed(times(1500, 50_000))
+        await play.committed(times(1000, 20_000))
         assert CLEAN == await play.verdict()
         assert {"40P01"} >= set(play.oracle.errors)
         results.held(
@@ -75,9 +75,9 @@ async def test_a_transaction_that_stays_open_delays_nobody_else(durable: str, re
     async with stage(durable) as play:
         await play.follow(3)
         play.write(2)
-        before = [await play.recovered() for _ in range(times(20, 300))]
+        before = [await play.recovered() for _ in range(times(10, 300))]
         async with open_transaction(play, durable, where):
-            during = [await play.recovered() for _ in range(times(20, 300))]
+            during = [await play.recovered() for _ in range(times(10, 300))]
         assert CLEAN == await play.verdict()
         results.held(
             f"16 ({where})",

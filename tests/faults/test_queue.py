@@ -91,10 +91,12 @@ async def test_a_daemon_that_hangs_is_killed_before_writers_fail(
         results.held(
             "12",
             "the daemon is stopped, and its listener reads no more",
-            f"SIGSTOP, {PAGES} pages of queue (PostgreSQL {server.binaries.version}), filled to 60 % twice; a supervisor "
+            f"SIGSTOP, {PAGES} pages of queue (PostgreSQL {server.binaries.version}), filled to 60 "
+            f"% twice; a supervisor "
             "that kills what does not feed the watchdog, as systemd does",
             "no write failed; the clients resumed and have missed nothing",
-            f"watchdog of {WATCH:g} s (15 s as shipped): served again after {freed:.1f} s; the queue was {usage:.0%} full",
+            f"watchdog of {WATCH:g} s (15 s as shipped): served again after {freed:.1f} s; the "
+            f"queue was {usage:.0%} full",
             play.n,
         )
 

@@ -59,7 +59,7 @@ async def test_nothing_written_after_a_right_has_ended_is_told_to_who_lost_it(
     durable: str, results: Results, daemons: int, ring: bool
 ) -> None:
     chance = random.Random(SEED)
-    users = times(8, 100)
+    users = times(6, 60)
     async with stage(durable, users=users, daemons=daemons) as play:
         play.oracle.tag = "0"
         ended = Ended(play)
@@ -145,6 +145,55 @@ async def test_a_right_that_ends_during_a_replay_ends_for_the_replay_too(
         "a membership ends while its owner is being replayed",
         f"500 changes behind, read two at a time; {rounds} times",
         "0 leaked",
+        "",
+        play.n,
+    )
+
+
+@pytest.mark.parametrize("mutants", [[], ["rights_from_the_first"]])
+async def test_who_is_taken_in_while_away_hears_nothing_of_before(
+    durable: str, results: Results, mutants: list[str]
+) -> None:
+    async with stage(durable, users=times(3, 30), mutants=mutants) as play:
+        [channel, *_] = play.oracle.channels
+        newcomers = play.oracle.users[1:]
+        await play.oracle.execute(
+            "delete from chatgenius.channel_members where channel_id = $1 and user_id = any ($2)", channel, newcomers
+        )
+        await play.follow(len(play.oracle.users))
+        _, *away = play.checkers
+        play.write(3)
+        before: dict[str, set[str]] = {}
+        for checker in away:
+            await play.heard(20)
+            where, checker.url = checker.url, lambda: NOWHERE
+            assert checker.line is not None
+            checker.line.transport.abort()
+            await play.heard(20)
+            before[checker.user] = set(play.oracle.acknowledged)
+            await play.oracle.execute(
+                "insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", channel, checker.user
+            )
+            await play.heard(20)
+            checker.ask_again()
+            checker.url = where
+        await play.back()
+        topic = f"channel:{channel}"
+        verdict = await play.verdict(
+            resets={"rights"},
+            forbidden=lambda checker, write: write.topic == topic and write.token in before.get(checker.user, ()),
+            within=MUTANT_NET if mutants else NET,
+        )
+    if mutants:
+        assert 0 < verdict.leaked
+        results.caught("29 (begin)", mutants[0], verdict)
+        return
+    assert CLEAN == verdict
+    results.held(
+        "29 (begin)",
+        "a membership begins while its owner is away",
+        f"{len(away)} clients resume from before they were taken in",
+        "0 leaked; each was told `reset` with `rights`, and everything from there on",
         "",
         play.n,
     )

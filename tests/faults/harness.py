@@ -308,7 +308,8 @@ class Stage:
         verdict = await judge(self.checkers, truth, resets=resets, forbidden=forbidden, owed=owed)
         resumes = sum(checker.connections - 1 for checker in self.checkers)
         say(
-            f"{len(truth)} writes, {len(self.checkers)} clients, {self.deliveries} heard, {resumes} resumes: {verdict}"
+            f"{len(truth)} writes, {len(self.checkers)} clients, {self.deliveries} heard, {resumes} resumes: "
+            f"{verdict}"
         )
         return verdict
 

@@ -8,8 +8,8 @@ import click
 
 from daemon.app import SESSION
 from daemon.core import wire
-from daemon.core.change import Change, Kind, Position, Topic
-from daemon.core.errors import BadPosition, LogUnavailable, OperatorFault
+from daemon.core.change import CONTENT, Change, Kind, Position, Topic
+from daemon.core.errors import BadPosition, LogForgotten, LogUnavailable, OperatorFault
 from daemon.postgres.connect import connect, open_pool
 from daemon.postgres.doorbell import Doorbell
 from daemon.postgres.event_log import PgEventLog
@@ -120,8 +120,14 @@ async def _print_new(event_log: PgEventLog, topic: Topic, position: Position, *,
     head = await event_log.head()
     seq = position.seq
     while seq < head.seq:
-        changes = await event_log.read_topics([topic], seq, head.seq, 1000)
+        try:
+            changes = await event_log.read_topics([topic], seq, head.seq, 1000)
+        except LogForgotten as error:
+            click.echo(f"daemon: {error} What lies between is left out.", err=True)
+            return head
         for change in changes:
+            if change.record is None and change.kind in CONTENT:
+                continue  # the row has been deleted since
             click.echo(wire.change(change).decode() if as_json else line(change))
         if len(changes) < 1000:
             break

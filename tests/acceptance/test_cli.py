@@ -147,6 +147,21 @@ async def test_tail_prints_json_for_programs_and_can_begin_in_the_past(
     assert ["before", "after"] == [change["record"]["content"] for change in told]
 
 
+async def test_tail_leaves_out_what_was_in_a_row_that_has_been_deleted(
+    daemon: Daemon, chat: Chat, database: str
+) -> None:
+    async with daemon.client(chat.ada) as client:
+        start = client.welcome["pos"]
+        await client.subscribe(chat.topic)
+        message = await chat.say("secret")
+        await client.changes()
+        await chat.sql.execute("delete from chatgenius.messages where id = $1", message)
+        await client.changes()
+    async with tail(database, chat.topic, "--json", "--since", start) as lines:
+        told = json.loads(await lines.readline())
+    assert ("delete", {"id": message}) == (told["kind"], told["key"])
+
+
 async def test_tail_refuses_a_position_from_which_it_cannot_go_on(daemon: Daemon, database: str) -> None:
     code, _, errors = await command("tail", "users", "--since", "elsewhere:1", DATABASE_URL=database)
     assert (35, "daemon: The log cannot be followed from there (epoch): leave --since out.\n") == (code, errors)

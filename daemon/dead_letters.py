@@ -101,6 +101,7 @@ async def replay(settings: Settings, selection: Selection) -> None:
         for (schema, table, key), seqs in rows.items():
             # A transaction for each row: an application that writes to it waits for no more than that.
             async with connection.transaction(isolation="read_committed"):
+                await connection.execute(query("share_letters"))
                 lives = await _lock(connection, schema, table, key)
                 verdicts = await connection.fetch(query("judge_letters"), seqs, lives)
                 good = [seq for seq, refusal in verdicts if refusal is None]

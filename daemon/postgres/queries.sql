@@ -305,6 +305,10 @@ join pg_attribute as a
 where w.schema_name = $1 and w.table_name = $2
 group by w.id having count(*) = cardinality(w.key);
 
+-- name: share_letters
+-- Before any letter is locked: whoever purges has locked the table, and would wait for that letter.
+lock table rowcast.dead_letters in row exclusive mode;
+
 -- name: judge_letters
 -- Why each letter of one row cannot be replayed; null if it can. Its content must still be the newest there is,
 -- its removal too. Ids of events follow the versions of a row, and they are there before they have their numbers.

@@ -266,7 +266,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def drop_segments(self) -> None:
-        self.world.postgres.drop_segments()
+        self.world.drop_segments()
 
     @rule(number=daemons)
     def restart(self, number: int) -> None:

@@ -396,7 +396,7 @@ class Daemon:
         self.hub = world.design.hub(encode=lambda payload: payload + b"\n")
         served = world.design.served({"app": PACK})
         event_log = ModelLog(world.postgres, self.link)
-        recent = Recent(event_log, RECENT_BYTES)
+        self.recent = recent = Recent(event_log, RECENT_BYTES)
         pump = world.design.pump(event_log, self.bell, self.hub, served, recent, _bury, chunk=CHUNK)
         self.desk = Desk(
             hub=self.hub,
@@ -524,6 +524,12 @@ class World:
         log = self.postgres.state.log
         xid = next((entry.event.xid for entry in log if entry.event.begins and entry.event.right == right), None)
         return next((entry.seq for entry in log if entry.event.xid == xid), 0)
+
+    def drop_segments(self) -> None:
+        """What is old goes, and every daemon learns of it."""
+        self.postgres.drop_segments()
+        for daemon in self.daemons:
+            daemon.recent.forget(Seq(self.postgres.state.floor))
 
     # Clients.
 

@@ -417,7 +417,7 @@ class Postgres:
             after.snapshot = now
             leader.last_seq += len(fresh)
             self.next_xid += 1
-            self._log_commit(after, flush=False)
+            self._log_commit(after, flush=any(event.begins for event in fresh))
 
     # What the daemons ask.
 

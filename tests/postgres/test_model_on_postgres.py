@@ -1,7 +1,7 @@
 """The numbering on a real Postgres, under random programs of several connections, one statement at a time.
 
-Nothing is left to chance but the program, which its number decides: each statement is awaited before the next, and what
-would wait for a row is not tried.
+Nothing is left to chance but the program, which its number decides: each statement is awaited before the next, and
+what would wait for a row is not tried.
 """
 
 import asyncio

@@ -332,7 +332,7 @@ class Line:
             raise Violation("I5", f"{what}, which was never committed")
         if self.right_is_current(topic):
             self._check_right(what, topic, place)
-        if "record" in change and change["table"] == "rows":
+        if "record" in change:
             self._check_content(what, place, uid)
 
     def right_is_current(self, topic: Topic) -> bool:

@@ -1,4 +1,4 @@
-# make run | test | check | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
+# make run | test | faults | check | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(wildcard $(addsuffix /python3,$(subst :, ,$(PATH)))))
@@ -9,7 +9,7 @@ DAEMON_ARGS ?=
 PYTEST_ARGS ?=
 PG ?=
 
-.PHONY: help install run test check format wheel lock clean
+.PHONY: help install run test faults check format wheel lock clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -35,6 +35,9 @@ run: $(READY) ## start Rowcast with a database, sample data and a live page
 
 test: $(READY) ## all tests, against a real Postgres; PG=15 or PG=wheel chooses which
 	$(if $(PG),ROWCAST_TEST_PG=$(PG) )$(BIN)/pytest -n auto $(PYTEST_ARGS)
+
+faults: $(READY) ## faults at length (an hour); writes docs/reliability.md
+	ROWCAST_TEST_FAULTS=long $(BIN)/pytest tests/faults --timeout 7200 $(PYTEST_ARGS)
 
 check: $(READY) ## lint, types, floors, SQL
 	$(BIN)/ruff check .

@@ -64,11 +64,13 @@ class Pump:
 
     async def run(self) -> None:
         """Move the hub along the log until cancelled."""
-        healthy = True
+        healthy, quiet = True, False
         while True:
             self._bell.clear()
             try:
                 await self._catch_up()
+                if quiet:
+                    await self._look_for_term()
                 healthy = True
                 self.reads.set()
             except LogUnavailable as error:
@@ -77,9 +79,11 @@ class Pump:
                 healthy = False
                 self.reads.clear()
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
+            quiet = True
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_every):
                     await self._bell.wait()
+                    quiet = False
 
     async def _catch_up(self) -> None:
         if not self.started.is_set():
@@ -101,6 +105,14 @@ class Pump:
             async with self._moved:
                 self._moved.notify_all()
         self._read_at = time.monotonic()
+
+    async def _look_for_term(self) -> None:
+        """A new term may have no numbers yet, and still have taken back some that were delivered."""
+        if not self.started.is_set():
+            return
+        head = await self._log.head()
+        if head.seq > self._hub.position.seq and not await self._log.read(self._hub.position.seq, 1):
+            await self._begin_term(Seq(head.seq + 1))
 
     async def _begin_term(self, first: Seq) -> None:
         """Numbers are dense within a term: a jump, wherever, is a new one. Was what we delivered last kept on record?

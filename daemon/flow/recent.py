@@ -156,7 +156,7 @@ class Recent:
     def _evict(self) -> None:
         segment = self._segments.popleft()
         self.size -= segment.size
-        self._floor = segment.end
+        self._floor = max(self._floor, segment.end)  # one that notes only deletions has no end of its own
         for row, seq in segment.deleted:
             if self._deleted[row] == seq:
                 del self._deleted[row]

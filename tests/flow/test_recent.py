@@ -216,6 +216,12 @@ async def test_the_oldest_go_first_and_the_newest_stay() -> None:
         await ring.continuity(Position("e", Seq(floor - 1)))
 
 
+async def test_a_deletion_that_is_held_no_more_brings_nothing_of_before_back() -> None:
+    ring = a_ring(most_bytes=0)
+    add(ring, a_change(1, row=9), a_change(2), a_change(3, kind=Kind.DELETE, row=9))
+    assert 3 == await first_held(ring, upto=3)
+
+
 async def test_without_any_bytes_only_the_end_is_known() -> None:
     ring = a_ring(most_bytes=0)
     add(ring, a_change(1), a_change(2))

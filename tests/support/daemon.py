@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,19 +184,23 @@ _PORTS = itertools.cycle(range(20_000 + 500 * (_WORKER % 20), 20_500 + 500 * (_W
 
 @asynccontextmanager
 async def daemon_process(
-    dsn: str, *arguments: str, port: int | None = None, environment: Mapping[str, str] = {}
+    dsn: str,
+    *arguments: str,
+    port: int | None = None,
+    environment: Mapping[str, str] = {},
+    program: Sequence[str] = ("-m", "daemon"),
 ) -> AsyncIterator[Daemon]:
     """A daemon that has told systemd that it is ready; ended at the end, and its log must hold no traceback.
 
-    Without a `port` it listens on one that the system chooses, which no other test can have.
+    Without a `port` it listens on one that the system chooses, which no other test can have. `program` is what
+    Python is to run.
     """
     with tempfile.TemporaryDirectory() as home, Notices(Path(home, "notify")) as notices:
         log = Path(home, "log")
         with log.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-m",
-                "daemon",
+                *program,
                 *arguments,
                 env=clean_environment(
                     DATABASE_URL=dsn,

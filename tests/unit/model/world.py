@@ -373,8 +373,8 @@ class Line:
                 return
             raise Violation("I6", f"{self.user} is told that its right to {topic} began behind {place}")
         asked = [self._since] if self._since is not None and self._told.get(topic) == place else []
-        if reason == "retention" and topic in self._told:
-            asked.append(self._told[topic])  # what a slow client is still to be told may be dropped meanwhile
+        if reason == "retention":
+            asked += self._told.values()  # what is still to be replayed may be dropped, and all of it begins anew
         if hub.left is not None and self._explained.get(topic, self._breaks) < hub.breaks:
             asked.append(hub.left)
         self._explained[topic] = hub.breaks

@@ -19,6 +19,7 @@ SKIPS = {
     "tests/support/browser.py": "a browser cannot be installed everywhere; the skip names the package",
 }
 ABOUT_NO_MODULE = {
+    "tests/unit/model/test_delivery.py": "about all that lies between a row and a client",
     "tests/unit/test_docs.py": "about the guide for operators",
     "tests/unit/test_house.py": "about the whole house",
 }

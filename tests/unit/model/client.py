@@ -49,22 +49,23 @@ class Following:
     base: Position | None = None
     heard: list[Heard] = field(default_factory=list)
     state: dict[int, int] = field(default_factory=dict)
+    read_from: object = None
 
     def advance(self, position: Position) -> None:
         if self.place is None or self.place.epoch != position.epoch or self.place.seq < position.seq:
             self.place = position
 
 
-class State(Protocol):
-    """The application's own interface: the rows of a topic that there are now, with their versions."""
+class ReadState(Protocol):
+    """The application's own interface: the rows of a topic with their versions, and of which state they are."""
 
-    def __call__(self, topic: Topic) -> dict[int, int]: ...
+    def __call__(self, topic: Topic) -> tuple[dict[int, int], object]: ...
 
 
 class Client:
     """The user, the one position that it keeps, and what it knows of each topic."""
 
-    def __init__(self, user: str, read_state: State) -> None:
+    def __init__(self, user: str, read_state: ReadState) -> None:
         self.user = user
         self.line: Line | None = None
         self.wanted: list[Topic] = []
@@ -140,7 +141,7 @@ class Client:
                     following.pending = False  # this is no replay: there is nothing that it could begin with
                 following.place = following.base = position
                 following.heard = []
-                following.state = self._read_state(topic)
+                following.state, following.read_from = self._read_state(topic)
             case "resumed" if position is not None:
                 for following in self.topics.values():
                     if following.answered:
@@ -163,7 +164,7 @@ class Client:
         following.pending = position == self.since  # then it is being replayed
         if following.base is None:
             following.base = position
-            following.state = self._read_state(topic)
+            following.state, following.read_from = self._read_state(topic)
         following.advance(position)
 
     def _changes(self, following: Following, frame: dict[str, Any], position: Position) -> None:

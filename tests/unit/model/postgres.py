@@ -263,7 +263,7 @@ class Postgres:
         self.rights += 1
         tx.rights[user, topic] = self.rights
         begins = Right(user, topic)
-        self._capture(tx, topic, Kind.INSERT, "members", user, right=self.rights, begins=begins)
+        self._capture(tx, topic, Kind.INSERT, "members", f"{user} {topic}", right=self.rights, begins=begins)
         return True
 
     def revoke(self, tx: Transaction, user: str, topic: Topic | None) -> bool:
@@ -273,8 +273,11 @@ class Postgres:
         if not ending or not self.lock(tx, ("user", user)):
             return False
         tx.rights.update(dict.fromkeys(ending, 0))
-        where, table = (Topic(f"u:{user}"), "users") if topic is None else (topic, "members")
-        self._capture(tx, where, Kind.DELETE, table, user, right=self.rights, ends=Right(user, topic))
+        right, ends = self.rights, Right(user, topic)
+        if topic is None:
+            self._capture(tx, Topic(f"u:{user}"), Kind.DELETE, "users", user, right=right, ends=ends)
+        else:
+            self._capture(tx, topic, Kind.DELETE, "members", f"{user} {topic}", right=right, ends=ends)
         return True
 
     def _right(self, tx: Transaction, user: str, topic: Topic) -> int:
@@ -417,7 +420,7 @@ class Postgres:
             after.snapshot = now
             leader.last_seq += len(fresh)
             self.next_xid += 1
-            self._log_commit(after, flush=False)
+            self._log_commit(after, flush=any(event.begins for event in fresh))
 
     # What the daemons ask.
 
@@ -480,7 +483,7 @@ class Postgres:
 
     def purged(self, entry: Entry) -> bool:
         """Is the content of this entry gone, since its row is?"""
-        return entry.event.table == "rows" and entry.event.kind in CONTENT and self.tombstone(entry) is not None
+        return entry.event.kind in CONTENT and self.tombstone(entry) is not None
 
     def change(self, entry: Entry) -> Change:
         """What the log says of one entry."""

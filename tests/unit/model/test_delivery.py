@@ -6,7 +6,7 @@
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, Verbosity, settings
+from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -18,6 +18,7 @@ from tests.unit.model.world import TOPICS, USERS, World
 
 ROWS = (1, 2, 3)
 MOST_OPEN = 3
+SEARCHES = 10
 
 rows, topics, users = st.sampled_from(ROWS), st.sampled_from(TOPICS), st.sampled_from(range(len(USERS)))
 daemons, few, yes_or_no = st.sampled_from((0, 1)), st.integers(0, 4), st.booleans()
@@ -266,7 +267,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def drop_segments(self) -> None:
-        self.world.postgres.drop_segments()
+        self.world.drop_segments()
 
     @rule(number=daemons)
     def restart(self, number: int) -> None:
@@ -309,16 +310,16 @@ class Lives(RuleBasedStateMachine):
             self.world.close()
 
 
-def search(design: Design, examples: int) -> None:
-    """Look for a life in which an invariant does not hold; the Violation is raised."""
+def search(design: Design, examples: int, number: int = 0) -> None:
+    """Look for a life in which an invariant does not hold; the Violation is raised. Each number is another search."""
     lives = type("Lives", (Lives,), {"design": design})
     further = settings.get_current_profile_name() == "search"
     profile = settings.get_profile("search") if further else settings(max_examples=examples, stateful_step_count=25)
     run_state_machine_as_test(
-        lives,
+        lives if further else seed(number)(lives),
         settings=settings(
             profile,
-            derandomize=not further,
+            derandomize=False,
             database=None,
             deadline=None,
             phases=[Phase.generate, Phase.shrink] if further else [Phase.generate],
@@ -333,8 +334,13 @@ def test_no_life_of_the_design_breaks_an_invariant_of_delivery() -> None:
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_decision_that_was_made_otherwise_would_be_noticed(name: str) -> None:
+def test_a_decision_that_was_made_otherwise_breaks_the_invariant_that_it_is_there_for(name: str) -> None:
     mutant, invariants = MUTANTS[name]
-    with pytest.raises(Violation) as caught:
-        search(mutant, 1000)
-    assert caught.value.invariant in invariants
+    broken = set[str]()
+    for number in range(SEARCHES):  # most mutants break more than one, and any may be found first
+        with pytest.raises(Violation) as caught:
+            search(mutant, 1000, number)
+        broken.add(caught.value.invariant)
+        if broken & invariants:
+            break
+    assert broken & invariants

@@ -33,18 +33,23 @@ class Follower(Protocol):
     def revoked(self, topic: Topic) -> None:
         """The right to this topic has ended: it is followed no more, and waited for no more."""
 
+    def moved(self) -> None:
+        """What comes next does not continue what was delivered: it must let itself be suspended, and begin anew."""
+
 
 class Hub:
     """The live end of the log in this process: how far it has come, and who follows what.
 
     `position` is what has been delivered to every follower; it moves only in `publish` and `move`. `breaks` counts
-    the moves, `broken` is the reason of the last one: who is on the way from a position of before must start anew.
+    the moves, `broken` is the reason of the last one and `begun` where it led: who is on the way from a position of
+    before must start anew there.
     """
 
     def __init__(self, encode: Encode) -> None:
         self.position = Position("", Seq(0))
         self.breaks = 0
         self.broken = ""
+        self.begun = self.position
         self._encode = encode
         self._followers: dict[Topic, dict[Follower, None]] = {}
         self._waiting: dict[Topic, dict[Follower, None]] = {}  # not live yet, but their rights may end
@@ -174,15 +179,12 @@ class Hub:
         return change.topic in self._followers or change.kind in DOUBTS
 
     def move(self, position: Position, reason: str) -> None:
-        """Go on from a position that does not continue the last one: every follower of every topic is reset."""
-        self.position = position
+        """Go on from a position that does not continue the last one.
+
+        What lies between is known to nobody, the ends of rights included: every follower is told `moved`.
+        """
+        self.position = self.begun = position
         self.breaks += 1
         self.broken = reason
-        outgoing: defaultdict[Follower, list[bytes]] = defaultdict(list)
-        for topic, followers in self._followers.items():
-            frame = self._encode(wire.reset(topic, reason, position))
-            self._before[topic] = position
-            for follower in followers:
-                outgoing[follower].append(frame)
-        for follower, frames in outgoing.items():
-            follower.deliver(b"".join(frames))
+        for follower in {follower for followers in self._followers.values() for follower in followers}:
+            follower.moved()

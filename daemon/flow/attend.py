@@ -171,7 +171,7 @@ class Client:
         """Hand over live frames; if too much waits for the peer now, nothing more is live."""
         self._socket.write(frames)
         if self._socket.queued() > self._desk.queue_bytes:
-            self._fall_behind()
+            self._fall_behind(self._desk.hub.breaks)
 
     @property
     def user(self) -> str:
@@ -190,6 +190,29 @@ class Client:
     async def drained(self) -> None:
         """Wait until the peer has taken most of what was sent."""
         await self._socket.drained()
+
+    def moved(self) -> None:
+        """Numbers have been lost: begin anew with everything that is live."""
+        self._fall_behind(self._desk.hub.breaks - 1)
+
+    async def look_up_rights(self) -> dict[Topic, Seq]:
+        """Leave what may no longer be read; where the rights to the rest began."""
+        rights: dict[Topic, Seq] = {}
+        for topic in tuple(self._behind):
+            while topic in self._behind and topic not in rights:
+                try:
+                    begun = await self._readable_from(topic)
+                except GrantsUnavailable as error:
+                    log.debug("log_unavailable", session=self._socket.session, reason=error.reason)
+                    await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+                    continue
+                if begun is not None:
+                    rights[topic] = begun
+                elif topic in self._behind:
+                    self._say(wire.revoked(topic, self._desk.hub.position))
+                    self._desk.hub.unfollow(topic, self)
+                    self.revoked(topic)
+        return rights
 
     # What the session decides.
 
@@ -239,7 +262,7 @@ class Client:
     async def _ask(self, question: Authorize | Follow) -> None:
         try:
             if isinstance(question, Authorize):
-                begun = await self._readable_from(question)
+                begun = await self._readable_from(question.topic)
                 for follow in self._perform(self._session.granted(question.topic, question.frame, begun)):
                     await self._ask(follow)
             else:
@@ -250,17 +273,21 @@ class Client:
             self._session.forget(question.topic)
             self._perform(self._fault(Unavailable(), question.frame))
 
-    async def _readable_from(self, question: Authorize) -> Seq | None:
+    async def _readable_from(self, topic: Topic) -> Seq | None:
         """Where the right to a topic began; from now on the hub minds its end."""
-        hub, topic = self._desk.hub, question.topic
-        # From before the question on: a right that ends behind the answer must not be missed.
-        hub.ask(topic, self)
-        try:
-            begun = await self._desk.grants.readable_from(question.user, topic)
-            if begun is not None:
-                await self._desk.reached(begun)  # what comes before it here is not for this user
-        finally:
-            ended = hub.answered(topic, self)
+        hub = self._desk.hub
+        while True:
+            breaks = hub.breaks
+            # From before the question on: a right that ends behind the answer must not be missed.
+            hub.ask(topic, self)
+            try:
+                begun = await self._desk.grants.readable_from(self.user, topic)
+                if begun is not None:
+                    await self._desk.reached(begun)  # what comes before it here is not for this user
+            finally:
+                ended = hub.answered(topic, self)
+            if hub.breaks == breaks:
+                break
         if begun is None or ended > begun or topic not in self._session.topics:
             return None
         hub.wait(topic, self)
@@ -297,15 +324,18 @@ class Client:
         else:
             self._desk.hub.follow(topic, self)
 
-    def _fall_behind(self) -> None:
-        """Have every live topic replayed from where the hub is: up to there all has been delivered."""
+    def _fall_behind(self, breaks: int) -> None:
+        """Have every live topic replayed from where the hub is: up to there all has been delivered.
+
+        `breaks` is what the hub had counted when it was.
+        """
         hub = self._desk.hub
         told = hub.suspend(self._session.topics, self)
         if told:
             self._told |= told
             self._behind |= dict.fromkeys(told, hub.position.seq)
             self._set_slow(slow=True)
-            self._begin_replay()
+            self._begin_replay(breaks)
 
     def _set_slow(self, *, slow: bool) -> None:
         if slow != self._slow:
@@ -317,30 +347,40 @@ class Client:
         """Replay a topic from where the client was, if the log can prove that nothing is missing."""
         since = follow.since
         assert since is not None
-        breaks = self._desk.hub.breaks
-        reason = await self._desk.event_log.continuity(since)
-        if reason is None:
-            await self._desk.reached(since.seq)  # another daemon may have been ahead of this one
-        if self._desk.hub.breaks != breaks:
-            reason = self._desk.hub.broken
+        begun = follow.begun
+        while True:
+            breaks = self._desk.hub.breaks
+            reason = await self._desk.event_log.continuity(since)
+            if reason is None:
+                await self._desk.reached(since.seq)  # another daemon may have been ahead of this one
+            if self._desk.hub.breaks == breaks:
+                break
+            found = await self._readable_from(follow.topic)
+            if found is None:
+                self._desk.hub.unfollow(follow.topic, self)
+                self._perform(self._session.granted(follow.topic, follow.frame, None))
+                return
+            begun = found
         if follow.topic not in self._session.topics:
             return  # gone while we asked
         if reason is not None:
             metrics.RESETS.labels(reason=reason).inc()
             self._follow(follow.topic, follow.frame)
             self._say(wire.reset(follow.topic, reason, self._desk.hub.position))
+            if since == self._desk.hub.position:  # to the client this looks like a replay, which has an end
+                self._say(wire.resumed(since, 0))
             return
         self._say(wire.subscribed(follow.frame, follow.topic, since))
-        if since.seq < follow.begun - 1:
-            since = Position(since.epoch, Seq(follow.begun - 1))
+        if since.seq < begun - 1:
+            since = Position(since.epoch, Seq(begun - 1))
             metrics.RESETS.labels(reason="rights").inc()
             self._say(wire.reset(follow.topic, "rights", since))
         self._behind[follow.topic] = since.seq
-        self._begin_replay()
+        self._begin_replay(self._desk.hub.breaks)
 
-    def _begin_replay(self) -> None:
+    def _begin_replay(self, breaks: int) -> None:
         if self._replay is None:
-            self._replay = asyncio.create_task(self._catch_up(self._desk.hub.breaks))
+            self._replay = asyncio.create_task(self._catch_up(breaks))
 
     async def _catch_up(self, breaks: int) -> None:
         """Replay what is behind, and go on live."""

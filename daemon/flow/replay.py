@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from daemon.core import wire
@@ -26,6 +26,12 @@ class Reader(Protocol):
 
     async def drained(self) -> None:
         """Wait until the peer has taken most of what was sent."""
+
+    async def look_up_rights(self) -> Mapping[Topic, Seq]:
+        """Leave the topics that may no longer be read: their rights may have ended where nobody saw it.
+
+        Returns where the rights to the others began.
+        """
 
 
 class History(Protocol):
@@ -87,7 +93,11 @@ async def replay(
         if hub.breaks != breaks:
             # The numbers that were asked about may have been lost, and name nothing now.
             breaks = hub.breaks
-            _begin_anew(behind, reader, hub.broken, hub.position)
+            rights = await reader.look_up_rights()
+            if hub.breaks == breaks:
+                _begin_anew(behind, reader, hub.broken, hub.begun, rights)
+        if hub.breaks != breaks:
+            continue
         upto = hub.position.seq
         if all(place >= upto for place in behind.values()):
             for topic in tuple(behind):
@@ -103,7 +113,7 @@ async def replay(
             changes = await event_log.read_topics(wanted, min(asked.values()), upto, chunk)
         except LogForgotten:
             if hub.breaks == breaks:
-                _begin_anew(behind, reader, "retention", hub.position)
+                _begin_anew(behind, reader, "retention", hub.position, {})
             continue
         if hub.breaks != breaks:
             continue
@@ -133,11 +143,14 @@ async def replay(
     return sent
 
 
-def _begin_anew(behind: dict[Topic, Seq], reader: Reader, reason: str, position: Position) -> None:
-    """What lies before this position cannot be told any more."""
+def _begin_anew(
+    behind: dict[Topic, Seq], reader: Reader, reason: str, position: Position, rights: Mapping[Topic, Seq]
+) -> None:
+    """What lies before this position cannot be told any more, nor what lies before the right."""
     for topic in behind:
-        reader.tell(wire.reset(topic, reason, position))
-    behind |= dict.fromkeys(behind, position.seq)
+        seq = max(position.seq, Seq(rights.get(topic, Seq(0)) - 1))
+        reader.tell(wire.reset(topic, reason, Position(position.epoch, seq)))
+        behind[topic] = seq
 
 
 def _reset(hub: Hub, topic: Topic, change: Change) -> bytes:

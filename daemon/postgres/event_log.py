@@ -18,6 +18,7 @@ MOST_ENDS = 5000  # rights that end one by one in a transaction that is too larg
 # What can happen to any statement when Postgres restarts, the link is cut, or an answer takes too long.
 BROKEN = (*DRIVER_ERRORS, DatabaseFault)
 
+ASKERS = 4  # questions about rights at once: a crowd that comes back leaves connections to who reads the log
 PENDING_PAUSE = 0.01  # seconds until we look again whether an event has its number: the leader takes about as long
 ANSWER_WITHIN = 10.0  # seconds for a small answer
 READ_WITHIN = 30.0  # seconds for some changes
@@ -149,6 +150,7 @@ class PgGrants:
         self._pool = pool
         self._schema_of = schema_of
         self._wait = wait
+        self._turns = asyncio.Semaphore(ASKERS)
 
     async def readable_from(self, user: str, topic: Topic) -> Seq | None:
         """From where in the log on the user may read the topic; None if not at all. Raises GrantsUnavailable.
@@ -164,7 +166,7 @@ class PgGrants:
         statement = f"select {schema}.may_read($2, $3) as may_read, right_.* from ({begun}) as right_"  # noqa: S608
         try:
             while True:
-                async with lent(self._pool, ANSWER_WITHIN) as connection:
+                async with self._turns, lent(self._pool, ANSWER_WITHIN) as connection:
                     row = await connection.fetchrow(statement, schema, user, topic)
                 if row is None or not row["may_read"]:
                     return None

@@ -324,7 +324,8 @@ begin
     end if;
     term := coalesce(previous.term, 0) + 1;
     epoch := left(md5(concat_ws('/', system_identifier, database_oid, timeline)), 12);
-    base := coalesce(newest + far, 0);
+    -- A standby that took over may know nothing of the last reigns: then much farther.
+    base := coalesce(newest + case when previous.timeline = timeline then far else 100 * far end, 0);
     if next_segment then
         select min(s.segment) into opening from rowcast.segments as s where s.opened_at is null;
         if opening is not null then

@@ -48,6 +48,9 @@ class Reader:
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
 
+    async def look_up_rights(self) -> dict[Topic, Seq]:
+        return {}
+
     def tell(self, payload: bytes) -> None:
         self.frames.append(json.loads(payload))
 
@@ -153,6 +156,9 @@ async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_r
 
         def revoked(self, topic: Topic) -> None:
             """Not here."""
+
+        def moved(self) -> None:
+            """Neither."""
 
     follower = Follower()
     replaying = asyncio.create_task(

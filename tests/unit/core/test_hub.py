@@ -14,6 +14,10 @@ class Recorder:
         self.user = user
         self.calls: list[list[dict[str, Any]]] = []
         self.lost: list[Topic] = []
+        self.moves = 0
+
+    def moved(self) -> None:
+        self.moves += 1
 
     def revoked(self, topic: Topic) -> None:
         self.lost.append(topic)
@@ -116,16 +120,14 @@ def test_a_truncated_table_resets_the_topics_it_puts_in_doubt_in_order() -> None
     assert bob.calls == []
 
 
-def test_a_broken_continuity_resets_every_topic_of_every_follower() -> None:
-    hub, ada = a_hub(), Recorder()
-    hub.follow(Topic("a"), ada)
-    hub.follow(Topic("b"), ada)
+def test_whoever_follows_anything_is_told_once_that_the_hub_has_moved() -> None:
+    hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
+    for topic in ("a", "b"):
+        hub.follow(Topic(topic), ada)
+    hub.wait(Topic("a"), bob)
     hub.move(Position("f", Seq(90)), "crash")
-    assert 1 == len(ada.calls)
-    assert [(frame["topic"], frame["reason"], frame["pos"]) for frame in ada.frames] == [
-        ("a", "crash", "f:90"),
-        ("b", "crash", "f:90"),
-    ]
+    assert (1, 0) == (ada.moves, bob.moves)
+    assert (2, "crash", Position("f", Seq(90))) == (hub.breaks, hub.broken, hub.begun)
 
 
 def test_a_suspended_follower_hears_nothing_and_where_its_topics_last_frames_were() -> None:
@@ -150,7 +152,7 @@ def test_a_suspended_follower_learns_that_its_right_has_ended() -> None:
     assert ([Topic("a")], ["revoked"]) == (ada.lost, [frame["op"] for frame in ada.frames])
 
 
-def test_a_follower_that_is_suspended_while_it_is_delivered_to_disturbs_nobody() -> None:
+def test_a_follower_that_is_suspended_while_it_is_told_something_disturbs_nobody() -> None:
     hub, ada = a_hub(), Recorder("ada")
 
     class Slow(Recorder):
@@ -158,14 +160,21 @@ def test_a_follower_that_is_suspended_while_it_is_delivered_to_disturbs_nobody()
             super().deliver(frames)
             hub.suspend([Topic("a"), Topic("b")], self)
 
+        def moved(self) -> None:
+            hub.suspend([Topic("a"), Topic("b")], self)
+
     slow, other = Slow(), Slow()
     for follower in (slow, ada, other):
         for topic in ("a", "b"):
             hub.follow(Topic(topic), follower)
+    publish(hub, a_change(11, "a"))
+    publish(hub, a_change(12, "a"))
+    assert ([11], [11, 12], [11]) == (slow.seqs, ada.seqs, other.seqs)
+    for follower in (slow, other):
+        hub.follow(Topic("a"), follower)
     hub.move(Position("f", Seq(90)), "crash")
     publish(hub, a_change(91, "a"))
-    assert ([], [91], []) == (slow.seqs, ada.seqs, other.seqs)
-    assert [2, 2, 2] == [len([frame for frame in one.frames if frame["op"] == "reset"]) for one in (slow, ada, other)]
+    assert ([11], [11, 12, 91], [11]) == (slow.seqs, ada.seqs, other.seqs)
 
 
 def an_end(seq: int, topic: str, *, user: str | None = None, of: str | None = None) -> Change:

@@ -105,6 +105,15 @@ class FromBeforeTheRight(Client):
         await super()._resume(replace(follow, begun=Seq(0)))
 
 
+class NeverAsksAgain(Client):
+    """Behind a break rights count that were looked up before it."""
+
+    __slots__ = ()
+
+    async def look_up_rights(self) -> dict[Topic, Seq]:
+        return {}
+
+
 class NeverLooksBack(Pump):
     """A jump of the numbers is taken for granted: nothing that was delivered can have been lost."""
 
@@ -146,6 +155,7 @@ MUTANTS = {
         (Design("rights are looked up once", served=RightsAreForEver), {"I4"}),
         (Design("rights that end while they are looked up", hub=NobodyNotes), {"I4"}),
         (Design("rights reach back to the beginning", client=FromBeforeTheRight), {"I4"}),
+        (Design("rights outlive a break", client=NeverAsksAgain), {"I4", "I7"}),
         (Design("resuming from the head", client=FromTheHead), {"I7"}),
         (Design("resuming from one before", client=FromOneBefore), {"I1"}),
         (Design("numbers are used again", far=0), {"I1", "I5", "I7"}),

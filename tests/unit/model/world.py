@@ -195,7 +195,6 @@ class ModelGrants:
         line = self._daemon.lines.get(user)
         if right and line is not None:
             line.rights[topic] = right
-            line.breaks_at[topic] = self._daemon.hub.breaks
         return right, begun, pending
 
 
@@ -214,7 +213,6 @@ class Line:
         self.session = user
         self.inbox: deque[dict[str, Any]] = deque()
         self.rights: dict[Topic, int] = {}  # by which right a topic was allowed
-        self.breaks_at: dict[Topic, int] = {}  # and how often the hub had moved by then
         self.closed = False
         self.gone = False
         self.attendant: Attendant | None = None
@@ -330,14 +328,9 @@ class Line:
             raise Violation("I1", f"{what}, a number that was another event's")
         if uid not in world.postgres.ever_committed:
             raise Violation("I5", f"{what}, which was never committed")
-        if self.right_is_current(topic):
-            self._check_right(what, topic, place)
+        self._check_right(what, topic, place)
         if "record" in change:
             self._check_content(what, place, uid)
-
-    def right_is_current(self, topic: Topic) -> bool:
-        """Was the right looked up in the log that the hub follows? Behind a break rights are not looked up again."""
-        return self.breaks_at.get(topic) == self.daemon.hub.breaks
 
     def _check_right(self, what: str, topic: Topic, place: Position) -> None:
         world, right = self.daemon.world, self.rights[topic]
@@ -635,7 +628,7 @@ class World:
             for topic in client.wanted:
                 allowed = bool(self.postgres.state.rights.get((client.user, topic)))
                 assert isinstance(client.line, Line)
-                if allowed != (topic in client.topics) and client.line.right_is_current(topic):
+                if allowed != (topic in client.topics):
                     raise Violation("I7", f"{client.user} should follow {topic}: {allowed}")
             if client.pending:
                 raise Violation("I7", f"{client.user} waits for ever")

@@ -88,10 +88,10 @@ class Session:
     """One client's side of the protocol.
 
     `deadline` is when the hello must have come, and later when the token expires, in the seconds of whatever clock
-    the caller has.
+    the caller has. `seen` is how far the client has gone in any topic, if beyond where it resumes.
     """
 
-    __slots__ = ("_since", "deadline", "phase", "topics", "user")
+    __slots__ = ("_since", "deadline", "phase", "seen", "topics", "user")
 
     def __init__(self, deadline: float) -> None:
         self.phase = Phase.GREETING
@@ -99,6 +99,7 @@ class Session:
         self.user: str = ""
         self.topics: dict[Topic, Position | None] = {}  # what is followed, or asked for, and since when
         self._since: Position | None = None
+        self.seen: Position | None = None
 
     def receive(self, frame: wire.ClientFrame) -> list[Action]:
         """Answer one frame."""
@@ -128,12 +129,13 @@ class Session:
         self.topics[topic] = frame.since or self._since
         return [Authorize(self.user, topic, frame.id)]
 
-    def welcomed(self, user: str, since: Position | None, expires: float) -> None:
+    def welcomed(self, user: str, since: Position | None, expires: float, seen: Position | None = None) -> None:
         """The token was good. `since` is where topics without a position of their own are replayed from."""
         self.phase = Phase.LIVE
         self.deadline = expires
         self.user = user
         self._since = since
+        self.seen = seen
 
     def granted(self, topic: Topic, frame: FrameId | None, begun: Seq | None) -> list[Action]:
         """What became of an `Authorize`: where the right began, None if there is none.

@@ -36,12 +36,14 @@ class _Frame(BaseModel):
 class Hello(_Frame):
     """The first frame. `since`: the topics subscribed afterwards are replayed from there.
 
-    `session` is that of the client's connection before this one, from its `welcome`.
+    `seen` is the greatest position that the client has processed in any topic, if that is beyond `since`.
+    `session` is that of its connection before this one, from its `welcome`.
     """
 
     op: Literal["hello"]
     token: str
     since: PositionText | None = None
+    seen: PositionText | None = None
     session: SessionText | None = None
 
 

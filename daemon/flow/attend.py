@@ -300,7 +300,7 @@ class Client:
         except ClientFault as fault:
             return self._fault(fault, hello.id)
         remaining = claims.expires - time.time()
-        self._session.welcomed(claims.user, hello.since, self._desk.clock() + remaining)
+        self._session.welcomed(claims.user, hello.since, self._desk.clock() + remaining, hello.seen)
         return [
             Say(
                 wire.welcome(
@@ -351,6 +351,8 @@ class Client:
         while True:
             breaks = self._desk.hub.breaks
             reason = await self._desk.event_log.continuity(since)
+            if reason is None and self._session.seen is not None:  # or else what it has seen could come again
+                reason = await self._desk.event_log.continuity(self._session.seen)
             if reason is None:
                 await self._desk.reached(since.seq)  # another daemon may have been ahead of this one
             if self._desk.hub.breaks == breaks:

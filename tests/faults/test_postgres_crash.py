@@ -13,7 +13,7 @@ import pytest
 
 from daemon.postgres import ddl
 from daemon.postgres.embed import EmbeddedPostgres
-from tests.support.daemon import Client, Daemon, daemon_process
+from tests.support.daemon import Client, Daemon, daemon_process, token
 from tests.support.postgres import chosen_binaries, passable_directory
 from tests.support.processes import until_it_ends
 
@@ -125,7 +125,8 @@ async def test_numbers_that_a_crash_took_back_are_told_as_a_reset_and_never_used
             await server.stop_wal_writer()
             await server.say("kept")  # the writer's commit is synchronous; that of its number is not
             [_], [lost], _ = await heard(client, "kept")
-            since = f"{client.welcome['pos'].rpartition(':')[0]}:{lost}"
+            before = client.welcome["pos"]
+            since = f"{before.rpartition(':')[0]}:{lost}"
             await server.crash()
             await server.embedded.start()
             await server.say("after")
@@ -134,6 +135,11 @@ async def test_numbers_that_a_crash_took_back_are_told_as_a_reset_and_never_used
         assert ["kept", "after"] == said
         assert min(seqs) > lost + 1_000_000
         await _resumes_with(daemon, since, "crash")
+        async with daemon.raw() as back:  # from before, having seen more of it than its position says
+            await back.say(op="hello", token=token(ADA), since=before, seen=since)
+            assert "welcome" == (await back.next())["op"]
+            await follow(back)
+            assert "crash" == (await back.next())["reason"]
 
 
 async def test_with_synchronous_order_a_crash_takes_nothing_back_that_was_shown(server: Server) -> None:

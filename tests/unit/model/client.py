@@ -77,7 +77,14 @@ class Client:
     def connect(self, line: Line) -> None:
         """Say hello, and ask for everything that is wanted."""
         self.line, self.since = line, self.position
-        line.send(op="hello", token=self.user, **({"since": str(self.since)} if self.since else {}))
+        places = [following.place for following in self.topics.values() if following.place is not None]
+        seen = max(places, key=lambda place: place.seq, default=None)
+        line.send(
+            op="hello",
+            token=self.user,
+            **({"since": str(self.since)} if self.since else {}),
+            **({"seen": str(seen)} if self.since and seen and seen.seq > self.since.seq else {}),
+        )
         for topic in self.wanted:
             self.ask(topic)
 

@@ -96,6 +96,16 @@ class FromOneBefore(Client):
             self._behind[follow.topic] = Seq(max(self._behind[follow.topic] - 1, 0))
 
 
+class SeesNothing(Client):
+    """How far a topic has gone beyond the position does not count."""
+
+    __slots__ = ()
+
+    async def _resume(self, follow: Follow) -> None:
+        self._session.seen = None
+        await super()._resume(follow)
+
+
 class FromBeforeTheRight(Client):
     """Whoever has the right now is told all that there ever was."""
 
@@ -145,6 +155,8 @@ class _Trusting:
 
 
 DESIGN = Design()
+BLIND = Design("what was seen is not told", client=SeesNothing)
+"""A mutant for which one life is known; a search would be long."""
 
 MUTANTS = {
     mutant.name: (mutant, invariants)

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from daemon.core.change import Topic
 from tests.unit.model.client import Violation
-from tests.unit.model.designs import DESIGN, MUTANTS, Design
+from tests.unit.model.designs import BLIND, DESIGN, MUTANTS, Design
 from tests.unit.model.postgres import Transaction
 from tests.unit.model.world import TOPICS, USERS, World
 
@@ -344,3 +344,23 @@ def test_a_decision_that_was_made_otherwise_breaks_the_invariant_that_it_is_ther
         if broken & invariants:
             break
     assert broken & invariants
+
+
+def lose_what_was_seen(design: Design) -> None:
+    """A line breaks in the midst of a replay; a crash takes back what that had told beyond the client's position."""
+    lives = type("Lives", (Lives,), {"design": design})()
+    try:
+        lives.begin(following=[(0, TOPICS[0]), (0, TOPICS[1])])
+        lives.restart(number=0)
+        lives.crash_after_a_flow(row=1, other=1, topic=TOPICS[0], flush=False, lost=0, number=0)
+        lives.crash(lost=1, elected=False)
+        lives.come_back(user=0, number=0, most=0, reading=False)
+        lives.restart(number=0)
+    finally:
+        lives.teardown()
+
+
+def test_what_was_seen_beyond_the_position_and_taken_back_is_told_as_a_reset() -> None:
+    lose_what_was_seen(DESIGN)
+    with pytest.raises(Violation, match="again"):
+        lose_what_was_seen(BLIND)

@@ -219,6 +219,7 @@ class Line:
         self._told: dict[Topic, Position] = {}
         self._transactions: dict[Topic, set[str]] = {}
         self._since: Position | None = None
+        self._seen: Position | None = None
         self._breaks = daemon.hub.breaks
         self._explained: dict[Topic, int] = {}
         self._drains: list[tuple[asyncio.Future[None], int]] = []
@@ -233,6 +234,7 @@ class Line:
         if not self.gone and not self.closed:
             if frame.get("since"):
                 self._since = Position.parse(frame["since"])
+                self._seen = Position.parse(frame["seen"]) if "seen" in frame else None
             text = json.dumps(frame).encode()
             self.daemon.world.run(lambda: self.attended().received(text))
 
@@ -366,6 +368,8 @@ class Line:
                 return
             raise Violation("I6", f"{self.user} is told that its right to {topic} began behind {place}")
         asked = [self._since] if self._since is not None and self._told.get(topic) == place else []
+        if asked and self._seen is not None:
+            asked.append(self._seen)
         if reason == "retention":
             asked += self._told.values()  # what is still to be replayed may be dropped, and all of it begins anew
         if hub.left is not None and self._explained.get(topic, self._breaks) < hub.breaks:

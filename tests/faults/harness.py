@@ -307,9 +307,8 @@ class Stage:
         truth = await self.oracle.truth()
         verdict = await judge(self.checkers, truth, resets=resets, forbidden=forbidden, owed=owed)
         resumes = sum(checker.connections - 1 for checker in self.checkers)
-        say(
-            f"{len(truth)} writes, {len(self.checkers)} clients, {self.deliveries} heard, {resumes} resumes: {verdict}"
-        )
+        say(f"{len(truth)} writes, {self.deliveries} heard by {len(self.checkers)} clients, {resumes} resumes")
+        say(f"verdict: {verdict}")
         return verdict
 
     @property

@@ -27,7 +27,8 @@ from tests.support.processes import until_it_ends
 Number = TypeVar("Number", int, float)
 
 ROOT = Path(__file__).parents[2]
-LONG = os.environ.get("ROWCAST_TEST_FAULTS") == "long"
+FORM = os.environ.get("ROWCAST_TEST_FAULTS")  # "long" or "short": then what was found goes into the guide
+LONG = FORM == "long"
 SEED = int(os.environ.get("ROWCAST_TEST_SEED", "20260110"))
 NET = 60.0 if not LONG else 600.0  # seconds after which a scenario that must end is given up
 NOWHERE = "ws://127.0.0.1:9/v1"
@@ -307,10 +308,8 @@ class Stage:
         truth = await self.oracle.truth()
         verdict = await judge(self.checkers, truth, resets=resets, forbidden=forbidden, owed=owed)
         resumes = sum(checker.connections - 1 for checker in self.checkers)
-        say(
-            f"{len(truth)} writes, {len(self.checkers)} clients, {self.deliveries} heard, {resumes} resumes: "
-            f"{verdict}"
-        )
+        say(f"{len(truth)} writes, {self.deliveries} heard by {len(self.checkers)} clients, {resumes} resumes")
+        say(f"verdict: {verdict}")
         return verdict
 
     @property

@@ -191,8 +191,9 @@ def short_retention() -> None:
     """No protection is taken away: what is older than two seconds is dropped; operators cannot ask for so little."""
     init = retention.Retention.__init__
 
-    def mutated(self: retention.Retention, pool: Any, connect: Any, sequencer: Any, _: timedelta) -> None:
-        init(self, pool, connect, sequencer, timedelta(seconds=2))
+    def mutated(self: retention.Retention, *arguments: Any, **more: Any) -> None:
+        short: list[Any] = [timedelta(seconds=2) if isinstance(one, timedelta) else one for one in arguments]
+        init(self, *short, **more)
 
     _put(retention.Retention, "__init__", mutated)
 

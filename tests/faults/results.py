@@ -8,7 +8,7 @@ from pathlib import Path
 
 from daemon import __version__
 from tests.faults.checker import Verdict
-from tests.faults.harness import LONG, SEED, say
+from tests.faults.harness import FORM, SEED, say
 from tests.support.postgres import chosen_binaries
 
 GUIDE = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -25,7 +25,7 @@ class Row:
 
 
 class Results:
-    """Collects rows by number; `publish` puts those of a long run into the guide, in the place of older ones."""
+    """Collects rows by number; `publish` puts them into the guide, in the place of older ones."""
 
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
@@ -43,7 +43,7 @@ class Results:
 
     def publish(self) -> None:
         """Write the guide's table."""
-        if not LONG or not self._rows:
+        if not FORM or not self._rows:
             return
         text = GUIDE.read_text(encoding="utf-8")
         before, _, rest = text.partition(HEAD)
@@ -53,7 +53,7 @@ class Results:
             mutants = "; ".join(self._mutants.get(number, ())) or "not tried: exercised, not proved"
             cells = (number, *row.cells, mutants)
             rows[number] = f"| {' | '.join(cells)} |"
-        ordered = sorted(rows, key=lambda number: [int(part) for part in re.findall(r"\d+", number)] + [number])
+        ordered = sorted(rows, key=lambda number: (int(number.partition(" ")[0]), number))
         body = "\n".join([HEAD, RULE, *(rows[number] for number in ordered)])
         made = (
             f"Rowcast {__version__}, PostgreSQL {chosen_binaries().version} (rows that say so: another), Python "

@@ -176,9 +176,9 @@ class Checker:
                     self._places[topic] = place(frame["pos"])
                     self._pending.discard(topic)
             case "resumed":
-                for topic in self._replaying:
-                    self._places[topic] = max(self._places[topic], place(frame["pos"]))
                 self._pending -= self._replaying
+                for topic in self._places.keys() - self._pending:  # of those, too, that were live but slow
+                    self._places[topic] = max(self._places[topic], place(frame["pos"]))
                 self._replaying.clear()
                 self.resumes.append(frame["replayed"])
                 self._move(frame["pos"])

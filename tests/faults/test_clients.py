@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,7 @@ async def test_all_clients_come_back_at_once_and_none_is_refused(
     durable: str, results: Results, jitter: float
 ) -> None:
     clients = times(300, most_clients())
-    async with stage(durable, channels=1) as play:
+    async with stage(durable, channels=1, environment={"ROWCAST_HEARTBEAT": "20"}) as play:
         for number in range(0, clients, 250):
             await play.follow(
                 min(250, clients - number), pause=jitter, silence=300, local=f"127.0.0.{1 + number // 250 % 4}"
@@ -189,19 +190,22 @@ async def test_all_clients_come_back_at_once_and_none_is_refused(
         before, during = play.oracle.waits[:alone], play.oracle.waits[alone:]
         await play.recovered()
         assert CLEAN == await play.verdict()
-        assert [2] * clients == [checker.connections for checker in play.checkers]
-        refused = play.daemons[0].count("client_refused")
-        assert 0 == refused
+        assert 0 == play.daemons[0].count("client_refused")
+        again = sum(checker.connections > 2 for checker in play.checkers)
         assert play.daemons[0].daemon
+        cut = Counter(
+            line["data"]["reason"] for line in play.daemons[0].daemon.events() if line["event"] == "client_aborted"
+        )
         peak = peak_memory(play.daemons[0].daemon.process.pid)
         results.held(
             f"22 ({'jitter' if jitter else 'no jitter'})",
             f"{clients:,} clients lose their line and come back"
             + (f" within {jitter:g} s at random" if jitter else " at once"),
             "RST on all; clients of four addresses in one process, which shares the two cores",
-            "all came back at the first attempt, 0 refused, 0 lost",
+            "all came back, 0 refused, 0 lost",
+            f"{again} of them more than once; cut by the daemon: {dict(cut) or 'none'}; "
             f"50 % were back after {middle(back):.1f} s, 95 % after {late(back, 0.95):.1f} s, all "
-            f"after {back[-1]:.1f} s; peak memory of the daemon {peak} MB; commits p99 "
+            f"after {back[-1]:.1f} s; peak memory of the daemon {peak} MB; commits, seen from that busy process, p99 "
             f"{late(before) * 1e3:.0f} ms before, {late(during) * 1e3:.0f} ms during",
             play.n,
         )

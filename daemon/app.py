@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from pydantic import TypeAdapter
 
@@ -29,7 +29,7 @@ from daemon.gateway.server import Gateway, Limits, encode
 from daemon.logs import get_logger
 from daemon.packs import Pack, bundled
 from daemon.postgres import ddl
-from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, connect, explain, open_pool
+from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, address_of, connect, explain, lent, open_pool
 from daemon.postgres.doorbell import Doorbell
 from daemon.postgres.drift import Drift, count_watched, drift
 from daemon.postgres.event_log import DeadLetters, PgEventLog, PgGrants
@@ -62,6 +62,7 @@ Demo = Callable[[], Mapping[str, Any]]
 
 START_WITHIN = 30.0  # seconds for the first echo and the first read of the log
 CLOSE_WITHIN = 2.0  # seconds for the database connections to close
+LOOK_WITHIN = 30.0  # seconds to look at the schemas and the captures
 READ_WITHIN = 10.0  # seconds without a read of the log until this daemon counts as not ready
 
 
@@ -144,8 +145,8 @@ class Schema:
 
     async def look(self) -> None:
         """Look it up anew, and log what is new about the captures. Raises a DatabaseFault or the driver's errors."""
-        async with self._pool.acquire() as connection:
-            self.stale, drifts = await examine(cast("Connection", connection), self._settings)
+        async with lent(self._pool, LOOK_WITHIN) as connection:
+            self.stale, drifts = await examine(connection, self._settings)
         for one in drifts:
             if one not in self.drifts:
                 log.error("trigger_error", table=one.table, problem=one.problem, remedy=one.remedy)
@@ -252,11 +253,14 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             on_retry=lambda fault, attempt: log.warning("database_retry", reason=str(fault), attempt=attempt),
         )
         stack.push_async_callback(_close, pool)
-        async with pool.acquire() as connection:
-            if await connection.fetchval(query("in_recovery")):
-                raise Standby
         schema = Schema(pool, settings)
-        await schema.look()
+        try:
+            async with lent(pool, LOOK_WITHIN) as connection:
+                if await connection.fetchval(query("in_recovery")):
+                    raise Standby
+            await schema.look()
+        except DRIVER_ERRORS as error:
+            raise explain(error, address=address_of(dsn)) from None
         if schema.stale:
             raise NotCurrent(schema.stale)
 

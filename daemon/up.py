@@ -21,7 +21,7 @@ from daemon.files import folder
 from daemon.gateway.auth import Authenticator
 from daemon.logs import get_logger
 from daemon.postgres import sql_files
-from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, connect, explain
+from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, connect, explain, lent
 from daemon.postgres.embed import EmbeddedPostgres
 from daemon.settings import Settings
 
@@ -29,6 +29,7 @@ log = get_logger()
 
 TOKEN_TTL = 7 * 86400.0  # seconds that a sample user's token is good for
 BOT_PAUSE = (1.5, 5.0)  # seconds between two things that the demo's bot does, at random
+STEP_WITHIN = 10.0  # seconds for one thing that it does
 
 
 class NoHome(OperatorFault):
@@ -158,7 +159,8 @@ async def _bot(settings: Settings, pool: Pool) -> None:
         await asyncio.sleep(random.uniform(*BOT_PAUSE))  # noqa: S311
         for step in steps:
             try:
-                await pool.execute(step)
+                async with lent(pool, STEP_WITHIN) as connection:
+                    await connection.execute(step)
             except DRIVER_ERRORS as error:
                 log.debug("demo_step_failed", reason=str(explain(error)))
 

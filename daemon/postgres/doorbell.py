@@ -86,9 +86,10 @@ class Doorbell:
             connection.add_termination_listener(end)
             self.backend_pid = connection.get_server_pid()
             beat_channel = f"rowcast_beat_{self.backend_pid}"
-            await connection.add_listener(beat_channel, lambda *_: echo.set())
-            for channel, bell in self._bells.items():
-                await connection.add_listener(channel, lambda *_, bell=bell: bell.set())
+            async with asyncio.timeout(self._beat_limit):
+                await connection.add_listener(beat_channel, lambda *_: echo.set())
+                for channel, bell in self._bells.items():
+                    await connection.add_listener(channel, lambda *_, bell=bell: bell.set())
             while not ended.is_set():
                 echo.clear()
                 async with asyncio.timeout(self._beat_limit - self._beat_every):

@@ -63,34 +63,9 @@ select pg_current_snapshot()::text as snapshot, count(*) as numbered, coalesce(m
             then set_config('synchronous_commit', 'on', true) end as flushed
 from logged as l;
 
--- name: lock_letters
-lock table rowcast.dead_letters in share row exclusive mode;
-
 -- name: purge
--- Takes the content out of the earlier events and letters of rows that were deleted, and forgets their tombstones.
--- Nobody writes a letter meanwhile (lock_letters): its content would come from before this.
 -- $1 most tombstones integer
-with stone as materialized (
-    select t.watch, t.key, t.seq from rowcast.tombstones as t order by t.seq limit $1
-), emptied as (
-    update rowcast.events as e set record = null
-    from stone as s
-    join rowcast.log as l on l.row_hash = hashtextextended(s.key, s.watch) and l.seq < s.seq
-    where e.id = l.event_id and e.id >> 40 = l.event_id >> 40
-      and e.watch = s.watch and e.key::text = s.key and e.record is not null
-    returning 1
-), letters as (
-    update rowcast.dead_letters as d set record = null
-    from stone as s join rowcast.watched as w on w.id = s.watch
-    where (d.schema_name, d.table_name) = (w.schema_name, w.table_name)
-      and d.key::text = s.key and d.seq < s.seq and d.record is not null
-    returning 1
-), forgotten as (
-    delete from rowcast.tombstones as t using stone as s
-    where (t.watch, t.key, t.seq) = (s.watch, s.key, s.seq)
-    returning 1
-)
-select (select count(*) from forgotten) as rows, (select count(*) from emptied) + (select count(*) from letters) as emptied;
+select p.rows, p.emptied from rowcast.purge($1) as p;
 
 -- name: forget_batches
 -- Only the newest snapshot is ever needed.

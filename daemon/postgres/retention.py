@@ -5,10 +5,12 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final
 
+import asyncpg
+
 from daemon import metrics
 from daemon.core.change import Seq
 from daemon.logs import get_logger
-from daemon.postgres.connect import Pool
+from daemon.postgres.connect import Pool, lent
 from daemon.postgres.doorbell import Connect
 from daemon.postgres.event_log import BROKEN, reason
 from daemon.postgres.queries import query
@@ -21,6 +23,8 @@ SEGMENTS: Final = (
 )
 ROWS: Final = 1000  # deleted rows whose content goes in one transaction
 PAUSE: Final = 1.0  # seconds from a failure to the next attempt
+TIDY_WITHIN: Final = 60.0  # seconds for one statement
+DROP_WITHIN: Final = 900.0  # seconds for a table to be detached or dropped: it may have to wait for who reads
 
 DROPPING: Final = {"lock_timeout": "60s"}
 """Detaching waits until nobody reads any more who began before; nobody waits behind it."""
@@ -78,38 +82,38 @@ class Retention:
         while True:
             self._sequencer.gone.clear()
             try:
-                async with self._pool.acquire() as connection, connection.transaction():
-                    await connection.execute(query("lock_letters"))
-                    done = await connection.fetchrow(query("purge"), ROWS)
+                [done] = await self._fetch("purge", ROWS)
             except BaseException:
                 self._sequencer.gone.set()
                 raise
-            assert done is not None
             metrics.PURGED.inc(done["emptied"])
             if done["rows"] < ROWS:
                 return
 
     async def sweep(self) -> None:
         """Open the next segment in time, make one ahead, and drop what is too old. Raises one of BROKEN."""
-        pool = self._pool
-        await pool.execute(query("retire_segments"), self._keep)
-        expired = [row["statement"] for row in await pool.fetch(query("expired"))]
+        await self._fetch("retire_segments", self._keep)
+        expired = [row["statement"] for row in await self._fetch("expired")]
         if expired:
             connection = await self._connect()
             try:
                 for statement in expired:
-                    await connection.execute(statement)
+                    await connection.execute(statement, timeout=DROP_WITHIN)
             finally:
                 connection.terminate()
             log.info("segments_dropped", tables=sum(statement.startswith("drop") for statement in expired))
-        await pool.execute(query("make_segment"))
-        if await pool.fetchval(query("segment_due"), self._keep / SEGMENTS):
+        await self._fetch("make_segment")
+        [[due]] = await self._fetch("segment_due", self._keep / SEGMENTS)
+        if due:
             self._sequencer.open_next_segment()
 
     async def look(self) -> None:
         """See how far the log has been dropped. Raises one of BROKEN."""
-        segments = await self._pool.fetchrow(query("segments"))
-        assert segments is not None
+        [segments] = await self._fetch("segments")
         metrics.SEGMENTS_AHEAD.set(segments["ahead"])
         metrics.LOG_FLOOR.set(segments["floor"])
         self._forgotten(Seq(segments["floor"]))
+
+    async def _fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
+        async with lent(self._pool, TIDY_WITHIN) as connection:
+            return await connection.fetch(query(name), *arguments)

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from daemon import metrics
 from daemon.logs import get_logger
-from daemon.postgres.connect import Connection, Pool
+from daemon.postgres.connect import Connection, Pool, lent
 from daemon.postgres.doorbell import LONGEST_PAUSE, Connect
 from daemon.postgres.event_log import BROKEN, reason
 from daemon.postgres.queries import query
@@ -100,7 +100,7 @@ class Sequencer:
 
     async def _number(self, connection: Connection) -> None:
         """One term: number what comes, until it is time for the next segment."""
-        await connection.execute("set synchronous_commit = on")
+        await connection.execute("set synchronous_commit = on", timeout=ANSWER_WITHIN)
         opening, self._next_segment = self._next_segment, False
         if opening:
             await connection.execute(query("leave_segment"), timeout=ANSWER_WITHIN)
@@ -108,11 +108,11 @@ class Sequencer:
         assert opened is not None
         term, last_seq, snapshot = opened["term"], opened["base"], opened["snapshot"]
         if not self._sync:
-            await connection.execute("set synchronous_commit = off")
+            await connection.execute("set synchronous_commit = off", timeout=ANSWER_WITHIN)
         log.info("leader_elected", term=term, base=last_seq)
         metrics.LEADER.set(1)
         self._events.set()
-        number = await connection.prepare(query("number_events"))
+        number = await connection.prepare(query("number_events"), timeout=ANSWER_WITHIN)
         batches = 0
         while not self._next_segment:
             self._events.clear()
@@ -150,6 +150,7 @@ class Sequencer:
             await self._others.wait()
             self._others.clear()
             try:
-                await self._pool.execute(query("tell"), timeout=ANSWER_WITHIN)
+                async with lent(self._pool, ANSWER_WITHIN) as connection:
+                    await connection.execute(query("tell"))
             except BROKEN as error:
                 log.debug("log_unavailable", reason=reason(error))  # they poll as well

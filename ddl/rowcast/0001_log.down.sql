@@ -1,4 +1,5 @@
 -- The role rowcast_capture stays: it belongs to the cluster, and another database may use it.
+drop function rowcast.purge(integer);
 drop function rowcast.retire_segments(interval);
 drop function rowcast.log_floor();
 drop function rowcast.open_term(boolean);

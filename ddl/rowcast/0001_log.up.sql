@@ -379,6 +379,40 @@ begin
 end
 $$;
 
+-- Takes the content out of the earlier events and letters of rows that were deleted, and forgets their tombstones.
+-- Nobody writes a letter meanwhile, since its content would come from before this: hence the lock, and a statement
+-- behind it that sees all letters.
+create function rowcast.purge(most integer, out rows bigint, out emptied bigint)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    lock table rowcast.dead_letters in share row exclusive mode;
+    with stone as materialized (
+        select t.watch, t.key, t.seq from rowcast.tombstones as t order by t.seq limit most
+    ), event as (
+        update rowcast.events as e set record = null
+        from stone as s
+        join rowcast.log as l on l.row_hash = hashtextextended(s.key, s.watch) and l.seq < s.seq
+        where e.id = l.event_id and e.id >> 40 = l.event_id >> 40
+          and e.watch = s.watch and e.key::text = s.key and e.record is not null
+        returning 1
+    ), letter as (
+        update rowcast.dead_letters as d set record = null
+        from stone as s join rowcast.watched as w on w.id = s.watch
+        where (d.schema_name, d.table_name) = (w.schema_name, w.table_name)
+          and d.key::text = s.key and d.seq < s.seq and d.record is not null
+        returning 1
+    ), forgotten as (
+        delete from rowcast.tombstones as t using stone as s
+        where (t.watch, t.key, t.seq) = (s.watch, s.key, s.seq)
+        returning 1
+    )
+    select (select count(*) from forgotten), (select count(*) from event) + (select count(*) from letter)
+    into purge.rows, purge.emptied;
+end
+$$;
+
 select rowcast.make_segment(), rowcast.make_segment();
 update rowcast.segments set opened_at = clock_timestamp() where segment = 0;
 

@@ -17,11 +17,15 @@ Target = Path | tuple[str, int]
 
 @dataclass(eq=False)
 class Way:
-    """One direction. `delay` is in seconds for each piece, `rate` in bytes a second; nothing passes unless `open`."""
+    """One direction. `delay` is in seconds for each piece, `rate` in bytes a second; nothing passes unless `open`.
+
+    `holds` is set once something has come that may not pass.
+    """
 
     delay: float = 0.0
     rate: float | None = None
     open: asyncio.Event = field(default_factory=asyncio.Event)
+    holds: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.open.set()
@@ -63,8 +67,9 @@ class Proxy:
 
     def hold(self) -> None:
         """Let nothing through, either way. New connections are accepted and hear nothing."""
-        self.up.open.clear()
-        self.down.open.clear()
+        for way in (self.up, self.down):
+            way.open.clear()
+            way.holds.clear()
 
     def heal(self) -> None:
         """Let everything through again, at once."""
@@ -131,6 +136,8 @@ class Proxy:
             if way.delay:
                 await asyncio.sleep(way.delay)
             while data:
+                if not way.open.is_set():
+                    way.holds.set()
                 await way.open.wait()
                 if link.forgotten:
                     await asyncio.Event().wait()

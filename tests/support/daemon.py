@@ -21,6 +21,7 @@ from websockets.typing import Subprotocol
 from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.auth import Authenticator
 
+END_WITHIN = 60.0  # seconds after which a daemon that should end is given up
 SECRET = "a secret that is only good for tests, and long enough"
 
 Frame = dict[str, Any]
@@ -209,6 +210,7 @@ async def daemon_process(
                     ROWCAST_LISTEN=f"127.0.0.1:{port or 0}",
                     ROWCAST_LOG_FORMAT="json",
                     ROWCAST_LOG_LEVEL="debug",
+                    PYTHONFAULTHANDLER="1",
                     **environment,
                 ),
                 cwd=home,
@@ -222,10 +224,20 @@ async def daemon_process(
             daemon.address = ("127.0.0.1", urlsplit(serving["data"]["listen"]).port or 0)
             yield daemon
         finally:
-            await daemon.stop()
+            await _end(daemon)
         assert "Traceback" not in log.read_text(), log.read_text()
         failures = [line["data"] for line in daemon.events() if line["event"] == "internal_error"]
         assert not failures, "\n".join(str(failure.get("traceback", failure)) for failure in failures)
+
+
+async def _end(daemon: Daemon) -> None:
+    """End it as an operator would. One that does not end has to say where it hangs."""
+    try:
+        async with asyncio.timeout(END_WITHIN):
+            await daemon.stop()
+    except TimeoutError:
+        await daemon.stop(signal.SIGABRT)
+        raise AssertionError(f"the daemon does not end:\n{daemon.log.read_text()}") from None
 
 
 async def _ready(daemon: Daemon) -> None:

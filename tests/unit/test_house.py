@@ -114,12 +114,24 @@ def names_that_are_no_sentence(tree: ast.AST) -> Iterator[ast.AST]:
                     yield node
 
 
+def statements_of_a_pool(tree: ast.AST) -> Iterator[ast.AST]:
+    """Not `lent`: when one is given up while the database is silent, the pool waits for ever to get it back."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(
+                attr="acquire" | "execute" | "executemany" | "fetch" | "fetchrow" | "fetchval",
+                value=ast.Name(id="pool") | ast.Attribute(attr="pool" | "_pool"),
+            ):
+                yield node
+
+
 @pytest.mark.parametrize(
     ("rule", "folder", "exceptions"),
     [
         (reads_of_the_environment, "daemon", READERS_OF_THE_ENVIRONMENT),
         (sleeps_in_hope, "tests", {}),
         (skips, "tests", SKIPS),
+        (statements_of_a_pool, "daemon", {"daemon/postgres/connect.py": "it lends them"}),
         (names_that_are_no_sentence, "tests", {}),
     ],
 )
@@ -175,6 +187,7 @@ def test_what_must_not_be_said_is_recognized(what: str, line: str) -> None:
         (sleeps_in_hope, "while True: sleep(1)", "while not happened(): sleep(1)"),
         (skips, "pytest.mark.skipif(True)", "pytest.mark.parametrize('a', [1])"),
         (skips, "from unittest import SkipTest", "from unittest import TestCase"),
+        (statements_of_a_pool, "await self._pool.fetch('select')", "await connection.fetch('select')"),
         (names_that_are_no_sentence, "def test_it(): ...", "def test_it_has_four_words(): ..."),
         (names_that_are_no_sentence, "async def test_one_two_three(): ...", "async def one(): ..."),
     ],

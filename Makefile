@@ -55,7 +55,7 @@ wheel: $(READY) ## build dist/*.whl
 
 lock: ## write requirements.lock anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-	  --custom-compile-command "make lock" --group dev --extra embedded pyproject.toml -o requirements.lock
+	  --custom-compile-command "make lock" --group dev --all-extras pyproject.toml -o requirements.lock
 
 clean: ## remove what make built
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache

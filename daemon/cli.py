@@ -77,7 +77,7 @@ def _run(work: Coroutine[Any, Any, object]) -> None:
 @click.version_option(__version__, prog_name="rowcast")
 @click.option("--apply-ddl", is_flag=True, help="Apply Rowcast's schema, the packs and their triggers; then exit.")
 @click.option("--sql", is_flag=True, help="With --apply-ddl: print the SQL instead of running it.")
-@click.option("--pack", "packs", multiple=True, metavar="NAME", help="A pack to apply or serve; may be repeated.")
+@click.option("--pack", "packs", multiple=True, metavar="NAME", help="A pack to apply or serve, or all; repeatable.")
 @click.option("--schema", metavar="NAME", help="The schema that the pack lives in (default: its name).")
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A TOML file.")
 @click.option("--database-url", metavar="URL", help="Better in the environment: a command line is visible to all.")
@@ -163,6 +163,20 @@ def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: boo
     options = options.quiet()
     _configure(options.settings)
     _run(up(options.settings, demo=demo))
+
+
+@cli.command()
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Of the `daemon up` to fill.")
+@click.pass_obj
+def seed(options: Options, *, data_dir: Path | None) -> None:
+    """Load the sample data of the packs; refused in production."""
+    from daemon.seed import seed
+    from daemon.up import at_home
+
+    settings = at_home(options.having(data_dir=data_dir).quiet().settings)
+    _configure(settings)
+    _run(seed(settings))
+    click.echo(f"sample data of {', '.join(settings.packs)} is loaded")
 
 
 @cli.command()

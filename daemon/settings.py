@@ -36,6 +36,7 @@ from pydantic_settings import (
 )
 
 from daemon.core.errors import OperatorFault
+from daemon.packs import bundled
 
 SECRET_BYTES: Final = 32
 """The least that signs a token: as much as HS256 makes of it."""
@@ -90,6 +91,11 @@ def _names(value: object) -> object:
         return json.loads(value)
     except ValueError:
         raise ValueError('names are given as "one,two" or as ["one", "two"]') from None
+
+
+def _all(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Every bundled pack where `all` is asked for."""
+    return tuple(bundled()) if "all" in names else names
 
 
 def _name(name: str) -> str:
@@ -201,13 +207,16 @@ class Settings(BaseSettings):
     postgres_db: str | None = Field(None, description="the database's name; that of the user if it is not set")
     postgres_user: str | None = Field(None, description="the database's user; postgres if another POSTGRES_* is set")
     postgres_password: SecretStr | None = Field(None, description="the password of that user, as it is")
-    packs: Annotated[tuple[Name, ...], BeforeValidator(_names), AfterValidator(_once)] = Field(
-        ("chatgenius",), min_length=1, description="the packs to apply and to serve, separated by commas"
+    packs: Annotated[tuple[Name, ...], BeforeValidator(_names), AfterValidator(_once), AfterValidator(_all)] = Field(
+        ("chatgenius",), min_length=1, description="the packs to apply and to serve, separated by commas, or `all`"
     )
     schema_name: Name | None = Field(
         None,
         validation_alias="ROWCAST_SCHEMA",
         description="the Postgres schema of the pack, if there is only one; that of its name if it is not set",
+    )
+    environment: Annotated[Literal["development", "production"], BeforeValidator(_lower)] = Field(
+        "development", description="development or production; no sample data is loaded in production"
     )
     data_dir: Path = Field(
         default_factory=_state_home, description="the directory in which `daemon up` keeps its database"
@@ -326,7 +335,7 @@ class Settings(BaseSettings):
             raise BadSettings("No key for tokens is configured: set ROWCAST_SECRET or ROWCAST_SECRET_FILE.")
         return self.secret.get_secret_value().encode()
 
-    def environment(self) -> dict[str, str]:
+    def as_environment(self) -> dict[str, str]:
         """The environment for another process of ours that is to have the same settings, but for the secret."""
         given = {
             str(type(self).model_fields[field].validation_alias): ",".join(value) if field == "packs" else str(value)

@@ -15,14 +15,13 @@ from typing import ClassVar
 import click
 from pydantic import SecretStr
 
-from daemon.app import Running, schemas_of, serve
+from daemon.app import Running, serve
 from daemon.core.errors import OperatorFault
-from daemon.files import folder
 from daemon.gateway.auth import Authenticator
 from daemon.logs import get_logger
-from daemon.postgres import sql_files
-from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, connect, explain, lent
+from daemon.postgres.connect import DRIVER_ERRORS, Pool, explain, lent
 from daemon.postgres.embed import EmbeddedPostgres
+from daemon.seed import seed, statements
 from daemon.settings import Settings
 
 log = get_logger()
@@ -97,7 +96,7 @@ async def up(settings: Settings, *, demo: bool) -> None:
             settings = settings.model_copy(update={"database_url": SecretStr(postgres.dsn)})
         settings = at_home(settings)
         await _apply_ddl(settings)
-        sample = await _sample(settings) if demo else []
+        sample = await seed(settings) if demo else []
         authenticator = Authenticator(settings.require_secret())
 
         def users() -> list[dict[str, str]]:
@@ -123,38 +122,15 @@ async def _apply_ddl(settings: Settings) -> None:
     """In a process of its own: what applies the DDL takes memory that a daemon would keep for ever."""
     command = [sys.executable, "-m", "daemon", "--apply-ddl"]
     process = await asyncio.create_subprocess_exec(
-        *command, env=settings.environment(), stdout=asyncio.subprocess.DEVNULL
+        *command, env=settings.as_environment(), stdout=asyncio.subprocess.DEVNULL
     )
     if await process.wait():
         raise SetupFailed(process.returncode or 1)
 
 
-def _statements(settings: Settings, name: str) -> list[str]:
-    """The text of this demo file of each pack that has one."""
-    return [
-        sql_files.read(path, pack=pack, schema=schema).text
-        for pack, schema in schemas_of(settings).items()
-        if (path := folder("ddl") / pack / name).is_file()
-    ]
-
-
-async def _sample(settings: Settings) -> list[dict[str, str]]:
-    """Load the sample data; the sample users, each with `id` and `name`."""
-    connection: Connection = await connect(settings.require_dsn(), application_name="rowcast demo")
-    try:
-        for statement in _statements(settings, "demo.sql"):
-            await connection.execute(statement)
-        rows = [row for text in _statements(settings, "demo_users.sql") for row in await connection.fetch(text)]
-    except DRIVER_ERRORS as error:
-        raise explain(error, place=" in the sample data") from None
-    finally:
-        await connection.close()
-    return [{"id": row["id"], "name": row["name"]} for row in rows]
-
-
 async def _bot(settings: Settings, pool: Pool) -> None:
     """Write something now and then, so that something moves."""
-    steps = _statements(settings, "demo_step.sql")
+    steps = statements(settings, "demo_step.sql")
     while steps:
         await asyncio.sleep(random.uniform(*BOT_PAUSE))  # noqa: S311
         for step in steps:

@@ -1,4 +1,4 @@
--- Sample data: five people, three channels, a little of everything. Loaded by `daemon up --demo`; any number of times.
+-- Sample data: five people, three channels, a little of everything. Loaded by `daemon up` and `daemon seed`; any number of times.
 --
 -- Ids are valid ULIDs that can be read: O is written 0, and I and L are written 1, as Crockford's base 32 has it.
 -- What the rights look like from two sides: Alice owns and sees all three channels; Eve, a guest, sees only #random.

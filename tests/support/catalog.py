@@ -25,3 +25,17 @@ async def catalog(dsn: str, schemas: Collection[str]) -> dict[str, dict[str, Any
         if facts.get("acl"):
             facts["acl"].sort()  # grants are kept in the order in which they were made
     return found
+
+
+async def contents(dsn: str, schema: str) -> dict[str, int]:
+    """How many rows each table of a schema has."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        tables = await connection.fetch(
+            "select c.oid::regclass::text as name from pg_class as c"
+            " where c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'p') order by 1",
+            schema,
+        )
+        return {row["name"]: await connection.fetchval(f"select count(*) from {row['name']}") for row in tables}
+    finally:
+        await connection.close()

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from daemon.core.errors import OperatorFault
+from daemon.packs import bundled
 from daemon.settings import SECRET_BYTES, VARIABLES, Address, BadSettings, Settings, load
 
 SECRET = "s3cr3t-" * 6
@@ -105,7 +106,7 @@ def test_another_process_can_be_given_the_same_settings(bare: Path, monkeypatch:
     monkeypatch.setenv("ROWCAST_LOCK_TIMEOUT", "3")
     given = load(config, secret=SECRET)
 
-    environment = given.environment()
+    environment = given.as_environment()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     again = load()
@@ -285,6 +286,10 @@ def test_an_address_without_host_or_port_is_refused(problems: Problems, text: st
 @pytest.mark.parametrize("text", ["antone, chatgenius", '["antone", "chatgenius"]', "antone,chatgenius,antone"])
 def test_packs_are_a_list_in_either_form(text: str) -> None:
     assert ("antone", "chatgenius") == load(packs=text).packs
+
+
+def test_all_packs_are_those_that_are_bundled() -> None:
+    assert tuple(bundled()) == load(packs=("all",)).packs
 
 
 @pytest.mark.parametrize("text", ["a,,b", "A", "1a", "a-b", "[1", '["a"', "x" * 64])

@@ -23,6 +23,12 @@ ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 Ulid = Annotated[str, StringConstraints(pattern=rf"^{ULID}$")]
 """An id as the tables' checks have it."""
 
+UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""What a UUID looks like as Postgres writes it, to be built into a larger pattern."""
+
+Uuid = Annotated[str, StringConstraints(pattern=rf"^{UUID}$")]
+"""A uuid as Postgres writes it."""
+
 Timestamp = Annotated[
     str,
     Field(

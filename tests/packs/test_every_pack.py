@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from daemon.core.change import Change, Kind, Seq, Topic
-from daemon.packs import ULID, Pack, Row, bundled
+from daemon.packs import ULID, UUID, Pack, Row, bundled
 from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
 from tests.packs.databases import session
 from tests.support.catalog import catalog
 
 ROOT = Path(__file__).parents[2]
-SOME_ID = "01JH000000S0ME1D0000000000"
+SOME_IDS = {ULID: "01JH000000S0ME1D0000000000", UUID: "01234567-89ab-4cde-8f01-23456789abcd"}
 
 every_pack = pytest.mark.parametrize("pack", bundled().values(), ids=list(bundled()))
 every_table = pytest.mark.parametrize(
@@ -32,6 +32,10 @@ JSON_TYPES = {
     "integer": "integer",
     "boolean": "boolean",
     "jsonb": "object",
+    "uuid": "string",
+    "double precision": "number",
+    "ARRAY": "array",
+    "USER-DEFINED": "string",  # an enum type
 }
 
 
@@ -77,7 +81,7 @@ def test_a_pack_has_its_files_in_their_places(pack: Pack) -> None:
 
 @every_pack
 def test_the_documentation_of_a_pack_names_tests_that_exist(pack: Pack) -> None:
-    tests = "".join(path.read_text() for path in (ROOT / "tests/packs").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", (ROOT / f"docs/packs/{pack.name}.md").read_text())
     assert named
     assert [] == [name for name in named if f"def {name}(" not in tests]
@@ -143,18 +147,26 @@ async def test_a_model_has_the_types_and_limits_of_its_table(db: Connection, pac
             assert words[name] == shape["enum"]
         elif rf"^{ULID}$" == shape.get("pattern"):
             assert column["length"] == 26
+        elif column["data_type"] == "uuid":
+            assert rf"^{UUID}$" == shape.get("pattern"), name
         else:
             assert column["length"] == shape.get("maxLength"), name
 
 
 async def enumerations(db: Connection, pack: Pack, table: str) -> dict[str, list[str]]:
-    """The words that the table's checks allow, by column; such a check is called <table>_<column>_known."""
+    """The words that a column may hold: by its enum type, or by a check that is called <table>_<column>_known."""
     checks = await db.fetch(
         "select conname, pg_get_constraintdef(oid) as definition from pg_constraint"
         " where conrelid = $1::text::regclass and contype = 'c' and conname like '%\\_known'",
         f"{pack.name}.{table}",
     )
-    return {
+    types = await db.fetch(
+        "select a.attname, array_agg(e.enumlabel::text order by e.enumsortorder) as words"
+        " from pg_attribute a join pg_enum e on e.enumtypid = a.atttypid"
+        " where a.attrelid = $1::text::regclass and not a.attisdropped group by a.attname",
+        f"{pack.name}.{table}",
+    )
+    return {column["attname"]: column["words"] for column in types} | {
         check["conname"].removeprefix(f"{table}_").removesuffix("_known"): re.findall(
             r"'([^']*)'::", check["definition"]
         )
@@ -173,9 +185,12 @@ def without_null(shape: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 @every_pack
 async def test_may_read_says_no_to_a_stranger_for_every_shape_of_topic(db: Connection, pack: Pack) -> None:
     for shape in pack.topics:
-        topic = shape.replace(ULID, SOME_ID)
+        topic = shape
+        for form, some_id in SOME_IDS.items():
+            topic = topic.replace(form, some_id)
         assert pack.serves(topic)
-        assert await db.fetchval(f"select {pack.name}.may_read($1, $2)", SOME_ID, topic) is False
+        for some_id in SOME_IDS.values():
+            assert await db.fetchval(f"select {pack.name}.may_read($1, $2)", some_id, topic) is False
 
 
 @every_pack

@@ -403,18 +403,20 @@ create table antone.segmented_weights (
     constraint segmented_weights_performance_is_finite check (performance > '-infinity' and performance < 'infinity')
 );
 
--- The archive's ledger: one row for each file that rows were moved to, written in the transaction that deleted them.
--- A file that is not in here holds rows that are still in their table (0035).
+-- The archive's ledger: one row for each file that rows are moved to. It is there before the file, and complete in the
+-- transaction that deletes the rows: a file that is not complete in here holds rows that are still in their table (0035).
 create table antone.archived_files (
     name varchar(255) not null,
-    period varchar(20) not null,
     table_name varchar(63) not null,
-    row_count integer not null,
-    sha256 varchar(64) not null,
+    period varchar(20) not null,
     created_at timestamptz not null default current_timestamp,
+    row_count integer,
+    sha256 varchar(64),
+    completed_at timestamptz,
     constraint archived_files_pkey primary key (name),
     constraint archived_files_row_count_positive check (row_count > 0),
-    constraint archived_files_sha256_is_hash check (sha256 ~ '^[0-9a-f]{64}$')
+    constraint archived_files_sha256_is_hash check (sha256 ~ '^[0-9a-f]{64}$'),
+    constraint archived_files_complete_or_not check (num_nonnulls(row_count, sha256, completed_at) in (0, 3))
 );
 
 -- Indexes: those of the specification, and one for each foreign key that has none among them.

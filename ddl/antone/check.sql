@@ -275,11 +275,12 @@ with pack as (
         $$),
         ('archived_files', $$
             name character varying(255) not null
-            period character varying(20) not null
             table_name character varying(63) not null
-            row_count integer not null
-            sha256 character varying(64) not null
+            period character varying(20) not null
             created_at timestamp with time zone not null
+            row_count integer
+            sha256 character varying(64)
+            completed_at timestamp with time zone
         $$)
     ) as e (table_name, columns), regexp_split_to_table(trim(both e'\n ' from e.columns), '\n +') as line
 ), expected_constraints as (
@@ -421,6 +422,7 @@ with pack as (
         segmented_weights_trs_weight_is_score
         segmented_weights_pkey
         segmented_weights_segment_type_segment_key_key
+        archived_files_complete_or_not
         archived_files_row_count_positive
         archived_files_sha256_is_hash
         archived_files_pkey

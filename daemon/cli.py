@@ -225,6 +225,20 @@ async def _print_problems(checking: Coroutine[Any, Any, tuple[list[str], int]]) 
 
 
 @cli.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Of the `daemon up` to back up.")
+@click.pass_obj
+def backup(options: Options, *, file: Path, data_dir: Path | None) -> None:
+    """Write the whole database to FILE as SQL, by means of pg_dump; best before a new DDL."""
+    from daemon.data.backup import backup
+    from daemon.up import at_home
+
+    settings = at_home(options.having(data_dir=data_dir).quiet().settings)
+    _configure(settings)
+    _run(backup(settings, file, report=click.echo))
+
+
+@cli.command()
 @click.argument("pack", type=click.Choice(["antone"]))
 @click.option(
     "--to",

@@ -28,6 +28,7 @@ from typing import Any, ClassVar, Final
 import asyncpg
 
 from daemon.core.errors import OperatorFault
+from daemon.data import durable
 from daemon.files import folder
 from daemon.postgres import sql_files
 from daemon.postgres.connect import DRIVER_ERRORS, Connection, connect, explain
@@ -143,25 +144,12 @@ def fingerprint(records: Sequence[Record]) -> tuple[int, str]:
 
 def save(path: Path, data: bytes) -> None:
     """Write a file that only its owner may read: durably, and whole or not at all. Raises NoArchive."""
-    fresh = _part(path)
     try:
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with os.fdopen(durable.begin(path), "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)  # the name of a file is in its directory
-        finally:
-            os.close(directory)
+        durable.finish(path)
     except OSError as error:
         raise NoArchive(path, error.strerror or str(error)) from None
-
-
-def _part(path: Path) -> Path:
-    """Where a file is until it is whole."""
-    return path.with_name(f".{path.name}.part")
 
 
 def read_back(path: Path, form: Format, expected: tuple[int, str]) -> str:
@@ -243,7 +231,7 @@ class _Job:
     async def clear(self) -> None:
         """Remove what runs that were stopped have left; their rows were not deleted."""
         for (name,) in await self.connection.fetch(self.sql["unfinished"]):
-            for path in (self.directory / name, _part(self.directory / name)):
+            for path in (self.directory / name, durable.part(self.directory / name)):
                 with suppress(FileNotFoundError):
                     path.unlink()
                     self.report(f"{path.name}: removed, since its run was stopped before its rows were deleted")

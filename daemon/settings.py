@@ -157,8 +157,8 @@ _ENCRYPTED: Final = {"require", "verify-ca", "verify-full"}
 
 
 def _is_this_machine(host: str) -> bool:
-    """Does this host, as it stands in a URL, mean the machine itself? No name is looked up."""
-    name = unquote(host).strip().rstrip(".").lower()
+    """Does this host mean the machine itself? No name is looked up."""
+    name = host.strip().rstrip(".").lower()
     if not name or name in _LOCAL_NAMES or name.endswith(".localhost"):
         return True
     address: IPv4Address | IPv6Address
@@ -173,6 +173,13 @@ def _is_this_machine(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+def _host(place: str) -> str:
+    """The host of HOST:PORT, [IPv6]:PORT or a directory, as the driver finds it."""
+    if place.startswith("/"):
+        return place
+    return place[1:].partition("]")[0] if place.startswith("[") else unquote(place.partition(":")[0])
+
+
 def _unguarded(dsn: str) -> str | None:
     """Why this way to the database is none for production, without a word of the URL; None if it is one.
 
@@ -181,8 +188,7 @@ def _unguarded(dsn: str) -> str | None:
     url = urlsplit(dsn)
     options = dict(parse_qsl(url.query))
     named = url.netloc.rpartition("@")[2] or options.get("host") or os.environ.get("PGHOST", "")
-    hosts = [re.sub(r"(\]?):[0-9]*$", r"\1", host) if host[:1] != "/" else host for host in named.split(",")]
-    over_tcp = [host.strip("[]") for host in hosts if not unquote(host).startswith("/")]
+    over_tcp = [host for host in map(_host, named.split(",")) if not host.startswith("/")]
     if any(map(_is_this_machine, over_tcp)):
         return "no database on localhost: name its own host, or the directory of its socket"
     mode = options.get("sslmode") or ("service" not in options and os.environ.get("PGSSLMODE"))

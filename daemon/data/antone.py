@@ -27,11 +27,12 @@ from typing import Any, ClassVar, Final
 
 import asyncpg
 
+from daemon.app import NotCurrent
 from daemon.core.errors import OperatorFault
 from daemon.data import durable
 from daemon.files import folder
 from daemon.postgres import sql_files
-from daemon.postgres.connect import DRIVER_ERRORS, Connection, connect, explain
+from daemon.postgres.connect import DRIVER_ERRORS, Connection, DatabaseFault, connect, explain
 from daemon.settings import Settings
 
 PACK: Final = "antone"
@@ -90,7 +91,7 @@ class Subject:
     table: str
     format: Format
     rows: int
-    children: bool = False  # has the archive a statement that locks what goes with a row?
+    children: bool = False  # does a row take others along, which are to be locked before and deleted with it?
 
 
 def _exact(text: str) -> Any:  # noqa: ANN401
@@ -191,7 +192,10 @@ async def archive(
         await job.clear()
         moved = [rows for subject in SUBJECTS for rows in await job.move(subject, rows_per_file or subject.rows)]
     except DRIVER_ERRORS as error:
-        raise explain(error, place=" in the archive") from None
+        fault = explain(error, place=" in the archive")
+        if isinstance(fault, DatabaseFault) and fault.sqlstate in ("3F000", "42P01"):
+            raise NotCurrent("there is nothing to archive in this database") from None
+        raise fault from None
     finally:
         connection.terminate()
     report(f"{sum(moved)} rows in {len(moved)} files" if moved else "nothing is old enough")
@@ -206,7 +210,7 @@ def _statements(schema: str) -> Mapping[str, str]:
 
 def _make(directory: Path) -> None:
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable.make_directory(directory)
     except OSError as error:
         raise NoArchive(directory, error.strerror or str(error)) from None
 
@@ -269,7 +273,10 @@ class _Job:
             path = self.directory / name
             save(path, subject.format.encode(records))
             digest = read_back(path, subject.format, fingerprint([_exact(record) for record in records]))
-            gone = await self.connection.execute(sql[f"{table}_delete"], [row["id"] for row in rows])
+            written = [row["id"] for row in rows]
+            if subject.children:
+                await self.connection.execute(sql[f"{table}_delete_children"], written)
+            gone = await self.connection.execute(sql[f"{table}_delete"], written)
             if gone != f"DELETE {len(rows)}":
                 raise NotReadBack(path, f"the database says {gone} to {len(rows)} rows")
             await self.connection.execute(sql["complete_file"], name, len(rows), digest)

@@ -21,6 +21,14 @@ def finish(path: Path) -> None:
     _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)  # the name of a file is in its directory
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory that only its owner may enter, with those above it, if they are not there. Raises OSError."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in missing:
+        _sync(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:

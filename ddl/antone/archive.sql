@@ -68,6 +68,11 @@ from antone.posts as p join antone.posts_to_archive as a on a.id = p.id
 where p.id = any ($1::uuid [])
 order by p.detected_at, p.id;
 
+-- name: posts_delete_children
+-- In one statement, and not post by post, as the trigger on posts would; capture runs once for each statement.
+-- $1 posts
+delete from antone.decisions as d where d.post_id = any ($1::uuid []);
+
 -- name: posts_delete
 -- $1 posts
 delete from antone.posts as p where p.id = any ($1::uuid []);

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -1165,6 +1166,27 @@ async def test_the_application_works_with_rows_from_a_post_to_its_reply(app: Con
 async def test_the_application_may_do_nothing_beyond_its_rows(app: Connection, statement: str) -> None:
     with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError)):
         await app.execute(statement)
+
+
+async def test_the_application_logs_in_with_a_password_of_its_own_and_is_held_to_its_rights(
+    empty_database: str,
+) -> None:
+    await ddl.apply(empty_database, ["antone"], report=lambda _: None)
+    url = urlsplit(empty_database)
+    own = url._replace(netloc="antone_app:sesame@").geturl()
+    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):  # made without a login
+        await asyncpg.connect(own)
+    async with session(empty_database) as owner:
+        await owner.execute("alter role antone_app login password 'sesame'")
+        try:
+            async with session(own) as application:
+                assert "antone_app" == await application.fetchval("select session_user")
+                author = await insert(application, "authors")
+                assert 1 == await count(application, "authors", "id = $1", author["id"])
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await application.execute("drop table antone.authors")
+        finally:
+            await owner.execute("alter role antone_app nologin password null")
 
 
 async def test_where_no_role_may_be_made_the_pack_is_applied_with_a_warning(

@@ -271,7 +271,9 @@ async def test_a_period_with_many_rows_goes_in_several_files_and_each_is_in_the_
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(OLD)
+    tmp_path = tmp_path / "made" / "here"
     rows, said = await run(dsn, tmp_path, rows_per_file=2)
+    assert 0o700 == tmp_path.stat().st_mode & 0o777
     files = await sql.fetch("select * from antone.archived_files order by name")
     assert (8, [1, 1, 2, 2, 2]) == (rows, sorted(file["row_count"] for file in files))
     assert [file["name"] for file in files] == sorted(path.name for path in tmp_path.iterdir())
@@ -395,6 +397,32 @@ async def test_after_a_kill_every_row_is_in_the_table_or_in_one_complete_file(
     assert [str(n) for n in range(1, 9)] == numbers(records(tmp_path, "posts"))
     assert {"9", "10"} == await standing(sql)
     assert 0 == await sql.fetchval("select count(*) from antone.archived_files where completed_at is null")
+
+
+async def test_what_a_run_left_half_written_is_removed_and_files_of_others_are_not(
+    dsn: str, sql: Connection, tmp_path: Path
+) -> None:
+    await sql.execute(
+        "insert into antone.archived_files (name, table_name, period) values ('posts-a.json', 'posts', 'a'),"
+        " ('posts-never-written.json', 'posts', 'a')"
+    )
+    for name in (".posts-a.json.part", "posts-b.json", ".posts-b.json.part"):
+        (tmp_path / name).write_text("half")
+    _, said = await run(dsn, tmp_path)
+    assert [
+        ".posts-a.json.part: removed, since its run was stopped before its rows were deleted",
+        "nothing is old enough",
+    ] == said
+    assert {"posts-b.json", ".posts-b.json.part"} == {path.name for path in tmp_path.iterdir()}
+    assert 0 == await sql.fetchval("select count(*) from antone.archived_files")
+
+
+async def test_a_database_without_the_pack_is_named_in_one_line(empty_database: str, tmp_path: Path) -> None:
+    code, output, errors = await command(
+        "archive", "antone", "--to", str(tmp_path / "files"), DATABASE_URL=empty_database
+    )
+    assert (32, "") == (code, output)
+    assert errors.startswith("daemon: The schema is not current (there is nothing to archive in this database)")
 
 
 async def test_what_somebody_is_at_work_on_is_left_for_the_next_run(

@@ -418,6 +418,7 @@ FAR = "db.example"
         f"postgresql://u:canary@/d?host=/run/postgresql,{FAR},ip6-localhost&sslmode=require",
         "postgresql://u:canary@/d?sslmode=require",
         "postgresql:///d",
+        "postgresql://u:canary@/d?host=::1&sslmode=require",
         "postgresql://u:canary@:5432/d?sslmode=require",
     ],
 )

@@ -19,7 +19,6 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -236,9 +235,13 @@ class _Job:
         """Remove what runs that were stopped have left; their rows were not deleted."""
         for (name,) in await self.connection.fetch(self.sql["unfinished"]):
             for path in (self.directory / name, durable.part(self.directory / name)):
-                with suppress(FileNotFoundError):
+                try:
                     path.unlink()
-                    self.report(f"{path.name}: removed, since its run was stopped before its rows were deleted")
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise NoArchive(path, error.strerror or str(error)) from None
+                self.report(f"{path.name}: removed, since its run was stopped before its rows were deleted")
             await self.connection.execute(self.sql["forget"], name)
 
     async def move(self, subject: Subject, rows_per_file: int) -> list[int]:

@@ -5,6 +5,20 @@
 -- $1 lock bigint
 select pg_try_advisory_lock($1);
 
+-- name: wait_patiently
+-- For as long as some writer's transaction is open; but who is gone must not stay in the queue.
+set lock_timeout = 0;
+set statement_timeout = 0;
+set client_connection_check_interval = '1s';
+
+-- name: take_ring_lock
+-- Granted when every writer has ended who did not ring.
+-- $1 lock bigint
+select pg_advisory_lock($1);
+
+-- name: let_ring_lock_go
+select pg_advisory_unlock_all();
+
 -- name: leave_segment
 select rowcast.leave_segment();
 
@@ -41,7 +55,7 @@ with fresh as materialized (
     insert into rowcast.log (seq, tx_end, xid, event_id, topic, row_hash)
     select n.seq, n.tx_end, n.xid, n.id, n.topic, hashtextextended(n.key, n.watch)
     from numbered as n
-    returning seq
+    returning seq, tx_end
 ), batch as (
     insert into rowcast.batches (last_seq, term, snapshot)
     select max(l.seq), $1, pg_current_snapshot() from logged as l having count(*) > 0
@@ -55,7 +69,7 @@ with fresh as materialized (
     from (select m.*, min(m.seq) over (partition by m.tx) as tx_begin from numbered as m) as n
     where n.grants is not null and exists (select from fresh as f where f.grants is not null)
 )
-select pg_current_snapshot()::text as snapshot, count(*) as numbered, coalesce(max(l.seq), $2::bigint) as last_seq,
+select pg_current_snapshot()::text as snapshot, count(*) filter (where l.seq = l.tx_end) as transactions, coalesce(max(l.seq), $2::bigint) as last_seq,
        (select count(*) from gone) as gone,
        exists (select from rowcast.terms as t where t.term > $1) as superseded,
        -- Who was let in by a number must not meet it again elsewhere after a crash: these commits wait for their flush.

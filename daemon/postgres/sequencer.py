@@ -57,6 +57,11 @@ class Sequencer:
         self._next_segment = False
         self.gone = asyncio.Event()  # set when rows were deleted whose earlier content is still in the log
         self.backend_pid: int | None = None
+        self._tells: int | None = None  # the backend that told the others last
+
+    def told(self, pid: int) -> bool:
+        """Did this backend tell the others for us?"""
+        return pid == self._tells
 
     def open_next_segment(self) -> None:
         """Let the leader go on in the segment that is made ahead, under a new term."""
@@ -82,7 +87,7 @@ class Sequencer:
                     log.warning("leader_lost", reason=reason(error))
             finally:
                 self.leading.clear()
-                self.backend_pid = None
+                self.backend_pid = self._tells = None
                 metrics.LEADER.set(0)
                 metrics.show_vigil(None)
             await asyncio.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.2 * 2**attempt)))  # noqa: S311
@@ -170,6 +175,7 @@ class Sequencer:
             self._others.clear()
             try:
                 async with lent(self._pool, ANSWER_WITHIN) as connection:
+                    self._tells = connection.get_server_pid()
                     await connection.execute(query("tell"))
             except BROKEN as error:
                 log.debug("log_unavailable", reason=reason(error))  # they poll as well

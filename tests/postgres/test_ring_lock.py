@@ -252,3 +252,35 @@ async def _phase(writer: Connection, chance: random.Random, row: int) -> None:
 async def test_the_lock_has_the_same_number_in_the_triggers(sql: Connection) -> None:
     source = await sql.fetchval("select prosrc from pg_proc where oid = 'rowcast.must_ring()'::regprocedure")
     assert f"({RING_LOCK})" in source
+
+
+async def test_a_leader_does_not_hear_what_it_tells_the_others(database: str, pool: Pool, sql: Connection) -> None:
+    opening = partial(connect, database, server_settings=SESSION)
+    heard, others, numbered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    sequencer = Sequencer(partial(opening, application_name="sequencer"), pool, asyncio.Event(), numbered.set)
+    judged: list[bool] = []
+
+    def is_own(pid: int) -> bool:
+        judged.append(sequencer.told(pid))
+        return judged[-1]
+
+    own = Doorbell(partial(opening, application_name="own"), {"rowcast_log": heard}, is_own=is_own)
+    other = Doorbell(partial(opening, application_name="other"), {"rowcast_log": others})
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work) for work in (own.run(), other.run(), sequencer.run())]
+        await own.listening.wait()
+        await other.listening.wait()
+        await sequencer.leading.wait()
+        heard.clear()
+        others.clear()
+        await sql.execute(WRITE, 1)
+        await others.wait()
+        assert numbered.is_set()
+        while not judged:
+            await asyncio.sleep(0)
+        assert [True] == judged
+        assert not heard.is_set()
+        await sql.execute("notify rowcast_log")  # as another leader would
+        await heard.wait()
+        for task in tasks:
+            task.cancel()

@@ -108,6 +108,8 @@ create table asyncops.decisions (
     constraint decisions_pkey primary key (id),
     constraint decisions_created_by_id_fkey foreign key (created_by_id) references asyncops.users (id)
         on delete set null,
+    -- A date that JSON can say; infinity is none.
+    constraint decisions_decision_date_is_a_day check (decision_date between '0001-01-01' and '9999-12-31'),
     constraint decisions_description_length check (char_length(description) <= 5000),
     constraint decisions_context_length check (char_length(context) <= 5000),
     constraint decisions_outcome_length check (char_length(outcome) <= 5000),
@@ -158,6 +160,7 @@ create table asyncops.daily_summaries (
     generated_at timestamptz not null default now(),
     created_at timestamptz not null default now(),
     constraint daily_summaries_pkey primary key (id),
+    constraint daily_summaries_summary_date_is_a_day check (summary_date between '0001-01-01' and '9999-12-31'),
     constraint daily_summaries_content_is_structured check (
         coalesce(
             jsonb_typeof(content -> 'status_updates') = 'array'

@@ -236,12 +236,15 @@ VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "blockers_status_known": ("blockers", "status", ["", "open", "closed"]),
     "blockers_description_length": ("blockers", "description", ["ä" * 2_001]),
     "blockers_impact_length": ("blockers", "impact", ["ä" * 1_001]),
+    # To the driver these two are minus and plus infinity.
+    "decisions_decision_date_is_a_day": ("decisions", "decision_date", [date.min, date.max]),
     "decisions_description_length": ("decisions", "description", ["ä" * 5_001]),
     "decisions_context_length": ("decisions", "context", ["ä" * 5_001]),
     "decisions_outcome_length": ("decisions", "outcome", ["ä" * 5_001]),
     "decisions_tags_are_words": ("decisions", "tags", NO_WORDS),
     "decision_audit_log_change_type_known": ("decision_audit_log", "change_type", ["", "Created", "archived"]),
     "decision_audit_log_update_names_its_field": ("decision_audit_log", "change_type", ["updated"]),
+    "daily_summaries_summary_date_is_a_day": ("daily_summaries", "summary_date", [date.min, date.max]),
     "daily_summaries_content_is_structured": ("daily_summaries", "content", NO_CONTENT),
     "daily_summaries_counts_not_negative": ("daily_summaries", "blockers_count", [-1]),
 }

@@ -35,7 +35,7 @@ comment on function asyncops.create_admin(text, text, text) is
 'Makes an admin, and answers with the password, once. It must be changed at the first login.';
 
 -- What a day brought, and what was active when it ended, or now if it has not. Days are those of UTC. A summary that is
--- generated again takes the place of the old one; it reads archived rows as well, and so tells the same for ever.
+-- generated again takes the place of the old one. It reads archived rows as well: archiving changes nothing in it.
 -- Definer's rights, since summaries are written here alone.
 create function asyncops.generate_daily_summary(for_date date default (now() at time zone 'UTC')::date)
 returns asyncops.daily_summaries

@@ -912,6 +912,7 @@ async def test_generating_a_summary_again_refreshes_the_one_row_of_its_date(worl
 
 
 async def test_a_summary_of_today_is_the_default_and_shows_what_is_active_now(world: Connection) -> None:
+    await world.execute("update asyncops.status_updates set created_at = now()")  # which may have been yesterday
     today = await world.fetchval("select (now() at time zone 'UTC')::date")
     row = await world.fetchrow("select * from asyncops.generate_daily_summary()")
     assert row is not None
@@ -1177,6 +1178,16 @@ async def test_the_application_reads_and_writes_rows(world: Connection, table: s
     assert row in await world.fetch(f"select * from asyncops.{table}")
     await world.execute(f"update asyncops.{table} set created_at = now() where id = $1", row["id"])
     assert "DELETE 1" == await world.execute(f"delete from asyncops.{table} where id = $1", row["id"])
+
+
+async def test_the_application_deletes_an_account_whose_name_is_in_the_audit_log(world: Connection) -> None:
+    await world.execute("set local role asyncops_app")
+    await act_as(world, BEN)
+    await world.execute("delete from asyncops.users where id = $1", ANN)
+    assert {(None, "created", None, None, None), (BEN, "updated", "created_by_id", "1", None)} == set(
+        await audit(world, 0)
+    )
+    assert 1 == await count(world, "decisions", "created_by_id is null")
 
 
 async def test_the_application_reads_what_the_database_writes_and_asks_for_it(world: Connection) -> None:

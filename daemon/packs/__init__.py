@@ -23,6 +23,12 @@ ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 Ulid = Annotated[str, StringConstraints(pattern=rf"^{ULID}$")]
 """An id as the tables' checks have it."""
 
+SERIAL = "[1-9][0-9]{0,9}"
+"""What the id of a `serial` column looks like in a topic, to be built into a larger pattern."""
+
+Serial = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""The id that a `serial` column gives."""
+
 Timestamp = Annotated[
     str,
     Field(
@@ -31,6 +37,9 @@ Timestamp = Annotated[
     ),
 ]
 """A timestamptz as Postgres writes it into JSON: RFC 3339 with an offset. `infinity` is none."""
+
+Date = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", json_schema_extra={"format": "date"})]
+"""A date as Postgres writes it into JSON. `infinity` is none."""
 
 JsonObject = dict[str, Any]
 """A jsonb object whose members are the application's own affair."""

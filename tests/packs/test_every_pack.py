@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from daemon.core.change import Change, Kind, Seq, Topic
-from daemon.packs import ULID, Pack, Row, bundled
+from daemon.packs import SERIAL, ULID, Pack, Row, bundled
 from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
 from tests.packs.databases import session
 from tests.support.catalog import catalog
 
 ROOT = Path(__file__).parents[2]
-SOME_ID = "01JH000000S0ME1D0000000000"
+SOME_IDS = {ULID: "01JH000000S0ME1D0000000000", SERIAL: "2147483647"}
 
 every_pack = pytest.mark.parametrize("pack", bundled().values(), ids=list(bundled()))
 every_table = pytest.mark.parametrize(
@@ -32,7 +32,11 @@ JSON_TYPES = {
     "integer": "integer",
     "boolean": "boolean",
     "jsonb": "object",
+    "date": "string",
+    "ARRAY": "array",
 }
+# The format that JSON Schema has for such a string; others have none.
+FORMATS = {"timestamp with time zone": "date-time", "date": "date"}
 
 
 async def load_demo(db: Connection, pack: Pack) -> None:
@@ -77,7 +81,7 @@ def test_a_pack_has_its_files_in_their_places(pack: Pack) -> None:
 
 @every_pack
 def test_the_documentation_of_a_pack_names_tests_that_exist(pack: Pack) -> None:
-    tests = "".join(path.read_text() for path in (ROOT / "tests/packs").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", (ROOT / f"docs/packs/{pack.name}.md").read_text())
     assert named
     assert [] == [name for name in named if f"def {name}(" not in tests]
@@ -130,21 +134,25 @@ async def test_a_model_has_the_types_and_limits_of_its_table(db: Connection, pac
         table,
     )
     words = await enumerations(db, pack, table)
-    fields = pack.tables[table].model_json_schema()["properties"]
+    lengths = await longest(db, pack, table)
+    schema = pack.tables[table].model_json_schema()
+    fields = schema["properties"]
     for column in columns:
         name = column["column_name"]
         if name not in fields:
             continue
         shape, nullable = without_null(fields[name])
+        if "$ref" in shape:
+            shape = schema["$defs"][shape["$ref"].removeprefix("#/$defs/")]
         assert (column["is_nullable"] == "YES") == nullable, name
         assert JSON_TYPES[column["data_type"]] == shape["type"], name
-        assert (column["data_type"] == "timestamp with time zone") == (shape.get("format") == "date-time"), name
+        assert FORMATS.get(column["data_type"]) == shape.get("format"), name
         if name in words:
             assert words[name] == shape["enum"]
         elif rf"^{ULID}$" == shape.get("pattern"):
             assert column["length"] == 26
         else:
-            assert column["length"] == shape.get("maxLength"), name
+            assert (column["length"] or lengths.get(name)) == shape.get("maxLength"), name
 
 
 async def enumerations(db: Connection, pack: Pack, table: str) -> dict[str, list[str]]:
@@ -162,6 +170,21 @@ async def enumerations(db: Connection, pack: Pack, table: str) -> dict[str, list
     }
 
 
+async def longest(db: Connection, pack: Pack, table: str) -> dict[str, int]:
+    """The most characters that the checks allow, by column; such a check is called <table>_<column>_length."""
+    checks = await db.fetch(
+        "select conname, pg_get_constraintdef(oid) as definition from pg_constraint"
+        " where conrelid = $1::text::regclass and contype = 'c' and conname like '%\\_length'",
+        f"{pack.name}.{table}",
+    )
+    return {
+        check["conname"].removeprefix(f"{table}_").removesuffix("_length"): int(
+            re.findall(r"<= (\d+)\b", check["definition"])[0]
+        )
+        for check in checks
+    }
+
+
 def without_null(shape: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """A column's JSON Schema without the choice of null, and whether there was one."""
     choices = shape.get("anyOf", [shape])
@@ -173,9 +196,12 @@ def without_null(shape: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 @every_pack
 async def test_may_read_says_no_to_a_stranger_for_every_shape_of_topic(db: Connection, pack: Pack) -> None:
     for shape in pack.topics:
-        topic = shape.replace(ULID, SOME_ID)
+        topic = shape
+        for form, some_id in SOME_IDS.items():
+            topic = topic.replace(form, some_id)
         assert pack.serves(topic)
-        assert await db.fetchval(f"select {pack.name}.may_read($1, $2)", SOME_ID, topic) is False
+        for some_id in SOME_IDS.values():
+            assert await db.fetchval(f"select {pack.name}.may_read($1, $2)", some_id, topic) is False
 
 
 @every_pack

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from daemon.core.change import Change, Kind, Seq, Topic
-from daemon.packs import ULID, Pack, Row, bundled
+from daemon.packs import NUMBER, ULID, Pack, Row, bundled
 from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
 from tests.packs.databases import session
@@ -173,7 +173,7 @@ def without_null(shape: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 @every_pack
 async def test_may_read_says_no_to_a_stranger_for_every_shape_of_topic(db: Connection, pack: Pack) -> None:
     for shape in pack.topics:
-        topic = shape.replace(ULID, SOME_ID)
+        topic = shape.replace(ULID, SOME_ID).replace(NUMBER, "1")
         assert pack.serves(topic)
         assert await db.fetchval(f"select {pack.name}.may_read($1, $2)", SOME_ID, topic) is False
 

@@ -20,6 +20,9 @@ from daemon.core.change import Change, Kind
 ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 """What a ULID looks like, to be built into a larger pattern."""
 
+NUMBER = "[1-9][0-9]{0,17}"
+"""What an id looks like that is counted up, to be built into a larger pattern; it always fits into a bigint."""
+
 Ulid = Annotated[str, StringConstraints(pattern=rf"^{ULID}$")]
 """An id as the tables' checks have it."""
 

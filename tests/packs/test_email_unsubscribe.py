@@ -518,17 +518,36 @@ async def test_two_sessions_that_meet_the_same_new_sender_both_count(dsn: str) -
         assert (START, late, None, 0) == await facts(watcher, "new@else.example")
 
 
+async def test_two_sessions_that_count_emails_of_one_sender_miss_none(dsn: str) -> None:
+    async with session(dsn) as one, session(dsn) as two, session(dsn) as holder:
+        await unsubscribe(holder, at=START)
+        late = START + timedelta(days=1)
+        holding = holder.transaction()
+        await holding.start()
+        await holder.execute("select from email_unsubscribe.senders for update")
+        counting = []
+        for number, counter in enumerate((one, two)):  # both get as far as they can without the sender's row
+            work = insert(counter, "sender_emails", message_id=str(number), received_at=late)
+            counting.append(asyncio.create_task(work))
+            await until_waiting(holder, counter.get_server_pid())
+        await holding.rollback()
+        await asyncio.gather(*counting)
+        assert (late, late, START, 2) == await facts(holder)
+
+
 async def test_who_counts_in_an_old_snapshot_fails_rather_than_miscounts(dsn: str) -> None:
     async with session(dsn) as one, session(dsn) as two:
-        await unsubscribe(one, at=START)
+        for number, days in enumerate((0, 9)):
+            await insert(one, "sender_emails", message_id=str(number), received_at=START + timedelta(days=days))
         old = two.transaction(isolation="repeatable_read")
         await old.start()
         await two.fetchval("select count(*) from email_unsubscribe.senders")
-        # Changes nothing that is known of the sender, so that only a new version of its row can tell.
-        await insert(one, "sender_emails", message_id="1", received_at=START - timedelta(days=1))
-        await insert(one, "sender_emails", message_id="2", received_at=START - timedelta(hours=1))
+        # Changes nothing that is known of the sender now, and counts once the attempt of the other has succeeded.
+        known = await facts(one)
+        await insert(one, "sender_emails", message_id="between", received_at=START + timedelta(days=5))
+        assert known == await facts(one)
         with pytest.raises(asyncpg.SerializationError):
-            await insert(two, "sender_emails", message_id="3", received_at=START + timedelta(days=1))
+            await unsubscribe(two, at=START + timedelta(days=1))
         await old.rollback()
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from pydantic import SecretStr, ValidationError
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
@@ -564,6 +565,19 @@ async def test_connections_that_were_lost_while_idle_are_not_noticed(store: Stor
     await until_gone(owner, pid)
     assert pid != await store.run(pid_of)
     assert 1 == await store.record_emails([email(1)])
+
+
+async def test_a_connection_that_the_driver_is_at_odds_with_is_replaced(store: Store) -> None:
+    """It says so of one whose server has said goodbye, between reading that and the end of the line."""
+    pids: list[int] = []
+
+    async def work(connection: Connection) -> None:
+        pids.append(await pid_of(connection))
+        if len(pids) == 1:
+            raise asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
+
+    await store.run(work)
+    assert 2 == len(set(pids))
 
 
 async def test_it_is_tried_again_after_pauses_that_double(dsn: str) -> None:

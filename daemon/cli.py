@@ -287,6 +287,22 @@ def _seconds(text: str) -> float:
     return int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
+@cli.command("rotate-token-keys")
+@click.pass_obj
+def rotate_token_keys(options: Options) -> None:
+    """Encrypt the OAuth tokens of email_unsubscribe under the first of the keys."""
+    from daemon.data.email_unsubscribe import rotate_token_keys
+
+    settings = options.quiet().settings
+    _configure(settings)
+
+    async def rotate() -> None:
+        renewed = await rotate_token_keys(settings)
+        click.echo(f"the tokens of {renewed} account{'' if renewed == 1 else 's'} were encrypted anew")
+
+    _run(rotate())
+
+
 @cli.command()
 @click.argument("topic")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")

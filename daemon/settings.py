@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import tomllib
+from base64 import urlsafe_b64decode
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ from daemon.packs import bundled
 
 SECRET_BYTES: Final = 32
 """The least that signs a token: as much as HS256 makes of it."""
+
+TOKEN_KEY_BYTES: Final = 32
+"""What a key of Fernet has: half of it signs, half of it encrypts."""
 
 # Kubernetes and Docker put the addresses of a service called "rowcast" into the environment of its neighbours, and
 # ROWCAST_TEST_* is for the tests. None of them is a mistyped setting.
@@ -203,6 +207,21 @@ def _secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _token_keys(keys: SecretStr) -> SecretStr:
+    """Find what is no key of Fernet, and say so without a word of it."""
+    written = keys.get_secret_value().split()
+    try:
+        whole = written and all(len(urlsafe_b64decode(key)) == TOKEN_KEY_BYTES for key in written)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"one key or more is needed, each of {TOKEN_KEY_BYTES} bytes in URL-safe base64, the newest first: "
+            "`openssl rand -base64 32 | tr +/ -_` makes a good one"
+        )
+    return keys
+
+
 def _state_home() -> Path:
     """Where a user's programs keep what must outlive them (XDG Base Directory Specification)."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
@@ -285,6 +304,14 @@ class Settings(BaseSettings):
     )
     secret_file: Path | None = Field(
         None, description="a file that holds that key; if neither is set, $CREDENTIALS_DIRECTORY/secret"
+    )
+    token_keys: Annotated[SecretStr, AfterValidator(_token_keys)] | None = Field(
+        None,
+        description="the keys that encrypt the OAuth tokens of email_unsubscribe, separated by spaces or lines; the "
+        "first one encrypts, all of them decrypt",
+    )
+    token_keys_file: Path | None = Field(
+        None, description="a file that holds these keys; if neither is set, $CREDENTIALS_DIRECTORY/token_keys"
     )
     log_format: Annotated[Literal["auto", "json", "pretty"], BeforeValidator(_lower)] = Field(
         "auto", description="the form of a log line; auto is pretty on a terminal and JSON elsewhere"
@@ -398,6 +425,14 @@ class Settings(BaseSettings):
             raise BadSettings("No key for tokens is configured: set ROWCAST_SECRET or ROWCAST_SECRET_FILE.")
         return self.secret.get_secret_value().encode()
 
+    def require_token_keys(self) -> list[str]:
+        """The keys that encrypt OAuth tokens, the newest first. Raises BadSettings if there is none."""
+        if self.token_keys is None:
+            raise BadSettings(
+                "No keys for OAuth tokens are configured: set ROWCAST_TOKEN_KEYS_FILE, or ROWCAST_TOKEN_KEYS."
+            )
+        return self.token_keys.get_secret_value().split()
+
     def as_environment(self) -> dict[str, str]:
         """The environment for another process of ours that is to have the same settings, but for the secret."""
         given = {
@@ -419,6 +454,12 @@ VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """Each setting's name, as `load` and the file given by --config have it, and its environment variable."""
+
+
+_IN_FILES: Final[Mapping[str, str]] = MappingProxyType(
+    {"ROWCAST_SECRET": "secret", "ROWCAST_TOKEN_KEYS": "token_keys"}
+)
+"""Secrets that may lie in a file, and what it is called among the credentials of a unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,8 +504,9 @@ def load(config: Path | None = None, **options: Any) -> Settings:  # noqa: ANN40
     ]
     if config is not None:
         places.append(_Place.of_names(_toml(config), f" in {config}"))
-    if secret := _secret_file(ChainMap(*(place.values for place in places))):
-        places.append(secret)
+    for variable, credential in _IN_FILES.items():
+        if secret := _secret_file(variable, credential, ChainMap(*(place.values for place in places))):
+            places.append(secret)
     try:
         return Settings(**ChainMap(*(place.values for place in places)))
     except ValidationError as error:
@@ -488,19 +530,19 @@ def _sentence(problem: ErrorDetails, places: Sequence[_Place]) -> str:
     return place.problem(variable, message)
 
 
-def _secret_file(values: Mapping[str, Any]) -> _Place | None:
-    """The secret that is not set but lies in a file."""
-    file = values.get("ROWCAST_SECRET_FILE")
-    if "ROWCAST_SECRET" in values:
+def _secret_file(variable: str, credential: str, values: Mapping[str, Any]) -> _Place | None:
+    """A secret that is not set but lies in a file; `credential` is the file's name among systemd's."""
+    file = values.get(f"{variable}_FILE")
+    if variable in values:
         if file:
-            raise BadSettings("ROWCAST_SECRET and ROWCAST_SECRET_FILE are both set: keep one of them")
+            raise BadSettings(f"{variable} and {variable}_FILE are both set: keep one of them")
         return None
     if not file:
-        file = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), "secret")
+        file = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), credential)
         if not (file.is_absolute() and file.exists()):
             return None
     try:
-        return _Place({"ROWCAST_SECRET": Path(str(file)).read_text().strip()}, f" in {file}")
+        return _Place({variable: Path(str(file)).read_text().strip()}, f" in {file}")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from None
 

@@ -20,6 +20,9 @@ from daemon.core.change import Change, Kind
 ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 """What a ULID looks like, to be built into a larger pattern."""
 
+NUMBER = "[1-9][0-9]{0,17}"
+"""What an id looks like that is counted up, to be built into a larger pattern; it always fits into a bigint."""
+
 Ulid = Annotated[str, StringConstraints(pattern=rf"^{ULID}$")]
 """An id as the tables' checks have it."""
 
@@ -29,6 +32,12 @@ UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 Uuid = Annotated[str, StringConstraints(pattern=rf"^{UUID}$")]
 """A uuid as Postgres writes it."""
 
+SERIAL = "[1-9][0-9]{0,9}"
+"""What the id of a `serial` column looks like in a topic, to be built into a larger pattern."""
+
+Serial = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""The id that a `serial` column gives."""
+
 Timestamp = Annotated[
     str,
     Field(
@@ -37,6 +46,9 @@ Timestamp = Annotated[
     ),
 ]
 """A timestamptz as Postgres writes it into JSON: RFC 3339 with an offset. `infinity` is none."""
+
+Date = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", json_schema_extra={"format": "date"})]
+"""A date as Postgres writes it into JSON. `infinity` is none."""
 
 JsonObject = dict[str, Any]
 """A jsonb object whose members are the application's own affair."""

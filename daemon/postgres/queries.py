@@ -1,4 +1,4 @@
-"""The statements of queries.sql, by name."""
+"""The statements of queries.sql, and of other files of that form, by name."""
 
 import re
 from functools import cache
@@ -8,9 +8,13 @@ _BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | r
 
 
 @cache
+def statements(file: Path) -> dict[str, str]:
+    """The statements of a file, each of which stands below a line `-- name: NAME`."""
+    return {name: body.strip() for name, body in _BLOCK.findall(file.read_text(encoding="utf-8"))}
+
+
 def _blocks() -> dict[str, str]:
-    text = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
-    return {name: body.strip() for name, body in _BLOCK.findall(text)}
+    return statements(Path(__file__).with_suffix(".sql"))
 
 
 def query(name: str) -> str:

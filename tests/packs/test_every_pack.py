@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 
 from daemon.core.change import Change, Kind, Seq, Topic
-from daemon.packs import ULID, UUID, Pack, Row, bundled
+from daemon.packs import NUMBER, SERIAL, ULID, UUID, Pack, Row, bundled
 from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
 from tests.packs.databases import session
 from tests.support.catalog import catalog
 
 ROOT = Path(__file__).parents[2]
-SOME_IDS = {ULID: "01JH000000S0ME1D0000000000", UUID: "01234567-89ab-4cde-8f01-23456789abcd"}
+SOME_IDS = {
+    ULID: "01JH000000S0ME1D0000000000",
+    UUID: "01234567-89ab-4cde-8f01-23456789abcd",
+    SERIAL: "2147483647",
+    NUMBER: "1",
+}
 
 every_pack = pytest.mark.parametrize("pack", bundled().values(), ids=list(bundled()))
 every_table = pytest.mark.parametrize(
@@ -32,11 +37,14 @@ JSON_TYPES = {
     "integer": "integer",
     "boolean": "boolean",
     "jsonb": "object",
+    "date": "string",
     "uuid": "string",
     "double precision": "number",
     "ARRAY": "array",
     "USER-DEFINED": "string",  # an enum type
 }
+# The format that JSON Schema has for such a string; others have none.
+FORMATS = {"timestamp with time zone": "date-time", "date": "date"}
 
 
 async def load_demo(db: Connection, pack: Pack) -> None:
@@ -134,15 +142,19 @@ async def test_a_model_has_the_types_and_limits_of_its_table(db: Connection, pac
         table,
     )
     words = await enumerations(db, pack, table)
-    fields = pack.tables[table].model_json_schema()["properties"]
+    lengths = await longest(db, pack, table)
+    schema = pack.tables[table].model_json_schema()
+    fields = schema["properties"]
     for column in columns:
         name = column["column_name"]
         if name not in fields:
             continue
         shape, nullable = without_null(fields[name])
+        if "$ref" in shape:
+            shape = schema["$defs"][shape["$ref"].removeprefix("#/$defs/")]
         assert (column["is_nullable"] == "YES") == nullable, name
         assert JSON_TYPES[column["data_type"]] == shape["type"], name
-        assert (column["data_type"] == "timestamp with time zone") == (shape.get("format") == "date-time"), name
+        assert FORMATS.get(column["data_type"]) == shape.get("format"), name
         if name in words:
             assert words[name] == shape["enum"]
         elif rf"^{ULID}$" == shape.get("pattern"):
@@ -150,7 +162,7 @@ async def test_a_model_has_the_types_and_limits_of_its_table(db: Connection, pac
         elif column["data_type"] == "uuid":
             assert rf"^{UUID}$" == shape.get("pattern"), name
         else:
-            assert column["length"] == shape.get("maxLength"), name
+            assert (column["length"] or lengths.get(name)) == shape.get("maxLength"), name
 
 
 async def enumerations(db: Connection, pack: Pack, table: str) -> dict[str, list[str]]:
@@ -174,6 +186,20 @@ async def enumerations(db: Connection, pack: Pack, table: str) -> dict[str, list
     }
 
 
+async def longest(db: Connection, pack: Pack, table: str) -> dict[str, int]:
+    """The most characters that the checks allow, by column; such a check is called <table>_<column>_length."""
+    checks = await db.fetch(
+        "select conname, pg_get_constraintdef(oid) as definition from pg_constraint"
+        " where conrelid = $1::text::regclass and contype = 'c' and conname like '%\\_length'",
+        f"{pack.name}.{table}",
+    )
+    return {
+        check["conname"].removeprefix(f"{table}_").removesuffix("_length"): int(most[1])
+        for check in checks
+        if (most := re.search(r"<= (\d+)\b", check["definition"]))
+    }
+
+
 def without_null(shape: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """A column's JSON Schema without the choice of null, and whether there was one."""
     choices = shape.get("anyOf", [shape])
@@ -182,12 +208,23 @@ def without_null(shape: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     return real[0], len(choices) > 1
 
 
+def some_topics(pack: Pack) -> list[str]:
+    """One topic of each of the pack's shapes."""
+    topics = list(pack.topics)
+    for form, some_id in SOME_IDS.items():
+        topics = [topic.replace(form, some_id) for topic in topics]
+    return topics
+
+
+@every_pack
+def test_no_other_pack_serves_a_topic_of_this_one(pack: Pack) -> None:
+    others = [other for other in bundled().values() if other is not pack]
+    assert [] == [(topic, other.name) for topic in some_topics(pack) for other in others if other.serves(topic)]
+
+
 @every_pack
 async def test_may_read_says_no_to_a_stranger_for_every_shape_of_topic(db: Connection, pack: Pack) -> None:
-    for shape in pack.topics:
-        topic = shape
-        for form, some_id in SOME_IDS.items():
-            topic = topic.replace(form, some_id)
+    for topic in some_topics(pack):
         assert pack.serves(topic)
         for some_id in SOME_IDS.values():
             assert await db.fetchval(f"select {pack.name}.may_read($1, $2)", some_id, topic) is False

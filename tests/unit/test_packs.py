@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from daemon.core.change import Change, Kind, Seq, Topic
-from daemon.packs import JsonObject, Pack, Row, Timestamp, Ulid, bundled
+from daemon.packs import Date, JsonObject, Pack, Row, Serial, Timestamp, Ulid, bundled
 
 ID = "01JH000000MSG0000000000001"
 OTHER_ID = "01JH000000CHAN00000GENERA1"
@@ -157,6 +157,39 @@ def test_a_record_holds_valid_values_of_exactly_the_published_columns(
 def test_a_record_without_one_of_the_published_columns_is_refused(column: str) -> None:
     record = {name: value for name, value in NOTE.items() if name != column}
     assert f"record: missing {column}" == PACK.problem(change(Kind.INSERT, key={"id": ID}, record=record))
+
+
+class Day(Row):
+    key: ClassVar[tuple[str, ...]] = ("number",)
+
+    number: Serial
+    day: Date
+
+
+DAY: dict[str, Any] = {"number": 1, "day": "2026-01-10"}
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({}, None),
+        ({"number": 2**31 - 1}, None),
+        ({"number": 0}, "key: greater_than_equal number"),
+        ({"number": 2**31}, "key: less_than_equal number"),
+        ({"number": "1"}, "key: int_type number"),
+        ({"number": True}, "key: int_type number"),
+        ({"day": "infinity"}, "record: string_pattern_mismatch day"),
+        ({"day": "0044-03-15 BC"}, "record: string_pattern_mismatch day"),
+        ({"day": "12026-01-10"}, "record: string_pattern_mismatch day"),
+        ({"day": "2026-01-10T12:00:00+00:00"}, "record: string_pattern_mismatch day"),
+        ({"day": "2026-01-10\n"}, "record: string_pattern_mismatch day"),
+        ({"day": None}, "record: string_type day"),
+    ],
+)
+def test_serial_ids_and_dates_are_what_postgres_writes(members: dict[str, Any], reason: str | None) -> None:
+    pack = Pack(name="sample", tables={"days": Day}, topics=("days",))
+    day = DAY | members
+    assert reason == pack.problem(change(Kind.INSERT, table="days", key={"number": day["number"]}, record=day))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

@@ -254,6 +254,49 @@ def test_a_missing_secret_is_a_fault_that_names_the_variables() -> None:
         load().require_secret()
 
 
+# The keys of OAuth tokens.
+
+KEYS = ["b25lIGtleSBvZiB0aGlydHktdHdvIGJ5dGVzLCBubyA=", "YW5vdGhlciBrZXkgb2YgdGhpcnR5LXR3byBieXRlcyE="]
+
+
+def test_several_token_keys_may_lie_in_a_file_the_newest_first(bare: Path) -> None:
+    (bare / "keys").write_text("\n".join(KEYS) + "\n")
+    assert KEYS == load(token_keys_file="keys").require_token_keys()
+    assert KEYS == load(token_keys=" ".join(KEYS)).require_token_keys()
+
+
+def test_token_keys_may_be_a_credential_of_systemd(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / "token_keys").write_text(KEYS[0])
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(bare))
+    assert KEYS[:1] == load().require_token_keys()
+
+
+@pytest.mark.parametrize("keys", ["canary", KEYS[0][:-4], f"{KEYS[0]} canary", "b25l", "ä" * 44])
+def test_a_token_key_of_the_wrong_form_is_refused_and_not_shown(bare: Path, problems: Problems, keys: str) -> None:
+    (bare / "keys").write_text(keys)
+    (problem,) = problems(ROWCAST_TOKEN_KEYS_FILE="keys")
+    assert problem.startswith("ROWCAST_TOKEN_KEYS in keys: one key or more is needed, each of 32 bytes")
+    assert keys not in problem
+    assert "canary" not in problem
+
+
+def test_token_keys_in_two_places_are_one_too_many(problems: Problems) -> None:
+    assert ["ROWCAST_TOKEN_KEYS and ROWCAST_TOKEN_KEYS_FILE are both set: keep one of them"] == problems(
+        ROWCAST_TOKEN_KEYS=KEYS[0], ROWCAST_TOKEN_KEYS_FILE="keys"
+    )
+
+
+def test_missing_token_keys_are_a_fault_that_names_the_variables() -> None:
+    with pytest.raises(BadSettings, match="set ROWCAST_TOKEN_KEYS_FILE, or ROWCAST_TOKEN_KEYS"):
+        load().require_token_keys()
+
+
+def test_token_keys_are_not_shown_and_not_handed_to_other_processes() -> None:
+    settings = load(token_keys=KEYS[0])
+    assert KEYS[0] not in repr(settings)
+    assert KEYS[0] not in str(settings.as_environment())
+
+
 def test_secrets_show_neither_in_the_object_nor_in_a_problem(problems: Problems) -> None:
     shown = repr(load(secret=SECRET, postgres_password="canary", database_url="postgresql://u:canary@h/d"))
     shown += "".join(problems(ROWCAST_SECRET="canary", POSTGRES_PASSWORD="canary", ROWCAST_HEARTBEAT="canary"))

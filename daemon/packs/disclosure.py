@@ -1,0 +1,54 @@
+"""Secrets and their disclosure: the columns that triggers/disclosure.sql publishes.
+
+Nothing of what is secret is among them, nor who is told: ids, times, counts and states.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from daemon.packs import NUMBER, ULID, Pack, Row, Timestamp, Ulid
+
+Id = Annotated[int, Field(ge=1)]
+
+
+class User(Row):
+    """Somebody who keeps secrets."""
+
+    id: Ulid
+    created_at: Timestamp
+
+
+class Secret(Row):
+    """A secret, seen from outside. It is being disclosed while `processing_started_at` is set.
+
+    A database at disclosure_0001 tells nothing about attempts: there were none, as far as it knows.
+    """
+
+    id: Id
+    user_id: Ulid
+    status: Literal["active", "paused", "triggered", "failed"]
+    check_in_days: Annotated[int, Field(ge=1, le=3650)]
+    last_check_in: Timestamp
+    next_check_in: Timestamp
+    retry_count: Annotated[int, Field(ge=0)] = 0
+    last_retry_at: Timestamp | None = None
+    processing_started_at: Timestamp | None
+    created_at: Timestamp
+
+
+class Disclosure(Row):
+    """One attempt to tell one recipient; who that is, is not published."""
+
+    id: Id
+    secret_id: Id
+    status: Literal["pending", "sent", "failed"]
+    created_at: Timestamp
+    sent_at: Timestamp | None
+
+
+PACK = Pack(
+    name="disclosure",
+    tables={"users": User, "secrets": Secret, "disclosure_log": Disclosure},
+    topics=(rf"owner:{ULID}", rf"secret:{NUMBER}"),
+)

@@ -1,0 +1,90 @@
+"""The unsubscriber: the columns of its tables that triggers/email_unsubscribe.sql publishes.
+
+Senders and entries are named by their domains: no e-mail address is published, nor a URL that could unsubscribe.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from daemon.packs import ULID, Pack, Row, Timestamp, Ulid
+
+Domain = Annotated[str, Field(max_length=255)]
+Method = Literal["one_click", "link", "mailto"]
+Status = Literal["pending", "succeeded", "failed"]
+EntryType = Literal["email", "domain"]
+
+
+class User(Row):
+    """Somebody who may look at the mailbox. What the identity provider calls the account is not published."""
+
+    id: Ulid
+    created_at: Timestamp
+
+
+class Session(Row):
+    """From login to logout. Both ends are null while it lasts."""
+
+    id: Ulid
+    user_id: Ulid
+    started_at: Timestamp
+    ended_at: Timestamp | None
+    end_reason: Literal["logout", "expired", "revoked"] | None
+
+
+class Sender(Row):
+    """What is known of a sender; `unsubscribed_at` is the first attempt that succeeded."""
+
+    id: Ulid
+    domain: Domain
+    first_seen: Timestamp
+    last_seen: Timestamp
+    unsubscribed_at: Timestamp | None
+    emails_after_unsubscribe: Annotated[int, Field(ge=0)]
+
+
+class Attempt(Row):
+    """One attempt to unsubscribe. URL and reason of a failure are not published."""
+
+    id: Ulid
+    domain: Domain
+    method: Method
+    attempted_at: Timestamp
+    status: Status
+
+
+class AllowListEntry(Row):
+    """Somebody the user wants to hear from: an address, of which the domain is published, or a domain."""
+
+    id: Ulid
+    entry_type: EntryType
+    domain: Domain
+    created_at: Timestamp
+
+
+class AuditEntry(Row):
+    """Something that was done. What does not belong to its action is null."""
+
+    id: Ulid
+    occurred_at: Timestamp
+    action: Literal[
+        "unsubscribe", "allow_list_add", "allow_list_remove", "login", "logout", "session_expired", "session_revoked"
+    ]
+    method: Method | None
+    outcome: Status | None
+    entry_type: EntryType | None
+    user_id: Ulid | None
+
+
+PACK = Pack(
+    name="email_unsubscribe",
+    tables={
+        "users": User,
+        "sessions": Session,
+        "senders": Sender,
+        "unsubscribe_history": Attempt,
+        "allow_list": AllowListEntry,
+        "audit_log": AuditEntry,
+    },
+    topics=("senders", "history", "allow_list", "audit", rf"account:{ULID}"),
+)

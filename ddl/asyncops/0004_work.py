@@ -1,0 +1,14 @@
+"""What is done now and then: the first admin, daily summaries, archiving; and the application's role."""
+
+from daemon.postgres.ddl import run_sql
+
+revision = "asyncops_0004"
+down_revision = "asyncops_0003"
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

@@ -1,0 +1,14 @@
+"""The tables as they were before failed attempts were counted."""
+
+from daemon.postgres.ddl import run_sql
+
+revision = "disclosure_0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

@@ -1,0 +1,11 @@
+drop function disclosure.record_failure(bigint, timestamptz);
+drop function disclosure.record_success(bigint, timestamptz);
+drop function disclosure.record_unsent(bigint, text);
+drop function disclosure.record_sent(bigint);
+drop function disclosure.begin_attempt(bigint, timestamptz, text);
+drop function disclosure.recipients_due(bigint, timestamptz);
+drop function disclosure.existing_disclosures(bigint, text [], text);
+drop function disclosure.is_claimed(bigint, timestamptz);
+drop function disclosure.claim_due(integer, interval, interval);
+drop trigger secrets_keep on disclosure.secrets;
+drop function disclosure.keep_secret();

@@ -1,0 +1,258 @@
+-- The life of a secret: what a sign of life of its owner does, and the functions that a job calls.
+--
+--   active     waits for its time; once that has come, a job may claim it
+--   paused     the owner has stopped it
+--   triggered  every recipient was told
+--   failed     more than five attempts failed: nobody tries again until somebody revives it, as `active`
+--
+-- A job claims what is due, and has its claim as long as `processing_started_at` is what it was given: that stamp is
+-- the version that optimistic locking compares. Whoever has lost it (it took too long, the owner checked in or paused
+-- the secret) changes nothing more about the secret.
+--
+-- The functions that a job calls run with their owner's rights, so that a job's role needs none on the tables: it sees
+-- the secrets that it has claimed and their recipients, and writes what it reports.
+
+create function disclosure.keep_secret() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- A day is 24 hours, wherever the clocks are changed.
+    new.next_check_in := new.last_check_in + new.check_in_days * interval '24 hours';
+    if tg_op = 'UPDATE' then
+        -- The owner is there, or wants it to stop: whoever is at work on it must not go on.
+        if new.next_check_in > old.next_check_in or new.status <> 'active' then
+            new.processing_started_at := null;
+        end if;
+        -- Attempts are counted from the last sign of life on, and anew once somebody has revived the secret.
+        if new.last_check_in > old.last_check_in or (old.status = 'failed' and new.status <> 'failed') then
+            new.retry_count := 0;
+            new.last_retry_at := null;
+        end if;
+    end if;
+    return new;
+end
+$$;
+
+-- Rows that are there already were given their time by whoever wrote them.
+update disclosure.secrets as s
+set next_check_in = s.last_check_in + s.check_in_days * interval '24 hours'
+where s.next_check_in is distinct from s.last_check_in + s.check_in_days * interval '24 hours';
+
+create trigger secrets_keep
+before insert or update on disclosure.secrets
+for each row execute function disclosure.keep_secret();
+
+-- Claims what is due: active, its time has come, nobody at work on it, and somebody there to be told. A claim that is
+-- older than `expiry` counts no more, since its job must have died. What failed waits for `retry_after`, so that one
+-- outage does not take all attempts. Rows that somebody else has locked are left to him.
+-- The stamp has no microseconds: there are languages whose times have none, and it has to come back unchanged.
+create function disclosure.claim_due(
+    max_secrets integer default 10,
+    expiry interval default '15 minutes',
+    retry_after interval default '5 minutes'
+) returns table (
+    secret_id bigint, claimed_at timestamptz, algorithm text, key_id text, ciphertext bytea, iv bytea, auth_tag bytea
+)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    clock constant timestamptz := clock_timestamp();
+    stamp constant timestamptz := date_trunc('milliseconds', clock);
+begin
+    if (max_secrets between 1 and 1000) is not true then
+        raise exception 'max_secrets is a number from 1 to 1000' using errcode = 'invalid_parameter_value';
+    end if;
+    if (expiry >= interval '1 minute') is not true then
+        raise exception 'expiry is one minute or more: a job that lives keeps what it has claimed'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if (retry_after >= interval '0') is not true then
+        raise exception 'retry_after is not negative' using errcode = 'invalid_parameter_value';
+    end if;
+    return query
+    with due as materialized (
+        select d.id
+        from disclosure.secrets as d
+        where d.status = 'active' and d.next_check_in <= clock
+          and (d.processing_started_at is null or d.processing_started_at < clock - expiry)
+          and (d.last_retry_at is null or d.last_retry_at <= clock - retry_after)
+          and exists (select from disclosure.recipients as r where r.secret_id = d.id)
+        order by d.next_check_in, d.id
+        limit max_secrets
+        for no key update of d skip locked
+    )
+    update disclosure.secrets as s
+    set processing_started_at = stamp
+    from due
+    where s.id = due.id
+    returning s.id, s.processing_started_at, s.algorithm::text, s.key_id::text, s.ciphertext, s.iv, s.auth_tag;
+end
+$$;
+comment on function disclosure.claim_due(integer, interval, interval) is
+'Claims secrets that are due, for the caller alone. Commit before anybody is told.';
+
+-- Is this claim still held? Never null. For the functions below, which call it with their owner's rights.
+create function disclosure.is_claimed(secret_id bigint, claimed_at timestamptz) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+        select from disclosure.secrets as s
+        where s.id = is_claimed.secret_id and s.status = 'active'
+          and s.processing_started_at = is_claimed.claimed_at
+    )
+$$;
+
+-- For which of these addresses the log has an entry in this state, and since when: one read of
+-- idx_disclosure_log_batch_fetch, which holds all that is asked for and given.
+create function disclosure.existing_disclosures(
+    secret_id bigint, recipient_emails text [], status text default 'sent'
+) returns table (recipient_email text, created_at timestamptz)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select l.recipient_email::text, l.created_at
+    from disclosure.disclosure_log as l
+    where l.secret_id = existing_disclosures.secret_id
+      and l.recipient_email = any (existing_disclosures.recipient_emails)
+      and l.status = existing_disclosures.status
+$$;
+
+-- Whom the holder of the claim still has to tell.
+create function disclosure.recipients_due(secret_id bigint, claimed_at timestamptz) returns setof text
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    emails text [];
+begin
+    if disclosure.is_claimed(recipients_due.secret_id, recipients_due.claimed_at) then
+        emails := array(
+            select r.email::text from disclosure.recipients as r
+            where r.secret_id = recipients_due.secret_id order by r.id
+        );
+        return query
+        select e.email
+        from unnest(emails) with ordinality as e (email, place)
+        where not e.email = any (
+            array(select a.recipient_email from disclosure.existing_disclosures(recipients_due.secret_id, emails) as a)
+        )
+        order by e.place;
+    end if;
+end
+$$;
+
+-- Notes that a recipient is about to be told, and gives that entry's id. Null: do not tell. The claim is lost, or this
+-- is no recipient of the secret, or was told before.
+create function disclosure.begin_attempt(secret_id bigint, claimed_at timestamptz, recipient_email text)
+returns bigint
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    begun bigint;
+begin
+    insert into disclosure.disclosure_log (secret_id, recipient_email)
+    select r.secret_id, r.email
+    from disclosure.recipients as r
+    where r.secret_id = begin_attempt.secret_id and r.email = begin_attempt.recipient_email
+      and disclosure.is_claimed(begin_attempt.secret_id, begin_attempt.claimed_at)
+      and not exists (
+          select from disclosure.existing_disclosures(begin_attempt.secret_id, array[begin_attempt.recipient_email])
+      )
+    returning id into begun;
+    return begun;
+end
+$$;
+
+-- Notes that a recipient was told. It needs no claim: what has happened has happened, and the next job must know.
+-- False: this entry was closed before. Raises unique_violation if another entry says that he was told.
+create function disclosure.record_sent(attempt_id bigint) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update disclosure.disclosure_log as l
+    set status = 'sent', sent_at = clock_timestamp()
+    where l.id = record_sent.attempt_id and l.status = 'pending';
+    return found;
+end
+$$;
+
+-- Notes that a recipient could not be told, and why. False: this entry was closed before.
+create function disclosure.record_unsent(attempt_id bigint, error text) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update disclosure.disclosure_log as l
+    set status = 'failed', error = record_unsent.error
+    where l.id = record_unsent.attempt_id and l.status = 'pending';
+    return found;
+end
+$$;
+
+-- Ends the work on a secret all of whose recipients were told. False: the claim is lost, nothing was changed.
+-- Raises object_not_in_prerequisite_state if the log knows a recipient who was not told, or nobody is there to be told.
+create function disclosure.record_success(secret_id bigint, claimed_at timestamptz) returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update disclosure.secrets as s
+    set status = 'triggered', processing_started_at = null
+    where s.id = record_success.secret_id and s.status = 'active'
+      and s.processing_started_at = record_success.claimed_at
+      and exists (select from disclosure.recipients as r where r.secret_id = s.id)
+      and not exists (
+          select from disclosure.recipients as r
+          where r.secret_id = s.id and not exists (
+              select from disclosure.disclosure_log as l
+              where l.secret_id = r.secret_id and l.recipient_email = r.email and l.status = 'sent'
+          )
+      );
+    if found then
+        return true;
+    end if;
+    if disclosure.is_claimed(record_success.secret_id, record_success.claimed_at) then
+        raise exception 'not every recipient of secret % was told', record_success.secret_id
+            using errcode = 'object_not_in_prerequisite_state';
+    end if;
+    return false;
+end
+$$;
+
+-- Ends the work on a secret that could not be disclosed to everybody: one more failed attempt. The sixth is the last.
+-- Gives the status that the secret has now; null: the claim is lost, nothing was changed.
+create function disclosure.record_failure(secret_id bigint, claimed_at timestamptz) returns text
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    now_it_is text;
+begin
+    update disclosure.secrets as s
+    set retry_count = s.retry_count + 1,
+        last_retry_at = clock_timestamp(),
+        processing_started_at = null,
+        status = case when s.retry_count + 1 > 5 then 'failed' else s.status end
+    where s.id = record_failure.secret_id and s.status = 'active'
+      and s.processing_started_at = record_failure.claimed_at
+    returning s.status into now_it_is;
+    return now_it_is;
+end
+$$;
+
+-- A job's role is granted those that it calls; see the guide. The others are nobody's to call.
+revoke execute on function disclosure.keep_secret() from public;
+revoke execute on function disclosure.claim_due(integer, interval, interval) from public;
+revoke execute on function disclosure.is_claimed(bigint, timestamptz) from public;
+revoke execute on function disclosure.existing_disclosures(bigint, text [], text) from public;
+revoke execute on function disclosure.recipients_due(bigint, timestamptz) from public;
+revoke execute on function disclosure.begin_attempt(bigint, timestamptz, text) from public;
+revoke execute on function disclosure.record_sent(bigint) from public;
+revoke execute on function disclosure.record_unsent(bigint, text) from public;
+revoke execute on function disclosure.record_success(bigint, timestamptz) from public;
+revoke execute on function disclosure.record_failure(bigint, timestamptz) from public;

@@ -1,0 +1,1 @@
+drop function disclosure.may_read(text, text);

@@ -1,0 +1,14 @@
+"""The eight tables with their keys, checks and indexes."""
+
+from daemon.postgres.ddl import run_sql
+
+revision = "email_unsubscribe_0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

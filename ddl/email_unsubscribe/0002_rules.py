@@ -1,0 +1,14 @@
+"""What the tables do by themselves: one form for addresses, senders that follow, the audit log."""
+
+from daemon.postgres.ddl import run_sql
+
+revision = "email_unsubscribe_0002"
+down_revision = "email_unsubscribe_0001"
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

@@ -1,0 +1,1 @@
+drop function email_unsubscribe.may_read(text, text);

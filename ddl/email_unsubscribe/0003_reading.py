@@ -1,0 +1,14 @@
+"""may_read."""
+
+from daemon.postgres.ddl import run_sql
+
+revision = "email_unsubscribe_0003"
+down_revision = "email_unsubscribe_0002"
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

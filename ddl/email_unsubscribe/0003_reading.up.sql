@@ -1,0 +1,16 @@
+-- Who may follow what.
+
+-- May this user follow this topic now? Never null: what is unknown, malformed or not there is simply not allowed.
+--   senders, history, allow_list, audit   the mailbox: every user there is
+--   account:<id>                             the user's own sessions: that user
+-- Definer's rights, since the daemon that asks reads none of the application's tables.
+create function email_unsubscribe.may_read(user_id text, topic text) returns boolean
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (select from email_unsubscribe.users as u where u.id = may_read.user_id)
+       and coalesce(may_read.topic in ('senders', 'history', 'allow_list', 'audit', 'account:' || may_read.user_id), false)
+$$;
+comment on function email_unsubscribe.may_read(text, text) is 'May this user follow this topic now? Asked at every subscribe.';
+
+revoke execute on function email_unsubscribe.may_read(text, text) from public;

@@ -1,0 +1,99 @@
+"""From the unsubscriber's data layer, with its own credentials, to a client in whose hands it is a frame."""
+
+import json
+from base64 import urlsafe_b64encode
+from datetime import UTC, datetime
+
+from pydantic import SecretStr
+
+from daemon.data.email_unsubscribe import Email, Store, Tokens
+from tests.packs.unsubscriber import as_app, unsubscriber
+from tests.support.daemon import Client, Frame, daemon_process
+from tests.support.postgres import Server
+
+SHOP = "news@shop.example"
+URL = "https://shop.example/unsubscribe?token=s3cr3t"
+KEY = urlsafe_b64encode(b"a key that is only for the tests").decode()
+TOPICS = ("senders", "history", "allow_list", "audit")
+
+
+def told(changes: list[Frame]) -> list[tuple[str, str]]:
+    return sorted((change["table"], change["kind"]) for change in changes)
+
+
+async def settle(store: Store, client: Client) -> None:
+    """Let the client hear all that was written up to now."""
+    await store.allow("domain", "marker.example")
+    waiting = {"allow_list", "audit_log"}
+    while waiting:
+        for change in (await client.next())["changes"]:
+            record = change["record"]
+            if "marker.example" == record.get("domain") or "allow_list_add" == record.get("action"):
+                waiting.discard(change["table"])
+
+
+async def test_a_client_sees_an_attempt_that_the_application_records(postgres: Server) -> None:
+    async with (
+        unsubscriber(postgres) as dsn,
+        daemon_process(dsn, "--pack", "email_unsubscribe") as daemon,
+        Store.open(as_app(dsn), keys=[KEY]) as store,
+    ):
+        tokens = Tokens(access_token=SecretStr("ya29.canary"), expiry=datetime(2026, 1, 10, tzinfo=UTC))
+        session = await store.log_in("provider|1", tokens)
+        async with daemon.client(session.user_id) as client:
+            for topic in TOPICS:
+                assert "subscribed" == (await client.subscribe(topic))["op"]
+            await settle(store, client)
+
+            attempt = await store.begin_attempt(SHOP, URL, "one_click")
+            begun = await client.changes(3)
+            await store.settle_attempt(attempt.id)
+            settled = await client.changes(3)
+            await store.record_emails([Email(message_id="1", sender=SHOP, received_at=datetime.now(UTC))])
+            [counted] = await client.changes(1)
+            await store.allow("email", "friend@family.example")
+            allowed = await client.changes(2)
+
+            await store.log_out(session.id)
+            [logged_out] = await client.changes(1)
+    assert [("audit_log", "insert"), ("senders", "insert"), ("unsubscribe_history", "insert")] == told(begun)
+    assert [("audit_log", "insert"), ("senders", "update"), ("unsubscribe_history", "update")] == told(settled)
+    statuses = [c["record"]["status"] for c in [*begun, *settled] if c["table"] == "unsubscribe_history"]
+    assert ["pending", "succeeded"] == statuses
+    assert ("shop.example", 1) == (counted["record"]["domain"], counted["record"]["emails_after_unsubscribe"])
+    assert [("allow_list", "insert"), ("audit_log", "insert")] == told(allowed)
+    assert ("audit_log", "logout", session.user_id) == (
+        logged_out["table"],
+        logged_out["record"]["action"],
+        logged_out["record"]["user_id"],
+    )
+    heard = json.dumps([begun, settled, counted, allowed, logged_out])
+    for secret in ("@", "https:", "s3cr3t", "canary", "provider|"):
+        assert secret not in heard
+
+
+async def test_a_user_follows_sessions_of_his_own_and_a_stranger_follows_nothing(postgres: Server) -> None:
+    async with (
+        unsubscriber(postgres) as dsn,
+        daemon_process(dsn, "--pack", "email_unsubscribe") as daemon,
+        Store.open(as_app(dsn), keys=[KEY]) as store,
+    ):
+        one, two = await store.log_in("provider|1"), await store.log_in("provider|2")
+        async with daemon.client(one.user_id) as client, daemon.client("01JH000000N0B0DY0000000000") as stranger:
+            assert "subscribed" == (await client.subscribe(f"account:{one.user_id}"))["op"]
+            assert "no_such_topic" == (await client.subscribe(f"account:{two.user_id}"))["code"]
+            for topic in (*TOPICS, f"account:{one.user_id}"):
+                assert "no_such_topic" == (await stranger.subscribe(topic))["code"]
+            await store.log_out(two.id)
+            await store.log_out(one.id, "revoked")
+            change = (await client.next())["changes"][-1]
+            while "update" != change["kind"]:  # what was written before may still be on its way
+                change = (await client.next())["changes"][-1]
+            assert (one.id, "revoked") == (change["record"]["id"], change["record"]["end_reason"])
+            await store.run(
+                lambda connection: connection.execute(
+                    "delete from email_unsubscribe.users where subject = 'provider|1'"
+                )
+            )
+            frames = await client.until("revoked")
+    assert f"account:{one.user_id}" == frames[-1]["topic"]

@@ -36,7 +36,9 @@ select rowcast.watch(
 
 select rowcast.watch(
     'antone.decisions', pack => 'antone',
-    topic => $$array[(select 'platform:' || p.platform from antone.posts as p where p.id = r.post_id), 'post:' || r.post_id]$$,
+    topic => $$array[
+        (select 'platform:' || p.platform from antone.posts as p where p.id = r.post_id), 'post:' || r.post_id
+    ]$$,
     columns => '{id, post_id, sss_score, ars_score, evs_score, trs_score, composite_score, mode, archetype_id, '
         'safety_flags, competitor_detected, is_power_user, experiment_id, experiment_variant, '
         'is_randomized_experiment, predicted_mode, created_at}'
@@ -45,7 +47,9 @@ select rowcast.watch(
 -- The decision that a reply refers to cannot go before it, so the look-up finds it also when the reply is deleted.
 select rowcast.watch(
     'antone.replies', pack => 'antone',
-    topic => $$array['platform:' || r.platform, (select 'post:' || d.post_id from antone.decisions as d where d.id = r.decision_id)]$$,
+    topic => $$array[
+        'platform:' || r.platform, (select 'post:' || d.post_id from antone.decisions as d where d.id = r.decision_id)
+    ]$$,
     columns => '{id, decision_id, content, archetype_id, platform, platform_post_id, utm_code, help_count, '
         'approval_status, approved_by, approved_at, posted_at, reply_type, created_at, updated_at}',
     soft_delete => 'deleted_at'

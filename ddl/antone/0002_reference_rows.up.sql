@@ -10,7 +10,7 @@ values
     ('a0000000-0000-4000-8000-000000000005', 'HUMOR_LIGHT', 'A light tone where the topic bears it'),
     ('a0000000-0000-4000-8000-000000000006', 'CREDIBILITY_ANCHOR', 'A source or a number that can be checked'),
     ('a0000000-0000-4000-8000-000000000007', 'CONFIDENT_RECOMMENDER', 'One recommendation, with its reason'),
-    ('a0000000-0000-4000-8000-000000000008', 'PROBLEM_SOLUTION_DIRECT', 'The problem in a sentence, then the way out');
+    ('a0000000-0000-4000-8000-000000000008', 'PROBLEM_SOLUTION_DIRECT', 'The problem in a line, then the way out');
 
 insert into antone.power_tiers (id, name, follower_threshold, description)
 values

@@ -403,8 +403,8 @@ create table antone.segmented_weights (
     constraint segmented_weights_performance_is_finite check (performance > '-infinity' and performance < 'infinity')
 );
 
--- The archive's ledger: one row for each file that rows are moved to. It is there before the file, and complete in the
--- transaction that deletes the rows: a file that is not complete in here holds rows that are still in their table (0035).
+-- The archive's ledger: one row for each file that rows are moved to. It is there before the file, and complete in
+-- the transaction that deletes the rows: what a file holds that is not complete in here is still in its table (0035).
 create table antone.archived_files (
     name varchar(255) not null,
     table_name varchar(63) not null,

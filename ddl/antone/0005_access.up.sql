@@ -41,8 +41,8 @@ exception
     when duplicate_object or unique_violation then
         null;  -- another database of this cluster was faster
     when insufficient_privilege then
-        raise warning 'antone: % may not create the role antone_app: create it, and grant it what 0005_access.up.sql of '
-            'this pack says.', current_user;
+        raise warning 'antone: % may not create the role antone_app: create it, and grant it what 0005_access.up.sql '
+            'of this pack says.', current_user;
 end
 $$;
 

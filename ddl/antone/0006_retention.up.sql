@@ -1,9 +1,9 @@
--- How long rows are kept, as views of what may go: `daemon archive antone` moves that to files. What no view shows is kept
--- for ever: replies, authors, and all else. Times are in UTC; a period is archived once all of it is old enough.
+-- How long rows are kept, as views of what may go: `daemon archive antone` moves that to files. What no view shows is
+-- kept for ever: replies, authors, and all else. Times are in UTC; a period is archived once all of it is old enough.
 
--- Posts, each with its decisions, 90 days after it was found, by the day. One that was answered stays with its decisions,
--- since the reply does; one that a person still has to look at stays until that is done; one that was decided on lately
--- stays until the decision is as old (0033).
+-- Posts, each with its decisions, 90 days after it was found, by the day. One that was answered stays with its
+-- decisions, since the reply does; one that a person still has to look at stays until that is done; one that was
+-- decided on lately stays until the decision is as old (0033).
 create view antone.posts_to_archive as
 select p.id, p.detected_at as at, to_char(p.detected_at at time zone 'UTC', 'YYYY-MM-DD') as period
 from antone.posts as p

@@ -44,8 +44,8 @@ with d as (
 select (select count(*) from d) + (select count(*) from r) + (select count(*) from m);
 
 -- name: posts_rows
--- Asked once all is locked: who answered a decision in the meantime has kept its post. With all that a DELETE takes along,
--- and the ids of the escalations that stay.
+-- Asked once all is locked: who answered a decision in the meantime has kept its post. With all that a DELETE takes
+-- along, and the ids of the escalations that stay.
 -- $1 posts
 select p.id, (to_jsonb(p) || jsonb_build_object(
     'decisions', coalesce((

@@ -20,12 +20,14 @@ with pack as (
     from tables as t join pg_constraint as c on c.conrelid = t.oid and c.contype in ('p', 'u', 'f', 'c')
 ), indexes as (
     select i.*, t.name as table_name, c.relname as name, format('%I.%I', p.name, c.relname) as place,
-           (select string_agg(x.name, ' ' order by k.n) from unnest(i.indkey::smallint []) with ordinality as k (attnum, n)
+           (select string_agg(x.name, ' ' order by k.n)
+            from unnest(i.indkey::smallint []) with ordinality as k (attnum, n)
             join columns as x on x.oid = i.indrelid and x.attnum = k.attnum) as columns
     from tables as t join pg_index as i on i.indrelid = t.oid
     join pg_class as c on c.oid = i.indexrelid cross join pack as p
 ), expected_columns as (
-    select e.table_name, split_part(line, ' ', 1) as name, substr(line, length(split_part(line, ' ', 1)) + 2) as definition
+    select e.table_name, split_part(line, ' ', 1) as name,
+           substr(line, length(split_part(line, ' ', 1)) + 2) as definition
     from (values
         ('archetypes', $$
             id uuid not null
@@ -473,7 +475,8 @@ with pack as (
     from expected_constraints as e
     where not exists (select from constraints as c where c.conname = e.name)
     union all
-    select c.place, format('it says ON DELETE %s, not %s', upper(a.action), upper(e.action)), 'make it anew, as the revisions have it'
+    select c.place, format('it says ON DELETE %s, not %s', upper(a.action), upper(e.action)),
+           'make it anew, as the revisions have it'
     from expected_constraints as e join constraints as c on c.conname = e.name
     join actions as a on a.code = c.confdeltype::text
     where a.action <> e.action
@@ -493,7 +496,8 @@ with pack as (
         where i.indrelid = c.conrelid and i.indkey[0] = c.conkey[1] and i.indisvalid and i.indpred is null
     )
     union all
-    select format('%I.%I', p.name, e.table_name), format('no index on (%s)', replace(e.columns, ' ', ', ')), 'create it again'
+    select format('%I.%I', p.name, e.table_name), format('no index on (%s)', replace(e.columns, ' ', ', ')),
+           'create it again'
     from expected_indexes as e cross join pack as p
     where exists (select from tables as t where t.name = e.table_name) and not exists (
         select from indexes as i
@@ -537,7 +541,8 @@ with pack as (
     select 'role antone_app', 'it is a superuser', 'alter role antone_app nosuperuser'
     from pg_roles as r where r.rolname = 'antone_app' and r.rolsuper
     union all
-    select 'role antone_app', format('it may create objects in schema %I', p.name), format('revoke create on schema %I from it', p.name)
+    select 'role antone_app', format('it may create objects in schema %I', p.name),
+           format('revoke create on schema %I from it', p.name)
     from pg_roles as r cross join pack as p
     where r.rolname = 'antone_app' and not r.rolsuper and has_schema_privilege(r.oid, p.oid, 'CREATE')
 )

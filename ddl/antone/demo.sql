@@ -1,5 +1,5 @@
 -- Sample data: two operators, five authors on each platform, and a little of everything that happens from a post to a
--- reply. Loaded by `daemon up` and `daemon seed`; any number of times. Ids are hashes of names, and so always the same.
+-- reply. Loaded by `daemon up` and `daemon seed`; any number of times. Ids are hashes of names, so always the same.
 
 insert into antone.operators (id, name)
 select md5('antone demo operator ' || d.n)::uuid, d.name
@@ -12,7 +12,8 @@ insert into antone.authors (
     archetype_tags, relationship_score, interaction_history, first_seen_at, last_seen_at
 )
 select md5(format('antone demo author %s %s', p.platform, d.n))::uuid, p.platform, format('demo-%s', d.n),
-       format('demo_%s_%s', lower(p.platform::text), d.name), initcap(d.name), d.followers, d.n = 5, d.tier is not null,
+       format('demo_%s_%s', lower(p.platform::text), d.name), initcap(d.name), d.followers, d.n = 5,
+       d.tier is not null,
        (select t.id from antone.power_tiers as t where t.name = d.tier),
        d.tags::text [], 0.3 + d.n * 0.1, '[{"kind": "reply", "outcome": "thanked"}]',
        now() - interval '60 days', now() - interval '1 day'
@@ -44,11 +45,13 @@ insert into antone.posts (
     keyword_categories, raw_metrics
 )
 select md5(format('antone demo post %s %s', a.id, d.n))::uuid, a.platform, format('demo-%s-%s', a.platform_id, d.n),
-       a.id, d.content, now() - d.age::interval, case when d.n = 1 then now() - d.age::interval + interval '2 minutes' end,
+       a.id, d.content, now() - d.age::interval,
+       case when d.n = 1 then now() - d.age::interval + interval '2 minutes' end,
        d.keywords::text [], d.categories::text [], jsonb_build_object('likes', 3 * d.n, 'answers', d.n)
 from antone.authors as a
 cross join (values
-    (1, 'I wake up at three every night and cannot get back to sleep. What helps you?', '{sleep,awake}', '{sleep}', '3 days'),
+    (1, 'I wake up at three every night and cannot get back to sleep. What helps you?', '{sleep,awake}', '{sleep}',
+     '3 days'),
     (2, 'Which of the magnesium powders is worth its price?', '{magnesium}', '{supplements}', '2 hours')
 ) as d (n, content, keywords, categories, age)
 where a.platform_id like 'demo-_' and a.handle like 'demo\_%'
@@ -93,7 +96,8 @@ on conflict do nothing;
 
 insert into antone.escalations (id, post_id, decision_id, reason_id, priority, status, assigned_to)
 select md5(format('antone demo escalation %s', p.id))::uuid, p.id, md5(format('antone demo decision %s', p.id))::uuid,
-       (select r.id from antone.escalation_reasons as r where r.name = 'POWER_USER'), 'HIGH', 'OPEN', 'Piet Proofreader'
+       (select r.id from antone.escalation_reasons as r where r.name = 'POWER_USER'), 'HIGH', 'OPEN',
+       'Piet Proofreader'
 from antone.posts as p
 where p.platform_post_id = 'demo-demo-5-1'
 on conflict do nothing;
@@ -155,7 +159,7 @@ on conflict do nothing;
 insert into antone.segmented_weights (
     id, segment_type, segment_key, sss_weight, ars_weight, evs_weight, trs_weight, sample_size, performance
 )
-select md5(format('antone demo segment %s', p.platform))::uuid, 'demo_platform', p.platform::text, 0.35, 0.2, 0.15, 0.3,
-       100, 0.6
+select md5(format('antone demo segment %s', p.platform))::uuid, 'demo_platform', p.platform::text, 0.35, 0.2, 0.15,
+       0.3, 100, 0.6
 from unnest(enum_range(null::antone.platform)) as p (platform)
 on conflict do nothing;

@@ -100,7 +100,7 @@ async def test_what_is_written_while_one_of_two_daemons_dies_is_numbered_and_rep
         dying = leading if victim == "leader" else 1 - leading
         alive = [play.daemons[dying]]
         await play.follow(2, url=lambda: alive[0].url())  # noqa: PLW0108 - whichever lives then
-        await play.follow(2, url=play.daemons[1 - dying].url)
+        others = await play.follow(2, url=play.daemons[1 - dying].url)
         play.write(3)
         await play.heard(20)
         daemon = play.daemons[dying].daemon
@@ -108,6 +108,7 @@ async def test_what_is_written_while_one_of_two_daemons_dies_is_numbered_and_rep
         daemon.process.send_signal(signal.SIGSTOP)  # so that there is something which it has not seen
         await play.committed(20)
         await play.kill(dying)
+        await play.heard(50, others[0])  # which those who are away miss, unless it is replayed
         alive[0] = play.daemons[1 - dying]
         await play.back()
         verdict = await play.verdict(within=MUTANT_NET if mutant else NET)

@@ -143,7 +143,7 @@ async def test_a_bad_way_to_postgres_delays_and_loses_nothing(
     async with Proxy(socket_of(durable)).serving() as proxy, stage(durable, through=proxy) as play:
         await play.follow(3)
         served, healed = [], []
-        for _ in range(rounds := times(2, 40)):
+        for _ in range(rounds := times(2, 25)):
             play.write(2, Style(pause=0.1))
             fault(proxy)
             await play.committed(5)

@@ -140,10 +140,10 @@ async def test_slow_clients_are_served_at_their_pace_and_fast_ones_do_not_notice
             fast = await play.follow(times(10, 100))
             slow = await play.follow(times(3, 20), url=lambda: f"ws://127.0.0.1:{proxy.port}/v1", silence=60)
             play.write(2)
-            before = [await play.recovered(fast) for _ in range(times(10, 100))]
+            before = [await play.recovered(fast) for _ in range(times(10, 30))]
             proxy.down.rate = SLOW
             await until_metric(play, "rowcast_clients_behind", len(slow))
-            during = [await play.recovered(fast) for _ in range(times(10, 100))]
+            during = [await play.recovered(fast) for _ in range(times(10, 30))]
             behind = [len(fast[0].history) - len(checker.history) for checker in slow]
             proxy.heal()
             await play.quiet()

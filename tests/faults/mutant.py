@@ -119,6 +119,37 @@ def order_by_time() -> None:
     _replace("number_events", "e.id, e.xid, e.topic,", "e.id, e.xid, e.at, e.topic,")
 
 
+def begins_with_what_is_new() -> None:
+    """No leader but the first goes on from what was seen before."""
+    begins = "case when term = 1 then snapshot else pg_current_snapshot() end::text as snapshot"
+    _replace("open_term", "snapshot::text as snapshot", begins)
+
+
+def no_patience() -> None:
+    """Reading the log is given up sooner than a bad line lets anything through."""
+    for limit in ("ANSWER_WITHIN", "READ_WITHIN", "TRANSACTION_WITHIN"):
+        assert hasattr(event_log, limit)
+        _put(event_log, limit, 0.15)
+
+
+def everybody_asks_at_once() -> None:
+    """Questions about rights may take every connection."""
+    _put(event_log, "ASKERS", 1_000_000)
+
+
+def everybody_in_step() -> None:
+    """Nobody is told more until all have taken what they were told."""
+    publish = pump.Pump._publish
+
+    async def mutated(self: pump.Pump, changes: Any) -> None:
+        await publish(self, changes)
+        known: list[dict[Any, Any]] = [*self._hub._followers.values(), *self._hub._waiting.values()]
+        for follower in {follower for followers in known for follower in followers}:
+            await follower.drained()
+
+    _put(pump.Pump, "_publish", mutated)
+
+
 def no_usage() -> None:
     """Nobody asks how full the queue is, which is what empties it."""
     _replace("beat", "pg_notification_queue_usage()", "0::float8")
@@ -238,6 +269,10 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         naive_cursor,
         xmin_watermark,
         order_by_time,
+        begins_with_what_is_new,
+        no_patience,
+        everybody_asks_at_once,
+        everybody_in_step,
         no_usage,
         rights_at_subscribe,
         rights_from_the_first,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CHUNK = 64 * 1024
+SEGMENT = 536  # bytes: a kernel holds megabytes for a connection that promises large ones
 STEPS = 20  # slices a second in which a throttled way gives out its bytes
 
 Target = Path | tuple[str, int]
@@ -56,8 +57,10 @@ class Proxy:
     `forgotten` never arrives, and no end is told: a middle box that has lost its state.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, buffer: int | None = None) -> None:
+        """With `buffer`, no more than some times so many bytes from the target, a host and port, wait here."""
         self.target = target
+        self.buffer = buffer
         self.up = Way()
         self.down = Way()
         self.port = 0
@@ -109,15 +112,17 @@ class Proxy:
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.transport.abort())  # it may be cancelled before it has begun
 
     async def _serve(self, near_reader: asyncio.StreamReader, near: asyncio.StreamWriter) -> None:
         try:
             if isinstance(self.target, Path):
                 far_reader, far = await asyncio.open_unix_connection(self.target)
-            else:
+            elif self.buffer is None:
                 far_reader, far = await asyncio.open_connection(*self.target)
+            else:
+                far_reader, far = await self._narrow(self.target, self.buffer)
         except OSError:
-            near.transport.abort()
             return
         link = Link(near, far)
         self._links.add(link)
@@ -130,6 +135,20 @@ class Proxy:
         finally:
             self._links.discard(link)
             link.reset()
+
+    async def _narrow(
+        self, target: tuple[str, int], buffer: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        far = socket.socket()
+        far.setblocking(False)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
+        try:
+            await asyncio.get_running_loop().sock_connect(far, target)
+        except OSError:
+            far.close()
+            raise
+        return await asyncio.open_connection(sock=far, limit=buffer)
 
     async def _flow(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
         while data := await reader.read(CHUNK):

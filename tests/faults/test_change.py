@@ -14,14 +14,17 @@ MIGRATIONS = (
     "alter table chatgenius.messages rename column mood to temper",
     "alter table chatgenius.messages drop column temper",
     "create index mood on chatgenius.messages (created_at); drop index chatgenius.mood",
-    # The readers' statements have been prepared against what this replaces.
+    # The readers' statements have been prepared against what this replaces: text by varchar, or the other way round.
     """
     do $$
     declare
         definition text := pg_get_viewdef('rowcast.changes');
+        varied constant text := '(l.topic)::character varying AS topic';
     begin
         drop view rowcast.changes;
-        execute 'create view rowcast.changes as ' || replace(definition, 'l.topic', 'l.topic::varchar as topic');
+        execute 'create view rowcast.changes as ' || case
+            when strpos(definition, varied) > 0 then replace(definition, varied, 'l.topic')
+            else replace(definition, 'l.topic', varied) end;
     end $$
     """,
     "select rowcast.unwatch('chatgenius.messages'); "

@@ -15,7 +15,7 @@ import pytest
 
 from tests.acceptance.test_service import get
 from tests.faults.checker import CLEAN, Checker
-from tests.faults.harness import LONG, MUTANT_NET, Stage, late, middle, stage, times
+from tests.faults.harness import LONG, MUTANT_NET, NET, NOWHERE, Stage, late, middle, stage, times
 from tests.faults.oracle import Style
 from tests.faults.proxy import Proxy
 from tests.faults.results import Results
@@ -31,16 +31,16 @@ with connect(sys.argv[1], subprotocols=["rowcast.v1"], ping_interval=None) as li
 """
 
 
-async def connected(play: Stage) -> int:
-    """How many clients the daemon has."""
+async def metric(play: Stage, name: str) -> int:
+    """What the daemon says."""
     assert play.daemons[0].daemon
     _, page = await get(f"{play.daemons[0].daemon.http}/metrics")
-    [line] = [line for line in page.splitlines() if line.startswith("rowcast_clients ")]
+    [line] = [line for line in page.splitlines() if line.startswith(f"{name} ")]
     return int(float(line.split()[1]))
 
 
 async def until_connected(play: Stage, count: int) -> None:
-    while await connected(play) != count:
+    while await metric(play, "rowcast_clients") != count:
         await asyncio.sleep(0.05)
 
 
@@ -82,6 +82,10 @@ async def test_a_client_behind_a_dead_line_is_freed_and_notices_by_itself(
             f"freed after {freed:.1f} s; noticed by clients after {noticed:.1f} s, who bear 2 s of silence",
             play.n,
         )
+
+
+SLOW = 5_000.0  # bytes a second
+LITTLE = {"ROWCAST_QUEUE_BYTES": "20000"}
 
 
 @pytest.mark.parametrize("mutants", [["quick_pings"], ["no_pings"]])
@@ -126,32 +130,54 @@ async def test_a_client_that_is_stopped_is_freed_although_its_kernel_answers(
 async def test_slow_clients_are_served_at_their_pace_and_fast_ones_do_not_notice(
     durable: str, results: Results
 ) -> None:
-    async with stage(durable, environment={"ROWCAST_QUEUE_BYTES": "20000"}) as play:
+    async with stage(durable, environment=LITTLE) as play:
         assert play.daemons[0].daemon
-        async with Proxy(play.daemons[0].daemon.address).serving() as proxy:
+        async with Proxy(play.daemons[0].daemon.address, buffer=4096).serving() as proxy:
             fast = await play.follow(times(10, 100))
             slow = await play.follow(times(3, 20), url=lambda: f"ws://127.0.0.1:{proxy.port}/v1", silence=60)
             play.write(2)
-            before = [await play.recovered(fast) for _ in range(times(10, 100))]
-            proxy.down.rate = 5_000.0
-            during = [await play.recovered(fast) for _ in range(times(10, 100))]
+            before = [await play.recovered(fast) for _ in range(times(10, 20))]
+            fell_behind = await metric(play, "rowcast_behind_total")
+            proxy.down.rate = SLOW
+            # Not how many are behind now: who is so slow that it is cut counts as resuming when it is back.
+            while await metric(play, "rowcast_behind_total") < fell_behind + len(slow):
+                await asyncio.sleep(0.05)
+            during = [await play.recovered(fast) for _ in range(times(10, 20))]
             behind = [len(fast[0].history) - len(checker.history) for checker in slow]
             proxy.heal()
             await play.quiet()
             assert CLEAN == await play.verdict()
             assert 0 < min(behind)
             assert [1] * len(fast) == [checker.connections for checker in fast]
+            cut = aborted(play)
+            assert {"too_slow"} >= cut.keys()
             peak = peak_memory(play.daemons[0].daemon.process.pid)
         results.held(
             "10",
             "slow clients among fast ones",
-            f"{len(slow)} of {len(play.checkers)} clients read 5 kB/s each, through a proxy",
+            f"{len(slow)} of {len(play.checkers)} clients read at most 5 kB/s each, by a narrow proxy",
             "fast clients are served meanwhile; slow ones miss nothing and repeat nothing",
             f"delivery to all fast ones, three times: p50 {middle(before) * 1e3:.0f} ms before, "
             f"{middle(during) * 1e3:.0f} "
-            f"ms during; slow ones were up to {max(behind)} changes behind; peak memory of the daemon {peak} MB",
+            f"ms during; slow ones were up to {max(behind)} changes behind, {cut.total()} of them so slow that they "
+            f"were cut, and resumed; peak memory of the daemon {peak} MB",
             play.n,
         )
+
+
+async def test_if_all_must_keep_step_a_slow_client_stops_the_fast_ones(durable: str, results: Results) -> None:
+    async with stage(durable, mutants=["everybody_in_step"], environment=LITTLE) as play:
+        assert play.daemons[0].daemon
+        async with Proxy(play.daemons[0].daemon.address, buffer=4096).serving() as proxy:
+            fast = await play.follow(2)
+            await play.follow(1, url=lambda: f"ws://127.0.0.1:{proxy.port}/v1", silence=60)
+            play.write(2)
+            proxy.down.rate = SLOW
+            with pytest.raises(TimeoutError):
+                while True:
+                    await play.recovered(fast, within=MUTANT_NET)
+            proxy.heal()
+    results.caught("10", "everybody_in_step", f"fast ones hear nothing for {MUTANT_NET:g} s")
 
 
 def rst(checker: Checker) -> None:
@@ -160,6 +186,13 @@ def rst(checker: Checker) -> None:
     peer = checker.line.transport.get_extra_info("socket")
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     checker.line.transport.abort()
+
+
+def aborted(play: Stage) -> Counter[str]:
+    """How many clients the daemon has cut, by reason."""
+    daemon = play.daemons[0].daemon
+    assert daemon
+    return Counter(line["data"]["reason"] for line in daemon.events() if line["event"] == "client_aborted")
 
 
 def most_clients() -> int:
@@ -192,10 +225,8 @@ async def test_all_clients_come_back_at_once_and_none_is_refused(
         assert CLEAN == await play.verdict()
         assert 0 == play.daemons[0].count("client_refused")
         again = sum(checker.connections > 2 for checker in play.checkers)
+        cut = aborted(play)
         assert play.daemons[0].daemon
-        cut = Counter(
-            line["data"]["reason"] for line in play.daemons[0].daemon.events() if line["event"] == "client_aborted"
-        )
         peak = peak_memory(play.daemons[0].daemon.process.pid)
         results.held(
             f"22 ({'jitter' if jitter else 'no jitter'})",
@@ -207,6 +238,79 @@ async def test_all_clients_come_back_at_once_and_none_is_refused(
             f"50 % were back after {middle(back):.1f} s, 95 % after {late(back, 0.95):.1f} s, all "
             f"after {back[-1]:.1f} s; peak memory of the daemon {peak} MB; commits, seen from that busy process, p99 "
             f"{late(before) * 1e3:.0f} ms before, {late(during) * 1e3:.0f} ms during",
+            play.n,
+        )
+
+
+@pytest.mark.parametrize("mutants", [[], ["resume_from_head"]])
+async def test_what_is_written_while_a_crowd_is_away_is_told_when_they_come_back(
+    durable: str, results: Results, mutants: list[str]
+) -> None:
+    async with stage(durable, channels=1, mutants=mutants) as play:
+        here = [play.daemons[0].url]
+        away = await play.follow(50, url=lambda: here[0]())  # noqa: PLW0108 - wherever it is then
+        [stays] = await play.follow(1)
+        play.write(1)
+        here[0] = lambda: NOWHERE
+        for checker in away:
+            checker.live.clear()
+            rst(checker)
+        await play.heard(20, stays)
+        here[0] = play.daemons[0].url
+        await play.back()
+        verdict = await play.verdict(within=MUTANT_NET if mutants else NET)
+    if mutants:
+        assert 0 < verdict.lost
+        for kind in ("jitter", "no jitter"):
+            results.caught(f"22 ({kind})", mutants[0], verdict)
+    else:
+        assert CLEAN == verdict
+
+
+WAITING = (
+    "select count(*) from pg_stat_activity where application_name = 'rowcast' "
+    "and datname = current_database() and wait_event_type = 'Lock'"
+)
+
+
+@pytest.mark.parametrize(("mutants", "asking"), [([], 4), (["everybody_asks_at_once"], 10)])
+async def test_who_stayed_is_served_while_a_crowd_waits_for_its_rights(
+    durable: str, results: Results, mutants: list[str], asking: int
+) -> None:
+    async with stage(durable, channels=1, mutants=mutants) as play:
+        stayed = await play.follow(2)
+        crowd = await play.follow(times(50, 1000), silence=300)
+        looking = await play.oracle.connect()
+        holder = await play.oracle.connect()
+        await holder.execute("begin; lock table chatgenius.channel_members in access exclusive mode")
+        for checker in crowd:
+            checker.live.clear()
+            rst(checker)
+        while await looking.fetchval(WAITING) < asking:
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        if mutants:
+            with pytest.raises(TimeoutError):
+                await play.recovered(stayed, within=MUTANT_NET)
+        else:
+            await play.recovered(stayed)
+            assert asking >= await looking.fetchval(WAITING)
+        served = time.monotonic() - began
+        await holder.execute("rollback")
+        await holder.close()
+        await looking.close()
+        if mutants:
+            results.caught("22 (rights)", mutants[0], f"they hear nothing for {MUTANT_NET:g} s")
+            return
+        await play.back()
+        assert CLEAN == await play.verdict()
+        assert [1] * len(stayed) == [checker.connections for checker in stayed]
+        results.held(
+            "22 (rights)",
+            f"{len(crowd):,} clients come back, and the database does not answer what they may read",
+            "RST on all; a lock on the table of members, until others were served",
+            "only four questions are asked at once; who stayed connected is served meanwhile; all came back, 0 lost",
+            f"a write and its delivery to who stayed {served * 1e3:.0f} ms",
             play.n,
         )
 

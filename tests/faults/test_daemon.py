@@ -82,6 +82,43 @@ async def test_of_two_daemons_one_is_killed_and_its_clients_resume_at_the_other(
         )
 
 
+@pytest.mark.parametrize(
+    ("victim", "mutant"),
+    [
+        ("leader", None),
+        ("follower", None),
+        ("leader", "begins_with_what_is_new"),
+        ("leader", "resume_from_head"),
+        ("follower", "resume_from_head"),
+    ],
+)
+async def test_what_is_written_while_one_of_two_daemons_dies_is_numbered_and_replayed_by_the_other(
+    durable: str, results: Results, victim: str, mutant: str | None
+) -> None:
+    async with stage(durable, daemons=2, mutants=[mutant] if mutant else []) as play:
+        leading = next(number for number in (0, 1) if play.daemons[number].count("leader_elected"))
+        dying = leading if victim == "leader" else 1 - leading
+        alive = [play.daemons[dying]]
+        await play.follow(2, url=lambda: alive[0].url())  # noqa: PLW0108 - whichever lives then
+        others = await play.follow(2, url=play.daemons[1 - dying].url)
+        play.write(3)
+        await play.heard(20)
+        daemon = play.daemons[dying].daemon
+        assert daemon
+        daemon.process.send_signal(signal.SIGSTOP)  # so that there is something which it has not seen
+        await play.committed(20)
+        await play.kill(dying)
+        await play.heard(50, others[0])  # which those who are away miss, unless it is replayed
+        alive[0] = play.daemons[1 - dying]
+        await play.back()
+        verdict = await play.verdict(within=MUTANT_NET if mutant else NET)
+    if mutant:
+        assert 0 < verdict.lost
+        results.caught(f"2 ({victim})", mutant, verdict)
+    else:
+        assert CLEAN == verdict
+
+
 async def ahead_of_its_new_daemon(play: Stage, moving: list[Supervised]) -> None:
     """A client hears at one daemon what the other has not read yet, and then goes there."""
     [checker] = await play.follow(1, url=lambda: moving[0].url())  # noqa: PLW0108 - wherever it is then

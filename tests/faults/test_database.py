@@ -13,7 +13,19 @@ from pathlib import Path
 import pytest
 
 from tests.faults.checker import CLEAN, Reset, Told
-from tests.faults.harness import MUTANT_NET, NET, NOWHERE, SEED, Server, Stage, middle, own_server, stage, times
+from tests.faults.harness import (
+    MUTANT_NET,
+    NET,
+    NOWHERE,
+    SEED,
+    Server,
+    Stage,
+    middle,
+    own_server,
+    say,
+    stage,
+    times,
+)
 from tests.faults.oracle import Style
 from tests.faults.proxy import Proxy
 from tests.faults.results import Results
@@ -35,15 +47,16 @@ async def test_what_committed_is_delivered_although_postgres_is_killed(
     chance = random.Random(SEED)
     recoveries: list[float] = []
     async with stage(server) as play:
-        await play.follow(times(8, 50))
+        await play.follow(times(8, 12))
         play.write(3)
-        for _ in range(kills := times(3, 50)):
+        for _ in range(kills := times(3, 30)):
             await play.heard(chance.randint(10, 100))
             began = time.monotonic()
             await server.crash(how)
             await server.start()
             await play.recovered()
             recoveries.append(time.monotonic() - began)
+            say(f"{len(recoveries)}: {recoveries[-1]:.2f} s")
         verdict = await play.verdict(resets={"crash"})
         truth = await play.oracle.truth()
     assert CLEAN == verdict

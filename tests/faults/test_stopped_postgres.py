@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import asyncpg
@@ -32,7 +32,8 @@ async def stopped(*pids: int) -> AsyncIterator[None]:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it was ending when it was stopped, and its parent goes on already
+                os.kill(pid, signal.SIGCONT)
 
 
 def family(pid: int) -> list[int]:

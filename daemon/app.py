@@ -31,7 +31,7 @@ from daemon.packs import Pack, bundled
 from daemon.postgres import ddl
 from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, address_of, connect, explain, lent, open_pool
 from daemon.postgres.doorbell import Doorbell
-from daemon.postgres.drift import Drift, count_watched, drift
+from daemon.postgres.drift import Drift, broken_rules, count_watched, drift
 from daemon.postgres.event_log import DeadLetters, PgEventLog, PgGrants
 from daemon.postgres.history import UnknownPack
 from daemon.postgres.queries import query
@@ -173,7 +173,7 @@ async def examine(connection: Connection, settings: Settings) -> tuple[str | Non
 async def check(settings: Settings) -> tuple[list[str], int]:
     """A line for each problem of the schemas and the captures, and how many tables are watched.
 
-    Raises an OperatorFault.
+    Beside what `examine` finds, these are the problems that the packs' own check.sql find. Raises an OperatorFault.
     """
     connection = await connect(
         settings.require_dsn(),
@@ -185,6 +185,9 @@ async def check(settings: Settings) -> tuple[list[str], int]:
         stale, drifts = await examine(connection, settings)
         lines = [str(NotCurrent(stale))] if stale else []
         lines += map(str, drifts)
+        for pack, schema in schemas_of(settings).items():
+            if await ddl.current(connection, schema) is not None:
+                lines += map(str, await broken_rules(connection, pack, schema))
         return lines, 0 if lines else await count_watched(connection)
     except DRIVER_ERRORS as error:
         raise explain(error) from None

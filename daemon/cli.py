@@ -225,6 +225,43 @@ async def _print_problems(checking: Coroutine[Any, Any, tuple[list[str], int]]) 
 
 
 @cli.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Of the `daemon up` to back up.")
+@click.pass_obj
+def backup(options: Options, *, file: Path, data_dir: Path | None) -> None:
+    """Write the whole database to FILE as SQL, by means of pg_dump; best before a new DDL."""
+    from daemon.data.backup import backup
+    from daemon.up import at_home
+
+    settings = at_home(options.having(data_dir=data_dir).quiet().settings)
+    _configure(settings)
+    _run(backup(settings, file, report=click.echo))
+
+
+@cli.command()
+@click.argument("pack", type=click.Choice(["antone"]))
+@click.option(
+    "--to",
+    "directory",
+    required=True,
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the files go; made if it is not there.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what is old enough, and write nothing.")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Of the `daemon up` to archive.")
+@click.pass_obj
+def archive(options: Options, *, pack: str, directory: Path, dry_run: bool, data_dir: Path | None) -> None:
+    """Move rows of PACK that are old enough to files; they are deleted once these have been read back."""
+    from daemon.data import antone
+    from daemon.up import at_home
+
+    settings = at_home(options.having(packs=(pack,), data_dir=data_dir).quiet().settings)
+    _configure(settings)
+    _run(antone.archive(settings, directory, dry_run=dry_run, report=click.echo))
+
+
+@cli.command()
 @click.option("--user", required=True, metavar="ID", help="Whose token: the `sub` of the token.")
 @click.option("--ttl", default="1h", metavar="TIME", help="How long it is good: 90s, 15m, 1h, 7d (default 1h).")
 @click.option(

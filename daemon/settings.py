@@ -7,6 +7,7 @@ given by --config. Nothing else in Rowcast reads the environment, but for daemon
 import json
 import os
 import re
+import socket
 import tomllib
 from base64 import urlsafe_b64decode
 from collections import ChainMap
@@ -14,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from difflib import get_close_matches
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -147,6 +149,58 @@ def _database_url(url: SecretStr) -> SecretStr:
     return SecretStr(text)
 
 
+_LOCAL_NAMES: Final = {
+    "localhost",
+    "localhost.localdomain",
+    "localhost4",
+    "localhost6",
+    "ip6-localhost",
+    "ip6-loopback",
+}
+_ENCRYPTED: Final = {"require", "verify-ca", "verify-full"}
+
+
+def _is_this_machine(host: str) -> bool:
+    """Does this host mean the machine itself? No name is looked up."""
+    name = host.strip().rstrip(".").lower()
+    if not name or name in _LOCAL_NAMES or name.endswith(".localhost"):
+        return True
+    address: IPv4Address | IPv6Address
+    try:
+        address = ip_address(name)
+    except ValueError:
+        try:
+            address = IPv4Address(socket.inet_aton(name))  # 127.1 and 0x7f000001 are addresses to a resolver too
+        except (OSError, UnicodeError):
+            return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
+
+
+def _host(place: str) -> str:
+    """The host of HOST:PORT, [IPv6]:PORT or a directory, as the driver finds it."""
+    if place.startswith("/"):
+        return place
+    return place[1:].partition("]")[0] if place.startswith("[") else unquote(place.partition(":")[0])
+
+
+def _unguarded(dsn: str) -> str | None:
+    """Why this way to the database is none for production, without a word of the URL; None if it is one.
+
+    Read as the driver reads it: a host before the `?` wins, and what is missing comes from its own variables.
+    """
+    url = urlsplit(dsn)
+    options = dict(parse_qsl(url.query))
+    named = url.netloc.rpartition("@")[2] or options.get("host") or os.environ.get("PGHOST", "")
+    over_tcp = [host for host in map(_host, named.split(",")) if not host.startswith("/")]
+    if any(map(_is_this_machine, over_tcp)):
+        return "no database on localhost: name its own host, or the directory of its socket"
+    mode = options.get("sslmode") or ("service" not in options and os.environ.get("PGSSLMODE"))
+    if over_tcp and mode not in _ENCRYPTED:
+        return "no database without TLS: add sslmode=verify-full to its URL, or at least sslmode=require"
+    return None
+
+
 def _secret(secret: SecretStr) -> SecretStr:
     if len(secret.get_secret_value().encode()) < SECRET_BYTES:
         raise ValueError(f"{SECRET_BYTES} bytes or more are needed: `openssl rand -base64 48` makes a good one")
@@ -235,7 +289,9 @@ class Settings(BaseSettings):
         description="the Postgres schema of the pack, if there is only one; that of its name if it is not set",
     )
     environment: Annotated[Literal["development", "production"], BeforeValidator(_lower)] = Field(
-        "development", description="development or production; no sample data is loaded in production"
+        "development",
+        description="development or production, which loads no sample data, and takes no database on localhost or "
+        "without TLS but through its socket",
     )
     data_dir: Path = Field(
         default_factory=_state_home, description="the directory in which `daemon up` keeps its database"
@@ -330,6 +386,13 @@ class Settings(BaseSettings):
         if self.schema_name is None or len(self.packs) == 1:
             return self
         raise ValueError("ROWCAST_SCHEMA names the schema of one pack, and ROWCAST_PACKS has more: drop one of them")
+
+    @model_validator(mode="after")
+    def _a_guarded_database_in_production(self) -> Self:
+        problem = _unguarded(self.dsn) if self.environment == "production" and self.dsn else None
+        if problem is None:
+            return self
+        raise ValueError(f"ROWCAST_ENVIRONMENT is production, where there is {problem}")
 
     @property
     def dsn(self) -> str | None:

@@ -26,6 +26,12 @@ NUMBER = "[1-9][0-9]{0,17}"
 Ulid = Annotated[str, StringConstraints(pattern=rf"^{ULID}$")]
 """An id as the tables' checks have it."""
 
+UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""What a UUID looks like as Postgres writes it, to be built into a larger pattern."""
+
+Uuid = Annotated[str, StringConstraints(pattern=rf"^{UUID}$")]
+"""A uuid as Postgres writes it."""
+
 SERIAL = "[1-9][0-9]{0,9}"
 """What the id of a `serial` column looks like in a topic, to be built into a larger pattern."""
 

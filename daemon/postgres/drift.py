@@ -1,8 +1,11 @@
-"""Whether every watched table is still captured as rowcast.watch() has set it up."""
+"""Whether every watched table is still captured as rowcast.watch() set it up, and a pack's schema as it was made."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from daemon import files
+from daemon.postgres import sql_files
 from daemon.postgres.connect import DRIVER_ERRORS, Connection, explain
 from daemon.postgres.queries import query
 
@@ -35,9 +38,9 @@ _PROBLEMS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One way in which a watched table is not captured as it should be."""
+    """One way in which a watched table is not captured, or something in a pack's schema is not, as it should be."""
 
-    table: str  # with its schema, quoted where SQL would need it
+    table: str  # with its schema, quoted where SQL would need it; or another object, by whatever names it
     problem: str
     remedy: str
 
@@ -59,6 +62,27 @@ async def drift(connection: Connection) -> list[Drift]:
         words = {"place": row["place"], "operations": row["operations"]}
         found.append(Drift(row["name"], problem.format(**words), remedy.format(**words)))
     return found
+
+
+async def broken_rules(
+    connection: Connection, pack: str, schema: str, *, ddl_folder: Path | None = None
+) -> list[Drift]:
+    """What ddl/<pack>/check.sql finds in the pack's schema; nothing for a pack that has no such file.
+
+    The file is one query that writes nothing, with the columns place, problem and remedy, each a text; it finds no
+    name that has no schema. Raises BadSqlFile and a DatabaseFault.
+    """
+    path = (ddl_folder or files.folder("ddl")) / pack / "check.sql"
+    if not path.is_file():
+        return []
+    file = sql_files.read(path, pack=pack, schema=schema)
+    try:
+        async with connection.transaction(readonly=True):
+            await connection.execute("set local search_path = ''")
+            rows = await connection.fetch(file.text)
+    except DRIVER_ERRORS as error:
+        raise explain(error, place=f" in {file.name}") from None
+    return [Drift(row["place"], row["problem"], row["remedy"]) for row in rows]
 
 
 async def count_watched(connection: Connection) -> int:

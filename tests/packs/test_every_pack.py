@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 
 from daemon.core.change import Change, Kind, Seq, Topic
-from daemon.packs import NUMBER, SERIAL, ULID, Pack, Row, bundled
+from daemon.packs import NUMBER, SERIAL, ULID, UUID, Pack, Row, bundled
 from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
 from tests.packs.databases import session
 from tests.support.catalog import catalog
 
 ROOT = Path(__file__).parents[2]
-SOME_IDS = {ULID: "01JH000000S0ME1D0000000000", SERIAL: "2147483647", NUMBER: "1"}
+SOME_IDS = {
+    ULID: "01JH000000S0ME1D0000000000",
+    UUID: "01234567-89ab-4cde-8f01-23456789abcd",
+    SERIAL: "2147483647",
+    NUMBER: "1",
+}
 
 every_pack = pytest.mark.parametrize("pack", bundled().values(), ids=list(bundled()))
 every_table = pytest.mark.parametrize(
@@ -33,7 +38,10 @@ JSON_TYPES = {
     "boolean": "boolean",
     "jsonb": "object",
     "date": "string",
+    "uuid": "string",
+    "double precision": "number",
     "ARRAY": "array",
+    "USER-DEFINED": "string",  # an enum type
 }
 # The format that JSON Schema has for such a string; others have none.
 FORMATS = {"timestamp with time zone": "date-time", "date": "date"}
@@ -151,18 +159,26 @@ async def test_a_model_has_the_types_and_limits_of_its_table(db: Connection, pac
             assert words[name] == shape["enum"]
         elif rf"^{ULID}$" == shape.get("pattern"):
             assert column["length"] == 26
+        elif column["data_type"] == "uuid":
+            assert rf"^{UUID}$" == shape.get("pattern"), name
         else:
             assert (column["length"] or lengths.get(name)) == shape.get("maxLength"), name
 
 
 async def enumerations(db: Connection, pack: Pack, table: str) -> dict[str, list[str]]:
-    """The words that the table's checks allow, by column; such a check is called <table>_<column>_known."""
+    """The words that a column may hold: by its enum type, or by a check that is called <table>_<column>_known."""
     checks = await db.fetch(
         "select conname, pg_get_constraintdef(oid) as definition from pg_constraint"
         " where conrelid = $1::text::regclass and contype = 'c' and conname like '%\\_known'",
         f"{pack.name}.{table}",
     )
-    return {
+    types = await db.fetch(
+        "select a.attname, array_agg(e.enumlabel::text order by e.enumsortorder) as words"
+        " from pg_attribute a join pg_enum e on e.enumtypid = a.atttypid"
+        " where a.attrelid = $1::text::regclass and not a.attisdropped group by a.attname",
+        f"{pack.name}.{table}",
+    )
+    return {column["attname"]: column["words"] for column in types} | {
         check["conname"].removeprefix(f"{table}_").removesuffix("_known"): re.findall(
             r"'([^']*)'::", check["definition"]
         )

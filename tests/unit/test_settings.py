@@ -22,7 +22,7 @@ Problems = Callable[..., list[str]]
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An environment and a current directory in which nothing is set."""
     for name in os.environ:
-        if name in VARIABLES.values() or name.startswith(("ROWCAST_", "XDG_", "CREDENTIALS_")):
+        if name in VARIABLES.values() or name.startswith(("ROWCAST_", "XDG_", "CREDENTIALS_", "PG")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -435,3 +435,98 @@ def test_bad_settings_end_the_process_as_a_configuration_error() -> None:
 
 def test_every_setting_is_described_for_the_operator() -> None:
     assert [] == [name for name, field in Settings.model_fields.items() if not field.description]
+
+
+# The guard of production.
+
+FAR = "db.example"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"postgresql://u:canary@{host}/d?sslmode=require" for host in ("localhost", "LOCALHOST.", "a.localhost")),
+        *(
+            f"postgresql://u:canary@{host}/d?sslmode=require"
+            for host in ("127.0.0.1", "127.8.9.1", "127.1", "0.0.0.0")
+        ),
+        *(f"postgresql://u:canary@{host}:5432/d?sslmode=require" for host in ("0x7f000001", "2130706433", "[::1]")),
+        *(
+            f"postgresql://u:canary@{host}/d?sslmode=verify-full"
+            for host in ("[::ffff:127.0.0.1]", "[::]", "%6cocalhost")
+        ),
+        f"postgresql://u:canary@{FAR},localhost/d?sslmode=require",
+        f"postgresql://u:canary@{FAR}:1,127.0.0.1:2/d?sslmode=require",
+        "postgresql://u:canary@/d?host=localhost&sslmode=require",
+        f"postgresql://u:canary@/d?host=/run/postgresql,{FAR},ip6-localhost&sslmode=require",
+        "postgresql://u:canary@/d?sslmode=require",
+        "postgresql:///d",
+        "postgresql://u:canary@/d?host=::1&sslmode=require",
+        "postgresql://u:canary@:5432/d?sslmode=require",
+    ],
+)
+def test_production_takes_no_database_on_localhost_over_tcp(problems: Problems, url: str) -> None:
+    assert [
+        "ROWCAST_ENVIRONMENT is production, where there is no database on localhost: name its own host, or the "
+        "directory of its socket"
+    ] == problems(ROWCAST_ENVIRONMENT="production", DATABASE_URL=url)
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?sslmode=disable", "?sslmode=allow", "?sslmode=prefer", "?sslmode=", "?ssl=require"]
+)
+def test_production_takes_no_database_without_tls(problems: Problems, query: str) -> None:
+    assert [
+        "ROWCAST_ENVIRONMENT is production, where there is no database without TLS: add sslmode=verify-full to its "
+        "URL, or at least sslmode=require"
+    ] == problems(ROWCAST_ENVIRONMENT="production", DATABASE_URL=f"postgresql://u:canary@{FAR}/d{query}")
+
+
+def test_the_variables_of_the_container_image_are_guarded_as_the_url_is(problems: Problems) -> None:
+    [local] = problems(ROWCAST_ENVIRONMENT="production", POSTGRES_USER="u", POSTGRES_PASSWORD="canary")
+    assert "no database on localhost" in local
+    [bare] = problems(ROWCAST_ENVIRONMENT="production", POSTGRES_HOST=FAR, POSTGRES_PASSWORD="canary")
+    assert "no database without TLS" in bare
+    assert "canary" not in local + bare
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"postgresql://u:p@{FAR}/d?sslmode={mode}" for mode in ("require", "verify-ca", "verify-full")),
+        f"postgresql://u:p@{FAR}:6432,other.example/d?sslmode=require",
+        "postgresql://u:p@[2001:db8::1]:5432/d?sslmode=require",
+        "postgresql://u@/d?host=/run/postgresql",
+        "postgresql://u@/d?host=%2Frun%2Fpostgresql&port=5433",
+        "postgresql://u@%2Frun%2Fpostgresql/d",
+        f"postgresql://u@/d?host=/run/postgresql,{FAR}&sslmode=require",
+        "postgresql://u:p@localhost.example/d?sslmode=require",
+    ],
+)
+def test_production_takes_a_far_database_with_tls_and_a_near_one_by_its_socket(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("ROWCAST_ENVIRONMENT", "Production")
+    assert url == load(database_url=url).dsn
+
+
+def test_what_is_not_in_the_url_comes_from_the_drivers_own_variables(
+    monkeypatch: pytest.MonkeyPatch, problems: Problems
+) -> None:
+    given = {"ROWCAST_ENVIRONMENT": "production", "DATABASE_URL": f"postgresql://u@{FAR}/d"}
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+    with monkeypatch.context() as environment:
+        for name, value in given.items():
+            environment.setenv(name, value)
+        assert f"postgresql://u@{FAR}/d" == load().dsn
+    [disabled] = problems(**given | {"DATABASE_URL": f"postgresql://u@{FAR}/d?sslmode=disable"})
+    [unknown] = problems(**given | {"DATABASE_URL": f"postgresql://u@{FAR}/d?service=other"})
+    assert "no database without TLS" in disabled
+    assert "no database without TLS" in unknown
+    monkeypatch.setenv("PGHOST", "localhost")
+    [local] = problems(**given | {"DATABASE_URL": "postgresql:///d"})
+    assert "no database on localhost" in local
+
+
+def test_development_takes_any_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "postgresql://u:p@localhost/d" == load(database_url="postgresql://u:p@localhost/d").dsn

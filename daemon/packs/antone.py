@@ -1,0 +1,196 @@
+"""Antone: the columns of its tables that triggers/antone.sql publishes, and what an application has to check first.
+
+`PostContent`, `ReplyContent`, `Author` and `Scores` are for whoever writes: they refuse what the specification
+refuses, before the database does. The row models hold published rows to the same.
+"""
+
+import re
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from daemon.packs import UUID, Pack, Row, Timestamp, Uuid
+
+Platform = Literal["TWITTER", "REDDIT", "THREADS"]
+Mode = Literal["HELPFUL", "ENGAGEMENT", "HYBRID", "DISENGAGED"]
+
+SIGNATURE: Final = "—Antone (Vita)"
+"""What every reply holds, so that nobody takes it for a person's."""
+
+_CLAIM: Final = re.compile(r"cure|prevent|treat|clinically proven", re.IGNORECASE | re.ASCII)
+"""As the specification has it, and so within words too: "secure" holds one."""
+
+
+def _signed(text: str) -> str:
+    if SIGNATURE not in text:
+        raise ValueError("a reply must include the signature")
+    return text
+
+
+def _free_of_claims(text: str) -> str:
+    if _CLAIM.search(text):
+        raise ValueError("a reply must make no medical claim")
+    return text
+
+
+Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PostText = Annotated[str, Field(min_length=1, max_length=5000)]
+ReplyText = Annotated[
+    str, Field(min_length=10, max_length=1000), AfterValidator(_signed), AfterValidator(_free_of_claims)
+]
+PlatformPostId = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[a-zA-Z0-9_-]+$")]
+Handle = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"^[a-zA-Z0-9_]+$")]
+UtmCode = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[a-z0-9_-]+$")]
+Somebody = Annotated[str, Field(max_length=255)]
+Variant = Annotated[str, Field(max_length=100)]
+
+
+class _Input(BaseModel):
+    """What an application is about to write. An error says what is wrong, and not what was given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class PostContent(_Input):
+    """A post as it was found. Raises ValidationError for what is no post, or matches no keyword."""
+
+    content: PostText
+    platform: Platform
+    platform_post_id: PlatformPostId
+    author_handle: Handle
+    keyword_matches: Annotated[list[str], Field(min_length=1, max_length=50)]
+
+
+class ReplyContent(_Input):
+    """A reply as it would be posted. Raises ValidationError if it is not signed, or promises a medical effect."""
+
+    content: ReplyText
+    utm_code: UtmCode
+
+
+class Author(_Input):
+    """Somebody on a platform, as far as the platform says."""
+
+    platform: Platform
+    platform_id: Annotated[str, Field(min_length=1, max_length=100)]
+    handle: Handle
+    display_name: Annotated[str, Field(max_length=255)] | None = None
+    follower_count: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    is_verified: bool = False
+    is_power_user: bool = False
+    archetype_tags: list[str] = []
+    relationship_score: Score = 0.5
+
+
+class Scores(_Input):
+    """What a decision rests on."""
+
+    sss_score: Score
+    ars_score: Score
+    evs_score: Score
+    trs_score: Score
+    composite_score: Score
+
+
+class Operator(Row):
+    """Somebody who works with Antone."""
+
+    id: Uuid
+    name: Annotated[str, Field(min_length=1, max_length=255)]
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class Post(Row):
+    """What somebody wrote on a platform, and which keywords it matched."""
+
+    id: Uuid
+    platform: Platform
+    platform_post_id: PlatformPostId
+    author_id: Uuid
+    content: PostText
+    detected_at: Timestamp
+    processed_at: Timestamp | None
+    keyword_matches: Annotated[list[str], Field(max_length=50)]
+    keyword_categories: list[str]
+    spam_filtered: bool
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class Decision(Row):
+    """How to treat a post, and on what grounds."""
+
+    id: Uuid
+    post_id: Uuid
+    sss_score: Score
+    ars_score: Score
+    evs_score: Score
+    trs_score: Score
+    composite_score: Score
+    mode: Mode
+    archetype_id: Uuid | None
+    safety_flags: list[str]
+    competitor_detected: bool
+    is_power_user: bool
+    experiment_id: Uuid | None
+    experiment_variant: Variant | None
+    is_randomized_experiment: bool
+    predicted_mode: Mode | None
+    created_at: Timestamp
+
+
+class Reply(Row):
+    """What is said to a post, from the draft to the platform. `platform_post_id` is its own, once it is posted."""
+
+    id: Uuid
+    decision_id: Uuid
+    content: ReplyText
+    archetype_id: Uuid
+    platform: Platform
+    platform_post_id: PlatformPostId | None
+    utm_code: UtmCode
+    help_count: Annotated[int, Field(ge=0)]
+    approval_status: Literal["PENDING", "APPROVED", "REJECTED"]
+    approved_by: Somebody | None
+    approved_at: Timestamp | None
+    posted_at: Timestamp | None
+    reply_type: Literal["MANUAL", "AUTO"]
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class Escalation(Row):
+    """What a person has to look at. What it is about may have been archived since."""
+
+    id: Uuid
+    post_id: Uuid | None
+    decision_id: Uuid | None
+    reply_id: Uuid | None
+    reason_id: Uuid
+    priority: Literal["LOW", "MEDIUM", "HIGH", "CRITICAL"]
+    status: Literal["OPEN", "IN_PROGRESS", "RESOLVED", "DISMISSED"]
+    assigned_to: Somebody | None
+    resolved_by: Somebody | None
+    created_at: Timestamp
+    resolved_at: Timestamp | None
+
+
+PACK = Pack(
+    name="antone",
+    tables={
+        "operators": Operator,
+        "posts": Post,
+        "decisions": Decision,
+        "replies": Reply,
+        "escalations": Escalation,
+    },
+    topics=(
+        "platform:TWITTER",
+        "platform:REDDIT",
+        "platform:THREADS",
+        f"post:{UUID}",
+        "escalations",
+        f"operator:{UUID}",
+    ),
+)

@@ -1,0 +1,13 @@
+drop table antone.champion_tiers;
+drop table antone.escalation_reasons;
+drop table antone.kpi_types;
+drop table antone.competitor_categories;
+drop table antone.power_tiers;
+drop table antone.archetypes;
+drop type antone.escalation_status;
+drop type antone.escalation_priority;
+drop type antone.experiment_status;
+drop type antone.reply_type;
+drop type antone.approval_status;
+drop type antone.operational_mode;
+drop type antone.platform;

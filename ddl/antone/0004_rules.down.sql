@@ -1,0 +1,11 @@
+drop trigger posts_release_decisions on antone.posts;
+drop function antone.release_post_decisions();
+drop trigger segmented_weights_set_updated_at on antone.segmented_weights;
+drop trigger community_champions_set_updated_at on antone.community_champions;
+drop trigger competitors_set_updated_at on antone.competitors;
+drop trigger replies_set_updated_at on antone.replies;
+drop trigger experiments_set_updated_at on antone.experiments;
+drop trigger posts_set_updated_at on antone.posts;
+drop trigger authors_set_updated_at on antone.authors;
+drop trigger operators_set_updated_at on antone.operators;
+drop function antone.set_updated_at();

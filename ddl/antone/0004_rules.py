@@ -1,0 +1,14 @@
+"""What the tables do by themselves: updated_at, and decisions that go before their post."""
+
+from daemon.postgres.ddl import run_sql
+
+revision = "antone_0004"
+down_revision = "antone_0003"
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

@@ -1,0 +1,67 @@
+-- Who may do what: which topics an operator may read, and which tables the application may write.
+
+-- May this user follow this topic now? Never null: what is unknown or malformed is simply not allowed.
+--   platform:<PLATFORM>  posts, decisions and replies of a platform: every operator
+--   post:<id>            one post with its decisions and replies: every operator
+--   escalations          what waits for a person: every operator
+--   operator:<id>        an operator's own row: that operator
+-- A user is an operator by the id as it is written here, small letters and hyphens: rights that end name it so.
+-- Definer's rights, since the daemon that asks reads none of the application's tables.
+create function antone.may_read(user_id text, topic text) returns boolean
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+               select from antone.operators as o
+               where o.deleted_at is null
+                 and o.id = case when may_read.user_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                                 then may_read.user_id::uuid end
+           )
+       and coalesce(
+               may_read.topic = 'escalations'
+               or may_read.topic = 'operator:' || may_read.user_id
+               or may_read.topic ~ '^platform:(TWITTER|REDDIT|THREADS)$'
+               or may_read.topic ~ '^post:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$',
+               false
+           )
+$$;
+comment on function antone.may_read(text, text) is 'May this user follow this topic now? Asked at every subscribe.';
+
+revoke execute on function antone.may_read(text, text) from public;
+
+-- The role that the application connects as, or whose member it is: rows, and no tables, types or functions. It is
+-- made without a password, which is no affair of a file: `alter role antone_app login password ...`.
+-- Roles are shared by all databases of the cluster; what it may do is granted in each.
+do $$
+begin
+    if not exists (select from pg_catalog.pg_roles where rolname = 'antone_app') then
+        create role antone_app nologin nosuperuser nocreatedb nocreaterole noreplication;
+    end if;
+exception
+    when duplicate_object or unique_violation then
+        null;  -- another database of this cluster was faster
+    when insufficient_privilege then
+        raise warning 'antone: % may not create the role antone_app: create it, and grant it what 0005_access.up.sql '
+            'of this pack says.', current_user;
+end
+$$;
+
+do $$
+begin
+    -- The schema's name is read off a qualified one, which follows `--schema`.
+    execute format('grant usage on schema %I to antone_app', split_part('antone.posts', '.', 1));
+    grant select, insert, update, delete on
+        antone.archetypes, antone.power_tiers, antone.competitor_categories, antone.kpi_types,
+        antone.escalation_reasons, antone.champion_tiers, antone.authors, antone.posts, antone.experiments,
+        antone.decisions, antone.competitors, antone.competitive_mentions, antone.community_champions,
+        antone.kpi_metrics, antone.escalations, antone.weight_adjustment_logs, antone.learning_events,
+        antone.randomized_experiments, antone.segmented_weights
+    to antone_app;
+    -- The audit trail is written and not taken back; whom the topics are open to is not the application's to say.
+    grant select, insert, update on antone.replies to antone_app;
+    grant select, insert on antone.audit_logs to antone_app;
+    grant select on antone.operators, antone.archived_files to antone_app;
+exception when undefined_object then
+    null;  -- there is no such role, and a warning has said so
+end
+$$;

@@ -1,0 +1,63 @@
+-- Which tables of Antone are captured, in which topics, and which of their columns are published.
+--   platform:<PLATFORM>  the platform's posts, decisions and replies
+--   post:<id>            one post, its decisions and its replies
+--   escalations          what waits for a person, and what became of it
+--   operator:<id>        an operator's own row
+-- Authors are not published, nor raw metrics, signals, error messages and notes: what is told of people is what they
+-- have posted. Applied at every `daemon --apply-ddl`; watch() does nothing where nothing changed.
+
+-- The capture functions run as rowcast_capture, which reads just what the topic expressions look up.
+do $$
+begin
+    -- The schema's name is read off a qualified one, which follows `--schema`.
+    execute format('grant usage on schema %I to rowcast_capture', split_part('antone.posts', '.', 1));
+    grant select (id, platform) on antone.posts to rowcast_capture;
+    grant select (id, post_id) on antone.decisions to rowcast_capture;
+exception when undefined_object then
+    null;  -- there is no such role: a warning has said so, and the functions belong to the role that applies this
+end
+$$;
+
+-- An operator who is deleted, softly or not, loses every topic.
+select rowcast.watch(
+    'antone.operators', pack => 'antone',
+    topic => $$'operator:' || r.id$$,
+    columns => '{id, name, created_at, updated_at}',
+    soft_delete => 'deleted_at',
+    revokes => $$jsonb_build_object('user', r.id)$$
+);
+
+select rowcast.watch(
+    'antone.posts', pack => 'antone',
+    topic => $$array['platform:' || r.platform, 'post:' || r.id]$$,
+    columns => '{id, platform, platform_post_id, author_id, content, detected_at, processed_at, keyword_matches, '
+        'keyword_categories, spam_filtered, created_at, updated_at}'
+);
+
+select rowcast.watch(
+    'antone.decisions', pack => 'antone',
+    topic => $$array[
+        (select 'platform:' || p.platform from antone.posts as p where p.id = r.post_id), 'post:' || r.post_id
+    ]$$,
+    columns => '{id, post_id, sss_score, ars_score, evs_score, trs_score, composite_score, mode, archetype_id, '
+        'safety_flags, competitor_detected, is_power_user, experiment_id, experiment_variant, '
+        'is_randomized_experiment, predicted_mode, created_at}'
+);
+
+-- The decision that a reply refers to cannot go before it, so the look-up finds it also when the reply is deleted.
+select rowcast.watch(
+    'antone.replies', pack => 'antone',
+    topic => $$array[
+        'platform:' || r.platform, (select 'post:' || d.post_id from antone.decisions as d where d.id = r.decision_id)
+    ]$$,
+    columns => '{id, decision_id, content, archetype_id, platform, platform_post_id, utm_code, help_count, '
+        'approval_status, approved_by, approved_at, posted_at, reply_type, created_at, updated_at}',
+    soft_delete => 'deleted_at'
+);
+
+select rowcast.watch(
+    'antone.escalations', pack => 'antone',
+    topic => $$'escalations'$$,
+    columns => '{id, post_id, decision_id, reply_id, reason_id, priority, status, assigned_to, resolved_by, '
+        'created_at, resolved_at}'
+);

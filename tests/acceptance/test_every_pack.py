@@ -1,0 +1,106 @@
+"""All packs at once: one database with their sample data, one daemon, and a live client in each of them."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from daemon.packs import bundled
+from daemon.postgres.connect import Connection, connect
+from daemon.seed import statements
+from daemon.settings import load
+from tests.support.daemon import command, daemon_process
+
+# By pack: a topic that the first of its sample users follows, and what changes something there. $1 is that user.
+WRITES = {
+    "antone": (
+        "platform:TWITTER",
+        "update antone.posts set processed_at = now() where platform = 'TWITTER' and $1::text is not null",
+    ),
+    "asyncops": (
+        "team:blockers",
+        "insert into asyncops.blockers (reported_by_id, description, impact)"
+        " values ($1::text::integer, 'all', 'none')",
+    ),
+    "chatgenius": (
+        "channel:01JH000000CHAN00000GENERA1",
+        "insert into chatgenius.messages (channel_id, user_id, content)"
+        " values ('01JH000000CHAN00000GENERA1', $1::text, 'to all')",
+    ),
+    "disclosure": (
+        "owner:{user}",
+        "update disclosure.secrets set last_check_in = now() where user_id = $1::text and status = 'active'",
+    ),
+    "email_unsubscribe": (
+        "allow_list",
+        "insert into email_unsubscribe.allow_list (entry_type, value)"
+        " select 'domain', 'all.example' where $1::text is not null",
+    ),
+}
+
+
+@pytest.fixture
+async def filled(empty_database: str) -> str:
+    """The DSN of a database with every pack and its sample data."""
+    for verb in (["--apply-ddl"], ["seed"]):
+        code, _, errors = await command("--pack", "all", *verb, DATABASE_URL=empty_database)
+        assert 0 == code, errors
+    return empty_database
+
+
+@pytest.fixture
+async def sql(filled: str) -> AsyncIterator[Connection]:
+    """A connection to it, as its owner."""
+    connection = await connect(filled, application_name="test")
+    yield connection
+    await connection.close()
+
+
+async def first_user(sql: Connection, pack: str) -> str:
+    """The id of whom the live page would sign in first."""
+    [text] = statements(load(packs=(pack,)), "demo_users.sql")
+    rows = await sql.fetch(text)
+    return str(rows[0]["id"])
+
+
+async def test_every_pack_tells_its_own_client_live_and_nobody_elses(filled: str, sql: Connection) -> None:
+    assert set(bundled()) == set(WRITES)
+    users = {pack: await first_user(sql, pack) for pack in WRITES}
+    topics = {pack: topic.format(user=users[pack]) for pack, (topic, _) in WRITES.items()}
+    told = {}
+    async with AsyncExitStack() as stack:
+        daemon = await stack.enter_async_context(daemon_process(filled, "--pack", "all"))
+        clients = {pack: await stack.enter_async_context(daemon.client(user)) for pack, user in users.items()}
+        for pack, client in clients.items():
+            for other, topic in topics.items():
+                answer = await client.subscribe(topic)
+                known = users[other] == users[pack]  # a person may be known to two packs by the same id
+                assert ("subscribed" if known else "no_such_topic") == answer.get("code", answer["op"])
+                if known and other != pack:
+                    await client.say(op="unsubscribe", topic=topic)
+                    await client.until("unsubscribed")
+        for pack, client in clients.items():
+            await sql.execute(WRITES[pack][1], users[pack])
+            frame = await client.next()
+            assert ("changes", topics[pack]) == (frame["op"], frame["topic"])
+            told[pack] = {change["table"] for change in frame["changes"]}
+    assert {
+        "antone": {"posts"},
+        "asyncops": {"blockers"},
+        "chatgenius": {"messages"},
+        "disclosure": {"secrets"},
+        "email_unsubscribe": {"allow_list"},
+    } == told
+
+
+async def test_each_pack_can_be_taken_back_while_the_others_stay(filled: str, sql: Connection) -> None:
+    remaining = list(bundled())
+    while remaining:
+        pack = remaining.pop()
+        code, _, errors = await command("rollback", pack, DATABASE_URL=filled)
+        assert 0 == code, errors
+        assert await sql.fetchval("select to_regnamespace($1)", pack) is None
+        if remaining:
+            chosen = [word for name in remaining for word in ("--pack", name)]
+            code, output, errors = await command(*chosen, "check", DATABASE_URL=filled)
+            assert (0, "") == (code, errors), output

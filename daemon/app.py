@@ -277,12 +277,6 @@ async def running(
         event_log = PgEventLog(pool, settings.transaction_changes)
         recent = Recent(event_log, settings.recent_bytes)
         events, numbers = asyncio.Event(), asyncio.Event()
-        doorbell = Doorbell(
-            partial(opening, application_name="rowcast listener"),
-            {"rowcast": events, "rowcast_log": numbers},
-            beat_every=settings.beat_every,
-            beat_limit=settings.beat_limit,
-        )
         sequencer = Sequencer(
             partial(opening, application_name="rowcast sequencer", server_settings=SESSION),
             pool,
@@ -290,6 +284,13 @@ async def running(
             numbers.set,
             poll_every=settings.poll_every,
             sync=settings.order_commit == "sync",
+        )
+        doorbell = Doorbell(
+            partial(opening, application_name="rowcast listener"),
+            {"rowcast": events, "rowcast_log": numbers},
+            is_own=sequencer.told,
+            beat_every=settings.beat_every,
+            beat_limit=settings.beat_limit,
         )
         pump = Pump(
             event_log,

@@ -21,6 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from daemon.core.change import Kind
+from daemon.core.vigil import State
 
 # A second series for each counter, of when it began: nobody asks for it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -56,6 +57,12 @@ LOG_POSITION: Final = Gauge(
     "rowcast_log_position", "The newest place in the log that was delivered.", registry=REGISTRY
 )
 LEADER: Final = Gauge("rowcast_leader", "1 while this daemon gives events their order, else 0.", registry=REGISTRY)
+VIGIL: Final = Gauge(
+    "rowcast_leader_state",
+    "1 for what the leader does: asleep (writers ring), falling_asleep, awake (it looks by itself).",
+    ["state"],
+    registry=REGISTRY,
+)
 LISTENER_CONNECTED: Final = Gauge(
     "rowcast_listener_connected",
     "1 while the connection that hears NOTIFY is proven to hear, else 0.",
@@ -152,3 +159,12 @@ _PAGE.register(_Named())
 def exposition() -> tuple[bytes, str]:
     """Every metric in Prometheus' text format, and its MIME type."""
     return generate_latest(_PAGE), CONTENT_TYPE_LATEST
+
+
+_VIGIL: Final = {state: VIGIL.labels(state=state.value) for state in State}
+
+
+def show_vigil(state: State | None) -> None:
+    """Let `rowcast_leader_state` say what the leader does; None: this daemon does not lead."""
+    for known, gauge in _VIGIL.items():
+        gauge.set(known is state)

@@ -1,27 +1,44 @@
 -- Capture: rowcast.watch() writes one small static trigger function per table.
 -- This file is applied at every `daemon --apply-ddl`, after Rowcast's own revisions; it may run any number of times.
 
+-- Does the daemon have to be woken? While it is asleep it holds this lock alone. While it is awake whoever writes shares
+-- the lock until his transaction ends, and need not ring: who executes NOTIFY holds, at his commit, a lock of the whole
+-- cluster over his flush, so that no two of them can share one. See daemon/postgres/ring_lock.py for the other side.
+-- A session that prepares transactions for two-phase commit must do neither: it says `set rowcast.ring = off`, and the
+-- daemon's safety poll finds its events.
+create or replace function rowcast.must_ring() returns boolean
+language sql volatile
+as $$
+    select coalesce(pg_catalog.current_setting('rowcast.ring', true), 'on') operator(pg_catalog.<>) 'off'
+       and not pg_catalog.pg_try_advisory_xact_lock_shared(23203506649396085)
+$$;
+
 -- Wakes the daemon. The payload is empty on purpose: a ring may be folded, forged or missed, the log may not.
--- A session that prepares transactions for two-phase commit must not notify: it says `set rowcast.ring = off`,
--- and the daemon's safety poll finds its events.
 create or replace function rowcast.ring() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if coalesce(current_setting('rowcast.ring', true), 'on') <> 'off' then
+    if rowcast.must_ring() then
         perform pg_notify('rowcast', '');
     end if;
 end
 $$;
 
--- The columns of a table as one expression, `{"id":...}`, for a row called `alias`.
+-- The columns of a row called `alias`, to be selected.
+create or replace function rowcast.columns_of(alias text, columns name []) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select string_agg(format('%s.%I', alias, c), ', ' order by n) from unnest(columns) with ordinality as u (c, n)
+$$;
+
+-- The same as one expression, `{"id":...}`.
 create or replace function rowcast.json_of(alias text, columns name []) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('(select row_to_json(x) from (select %s) as x)', string_agg(format('%s.%I', alias, c), ', ' order by n))
-    from unnest(columns) with ordinality as u (c, n)
+    select format('(select row_to_json(x) from (select %s) as x)', rowcast.columns_of(alias, columns))
 $$;
 
 -- A row that is neither absent nor soft-deleted, as an expression over `alias`.
@@ -41,10 +58,11 @@ as $$
     select case when watched.revokes is null then 'null::jsonb' else $q$'{}'::jsonb$q$ end
 $$;
 
--- The body of a capture function. `old_rows` and `new_rows` are what to read the rows from. Names go in by one
--- format(), so that none of them is ever taken for a part of the text.
+-- The body of a capture function. `topics` is an expression over the row `r`, `each_topic` the same as what to select from;
+-- `old_rows` and `new_rows` are what to read the rows from. Names go in by one format(), so that none of them is ever
+-- taken for a part of the text.
 create or replace function rowcast.capture_body(
-    watched rowcast.watched, relation regclass, topics text, old_rows text, new_rows text
+    watched rowcast.watched, relation regclass, topics text, each_topic text, old_rows text, new_rows text
 ) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -76,9 +94,10 @@ begin
     return format($body$
     if tg_op = 'INSERT' then
         insert into rowcast.events (watch, topic, kind, key, record, actor, grants)
-        select %1$s, t.topic, 'insert', %9$s, %12$s, nullif(current_setting('rowcast.actor', true), ''), %8$s
-        from %5$s as r cross join lateral unnest(%2$s) as t (topic)
-        where %14$s;
+        select %1$s, t.topic, 'insert', row_to_json(k), row_to_json(x), nullif(current_setting('rowcast.actor', true), ''), g.gives
+        from %5$s as r cross join lateral (select %8$s) as g (gives) cross join lateral %21$s as t (topic)
+        cross join lateral (select %9$s) as k cross join lateral (select %12$s) as x
+        where t.topic is not null and %14$s;
     elsif tg_op = 'UPDATE' then
         insert into rowcast.events (watch, topic, kind, key, record, changed, actor, grants, revokes)
         select %1$s, e.topic, e.kind, e.key, e.record, e.changed, nullif(current_setting('rowcast.actor', true), ''),
@@ -104,14 +123,15 @@ begin
         order by e.step;
     elsif tg_op = 'DELETE' then
         insert into rowcast.events (watch, topic, kind, key, actor, revokes)
-        select %1$s, t.topic, 'delete', %9$s, nullif(current_setting('rowcast.actor', true), ''), %8$s
-        from %4$s as r cross join lateral unnest(%2$s) as t (topic)
-        where %14$s;
+        select %1$s, t.topic, 'delete', row_to_json(k), nullif(current_setting('rowcast.actor', true), ''), g.gives
+        from %4$s as r cross join lateral (select %8$s) as g (gives) cross join lateral %21$s as t (topic)
+        cross join lateral (select %9$s) as k
+        where t.topic is not null and %14$s;
     else
         insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %3$s, 'truncate', '{}', %20$s);
     end if;
-    if found then
-        perform rowcast.ring();
+    if found and rowcast.must_ring() then
+        perform pg_notify('rowcast', '');
     end if;$body$,
         watched.id,                                          --  1
         topics,                                              --  2  of the row r
@@ -121,10 +141,10 @@ begin
         same_key,                                            --  6  of o and n
         changed,                                             --  7  the names of the columns that o and n differ in
         coalesce('(' || watched.revokes || ')', 'null::jsonb'),  --  8  of the row r
-        rowcast.json_of('r', watched.key),                   --  9
+        rowcast.columns_of('r', watched.key),                --  9
         rowcast.json_of('o', watched.key),                   -- 10
         rowcast.json_of('n', watched.key),                   -- 11
-        rowcast.json_of('r', watched.columns),               -- 12
+        rowcast.columns_of('r', watched.columns),            -- 12
         rowcast.json_of('n', watched.columns),               -- 13
         rowcast.live_of('r', watched.soft_delete),           -- 14
         rowcast.live_of('o', watched.soft_delete),           -- 15
@@ -132,7 +152,8 @@ begin
         format('o.%I is not null', watched.key[1]),          -- 17  is there an o, or only an n?
         format('n.%I is not null', watched.key[1]),          -- 18
         rights,                                              -- 19  that the row gave before and after, of o and n
-        rowcast.every_right(watched)                         -- 20
+        rowcast.every_right(watched),                        -- 20
+        each_topic                                           -- 21
     );
 end
 $$;
@@ -190,6 +211,7 @@ declare
     w rowcast.watched;
     known rowcast.watched;
     topics text;
+    each_topic text;
     type_ text;
     missing text;
     body text;
@@ -242,6 +264,9 @@ begin
     if topics is null then
         raise exception 'rowcast: a topic is text or text[], this expression gives %', type_ using errcode = 'datatype_mismatch';
     end if;
+    -- One topic needs no array of topics, unless it is looked up: that should be done once.
+    each_topic := case when type_ like '%[]' or topic ~* '\mselect\M' then format('unnest(%s)', topics)
+                       else format('(select (%s)::text)', topic) end;
     if revokes is not null then
         execute format('select pg_typeof(%s) from (values (1)) as one left join %s as r on false', revokes, relation) into type_;
         if type_ <> 'jsonb' then
@@ -263,7 +288,7 @@ begin
     w.id := coalesce(known.id, nextval(pg_get_serial_sequence('rowcast.watched', 'id')));
     w.function_name := left(format('capture_%s_%s', w.id, regexp_replace(lower(w.table_name), '[^a-z0-9_]', '', 'g')), 63);
     -- `offset 0` keeps the planner from folding the one row into the join, which it could then not perform.
-    body := rowcast.capture_body(w, relation, topics,
+    body := rowcast.capture_body(w, relation, topics, each_topic,
         case when per_row then '(select old.* offset 0)' else 'old_rows' end,
         case when per_row then '(select new.* offset 0)' else 'new_rows' end);
     if on_error = 'lenient' then
@@ -376,7 +401,7 @@ revoke all on all functions in schema rowcast from public;
 grant execute on function rowcast.ulid() to public;
 do $$
 begin
-    grant execute on function rowcast.ring() to rowcast_capture;
+    grant execute on function rowcast.ring(), rowcast.must_ring() to rowcast_capture;
 exception when undefined_object then
     null;  -- the role could not be made, and a warning has said so
 end

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 from daemon import metrics
 from daemon.logs import get_logger
@@ -24,7 +25,8 @@ class Doorbell:
 
     `bells`: channel -> the event to set. Every `beat_every` seconds a beat goes through Postgres and back;
     without an echo for `beat_limit` seconds the connection is given up and opened again. After every LISTEN all
-    bells are rung once: what came before it is not known here.
+    bells are rung once: what came before it is not known here. What a backend rings of which `is_own` is true is not
+    heard: whoever sent it knows already.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class Doorbell:
         connect: Connect,
         bells: Mapping[str, asyncio.Event],
         *,
+        is_own: Callable[[int], bool] = lambda _: False,
         beat_every: float = 5.0,
         beat_limit: float = 15.0,
     ) -> None:
         self._connect = connect
         self._bells = bells
+        self._is_own = is_own
         self._beat_every = beat_every
         self._beat_limit = beat_limit
         self._beaten = float("-inf")
@@ -73,6 +77,10 @@ class Doorbell:
             await asyncio.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.2 * 2**attempt)))  # noqa: S311
             attempt += 1
 
+    def _rung(self, bell: asyncio.Event, _: object, pid: int, *__: object) -> None:
+        if not self._is_own(pid):
+            bell.set()
+
     async def _listen(self) -> None:
         """One connection's life. Returns or raises one of BROKEN when it is over."""
         connection = await self._connect()
@@ -89,7 +97,7 @@ class Doorbell:
             async with asyncio.timeout(self._beat_limit):
                 await connection.add_listener(beat_channel, lambda *_: echo.set())
                 for channel, bell in self._bells.items():
-                    await connection.add_listener(channel, lambda *_, bell=bell: bell.set())
+                    await connection.add_listener(channel, partial(self._rung, bell))
             while not ended.is_set():
                 echo.clear()
                 async with asyncio.timeout(self._beat_limit - self._beat_every):

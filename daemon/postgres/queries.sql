@@ -5,6 +5,20 @@
 -- $1 lock bigint
 select pg_try_advisory_lock($1);
 
+-- name: wait_patiently
+-- For as long as some writer's transaction is open; but who is gone must not stay in the queue.
+set lock_timeout = 0;
+set statement_timeout = 0;
+set client_connection_check_interval = '1s';
+
+-- name: take_ring_lock
+-- Granted when every writer has ended who did not ring.
+-- $1 lock bigint
+select pg_advisory_lock($1);
+
+-- name: let_ring_lock_go
+select pg_advisory_unlock_all();
+
 -- name: leave_segment
 select rowcast.leave_segment();
 
@@ -23,9 +37,9 @@ select term, epoch, base, snapshot::text as snapshot, first_segment from rowcast
 -- $1 term bigint   $2 last seq bigint   $3 xmax text (xid8)   $4 xip text[] (xid8)   $5 first segment integer
 with fresh as materialized (
     select e.id, e.xid, e.topic, e.watch, e.kind, e.grants,
-           case when e.kind in ('insert', 'update', 'restore', 'delete') then e.key::text end as key
+           case when e.kind in ('insert', 'update', 'restore', 'delete', 'leave') then e.key::text end as key
     from rowcast.events as e
-    where (e.xid >= $3::text::xid8 or e.xid = any ($4::text []::xid8 [])) and e.id >> 40 >= $5
+    where (e.xid >= $3::text::xid8 or e.xid = any ($4::text []::xid8 [])) and e.id >= $5::bigint << 40
       and not exists (select from rowcast.terms as t where t.term > $1)
 ), grouped as (
     select f.*,
@@ -38,10 +52,10 @@ with fresh as materialized (
            g.*
     from grouped as g
 ), logged as (
-    insert into rowcast.log (seq, tx_end, event_id, topic, row_hash)
-    select n.seq, n.tx_end, n.id, n.topic, case when n.kind <> 'delete' then hashtextextended(n.key, n.watch) end
+    insert into rowcast.log (seq, tx_end, xid, event_id, topic, row_hash)
+    select n.seq, n.tx_end, n.xid, n.id, n.topic, hashtextextended(n.key, n.watch)
     from numbered as n
-    returning seq
+    returning seq, tx_end
 ), batch as (
     insert into rowcast.batches (last_seq, term, snapshot)
     select max(l.seq), $1, pg_current_snapshot() from logged as l having count(*) > 0
@@ -55,7 +69,7 @@ with fresh as materialized (
     from (select m.*, min(m.seq) over (partition by m.tx) as tx_begin from numbered as m) as n
     where n.grants is not null and exists (select from fresh as f where f.grants is not null)
 )
-select pg_current_snapshot()::text as snapshot, count(*) as numbered, coalesce(max(l.seq), $2::bigint) as last_seq,
+select pg_current_snapshot()::text as snapshot, count(*) filter (where l.seq = l.tx_end) as transactions, coalesce(max(l.seq), $2::bigint) as last_seq,
        (select count(*) from gone) as gone,
        exists (select from rowcast.terms as t where t.term > $1) as superseded,
        -- Who was let in by a number must not meet it again elsewhere after a crash: these commits wait for their flush.
@@ -119,7 +133,7 @@ with last as materialized (
     select l.seq, row_number() over (partition by w.schema_name order by l.seq) as place,
            count(*) over (partition by w.schema_name) > $4 as too_many
     from rowcast.log as l
-    join rowcast.events as e on e.id = l.event_id and e.id >> 40 = l.event_id >> 40
+    join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
     join rowcast.watched as w on w.id = e.watch
     where l.seq >= $1 and l.seq <= $2 and e.revokes is not null
 ), told as materialized (
@@ -285,24 +299,44 @@ group by w.id having count(*) = cardinality(w.key);
 lock table rowcast.dead_letters in row exclusive mode;
 
 -- name: judge_letters
--- Why each letter of one row cannot be replayed; null if it can. Its content must still be the newest there is,
--- its removal too. Ids of events follow the versions of a row, and they are there before they have their numbers.
+-- Why each letter of one row cannot be replayed; null if it can. Its content must still be the newest there is, its
+-- removal too: nothing about the row, and nothing lost of its table, came after it in the log or waits for its number.
 -- What is replayed together is replayed in order, so a letter that carries content does not outdate an older one.
 -- $1 seqs bigint[]   $2 lives boolean, of the row now
+with later as (
+    select d.seq, f.watch, f.topic, f.kind, f.key::text as key
+    from rowcast.dead_letters as d
+    join rowcast.log as l using (seq)
+    join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
+    cross join lateral (
+        select m.xid, m.event_id from rowcast.log as m
+        where m.row_hash = hashtextextended(e.key::text, e.watch) and m.seq > d.seq
+          and not exists (
+              select from rowcast.dead_letters as b
+              where b.seq = m.seq and b.seq = any ($1) and b.kind not in ('delete', 'leave'))
+        union all
+        select m.xid, m.event_id from rowcast.log as m where m.topic = '*' || d.pack and m.seq > d.seq
+    ) as m
+    join rowcast.events as f on f.xid = m.xid and f.id = m.event_id
+    where d.seq = any ($1)
+    union all
+    select d.seq, f.watch, f.topic, f.kind, f.key::text
+    from rowcast.dead_letters as d
+    cross join (select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1) as seen
+    join rowcast.events as f on f.xid >= pg_snapshot_xmin(seen.snapshot) and not pg_visible_in_snapshot(f.xid, seen.snapshot)
+    where d.seq = any ($1)
+)
 select d.seq, case
     when e.id is null then 'forgotten'
     when d.kind not in ('delete', 'leave') and not $2 then 'gone'
     when exists (
-        select from rowcast.events as f
-        where f.watch = e.watch and f.id > e.id
-          and (f.kind = 'lost' or f.topic = e.topic and f.key::text = e.key::text)
-          and not exists (
-              select from rowcast.dead_letters as b join rowcast.log as m using (seq)
-              where b.seq = any ($1) and m.event_id = f.id and b.kind not in ('delete', 'leave'))
+        select from later as f
+        where f.seq = d.seq and f.watch = e.watch
+          and (f.kind = 'lost' or f.topic = e.topic and f.key = e.key::text)
     ) then 'changed' end as refusal
 from rowcast.dead_letters as d
 left join rowcast.log as l using (seq)
-left join rowcast.events as e on e.id = l.event_id
+left join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
 where d.seq = any ($1) order by d.seq for update of d;
 
 -- name: replay_letters
@@ -313,7 +347,8 @@ with letter as (
 ), replayed as (
     insert into rowcast.events (watch, topic, kind, key, record, changed, actor, revokes)
     select e.watch, d.topic, d.kind, d.key, d.record, e.changed, e.actor, e.revokes
-    from letter as d join rowcast.log as l using (seq) join rowcast.events as e on e.id = l.event_id
+    from letter as d join rowcast.log as l using (seq)
+    join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
     order by d.seq
     returning id
 )

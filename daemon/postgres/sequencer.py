@@ -2,15 +2,18 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from daemon import metrics
+from daemon.core.vigil import State, Vigil
 from daemon.logs import get_logger
 from daemon.postgres.connect import Connection, Pool, lent
 from daemon.postgres.doorbell import LONGEST_PAUSE, Connect
 from daemon.postgres.event_log import BROKEN, reason
 from daemon.postgres.queries import query
+from daemon.postgres.ring_lock import RingLock
 
 log = get_logger()
 
@@ -27,9 +30,9 @@ class Superseded(Exception):
 class Sequencer:
     """Numbers events while it leads, and waits for its turn while another does.
 
-    `events` is the bell that writers ring; `numbered` is called after each batch. Without a ring it looks every
-    `poll_every` seconds. `sync` makes each batch wait for its flush: then nothing that a crash of Postgres could
-    take back is ever shown.
+    `events` is the bell that writers ring while the leader is asleep (see Vigil); `numbered` is called after each
+    batch. Without a ring it looks every `poll_every` seconds. `sync` makes each batch wait for its flush: then
+    nothing that a crash of Postgres could take back is ever shown.
     """
 
     def __init__(
@@ -54,6 +57,11 @@ class Sequencer:
         self._next_segment = False
         self.gone = asyncio.Event()  # set when rows were deleted whose earlier content is still in the log
         self.backend_pid: int | None = None
+        self._tells: int | None = None  # the backend that told the others last
+
+    def told(self, pid: int) -> bool:
+        """Did this backend tell the others for us?"""
+        return pid == self._tells
 
     def open_next_segment(self) -> None:
         """Let the leader go on in the segment that is made ahead, under a new term."""
@@ -79,13 +87,16 @@ class Sequencer:
                     log.warning("leader_lost", reason=reason(error))
             finally:
                 self.leading.clear()
-                self.backend_pid = None
+                self.backend_pid = self._tells = None
                 metrics.LEADER.set(0)
+                metrics.show_vigil(None)
             await asyncio.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.2 * 2**attempt)))  # noqa: S311
 
     async def _reign(self) -> None:
         """One connection's life: wait for the lock, open a term, number until something breaks."""
         connection = await self._connect()
+        lock = RingLock(self._connect, self._events.set)
+        locking: asyncio.Task[None] | None = None
         try:
             self.backend_pid = connection.get_server_pid()
             # Tried and not waited for: a waiting statement would hold a snapshot, and with it back the vacuum.
@@ -93,12 +104,16 @@ class Sequencer:
                 self.settled.set()
                 await asyncio.sleep(self._poll_every * random.uniform(0.5, 1.0))  # noqa: S311
             self.gone.set()  # an earlier leader may have left some
+            locking = asyncio.create_task(lock.run())
             while True:
-                await self._number(connection)
+                await self._number(connection, lock)
         finally:
             connection.terminate()
+            if locking is not None:
+                locking.cancel()
+                await asyncio.wait({locking})
 
-    async def _number(self, connection: Connection) -> None:
+    async def _number(self, connection: Connection, lock: RingLock) -> None:
         """One term: number what comes, until it is time for the next segment."""
         await connection.execute("set synchronous_commit = on", timeout=ANSWER_WITHIN)
         opening, self._next_segment = self._next_segment, False
@@ -114,8 +129,10 @@ class Sequencer:
         self._events.set()
         number = await connection.prepare(query("number_events"), timeout=ANSWER_WITHIN)
         batches = 0
+        vigil = Vigil(time.monotonic(), longest_sleep=self._poll_every)
         while not self._next_segment:
             self._events.clear()
+            began = time.monotonic()
             _, xmax, in_progress = snapshot.split(":")
             row = await number.fetchrow(
                 term,
@@ -129,7 +146,7 @@ class Sequencer:
             if row["superseded"]:
                 raise Superseded
             snapshot, last_seq = row["snapshot"], row["last_seq"]
-            if row["numbered"]:
+            if row["transactions"]:
                 self._numbered()
                 self._others.set()
                 batches += 1
@@ -139,9 +156,16 @@ class Sequencer:
                 self.gone.set()
             self.leading.set()
             self.settled.set()
+            now = time.monotonic()
+            vigil.looked(now, row["transactions"], now - began, held=lock.held)
+            lock.want(vigil.wants_lock)
+            metrics.show_vigil(vigil.state)
+            if vigil.state is State.AWAKE:
+                await asyncio.sleep(vigil.pause)
+                continue
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_every):
+                async with asyncio.timeout(vigil.pause):
                     await self._events.wait()
 
     async def _tell_others(self) -> None:
@@ -151,6 +175,7 @@ class Sequencer:
             self._others.clear()
             try:
                 async with lent(self._pool, ANSWER_WITHIN) as connection:
+                    self._tells = connection.get_server_pid()
                     await connection.execute(query("tell"))
             except BROKEN as error:
                 log.debug("log_unavailable", reason=reason(error))  # they poll as well

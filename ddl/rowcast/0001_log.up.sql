@@ -100,19 +100,20 @@ create table rowcast.events (
     actor text,
     grants jsonb,  -- the right that began with this row
     revokes jsonb  -- the right that ended with this row
-) partition by range ((id >> 40));
-create index events_id on rowcast.events (id);
--- The sequencer looks up what became visible since its last snapshot.
-create index events_xid on rowcast.events (xid);
+) partition by range (id);
+-- By this the sequencer looks up what became visible since its last snapshot, and the log what it orders: every index
+-- more costs every writer.
+create index events_xid on rowcast.events (xid, id);
 create index events_grants on rowcast.events (xid) where grants is not null;
 
 -- The order. Dense within a term; transactions are whole, and so are the topics within each of them.
 create table rowcast.log (
     seq bigint primary key,
     tx_end bigint not null,  -- the seq of the last event of the same transaction
+    xid xid8 not null,
     event_id bigint not null,
     topic text collate "C" not null,
-    row_hash bigint  -- of the row whose content the event holds, so that it is found when the row is deleted
+    row_hash bigint  -- of the row that the event is about; null for what is about no single row
 ) partition by range (seq);
 create index log_topic on rowcast.log (topic, seq);
 create index log_row on rowcast.log (row_hash) where row_hash is not null;
@@ -146,7 +147,7 @@ select l.seq, l.tx_end, e.xid::text as tx,
        e.changed, e.actor,
        e.revokes is not null as revokes, e.revokes ->> 'user' as revokes_user, e.revokes ->> 'topic' as revokes_topic
 from rowcast.log as l
-join rowcast.events as e on e.id = l.event_id and e.id >> 40 = l.event_id >> 40
+join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
 join rowcast.watched as w on w.id = e.watch;
 
 -- One row per reign of a leader. Its numbers are above `base`, which lies far beyond every number that an
@@ -260,7 +261,8 @@ declare
 begin
     execute format('create table rowcast.%I (like rowcast.events including all)', 'events_' || n);
     execute format('create table rowcast.%I (like rowcast.log including all)', 'log_' || n);
-    execute format('alter table rowcast.events attach partition rowcast.%I for values from (%s) to (%s)', 'events_' || n, n, n + 1);
+    execute format('alter table rowcast.events attach partition rowcast.%I for values from (%s) to (%s)', 'events_' || n,
+                   n::bigint << 40, (n + 1)::bigint << 40);
     execute format('alter table rowcast.log attach partition rowcast.%I for values from (%s) to (%s)', 'log_' || n,
                    n::bigint << 32, (n + 1)::bigint << 32);
     insert into rowcast.segments (segment) values (n);
@@ -394,7 +396,7 @@ begin
         update rowcast.events as e set record = null
         from stone as s
         join rowcast.log as l on l.row_hash = hashtextextended(s.key, s.watch) and l.seq < s.seq
-        where e.id = l.event_id and e.id >> 40 = l.event_id >> 40
+        where e.xid = l.xid and e.id = l.event_id
           and e.watch = s.watch and e.key::text = s.key and e.record is not null
         returning 1
     ), letter as (

@@ -134,6 +134,20 @@ async def test_one_statement_over_many_rows_is_one_run_of_the_trigger(notes: Con
     assert (10_000, {"update"}) == (len(captured), {kind for _, kind, _ in captured})
 
 
+async def test_expressions_need_not_say_which_row_they_mean(sql: Connection) -> None:
+    await sql.execute(NOTES)
+    await sql.execute(
+        "select rowcast.watch('app.notes', topic => $$'room:' || room$$, columns => '{id,room,body}',"
+        " revokes => $$jsonb_build_object('topic', 'room:' || room)$$)"
+    )
+    await sql.execute("insert into app.notes (id, room) values (1, 'a')")
+    await sql.execute("update app.notes set room = 'b'")
+    await sql.execute("delete from app.notes")
+    assert [("room:a", "insert", 1), ("room:a", "leave", 1), ("room:b", "insert", 1), ("room:b", "delete", 1)] == (
+        await events(sql)
+    )
+
+
 async def test_a_truncate_is_one_event_for_the_whole_pack(notes: Connection) -> None:
     await notes.execute("insert into app.notes (id, room) values (1, 'a')")
     await events(notes)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +17,7 @@ from tests.acceptance.conftest import Chat
 from tests.acceptance.test_service import get
 from tests.faults.checker import CLEAN
 from tests.faults.harness import stage
-from tests.support.daemon import Client, Daemon, Frame, command, daemon_process, token
+from tests.support.daemon import SECRET, Client, Daemon, Frame, clean_environment, command, daemon_process, token
 from tests.support.processes import until_it_ends
 
 
@@ -143,6 +144,31 @@ async def test_a_signal_to_the_parent_drains_all_workers(crew: Daemon, chat: Cha
     for pid in pids(crew).values():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_a_signal_while_the_workers_start_ends_them_all_and_is_no_fault(
+    database: str, chat: Chat, terminal: bool
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "daemon", "--workers", "2"),
+        env=clean_environment(DATABASE_URL=database, ROWCAST_SECRET=SECRET, ROWCAST_LISTEN="127.0.0.1:0"),
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stderr
+    said = await process.stderr.readline()  # the first worker has just been forked
+    try:
+        if terminal:
+            os.killpg(process.pid, signal.SIGINT)  # Ctrl-C is for all who belong to the terminal
+        else:
+            process.terminate()
+        said += await process.stderr.read()
+        assert 0 == await process.wait(), said
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert not {"worker_ended", "internal_error"} & {json.loads(line)["event"] for line in said.splitlines()}
 
 
 async def test_a_worker_that_hangs_while_all_stop_is_killed_and_counts(database: str, chat: Chat) -> None:

@@ -275,13 +275,7 @@ class Supervisor:
                 worker.link.close()
             logs.configure(self._settings.log_format, self._settings.log_level, worker=number)
             metrics.name_worker(number)
-            asyncio.run(
-                serve(
-                    _settings_of(number, self._settings),
-                    manager=Parent(link, self._sockets, self._beat_every),
-                    my_turn=partial(self._shares.my_turn, number),
-                )
-            )
+            asyncio.run(self._serve(number, Parent(link, self._sockets, self._beat_every)))
             code = 0
         except Exception as error:
             fault = fault_in(error)
@@ -292,6 +286,13 @@ class Supervisor:
                 link.send(f"FAULT={fault}".encode())
         finally:
             os._exit(code)  # the rest of this program is the parent's
+
+    async def _serve(self, number: int, parent: Parent) -> None:
+        settings = _settings_of(number, self._settings)
+        try:
+            await serve(settings, manager=parent, my_turn=partial(self._shares.my_turn, number))
+        finally:  # who ends anyway need not be asked to, and a loop that is being closed minds no signal
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
 
 
 def _settings_of(number: int, settings: Settings) -> Settings:

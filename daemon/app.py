@@ -3,10 +3,11 @@
 import asyncio
 import json
 import signal
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ from daemon.flow.replay import PatientHistory
 from daemon.flow.served import Served
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, html_page, json_page, text_page
-from daemon.gateway.server import Gateway, Limits, encode
+from daemon.gateway.server import Gateway, Limits, bind, encode
 from daemon.logs import get_logger
 from daemon.packs import Pack, bundled
 from daemon.postgres import ddl
@@ -37,7 +38,7 @@ from daemon.postgres.history import UnknownPack
 from daemon.postgres.queries import query
 from daemon.postgres.retention import DROPPING, Retention
 from daemon.postgres.sequencer import Sequencer
-from daemon.settings import Settings
+from daemon.settings import Address, Settings
 
 log = get_logger()
 
@@ -117,12 +118,13 @@ class Running:
     host: str
     port: int
     pool: Pool
+    readiness: "Readiness"
+    metrics_url: str | None
 
     @property
     def http_url(self) -> str:
         """Where the live page is."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/"
+        return f"http://{Address(self.host, self.port)}/"
 
     @property
     def websocket_url(self) -> str:
@@ -238,9 +240,16 @@ def _metrics_page() -> Page:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncIterator[Running]:
+async def running(
+    settings: Settings,
+    *,
+    demo: Demo | None = None,
+    handed: Sequence[socket.socket] = (),
+    my_turn: Callable[[int], bool] = lambda _: True,
+) -> AsyncIterator[Running]:
     """Serve for as long as the block lasts; leaving it says bye to the clients. Raises an OperatorFault.
 
+    It listens on the sockets that it was `handed`, if any, else at `settings.listen`; `my_turn` is for the gateway.
     Everything has proven itself once the block is entered: the schema is current, the listener hears, the log has
     been read, and the port is open.
     """
@@ -344,14 +353,17 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
                 await pump.started.wait()
         except TimeoutError:
             raise Deaf from None
-        handed = systemd.listen_fds()
-        if handed:  # socket activation: clients who came while nobody served wait in it
-            host, port = await gateway.start(sock=handed[0])
-        else:
-            host, port = await gateway.start(settings.listen.host, settings.listen.port)
+        own = [] if settings.metrics_listen is None else await bind(*astuple(settings.metrics_listen))
+        try:
+            sockets = handed or await bind(*astuple(settings.listen))
+        except OperatorFault:
+            for listening in own:
+                listening.close()
+            raise
+        host, port = await gateway.start(sockets=[*sockets, *own], my_turn=my_turn)
         stack.push_async_callback(gateway.drain, lambda: encode(bye("restart")), within=settings.drain_seconds)
-        tasks(_tell_systemd(readiness))
-        yield Running(host, port, pool)
+        metrics_url = f"http://{Address(*own[0].getsockname()[:2])}/metrics" if own else None
+        yield Running(host, port, pool, readiness, metrics_url)
 
 
 @asynccontextmanager
@@ -374,12 +386,11 @@ async def _close(pool: Pool) -> None:
     pool.terminate()
 
 
-async def _tell_systemd(readiness: Readiness) -> None:
-    """READY once, then the watchdog for as long as the loop turns and the listener hears or is coming back."""
-    systemd.notify("READY=1")
-    interval = systemd.watchdog_interval()
+async def _show_life(manager: systemd.Manager, reasons: Callable[[], Sequence[str]]) -> None:
+    """Feed the watchdog for as long as the loop turns, and say for which reasons the daemon is not ready."""
+    interval = manager.watchdog_interval()
     while interval is not None:
-        systemd.notify("WATCHDOG=1\nSTATUS=" + ("; ".join(readiness.reasons()) or "ready"))
+        manager.notify("WATCHDOG=1\nSTATUS=" + ("; ".join(reasons()) or "ready"))
         await asyncio.sleep(interval)
 
 
@@ -388,24 +399,38 @@ async def serve(
     *,
     demo: Demo | None = None,
     beside: Callable[[Running], Coroutine[Any, Any, None]] | None = None,
+    manager: systemd.Manager = systemd,
+    my_turn: Callable[[int], bool] = lambda _: True,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; `beside` runs from when the daemon is ready. Raises an OperatorFault."""
+    """Serve until SIGTERM or SIGINT; `beside` runs from when the daemon is ready. Raises an OperatorFault.
+
+    `manager` hears how it goes, and may hand sockets over; `my_turn` is for the gateway.
+    """
     stop, ready = asyncio.Event(), asyncio.Event()
+    reasons: Callable[[], Sequence[str]] = lambda: ["starting"]  # noqa: E731
 
     async def life() -> None:
-        async with running(settings, demo=demo) as daemon, _in_background() as tasks:
-            ready.set()
-            log.info("serving", listen=daemon.http_url, packs=list(settings.packs), version=__version__)
-            if beside is not None:
-                tasks(beside(daemon))
-            await stop.wait()
-            log.info("stopping")
-            systemd.notify("STOPPING=1")
+        nonlocal reasons
+        async with _in_background() as lasting:
+            lasting(_show_life(manager, lambda: reasons()))  # noqa: PLW0108 - it changes
+            opening = running(settings, demo=demo, handed=manager.listen_fds(), my_turn=my_turn)
+            async with opening as daemon, _in_background() as tasks:
+                ready.set()
+                reasons = daemon.readiness.reasons
+                places = {"listen": daemon.http_url} | ({"metrics": daemon.metrics_url} if daemon.metrics_url else {})
+                log.info("serving", **places, packs=list(settings.packs), version=__version__)
+                manager.notify("READY=1")
+                if beside is not None:
+                    tasks(beside(daemon))
+                await stop.wait()
+                log.info("stopping")
+                manager.notify("STOPPING=1")
         log.info("stopped")
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # a worker begins with both held back
     living, stopping = asyncio.create_task(life()), asyncio.create_task(stop.wait())
     await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daemon import __version__
-from daemon.core.errors import OperatorFault, RowcastError
+from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import configure, get_logger
 from daemon.settings import Settings, load
 
@@ -52,18 +52,11 @@ class _Faults(click.Group):
         try:
             return super().invoke(ctx)
         except (OperatorFault, ExceptionGroup) as error:
-            fault = _fault_in(error)
+            fault = fault_in(error)
             if fault is None:
                 raise
             click.echo(f"daemon: {fault}", err=True)
             ctx.exit(fault.exit_code)
-
-
-def _fault_in(error: BaseException) -> OperatorFault | None:
-    """The operator's fault in what a group of tasks raised."""
-    if isinstance(error, ExceptionGroup):
-        return next(filter(None, map(_fault_in, error.exceptions)), None)
-    return error if isinstance(error, OperatorFault) else None
 
 
 def _run(work: Coroutine[Any, Any, object]) -> None:
@@ -82,6 +75,7 @@ def _run(work: Coroutine[Any, Any, object]) -> None:
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A TOML file.")
 @click.option("--database-url", metavar="URL", help="Better in the environment: a command line is visible to all.")
 @click.option("--listen", metavar="HOST:PORT", help="Where clients connect (default 127.0.0.1:8787).")
+@click.option("--workers", metavar="N", help="How many processes serve, one for each core (default 1).")
 @click.pass_context
 def cli(
     ctx: click.Context,
@@ -93,13 +87,14 @@ def cli(
     config: Path | None,
     database_url: str | None,
     listen: str | None,
+    workers: str | None,
 ) -> None:
     """Rowcast: from a committed row in Postgres to every subscribed client.
 
     Without a command it serves. `daemon up` is the way to try it.
     """
     ctx.obj = options = Options(config, {}).having(
-        packs=packs or None, schema=schema, database_url=database_url, listen=listen
+        packs=packs or None, schema=schema, database_url=database_url, listen=listen, workers=workers
     )
     if sql and not apply_ddl:
         raise click.UsageError("--sql goes with --apply-ddl")
@@ -109,11 +104,16 @@ def cli(
         return
     if apply_ddl:
         _apply(options.settings, offline=sql)
-    else:
+    elif options.settings.workers == 1:
         from daemon.app import serve
 
         _configure(options.settings)
         _run(serve(options.settings))
+    else:
+        from daemon.workers import supervise
+
+        _configure(options.settings)
+        sys.exit(supervise(options.settings))
 
 
 def _configure(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Literal, TextIO
 
@@ -69,6 +70,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn", "a transaction had more changes than ROWCAST_TRANSACTION_CHANGES: its topics were reset"
         ),
         "trigger_error": Event("error", "a watched table is not captured as it was set up, and what to do"),
+        "worker_ended": Event("warn", "a worker has ended by itself; after a pause another takes its place"),
+        "worker_hung": Event("error", "a worker showed no life for ROWCAST_WORKER_SILENCE, and was killed"),
+        "worker_started": Event("info", "a process that serves beside others was started, or started again"),
     }
 )
 """Every event that is logged; the table in docs/operate.md."""
@@ -84,7 +88,7 @@ _SECRET_NAME: Final = re.compile(
 _SECRET_TEXT: Final = re.compile(r"(?<=://)[^\s@]*(?=@)|\beyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 RUN: Final = str(ULID())
-"""The correlation id of what belongs to no session: the same for one run of the process."""
+"""The correlation id of what belongs to no session: the same for one run of the daemon, in all its processes."""
 
 _correlation: ContextVar[str] = ContextVar("correlation", default=RUN)
 
@@ -105,12 +109,19 @@ def get_logger() -> FilteringBoundLogger:
     return logger
 
 
-def configure(format: Format = "auto", level: Level = "info", stream: TextIO | None = None) -> None:  # noqa: A002
+def configure(
+    format: Format = "auto",  # noqa: A002
+    level: Level = "info",
+    stream: TextIO | None = None,
+    *,
+    worker: int | None = None,
+) -> None:
     """Log to `stream` (stderr) from `level` on. `auto` is `pretty` on a terminal and `json` elsewhere.
 
-    What libraries log by the standard library's logging comes in the same form, from warnings on.
+    What libraries log by the standard library's logging comes in the same form, from warnings on. The data of every
+    line name the `worker`, if there is one.
     """
-    _configure(format, level, stream)
+    _configure(format, level, stream, {} if worker is None else {"worker": worker})
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Libraries)]:
         root.removeHandler(handler)
@@ -119,11 +130,16 @@ def configure(format: Format = "auto", level: Level = "info", stream: TextIO | N
     logging.captureWarnings(capture=True)
 
 
-def _configure(format: Format, level: Level, stream: TextIO | None = None) -> None:  # noqa: A002
+def _configure(
+    format: Format,  # noqa: A002
+    level: Level,
+    stream: TextIO | None = None,
+    always: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     terminal = (stream or sys.stderr).isatty()
     pretty = format == "pretty" or (format == "auto" and terminal)
     structlog.configure(
-        processors=[_line, _Pretty(colours=terminal) if pretty else _json],
+        processors=[partial(_line, always), _Pretty(colours=terminal) if pretty else _json],
         wrapper_class=structlog.make_filtering_bound_logger("warning" if level == "warn" else level),
         logger_factory=lambda: _Lines(stream),
         cache_logger_on_first_use=False,  # loggers are made at import, before this is called
@@ -163,11 +179,11 @@ class _Libraries(logging.Handler):
             self.handleError(record)
 
 
-def _line(_: object, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Give a log call the one form that all lines have."""
+def _line(always: Mapping[str, Any], _: object, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Give a log call the one form that all lines have, with what is `always` among its data."""
     name = event.pop("event")
     error = _error(event.pop("exc_info", None))
-    data = {key: _plain(value, key) for key, value in event.items()}
+    data = {**always, **{key: _plain(value, key) for key, value in event.items()}}
     if error is not None:
         data["error"] = type(error).__name__
         if name == "internal_error":

@@ -3,7 +3,7 @@
 Labels take only values that Rowcast itself chooses, or that the schema has: no user, topic or address.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -17,6 +17,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from daemon.core.change import Kind
 from daemon.core.vigil import State
@@ -135,9 +137,28 @@ METRICS: Final[Mapping[str, str]] = MappingProxyType(
 ProcessCollector(registry=REGISTRY)  # process_*: memory, open files, CPU time
 
 
+_worker: dict[str, str] = {}
+
+
+def name_worker(number: int) -> None:
+    """From now on every metric of this process bears the label `worker`, for there are others like it."""
+    _worker["worker"] = str(number)
+
+
+class _Named(Collector):
+    def collect(self) -> Iterator[Metric]:
+        for family in REGISTRY.collect():
+            family.samples = [sample._replace(labels=_worker | sample.labels) for sample in family.samples]
+            yield family
+
+
+_PAGE: Final = CollectorRegistry()
+_PAGE.register(_Named())
+
+
 def exposition() -> tuple[bytes, str]:
     """Every metric in Prometheus' text format, and its MIME type."""
-    return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
+    return generate_latest(_PAGE), CONTENT_TYPE_LATEST
 
 
 _VIGIL: Final = {state: VIGIL.labels(state=state.value) for state in State}

@@ -299,6 +299,14 @@ class Settings(BaseSettings):
     listen: Annotated[Address, BeforeValidator(_address)] = Field(
         Address("127.0.0.1", 8787), description="the HOST:PORT for websockets and pages, an IPv6 address in brackets"
     )
+    workers: Count = Field(1, description="the number of processes that serve; more than one for more than one core")
+    worker_silence: Seconds = Field(
+        10.0, description="the seconds without a sign of life until one of several processes is killed and replaced"
+    )
+    metrics_listen: Annotated[Address, BeforeValidator(_address)] | None = Field(
+        None,
+        description="a HOST:PORT beside ROWCAST_LISTEN; of several processes each has its own port, from PORT on",
+    )
     secret: Annotated[SecretStr, AfterValidator(_secret)] | None = Field(
         None, description="the HS256 key that signs tokens, 32 bytes or more"
     )
@@ -344,7 +352,7 @@ class Settings(BaseSettings):
     )
     max_clients: Count | None = Field(
         None,
-        description="the number of clients at once; as many as the open files allow, and 10000, if it is not set",
+        description="the number of clients of a process; as many as the open files allow, and 10000, if not set",
     )
     read_chunk: Count = Field(1000, description="the number of changes in one read of the log")
     transaction_changes: Count = Field(
@@ -393,6 +401,12 @@ class Settings(BaseSettings):
         if problem is None:
             return self
         raise ValueError(f"ROWCAST_ENVIRONMENT is production, where there is {problem}")
+
+    @model_validator(mode="after")
+    def _a_port_for_each_worker(self) -> Self:
+        if self.metrics_listen is None or self.metrics_listen.port + self.workers - 1 <= 65535:
+            return self
+        raise ValueError("ROWCAST_METRICS_LISTEN needs as many ports from its own on as ROWCAST_WORKERS says")
 
     @property
     def dsn(self) -> str | None:

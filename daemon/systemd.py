@@ -1,10 +1,21 @@
 """The three things that systemd and a service say to each other, in what the environment names for it.
 
+This module is the `Manager` of a service that systemd, or nobody, has started.
 See sd_notify(3), sd_watchdog_enabled(3) and sd_listen_fds(3).
 """
 
 import os
 import socket
+from typing import Protocol
+
+
+class Manager(Protocol):
+    """Who has started this process and minds it; each member as the function of this module has it."""
+
+    def notify(self, state: str) -> bool: ...  # noqa: D102
+    def watchdog_interval(self) -> float | None: ...  # noqa: D102
+    def listen_fds(self) -> list[socket.socket]: ...  # noqa: D102
+
 
 FIRST_FD = 3  # systemd hands sockets over from this descriptor on
 

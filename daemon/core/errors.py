@@ -134,3 +134,10 @@ class OperatorFault(RowcastError):
     """The operator can mend this: one line says what is wrong and what to do, and the process ends."""
 
     exit_code: ClassVar[int] = 1
+
+
+def fault_in(error: BaseException) -> OperatorFault | None:
+    """The operator's fault in an error, or in what a group of tasks raised."""
+    if isinstance(error, ExceptionGroup):
+        return next(filter(None, map(fault_in, error.exceptions)), None)
+    return error if isinstance(error, OperatorFault) else None

@@ -14,6 +14,7 @@ from daemon.gateway.shared import address_name, log
 
 BACKLOG: Final = 4096  # connections that may wait in the kernel, in a storm or while the daemon restarts
 ACCEPTS: Final = 64  # connections accepted in a row before anybody else has a turn
+COURTESY: Final = 0.005  # seconds that a connection is left to another process which should have it
 USER_TIMEOUT: Final = 60_000  # milliseconds without an acknowledgement; we cut sooner, and know why
 
 # "localhost" has an IPv6 address on machines that have no IPv6.
@@ -21,7 +22,7 @@ _NOT_HERE: Final = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 class ListenFailed(OperatorFault):
-    """Cannot listen on {address}: {reason}. Choose another address with --listen."""
+    """Cannot listen on {address}: {reason}. Choose another with --listen, or ROWCAST_METRICS_LISTEN."""
 
     exit_code: ClassVar[int] = 69
 
@@ -37,7 +38,12 @@ class Listener:
     before it can be refused: a storm would starve the loop and take every descriptor.
     """
 
-    def __init__(self, listening: socket.socket, admit: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self,
+        listening: socket.socket,
+        admit: Callable[[socket.socket], None],
+        my_turn: Callable[[], bool] = lambda: True,
+    ) -> None:
         listening.setblocking(False)
         listening.listen(BACKLOG)
         # Accepted sockets inherit these; asyncio sets the first only where it has made the socket itself.
@@ -46,18 +52,32 @@ class Listener:
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
         self._socket = listening
         self._admit = admit
+        self._my_turn = my_turn
         self.resume()
 
     def resume(self) -> None:
         """Accept, or again after descriptors ran out; harmless if it does already."""
         if self._socket.fileno() >= 0:
-            asyncio.get_running_loop().add_reader(self._socket, self._accept)
+            asyncio.get_running_loop().add_reader(self._socket, self._arrived)
 
     def close(self) -> None:
         """Accept no more. Others who hold the same socket, such as systemd, still may."""
         if self._socket.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
+
+    def _arrived(self) -> None:
+        if self._my_turn():
+            self._accept()
+        else:  # whoever shares this socket with us hears of it too, and may be there before us
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._socket)
+            loop.call_later(COURTESY, self._insist)
+
+    def _insist(self) -> None:
+        if self._socket.fileno() >= 0:
+            self.resume()
+            self._accept()
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS):

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -18,7 +18,7 @@ from daemon.gateway.limits import SPARE, Limits
 from daemon.gateway.listener import Listener, ListenFailed, bind, refuse
 from daemon.gateway.shared import Shared
 
-__all__ = ["Gateway", "Limits", "ListenFailed", "encode"]
+__all__ = ["Gateway", "Limits", "ListenFailed", "bind", "encode"]
 
 
 class Gateway:
@@ -67,15 +67,24 @@ class Gateway:
         return self._shared.aborted
 
     async def start(
-        self, host: str = "127.0.0.1", port: int = 0, *, sock: socket.socket | None = None
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        sockets: Sequence[socket.socket] = (),
+        my_turn: Callable[[int], bool] = lambda _: True,
     ) -> tuple[str, int]:
-        """Listen on `host` and `port` (0: any that is free), or on `sock`; returns host and actual port.
+        """Listen on `host` and `port` (0: any that is free), or on `sockets`; returns host and port of the first.
 
-        Raises ListenFailed.
+        `my_turn` gets the number of connections, and says whether the next is for us or, since other processes
+        accept from the same sockets, is left to them for a moment. Raises ListenFailed.
         """
-        sockets = await bind(host, port) if sock is None else [sock]
+        sockets = sockets or await bind(host, port)
         address = sockets[0].getsockname()
-        self._listeners = [Listener(listening, self._admit) for listening in sockets]
+        self._listeners = [
+            Listener(listening, self._admit, lambda: my_turn(len(self._shared.peers) + self._shared.arriving))
+            for listening in sockets
+        ]
         self._tick()
         return str(address[0]), int(address[1])
 

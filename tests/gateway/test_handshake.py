@@ -219,10 +219,26 @@ async def test_a_socket_that_already_listens_is_taken_over() -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     async with serving() as served, Gateway(lambda client: Recorder(client, print), Site({})) as second:
-        assert await second.start(sock=listening) == ("127.0.0.1", port)
+        assert await second.start(sockets=[listening]) == ("127.0.0.1", port)
         served.port = port
         async with served.connect():
             assert second.connections == 1
+
+
+async def test_who_is_not_at_turn_leaves_a_connection_to_another_and_takes_it_if_nobody_else_does() -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    shared = listening.dup()
+    async with (
+        serving() as served,
+        Gateway(lambda client: Recorder(client, print), Site({})) as shy,
+        Gateway(lambda client: Recorder(client, print), Site({})) as other,
+    ):
+        _, served.port = await shy.start(sockets=[listening], my_turn=lambda _: False)
+        async with served.connect():
+            assert (1, 0) == (shy.connections, other.connections)
+            await other.start(sockets=[shared])
+            async with served.connect(), served.connect():
+                assert (1, 2) == (shy.connections, other.connections)
 
 
 async def test_an_address_that_is_taken_is_the_operators_fault() -> None:

@@ -220,7 +220,7 @@ async def daemon_process(
         daemon = Daemon(process, ("127.0.0.1", port or 0), log, notices)
         try:
             await _ready(daemon)
-            [serving] = [line for line in daemon.events() if line["event"] == "serving"]
+            serving = next(line for line in daemon.events() if line["event"] == "serving")
             daemon.address = ("127.0.0.1", urlsplit(serving["data"]["listen"]).port or 0)
             yield daemon
         finally:

@@ -48,6 +48,13 @@ def data(lines: Lines) -> dict[str, Any]:
     return found
 
 
+def test_every_line_of_a_worker_names_it() -> None:
+    stream = io.StringIO()
+    configure("json", "info", stream, worker=3)
+    log.info("serving", listen="127.0.0.1:8787")
+    assert {"worker": 3, "listen": "127.0.0.1:8787"} == json.loads(stream.getvalue())["data"]
+
+
 def test_a_line_has_the_form_of_the_specification(lines: Lines) -> None:
     log.info("serving", listen="127.0.0.1:8787", packs=["chatgenius"])
     (line,) = lines()

@@ -1,0 +1,259 @@
+"""Several processes behind one socket: what clients notice of them, and what an operator does."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from tests.acceptance.conftest import Chat
+from tests.acceptance.test_service import get
+from tests.faults.checker import CLEAN
+from tests.faults.harness import stage
+from tests.support.daemon import SECRET, Client, Daemon, Frame, clean_environment, command, daemon_process, token
+from tests.support.processes import until_it_ends
+
+
+@pytest.fixture
+async def crew(database: str, chat: Chat) -> AsyncIterator[Daemon]:
+    """A daemon of two workers."""
+    async with daemon_process(database, "--workers", "2") as daemon:
+        yield daemon
+
+
+def lines(daemon: Daemon, event: str) -> list[Frame]:
+    """The data of each line of this kind."""
+    return [line["data"] for line in daemon.events() if line["event"] == event]
+
+
+async def logged(daemon: Daemon, event: str, times: int = 1) -> None:
+    while len(lines(daemon, event)) < times:
+        await asyncio.sleep(0.01)
+
+
+def pids(daemon: Daemon) -> dict[int, int]:
+    """The process of each worker, by its number."""
+    return {line["worker"]: line["pid"] for line in lines(daemon, "worker_started")}
+
+
+async def worker_of(daemon: Daemon, client: Client) -> int:
+    """The number of the worker that serves this client."""
+    while True:
+        for line in daemon.events():
+            if line["event"] == "client_connected" and line["correlationId"] == client.welcome["session"]:
+                return int(line["data"]["worker"])
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def one_on_each(daemon: Daemon, user: str) -> AsyncIterator[dict[int, Client]]:
+    """Clients, one of each of two workers."""
+    async with AsyncExitStack() as stack:
+        found: dict[int, Client] = {}
+        while len(found) < 2:
+            client = await stack.enter_async_context(daemon.client(user))
+            found[await worker_of(daemon, client)] = client
+        yield found
+
+
+async def test_clients_of_two_workers_hear_every_change_in_one_order_and_under_one_number(
+    crew: Daemon, chat: Chat
+) -> None:
+    async with one_on_each(crew, chat.ada) as clients:
+        for client in clients.values():
+            await client.subscribe(chat.topic)
+        for number in range(40):
+            await chat.say(str(number))
+        one, other = [await client.changes(40) for client in clients.values()]
+        assert one == other
+        assert [str(number) for number in range(40)] == [change["record"]["content"] for change in one]
+        assert sorted({change["seq"] for change in one}) == [change["seq"] for change in one]
+    assert 1 == len(lines(crew, "leader_elected"))
+
+
+async def test_a_hundred_connections_are_shared_among_the_workers(crew: Daemon, chat: Chat) -> None:
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(crew.client(chat.ada)) for _ in range(100)]
+        shares = Counter([await worker_of(crew, client) for client in clients])
+    assert {0, 1} == shares.keys()
+    assert 20 <= min(shares.values()), shares
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("leads", [True, False])
+async def test_a_worker_that_dies_or_hangs_is_noticed_by_its_own_clients_alone_and_they_miss_nothing(
+    database: str, how: signal.Signals, leads: bool
+) -> None:
+    soon = {"ROWCAST_WORKER_SILENCE": "4"} if how == signal.SIGSTOP else {}
+    async with stage(database, environment={"ROWCAST_WORKERS": "2", **soon}) as play:
+        daemon = play.daemons[0].daemon
+        assert daemon
+        clients = await play.follow(16)
+        leader = lines(daemon, "leader_elected")[-1]["worker"]
+        victim = leader if leads else 1 - leader
+        theirs = [line["worker"] for line in lines(daemon, "client_connected")].count(victim)
+        play.write(3)
+        await play.heard(50)
+        first = pids(daemon)[victim]
+        with until_it_ends(first):
+            os.kill(first, how)
+            await logged(daemon, "worker_ended")
+        await logged(daemon, "worker_started", 3)
+        await play.recovered()
+        await logged(daemon, "serving", 3)
+        await play.committed(50)
+        assert CLEAN == await play.verdict()
+        assert {1: 16 - theirs, 2: theirs} == Counter(client.connections for client in clients)
+        assert 0 < theirs < 16
+        assert (how == signal.SIGSTOP) == bool(lines(daemon, "worker_hung"))
+        [ended] = lines(daemon, "worker_ended")
+        assert (victim, first, "Killed") == (ended["worker"], ended["pid"], ended["reason"])
+        assert first != pids(daemon)[victim]
+        leaders = [line["worker"] for line in lines(daemon, "leader_elected")]
+        assert ([leader, 1 - leader] if leads else [leader]) == leaders
+
+
+async def test_who_comes_while_no_worker_lives_waits_for_the_next(crew: Daemon, chat: Chat) -> None:
+    for pid in pids(crew).values():
+        with until_it_ends(pid):
+            os.kill(pid, signal.SIGKILL)
+    async with crew.raw(open_timeout=None) as client:
+        await client.say(op="hello", token=token(chat.ada))
+        assert "welcome" == (await client.next())["op"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_to_the_parent_drains_all_workers(crew: Daemon, chat: Chat, how: signal.Signals) -> None:
+    async with one_on_each(crew, chat.ada) as clients:
+        ended = asyncio.create_task(crew.stop(how))
+        for client in clients.values():
+            bye = await client.next()
+            assert ("bye", "restart") == (bye["op"], bye["reason"])
+            assert (1012, "restart") == await client.closed()
+        assert 0 == await ended
+    assert [0, 1] == sorted(line["worker"] for line in lines(crew, "stopped"))
+    assert [] == lines(crew, "worker_ended")
+    await crew.notices.wait_for("STOPPING=1")
+    for pid in pids(crew).values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_a_signal_while_the_workers_start_ends_them_all_and_is_no_fault(
+    database: str, chat: Chat, terminal: bool
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "daemon", "--workers", "2"),
+        env=clean_environment(DATABASE_URL=database, ROWCAST_SECRET=SECRET, ROWCAST_LISTEN="127.0.0.1:0"),
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stderr
+    said = await process.stderr.readline()  # the first worker has just been forked
+    try:
+        if terminal:
+            os.killpg(process.pid, signal.SIGINT)  # Ctrl-C is for all who belong to the terminal
+        else:
+            process.terminate()
+        said += await process.stderr.read()
+        assert 0 == await process.wait(), said
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert not {"worker_ended", "internal_error"} & {json.loads(line)["event"] for line in said.splitlines()}
+
+
+async def test_a_worker_that_hangs_while_all_stop_is_killed_and_counts(database: str, chat: Chat) -> None:
+    async with daemon_process(database, "--workers", "2", environment={"ROWCAST_WORKER_SILENCE": "1"}) as daemon:
+        os.kill(pids(daemon)[1], signal.SIGSTOP)
+        assert 128 + signal.SIGKILL == await daemon.stop()
+
+
+async def test_a_parent_that_is_killed_takes_its_workers_along(crew: Daemon) -> None:
+    one, other = pids(crew).values()
+    os.kill(one, signal.SIGSTOP)  # who cannot run cannot notice that its parent is gone
+    with until_it_ends(one), until_it_ends(other):
+        assert -signal.SIGKILL == await crew.stop(signal.SIGKILL)
+
+
+async def test_a_fault_at_the_start_is_one_line_and_one_exit_code(empty_database: str) -> None:
+    quiet = {"DATABASE_URL": empty_database, "ROWCAST_LOG_LEVEL": "error", "ROWCAST_LISTEN": "127.0.0.1:0"}
+    code, output, errors = await command("--workers", "3", **quiet)
+    assert (32, "") == (code, output)
+    assert re.fullmatch(r"daemon: The schema is not current \(.*\): run `daemon --apply-ddl` first\.\n", errors)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, _, errors = await command("--workers", "3", **quiet | {"ROWCAST_LISTEN": place})
+    assert (69, 1) == (code, errors.count("\n")), errors
+    code, _, errors = await command("--workers", "0", **quiet)
+    assert (78, 1) == (code, errors.count("\n")), errors
+
+
+async def test_the_daemon_is_ready_when_all_workers_are_and_tells_systemd_so_as_long_as_they_live(
+    database: str, chat: Chat
+) -> None:
+    async with daemon_process(database, "--workers", "2", environment={"WATCHDOG_USEC": "400000"}) as daemon:
+        assert [0, 1] == sorted(line["worker"] for line in lines(daemon, "serving"))
+        for _ in range(3):
+            await daemon.notices.wait_for("WATCHDOG=1")
+        await daemon.notices.wait_for("STATUS=ready")
+        await chat.sql.execute("alter table chatgenius.messages disable trigger rowcast_update")
+        for pid in pids(daemon).values():
+            os.kill(pid, signal.SIGKILL)
+        await logged(daemon, "serving", 4)
+        status, page = await get(f"{daemon.http}/readyz")
+        assert 503 == status
+        [reason] = json.loads(page)["reasons"]
+        await daemon.notices.wait_for(f"STATUS=worker 0: {reason}; worker 1: {reason}")
+
+
+HANDED = """
+import os, socket
+listening = socket.create_server(("127.0.0.1", 0))
+os.dup2(listening.fileno(), 3)  # where systemd puts it
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+from daemon.__main__ import main
+main()
+"""
+
+
+async def test_workers_accept_from_the_socket_that_systemd_hands_over(database: str, chat: Chat) -> None:
+    elsewhere = {"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}
+    arguments = ("-c", HANDED, "--workers", "2")
+    async with daemon_process(database, program=arguments, environment=elsewhere) as daemon:
+        places = {line["listen"] for line in lines(daemon, "serving")}
+        assert 1 == len(places)
+        async with one_on_each(daemon, chat.ada) as clients:
+            assert {0, 1} == clients.keys()
+
+
+def workers_in(page: str) -> set[str | None]:
+    """What the samples of a page of metrics have as label `worker`."""
+    samples = [line for line in page.splitlines() if not line.startswith("#")]
+    return {found[1] if (found := re.search(r'[{,]worker="(\d+)"', sample)) else None for sample in samples}
+
+
+async def test_every_metric_names_its_worker_and_each_worker_has_a_port_for_them(database: str, chat: Chat) -> None:
+    own = {"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}
+    async with daemon_process(database, "--workers", "2", environment=own) as daemon:
+        for line in lines(daemon, "serving"):
+            assert {str(line["worker"])} == workers_in((await get(line["metrics"]))[1])
+        assert workers_in((await get(f"{daemon.http}/metrics"))[1]) in ({"0"}, {"1"})
+
+
+async def test_one_process_has_metrics_without_a_worker_and_a_port_for_them_if_asked(
+    database: str, chat: Chat
+) -> None:
+    async with daemon_process(database, environment={"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}) as daemon:
+        [serving] = lines(daemon, "serving")
+        assert "worker" not in serving
+        for url in (serving["metrics"], f"{daemon.http}/metrics"):
+            assert {None} == workers_in((await get(url))[1])

@@ -1,9 +1,7 @@
 """A connection until it is known what it wants: a page, or a websocket."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final, cast
 
 from websockets.exceptions import NegotiationError
@@ -15,6 +13,7 @@ from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.connection import Connection
 from daemon.gateway.http import Page, Request, read_head, text_page
 from daemon.gateway.shared import NEVER, Shared, log, peer_name
+from daemon.gateway.transport import Transport
 
 PATH: Final = "/v1"
 MAX_LOGGED: Final = 200  # characters of what a stranger sent
@@ -32,7 +31,7 @@ _library_log: Final = logging.getLogger("websockets.server")
 _library_log.setLevel(logging.ERROR)
 
 
-class Handshake(asyncio.Protocol):
+class Handshake:
     """Reads one request, and answers it with a page or becomes a `Connection`.
 
     After a page it reads on until the peer has closed, for a socket that is closed with unread bytes takes its
@@ -41,24 +40,14 @@ class Handshake(asyncio.Protocol):
 
     __slots__ = ("_answered", "_deadline", "_received", "_shared", "_transport")
 
-    _transport: asyncio.Transport
-
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, transport: Transport) -> None:
         self._shared = shared
+        self._transport = transport
         self._received = bytearray()
         self._answered = False
         self._deadline = shared.clock() + shared.limits.open_timeout
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A peer is here."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._shared.arriving -= 1
-        self._shared.came(self)
-        if self._shared.draining:
-            self._refuse(_GOING)
-            self._transport.close()
-
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         """Bytes came in; what comes behind the request of a page is thrown away."""
         if self._answered:
             return
@@ -69,12 +58,18 @@ class Handshake(asyncio.Protocol):
         elif request is not None:
             self._respond(request)
 
-    def eof_received(self) -> None:
-        """The peer has said all; asyncio closes the transport once the answer is out."""
+    def ended(self) -> None:
+        """The peer has said all; the transport closes once the answer is out."""
         if self._received and not self._answered:
             self._refuse(_UNFINISHED)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def filled(self) -> None:
+        """The page is large."""
+
+    def emptied(self) -> None:
+        """Most of the page is on its way."""
+
+    def lost(self) -> None:
         """The end."""
         self._shared.went(self)
 
@@ -95,8 +90,9 @@ class Handshake(asyncio.Protocol):
         """Cut the connection now, whatever waits to be sent."""
         if self._deadline != NEVER:
             self._deadline = NEVER
-            log.info("client_aborted", peer=peer_name(self._transport), reason=reason)
-            self._shared.cut(self._transport, reason)
+            log.info("client_aborted", peer=peer_name(self._transport.connection), reason=reason)
+            self._shared.aborted[reason] += 1
+            self._transport.abort()
 
     def _respond(self, request: Request) -> None:
         with_body = request.method != "HEAD"
@@ -134,13 +130,13 @@ class Handshake(asyncio.Protocol):
         upgrades[0].headers.clear()  # the parser keeps the request for as long as the session lasts
         protocol.send_response(response)
         connection = Connection(self._shared, self._transport, protocol)
-        self._transport.set_protocol(connection)
+        self._transport.user = connection
         connection.begin(bytes(self._received[request.size :]))
         self._shared.went(self)
 
     def _refuse(self, page: Page, *, with_body: bool = True) -> None:
         reason = page.body.decode(errors="replace").strip()[:MAX_LOGGED]
-        log.info("client_refused", peer=peer_name(self._transport), status=page.status, reason=reason)
+        log.info("client_refused", peer=peer_name(self._transport.connection), status=page.status, reason=reason)
         self._answer(page, with_body=with_body)
 
     def _answer(self, page: Page, *, with_body: bool = True) -> None:
@@ -148,8 +144,7 @@ class Handshake(asyncio.Protocol):
         self._received.clear()
         self._deadline = self._shared.clock() + self._shared.limits.answer_timeout
         self._transport.write(page.serialize(with_body=with_body))
-        with suppress(OSError):  # the peer may have gone a moment ago
-            self._transport.write_eof()
+        self._transport.write_eof()
 
 
 class _Protocol(ServerProtocol):

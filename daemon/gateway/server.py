@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +16,7 @@ from daemon.gateway.http import Site
 from daemon.gateway.limits import SPARE, Limits
 from daemon.gateway.listener import Listener, ListenFailed, bind, refuse
 from daemon.gateway.shared import Shared
+from daemon.gateway.transport import Transport
 
 __all__ = ["Gateway", "Limits", "ListenFailed", "encode"]
 
@@ -40,7 +40,6 @@ class Gateway:
             attend=attend, site=site, limits=limits, clock=clock, most_sessions=limits.most_connections()
         )
         self._listeners: list[Listener] = []
-        self._arriving: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
@@ -101,17 +100,14 @@ class Gateway:
         cut. Calling it again does no harm.
         """
         shared = self._shared
-        shared.draining = True
         for listener in self._listeners:
             listener.close()
-        if self._arriving:
-            await asyncio.wait(self._arriving)
         for peer in tuple(shared.peers):
             peer.dismiss(bye, code, reason, shared.clock() + within)
         await self._emptied(within)
         for peer in tuple(shared.peers):
             peer.abort("drain_timeout")
-        await self._emptied(1.0)  # asyncio tells of each in its next turns
+        await self._emptied(1.0)  # each tells of its end in the next turn
         if self._ticking is not None:
             self._ticking.cancel()
 
@@ -125,19 +121,10 @@ class Gateway:
         self.housekeep()
 
     def _admit(self, connection: socket.socket) -> None:
-        shared = self._shared
-        if len(shared.peers) + shared.arriving >= shared.most_sessions + SPARE // 2:
+        if len(self._shared.peers) >= self._shared.most_sessions + SPARE // 2:
             refuse(connection, FULL)
         else:
-            shared.arriving += 1
-            task = asyncio.get_running_loop().create_task(self._arrive(connection))
-            self._arriving.add(task)
-            task.add_done_callback(self._arriving.discard)
-
-    async def _arrive(self, connection: socket.socket) -> None:
-        try:
-            make = partial(Handshake, self._shared)
-            await asyncio.get_running_loop().connect_accepted_socket(make, connection)
-        except OSError:  # it has gone again
-            self._shared.arriving -= 1
-            connection.close()
+            transport = Transport(connection)
+            transport.user = Handshake(self._shared, transport)
+            self._shared.came(transport.user)
+            transport.resume_reading()

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import sys
 import termios
 from collections import deque
@@ -11,8 +12,7 @@ from typing import Final
 from ulid import ULID
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import SEND_EOF, State
-from websockets.server import ServerProtocol
+from websockets.protocol import SEND_EOF, Protocol, Side, State
 
 from daemon.core.close_codes import CLOSE_CODES, Close
 from daemon.core.ports import Attendant
@@ -23,6 +23,10 @@ from daemon.logs import correlate
 
 SLICE: Final = 16 * 1024  # bytes parsed before the frames among them are counted
 MAX_REASON: Final = 123  # bytes, in a close frame
+
+# The library has a line for every connection and, at DEBUG, for every frame; only a bug in it is of interest.
+_library_log: Final = logging.getLogger("websockets.server")
+_library_log.setLevel(logging.ERROR)
 
 
 def encode(payload: bytes) -> bytes:
@@ -62,13 +66,12 @@ class Connection:
         "session",
     )
 
-    def __init__(self, shared: Shared, transport: Transport, protocol: ServerProtocol) -> None:
-        """`protocol` has accepted the handshake; its answer has not been sent yet."""
+    def __init__(self, shared: Shared, transport: Transport) -> None:
         now = shared.clock()
         self.session = str(ULID())
         self._shared = shared
         self._transport = transport
-        self._protocol = protocol
+        self._protocol = Protocol(Side.SERVER, max_size=shared.limits.message_bytes, logger=_library_log)
         self._attendant: Attendant | None = None
         self._open = True
         self._cut = ""  # why it was cut
@@ -91,11 +94,11 @@ class Connection:
         self._ping_end = 0  # what `_sent` was behind the ping
         self._taken = 0
 
-    def begin(self, early: bytes) -> None:
-        """Send the 101 and let the attendant in. `early` is what the peer sent behind its request."""
+    def begin(self, answer: bytes, early: bytes) -> None:
+        """Send the answer to the request and let the attendant in. `early` is what the peer sent behind it."""
         self._shared.came(self)
         self._shared.sessions += 1
-        self._flush()
+        self.write(answer)
         with correlate(self.session):
             log.info("client_connected", session=self.session, peer=peer_name(self._transport.connection))
             try:

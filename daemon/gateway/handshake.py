@@ -1,19 +1,13 @@
 """A connection until it is known what it wants: a page, or a websocket."""
 
-import logging
-from collections.abc import Callable, Sequence
-from typing import Final, cast
+from collections.abc import Callable
+from typing import Final
 
-from websockets.exceptions import NegotiationError
-from websockets.http11 import Request as Upgrade
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
-
-from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.connection import Connection
 from daemon.gateway.http import Page, Request, read_head, text_page
 from daemon.gateway.shared import NEVER, Shared, log, peer_name
 from daemon.gateway.transport import Transport
+from daemon.gateway.upgrade import upgrade
 
 PATH: Final = "/v1"
 MAX_LOGGED: Final = 200  # characters of what a stranger sent
@@ -22,13 +16,8 @@ FULL: Final = text_page("All connections are taken: come back later.", 503, {"Re
 _GOING: Final = text_page("The server restarts: come back.", 503, {"Retry-After": "1"})
 _GET_ONLY: Final = text_page("A websocket is opened with GET.", 405, {"Allow": "GET"})
 _NO_SOCKET: Final = text_page(f"There is no websocket here, but at {PATH}.", 404)
-_MALFORMED: Final = text_page("The request is malformed.", 400)
 _UNFINISHED: Final = text_page("The request is not complete.", 400)
 _FAILED: Final = text_page("The page could not be made.", 500)
-
-# The library has a line for every connection and, at DEBUG, for every frame; only a bug in it is of interest.
-_library_log: Final = logging.getLogger("websockets.server")
-_library_log.setLevel(logging.ERROR)
 
 
 class Handshake:
@@ -116,22 +105,13 @@ class Handshake:
         if self._shared.sessions >= self._shared.most_sessions:
             self._refuse(FULL)
             return
-        protocol = _Protocol(max_size=self._shared.limits.message_bytes, logger=_library_log)
-        protocol.receive_data(self._received[: request.size])
-        upgrades = cast("list[Upgrade]", protocol.events_received())
-        if not upgrades:
-            self._refuse(_MALFORMED)
+        answer = upgrade(request)
+        if isinstance(answer, Page):
+            self._refuse(answer)
             return
-        response = protocol.accept(upgrades[0])
-        if response.status_code != 101:
-            headers = {name: response.headers[name] for name in ("Allow", "Upgrade") if name in response.headers}
-            self._refuse(Page(response.status_code, bytes(response.body), "text/plain; charset=utf-8", headers))
-            return
-        upgrades[0].headers.clear()  # the parser keeps the request for as long as the session lasts
-        protocol.send_response(response)
-        connection = Connection(self._shared, self._transport, protocol)
+        connection = Connection(self._shared, self._transport)
         self._transport.user = connection
-        connection.begin(bytes(self._received[request.size :]))
+        connection.begin(answer, bytes(self._received[request.size :]))
         self._shared.went(self)
 
     def _refuse(self, page: Page, *, with_body: bool = True) -> None:
@@ -145,12 +125,3 @@ class Handshake:
         self._deadline = self._shared.clock() + self._shared.limits.answer_timeout
         self._transport.write(page.serialize(with_body=with_body))
         self._transport.write_eof()
-
-
-class _Protocol(ServerProtocol):
-    """The library's protocol, for a subprotocol that is not optional, and without any extension."""
-
-    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol:
-        if SUBPROTOCOL not in subprotocols:
-            raise NegotiationError(f'the subprotocol "{SUBPROTOCOL}" must be among those asked for')
-        return Subprotocol(SUBPROTOCOL)

@@ -300,7 +300,7 @@ async def running(settings: Settings, *, demo: Demo | None = None) -> AsyncItera
             recent.forget,
         )
         readiness = Readiness(doorbell, pump, schema)
-        limits = Limits(connections=settings.max_clients)
+        limits = Limits(connections=settings.max_clients, deflate_bytes=settings.deflate_bytes)
         desk = Desk(
             hub=hub,
             event_log=recent,

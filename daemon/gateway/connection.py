@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ulid import ULID
+from websockets.extensions import Extension
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import SEND_EOF, Protocol, Side, State
@@ -45,6 +46,7 @@ class Connection:
         "_attendant",
         "_cut",
         "_deadline",
+        "_deflate",
         "_fragments",
         "_frames",
         "_full",
@@ -66,12 +68,13 @@ class Connection:
         "session",
     )
 
-    def __init__(self, shared: Shared, transport: Transport) -> None:
+    def __init__(self, shared: Shared, transport: Transport, extensions: list[Extension]) -> None:
         now = shared.clock()
         self.session = str(ULID())
         self._shared = shared
         self._transport = transport
         self._protocol = Protocol(Side.SERVER, max_size=shared.limits.message_bytes, logger=_library_log)
+        self._protocol.extensions = extensions
         self._attendant: Attendant | None = None
         self._open = True
         self._cut = ""  # why it was cut
@@ -83,6 +86,7 @@ class Connection:
         self._held = False
         self._frames = 0
         # Outbound.
+        self._deflate = shared.deflate if extensions else None
         self._full = False
         self._full_since = now  # when the transport became full, or LEAST bytes less
         self._full_taken = 0  # what the peer had taken then
@@ -98,7 +102,8 @@ class Connection:
         """Send the answer to the request and let the attendant in. `early` is what the peer sent behind it."""
         self._shared.came(self)
         self._shared.sessions += 1
-        self.write(answer)
+        self._sent += len(answer)
+        self._transport.write(answer)
         with correlate(self.session):
             log.info("client_connected", session=self.session, peer=peer_name(self._transport.connection))
             try:
@@ -114,6 +119,8 @@ class Connection:
         """Hand whole, already encoded frames to the peer, in order. Returns how many bytes wait for it to read."""
         if not self._open:
             return 0
+        if self._deflate is not None:
+            frames = self._deflate(frames)
         self._sent += len(frames)
         return self._transport.write(frames)
 

@@ -105,13 +105,13 @@ class Handshake:
         if self._shared.sessions >= self._shared.most_sessions:
             self._refuse(FULL)
             return
-        answer = upgrade(request)
-        if isinstance(answer, Page):
-            self._refuse(answer)
+        accepted = upgrade(request, deflate=self._shared.deflate is not None)
+        if isinstance(accepted, Page):
+            self._refuse(accepted)
             return
-        connection = Connection(self._shared, self._transport)
+        connection = Connection(self._shared, self._transport, accepted.extensions)
         self._transport.user = connection
-        connection.begin(answer, bytes(self._received[request.size :]))
+        connection.begin(accepted.answer, bytes(self._received[request.size :]))
         self._shared.went(self)
 
     def _refuse(self, page: Page, *, with_body: bool = True) -> None:

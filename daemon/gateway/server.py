@@ -11,6 +11,7 @@ from typing import Self
 
 from daemon.core.ports import Attend
 from daemon.gateway.connection import encode
+from daemon.gateway.deflate import Deflate
 from daemon.gateway.handshake import FULL, Handshake
 from daemon.gateway.http import Site
 from daemon.gateway.limits import SPARE, Limits
@@ -37,7 +38,12 @@ class Gateway:
     ) -> None:
         limits = limits or Limits()
         self._shared = Shared(
-            attend=attend, site=site, limits=limits, clock=clock, most_sessions=limits.most_connections()
+            attend=attend,
+            site=site,
+            limits=limits,
+            clock=clock,
+            most_sessions=limits.most_connections(),
+            deflate=Deflate(limits.deflate_bytes) if limits.deflate_bytes else None,
         )
         self._listeners: list[Listener] = []
         self._ticking: asyncio.TimerHandle | None = None

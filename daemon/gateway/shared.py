@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from daemon.core.ports import Attend
+from daemon.gateway.deflate import Deflate
 from daemon.gateway.http import Site
 from daemon.gateway.limits import Limits
 from daemon.logs import get_logger
@@ -34,7 +35,8 @@ class Peer(Protocol):
 class Shared:
     """`peers` are all connections; `sessions` says how many of them are websockets.
 
-    `clock` is monotonic, in seconds. `aborted` counts the connections that were cut, by reason.
+    `clock` is monotonic, in seconds. `deflate` is None if nothing is compressed. `aborted` counts the connections
+    that were cut, by reason.
     """
 
     attend: Attend
@@ -42,6 +44,7 @@ class Shared:
     limits: Limits
     clock: Callable[[], float]
     most_sessions: int
+    deflate: Deflate | None
     peers: set[Peer] = field(default_factory=set)
     sessions: int = 0
     aborted: Counter[str] = field(default_factory=Counter)

@@ -3,9 +3,12 @@
 import base64
 import hashlib
 import re
-from typing import Final
+from typing import Final, NamedTuple
+
+from websockets.extensions import Extension
 
 from daemon.core.wire import SUBPROTOCOL
+from daemon.gateway.deflate import negotiate
 from daemon.gateway.http import Page, Request, text_page
 
 _GUID: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -18,8 +21,15 @@ _VERSION: Final = text_page("Sec-WebSocket-Version must be 13.", 400, {"Sec-WebS
 _SUBPROTOCOL: Final = text_page(f'The subprotocol "{SUBPROTOCOL}" must be among those asked for.', 400)
 
 
-def upgrade(request: Request) -> bytes | Page:
-    """The answer that makes a websocket of the connection; a Page says why it does not become one."""
+class Accepted(NamedTuple):
+    """The answer that makes a websocket of the connection, and the extensions that its peer has agreed to."""
+
+    answer: bytes
+    extensions: list[Extension]
+
+
+def upgrade(request: Request, *, deflate: bool) -> Accepted | Page:
+    """Accept a request for a websocket; a Page says why it does not become one. `deflate`: compress if asked to."""
     headers = request.headers
     key = headers.get("sec-websocket-key", "")
     if request.version != "1.1":
@@ -33,7 +43,12 @@ def upgrade(request: Request) -> bytes | Page:
     if SUBPROTOCOL not in map(str.strip, headers.get("sec-websocket-protocol", "").split(",")):
         return _SUBPROTOCOL
     accepted = base64.b64encode(hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()).decode()
-    return (
+    answer = (
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {accepted}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
-    ).encode()
+        f"Sec-WebSocket-Accept: {accepted}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"
+    )
+    extensions = []
+    if deflate and (agreed := negotiate(headers.get("sec-websocket-extensions", ""))):
+        answer += f"Sec-WebSocket-Extensions: {agreed[0]}\r\n"
+        extensions.append(agreed[1])
+    return Accepted(f"{answer}\r\n".encode(), extensions)

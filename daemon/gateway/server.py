@@ -16,8 +16,10 @@ from daemon.gateway.handshake import FULL, Handshake
 from daemon.gateway.http import Site
 from daemon.gateway.limits import SPARE, Limits
 from daemon.gateway.listener import Listener, ListenFailed, bind, refuse
-from daemon.gateway.shared import Shared
+from daemon.gateway.shared import Peer, Shared
 from daemon.gateway.transport import Transport
+
+SOME = 256  # connections that are told the time in one turn of the loop
 
 __all__ = ["Gateway", "Limits", "ListenFailed", "encode"]
 
@@ -86,11 +88,19 @@ class Gateway:
 
     def housekeep(self) -> None:
         """Tell every connection the time. The gateway calls this once a tick; nothing else in it has a timer."""
-        now = self._shared.clock()
-        for peer in tuple(self._shared.peers):
-            peer.tend(now)
         for listener in self._listeners:
             listener.resume()
+        self._tend(list(self._shared.peers))
+
+    def _tend(self, peers: list[Peer]) -> None:
+        """Tell some, and the rest when everybody else has had a turn: ten thousand would hold up what is live."""
+        now = self._shared.clock()
+        some, rest = peers[:SOME], peers[SOME:]
+        for peer in some:
+            if peer in self._shared.peers:
+                peer.tend(now)
+        if rest:
+            asyncio.get_running_loop().call_soon(self._tend, rest)
 
     async def drain(
         self,

@@ -134,9 +134,9 @@ class Hub:
         """Deliver changes, in order, and move to `position`. Returns how many frames were built and delivered.
 
         Each follower gets everything that concerns it in one call, and the same object as all who get the same.
-        `covers` names the followed topics that a change
-        of one of the kinds in DOUBTS concerns: their followers are told `reset`. `ends` are the rights that ended,
-        and where: whoever loses one hears of that topic what came before, and `revoked`.
+        `covers` names the followed topics that a change of one of the kinds in DOUBTS concerns: their followers are
+        told `reset`. `ends` are the rights that ended, and where: whoever loses one hears of that topic what came
+        before, and `revoked`.
         """
         cuts = self._cuts(ends)
         told = self._told(changes, position.epoch, covers)

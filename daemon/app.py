@@ -313,7 +313,7 @@ async def running(
             recent.forget,
         )
         readiness = Readiness(doorbell, pump, schema)
-        limits = Limits(connections=settings.max_clients)
+        limits = Limits(connections=settings.max_clients, deflate_bytes=settings.deflate_bytes)
         desk = Desk(
             hub=hub,
             event_log=recent,

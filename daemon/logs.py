@@ -87,6 +87,8 @@ _SECRET_NAME: Final = re.compile(
 # Who logs in by a URL, with which password; and a JSON Web Token.
 _SECRET_TEXT: Final = re.compile(r"(?<=://)[^\s@]*(?=@)|\beyJ[\w-]+\.[\w-]+\.[\w-]*")
 
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
 RUN: Final = str(ULID())
 """The correlation id of what belongs to no session: the same for one run of the daemon, in all its processes."""
 
@@ -251,7 +253,7 @@ def _clean(text: str) -> str:
 
 
 def _json(_: object, __: str, line: MutableMapping[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(line)
 
 
 class _Pretty:

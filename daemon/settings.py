@@ -350,6 +350,11 @@ class Settings(BaseSettings):
         1024 * 1024,
         description="the bytes that may wait for a client before the next batch; with more it is served from the log",
     )
+    deflate_bytes: int = Field(
+        0,
+        ge=0,
+        description="the bytes of the smallest frame that is compressed, for clients who offer it; 0 compresses none",
+    )
     max_clients: Count | None = Field(
         None,
         description="the number of clients of a process; as many as the open files allow, and 10000, if not set",

@@ -1,7 +1,8 @@
-"""Topic -> who follows it. A frame is built once per run of changes and handed to every follower."""
+"""Topic -> who follows it. A frame is built once per run of changes, and all who hear the same get the same bytes."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from daemon.core import wire
@@ -35,6 +36,18 @@ class Follower(Protocol):
 
     def moved(self) -> None:
         """What comes next does not continue what was delivered: it must let itself be suspended, and begin anew."""
+
+
+class _Told(NamedTuple):
+    """A frame of a topic, made of one run of changes. `prev` is the topic's position before it."""
+
+    topic: Topic
+    prev: Position
+    run: Sequence[Change]
+    frame: bytes
+
+
+_Batch = tuple[Collection[Follower], list[bytes]]
 
 
 class Hub:
@@ -120,40 +133,87 @@ class Hub:
     ) -> tuple[int, int]:
         """Deliver changes, in order, and move to `position`. Returns how many frames were built and delivered.
 
-        Each follower gets everything that concerns it in one call. `covers` names the followed topics that a change
-        of one of the kinds in DOUBTS concerns: their followers are told `reset`. `ends` are the rights that ended,
-        and where: whoever loses one hears of that topic what came before, and `revoked`.
+        Each follower gets everything that concerns it in one call, and the same object as all who get the same.
+        `covers` names the followed topics that a change of one of the kinds in DOUBTS concerns: their followers are
+        told `reset`. `ends` are the rights that ended, and where: whoever loses one hears of that topic what came
+        before, and `revoked`.
         """
-        outgoing: defaultdict[Follower, list[bytes]] = defaultdict(list)
         cuts = self._cuts(ends)
-        built = delivered = 0
-        for topic, run in wire.runs(change for change in changes if self._concerns(change)):
-            for concerned in covers(run[-1]) if run[-1].kind in DOUBTS else (topic,):
-                frame = self._frame(concerned, run, position.epoch)
-                built += 1
-                for follower in self._followers[concerned]:
-                    cut = cuts.get((concerned, follower)) if cuts else None
-                    if cut is None or run[-1].seq < cut:
-                        outgoing[follower].append(frame)
-                    elif kept := [change for change in run if change.seq < cut]:
-                        outgoing[follower].append(self._frame(concerned, kept, position.epoch))
-                self._before[concerned] = Position(position.epoch, run[-1].seq)
+        told = self._told(changes, position.epoch, covers)
+        losing = {follower for _, follower in cuts}
+        batches = self._shared(told, losing)
+        batches += [([follower], self._curtailed(told, follower, cuts, position.epoch)) for follower in losing]
         self.position = position
-        for (topic, follower), cut in cuts.items():
-            outgoing[follower].append(self._encode(wire.revoked(topic, Position(position.epoch, cut))))
+        for topic, follower in cuts:
             self.unfollow(topic, follower)
             follower.revoked(topic)
-        for follower, batch in outgoing.items():
-            follower.deliver(batch[0] if len(batch) == 1 else b"".join(batch))
-            delivered += len(batch)
-        return built, delivered
+        delivered = 0
+        for followers, frames in batches:
+            delivered += len(followers) * len(frames)
+            joined = frames[0] if len(frames) == 1 else b"".join(frames)
+            for follower in followers:
+                follower.deliver(joined)
+        return len(told), delivered
 
-    def _frame(self, topic: Topic, run: Sequence[Change], epoch: str) -> bytes:
+    def _told(
+        self, changes: Iterable[Change], epoch: str, covers: Callable[[Change], Iterable[Topic]]
+    ) -> list[_Told]:
+        """What the followed topics hear, in order."""
+        told: list[_Told] = []
+        for topic, run in wire.runs(change for change in changes if self._concerns(change)):
+            for concerned in covers(run[-1]) if run[-1].kind in DOUBTS else (topic,):
+                prev = self._before[concerned]
+                told.append(_Told(concerned, prev, run, self._frame(concerned, prev, run, epoch)))
+                self._before[concerned] = Position(epoch, run[-1].seq)
+        return told
+
+    def _shared(self, told: Iterable[_Told], losing: Collection[Follower]) -> list[_Batch]:
+        """What is handed to whom but those who lose a right: one batch for all who hear of the same topics."""
+        frames: defaultdict[Topic, list[tuple[int, bytes]]] = defaultdict(list)
+        for place, (topic, _, _, frame) in enumerate(told):
+            frames[topic].append((place, frame))
+        groups: dict[tuple[Topic, ...], list[Follower]] = {}
+        if len(frames) == 1:
+            [topic] = frames
+            groups[topic,] = list(self._followers[topic])
+        elif frames:
+            heard: dict[Follower, tuple[Topic, ...]] = {}
+            for topic in frames:
+                for follower in self._followers[topic]:
+                    heard[follower] = (*heard.get(follower, ()), topic)
+            for follower, topics in heard.items():
+                groups.setdefault(topics, []).append(follower)
+        return [
+            (
+                [follower for follower in followers if follower not in losing] if losing else followers,
+                [frame for _, frame in sorted(chain.from_iterable(frames[topic] for topic in topics))],
+            )
+            for topics, followers in groups.items()
+        ]
+
+    def _curtailed(
+        self, told: Iterable[_Told], follower: Follower, cuts: Mapping[tuple[Topic, Follower], Seq], epoch: str
+    ) -> list[bytes]:
+        """What somebody is handed who loses a right: of that topic what came before, and that the right has ended."""
+        frames: list[bytes] = []
+        for topic, prev, run, frame in told:
+            if follower in self._followers[topic]:
+                cut = cuts.get((topic, follower))
+                if cut is None or run[-1].seq < cut:
+                    frames.append(frame)
+                elif kept := [change for change in run if change.seq < cut]:
+                    frames.append(self._frame(topic, prev, kept, epoch))
+        for (topic, loser), cut in cuts.items():
+            if loser is follower:
+                frames.append(self._encode(wire.revoked(topic, Position(epoch, cut))))
+        return frames
+
+    def _frame(self, topic: Topic, prev: Position, run: Sequence[Change], epoch: str) -> bytes:
         """What a topic hears of a run: its changes, or that they put it in doubt."""
         last = run[-1]
         if last.kind in DOUBTS:
             return self._encode(wire.reset(topic, last.kind.value, Position(epoch, last.seq)))
-        return self._encode(wire.changes(topic, self._before[topic], run))
+        return self._encode(wire.changes(topic, prev, run))
 
     def _cuts(self, ends: Iterable[End]) -> dict[tuple[Topic, Follower], Seq]:
         """Who follows, or waits for, a topic that it may no longer read, and since when. Notes it for who asks."""

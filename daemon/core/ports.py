@@ -17,8 +17,8 @@ class Socket(Protocol):
     def session(self) -> str:
         """The ULID of this connection: its name in logs and in `welcome`."""
 
-    def write(self, frames: bytes) -> None:
-        """Hand whole, already encoded frames to the peer, in order."""
+    def write(self, frames: bytes) -> int:
+        """Hand whole, already encoded frames to the peer, in order. Returns how many bytes wait for it to read."""
 
     def queued(self) -> int:
         """How many bytes wait for the peer to read."""

@@ -169,8 +169,7 @@ class Client:
 
     def deliver(self, frames: bytes) -> None:
         """Hand over live frames; if too much waits for the peer now, nothing more is live."""
-        self._socket.write(frames)
-        if self._socket.queued() > self._desk.queue_bytes:
+        if self._socket.write(frames) > self._desk.queue_bytes:
             self._fall_behind(self._desk.hub.breaks)
 
     @property

@@ -2,27 +2,32 @@
 
 import asyncio
 import fcntl
+import logging
 import sys
 import termios
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final
 
 from ulid import ULID
+from websockets.extensions import Extension
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import SEND_EOF, State
-from websockets.server import ServerProtocol
+from websockets.protocol import SEND_EOF, Protocol, Side, State
 
 from daemon.core.close_codes import CLOSE_CODES, Close
 from daemon.core.ports import Attendant
 from daemon.gateway.limits import LEAST
 from daemon.gateway.shared import NEVER, Shared, log, peer_name
+from daemon.gateway.transport import Transport
 from daemon.logs import correlate
 
 SLICE: Final = 16 * 1024  # bytes parsed before the frames among them are counted
 MAX_REASON: Final = 123  # bytes, in a close frame
+
+# The library has a line for every connection and, at DEBUG, for every frame; only a bug in it is of interest.
+_library_log: Final = logging.getLogger("websockets.server")
+_library_log.setLevel(logging.ERROR)
 
 
 def encode(payload: bytes) -> bytes:
@@ -30,8 +35,8 @@ def encode(payload: bytes) -> bytes:
     return Frame(Opcode.TEXT, payload).serialize(mask=False)
 
 
-class Connection(asyncio.Protocol):
-    """The `Socket` of one attendant, from the 101 to the end.
+class Connection:
+    """The `Socket` of one attendant, from the 101 to the end, and the `User` of its transport.
 
     It is open until somebody starts to close it: this side, the peer, or an error. From then on nothing is
     written or passed on, and `deadline` says when it is cut if the peer does not play its part.
@@ -39,12 +44,12 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_attendant",
-        "_backlog",
-        "_backlog_bytes",
         "_cut",
         "_deadline",
+        "_deflate",
         "_fragments",
         "_frames",
+        "_full",
         "_full_since",
         "_full_taken",
         "_held",
@@ -63,13 +68,13 @@ class Connection(asyncio.Protocol):
         "session",
     )
 
-    def __init__(self, shared: Shared, transport: asyncio.Transport, protocol: ServerProtocol) -> None:
-        """`protocol` has accepted the handshake; its answer has not been sent yet."""
+    def __init__(self, shared: Shared, transport: Transport, extensions: list[Extension]) -> None:
         now = shared.clock()
         self.session = str(ULID())
         self._shared = shared
         self._transport = transport
-        self._protocol = protocol
+        self._protocol = Protocol(Side.SERVER, max_size=shared.limits.message_bytes, logger=_library_log)
+        self._protocol.extensions = extensions
         self._attendant: Attendant | None = None
         self._open = True
         self._cut = ""  # why it was cut
@@ -80,9 +85,9 @@ class Connection(asyncio.Protocol):
         self._inbox: deque[bytes] | None = None
         self._held = False
         self._frames = 0
-        # Outbound: while the transport's buffer is full, frames wait here, shared with all who wait for the same.
-        self._backlog: deque[bytes] | None = None
-        self._backlog_bytes = 0
+        # Outbound.
+        self._deflate = shared.deflate if extensions else None
+        self._full = False
         self._full_since = now  # when the transport became full, or LEAST bytes less
         self._full_taken = 0  # what the peer had taken then
         self._room: asyncio.Event | None = None
@@ -93,34 +98,39 @@ class Connection(asyncio.Protocol):
         self._ping_end = 0  # what `_sent` was behind the ping
         self._taken = 0
 
-    def begin(self, early: bytes) -> None:
-        """Send the 101 and let the attendant in. `early` is what the peer sent behind its request."""
+    def begin(self, answer: bytes, early: bytes) -> None:
+        """Send the answer to the request and let the attendant in. `early` is what the peer sent behind it."""
         self._shared.came(self)
         self._shared.sessions += 1
-        self._flush()
+        self._sent += len(answer)
+        self._transport.write(answer)
         with correlate(self.session):
-            log.info("client_connected", session=self.session, peer=peer_name(self._transport))
+            log.info("client_connected", session=self.session, peer=peer_name(self._transport.connection))
             try:
                 self._attendant = self._shared.attend(self)
             except Exception:  # noqa: BLE001 - see _ask
                 self._fail_internally()
         if early:
-            self.data_received(early)
+            self.received(early)
 
     # The Socket of the attendant.
 
-    def write(self, frames: bytes) -> None:
-        """Hand whole, already encoded frames to the peer, in order."""
-        if self._open:
-            self._send(frames)
+    def write(self, frames: bytes) -> int:
+        """Hand whole, already encoded frames to the peer, in order. Returns how many bytes wait for it to read."""
+        if not self._open:
+            return 0
+        if self._deflate is not None:
+            frames = self._deflate(frames)
+        self._sent += len(frames)
+        return self._transport.write(frames)
 
     def queued(self) -> int:
         """How many bytes wait for the peer to read."""
-        return self._transport.get_write_buffer_size() + self._backlog_bytes
+        return self._transport.queued
 
     async def drained(self) -> None:
         """Wait until the peer has taken most of what was written; at once if little waits, or it has gone."""
-        if self._backlog is None or not self._open:
+        if not self._full or not self._open:
             return
         if self._room is None:
             self._room = asyncio.Event()
@@ -142,9 +152,9 @@ class Connection(asyncio.Protocol):
         self._held = False
         asyncio.get_running_loop().call_soon(self._catch_up)
 
-    # The protocol of the transport.
+    # The user of the transport.
 
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         """Bytes came in: whatever they are, the peer lives."""
         self._pinged = None
         for start in range(0, len(data), SLICE):
@@ -159,34 +169,28 @@ class Connection(asyncio.Protocol):
             if self._frames > self._shared.limits.frames:
                 self._fail("rate")
 
-    def eof_received(self) -> None:
-        """The peer will send nothing more; asyncio closes the transport."""
+    def ended(self) -> None:
+        """The peer will send nothing more; the transport closes."""
         self._protocol.receive_eof()
         self._flush()
 
-    def pause_writing(self) -> None:
+    def filled(self) -> None:
         """The peer does not read: read nothing from it either, or its pings would fill the memory with pongs."""
-        self._backlog = deque()
+        self._full = True
         self._full_since = self._shared.clock()
         self._full_taken = self._count_taken()
         self._steer_reading()
 
-    def resume_writing(self) -> None:
-        """There is room: hand over the backlog, until the transport is full again."""
-        backlog, self._backlog = self._backlog, None
-        while backlog and self._backlog is None:
-            self._backlog_bytes -= len(backlog[0])
-            self._put(backlog.popleft())
-        if self._backlog is not None:
-            self._backlog = backlog
-            return
+    def emptied(self) -> None:
+        """There is room."""
+        self._full = False
         self._wake()
         self._steer_reading()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def lost(self) -> None:
         """The end, however it came."""
         self._shut(NEVER)
-        self._backlog = self._inbox = None
+        self._inbox = None
         self._shared.sessions -= 1
         self._shared.went(self)
         close = self._protocol.close_sent or self._protocol.close_rcvd or Close(1006, "")
@@ -206,7 +210,7 @@ class Connection(asyncio.Protocol):
                 self.abort("close_timeout")
             return
         self._frames = 0
-        if self._backlog is not None and not self._keeps_pace(now):
+        if self._full and not self._keeps_pace(now):
             self.abort("too_slow")
             return
         if self._pinged is not None:
@@ -236,7 +240,8 @@ class Connection(asyncio.Protocol):
             self._shut(NEVER)
             with correlate(self.session):
                 log.warning("client_aborted", session=self.session, reason=reason)
-            self._shared.cut(self._transport, reason)
+            self._shared.aborted[reason] += 1
+            self._transport.abort()
 
     # In.
 
@@ -276,9 +281,7 @@ class Connection(asyncio.Protocol):
 
     def _steer_reading(self) -> None:
         """Read, unless somebody has too much already: the attendant, or the peer."""
-        if self._transport.is_closing():
-            return
-        if self._backlog is not None or (self._open and (self._held or self._inbox)):
+        if self._full or (self._open and (self._held or self._inbox)):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
@@ -296,9 +299,10 @@ class Connection(asyncio.Protocol):
         """Send what the protocol has to say, and notice when it has left the open state."""
         writes = self._protocol.data_to_send()
         if data := b"".join(writes):
-            self._send(data)
+            self._sent += len(data)
+            self._transport.write(data)
         if writes and writes[-1] == SEND_EOF:
-            self._send(SEND_EOF)
+            self._transport.write_eof()
         if self._open and self._protocol.state is not State.OPEN:
             self._shut(self._shared.clock() + self._shared.limits.close_timeout)
             self._steer_reading()
@@ -324,23 +328,6 @@ class Connection(asyncio.Protocol):
         log.exception("internal_error", session=self.session)
         self._fail("internal")
 
-    def _send(self, data: bytes) -> None:
-        self._sent += len(data)
-        if self._backlog is None:
-            self._put(data)
-        else:
-            self._backlog.append(data)
-            self._backlog_bytes += len(data)
-
-    def _put(self, data: bytes) -> None:
-        if self._transport.is_closing():
-            return  # asyncio would warn of every one
-        if data != SEND_EOF:
-            self._transport.write(data)
-        else:
-            with suppress(OSError):  # the peer may have gone a moment ago
-                self._transport.write_eof()
-
     def _ping(self, now: float) -> None:
         self._next_ping = now + self._shared.limits.ping_every
         self._pinged = now
@@ -358,7 +345,7 @@ class Connection(asyncio.Protocol):
         """
         before, self._taken = self._taken, self._count_taken()
         if self._taken < self._ping_end:
-            return self._taken > before or self._backlog is not None
+            return self._taken > before or self._full
         return self._held or bool(self._inbox)
 
     def _keeps_pace(self, now: float) -> bool:
@@ -380,7 +367,7 @@ class Connection(asyncio.Protocol):
     def _count_taken(self) -> int:
         """How many bytes the peer's kernel has acknowledged; our own kernel's buffer can hold megabytes."""
         try:
-            held = fcntl.ioctl(self._transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
+            held = fcntl.ioctl(self._transport.connection, termios.TIOCOUTQ, bytes(4))
         except OSError:  # not on this system
             return self._sent - self.queued()
         return self._sent - self.queued() - int.from_bytes(held, sys.byteorder)

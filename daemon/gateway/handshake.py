@@ -1,20 +1,13 @@
 """A connection until it is known what it wants: a page, or a websocket."""
 
-import asyncio
-import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Final, cast
+from collections.abc import Callable
+from typing import Final
 
-from websockets.exceptions import NegotiationError
-from websockets.http11 import Request as Upgrade
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
-
-from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.connection import Connection
 from daemon.gateway.http import Page, Request, read_head, text_page
 from daemon.gateway.shared import NEVER, Shared, log, peer_name
+from daemon.gateway.transport import Transport
+from daemon.gateway.upgrade import upgrade
 
 PATH: Final = "/v1"
 MAX_LOGGED: Final = 200  # characters of what a stranger sent
@@ -23,16 +16,11 @@ FULL: Final = text_page("All connections are taken: come back later.", 503, {"Re
 _GOING: Final = text_page("The server restarts: come back.", 503, {"Retry-After": "1"})
 _GET_ONLY: Final = text_page("A websocket is opened with GET.", 405, {"Allow": "GET"})
 _NO_SOCKET: Final = text_page(f"There is no websocket here, but at {PATH}.", 404)
-_MALFORMED: Final = text_page("The request is malformed.", 400)
 _UNFINISHED: Final = text_page("The request is not complete.", 400)
 _FAILED: Final = text_page("The page could not be made.", 500)
 
-# The library has a line for every connection and, at DEBUG, for every frame; only a bug in it is of interest.
-_library_log: Final = logging.getLogger("websockets.server")
-_library_log.setLevel(logging.ERROR)
 
-
-class Handshake(asyncio.Protocol):
+class Handshake:
     """Reads one request, and answers it with a page or becomes a `Connection`.
 
     After a page it reads on until the peer has closed, for a socket that is closed with unread bytes takes its
@@ -41,24 +29,14 @@ class Handshake(asyncio.Protocol):
 
     __slots__ = ("_answered", "_deadline", "_received", "_shared", "_transport")
 
-    _transport: asyncio.Transport
-
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, transport: Transport) -> None:
         self._shared = shared
+        self._transport = transport
         self._received = bytearray()
         self._answered = False
         self._deadline = shared.clock() + shared.limits.open_timeout
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A peer is here."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._shared.arriving -= 1
-        self._shared.came(self)
-        if self._shared.draining:
-            self._refuse(_GOING)
-            self._transport.close()
-
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         """Bytes came in; what comes behind the request of a page is thrown away."""
         if self._answered:
             return
@@ -69,12 +47,18 @@ class Handshake(asyncio.Protocol):
         elif request is not None:
             self._respond(request)
 
-    def eof_received(self) -> None:
-        """The peer has said all; asyncio closes the transport once the answer is out."""
+    def ended(self) -> None:
+        """The peer has said all; the transport closes once the answer is out."""
         if self._received and not self._answered:
             self._refuse(_UNFINISHED)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def filled(self) -> None:
+        """The page is large."""
+
+    def emptied(self) -> None:
+        """Most of the page is on its way."""
+
+    def lost(self) -> None:
         """The end."""
         self._shared.went(self)
 
@@ -95,8 +79,9 @@ class Handshake(asyncio.Protocol):
         """Cut the connection now, whatever waits to be sent."""
         if self._deadline != NEVER:
             self._deadline = NEVER
-            log.info("client_aborted", peer=peer_name(self._transport), reason=reason)
-            self._shared.cut(self._transport, reason)
+            log.info("client_aborted", peer=peer_name(self._transport.connection), reason=reason)
+            self._shared.aborted[reason] += 1
+            self._transport.abort()
 
     def _respond(self, request: Request) -> None:
         with_body = request.method != "HEAD"
@@ -120,27 +105,18 @@ class Handshake(asyncio.Protocol):
         if self._shared.sessions >= self._shared.most_sessions:
             self._refuse(FULL)
             return
-        protocol = _Protocol(max_size=self._shared.limits.message_bytes, logger=_library_log)
-        protocol.receive_data(self._received[: request.size])
-        upgrades = cast("list[Upgrade]", protocol.events_received())
-        if not upgrades:
-            self._refuse(_MALFORMED)
+        accepted = upgrade(request, deflate=self._shared.deflate is not None)
+        if isinstance(accepted, Page):
+            self._refuse(accepted)
             return
-        response = protocol.accept(upgrades[0])
-        if response.status_code != 101:
-            headers = {name: response.headers[name] for name in ("Allow", "Upgrade") if name in response.headers}
-            self._refuse(Page(response.status_code, bytes(response.body), "text/plain; charset=utf-8", headers))
-            return
-        upgrades[0].headers.clear()  # the parser keeps the request for as long as the session lasts
-        protocol.send_response(response)
-        connection = Connection(self._shared, self._transport, protocol)
-        self._transport.set_protocol(connection)
-        connection.begin(bytes(self._received[request.size :]))
+        connection = Connection(self._shared, self._transport, accepted.extensions)
+        self._transport.user = connection
+        connection.begin(accepted.answer, bytes(self._received[request.size :]))
         self._shared.went(self)
 
     def _refuse(self, page: Page, *, with_body: bool = True) -> None:
         reason = page.body.decode(errors="replace").strip()[:MAX_LOGGED]
-        log.info("client_refused", peer=peer_name(self._transport), status=page.status, reason=reason)
+        log.info("client_refused", peer=peer_name(self._transport.connection), status=page.status, reason=reason)
         self._answer(page, with_body=with_body)
 
     def _answer(self, page: Page, *, with_body: bool = True) -> None:
@@ -148,14 +124,4 @@ class Handshake(asyncio.Protocol):
         self._received.clear()
         self._deadline = self._shared.clock() + self._shared.limits.answer_timeout
         self._transport.write(page.serialize(with_body=with_body))
-        with suppress(OSError):  # the peer may have gone a moment ago
-            self._transport.write_eof()
-
-
-class _Protocol(ServerProtocol):
-    """The library's protocol, for a subprotocol that is not optional, and without any extension."""
-
-    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol:
-        if SUBPROTOCOL not in subprotocols:
-            raise NegotiationError(f'the subprotocol "{SUBPROTOCOL}" must be among those asked for')
-        return Subprotocol(SUBPROTOCOL)
+        self._transport.write_eof()

@@ -132,12 +132,13 @@ class Site:
 class Request:
     """The head of one request.
 
-    `path` comes without its query, header names in lower case, repeated headers joined by commas. `size` is
-    how many bytes the head took.
+    `path` comes without its query, `version` is 1.0 or 1.1, header names are in lower case, repeated headers are
+    joined by commas. `size` is how many bytes the head took.
     """
 
     method: str
     path: str
+    version: str
     headers: Mapping[str, str]
     size: int
 
@@ -183,7 +184,7 @@ def _parse(head: bytes, size: int) -> Request | Page:
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     if refused := _body(headers):
         return refused
-    return Request(method, target.partition("?")[0], headers, size)
+    return Request(method, target.partition("?")[0], version, headers, size)
 
 
 def _body(headers: Mapping[str, str]) -> Page | None:

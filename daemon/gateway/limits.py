@@ -20,6 +20,7 @@ class Limits:
     message_bytes: int = 64 * 1024  # one inbound message, all its fragments together
     fragments: int = 128  # of one inbound message
     frames: int = 4096  # inbound frames of any kind between two ticks
+    deflate_bytes: int = 0  # the smallest frame that is compressed for who asks for it; 0: none is
     open_timeout: float = 5.0  # from accept to the end of the request
     answer_timeout: float = 30.0  # from an HTTP answer until the peer has read it
     ping_every: float = 20.0

@@ -6,17 +6,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import Self
 
 from daemon.core.ports import Attend
 from daemon.gateway.connection import encode
+from daemon.gateway.deflate import Deflate
 from daemon.gateway.handshake import FULL, Handshake
 from daemon.gateway.http import Site
 from daemon.gateway.limits import SPARE, Limits
 from daemon.gateway.listener import Listener, ListenFailed, bind, refuse
-from daemon.gateway.shared import Shared
+from daemon.gateway.shared import Peer, Shared
+from daemon.gateway.transport import Transport
+
+SOME = 256  # connections that are told the time in one turn of the loop
 
 __all__ = ["Gateway", "Limits", "ListenFailed", "bind", "encode"]
 
@@ -37,10 +40,14 @@ class Gateway:
     ) -> None:
         limits = limits or Limits()
         self._shared = Shared(
-            attend=attend, site=site, limits=limits, clock=clock, most_sessions=limits.most_connections()
+            attend=attend,
+            site=site,
+            limits=limits,
+            clock=clock,
+            most_sessions=limits.most_connections(),
+            deflate=Deflate(limits.deflate_bytes) if limits.deflate_bytes else None,
         )
         self._listeners: list[Listener] = []
-        self._arriving: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
@@ -82,19 +89,26 @@ class Gateway:
         sockets = sockets or await bind(host, port)
         address = sockets[0].getsockname()
         self._listeners = [
-            Listener(listening, self._admit, lambda: my_turn(len(self._shared.peers) + self._shared.arriving))
-            for listening in sockets
+            Listener(listening, self._admit, lambda: my_turn(len(self._shared.peers))) for listening in sockets
         ]
         self._tick()
         return str(address[0]), int(address[1])
 
     def housekeep(self) -> None:
         """Tell every connection the time. The gateway calls this once a tick; nothing else in it has a timer."""
-        now = self._shared.clock()
-        for peer in tuple(self._shared.peers):
-            peer.tend(now)
         for listener in self._listeners:
             listener.resume()
+        self._tend(list(self._shared.peers))
+
+    def _tend(self, peers: list[Peer]) -> None:
+        """Tell some, and the rest when everybody else has had a turn: ten thousand would hold up what is live."""
+        now = self._shared.clock()
+        some, rest = peers[:SOME], peers[SOME:]
+        for peer in some:
+            if peer in self._shared.peers:
+                peer.tend(now)
+        if rest:
+            asyncio.get_running_loop().call_soon(self._tend, rest)
 
     async def drain(
         self,
@@ -110,17 +124,14 @@ class Gateway:
         cut. Calling it again does no harm.
         """
         shared = self._shared
-        shared.draining = True
         for listener in self._listeners:
             listener.close()
-        if self._arriving:
-            await asyncio.wait(self._arriving)
         for peer in tuple(shared.peers):
             peer.dismiss(bye, code, reason, shared.clock() + within)
         await self._emptied(within)
         for peer in tuple(shared.peers):
             peer.abort("drain_timeout")
-        await self._emptied(1.0)  # asyncio tells of each in its next turns
+        await self._emptied(1.0)  # each tells of its end in the next turn
         if self._ticking is not None:
             self._ticking.cancel()
 
@@ -134,19 +145,10 @@ class Gateway:
         self.housekeep()
 
     def _admit(self, connection: socket.socket) -> None:
-        shared = self._shared
-        if len(shared.peers) + shared.arriving >= shared.most_sessions + SPARE // 2:
+        if len(self._shared.peers) >= self._shared.most_sessions + SPARE // 2:
             refuse(connection, FULL)
         else:
-            shared.arriving += 1
-            task = asyncio.get_running_loop().create_task(self._arrive(connection))
-            self._arriving.add(task)
-            task.add_done_callback(self._arriving.discard)
-
-    async def _arrive(self, connection: socket.socket) -> None:
-        try:
-            make = partial(Handshake, self._shared)
-            await asyncio.get_running_loop().connect_accepted_socket(make, connection)
-        except OSError:  # it has gone again
-            self._shared.arriving -= 1
-            connection.close()
+            transport = Transport(connection)
+            transport.user = Handshake(self._shared, transport)
+            self._shared.came(transport.user)
+            transport.resume_reading()

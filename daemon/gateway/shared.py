@@ -1,12 +1,14 @@
-"""What the connections of one gateway share, and how one of them is cut."""
+"""What the connections of one gateway share."""
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from daemon.core.ports import Attend
+from daemon.gateway.deflate import Deflate
 from daemon.gateway.http import Site
 from daemon.gateway.limits import Limits
 from daemon.logs import get_logger
@@ -31,9 +33,10 @@ class Peer(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Shared:
-    """`peers` are all connections but those that are `arriving`; `sessions` says how many are websockets.
+    """`peers` are all connections; `sessions` says how many of them are websockets.
 
-    `clock` is monotonic, in seconds. `aborted` counts the connections that were cut, by reason.
+    `clock` is monotonic, in seconds. `deflate` is None if nothing is compressed. `aborted` counts the connections
+    that were cut, by reason.
     """
 
     attend: Attend
@@ -41,11 +44,10 @@ class Shared:
     limits: Limits
     clock: Callable[[], float]
     most_sessions: int
-    arriving: int = 0
+    deflate: Deflate | None
     peers: set[Peer] = field(default_factory=set)
     sessions: int = 0
     aborted: Counter[str] = field(default_factory=Counter)
-    draining: bool = False
     empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -62,19 +64,16 @@ class Shared:
         if not self.peers:
             self.empty.set()
 
-    def cut(self, transport: asyncio.Transport, reason: str) -> None:
-        """Abort a transport; its `connection_lost` follows soon, and not from inside this call."""
-        self.aborted[reason] += 1
-        transport.abort()
 
-
-def peer_name(transport: asyncio.BaseTransport) -> str:
+def peer_name(connection: socket.socket) -> str:
     """The peer's address, for the log."""
-    match transport.get_extra_info("peername"):
-        case (str(host), int(port), *_):
-            return address_name(host, port)
-        case _:
-            return "unknown"  # it had gone before it was accepted
+    try:
+        match connection.getpeername():
+            case (str(host), int(port), *_):
+                return address_name(host, port)
+    except OSError:
+        pass  # it has gone
+    return "unknown"
 
 
 def address_name(host: str, port: int) -> str:

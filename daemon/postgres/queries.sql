@@ -214,28 +214,33 @@ select count(*) filter (where s.opened_at is null) as ahead, rowcast.log_floor()
 from rowcast.segments as s;
 
 -- name: readable_from
--- Where in the log the right to a topic began, as far as that is known, and whether a beginning still waits for its
+-- Where in the log each right to a topic began, as far as that is known, and whether a beginning still waits for its
 -- number: then its transaction is not in the snapshot in which events were last looked for.
--- $1 schema text   $2 user text   $3 topic text
-with given as (
-    select max(g.seq) as seq from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
-    where w.schema_name = $1 and g.topic = $3 and g.user_id = $2
-    union all
-    select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
-    where w.schema_name = $1 and g.topic = $3 and g.user_id is null
-    union all
-    select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
-    where w.schema_name = $1 and g.topic is null and g.user_id = $2
-)
-select
-    coalesce((select max(g.seq) from given as g), 0) as begun,
-    exists (
-        select from (select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1) as seen
-        join rowcast.events as e on e.xid >= pg_snapshot_xmin(seen.snapshot) and not pg_visible_in_snapshot(e.xid, seen.snapshot)
-        join rowcast.watched as w on w.id = e.watch
-        where e.grants is not null and w.schema_name = $1
-          and coalesce(e.grants ->> 'user', $2) = $2 and coalesce(e.grants ->> 'topic', $3) = $3
-    ) as pending;
+-- $1 schema text   $2 users text[]   $3 topics text[], as many
+select asked.place, asked.user_id, asked.topic, known.begun, known.pending
+from unnest($2::text[], $3::text[]) with ordinality as asked (user_id, topic, place)
+cross join lateral (
+    with given as (
+        select max(g.seq) as seq from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
+        where w.schema_name = $1 and g.topic = asked.topic and g.user_id = asked.user_id
+        union all
+        select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
+        where w.schema_name = $1 and g.topic = asked.topic and g.user_id is null
+        union all
+        select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
+        where w.schema_name = $1 and g.topic is null and g.user_id = asked.user_id
+    )
+    select
+        coalesce((select max(g.seq) from given as g), 0) as begun,
+        exists (
+            select from (select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1) as seen
+            join rowcast.events as e on e.xid >= pg_snapshot_xmin(seen.snapshot) and not pg_visible_in_snapshot(e.xid, seen.snapshot)
+            join rowcast.watched as w on w.id = e.watch
+            where e.grants is not null and w.schema_name = $1
+              and coalesce(e.grants ->> 'user', asked.user_id) = asked.user_id
+              and coalesce(e.grants ->> 'topic', asked.topic) = asked.topic
+        ) as pending
+) as known;
 
 -- name: bury
 -- Every daemon reads the log and meets the same invalid change; one letter is enough.

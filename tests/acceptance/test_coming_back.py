@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from daemon.postgres.connect import connect
 from tests.acceptance.conftest import Chat
 from tests.acceptance.test_service import get
 from tests.support.daemon import Client, Daemon, Frame, daemon_process
@@ -155,3 +156,33 @@ async def test_the_operator_hears_of_a_too_large_transaction(narrow: Daemon, cha
         await client.until("pong")
     [warning] = [line for line in narrow.events() if line["event"] == "transaction_too_large"]
     assert {"transaction": tx} == warning["data"]
+
+
+async def test_who_stayed_is_served_while_a_crowd_waits_to_be_let_in(
+    daemon: Daemon, chat: Chat, database: str
+) -> None:
+    """No answer about rights comes from the database until the lock is given back, and the live stream goes on."""
+    gate = 4711
+    async with AsyncExitStack() as stack:
+        stayed, *crowd = [await stack.enter_async_context(daemon.client(chat.ada)) for _ in range(50)]
+        assert "subscribed" == (await stayed.subscribe(chat.topic))["op"]
+        holder = await connect(database, application_name="gate")
+        stack.push_async_callback(holder.close)
+        await holder.execute("select pg_advisory_lock($1)", gate)
+        await chat.sql.execute(f"""
+            create or replace function chatgenius.may_read(user_id text, topic text) returns boolean
+            language sql security definer as $$ select pg_advisory_xact_lock_shared({gate}) is not null $$
+        """)
+        for client in crowd:
+            await client.say(op="subscribe", topic=chat.topic)
+        for number in range(20):
+            await chat.say(str(number))
+            assert [str(number)] == [change["record"]["content"] for change in await stayed.changes()]
+        await holder.execute("select pg_advisory_unlock($1)", gate)
+        for client in crowd:
+            while (answer := await client.next())["op"] != "subscribed":
+                assert "unavailable" == answer["code"], answer  # the wait for the database has its limit
+                await client.say(op="subscribe", topic=chat.topic)
+        await chat.say("all are in")
+        for client in [*crowd, stayed]:
+            assert "all are in" == (await client.next())["changes"][-1]["record"]["content"]

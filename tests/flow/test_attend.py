@@ -47,8 +47,9 @@ class Socket:
         self.waits = asyncio.Event()
         self.room = asyncio.Event()
 
-    def write(self, frames: bytes) -> None:
+    def write(self, frames: bytes) -> int:
         self.frames += map(json.loads, frames.splitlines())
+        return self.queued()
 
     def queued(self) -> int:
         return LIMIT + 1 if self.full else 0

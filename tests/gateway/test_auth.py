@@ -227,6 +227,27 @@ def test_the_leeway_can_be_none() -> None:
         Authenticator(SECRET, leeway=0).verify(token)
 
 
+def test_a_known_token_is_not_decoded_again_and_is_good_no_longer_than_it_says() -> None:
+    authenticator = Authenticator(SECRET, leeway=30)
+    token = forged(exp=int(time.time()) - 10)
+    assert authenticator.verify(token) is authenticator.verify(token)
+    authenticator._leeway = 5  # as if 25 seconds had passed
+    with pytest.raises(BadToken):
+        authenticator.verify(token)
+
+
+def test_only_some_tokens_are_known_at_once_and_bad_ones_never() -> None:
+    authenticator = Authenticator(SECRET, most_known=2)
+    tokens = [forged(note=note) for note in "abc"]
+    claims = [authenticator.verify(token) for token in tokens]
+    for token, known in zip(tokens[1:], claims[1:], strict=True):
+        assert authenticator.verify(token) is known
+    assert authenticator.verify(tokens[0]) is not claims[0]
+    for _ in range(2):
+        with pytest.raises(BadToken):
+            authenticator.verify(with_another_payload(tokens[0]))
+
+
 @pytest.mark.parametrize("user", ["", "u" * 129, "a\nb", "\ud800"])
 def test_no_token_is_issued_for_what_cannot_be_a_user(user: str) -> None:
     with pytest.raises(ValueError, match="a user is 1 to 128 printable characters"):

@@ -257,8 +257,7 @@ async def test_a_host_that_is_not_here_is_the_operators_fault(host: str) -> None
 async def test_accepted_sockets_give_up_on_a_peer_that_acknowledges_nothing() -> None:
     async with serving() as served, served.connect():
         recorder = await served.attendants.get()
-        transport = recorder.socket._transport  # type: ignore[attr-defined]
-        accepted = transport.get_extra_info("socket")
+        accepted = recorder.socket._transport.connection  # type: ignore[attr-defined]
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 

@@ -5,7 +5,7 @@ from ulid import ULID
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Frame, Opcode
 
-from daemon.gateway.server import encode
+from daemon.gateway.server import SOME, encode
 from tests.gateway.peers import Recorder, frame, serving, silence, until
 
 
@@ -327,3 +327,17 @@ async def test_the_gateway_ticks_by_itself() -> None:
     async with serving(tick_every=0.01) as served:
         _, recorder = await served.open()
         await until(lambda: len(recorder.ticks) > 2)
+
+
+async def test_who_has_something_to_say_is_heard_before_everybody_has_been_told_the_time() -> None:
+    async with serving() as served:
+        opened = [await served.open() for _ in range(SOME + 44)]
+        told: list[Recorder] = []
+        for _, recorder in opened:
+            recorder.tick = lambda _, recorder=recorder: told.append(recorder)  # type: ignore[misc, method-assign]
+        heard: list[int] = []
+        asyncio.get_running_loop().call_soon(lambda: heard.append(len(told)))
+        served.gateway.housekeep()
+        await until(lambda: len(told) == SOME + 44)
+    assert [SOME] == heard
+    assert len(set(map(id, told))) == SOME + 44

@@ -85,6 +85,28 @@ def test_all_followers_are_handed_the_same_bytes() -> None:
     assert len({id(frames) for frames in heard}) == 1
 
 
+def test_who_hears_the_same_frames_is_handed_the_very_same_bytes_whatever_else_it_follows() -> None:
+    hub = a_hub()
+    heard: dict[str, bytes] = {}
+
+    class Listener(Recorder):
+        def deliver(self, frames: bytes) -> None:
+            assert self.user not in heard
+            heard[self.user] = frames
+
+    for user, topics in {"1": "ab", "2": "ba", "3": "a", "4": "abd", "5": "ac", "6": "b", "7": "d"}.items():
+        listener = Listener(user)
+        for topic in topics:
+            hub.follow(Topic(topic), listener)
+    published = publish(hub, a_change(11, "a"), a_change(12, "b"), a_change(13, "a"))
+    assert (3, 3 * 3 + 2 * 2 + 1) == published
+    assert {"1", "2", "3", "4", "5", "6"} == heard.keys()
+    assert heard["1"] is heard["2"] is heard["4"]
+    assert heard["3"] is heard["5"]
+    [first, second, third] = heard["1"].splitlines(keepends=True)
+    assert (first + third, second) == (heard["3"], heard["6"])
+
+
 def test_whoever_no_longer_follows_hears_nothing_more() -> None:
     hub, ada, bob = a_hub(), Recorder(), Recorder()
     hub.follow(Topic("a"), ada)

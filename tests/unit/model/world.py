@@ -265,7 +265,7 @@ class Line:
             self.attended().lost(None)
             self.daemon.lines.pop(self.user, None)
 
-    def write(self, frames: bytes) -> None:
+    def write(self, frames: bytes) -> int:
         for line in frames.splitlines():
             if not self.closed:
                 frame = json.loads(line)
@@ -274,6 +274,7 @@ class Line:
                 except Violation as violation:  # whoever is writing would take it for its own mistake
                     self.daemon.world.violations.append(violation)
                 self.inbox.append(frame)
+        return self.queued()
 
     def queued(self) -> int:
         return 0 if self.gone else sum(len(str(frame)) for frame in self.inbox)

@@ -39,6 +39,7 @@ UNITS = {
     "deliveries": Unit("deliveries per second"),
     "rows": Unit("rows per second"),
     "daemon_cpu": Unit("CPU of the daemon, processors"),
+    "postgres_cpu": Unit("CPU of Postgres, processors"),
     "load_cpu": Unit("CPU of the load client, processors"),
     "clients": Unit("clients"),
 }

@@ -62,6 +62,8 @@ async def write(
     processed = re.search(r"actually processed: (\d+)", said)
     speed = re.search(r"tps = ([\d.]+)", said)
     failed = re.search(r"failed transactions: ([1-9]\d*)", said)
+    if processed and processed[1] == "0":
+        raise Broken(f"in {seconds:g} s not one transaction was committed")
     if not processed or not speed or failed or "aborted" in said:
         raise Broken(f"pgbench failed: {said[-600:]}")
     return Written(int(processed[1]), int(processed[1]) / float(speed[1]) if float(speed[1]) else seconds)

@@ -7,7 +7,7 @@ from html import escape
 
 from bench.judge import Spread
 
-WIDTH, LEFT, RIGHT, TOP, BAR, GAP, BOTTOM = 760, 210, 40, 84, 26, 18, 52
+WIDTH, LEFT, RIGHT, TOP, BAR, GAP, BOTTOM = 760, 222, 40, 84, 26, 18, 52
 
 STYLE = """
   .ground { fill: #ffffff; }
@@ -43,7 +43,7 @@ def bars(
     show: Callable[[float], str],
     aim: tuple[float, str] | None = None,
 ) -> str:
-    """A chart of horizontal bars; `show` writes a figure, `aim` is where the target lies, with a word about it."""
+    """A chart of horizontal bars; `show` writes a median, `aim` is where the target lies, with a word about it."""
     height = TOP + len(shown) * (BAR + GAP) + BOTTOM
     ticks = scale_of(max([value for bar in shown for value in bar.rounds] + ([aim[0]] if aim else [])))
 
@@ -62,9 +62,7 @@ def bars(
     for tick in ticks:
         x = place(tick)
         parts.append(f'<line class="grid" x1="{x}" y1="{TOP - 8}" x2="{x}" y2="{bottom}"/>')
-        parts.append(
-            f'<text class="small" x="{x}" y="{bottom + 16}" text-anchor="middle">{escape(show(tick))}</text>'
-        )
+        parts.append(f'<text class="small" x="{x}" y="{bottom + 16}" text-anchor="middle">{tick:,.10g}</text>')
     parts.append(
         f'<text class="small" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{bottom + 36}" text-anchor="middle">'
         f"{escape(axis)}</text>"

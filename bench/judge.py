@@ -43,12 +43,6 @@ class Samples:
         """Raises KeyError if it was not measured."""
         return self.values[peer][figure]
 
-    def merge(self, other: "Samples") -> None:
-        """Take over the rounds of another."""
-        for peer, figures in other.values.items():
-            for figure, rounds in figures.items():
-                self.values.setdefault(peer, defaultdict(list))[figure] += rounds
-
 
 @dataclass(frozen=True)
 class Target:

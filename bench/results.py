@@ -165,10 +165,10 @@ def chart(found: Found) -> str:
     line = next(line for line in LINES if line.name == found.name)
     judged = {target.peer for target in found.targets}
     shown = [
-        Bar(peer, figures[first.figure], peer in judged)
+        Bar(peer, [value * unit.factor for value in figures[first.figure]], peer in judged)
         for peer, figures in found.samples.values.items()
         if first.figure in figures and (not line.peers or peer in line.peers)
     ]
-    base = Spread.of(found.samples.rounds(first.against, first.figure)).median if first.against else 1
-    factor = 1 + first.bound if first.sense == "+-" else first.bound
-    return bars(found.name, what_of(found.name), unit.name, shown, unit.show, (base * factor, asked(first)))
+    base = Spread.of(found.samples.rounds(first.against, first.figure)).median if first.against else 1.0
+    aim = base * unit.factor * (1 + first.bound if first.sense == "+-" else first.bound)
+    return bars(found.name, what_of(found.name), unit.name, shown, Unit(unit.name).show, (aim, asked(first)))

@@ -65,25 +65,28 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
-async def run(lines: list[Line], form: Form, facts: dict[str, str]) -> list[Found]:
-    """Measure these lines; what several of them need is measured once."""
-    found: list[Found] = []
+async def run(lines: list[Line], form: Form, facts: dict[str, str], keep: Callable[[Found], object]) -> list[Found]:
+    """Measure these lines; what several of them need is measured once. Each is kept as soon as it is there."""
+    every: list[Found] = []
     known: dict[Experiment, Samples | str] = {}
     async with postgres() as server:
         for place, line in enumerate(lines, 1):
             say(f"{line.name} ({place} of {len(lines)}): {line.what}")
             if line.experiment not in known:
                 known[line.experiment] = await attempt(line.experiment, server, form)
-            outcome = known[line.experiment]
-            if isinstance(outcome, str):
-                found.append(Found(line.name, facts, failure=outcome))
-                say(f"  failed: {outcome}")
-                continue
-            found.append(Found(line.name, facts, tuple(line.targets(form)), outcome))
-            for target in found[-1].targets:
-                verdict = "met" if target.met(outcome) else "not met"
-                say(f"  {target.figure} of {target.peer} {asked(target)}: {answered(target, outcome)}  {verdict}")
-    return found
+            match known[line.experiment]:
+                case str(failure):
+                    found = Found(line.name, facts, failure=failure)
+                    say(f"  failed: {failure}")
+                case samples:
+                    found = Found(line.name, facts, tuple(line.targets(form)), samples)
+            for target in found.targets:
+                verdict = "met" if target.met(found.samples) else "not met"
+                measured = answered(target, found.samples)
+                say(f"  {target.figure} of {target.peer} {asked(target)}: {measured}  {verdict}")
+            keep(found)
+            every.append(found)
+    return every
 
 
 async def attempt(experiment: Experiment, server: Server, form: Form) -> Samples | str:
@@ -109,9 +112,9 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     form, began = FORMS[given.form], time.monotonic()
-    found = asyncio.run(run(lines, form, setup(form, given.lines)))
     given.into.mkdir(parents=True, exist_ok=True)
-    publish(given.into, found)
+    facts = setup(form, given.lines)
+    found = asyncio.run(run(lines, form, facts, lambda one: publish(given.into, [one])))
     say(f"{(time.monotonic() - began) / 60:.1f} minutes; written to {given.into / 'RESULTS.md'}")
     for one in found:
         say(f"  {one.verdict:8} {one.name}: {what_of(one.name)}")

@@ -45,7 +45,7 @@ class Form:
 FORMS = {
     "short": Form("short", 3, 4, 1000, 10_000, 200_000, ((10, 10), (1000, 10_000))),
     "long": Form("long", 5, 15, 1000, 10_000, 200_000, ((10, 10), (100, 1000), (1000, 10_000), (10_000, 100_000))),
-    "tiny": Form("tiny", 1, 1, 20, 50, 2000, ((2, 2), (4, 8))),
+    "tiny": Form("tiny", 1, 2, 20, 50, 2000, ((2, 2), (4, 8))),
 }
 """`tiny` shows that it works, and measures nothing."""
 
@@ -113,7 +113,7 @@ async def paced(bench: Bench) -> Samples:
         async with bench.serving(peer) as (dsn, service):
             assert service
             async with opened(service, [range(data.CHANNELS)]) as clients:
-                written = await write(dsn, clients=4, seconds=1, rate=50)
+                written = await evenly(dsn, rate=50, seconds=WARM / 50, channels=data.CHANNELS)
                 rows = written.rows
                 figures: dict[str, float] = {}
                 for rate, writers in ((50, 4), (1000, 16)):
@@ -320,7 +320,7 @@ async def scale(bench: Bench) -> Samples:
             Rowcast().serving(dsn) as service,
             opened(service, followed) as clients,
         ):
-            written = await write(dsn, clients=2, seconds=1, channels=topics, authors=count, rate=rate)
+            written = await evenly(dsn, rate=rate, seconds=WARM / rate, channels=topics)
             await clients.received(written.rows)
             before, began = used(service), time.monotonic()
             await asyncio.sleep(form.seconds)

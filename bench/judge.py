@@ -1,5 +1,6 @@
 """Figures by round, and what is made of them: medians, spread, and whether a target is met."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Target:
         if self.against is None:
             return Spread.of(own)
         other = samples.rounds(self.against, self.figure)
-        return Spread.of(mine / theirs for mine, theirs in zip(own, other, strict=True))
+        return Spread.of(mine / theirs if theirs else math.inf for mine, theirs in zip(own, other, strict=True))
 
     def met(self, samples: Samples) -> bool:
         """Is the median where it ought to be?"""

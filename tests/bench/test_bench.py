@@ -83,7 +83,9 @@ async def test_a_line_that_fails_is_reported_and_the_others_go_on(
     monkeypatch.setattr(bench_main, "postgres", ready)
     targets = [Target("Rowcast", "us", "<=", 350)]
     lines = [Line(name, "", one, lambda _: targets) for name, one in (("writers", fails), ("handshake", finds))]
-    first, second = await bench_main.run(lines, FORMS["tiny"], {"machine": "any"})
+    kept: list[Found] = []
+    first, second = await bench_main.run(lines, FORMS["tiny"], {"machine": "any"}, kept.append)
+    assert [first, second] == kept
     assert ("failed", "Broken: there is no such thing") == (first.verdict, first.failure)
     assert "met" == second.verdict
     publish(tmp_path, [first, second])
@@ -107,6 +109,11 @@ def test_a_ratio_is_that_of_the_same_round_and_its_median_is_judged(sense: Sense
     target = Target("own", "tps", sense, bound, "peer")
     assert Spread(0.5, 0.1, 4) == target.measured(samples)
     assert met is target.met(samples)
+
+
+def test_a_ratio_to_nothing_is_no_error() -> None:
+    samples = Samples({"own": {"us": [1]}, "peer": {"us": [0]}})
+    assert not Target("own", "us", "<=", 2, "peer").met(samples)
 
 
 @pytest.mark.parametrize(("cost", "met"), [(119, True), (81, True), (121, False), (79, False)])

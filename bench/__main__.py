@@ -18,7 +18,7 @@ from bench.judge import Samples
 from bench.lines import Line, chosen
 from bench.load import compiler
 from bench.results import Found, answered, asked, publish, what_of
-from bench.rig import HERE, POSTGRES, ROOT, Server, asked_of_the_daemon, postgres, raise_open_files
+from bench.rig import BUILD, HERE, POSTGRES, ROOT, Server, asked_of_the_daemon, postgres, raise_open_files
 from bench.writers import pgbench, processors
 from daemon import __version__
 from daemon.postgres.embed import find_binaries
@@ -105,17 +105,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("lines", nargs="*", help="which lines; all without any")
     parser.add_argument("--form", choices=FORMS, default=os.environ.get("BENCH") or "short")
-    parser.add_argument("--into", type=Path, default=HERE, help="where RESULTS.md and charts/ are written")
+    parser.add_argument("--into", type=Path, help="where RESULTS.md and charts/ are written, if not to bench/")
     given = parser.parse_args()
     try:
         lines = chosen(given.lines)
     except ValueError as error:
         parser.error(str(error))
     form, began = FORMS[given.form], time.monotonic()
-    given.into.mkdir(parents=True, exist_ok=True)
+    # What the tiny form finds means nothing, and is not to replace what does.
+    into: Path = given.into or (BUILD / form.name if form.name == "tiny" else HERE)
+    into.mkdir(parents=True, exist_ok=True)
     facts = setup(form, given.lines)
-    found = asyncio.run(run(lines, form, facts, lambda one: publish(given.into, [one])))
-    say(f"{(time.monotonic() - began) / 60:.1f} minutes; written to {given.into / 'RESULTS.md'}")
+    found = asyncio.run(run(lines, form, facts, lambda one: publish(into, [one])))
+    say(f"{(time.monotonic() - began) / 60:.1f} minutes; written to {into / 'RESULTS.md'}")
     for one in found:
         say(f"  {one.verdict:8} {one.name}: {what_of(one.name)}")
     return 1 if any(one.failure for one in found) else 0

@@ -7,7 +7,7 @@ database and processes of its own.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -142,7 +142,8 @@ async def single_events(bench: Bench) -> Samples:
                 async with opened(service, [[0]] * form.fan_out) as clients:
                     await evenly(dsn, rate=rate, seconds=WARM / rate)
                     before, used = await clients.received(WARM * form.fan_out), cpu(service.pid)
-                    written = await evenly(dsn, rate=rate, seconds=form.seconds)
+                    # One that came while its predecessor is still being sent would be sent with it.
+                    written = await evenly(dsn, rate=rate, seconds=form.seconds, heard=_by_all(clients))
                     deliveries = written.rows * form.fan_out
                     after = await clients.received(before.rows + deliveries)
                     used = cpu(service.pid) - used
@@ -152,6 +153,11 @@ async def single_events(bench: Bench) -> Samples:
         figure = await floor(form.fan_out, size, 1, rate, round(rate * form.seconds))
         bench.note(samples, number, "C loop", us=figure, bytes=size)
     return samples
+
+
+def _by_all(clients: Load) -> Callable[[int], Awaitable[int]]:
+    """Waits until every client has so many rows behind those of the warm-up."""
+    return lambda rows: clients.until(WARM + rows)
 
 
 async def floor(clients: int, size: int, joined: int, rate: float, events: int) -> float:

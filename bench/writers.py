@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -109,8 +110,18 @@ def libpq(dsn: str) -> dict[str, str]:
     }
 
 
-async def evenly(dsn: str, *, rate: float, seconds: float, channels: int = 1) -> Written:
-    """Insert single messages at even distances, into each of the first channels in turn."""
+async def evenly(
+    dsn: str,
+    *,
+    rate: float,
+    seconds: float,
+    channels: int = 1,
+    heard: Callable[[int], Awaitable[object]] | None = None,
+) -> Written:
+    """Insert single messages at even distances, into each of the first channels in turn.
+
+    `heard` waits until everybody has so many of them; it may delay the next one.
+    """
     connection = await asyncpg.connect(dsn)
     try:
         insert = await connection.prepare(INSERT)
@@ -118,6 +129,8 @@ async def evenly(dsn: str, *, rate: float, seconds: float, channels: int = 1) ->
         for number in range(rows):
             await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
             await insert.fetch(channel(number % channels), user(0), 1)
+            if heard is not None:
+                await heard(number + 1)
         return Written(rows, time.monotonic() - began)
     finally:
         await connection.close()

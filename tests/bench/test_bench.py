@@ -32,7 +32,13 @@ async def test_what_writers_write_comes_through_a_daemon_to_every_client(databas
     async with Rowcast().serving(database) as service, service.clients([[0, 1], [0, 1]]) as clients:
         await clients.open()
         written = await write(database, clients=2, seconds=1, channels=2, authors=3, rate=50, by_pgbench=by_pgbench)
-        more = await evenly(database, rate=100, seconds=0.1, channels=2)
+        steps: list[int] = []
+
+        async def heard(rows: int) -> None:
+            steps.append((await clients.received(2 * (written.rows + rows))).rows)
+
+        more = await evenly(database, rate=100, seconds=0.1, channels=2, heard=heard)
+        assert [2 * (written.rows + n) for n in range(1, 11)] == steps
         assert 10 == more.rows
         mark = await clients.received(2 * (written.rows + more.rows))
     assert written.rows > 0

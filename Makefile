@@ -1,4 +1,4 @@
-# make run | test | faults | check | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
+# make run | test | faults | bench | check | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(wildcard $(addsuffix /python3,$(subst :, ,$(PATH)))))
@@ -8,8 +8,9 @@ READY := .venv/.ready
 DAEMON_ARGS ?=
 PYTEST_ARGS ?=
 PG ?=
+BENCH ?= short
 
-.PHONY: help install run test faults check format wheel lock clean
+.PHONY: help install run test faults bench check format wheel lock clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -38,6 +39,10 @@ test: $(READY) ## all tests, against a real Postgres; PG=15 or PG=wheel chooses 
 
 faults: $(READY) ## faults at length (an hour); writes docs/reliability.md
 	ROWCAST_TEST_FAULTS=long $(BIN)/pytest tests/faults --timeout 7200 $(PYTEST_ARGS)
+
+# A shell may have a LINES of its own: only one given to make counts.
+bench: $(READY) ## what it costs, against its peers; LINES="writers latency" BENCH=short|long; writes bench/RESULTS.md
+	$(BIN)/python -m bench --form $(BENCH) $(if $(findstring command,$(origin LINES)),$(LINES))
 
 check: $(READY) ## lint, types, floors, SQL
 	$(BIN)/ruff check .

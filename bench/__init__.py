@@ -1,0 +1,1 @@
+"""What Rowcast costs, measured against its peers: `make bench`. See docs/performance.md."""

@@ -1,0 +1,154 @@
+"""The lines of the bench: what is asked, and which experiment answers it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from bench import experiments
+from bench.experiments import Bench, Form, scale_name
+from bench.judge import Samples, Target
+
+ROWCAST, RELAY = "Rowcast", "NOTIFY relay"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a figure is shown: its name on the axis, and what to multiply it by."""
+
+    name: str
+    factor: float = 1
+
+    def show(self, value: float) -> str:
+        """The figure with three digits or all that are before the point, and without its unit."""
+        value *= self.factor
+        digits = 0 if abs(value) >= 100 or value == 0 else 1 if abs(value) >= 10 else 2
+        return f"{value:,.{digits}f}"
+
+
+UNITS = {
+    "tps": Unit("transactions per second"),
+    "p50": Unit("median latency, ms", 1000),
+    "p99": Unit("99th percentile of latency, ms", 1000),
+    "p50_50": Unit("median latency, ms", 1000),
+    "p99_50": Unit("99th percentile of latency, ms", 1000),
+    "p50_1000": Unit("median latency, ms", 1000),
+    "p99_1000": Unit("99th percentile of latency, ms", 1000),
+    "us": Unit("CPU, µs"),
+    "daemon_us": Unit("CPU of the daemon, µs"),
+    "postgres_us": Unit("CPU of Postgres, µs"),
+    "bytes": Unit("bytes"),
+    "deliveries": Unit("deliveries per second"),
+    "rows": Unit("rows per second"),
+    "daemon_cpu": Unit("CPU of the daemon, processors"),
+    "postgres_cpu": Unit("CPU of Postgres, processors"),
+    "load_cpu": Unit("CPU of the load client, processors"),
+    "clients": Unit("clients"),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One question. All its targets must be met; the figure of the first is the one in the chart."""
+
+    name: str
+    what: str
+    experiment: Callable[[Bench], Awaitable[Samples]]
+    targets: Callable[[Form], Sequence[Target]]
+    peers: tuple[str, ...] = ()  # those that the chart shows; all of them, if none is named
+
+
+def _asks(*targets: Target) -> Callable[[Form], Sequence[Target]]:
+    return lambda _form: targets
+
+
+def _flat(form: Form) -> Sequence[Target]:
+    first, *others = (scale_name(*size) for size in form.scales)
+    return [Target(other, "us", "+-", 0.2, first) for other in others]
+
+
+LINES = (
+    Line(
+        "writers",
+        "throughput of 32 writers with capture, a daemon and a client, against no trigger at all",
+        experiments.full_load,
+        _asks(Target(ROWCAST, "tps", ">=", 0.70, "no trigger")),
+        (ROWCAST, "no trigger"),
+    ),
+    Line(
+        "relay-writers",
+        "throughput of 32 writers with capture, against a trigger that notifies with the row, and a relay",
+        experiments.full_load,
+        _asks(Target(ROWCAST, "tps", ">=", 3.5, RELAY)),
+    ),
+    Line(
+        "latency-50",
+        "time from the row to the client at 50 writes a second, against the relay",
+        experiments.paced,
+        _asks(Target(ROWCAST, "p50_50", "<=", 1.6, RELAY)),
+    ),
+    Line(
+        "latency-1000",
+        "time from the row to the client at 1,000 writes a second, against the relay",
+        experiments.paced,
+        _asks(Target(ROWCAST, "p50_1000", "<=", 2.5, RELAY)),
+    ),
+    Line(
+        "saturation",
+        "time from the row to the client under full load, against the relay under all that it lets through",
+        experiments.full_load,
+        _asks(Target(ROWCAST, "p99", "<=", 1.0, RELAY), Target(ROWCAST, "tps", ">", 3, RELAY)),
+    ),
+    Line(
+        "delivery-cpu",
+        "CPU of the server for one delivery, single small events, against a C loop of send()",
+        experiments.single_events,
+        _asks(Target(ROWCAST, "us", "<=", 1.25, "C loop")),
+    ),
+    Line(
+        "burst",
+        "deliveries (change x client) a second from one process, events in bursts",
+        experiments.bursts,
+        _asks(Target(ROWCAST, "deliveries", ">=", 1_000_000)),
+    ),
+    Line(
+        "memory",
+        "resident memory of the server for one idle client that has subscribed",
+        experiments.crowd,
+        _asks(Target(ROWCAST, "bytes", "<=", 10 * 1024)),
+    ),
+    Line(
+        "handshake",
+        "CPU of the server for one client's handshake, hello and subscribe (of the relay: the handshake)",
+        experiments.crowd,
+        _asks(Target(ROWCAST, "us", "<=", 350)),
+    ),
+    Line(
+        "replay",
+        "rows a second to one client that comes back, from the log, right after the daemon has started",
+        experiments.replay,
+        _asks(Target(ROWCAST, "rows", ">=", 100_000)),
+    ),
+    Line(
+        "workers",
+        "deliveries a second from two workers against one, the load client on the same machine",
+        experiments.workers,
+        _asks(Target("2 workers", "deliveries", ">=", 1.3, "1 worker")),
+    ),
+    Line(
+        "scale",
+        "CPU of daemon and Postgres for one event, as topics and clients grow, one client to a topic",
+        experiments.scale,
+        _flat,
+    ),
+)
+
+
+def chosen(names: Sequence[str]) -> list[Line]:
+    """The lines with these names; `latency` names all that begin so, nothing names all. Raises ValueError."""
+    for name in names:
+        if not any(_named(line, name) for line in LINES):
+            raise ValueError(f"there is no line {name}; there are {', '.join(line.name for line in LINES)}")
+    return [line for line in LINES if not names or any(_named(line, name) for name in names)]
+
+
+def _named(line: Line, name: str) -> bool:
+    return line.name == name or line.name.startswith(f"{name}-")

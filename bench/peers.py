@@ -1,0 +1,154 @@
+"""What is measured, and what it is measured against: each has a database of its kind, and serves it in its way."""
+
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from bench import data
+from bench.load import Load, load
+from bench.rig import (
+    Broken,
+    Server,
+    answers,
+    asked_of_the_daemon,
+    clean_environment,
+    free_port,
+    process,
+    python,
+    readiness,
+)
+from daemon.core.wire import SUBPROTOCOL
+from daemon.gateway.auth import Authenticator
+
+SECRET = secrets.token_urlsafe(48)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A server that runs: its process, and how clients come in."""
+
+    pid: int
+    port: int
+    path: str = "/"
+    rowcast: bool = False
+
+    def clients(self, topics: Sequence[Sequence[int]], since: str | None = None) -> AbstractAsyncContextManager[Load]:
+        """As many clients as `topics` has rows, none of them open; the n-th is user n and follows these channels."""
+        if not self.rowcast:
+            return load(self.port, [()] * len(topics), path=self.path)
+        issue = Authenticator(SECRET.encode()).issue
+        openings = [
+            [
+                json.dumps(
+                    {"op": "hello", "token": issue(data.user(number), 86_400)} | ({"since": since} if since else {})
+                ),
+                *(json.dumps({"op": "subscribe", "topic": f"channel:{data.channel(one)}"}) for one in channels),
+            ]
+            for number, channels in enumerate(topics)
+        ]
+        return load(self.port, openings, path=self.path, subprotocol=SUBPROTOCOL)
+
+
+class Peer(Protocol):
+    """One of those that are compared."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in the results."""
+
+    async def template(self, server: Server) -> str:
+        """The template of its database."""
+
+    def serving(self, dsn: str) -> AbstractAsyncContextManager[Service | None]:
+        """Serve a database for as long as the block lasts; None serves nobody. Raises Broken."""
+
+
+@dataclass(frozen=True)
+class NoTrigger:
+    """Nothing but the table."""
+
+    name: str = "no trigger"
+
+    async def template(self, server: Server) -> str:
+        return await data.plain(server)
+
+    @asynccontextmanager
+    async def serving(self, dsn: str) -> AsyncIterator[None]:
+        yield None
+
+
+@dataclass(frozen=True)
+class Rowcast:
+    """The daemon as it is shipped, but for `settings` and what the environment of the bench says."""
+
+    name: str = "Rowcast"
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    async def template(self, server: Server) -> str:
+        return await data.chat(server)
+
+    @asynccontextmanager
+    async def serving(self, dsn: str) -> AsyncIterator[Service]:
+        port = free_port()
+        async with readiness() as (notify, ready):
+            environment = clean_environment(
+                **{
+                    **asked_of_the_daemon(),
+                    **self.settings,
+                    "DATABASE_URL": dsn,
+                    "ROWCAST_SECRET": SECRET,
+                    "ROWCAST_LISTEN": f"127.0.0.1:{port}",
+                    "NOTIFY_SOCKET": notify,
+                }
+            )
+            async with process(python("daemon"), environment, ready) as pid:
+                yield Service(pid, port, "/v1", rowcast=True)
+
+
+@dataclass(frozen=True)
+class Relay:
+    """A trigger that notifies with the row, and relay.py."""
+
+    name: str = "NOTIFY relay"
+
+    async def template(self, server: Server) -> str:
+        return await data.notifying(server)
+
+    @asynccontextmanager
+    async def serving(self, dsn: str) -> AsyncIterator[Service]:
+        port = free_port()
+        environment = clean_environment(DATABASE_URL=dsn, PORT=str(port))
+        async with process(python("bench.relay"), environment, partial(answers, port)) as pid:
+            yield Service(pid, port)
+
+
+@dataclass(frozen=True)
+class Eventserv:
+    """The same trigger, and the pg_eventserv that PG_EVENTSERV names."""
+
+    program: Path
+    name: str = "pg_eventserv"
+
+    async def template(self, server: Server) -> str:
+        return await data.notifying(server)
+
+    @asynccontextmanager
+    async def serving(self, dsn: str) -> AsyncIterator[Service]:
+        if not self.program.is_file():
+            raise Broken(f"PG_EVENTSERV names {self.program}, which is no file")
+        port = free_port()
+        environment = clean_environment(DATABASE_URL=dsn, ES_HTTPHOST="127.0.0.1", ES_HTTPPORT=str(port))
+        async with process([self.program], environment, partial(answers, port)) as pid:
+            yield Service(pid, port, "/listen/relay")
+
+
+def relays() -> list[Peer]:
+    """Those that relay payloads of NOTIFY, as far as they are there."""
+    given = os.environ.get("PG_EVENTSERV")
+    return [Relay(), *([Eventserv(Path(given).absolute())] if given else [])]

@@ -1,0 +1,174 @@
+"""What was found, line by line: kept in results.json, shown in RESULTS.md and charts/.
+
+A run of some lines replaces those, and leaves the others as they were, each with the setup that it was found with.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.charts import Bar, bars
+from bench.judge import Samples, Spread, Target
+from bench.lines import LINES, UNITS, Unit
+
+HEAD = """# Results of the bench
+
+Written by `make bench`; what each line does, and why so, is in [docs/performance.md](../docs/performance.md).
+Absolute figures belong to the machine that they were found on. A ratio compares two peers in the same round, and is
+what a target asks for wherever there is a peer. Shown is the median of all rounds, and in brackets the least and the
+most.
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One line: what its rounds found, or why there is nothing; and what it stood on."""
+
+    name: str
+    setup: Mapping[str, str]
+    targets: tuple[Target, ...] = ()
+    samples: Samples = field(default_factory=Samples)
+    failure: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Were all targets met?"""
+        return not self.failure and all(target.met(self.samples) for target in self.targets)
+
+    @property
+    def verdict(self) -> str:
+        """In a word or two."""
+        return "failed" if self.failure else "met" if self.met else "not met"
+
+    def as_json(self) -> dict[str, Any]:
+        """For results.json."""
+        return {
+            "setup": dict(self.setup),
+            "targets": [asdict(target) for target in self.targets],
+            "samples": self.samples.values,
+            "failure": self.failure,
+        }
+
+    @classmethod
+    def of_json(cls, name: str, kept: Mapping[str, Any]) -> "Found":
+        """From results.json."""
+        targets = tuple(Target(**target) for target in kept["targets"])
+        return cls(name, kept["setup"], targets, Samples(kept["samples"]), kept["failure"])
+
+
+def publish(folder: Path, new: list[Found]) -> list[Found]:
+    """Put what was found into the folder's results.json, RESULTS.md and charts/; all that is there now."""
+    kept = folder / "results.json"
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    known |= {found.name: found.as_json() for found in new}
+    order = [line.name for line in LINES]
+    all_found = [Found.of_json(name, known[name]) for name in sorted(known, key=order.index)]
+    kept.write_text(json.dumps({one.name: one.as_json() for one in all_found}, indent=1) + "\n", encoding="utf-8")
+    charts = folder / "charts"
+    charts.mkdir(exist_ok=True)
+    for found in all_found:
+        path = charts / f"{found.name}.svg"
+        path.unlink(missing_ok=True)
+        if not found.failure:
+            path.write_text(chart(found), encoding="utf-8")
+    (folder / "RESULTS.md").write_text(report(all_found), encoding="utf-8")
+    return all_found
+
+
+def report(found: list[Found]) -> str:
+    """RESULTS.md."""
+    parts = [HEAD, "| Line | What | Target | Measured | |", "|---|---|---|---|---|"]
+    parts += [f"| {' | '.join(cells)} |" for one in found for cells in _rows(one)]
+    parts += ["", "## Setup", ""]
+    setups: dict[str, list[str]] = {}
+    for one in found:
+        setups.setdefault("\n".join(f"- {name}: {value}" for name, value in one.setup.items()), []).append(one.name)
+    for setup, names in setups.items():
+        parts += [f"Of {', '.join(names)}:", "", setup, ""]
+    for one in found:
+        parts += [f"## {one.name}", ""]
+        if one.failure:
+            parts += [f"Failed: {one.failure}", ""]
+        else:
+            parts += [f"![{what_of(one.name)}](charts/{one.name}.svg)", "", *_figures(one.samples), ""]
+    return "\n".join(parts)
+
+
+def what_of(name: str) -> str:
+    """What a line is about."""
+    return next(line.what for line in LINES if line.name == name)
+
+
+def unit_of(figure: str) -> Unit:
+    """How a figure is shown."""
+    return UNITS.get(figure, Unit(figure))
+
+
+def asked(target: Target) -> str:
+    """A target in a few words, without the figure that it is about."""
+    if target.sense == "+-":
+        return f"within {target.bound:.0%} of {target.against}"
+    sign = {">=": "≥", "<=": "≤", ">": ">"}[target.sense]
+    if target.against is None:
+        return f"{sign} {unit_of(target.figure).show(target.bound)}"
+    return f"{sign} {target.bound:g} x {target.against}"
+
+
+def answered(target: Target, samples: Samples) -> str:
+    """What was measured, as the target asks for it."""
+    spread = target.measured(samples)
+    if target.against is None:
+        return _brackets(spread, unit_of(target.figure).show)
+    subject = f"{target.peer}: " if target.sense == "+-" else ""
+    return subject + _brackets(spread, lambda ratio: f"{ratio:.2f}") + " x"
+
+
+def _brackets(spread: Spread, show: Callable[[float], str]) -> str:
+    return f"{show(spread.median)} ({show(spread.least)} to {show(spread.most)})"
+
+
+def _rows(found: Found) -> list[list[str]]:
+    if found.failure:
+        return [[found.name, what_of(found.name), "", found.failure, "failed"]]
+    rows = []
+    for target in found.targets:
+        verdict = "met" if target.met(found.samples) else "not met"
+        rows.append(
+            [
+                found.name,
+                what_of(found.name),
+                f"{unit_of(target.figure).name}: {asked(target)}",
+                answered(target, found.samples),
+                verdict,
+            ]
+        )
+    for row in rows[1:]:
+        row[0] = row[1] = ""
+    return rows
+
+
+def _figures(samples: Samples) -> list[str]:
+    names = list(dict.fromkeys(name for figures in samples.values.values() for name in figures))
+    table = [f"| | {' | '.join(unit_of(name).name for name in names)} |", "|---|" + "---:|" * len(names)]
+    for peer, figures in samples.values.items():
+        cells = [_brackets(Spread.of(figures[name]), unit_of(name).show) if name in figures else "" for name in names]
+        table.append(f"| {peer} | {' | '.join(cells)} |")
+    return table
+
+
+def chart(found: Found) -> str:
+    """The figure that is judged first, of each peer that has it, and where its target lies."""
+    first, *_ = found.targets
+    unit = unit_of(first.figure)
+    line = next(line for line in LINES if line.name == found.name)
+    judged = {target.peer for target in found.targets}
+    shown = [
+        Bar(peer, [value * unit.factor for value in figures[first.figure]], peer in judged)
+        for peer, figures in found.samples.values.items()
+        if first.figure in figures and (not line.peers or peer in line.peers)
+    ]
+    base = Spread.of(found.samples.rounds(first.against, first.figure)).median if first.against else 1.0
+    aim = base * unit.factor * (1 + first.bound if first.sense == "+-" else first.bound)
+    return bars(found.name, what_of(found.name), unit.name, shown, Unit(unit.name).show, (aim, asked(first)))

@@ -1,0 +1,141 @@
+"""Who writes: pgbench where the server's programs have it, else asyncpg in several processes."""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import asyncpg
+
+from bench.data import CHANNELS, INSERT, channel, user
+from bench.rig import HERE, Broken, clean_environment, python
+from daemon.postgres.embed import find_binaries
+
+PROCESSES = 2  # of the writer in Python
+
+
+@dataclass(frozen=True)
+class Written:
+    """How many rows, one a transaction, in how many seconds."""
+
+    rows: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Transactions a second."""
+        return self.rows / self.seconds
+
+
+def pgbench() -> Path | None:
+    """The server's own, if it has one."""
+    program = find_binaries().bindir / "pgbench"
+    return program if program.exists() else None
+
+
+async def write(
+    dsn: str,
+    *,
+    clients: int,
+    seconds: float,
+    channels: int = CHANNELS,
+    authors: int = CHANNELS,
+    rate: float | None = None,
+    by_pgbench: bool = True,
+) -> Written:
+    """Insert messages, one a transaction, at random into the first channels and from the first authors.
+
+    `rate` is transactions a second, of all clients together; without one they write as fast as they can.
+
+    Raises Broken.
+    """
+    program = pgbench() if by_pgbench else None
+    if program is None:
+        return await _by_ourselves(dsn, clients, seconds, channels, authors, rate or 0)
+    words = ["-n", "-M", "prepared", "-c", clients, "-j", min(clients, 2), "-T", max(1, round(seconds))]
+    words += ["-D", f"channels={channels}", "-D", f"authors={authors}", "-f", HERE / "messages.pgbench"]
+    words += ["-R", rate] if rate else []
+    said = await _run([str(program), *map(str, words)], libpq(dsn))
+    processed = re.search(r"actually processed: (\d+)", said)
+    speed = re.search(r"tps = ([\d.]+)", said)
+    failed = re.search(r"failed transactions: ([1-9]\d*)", said)
+    if processed and processed[1] == "0":
+        raise Broken(f"in {seconds:g} s not one transaction was committed")
+    if not processed or not speed or failed or "aborted" in said:
+        raise Broken(f"pgbench failed: {said[-600:]}")
+    return Written(int(processed[1]), int(processed[1]) / float(speed[1]) if float(speed[1]) else seconds)
+
+
+async def _by_ourselves(dsn: str, clients: int, seconds: float, channels: int, authors: int, rate: float) -> Written:
+    parts = min(PROCESSES, clients)
+    words = [str(word) for word in (clients // parts, seconds, channels, authors, rate / parts)]
+    said = await asyncio.gather(
+        *(_run([*python("bench.writer"), *words], {"DATABASE_URL": dsn}) for _ in range(parts))
+    )
+    return Written(sum(int(one.split()[-1]) for one in said), seconds)
+
+
+async def _run(command: list[str], environment: dict[str, str]) -> str:
+    child = await asyncio.create_subprocess_exec(
+        *command,
+        env=clean_environment(**environment),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    if child.returncode:
+        raise Broken(f"{Path(command[0]).name} ended with {child.returncode}: {output.decode()[-600:]}")
+    return output.decode()
+
+
+def libpq(dsn: str) -> dict[str, str]:
+    """What programs of Postgres read from the environment. A command line would show the password to everybody."""
+    parts = urlsplit(dsn)
+    options = parse_qs(parts.query)
+    return {
+        "PGUSER": unquote(parts.username or ""),
+        "PGPASSWORD": unquote(parts.password or ""),
+        "PGDATABASE": unquote(parts.path[1:]),
+        "PGHOST": options["host"][0],
+        "PGPORT": options["port"][0],
+    }
+
+
+async def evenly(
+    dsn: str,
+    *,
+    rate: float,
+    seconds: float,
+    channels: int = 1,
+    heard: Callable[[int], Awaitable[object]] | None = None,
+) -> Written:
+    """Insert single messages at even distances, into each of the first channels in turn.
+
+    `heard` waits until everybody has so many of them; it may delay the next one.
+    """
+    connection = await asyncpg.connect(dsn)
+    try:
+        insert = await connection.prepare(INSERT)
+        began, rows = time.monotonic(), round(rate * seconds)
+        for number in range(rows):
+            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+            await insert.fetch(channel(number % channels), user(0), 1)
+            if heard is not None:
+                await heard(number + 1)
+        return Written(rows, time.monotonic() - began)
+    finally:
+        await connection.close()
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))

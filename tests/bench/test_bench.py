@@ -1,0 +1,211 @@
+"""The parts of the bench do what they say; how fast anything is, no test asks."""
+
+import asyncio
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import __main__ as bench_main
+from bench import data
+from bench.charts import scale_of
+from bench.experiments import FORMS, Bench, bursts, in_turn
+from bench.judge import Samples, Sense, Spread, Target
+from bench.lines import LINES, Line, chosen
+from bench.load import split
+from bench.peers import Relay, Rowcast
+from bench.results import Found, asked, publish
+from bench.rig import HERE, Broken, Server, clean_environment, cpu, process, resident
+from bench.writers import evenly, write
+from daemon.postgres.connect import Connection
+from tests.support import postgres as support
+
+
+@pytest.mark.parametrize("by_pgbench", [True, False], ids=["pgbench", "asyncpg"])
+async def test_what_writers_write_comes_through_a_daemon_to_every_client(database: str, by_pgbench: bool) -> None:
+    await data.fill(database, 3, 2, [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2)])
+    async with Rowcast().serving(database) as service, service.clients([[0, 1], [0, 1]]) as clients:
+        await clients.open()
+        written = await write(database, clients=2, seconds=1, channels=2, authors=3, rate=50, by_pgbench=by_pgbench)
+        steps: list[int] = []
+
+        async def heard(rows: int) -> None:
+            steps.append((await clients.received(2 * (written.rows + rows))).rows)
+
+        more = await evenly(database, rate=100, seconds=0.1, channels=2, heard=heard)
+        assert [2 * (written.rows + n) for n in range(1, 11)] == steps
+        assert 10 == more.rows
+        mark = await clients.received(2 * (written.rows + more.rows))
+    assert written.rows > 0
+    assert mark.rows == mark.sampled
+    assert 0 < mark.p50 <= mark.p99 <= mark.worst
+
+
+async def test_the_relay_passes_on_every_row(database: str, sql: Connection) -> None:
+    await data.fill(database, 1, 1, [(0, 0)])
+    await sql.execute("select rowcast.unwatch('chatgenius.messages')")
+    await sql.execute((HERE / "relay.sql").read_text())
+    async with Relay().serving(database) as service, service.clients([()] * 3) as clients:
+        await clients.open()
+        await sql.execute(data.INSERT, data.channel(0), data.user(0), 5)
+        assert 15 == (await clients.received(15)).rows
+        assert 0 == await sql.fetchval("select count(*) from rowcast.events where topic like 'channel:%'")
+
+
+async def test_a_process_that_ends_before_it_is_ready_says_why() -> None:
+    command = ["/bin/sh", "-c", "echo no such thing >&2; exit 3"]
+    with pytest.raises(Broken, match="ended with 3: no such thing"):
+        async with process(command, clean_environment(), asyncio.Event().wait):
+            pass
+
+
+async def test_what_a_process_uses_is_counted_with_its_children() -> None:
+    command = ["/bin/sh", "-c", "sh -c 'while kill -0 $PPID; do :; done' & wait"]  # the child ends with its parent
+    async with process(command, clean_environment(), partial(asyncio.sleep, 0)) as pid:
+        while cpu(pid) < 0.1:
+            await asyncio.sleep(0.01)
+        assert resident(pid) > 0
+
+
+async def test_a_line_that_fails_is_reported_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: support.Server
+) -> None:
+    async def fails(_bench: Bench) -> Samples:
+        raise Broken("there is no such thing")
+
+    async def finds(bench: Bench) -> Samples:
+        bench.note(found := Samples(), 0, "Rowcast", us=300)
+        return found
+
+    @asynccontextmanager
+    async def ready() -> AsyncIterator[Server]:
+        yield Server(postgres.embedded)
+
+    monkeypatch.setattr(bench_main, "postgres", ready)
+    targets = [Target("Rowcast", "us", "<=", 350)]
+    lines = [Line(name, "", one, lambda _: targets) for name, one in (("writers", fails), ("handshake", finds))]
+    kept: list[Found] = []
+    first, second = await bench_main.run(lines, FORMS["tiny"], {"machine": "any"}, kept.append)
+    assert [first, second] == kept
+    assert ("failed", "Broken: there is no such thing") == (first.verdict, first.failure)
+    assert "met" == second.verdict
+    publish(tmp_path, [first, second])
+    assert "| writers | " in (tmp_path / "RESULTS.md").read_text()
+
+
+async def test_an_experiment_runs_from_the_database_to_its_figures(postgres: support.Server) -> None:
+    said: list[str] = []
+    found = await bursts(Bench(Server(postgres.embedded), FORMS["tiny"], said.append))
+    [deliveries] = found.rounds("Rowcast", "deliveries")
+    assert deliveries > 0
+    assert "round 1/1  Rowcast: deliveries" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("sense", "bound", "met"),
+    [(">=", 0.5, True), (">=", 0.51, False), (">", 0.5, False), ("<=", 0.5, True), ("<=", 0.49, False)],
+)
+def test_a_ratio_is_that_of_the_same_round_and_its_median_is_judged(sense: Sense, bound: float, met: bool) -> None:
+    samples = Samples({"own": {"tps": [10, 40, 5]}, "peer": {"tps": [20, 10, 50]}})
+    target = Target("own", "tps", sense, bound, "peer")
+    assert Spread(0.5, 0.1, 4) == target.measured(samples)
+    assert met is target.met(samples)
+
+
+def test_a_ratio_to_nothing_is_no_error() -> None:
+    samples = Samples({"own": {"us": [1]}, "peer": {"us": [0]}})
+    assert not Target("own", "us", "<=", 2, "peer").met(samples)
+
+
+@pytest.mark.parametrize(("cost", "met"), [(119, True), (81, True), (121, False), (79, False)])
+def test_flat_means_that_neither_more_nor_less_is_found(cost: float, met: bool) -> None:
+    samples = Samples({"few": {"us": [100]}, "many": {"us": [cost]}})
+    assert met is Target("many", "us", "+-", 0.2, "few").met(samples)
+
+
+def test_a_figure_without_a_peer_stands_for_itself() -> None:
+    samples = Samples({"own": {"rows": [90_000, 100_000, 300_000]}})
+    assert Target("own", "rows", ">=", 100_000).met(samples)
+    with pytest.raises(ValueError, match="nothing to take the median of"):
+        Spread.of([])
+
+
+def test_every_other_round_takes_the_peers_in_the_opposite_order() -> None:
+    assert [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")] == list(in_turn(3, ["a", "b"]))
+
+
+def test_lines_are_chosen_by_their_names_or_by_how_they_begin() -> None:
+    assert LINES == tuple(chosen([]))
+    assert ["writers", "latency-50", "latency-1000"] == [line.name for line in chosen(["writers", "latency"])]
+    with pytest.raises(ValueError, match="there is no line speed; there are writers, "):
+        chosen(["speed"])
+
+
+def test_clients_are_shared_out_evenly_among_processes() -> None:
+    assert [3, 3, 2, 2] == split(10, 4)
+    assert [1, 1] == split(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"),
+    [
+        (0, [0, 1]),
+        (1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (4100, [0, 1000, 2000, 3000, 4000, 5000]),
+        (0.3, [0, 0.1, 0.2, 0.3]),
+    ],
+)
+def test_the_axis_of_a_chart_has_round_numbers(most: float, ticks: list[float]) -> None:
+    assert ticks == scale_of(most)
+
+
+SETUP = {"command": "`make bench`", "machine": "a small one"}
+FIGURES: dict[str, Any] = {"Rowcast": {"tps": [800, 700, 750]}, "no trigger": {"tps": [1000, 1000, 1000]}}
+
+
+def found(name: str, setup: dict[str, str] = SETUP) -> Found:
+    [line] = chosen([name])
+    return Found(name, setup, tuple(line.targets(FORMS["short"])), Samples(FIGURES))
+
+
+def test_results_and_charts_are_written_from_the_figures(tmp_path: Path) -> None:
+    publish(tmp_path, [found("writers")])
+    report = (tmp_path / "RESULTS.md").read_text()
+    assert "| transactions per second: ≥ 0.7 x no trigger | 0.75 (0.70 to 0.80) x | met |" in report
+    assert "- machine: a small one" in report
+    assert "| Rowcast | 750 (700 to 800) |" in report
+    assert "(charts/writers.svg)" in report
+    drawing = ET.fromstring((tmp_path / "charts" / "writers.svg").read_text())
+    words = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"writers", "Rowcast", "no trigger", "750", "1,000", "transactions per second", "≥ 0.7 x no trigger"} <= {
+        *words
+    }
+    bars = {
+        bar.get("class"): float(bar.get("width", "0")) for bar in drawing.iter("{http://www.w3.org/2000/svg}rect")
+    }
+    assert bars["own"] == pytest.approx(0.75 * bars["other"], abs=0.2)
+
+
+def test_a_run_of_some_lines_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    publish(tmp_path, [found("writers"), Found("replay", SETUP, failure="no rows")])
+    publish(tmp_path, [Found("writers", {"machine": "another"}, failure="out of disk")])
+    report = (tmp_path / "RESULTS.md").read_text()
+    assert "out of disk | failed |" in report
+    assert "no rows | failed |" in report
+    assert "Of replay:\n\n- command: `make bench`\n- machine: a small one\n" in report
+    assert "Of writers:\n\n- machine: another\n" in report
+    assert {"writers", "replay"} == json.loads((tmp_path / "results.json").read_text()).keys()
+    assert [] == list((tmp_path / "charts").iterdir())
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_line_says_in_words_what_it_asks(form: Any) -> None:
+    for line in LINES:
+        assert line.what
+        for target in line.targets(form):
+            assert asked(target)

@@ -1,0 +1,169 @@
+"""The load client, in C and in Python, against servers that say just what the test wants."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+
+from bench.experiments import floor
+from bench.load import Load, compiler, load
+from bench.rig import Broken
+from daemon.gateway.connection import encode
+
+ANSWER = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+IN_C = pytest.mark.parametrize("in_c", [True, False], ids=["C", "Python"])
+HELLO, FIRST, SECOND = '{"op":"hello"}', '{"op":"subscribe","id":1}', '{"op":"subscribe","id":2}'
+
+Attend = Callable[[ServerConnection], Awaitable[None]]
+
+
+def row(stamp: int) -> bytes:
+    """What a message looks like in the frame of any peer."""
+    return b'{"id":"x","content":"@%d and some more words"}' % stamp
+
+
+@asynccontextmanager
+async def clients_of(attend: Attend, count: int, *said: str, in_c: bool, **options: Any) -> AsyncIterator[Load]:
+    """Load clients of a server that treats each of its connections so."""
+    async with serve(attend, "127.0.0.1", 0, compression=None, **options) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with load(port, [said] * count, in_c=in_c) as clients:
+            yield clients
+
+
+@IN_C
+async def test_the_load_client_counts_every_row_and_frame_that_it_is_sent(in_c: bool) -> None:
+    frames = [row(n) * size for n, size in enumerate([1, 2, 3, 700])] + [b'{"op":"head"}', b"x" * 70_000]
+
+    async def attend(connection: ServerConnection) -> None:
+        for frame in frames:
+            await connection.send(frame.decode())
+        await connection.wait_closed()
+
+    async with clients_of(attend, 7, in_c=in_c) as clients:
+        await clients.open(2)
+        await clients.until(706)
+        assert 2 == (await clients.mark()).clients
+        await clients.open()
+        mark = await clients.received(7 * 706)
+        while mark.frames < 7 * len(frames):
+            mark = await clients.mark()
+    assert (7, 7 * 706, 7 * len(frames)) == (mark.clients, mark.rows, mark.frames)
+    assert mark.bytes > 7 * sum(map(len, frames))
+
+
+@IN_C
+async def test_rows_are_counted_however_their_bytes_are_cut(in_c: bool) -> None:
+    stream = b"".join(encode(row(1_000_000 + n) + b"@") for n in range(40))
+
+    async def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(ANSWER + stream[:5])
+        place, size = 5, 0
+        while place < len(stream):
+            size = size % 23 + 1
+            writer.write(stream[place : place + size])
+            await writer.drain()
+            await asyncio.sleep(0)
+            place += size
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(attend, "127.0.0.1", 0) as server:
+        async with load(server.sockets[0].getsockname()[1], [()], in_c=in_c) as clients:
+            await clients.open()
+            await clients.until(40)
+            mark = await clients.received(40)
+        assert (40, 40) == (mark.rows, mark.sampled)
+        assert mark.p50 > 4000, "the stamps lie at the beginning of 1970"
+
+
+@IN_C
+async def test_a_client_says_its_first_frame_and_the_others_when_that_is_answered(in_c: bool) -> None:
+    heard: list[str] = []
+
+    async def attend(connection: ServerConnection) -> None:
+        heard.append(str(await connection.recv()))
+        await connection.send('{"op":"head"}')
+        await connection.ping()
+        await connection.send('{"op":"welcome"}')
+        for _ in range(2):
+            heard.append(str(await connection.recv()))
+            await connection.send('{"op":"subscribed"}')
+        await connection.wait_closed()
+
+    async with clients_of(attend, 1, HELLO, FIRST, SECOND, in_c=in_c) as clients:
+        await clients.open()
+    assert [HELLO, FIRST, SECOND] == heard
+
+
+@IN_C
+async def test_the_load_client_answers_the_pings_of_the_server(in_c: bool) -> None:
+    async def attend(connection: ServerConnection) -> None:
+        await (await connection.ping(b"are you there"))
+        await connection.send(row(1).decode())
+        await connection.wait_closed()
+
+    async with clients_of(attend, 1, in_c=in_c) as clients:
+        await clients.open()
+        assert 1 == (await clients.received(1)).rows
+
+
+async def tell_an_error(connection: ServerConnection) -> None:
+    await connection.recv()
+    await connection.send('{"op":"error","code":"no_such_topic"}')
+    await connection.wait_closed()
+
+
+async def close_at_once(connection: ServerConnection) -> None:
+    await connection.close(4401, "token")
+
+
+async def hang_up(connection: ServerConnection) -> None:
+    connection.transport.abort()
+
+
+@IN_C
+@pytest.mark.parametrize(
+    ("attend", "why"),
+    [(tell_an_error, "no_such_topic"), (close_at_once, "closed with 4401: token"), (hang_up, "lost its connection")],
+)
+async def test_a_client_that_is_not_served_breaks_the_measurement(attend: Attend, why: str, in_c: bool) -> None:
+    async with clients_of(attend, 1, HELLO, in_c=in_c) as clients:
+        with pytest.raises(Broken, match=why):
+            await clients.open()
+            await clients.until(1)
+
+
+@IN_C
+async def test_a_handshake_that_is_refused_breaks_the_measurement(in_c: bool) -> None:
+    def full(connection: ServerConnection, _request: Request) -> Response:
+        return connection.respond(503, "full\n")
+
+    async with clients_of(close_at_once, 1, in_c=in_c, process_request=full) as clients:
+        with pytest.raises(Broken, match=r"refused: HTTP/1\.1 503"):
+            await clients.open()
+
+
+async def test_more_rows_than_were_written_break_the_measurement() -> None:
+    async def attend(connection: ServerConnection) -> None:
+        await connection.send((row(1) * 2).decode())
+        await connection.wait_closed()
+
+    async with clients_of(attend, 1, in_c=True) as clients:
+        await clients.open()
+        await clients.until(2)
+        with pytest.raises(Broken, match="1 rows should have come in, and 2 did"):
+            await clients.received(1)
+
+
+async def test_the_c_loop_sends_what_the_load_client_counts() -> None:
+    if compiler() is None:
+        with pytest.raises(Broken, match="there is no C compiler"):
+            await floor(5, 300, 3, 0, 20)
+    else:
+        assert await floor(5, 300, 3, 0, 20) > 0  # it raises if one row more or less comes in

@@ -61,7 +61,7 @@ SPECIFIED = {
     "escalation_reasons": "id name description severity",
     "champion_tiers": "id name min_engagement benefits",
 }
-OUR_OWN = {"operators", "archived_files"}
+OUR_OWN = ("operators", "archived_files")
 REFERENCE_TABLES = {
     "archetypes": [
         *("CHECKLIST", "MYTHBUST", "COACH", "STORYLET", "HUMOR_LIGHT"),

@@ -96,7 +96,8 @@ from rowcast.terms as t order by t.term desc limit 1;
 select * from rowcast.changes where seq > $1 order by seq limit $2;
 
 -- name: changes_of_topics
--- Topic by topic, and at most so many of each: whatever the planner believes, it reads no more of the index.
+-- Topic by topic, and at most so many of each. Topic and place are compared as rows, which only the index of both can do:
+-- where one topic makes up most of the log, the planner would rather walk all of it by its place, for every topic.
 -- `large` is true in a transaction of more than $5 changes: numbers are dense in it, so the one that lies so far before
 -- its end belongs to it. Not `exists`, which the planner may answer by reading the whole log.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 most bigint   $5 most of a transaction bigint
@@ -104,7 +105,7 @@ with chunk as materialized (
     select c.seq from unnest($3::text []) as t (topic)
     cross join lateral (
         select l.seq from rowcast.log as l
-        where l.topic = t.topic and l.seq > $1 and l.seq <= $2 order by l.seq limit $4
+        where (l.topic, l.seq) > (t.topic, $1) and (l.topic, l.seq) <= (t.topic, $2) order by l.topic, l.seq limit $4
     ) as c
     order by c.seq limit $4
 )
@@ -157,7 +158,8 @@ select c.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, 'limit'
 from unnest($3::text []) as t (topic)
 cross join lateral (
     select l.seq from rowcast.log as l
-    where l.topic = t.topic and l.seq >= $1 and l.seq <= $2 order by l.seq desc limit 1
+    where (l.topic, l.seq) >= (t.topic, $1) and (l.topic, l.seq) <= (t.topic, $2)
+    order by l.topic desc, l.seq desc limit 1
 ) as last
 join rowcast.changes as c using (seq) order by c.seq;
 

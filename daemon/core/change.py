@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType, Self
+from typing import NamedTuple, NewType, Self
 
 from daemon.core.errors import BadPosition
 
@@ -68,8 +68,7 @@ class Right:
     topic: Topic | None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One row's change in one topic, as the log holds it.
 
     ``key`` and ``record`` are JSON text exactly as Postgres wrote it: it is validated, and spliced into the

@@ -105,12 +105,11 @@ class Pack:
 
 def _problem(part: str, model: type[BaseModel], text: str) -> str | None:
     try:
-        data = text.encode()
         # pydantic takes NaN and Infinity for numbers, which a browser would not. As words they are rare, so
         # that few texts are read twice.
-        if b"NaN" in data or b"Infinity" in data:
-            from_json(data, allow_inf_nan=False)
-        model.model_validate_json(data)
+        if "NaN" in text or "Infinity" in text:
+            from_json(text, allow_inf_nan=False)
+        model.__pydantic_validator__.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         # A name that the model does not know came with the input, and stays there.

@@ -118,6 +118,9 @@ class PgEventLog:
         return None
 
 
+_KINDS = {kind.value: kind for kind in Kind}
+
+
 def _change(row: asyncpg.Record) -> Change:
     return Change(
         seq=row["seq"],
@@ -127,7 +130,7 @@ def _change(row: asyncpg.Record) -> Change:
         table=row["table_name"],
         model=row["model"],
         topic=row["topic"],
-        kind=Kind(row["kind"]),
+        kind=_KINDS[row["kind"]],
         key=row["key"],
         record=row["record"],
         changed=tuple(row["changed"] or ()),

@@ -3,7 +3,6 @@
 import json
 import tracemalloc
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -188,7 +187,7 @@ async def test_a_memory_of_a_few_changes_holds_all_that_lies_behind_its_first_pl
 
 async def test_a_row_whose_content_was_gone_when_its_deletion_was_read_is_evicted_like_any_other() -> None:
     ring = a_ring(most_bytes=10_000)
-    add(ring, replace(a_change(1), record=None), a_change(2, kind=Kind.DELETE, row=1))
+    add(ring, a_change(1)._replace(record=None), a_change(2, kind=Kind.DELETE, row=1))
     for seq in range(3, 30):
         add(ring, a_change(seq))
     assert [29] == await told(ring, 28, 29)

@@ -53,6 +53,7 @@ async def test_whoever_is_taken_in_reads_from_there_on_and_is_told_that_the_time
     await chat.say("before Bob's time")
     await join(chat, chat.bob)
     await chat.say("to Bob as well")
+    await chat.settled(daemon)
     async with daemon.client(chat.bob, since=before) as bob:
         subscribed = await bob.subscribe(chat.topic)
         reset = await bob.next()
@@ -75,6 +76,7 @@ async def test_who_lost_a_right_and_got_it_back_does_not_see_the_time_between(da
     await chat.say("while Bob is out")
     await join(chat, chat.bob)
     await chat.say("Bob is back")
+    await chat.settled(daemon)
     async with daemon.client(chat.bob, since=before) as bob:
         await bob.subscribe(chat.topic)
         assert "rights" == (await bob.next())["reason"]

@@ -41,6 +41,12 @@ async def ring_for(connection: Connection, share: float) -> float:
     return usage
 
 
+async def rung_for(connection: Connection) -> None:
+    """Wait until the daemon is asleep, so that writers have to ring."""
+    while not await connection.fetchval("select rowcast.must_ring()"):
+        await asyncio.sleep(0.01)
+
+
 async def watch(play: Stage) -> None:
     """What systemd does: a daemon that does not say that it lives is killed, and started again."""
     [supervised] = play.daemons
@@ -60,14 +66,15 @@ async def test_a_daemon_that_hangs_is_killed_before_writers_fail(
 ) -> None:
     async with stage(server, environment={"WATCHDOG_USEC": str(int(WATCH * 1e6))}) as play:
         await play.follow(2, pause=0.05)
-        play.write(2, Style(pause=0.02))
+        play.write(2, Style(pause=0.1))
         await play.heard(20)
+        ringing = await play.oracle.connect()
+        await rung_for(ringing)
         [supervised] = play.daemons
         assert supervised.daemon
         hanging = supervised.daemon.process
         began = time.monotonic()
         os.kill(hanging.pid, signal.SIGSTOP)
-        ringing = await play.oracle.connect()
         usage = await ring_for(ringing, 0.6)
         if not watched:
             with pytest.raises(asyncpg.ProgramLimitExceededError):
@@ -119,6 +126,7 @@ async def test_a_queue_that_somebody_blocked_is_emptied_as_soon_as_he_has_gone(
         await blocker.execute("listen elsewhere")
         await blocker.execute("begin; select 1")
         ringing = await play.oracle.connect()
+        await rung_for(ringing)
         await ring_for(ringing, 0.6)
         if not mutants:
             while (alarm := await queue_usage(play)) < 0.5:

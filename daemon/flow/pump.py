@@ -94,16 +94,19 @@ class Pump:
                 self.started.set()
         while self.started.is_set():
             began = time.monotonic()
-            changes = await self._log.read(self._hub.position.seq, self._chunk)
+            before = self._hub.position.seq
+            changes = await self._log.read(before, self._chunk)
             self._read_at = time.monotonic()
             metrics.READ_SECONDS.observe(self._read_at - began)
             if not changes:
                 break
-            if changes[-1].seq - self._hub.position.seq != len(changes):
+            if changes[-1].seq - before != len(changes):
                 await self._begin_term(changes[0].seq)
             await self._publish(changes)
             async with self._moved:
                 self._moved.notify_all()
+            if changes[-1].seq - before < self._chunk:
+                break  # that was all there is, since numbers are dense; whatever comes rings
         self._read_at = time.monotonic()
 
     async def _look_for_term(self) -> None:

@@ -1,7 +1,9 @@
 """Databases that hold the packs, shared by many tests, each of which undoes what it did."""
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 
@@ -38,3 +40,33 @@ async def undone(
         await transaction.start()
         yield connection
         await transaction.rollback()
+
+
+class Events:
+    """What capture wrote since this was made."""
+
+    def __init__(self, db: Connection, after: int) -> None:
+        self._db = db
+        self._after = after
+
+    @classmethod
+    async def from_now(cls, db: Connection) -> "Events":
+        return cls(db, await db.fetchval("select coalesce(max(id), 0) from rowcast.events"))
+
+    async def seen(self) -> list[tuple[str, str, str]]:
+        """(table, topic, kind), in the order of capture."""
+        return [(row["table_name"], row["topic"], row["kind"]) for row in await self.rows()]
+
+    async def seen_with_keys(self) -> list[tuple[str, str, str, Any]]:
+        """(table, topic, kind, key), in the order of capture."""
+        return [(row["table_name"], row["topic"], row["kind"], json.loads(row["key"])) for row in await self.rows()]
+
+    async def rows(self) -> list[asyncpg.Record]:
+        """Each event with the name of its table, and all of it as one text."""
+        return list(
+            await self._db.fetch(
+                "select w.table_name, e.*, e::text as all from rowcast.events e"
+                " join rowcast.watched w on w.id = e.watch where e.id > $1 order by e.id",
+                self._after,
+            )
+        )

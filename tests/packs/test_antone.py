@@ -19,7 +19,7 @@ from daemon.packs import bundled
 from daemon.packs.antone import Author, PostContent, Reply, ReplyContent, Scores
 from daemon.postgres import ddl, sql_files
 from daemon.postgres.connect import Connection, DatabaseFault
-from tests.packs.databases import session, undone
+from tests.packs.databases import Events, session, undone
 from tests.support.catalog import catalog, contents
 from tests.support.folders import Folders, value
 from tests.support.postgres import Server
@@ -916,27 +916,6 @@ def test_every_core_query_has_an_index_and_every_specified_index_a_query() -> No
 # --- Capture and rights ----------------------------------------------------------------------------------------
 
 POST_TOPIC = f"post:{some_id('posts')}"
-
-
-class Events:
-    """What capture wrote since this was made."""
-
-    def __init__(self, db: Connection, after: int) -> None:
-        self._db = db
-        self._after = after
-
-    @classmethod
-    async def from_now(cls, db: Connection) -> "Events":
-        return cls(db, await db.fetchval("select coalesce(max(id), 0) from rowcast.events"))
-
-    async def seen(self) -> list[tuple[str, str, str]]:
-        """(table, topic, kind), in the order of capture."""
-        rows = await self._db.fetch(
-            "select w.table_name, e.topic, e.kind from rowcast.events e join rowcast.watched w on w.id = e.watch"
-            " where e.id > $1 order by e.id",
-            self._after,
-        )
-        return [(row["table_name"], row["topic"], row["kind"]) for row in rows]
 
 
 @pytest.mark.parametrize("table", SAMPLES)

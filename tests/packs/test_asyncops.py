@@ -19,7 +19,7 @@ from daemon.packs import bundled
 from daemon.packs.asyncops import PACK, SummaryContent
 from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
-from tests.packs.databases import session, undone
+from tests.packs.databases import Events, session, undone
 from tests.support.postgres import Server
 
 ROOT = Path(__file__).parents[2]
@@ -324,29 +324,6 @@ async def attempt(db: Connection) -> AsyncIterator[None]:
         yield
     finally:
         await transaction.rollback()
-
-
-class Events:
-    """What capture wrote since this was made."""
-
-    def __init__(self, db: Connection, after: int) -> None:
-        self._db = db
-        self._after = after
-
-    @classmethod
-    async def from_now(cls, db: Connection) -> "Events":
-        return cls(db, await db.fetchval("select coalesce(max(id), 0) from rowcast.events"))
-
-    async def seen(self) -> list[tuple[str, str, str]]:
-        """(table, topic, kind), in the order of capture."""
-        return [(e["table_name"], e["topic"], e["kind"]) for e in await self.rows()]
-
-    async def rows(self) -> list[Any]:
-        return await self._db.fetch(
-            "select w.table_name, e.topic, e.kind, e.key, e.record, e.grants, e.revokes from rowcast.events e"
-            " join rowcast.watched w on w.id = e.watch where e.id > $1 order by e.id",
-            self._after,
-        )
 
 
 # --- Structure -------------------------------------------------------------------------------------------------

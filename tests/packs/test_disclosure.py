@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from daemon.packs.disclosure import Secret
 from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
-from tests.packs.databases import session, undone
+from tests.packs.databases import Events, session, undone
 from tests.support.catalog import catalog
 from tests.support.postgres import Server
 
@@ -1221,30 +1221,6 @@ async def test_a_secret_that_failed_stays_failed_over_a_rollback(committed: str)
 
 
 # --- Capture ---------------------------------------------------------------------------------------------------
-
-
-class Events:
-    """What capture wrote since this was made."""
-
-    def __init__(self, db: Connection, after: int) -> None:
-        self._db = db
-        self._after = after
-
-    @classmethod
-    async def from_now(cls, db: Connection) -> "Events":
-        return cls(db, await db.fetchval("select coalesce(max(id), 0) from rowcast.events"))
-
-    async def rows(self) -> list[asyncpg.Record]:
-        rows: list[asyncpg.Record] = await self._db.fetch(
-            "select w.table_name, e.topic, e.kind, e.key, e.record, e.grants, e.revokes, e.changed, e::text as all"
-            " from rowcast.events e join rowcast.watched w on w.id = e.watch where e.id > $1 order by e.id",
-            self._after,
-        )
-        return rows
-
-    async def seen(self) -> list[tuple[str, str, str]]:
-        """(table, topic, kind), in the order of capture."""
-        return [(row["table_name"], row["topic"], row["kind"]) for row in await self.rows()]
 
 
 async def test_a_new_row_is_published_in_its_topics(world: Connection) -> None:

@@ -1,15 +1,19 @@
 """A transaction with more changes than are told: its topics are reset in its place, and its rights end."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
-from daemon.core.change import EVERYTHING, Change, Kind, Right, Seq, Topic
+from daemon.core.change import EVERYTHING, Change, Kind, Position, Right, Seq, Topic
+from daemon.core.hub import Hub
+from daemon.flow.pump import Pump
+from daemon.flow.recent import Recent
 from daemon.flow.served import Served
 from daemon.packs import Pack
 from daemon.postgres.connect import Connection, Pool, open_pool
-from daemon.postgres.event_log import PgEventLog
+from daemon.postgres.event_log import DeadLetters, PgEventLog
 from tests.support.log import ROWS, leader, until_numbered
 
 MOST = 5
@@ -135,6 +139,20 @@ async def test_a_too_large_transaction_is_never_fetched_whole(log: PgEventLog, p
     await everything(counted, most=3)
     await counted.read_topics([ONE, TWO], Seq(0), Seq(11), 3)
     assert 3 == max(counted.counts)
+
+
+async def test_what_comes_behind_a_too_large_transaction_is_delivered_without_another_ring(log: PgEventLog) -> None:
+    head = await log.head()
+    bell, hub, recent = asyncio.Event(), Hub(lambda payload: payload), Recent(log, 0)
+    pump = Pump(log, bell, hub, Served(), recent, DeadLetters(log._pool).bury, poll_every=3600, chunk=10)
+    hub.move(Position(head.epoch, Seq(0)), "epoch")
+    recent.restart(hub.position)
+    pump.started.set()
+    pumping = asyncio.create_task(pump.run())
+    async with asyncio.timeout(30):
+        await pump.reached(Seq(11))
+    pumping.cancel()
+    await asyncio.gather(pumping, return_exceptions=True)
 
 
 async def test_more_topics_than_the_limit_are_told_as_all_of_them(database: str, pool: Pool, sql: Connection) -> None:

@@ -280,21 +280,6 @@ async def running(
         event_log = PgEventLog(pool, settings.transaction_changes)
         recent = Recent(event_log, settings.recent_bytes)
         events, numbers = asyncio.Event(), asyncio.Event()
-        sequencer = Sequencer(
-            partial(opening, application_name="rowcast sequencer", server_settings=SESSION),
-            pool,
-            events,
-            numbers.set,
-            poll_every=settings.poll_every,
-            sync=settings.order_commit == "sync",
-        )
-        doorbell = Doorbell(
-            partial(opening, application_name="rowcast listener"),
-            {"rowcast": events, "rowcast_log": numbers},
-            is_own=sequencer.told,
-            beat_every=settings.beat_every,
-            beat_limit=settings.beat_limit,
-        )
         pump = Pump(
             event_log,
             numbers,
@@ -304,6 +289,23 @@ async def running(
             DeadLetters(pool).bury,
             poll_every=settings.poll_every,
             chunk=settings.read_chunk,
+        )
+        sequencer = Sequencer(
+            partial(opening, application_name="rowcast sequencer", server_settings=SESSION),
+            pool,
+            events,
+            numbers,
+            pump.hand,
+            most_handed=min(settings.read_chunk, settings.transaction_changes),
+            poll_every=settings.poll_every,
+            sync=settings.order_commit == "sync",
+        )
+        doorbell = Doorbell(
+            partial(opening, application_name="rowcast listener"),
+            {"rowcast": events, "rowcast_log": numbers},
+            is_own=sequencer.told,
+            beat_every=settings.beat_every,
+            beat_limit=settings.beat_limit,
         )
         retention = Retention(
             pool,

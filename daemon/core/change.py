@@ -39,8 +39,7 @@ CONTENT = frozenset({Kind.INSERT, Kind.UPDATE, Kind.RESTORE})
 """The kinds that carry a record, as long as the row has not been deleted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """A place in the log of one epoch; ``"<epoch>:<seq>"`` on the wire."""
 
     epoch: str

@@ -1,6 +1,7 @@
 """The frames of `rowcast.v1`: what clients say, and the bytes that answer them."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Annotated, Final, Literal
 
@@ -192,38 +193,46 @@ def runs(changes: Iterable[Change]) -> Iterable[tuple[Topic, Sequence[Change]]]:
     Inside a transaction the log keeps each topic together, so a frame holds whole transactions of its topic; and
     since runs follow one another, whoever has processed a frame can resume from its `pos`, whatever it follows.
     """
-    for (topic, _), run in groupby(changes, key=lambda c: (c.topic, c.kind if c.kind in DOUBTS else None)):
-        yield topic, tuple(run)
+    for _, run in groupby(changes, key=_frame_of):
+        together = tuple(run)
+        yield together[0].topic, together
+
+
+def _frame_of(change: Change) -> object:
+    return (change.topic, change.kind) if change.kind in DOUBTS else change.topic
 
 
 def changes(topic: Topic, prev: Position, run: Sequence[Change]) -> bytes:
     """The changes of one topic, in order. `prev` is the topic's position before them, so that a gap shows."""
-    epoch = prev.epoch
-    opening = _payload("changes", topic=topic, prev=str(prev), pos=f"{epoch}:{run[-1].seq}")
-    return b'%b,"changes":[%b]}' % (opening[:-1], b",".join(map(change, run)))
+    name, before, after = _json(topic), _json(str(prev)), _json(f"{prev.epoch}:{run[-1].seq}")
+    told = ",".join(map(_change, run))
+    return f'{{"op":"changes","topic":{name},"prev":{before},"pos":{after},"changes":[{told}]}}'.encode()
 
 
 def change(change: Change) -> bytes:
     """One change. What Postgres wrote as JSON goes in as it is."""
+    return _change(change).encode()
+
+
+def _change(change: Change) -> str:
     left = change.kind is Kind.LEAVE
-    parts = [
-        b'{"seq":%d,"tx":"%b","at":"%b","table":%b,"kind":"%b","key":%b'
-        % (
-            change.seq,
-            change.tx.encode(),
-            change.at.encode(),
-            to_json(change.table),
-            b"delete" if left else change.kind.value.encode(),
-            change.key.encode(),
-        )
-    ]
+    told = (
+        f'{{"seq":{change.seq},"tx":"{change.tx}","at":"{change.at}","table":{_name(change.table)},'
+        f'"kind":"{"delete" if left else change.kind}","key":{change.key}'
+    )
     if left:
-        parts.append(b',"left":true')
+        told += ',"left":true'
     if change.record is not None:
-        parts.append(b',"record":%b' % change.record.encode())
+        told += f',"record":{change.record}'
     if change.changed:
-        parts.append(b',"changed":%b' % to_json(change.changed))
+        told += f',"changed":{_json(change.changed)}'
     if change.actor is not None:
-        parts.append(b',"meta":%b' % to_json({"actor": change.actor}))
-    parts.append(b"}")
-    return b"".join(parts)
+        told += f',"meta":{_json({"actor": change.actor})}'
+    return told + "}"
+
+
+def _json(value: object) -> str:
+    return to_json(value).decode()
+
+
+_name = lru_cache(1000)(_json)  # there are few tables

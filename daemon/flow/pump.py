@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
@@ -23,8 +23,8 @@ Bury = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]]
 class Pump:
     """Keeps the hub at the head of the log.
 
-    `bell` is rung when the log has grown; without a ring the log is read every `poll_every` seconds. `recent` is
-    given what the hub is given, and at once.
+    `bell` is rung when the log has grown; without a ring the log is read every `poll_every` seconds. What it has been
+    handed it need not read. `recent` is given what the hub is given, and at once.
     """
 
     def __init__(
@@ -47,8 +47,11 @@ class Pump:
         self._bury = bury
         self._poll_every = poll_every
         self._chunk = chunk
+        self._handed: deque[tuple[Seq, Sequence[Change]]] = deque()
+        self._idle = False
+        self._letters: list[Invalid] = []
+        self._waiting: list[asyncio.Future[None]] = []  # for the next step of the hub
         self._read_at = float("-inf")
-        self._moved = asyncio.Condition()
         self.started = asyncio.Event()
         self.reads = asyncio.Event()  # set unless the last attempt to read the log has failed
 
@@ -57,10 +60,25 @@ class Pump:
         """Seconds since the log was last read; infinite before the first time."""
         return time.monotonic() - self._read_at
 
+    def hand(self, after: Seq, changes: Sequence[Change]) -> None:
+        """All that the log holds between `after` and the last of these changes: delivered at once, if it can be."""
+        if self._idle and after == self._hub.position.seq:
+            self._read_at = time.monotonic()
+            self._publish(changes)
+            if not self._letters:
+                return
+        else:
+            if sum(len(changes) for _, changes in self._handed) > self._chunk:
+                self._handed.clear()  # it will be read
+            self._handed.append((after, changes))
+        self._bell.set()
+
     async def reached(self, seq: Seq) -> None:
         """Wait until everything up to this place has been delivered to those who follow it live."""
-        async with self._moved:
-            await self._moved.wait_for(lambda: self._hub.position.seq >= seq)
+        while self._hub.position.seq < seq:
+            step = asyncio.get_running_loop().create_future()
+            self._waiting.append(step)
+            await step
 
     async def run(self) -> None:
         """Move the hub along the log until cancelled."""
@@ -79,13 +97,15 @@ class Pump:
                 healthy = False
                 self.reads.clear()
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
-            quiet = True
+            quiet, self._idle = True, self.started.is_set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_every):
                     await self._bell.wait()
                     quiet = False
+            self._idle = False
 
     async def _catch_up(self) -> None:
+        await self._bury_letters()
         if not self.started.is_set():
             head = await self._log.head()
             if head.epoch:
@@ -93,21 +113,32 @@ class Pump:
                 self._read_at = time.monotonic()
                 self.started.set()
         while self.started.is_set():
-            began = time.monotonic()
             before = self._hub.position.seq
-            changes = await self._log.read(before, self._chunk)
+            changes = self._taken(before) or await self._read(before)
             self._read_at = time.monotonic()
-            metrics.READ_SECONDS.observe(self._read_at - began)
             if not changes:
                 break
             if changes[-1].seq - before != len(changes):
                 await self._begin_term(changes[0].seq)
-            await self._publish(changes)
-            async with self._moved:
-                self._moved.notify_all()
-            if changes[-1].seq - before < self._chunk:
+            await self._pass_on(changes)
+            if changes[-1].seq - before < self._chunk and not self._handed:
                 break  # that was all there is, since numbers are dense; whatever comes rings
-        self._read_at = time.monotonic()
+
+    def _taken(self, before: Seq) -> Sequence[Change]:
+        """What has been handed of the log behind this place; nothing if that has to be read."""
+        taken: list[Change] = []
+        while self._handed and self._handed[0][0] <= before:
+            after, changes = self._handed.popleft()
+            if after == before:
+                taken += changes
+                before = taken[-1].seq
+        return taken
+
+    async def _read(self, before: Seq) -> Sequence[Change]:
+        began = time.monotonic()
+        changes = await self._log.read(before, self._chunk)
+        metrics.READ_SECONDS.observe(time.monotonic() - began)
+        return changes
 
     async def _look_for_term(self) -> None:
         """A new term may have no numbers yet, and still have taken back some that were delivered."""
@@ -132,7 +163,11 @@ class Pump:
         self._hub.move(position, reason)
         self._recent.restart(position)
 
-    async def _publish(self, changes: Sequence[Change]) -> None:
+    async def _pass_on(self, changes: Sequence[Change]) -> None:
+        self._publish(changes)
+        await self._bury_letters()
+
+    def _publish(self, changes: Sequence[Change]) -> None:
         valid, invalid = self._served.sift(changes)
         position = Position(self._hub.position.epoch, changes[-1].seq)
         built, delivered = self._hub.publish(
@@ -152,15 +187,20 @@ class Pump:
                 log.error("trigger_error", seq=change.seq, table=change.table)
         for tx in {change.tx for change in changes if change.kind is Kind.LIMIT}:
             log.warning("transaction_too_large", transaction=tx)
-        if invalid:
-            await self._refuse(invalid)
-
-    async def _refuse(self, invalid: Sequence[Invalid]) -> None:
         for letter in invalid:
             change = letter.change
             metrics.DEAD_LETTERS.labels(pack=letter.pack, table=change.table).inc()
             log.error("change_invalid", seq=change.seq, pack=letter.pack, table=change.table, reason=letter.reason)
+        self._letters += invalid
+        waiting, self._waiting = self._waiting, []
+        for step in waiting:
+            if not step.done():
+                step.set_result(None)
+
+    async def _bury_letters(self) -> None:
+        letters, self._letters = self._letters, []
         try:
-            await self._bury(invalid)
+            if letters:
+                await self._bury(letters)
         except LogUnavailable as error:
-            log.error("dead_letter_failed", first=invalid[0].change.seq, count=len(invalid), reason=error.reason)
+            log.error("dead_letter_failed", first=letters[0].change.seq, count=len(letters), reason=error.reason)

@@ -31,8 +31,16 @@ _library_log.setLevel(logging.ERROR)
 
 
 def encode(payload: bytes) -> bytes:
-    """The one final, unmasked text frame that carries `payload`; any number of sessions may be written it."""
-    return Frame(Opcode.TEXT, payload).serialize(mask=False)
+    """The one final, unmasked text frame that carries `payload`; any number of sessions may be written it.
+
+    See RFC 6455, section 5.2. The library's own way takes ten times as long.
+    """
+    size = len(payload)
+    if size < 126:
+        return b"\x81%c%b" % (size, payload)
+    if size < 65_536:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2), payload)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8), payload)
 
 
 class Connection:

@@ -100,7 +100,7 @@ class PgEventLog:
                 transaction = await self._fetch(READ_WITHIN, "limits_of_topics", first, end, topics)
             elif len(rows) == most and end == rows[-1]["tx_end"] and last < end:
                 transaction += await self._fetch(TRANSACTION_WITHIN, "rest_of_transaction", last, end, topics)
-            changes += map(_change, transaction)
+            changes += map(change_of, transaction)
         return changes
 
     async def continuity(self, since: Position) -> str | None:
@@ -119,24 +119,18 @@ class PgEventLog:
 
 
 _KINDS = {kind.value: kind for kind in Kind}
+_COLUMNS = itemgetter(
+    "seq", "tx", "at", "schema_name", "table_name", "topic", "kind", "key", "record", "changed", "actor", "model",
+    "revokes",
+)  # fmt: skip
 
 
-def _change(row: asyncpg.Record) -> Change:
-    return Change(
-        seq=row["seq"],
-        tx=row["tx"],
-        at=row["at"],
-        schema=row["schema_name"],
-        table=row["table_name"],
-        model=row["model"],
-        topic=row["topic"],
-        kind=_KINDS[row["kind"]],
-        key=row["key"],
-        record=row["record"],
-        changed=tuple(row["changed"] or ()),
-        actor=row["actor"],
-        ends=Right(row["revokes_user"], row["revokes_topic"]) if row["revokes"] else None,
-    )
+def change_of(row: asyncpg.Record) -> Change:
+    """A row of `rowcast.changes`."""
+    seq, tx, at, schema, table, topic, kind, key, record, changed, actor, model, revokes = _COLUMNS(row)
+    ends = Right(row["revokes_user"], row["revokes_topic"]) if revokes else None
+    changed = tuple(changed) if changed else ()
+    return Change(seq, tx, at, schema, table, topic, _KINDS[kind], key, record, changed, actor, ends, model)
 
 
 class DeadLetters:

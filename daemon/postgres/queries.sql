@@ -5,6 +5,11 @@
 -- $1 lock bigint
 select pg_try_advisory_lock($1);
 
+-- name: follow
+-- From now on the leader tells us when the log has grown. He holds this lock alone while he gives numbers.
+-- $1 lock bigint
+select set_config('lock_timeout', '0', true), pg_advisory_lock_shared($1);
+
 -- name: wait_patiently
 -- For as long as some writer's transaction is open; but who is gone must not stay in the queue.
 set lock_timeout = 0;
@@ -34,48 +39,60 @@ select term, epoch, base, snapshot::text as snapshot, first_segment from rowcast
 -- What rows are gone, and which rights begin, is noted in the same transaction. A right begins with the transaction that
 -- gives it, of which everything may be read.
 -- Writes nothing under a leader of a newer term.
+-- The first row is about all of it, the others are the changes as rowcast.changes has them, unless there are more than $6.
 -- $1 term bigint   $2 last seq bigint   $3 xmax text (xid8)   $4 xip text[] (xid8)   $5 first segment integer
-with fresh as materialized (
-    select e.id, e.xid, e.topic, e.watch, e.kind, e.grants,
-           case when e.kind in ('insert', 'update', 'restore', 'delete', 'leave') then e.key::text end as key
-    from rowcast.events as e
-    where (e.xid >= $3::text::xid8 or e.xid = any ($4::text []::xid8 [])) and e.id >= $5::bigint << 40
-      and not exists (select from rowcast.terms as t where t.term > $1)
+-- $6 most changes bigint   $7 lock bigint that every follower shares
+with superseded as materialized (
+    select exists (select from rowcast.terms as t where t.term > $1) as it
+), fresh as materialized (
+    -- Two scans of an index: of one condition with `or` the planner may make a scan of everything.
+    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants from rowcast.events as e
+    where e.xid >= $3::text::xid8 and e.id >= $5::bigint << 40 and not (select s.it from superseded as s)
+    union all
+    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants from rowcast.events as e
+    where e.xid = any ($4::text []::xid8 []) and e.id >= $5::bigint << 40 and not (select s.it from superseded as s)
 ), grouped as (
-    select f.*,
-           max(f.id) over (partition by f.xid) as tx,
-           min(f.id) over (partition by f.xid, f.topic) as tx_topic
+    select f.*, max(f.id) over (partition by f.xid) as tx, min(f.id) over (partition by f.xid, f.topic) as tx_topic
     from fresh as f
-), numbered as (
+), numbered as materialized (
     select $2::bigint + row_number() over (order by g.tx, g.tx_topic, g.id) as seq,
-           $2::bigint + count(*) over (order by g.tx) as tx_end,
-           g.*
+           $2::bigint + rank() over (order by g.tx) as tx_begin, $2::bigint + count(*) over (order by g.tx) as tx_end, g.*
     from grouped as g
+), about as materialized (
+    select count(*) as changes, count(*) filter (where n.seq = n.tx_end) as transactions,
+           coalesce(max(n.seq), $2::bigint) as last_seq,
+           count(*) filter (where n.kind = 'delete') > 0 as gone, count(n.grants) > 0 as granted
+    from numbered as n
 ), logged as (
     insert into rowcast.log (seq, tx_end, xid, event_id, topic, row_hash)
-    select n.seq, n.tx_end, n.xid, n.id, n.topic, hashtextextended(n.key, n.watch)
+    select n.seq, n.tx_end, n.xid, n.id, n.topic,
+           case when n.kind in ('insert', 'update', 'restore', 'delete', 'leave') then hashtextextended(n.key::text, n.watch) end
     from numbered as n
-    returning seq, tx_end
 ), batch as (
     insert into rowcast.batches (last_seq, term, snapshot)
-    select max(l.seq), $1, pg_current_snapshot() from logged as l having count(*) > 0
+    select a.last_seq, $1, pg_current_snapshot() from about as a where a.changes > 0
 ), gone as (
     insert into rowcast.tombstones (watch, key, seq)
-    select n.watch, n.key, max(n.seq) from numbered as n where n.kind = 'delete' group by n.watch, n.key
-    returning seq
+    select n.watch, n.key::text, n.seq from numbered as n where n.kind = 'delete'
 ), granted as (
     insert into rowcast.grants (seq, watch, user_id, topic)
-    select distinct n.tx_begin, n.watch, n.grants ->> 'user', n.grants ->> 'topic'
-    from (select m.*, min(m.seq) over (partition by m.tx) as tx_begin from numbered as m) as n
-    where n.grants is not null and exists (select from fresh as f where f.grants is not null)
+    select n.tx_begin, n.watch, n.grants ->> 'user', n.grants ->> 'topic' from numbered as n where n.grants is not null
 )
-select pg_current_snapshot()::text as snapshot, count(*) filter (where l.seq = l.tx_end) as transactions, coalesce(max(l.seq), $2::bigint) as last_seq,
-       (select count(*) from gone) as gone,
-       exists (select from rowcast.terms as t where t.term > $1) as superseded,
+select pg_current_snapshot()::text as snapshot, s.it as superseded, a.transactions, a.last_seq, a.gone,
+       -- Who does not follow yet gets this lock with our commit, and sees in the log what nobody told.
+       a.changes > 0 and not pg_try_advisory_xact_lock($7) as followed,
        -- Who was let in by a number must not meet it again elsewhere after a crash: these commits wait for their flush.
-       case when exists (select from fresh as f where f.grants is not null)
-            then set_config('synchronous_commit', 'on', true) end as flushed
-from logged as l;
+       case when a.granted then set_config('synchronous_commit', 'on', true) end as flushed, null::bigint as seq,
+       null::xid8 as xid, null::bigint as id, null as tx, null as at, null::name as schema_name, null::name as table_name,
+       null as model, null as topic, null as kind, null as key, null as record, null::name [] as changed, null as actor,
+       null::boolean as revokes, null as revokes_user, null as revokes_topic
+from about as a cross join superseded as s
+union all
+select null, null, null, null, null, null, null, n.seq, c.xid, c.id, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key, c.record, c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic
+from numbered as n
+cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
+where (select a.changes <= $6 from about as a)
+order by seq nulls first;
 
 -- name: purge
 -- $1 most tombstones integer
@@ -110,7 +127,7 @@ with chunk as materialized (
     order by c.seq limit $4
 )
 select c.*, (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) as large
-from chunk join rowcast.changes as c using (seq) order by c.seq;
+from chunk cross join lateral (select o.* from rowcast.changes as o where o.seq = chunk.seq offset 0) as c order by c.seq;
 
 -- name: rest_of_transaction
 -- What a chunk has cut off. Both ends are given, so the planner knows how little that is.
@@ -131,12 +148,13 @@ with last as materialized (
 ), size as materialized (
     select count(*) > $3 as too_many from last
 ), ending as materialized (
-    select l.seq, row_number() over (partition by w.schema_name order by l.seq) as place,
-           count(*) over (partition by w.schema_name) > $4 as too_many
+    select l.seq, row_number() over (partition by e.schema_name order by l.seq) as place,
+           count(*) over (partition by e.schema_name) > $4 as too_many
     from rowcast.log as l
-    join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
-    join rowcast.watched as w on w.id = e.watch
-    where l.seq >= $1 and l.seq <= $2 and e.revokes is not null
+    cross join lateral (
+        select c.* from rowcast.contents as c where c.xid = l.xid and c.id = l.event_id offset 0
+    ) as e
+    where l.seq >= $1 and l.seq <= $2 and e.revokes
 ), told as materialized (
     select t.seq, bool_or(t.too_many) as all_rights from (
         select l.seq, null::boolean as too_many from last as l cross join size as s where not s.too_many or l.seq = $2
@@ -148,7 +166,8 @@ select c.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, case when s.too_
        'limit' as kind, '{}' as key, null as record, null as changed, null as actor, t.all_rights is not null as revokes,
        case when not t.all_rights then c.revokes_user end as revokes_user,
        case when not t.all_rights then c.revokes_topic end as revokes_topic
-from told as t join rowcast.changes as c using (seq) cross join size as s order by c.seq;
+from told as t cross join lateral (select o.* from rowcast.changes as o where o.seq = t.seq offset 0) as c
+cross join size as s order by c.seq;
 
 -- name: limits_of_topics
 -- The same for some topics, and without the rights that end. From the index, however many changes there are.
@@ -161,7 +180,7 @@ cross join lateral (
     where (l.topic, l.seq) >= (t.topic, $1) and (l.topic, l.seq) <= (t.topic, $2)
     order by l.topic desc, l.seq desc limit 1
 ) as last
-join rowcast.changes as c using (seq) order by c.seq;
+cross join lateral (select o.* from rowcast.changes as o where o.seq = last.seq offset 0) as c order by c.seq;
 
 -- name: continuity
 -- The term that a position lies in, and how far that term's numbers are on record, or were until they were dropped. A

@@ -3,24 +3,41 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from daemon import metrics
+from daemon.core.change import Change, Kind, Seq
 from daemon.core.vigil import State, Vigil
 from daemon.logs import get_logger
 from daemon.postgres.connect import Connection, Pool, lent
 from daemon.postgres.doorbell import LONGEST_PAUSE, Connect
-from daemon.postgres.event_log import BROKEN, reason
+from daemon.postgres.event_log import BROKEN, change_of, reason
 from daemon.postgres.queries import query
 from daemon.postgres.ring_lock import RingLock
 
 log = get_logger()
 
 LEADER_LOCK = 0x526F7763617374  # "Rowcast": an advisory lock of the database
+FOLLOWER_LOCK = 0x526F7763617376  # another one, shared by all who are to be told that the log has grown
 ANSWER_WITHIN = 30.0  # seconds for one statement: a link that is dead must not keep the leader's lock for ever
 NUMBER_WITHIN = 900.0  # seconds for numbering: one transaction may hold millions of events, and has to end some day
 KEPT_BATCHES = 1000  # the store of snapshots is cleared every so many
+
+Hand = Callable[[Seq, Sequence[Change]], None]
+"""Is given changes that have just got their numbers, and the place before them."""
+
+
+def without_content_of_gone(changes: Sequence[Change]) -> list[Change]:
+    """The same as `rowcast.changes` has them: a row that is deleted among them has no content before that."""
+    gone: set[tuple[str, str, str]] = set()
+    told: list[Change] = []
+    for change in reversed(changes):
+        row = change.schema, change.table, change.key
+        if change.kind is Kind.DELETE:
+            gone.add(row)
+        told.append(change._replace(record=None) if row in gone else change)
+    return told[::-1]
 
 
 class Superseded(Exception):
@@ -30,9 +47,10 @@ class Superseded(Exception):
 class Sequencer:
     """Numbers events while it leads, and waits for its turn while another does.
 
-    `events` is the bell that writers ring while the leader is asleep (see Vigil); `numbered` is called after each
-    batch. Without a ring it looks every `poll_every` seconds. `sync` makes each batch wait for its flush: then
-    nothing that a crash of Postgres could take back is ever shown.
+    `events` is the bell that writers ring while the leader is asleep (see Vigil). When the log has grown, `hand` is
+    given what it has grown by, so that nobody here has to read it; where that is more than `most_handed` changes, the
+    bell `numbers` is rung instead. Without a ring it looks every `poll_every` seconds. `sync` makes each batch wait
+    for its flush: then nothing that a crash of Postgres could take back is ever shown.
     """
 
     def __init__(
@@ -40,15 +58,19 @@ class Sequencer:
         connect: Connect,
         pool: Pool,
         events: asyncio.Event,
-        numbered: Callable[[], None],
+        numbers: asyncio.Event,
+        hand: Hand = lambda _, __: None,
         *,
+        most_handed: int = 0,
         poll_every: float = 1.0,
         sync: bool = False,
     ) -> None:
         self._connect = connect
         self._pool = pool
         self._events = events
-        self._numbered = numbered
+        self._numbers = numbers
+        self._hand = hand
+        self._most_handed = most_handed
         self._poll_every = poll_every
         self._sync = sync
         self._others = asyncio.Event()
@@ -99,8 +121,13 @@ class Sequencer:
         locking: asyncio.Task[None] | None = None
         try:
             self.backend_pid = connection.get_server_pid()
+            following = False
             # Tried and not waited for: a waiting statement would hold a snapshot, and with it back the vacuum.
             while not await connection.fetchval(query("lead"), LEADER_LOCK, timeout=ANSWER_WITHIN):
+                if not following:
+                    await connection.execute(query("follow"), FOLLOWER_LOCK, timeout=NUMBER_WITHIN)
+                    following = True
+                    self._numbers.set()  # of what came before nobody has told us
                 self.settled.set()
                 await asyncio.sleep(self._poll_every * random.uniform(0.5, 1.0))  # noqa: S311
             self.gone.set()  # an earlier leader may have left some
@@ -134,21 +161,27 @@ class Sequencer:
             self._events.clear()
             began = time.monotonic()
             _, xmax, in_progress = snapshot.split(":")
-            row = await number.fetchrow(
+            row, *rows = await number.fetch(
                 term,
                 last_seq,
                 xmax,
                 [xid for xid in in_progress.split(",") if xid],
                 opened["first_segment"],
+                self._most_handed,
+                FOLLOWER_LOCK,
                 timeout=NUMBER_WITHIN,
             )
-            assert row is not None
             if row["superseded"]:
                 raise Superseded
-            snapshot, last_seq = row["snapshot"], row["last_seq"]
+            before, last_seq, snapshot = last_seq, row["last_seq"], row["snapshot"]
             if row["transactions"]:
-                self._numbered()
-                self._others.set()
+                if rows:
+                    changes = list(map(change_of, rows))
+                    self._hand(Seq(before), without_content_of_gone(changes) if row["gone"] else changes)
+                else:
+                    self._numbers.set()
+                if row["followed"]:
+                    self._others.set()
                 batches += 1
                 if batches % KEPT_BATCHES == 0:
                     await connection.execute(query("forget_batches"), last_seq, timeout=ANSWER_WITHIN)

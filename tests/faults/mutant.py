@@ -17,7 +17,7 @@ from daemon.core import hub, session
 from daemon.core.change import Position, Seq
 from daemon.flow import pump, recent
 from daemon.gateway import limits
-from daemon.postgres import doorbell, event_log, queries, retention
+from daemon.postgres import doorbell, event_log, queries, retention, sequencer
 
 
 def _put(owner: Any, name: str, mutated: object) -> None:
@@ -89,7 +89,8 @@ def _replace(name: str, old: str, new: str) -> None:
 
 
 LAG: Final = 0.5  # seconds
-NEW: Final = "(e.xid >= $3::text::xid8 or e.xid = any ($4::text []::xid8 []))"
+NEW: Final = "e.xid >= $3::text::xid8"
+RUNNING: Final = "e.xid = any ($4::text []::xid8 [])"
 
 
 def naive_cursor() -> None:
@@ -97,9 +98,9 @@ def naive_cursor() -> None:
     _replace(
         "number_events",
         NEW,
-        "($3::text is not null and $4::text [] is not null"
-        " and e.id > coalesce((select max(l.event_id) from rowcast.log as l), 0))",
+        "$3::text is not null and e.id > coalesce((select max(l.event_id) from rowcast.log as l), 0)",
     )
+    _replace("number_events", RUNNING, "$4::text [] is null")
 
 
 def xmin_watermark() -> None:
@@ -107,9 +108,10 @@ def xmin_watermark() -> None:
     _replace(
         "number_events",
         NEW,
-        "($3::text is not null and $4::text [] is not null and e.xid < pg_snapshot_xmin(pg_current_snapshot())"
-        " and not exists (select from rowcast.log as l where l.event_id = e.id))",
+        "$3::text is not null and e.xid < pg_snapshot_xmin(pg_current_snapshot())"
+        " and not exists (select from rowcast.log as l where l.event_id = e.id)",
     )
+    _replace("number_events", RUNNING, "$4::text [] is null")
     _replace("number_events", "max(f.id) over (partition by f.xid) as tx", "f.xid::text::bigint as tx")
 
 
@@ -130,6 +132,7 @@ def no_patience() -> None:
     for limit in ("ANSWER_WITHIN", "READ_WITHIN", "TRANSACTION_WITHIN"):
         assert hasattr(event_log, limit)
         _put(event_log, limit, 0.15)
+    _put(sequencer, "NUMBER_WITHIN", 0.15)
 
 
 def everybody_asks_at_once() -> None:
@@ -139,15 +142,20 @@ def everybody_asks_at_once() -> None:
 
 def everybody_in_step() -> None:
     """Nobody is told more until all have taken what they were told."""
-    publish = pump.Pump._publish
+    pass_on = pump.Pump._pass_on
+
+    def later(self: pump.Pump, after: Any, changes: Any) -> None:
+        self._handed.append((after, changes))
+        self._bell.set()
 
     async def mutated(self: pump.Pump, changes: Any) -> None:
-        await publish(self, changes)
+        await pass_on(self, changes)
         known: list[dict[Any, Any]] = [*self._hub._followers.values(), *self._hub._waiting.values()]
         for follower in {follower for followers in known for follower in followers}:
             await follower.drained()
 
-    _put(pump.Pump, "_publish", mutated)
+    _put(pump.Pump, "hand", later)
+    _put(pump.Pump, "_pass_on", mutated)
 
 
 def no_usage() -> None:
@@ -236,7 +244,9 @@ def plain_detach() -> None:
 
 def no_tombstones() -> None:
     """What came before a deletion is told as it was."""
-    _replace("number_events", "where n.kind = 'delete' group by", "where n.kind = 'lost' group by")
+    _replace(
+        "number_events", "from numbered as n where n.kind = 'delete'", "from numbered as n where n.kind = 'lost'"
+    )
 
 
 def memory_keeps_content() -> None:

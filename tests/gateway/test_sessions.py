@@ -341,3 +341,9 @@ async def test_who_has_something_to_say_is_heard_before_everybody_has_been_told_
         await until(lambda: len(told) == SOME + 44)
     assert [SOME] == heard
     assert len(set(map(id, told))) == SOME + 44
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 70_000])
+def test_a_frame_is_the_same_as_the_librarys(size: int) -> None:
+    payload = b"x" * size
+    assert Frame(Opcode.TEXT, payload).serialize(mask=False) == encode(payload)

@@ -21,27 +21,31 @@ from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from daemon.postgres.embed import EmbeddedPostgres
 from daemon.postgres.event_log import PgEventLog
 from daemon.postgres.queries import query
+from daemon.postgres.sequencer import FOLLOWER_LOCK
 from tests.conftest import ignore
 from tests.support.log import ROWS
 from tests.support.postgres import FAST, Server, chosen_binaries, passable_directory
 
-NEW = "(e.xid >= $3::text::xid8 or e.xid = any ($4::text []::xid8 []))"
+NEW = "e.xid >= $3::text::xid8"
+RUNNING = "e.xid = any ($4::text []::xid8 [])"
 ORDER = "max(f.id) over (partition by f.xid) as tx,"
 
-UNUSED = "and ($3::text, $4::text []) is not null"
+UNUSED = "and $3::text is not null"
+NONE = (RUNNING, "$4::text [] is null")
 
 MUTANTS = {
-    "a naive cursor": ((NEW, f"e.id > (select coalesce(max(o.event_id), 0) from rowcast.log as o) {UNUSED}"),),
+    "a naive cursor": ((NEW, f"e.id > (select coalesce(max(o.event_id), 0) from rowcast.log as o) {UNUSED}"), NONE),
     "the horizon of xmin": (
         (
             NEW,
             f"e.xid < pg_snapshot_xmin(pg_current_snapshot()) {UNUSED}"
             " and not exists (select from rowcast.log as o where o.event_id = e.id)",
         ),
+        NONE,
         (ORDER, "f.xid::text::bigint as tx,"),
     ),
     "the order of first events": ((ORDER, "min(f.id) over (partition by f.xid) as tx,"),),
-    "running transactions are forgotten": ((NEW, "e.xid >= $3::text::xid8 and $4::text [] is not null"),),
+    "running transactions are forgotten": (NONE,),
 }
 
 
@@ -75,10 +79,10 @@ class Numbering:
     async def number(self) -> None:
         _, xmax, running = self._state["snapshot"].split(":")
         xids = [xid for xid in running.split(",") if xid]
-        row = await self._connection.fetchrow(
-            self._statement, self._state["term"], self._state["base"], xmax, xids, self._state["first_segment"]
+        state = self._state
+        row, *_ = await self._connection.fetch(
+            self._statement, state["term"], state["base"], xmax, xids, state["first_segment"], 0, FOLLOWER_LOCK
         )
-        assert row is not None
         self._state |= {"snapshot": row["snapshot"], "base": row["last_seq"]}
 
 

@@ -7,10 +7,19 @@ from typing import Any
 import pytest
 
 from daemon.app import SESSION
-from daemon.postgres.connect import Connection, connect
+from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from daemon.postgres.queries import query
+from tests.support.log import ROWS as TABLE
+from tests.support.log import leader, until_numbered
 
 ROWS = 20_000
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    pool = await open_pool(database, application_name="test", most=2)
+    yield pool
+    await pool.close()
 
 
 @pytest.fixture
@@ -64,3 +73,42 @@ async def test_a_replay_reads_of_each_topic_no_more_than_a_chunk(log: Connection
 async def test_the_limit_of_a_topic_is_found_at_once(log: Connection, topics: list[str]) -> None:
     found = await scans(log, "limits_of_topics", f"1, {ROWS}, '{{{','.join(topics)}}}'")
     assert 2 * len(topics) >= sum(read for _, read in found)
+
+
+HISTORY = 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "prepared", "arguments", "most"),
+    [
+        ("changes", "(0, 10)", f"({HISTORY - 50}, 1000)", 60),
+        ("changes_of_topics", "(0, 0, '{}', 10, 10)", f"({HISTORY - 50}, {HISTORY}, '{{row:1}}', 100, 1000)", 60),
+        ("rest_of_transaction", "(0, 0, null)", f"({HISTORY - 50}, {HISTORY}, null)", 60),
+        ("limits", "(0, 0, 1, 1)", f"({HISTORY - 49}, {HISTORY}, 10, 10)", 120),
+        ("number_events", "(1, 0, '3', '{}', 0, 10, 1)", f"(1, {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1)", 30),
+    ],
+)
+async def test_a_plan_that_was_made_when_there_was_nothing_does_not_read_all_that_there_is_since(
+    database: str, pool: Pool, sql: Connection, name: str, prepared: str, arguments: str, most: int
+) -> None:
+    await sql.execute(TABLE)
+    await sql.execute("vacuum analyze")  # now the planner believes that there is nothing
+    connection = await connect(database, application_name="test", server_settings=SESSION)
+    try:
+        await connection.execute(f"prepare it as {query(name)}")
+        await connection.execute(f"execute it {prepared}")
+        async with leader(database, pool):
+            for version in range(1, HISTORY // 8 + 1):
+                await sql.execute("update app.rows set version = $1", version)
+            await until_numbered(pool)
+        xmax = await sql.fetchval("select pg_snapshot_xmax(pg_current_snapshot())::text")
+        await sql.execute("update app.rows set version = -1")
+        [row] = await connection.fetch(f"explain (analyze, format json) execute it {arguments.replace('XMAX', xmax)}")
+    finally:
+        await connection.close()
+    read = [
+        node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+        for node in nodes(json.loads(row[0])[0]["Plan"])
+        if node.get("Relation Name", "").startswith(("events_", "log_")) and "Index Name" in node
+    ]
+    assert 0 < sum(read) <= 2 * most

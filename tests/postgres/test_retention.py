@@ -224,7 +224,7 @@ async def test_a_detaching_that_was_cut_off_is_brought_to_its_end(database: str,
                     await keeper.sweep()
             assert await pool.fetchval("select bool_or(inhdetachpending) from pg_inherits")
             await write(sql, pool, 3)
-        await keeper.sweep()
+        await house(database, pool, sequencer).sweep()
         assert "log_0" not in await tables(pool)
 
 

@@ -14,8 +14,9 @@ from daemon.core.vigil import State
 from daemon.metrics import REGISTRY
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from daemon.postgres.doorbell import Doorbell
+from daemon.postgres.queries import query
 from daemon.postgres.ring_lock import RING_LOCK, RingLock
-from daemon.postgres.sequencer import Sequencer
+from daemon.postgres.sequencer import FOLLOWER_LOCK, Sequencer
 from tests.support.log import ROWS, until_numbered
 
 NEVER = 3600.0  # seconds between polls: nothing is found by them
@@ -170,7 +171,7 @@ async def rung_for(database: str, pool: Pool) -> AsyncIterator[None]:
     events = asyncio.Event()
     doorbell = Doorbell(partial(opening, application_name="listener"), {"rowcast": events})
     sequencer = Sequencer(
-        partial(opening, application_name="sequencer"), pool, events, lambda: None, poll_every=NEVER
+        partial(opening, application_name="sequencer"), pool, events, asyncio.Event(), poll_every=NEVER
     )
     tasks = [asyncio.create_task(doorbell.run()), asyncio.create_task(sequencer.run())]
     try:
@@ -257,7 +258,7 @@ async def test_the_lock_has_the_same_number_in_the_triggers(sql: Connection) -> 
 async def test_a_leader_does_not_hear_what_it_tells_the_others(database: str, pool: Pool, sql: Connection) -> None:
     opening = partial(connect, database, server_settings=SESSION)
     heard, others, numbered = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    sequencer = Sequencer(partial(opening, application_name="sequencer"), pool, asyncio.Event(), numbered.set)
+    sequencer = Sequencer(partial(opening, application_name="sequencer"), pool, asyncio.Event(), numbered)
     judged: list[bool] = []
 
     def is_own(pid: int) -> bool:
@@ -271,6 +272,7 @@ async def test_a_leader_does_not_hear_what_it_tells_the_others(database: str, po
         await own.listening.wait()
         await other.listening.wait()
         await sequencer.leading.wait()
+        await sql.execute(query("follow"), FOLLOWER_LOCK)
         heard.clear()
         others.clear()
         await sql.execute(WRITE, 1)

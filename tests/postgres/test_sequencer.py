@@ -5,12 +5,13 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import pytest
 
-from daemon.core.change import Change, Position, Seq, Topic
+from daemon.app import SESSION
+from daemon.core.change import CONTENT, Change, Position, Seq, Topic
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from daemon.postgres.event_log import PgEventLog
 from daemon.postgres.sequencer import Sequencer
@@ -148,7 +149,7 @@ async def test_there_is_one_leader_and_the_next_goes_on_where_it_stopped(
         await sql.execute("update app.rows set version = 1")
         await until_numbered(pool)
         connecting = partial(connect, database, application_name="second")
-        second = Sequencer(connecting, pool, asyncio.Event(), lambda: None, poll_every=0.01)
+        second = Sequencer(connecting, pool, asyncio.Event(), asyncio.Event(), poll_every=0.01)
         task = asyncio.create_task(second.run())
         await second.settled.wait()
         assert not second.leading.is_set()
@@ -159,6 +160,74 @@ async def test_there_is_one_leader_and_the_next_goes_on_where_it_stopped(
         await asyncio.gather(task, return_exceptions=True)
     changes = await everything(pool)
     assert [1] * 8 + [2] * 8 == [json.loads(change.record or "")["version"] for change in changes]
+
+
+class Handed:
+    """What a leader hands over, and the places before."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[Seq, Sequence[Change]]] = []
+        self.came = asyncio.Event()
+
+    def take(self, after: Seq, changes: Sequence[Change]) -> None:
+        self.batches.append((after, changes))
+        self.came.set()
+
+
+async def test_what_is_handed_over_is_what_the_log_says(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(ROWS)
+    handed = Handed()
+    async with sql.transaction():
+        await sql.execute("set local rowcast.actor = 'ada'")
+        await sql.execute("update app.rows set version = 1 where id < 4")
+        await sql.execute("delete from app.rows where id = 2")
+        await sql.execute("insert into app.rows values (2, 7)")
+    await sql.execute("truncate app.rows")
+    async with leader(database, pool, hand=handed.take, most_handed=100):
+        await until_numbered(pool)
+    [(after, changes)] = handed.batches
+    assert await everything(pool) == changes
+    assert changes[0].seq - 1 == after
+    assert [None, 7] == [
+        change.record and json.loads(change.record)["version"]
+        for change in changes
+        if change.topic == "row:2" and change.kind in CONTENT
+    ]
+
+
+async def test_more_than_is_to_be_handed_over_rings_and_is_read(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(ROWS)
+    handed, numbers = Handed(), asyncio.Event()
+    async with leader(database, pool, numbers=numbers, hand=handed.take, most_handed=7):
+        await sql.execute("update app.rows set version = 1")
+        await numbers.wait()
+        await sql.execute("update app.rows set version = 2 where id < 8")
+        await handed.came.wait()
+    assert [(8, 7)] == [(after, len(changes)) for after, changes in handed.batches]
+    assert 15 == len(await everything(pool))
+
+
+async def test_only_who_follows_is_told_and_at_once_from_then_on(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(ROWS)
+    told: asyncio.Queue[int] = asyncio.Queue()
+    numbers, handed = asyncio.Event(), Handed()
+    await sql.add_listener("rowcast_log", lambda _, pid, *__: told.put_nowait(pid))
+    async with leader(database, pool, hand=handed.take, most_handed=100) as first:
+        for version in range(1, 6):
+            handed.came.clear()
+            await sql.execute("update app.rows set version = $1", version)
+            await handed.came.wait()
+        await sql.execute("notify rowcast_log")  # comes behind what was told of the first of them
+        assert sql.get_server_pid() == await told.get()
+        connecting = partial(connect, database, application_name="second", server_settings=SESSION)
+        second = Sequencer(connecting, pool, asyncio.Event(), numbers, poll_every=0.01)
+        following = asyncio.create_task(second.run())
+        await second.settled.wait()
+        assert numbers.is_set()
+        await sql.execute("update app.rows set version = 7")
+        assert first.told(await told.get())
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_each_reign_is_a_term_whose_numbers_lie_far_above_all_before(

@@ -58,7 +58,7 @@ def listener(dsn: str, _: Pool) -> Asker:
 
 
 def leader(dsn: str, pool: Pool) -> Asker:
-    sequencer = Sequencer(opening(dsn), pool, asyncio.Event(), lambda: None, poll_every=0.01)
+    sequencer = Sequencer(opening(dsn), pool, asyncio.Event(), asyncio.Event(), poll_every=0.01)
     return Asker(sequencer.run, sequencer.leading)
 
 
@@ -67,7 +67,7 @@ def opening(dsn: str) -> Connect:
 
 
 def house(dsn: str, pool: Pool) -> Retention:
-    sequencer = Sequencer(opening(dsn), pool, asyncio.Event(), lambda: None)
+    sequencer = Sequencer(opening(dsn), pool, asyncio.Event(), asyncio.Event())
     return Retention(pool, opening(dsn), sequencer, timedelta(days=7))
 
 

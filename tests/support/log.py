@@ -7,7 +7,7 @@ from functools import partial
 
 from daemon.app import SESSION
 from daemon.postgres.connect import Pool, connect
-from daemon.postgres.sequencer import Sequencer
+from daemon.postgres.sequencer import Hand, Sequencer
 
 ROWS = """
 create schema app;
@@ -18,10 +18,26 @@ select rowcast.watch('app.rows', $$'row:' || r.id$$, '{id,version}');
 
 
 @asynccontextmanager
-async def leader(database: str, pool: Pool, poll_every: float = 0.01) -> AsyncIterator[Sequencer]:
+async def leader(
+    database: str,
+    pool: Pool,
+    poll_every: float = 0.01,
+    *,
+    numbers: asyncio.Event | None = None,
+    hand: Hand = lambda _, __: None,
+    most_handed: int = 0,
+) -> AsyncIterator[Sequencer]:
     """A sequencer that leads, and is told of no event: it polls."""
     connecting = partial(connect, database, application_name="sequencer", server_settings=SESSION)
-    sequencer = Sequencer(connecting, pool, asyncio.Event(), lambda: None, poll_every=poll_every)
+    sequencer = Sequencer(
+        connecting,
+        pool,
+        asyncio.Event(),
+        numbers or asyncio.Event(),
+        hand,
+        most_handed=most_handed,
+        poll_every=poll_every,
+    )
     task = asyncio.create_task(sequencer.run())
     try:
         await sequencer.leading.wait()

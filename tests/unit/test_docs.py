@@ -15,6 +15,7 @@ import pytest
 
 import daemon
 from daemon.core import wire
+from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.close_codes import CLOSE_CODES
 from daemon.core.errors import ClientFault, OperatorFault, RowcastError
 from daemon.logs import EVENTS
@@ -118,8 +119,10 @@ def server_frames() -> Iterator[str]:
     for node in ast.walk(ast.parse(inspect.getsource(wire))):
         match node:
             case ast.Call(func=ast.Name(id="_payload"), args=[ast.Constant(value=str() as op)], keywords=keywords):
-                spliced = ["changes"] if op == "changes" else []
-                yield row(f"`{op}`", members([word.arg for word in keywords if word.arg] + spliced))
+                yield row(f"`{op}`", members([word.arg for word in keywords if word.arg]))
+    change = Change(Seq(1), "1", "", "app", "rows", Topic("t"), Kind.DELETE, "{}", None)
+    told = json.loads(wire.changes(change.topic, Position("e", Seq(0)), [change]))
+    yield row(f"`{told.pop('op')}`", members(list(told)))
 
 
 def in_the_guide(guide: Path, heading: str, columns: int | None) -> list[str]:

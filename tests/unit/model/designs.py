@@ -131,6 +131,14 @@ class NeverLooksBack(Pump):
         pass
 
 
+class TakesWhatComes(Pump):
+    """What the leader hands over is delivered, whatever was delivered before."""
+
+    def hand(self, after: Seq, changes: Sequence[Change]) -> None:
+        if self.started.is_set():
+            self._publish(changes)
+
+
 class BelievesTheClient(Client):
     """A position is taken as it comes: whatever it says, the log is replayed behind it."""
 
@@ -173,6 +181,7 @@ MUTANTS = {
         (Design("numbers are used again", far=0), {"I1", "I5", "I7"}),
         (Design("a deleted row's content stays", purges=False), {"I4"}),
         (Design("a new term is taken for granted", pump=NeverLooksBack), {"I1", "I5", "I7", "whole"}),
+        (Design("what is handed over is not compared", pump=TakesWhatComes), {"I1", "I7"}),
         (Design("a position is believed", client=BelievesTheClient), {"I1", "I5", "I7", "whole"}),
         (Design("a daemon that lags is not waited for", waits_for_place=False), {"I1", "I7"}),
     )

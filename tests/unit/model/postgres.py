@@ -401,8 +401,8 @@ class Postgres:
         floor = self.state.floor
         return [entry for entry in self.state.log if entry.seq > floor]
 
-    def number(self, leader: Leader) -> None:
-        """Give what is new its numbers."""
+    def number(self, leader: Leader) -> list[Change]:
+        """Give what is new its numbers; returns it as the log has it now."""
         now = self.snapshot()
         visible = [event for event in self.state.events if event.id // FAR_ID >= leader.first_segment]
         fresh = self._fresh(visible, leader.snapshot, now, self.state.log)
@@ -412,8 +412,9 @@ class Postgres:
             numbers = list(enumerate(fresh, leader.last_seq + 1))
             begins = {event.xid: seq for seq, event in reversed(numbers)}
             ends = {event.xid: seq for seq, event in numbers}
+            entries = [Entry(seq, ends[event.xid], event, self.step) for seq, event in numbers]
+            after.log += entries
             for seq, event in numbers:
-                after.log.append(Entry(seq, ends[event.xid], event, self.step))
                 self.numbered[Position(after.terms[-1].epoch, Seq(seq))] = event
                 if event.begins:
                     after.grants.append((begins[event.xid], event.begins))
@@ -421,6 +422,8 @@ class Postgres:
             leader.last_seq += len(fresh)
             self.next_xid += 1
             self._log_commit(after, flush=any(event.begins for event in fresh))
+            return list(map(self.change, entries))
+        return []
 
     # What the daemons ask.
 

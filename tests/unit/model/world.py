@@ -395,7 +395,7 @@ class Daemon:
         served = world.design.served({"app": PACK})
         event_log = ModelLog(world.postgres, self.link)
         self.recent = recent = Recent(event_log, RECENT_BYTES)
-        pump = world.design.pump(event_log, self.bell, self.hub, served, recent, _bury, chunk=CHUNK)
+        self.pump = pump = world.design.pump(event_log, self.bell, self.hub, served, recent, _bury, chunk=CHUNK)
         self.desk = Desk(
             hub=self.hub,
             event_log=recent,
@@ -461,8 +461,11 @@ class World:
         self.violations: list[Violation] = []
         self.names: dict[Position, int] = {}
         self.postgres = Postgres(design.fresh, design.far, purges=design.purges)
-        self.leader: Leader | None = self.postgres.open_term()
-        self.daemons = [Daemon(self) for _ in range(daemons)]
+        self.leader: Leader | None = None
+        self.leading: Daemon | None = None  # None: a daemon without clients
+        self.daemons: list[Daemon] = []
+        self.elect()
+        self.daemons += [Daemon(self) for _ in range(daemons)]
         self.clients = [Client(user, self.read_state) for user in USERS]
 
     def run(self, first: Callable[[], object] | None = None, *, since: int | None = None) -> None:
@@ -502,6 +505,8 @@ class World:
     def elect(self, *, next_segment: bool = False) -> None:
         """Another leader begins, or the same goes on in the next segment."""
         self.leader = self.postgres.open_term(next_segment=next_segment)
+        leaders = (*self.daemons, None)
+        self.leading = leaders[self.postgres.state.terms[-1].term % len(leaders)]
 
     def number(self) -> None:
         """The leader looks for events; if there is none any more, another begins."""
@@ -509,7 +514,10 @@ class World:
         if self.leader is None:
             self.elect()
         assert self.leader is not None
-        self.postgres.number(self.leader)
+        before = self.leader.last_seq
+        changes = self.postgres.number(self.leader)
+        if changes and self.leading is not None:
+            self.run(partial(self.leading.pump.hand, Seq(before), changes))
         for daemon in self.daemons:
             self.run(daemon.link.batch)
 
@@ -575,7 +583,10 @@ class World:
 
     def restart(self, number: int) -> None:
         """A daemon is killed, and another takes its place."""
-        self.daemons.pop(number).kill()
+        killed = self.daemons.pop(number)
+        killed.kill()
+        if killed is self.leading:
+            self.leader = None
         self.daemons.insert(number, Daemon(self))
 
     # The end.

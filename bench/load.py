@@ -86,6 +86,7 @@ async def tool(*command: str | Path) -> AsyncIterator[Tool]:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=complaints,
+                start_new_session=True,
             )
         try:
             yield Tool(child, log)

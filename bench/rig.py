@@ -144,6 +144,7 @@ async def process(
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,  # as a service has: the kernel may share the processors out by sessions
             )
         waiting, ended = asyncio.ensure_future(ready()), asyncio.ensure_future(child.wait())
         name = " ".join(map(str, command[-2:]))

@@ -85,6 +85,7 @@ async def _run(command: list[str], environment: dict[str, str]) -> str:
         env=clean_environment(**environment),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
     )
     try:
         output, _ = await child.communicate()

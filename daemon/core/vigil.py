@@ -16,8 +16,8 @@ from typing import Final
 BUSY: Final = 300.0  # transactions a second: from here on it costs more to be rung for than to look
 CALM: Final = 100.0  # and below this less
 MEMORY: Final = 0.1  # seconds over which that is averaged
-SHORTEST: Final = 0.001  # seconds between two looks: at least this, and as long as the last look took ...
-LONGEST: Final = 0.01  # ... but not longer than this
+PACE: Final = 0.002  # seconds from one look to the next; where one takes longer, so much more may gather ...
+LONGEST: Final = 0.005  # ... but for no longer than this
 PATIENT: Final = 0.05  # seconds between two looks while a writer who did not ring goes on for long
 
 
@@ -57,7 +57,7 @@ class Vigil:
             case State.FALLING_ASLEEP:
                 return PATIENT
             case State.AWAKE:
-                return min(max(self._took, SHORTEST), LONGEST)
+                return min(abs(PACE - self._took), LONGEST)
 
     def looked(self, now: float, found: int, took: float, *, held: bool) -> None:
         """A look has found so many transactions, and took so many seconds. `held`: is the lock held?"""

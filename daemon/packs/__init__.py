@@ -6,7 +6,7 @@ A pack is one module of this package that holds a `PACK`. It is found by being t
 import importlib
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 from pydantic_core import from_json
 
-from daemon.core.change import Change, Kind
+from daemon.core.change import CONTENT, Change, Kind
 
 ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 """What a ULID looks like, to be built into a larger pattern."""
@@ -88,6 +88,8 @@ class Pack:
         row = self.tables.get(change.model or change.table)
         if row is None:
             return "table: no_row_model"
+        if change.record is not None and change.kind in CONTENT and _is_valid(row, change.key, change.record):
+            return None
         match change.kind:
             case Kind.INSERT | Kind.UPDATE | Kind.RESTORE:
                 if change.record is None:
@@ -101,6 +103,24 @@ class Pack:
                 if change.record is not None:
                     return "record: not_expected"
                 return None if change.key == "{}" else "key: not_expected"
+
+
+@cache
+def _checks(row: type[Row]) -> tuple[Callable[[str], object], Callable[[str], object]]:
+    return _key_model(row).__pydantic_validator__.validate_json, row.__pydantic_validator__.validate_json
+
+
+def _is_valid(row: type[Row], key: str, record: str) -> bool:
+    """The quick way for what is valid, as nearly everything is; False says nothing."""
+    check_key, check_record = _checks(row)
+    if "NaN" in record or "Infinity" in record:
+        return False
+    try:
+        check_key(key)
+        check_record(record)
+    except ValidationError:
+        return False
+    return True
 
 
 def _problem(part: str, model: type[BaseModel], text: str) -> str | None:

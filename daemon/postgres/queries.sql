@@ -39,7 +39,8 @@ select term, epoch, base, snapshot::text as snapshot, first_segment from rowcast
 -- What rows are gone, and which rights begin, is noted in the same transaction. A right begins with the transaction that
 -- gives it, of which everything may be read.
 -- Writes nothing under a leader of a newer term.
--- The first row is about all of it, the others are the changes as rowcast.changes has them, unless there are more than $6.
+-- One row, which has no seq, is about all of it; the others are the changes as rowcast.changes has them, unless there are
+-- more than $6.
 -- $1 term bigint   $2 last seq bigint   $3 xmax text (xid8)   $4 xip text[] (xid8)   $5 first segment integer
 -- $6 most changes bigint   $7 lock bigint that every follower shares
 with superseded as materialized (
@@ -47,13 +48,13 @@ with superseded as materialized (
 ), fresh as materialized (
     -- Two scans of an index: of one condition with `or` the planner may make a scan of everything.
     select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants from rowcast.events as e
-    where e.xid >= $3::text::xid8 and e.id >= $5::bigint << 40 and not (select s.it from superseded as s)
+    where e.xid >= $3::text::xid8 and e.id >= $5::bigint << 40
     union all
     select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants from rowcast.events as e
-    where e.xid = any ($4::text []::xid8 []) and e.id >= $5::bigint << 40 and not (select s.it from superseded as s)
+    where e.xid = any ($4::text []::xid8 []) and e.id >= $5::bigint << 40
 ), grouped as (
     select f.*, max(f.id) over (partition by f.xid) as tx, min(f.id) over (partition by f.xid, f.topic) as tx_topic
-    from fresh as f
+    from fresh as f where not (select s.it from superseded as s)
 ), numbered as materialized (
     select $2::bigint + row_number() over (order by g.tx, g.tx_topic, g.id) as seq,
            $2::bigint + rank() over (order by g.tx) as tx_begin, $2::bigint + count(*) over (order by g.tx) as tx_end, g.*
@@ -91,8 +92,7 @@ union all
 select null, null, null, null, null, null, null, n.seq, c.xid, c.id, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key, c.record, c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic
 from numbered as n
 cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
-where (select a.changes <= $6 from about as a)
-order by seq nulls first;
+where (select a.changes <= $6 from about as a);
 
 -- name: purge
 -- $1 most tombstones integer

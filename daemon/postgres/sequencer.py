@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import asyncpg
+
 from daemon import metrics
 from daemon.core.change import Change, Kind, Seq
 from daemon.core.vigil import State, Vigil
@@ -38,6 +40,10 @@ def without_content_of_gone(changes: Sequence[Change]) -> list[Change]:
             gone.add(row)
         told.append(change._replace(record=None) if row in gone else change)
     return told[::-1]
+
+
+def _place(row: asyncpg.Record) -> int:
+    return row["seq"] or 0
 
 
 class Superseded(Exception):
@@ -155,13 +161,13 @@ class Sequencer:
         metrics.LEADER.set(1)
         self._events.set()
         number = await connection.prepare(query("number_events"), timeout=ANSWER_WITHIN)
-        batches = 0
+        loop, batches = asyncio.get_running_loop(), 0
         vigil = Vigil(time.monotonic(), longest_sleep=self._poll_every)
         while not self._next_segment:
             self._events.clear()
             began = time.monotonic()
             _, xmax, in_progress = snapshot.split(":")
-            row, *rows = await number.fetch(
+            rows = await number.fetch(
                 term,
                 last_seq,
                 xmax,
@@ -171,13 +177,17 @@ class Sequencer:
                 FOLLOWER_LOCK,
                 timeout=NUMBER_WITHIN,
             )
+            ended = time.monotonic()
+            row, *rows = sorted(rows, key=_place)
             if row["superseded"]:
                 raise Superseded
             before, last_seq, snapshot = last_seq, row["last_seq"], row["snapshot"]
             if row["transactions"]:
                 if rows:
                     changes = list(map(change_of, rows))
-                    self._hand(Seq(before), without_content_of_gone(changes) if row["gone"] else changes)
+                    if row["gone"]:
+                        changes = without_content_of_gone(changes)
+                    loop.call_soon(self._hand, Seq(before), changes)  # while Postgres looks for the next
                 else:
                     self._numbers.set()
                 if row["followed"]:
@@ -189,12 +199,12 @@ class Sequencer:
                 self.gone.set()
             self.leading.set()
             self.settled.set()
-            now = time.monotonic()
-            vigil.looked(now, row["transactions"], now - began, held=lock.held)
+            vigil.looked(ended, row["transactions"], ended - began, held=lock.held)
             lock.want(vigil.wants_lock)
             metrics.show_vigil(vigil.state)
             if vigil.state is State.AWAKE:
-                await asyncio.sleep(vigil.pause)
+                if vigil.pause:
+                    await asyncio.sleep(vigil.pause)
                 continue
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
             with suppress(TimeoutError):

@@ -143,7 +143,8 @@ select e.xid, e.id, e.xid::text as tx, to_char(e.at at time zone 'UTC', 'YYYY-MM
        e.changed, e.actor,
        e.revokes is not null as revokes, e.revokes ->> 'user' as revokes_user, e.revokes ->> 'topic' as revokes_topic,
        e.watch
-from rowcast.events as e join rowcast.watched as w on w.id = e.watch;
+from rowcast.events as e
+cross join lateral (select o.* from rowcast.watched as o where o.id = e.watch offset 0) as w;
 
 -- The log with what it orders, for the daemon and for people in psql. A row that has been deleted has no content any
 -- more. Each event is looked up by itself (`offset 0`): joined freely, the planner may walk all events for each place.

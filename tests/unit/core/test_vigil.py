@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from daemon.core.vigil import LONGEST, SHORTEST, State, Vigil
+from daemon.core.vigil import LONGEST, PACE, State, Vigil
 
 POLL = 1.0
 
@@ -66,9 +66,9 @@ def test_many_transactions_in_one_look_are_a_rush_and_one_large_one_is_none() ->
     assert [State.ASLEEP, State.AWAKE] == states
 
 
-def test_awake_it_looks_half_of_the_time_at_most_and_often_enough() -> None:
+def test_awake_it_looks_at_an_even_pace_and_lets_more_gather_where_a_look_takes_long() -> None:
     leader = awake()
-    for took, pause in ((0.0001, SHORTEST), (0.004, 0.004), (2.0, LONGEST)):
+    for took, pause in ((0.0, PACE), (PACE / 2, PACE / 2), (PACE, 0.0), (2 * PACE, PACE), (2.0, LONGEST)):
         leader.looked(0.001, 100, took, held=False)
         assert pause == leader.pause
 

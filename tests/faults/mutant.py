@@ -16,7 +16,7 @@ from daemon import cli
 from daemon.core import hub, session
 from daemon.core.change import Position, Seq
 from daemon.flow import pump, recent
-from daemon.gateway import limits
+from daemon.gateway import connection, limits
 from daemon.postgres import doorbell, event_log, queries, retention, sequencer
 
 
@@ -268,6 +268,11 @@ def wild_clock() -> None:
     time.time_ns = lambda: real_ns() + int(skew() * 1e9)
 
 
+def names_by_the_clock() -> None:
+    """A session's name says in which hour it began, and nothing else."""
+    _put(connection, "ULID", lambda: int(time.time() / 3600))
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     mutant.__name__: mutant
     for mutant in (
@@ -296,6 +301,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         no_tombstones,
         memory_keeps_content,
         wild_clock,
+        names_by_the_clock,
     )
 }
 

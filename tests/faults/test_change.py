@@ -1,7 +1,7 @@
 """What operators do while everything runs: migrations, applying the DDL again, clocks that are set."""
 
 from tests.faults.checker import CLEAN
-from tests.faults.harness import MUTANT_NET, late, stage, times
+from tests.faults.harness import MUTANT_NET, Stage, late, stage, times
 from tests.faults.oracle import Style
 from tests.faults.results import Results
 from tests.support.daemon import command
@@ -78,22 +78,35 @@ async def test_triggers_that_are_away_for_a_moment_are_a_loss_that_is_noticed(du
     results.caught("18", "triggers dropped in one transaction and made in another", verdict)
 
 
+async def come_back_often(play: Stage, rounds: int) -> list[str]:
+    """Cut every line so many times; the names of all sessions."""
+    for _ in range(rounds):
+        await play.heard(30)
+        for checker in play.checkers:
+            if checker.line is not None:
+                checker.line.transport.abort()
+        await play.back()
+    await play.recovered()
+    assert play.daemons[0].daemon
+    events = play.daemons[0].daemon.events()
+    return [line["data"]["session"] for line in events if line["event"] == "client_connected"]
+
+
+async def test_names_that_are_nothing_but_a_time_come_again_when_clocks_jump(durable: str, results: Results) -> None:
+    async with stage(durable, mutants=["wild_clock", "names_by_the_clock"]) as play:
+        await play.follow(4, pause=0.05)
+        play.write(3)
+        sessions = await come_back_often(play, 2)
+    assert len(set(sessions)) < len(sessions)
+    results.caught("21", "names_by_the_clock", f"{len(sessions)} sessions with {len(set(sessions))} names")
+
+
 async def test_clocks_that_jump_change_no_order_and_repeat_no_name(durable: str, results: Results) -> None:
     async with stage(durable, mutants=["wild_clock"]) as play:
         await play.follow(4, pause=0.05)
         play.write(3)
-        for _ in range(times(3, 50)):
-            await play.heard(30)
-            for checker in play.checkers:
-                if checker.line is not None:
-                    checker.line.transport.abort()
-            await play.back()
-        await play.recovered()
+        sessions = await come_back_often(play, times(3, 50))
         assert CLEAN == await play.verdict()
-        assert play.daemons[0].daemon
-        sessions = [
-            line["data"]["session"] for line in play.daemons[0].daemon.events() if line["event"] == "client_connected"
-        ]
         made = await play.oracle.connect()
         ids = await made.fetchval(
             "select array_agg(rowcast.ulid() order by n) from generate_series(1, $1) as n",
@@ -110,4 +123,3 @@ async def test_clocks_that_jump_change_no_order_and_repeat_no_name(durable: str,
         f"{len(sessions)} sessions, {many:,} ULIDs",
         play.n,
     )
-    results.caught("21", "order_by_time", "row 15: versions of a row out of order")

@@ -58,7 +58,6 @@ class Authenticator:
     ) -> None:
         if len(secret) < MIN_SECRET:
             raise BadSecret(f"has only {len(secret)} bytes")
-        self._secret = secret
         self._issuer = issuer
         self._audience = audience
         self._leeway = leeway
@@ -70,6 +69,8 @@ class Authenticator:
         except jwt.PyJWTError:
             # A public key as the secret of an HMAC: everybody could sign.
             raise BadSecret("looks like a key or certificate of another algorithm") from None
+        encoded = base64.urlsafe_b64encode(secret).rstrip(b"=").decode()
+        self._key = jwt.PyJWK({"kty": "oct", "k": encoded, "alg": ALGORITHM})  # bytes are looked at for each token
 
     def issue(self, user: str, ttl: float) -> str:
         """A token for `user`, good for `ttl` seconds. Raises ValueError for what cannot be a user."""
@@ -77,7 +78,7 @@ class Authenticator:
             raise ValueError(f"a user is 1 to {MAX_USER} printable characters")
         now = int(time.time())
         claims = {"iss": self._issuer, "aud": self._audience, "sub": user, "iat": now, "exp": int(now + ttl)}
-        return self._jwt.encode(claims, self._secret, ALGORITHM)
+        return self._jwt.encode(claims, self._key)
 
     def verify(self, token: str) -> Claims:
         """Who this is. Raises BadToken, the same for every reason."""
@@ -95,7 +96,7 @@ class Authenticator:
             _check_header(token)
             claims = self._jwt.decode(
                 token,
-                self._secret,
+                self._key,
                 [ALGORITHM],
                 audience=self._audience,
                 issuer=self._issuer,

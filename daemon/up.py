@@ -7,6 +7,7 @@ import random
 import secrets
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,6 +20,7 @@ from daemon.app import Running, serve
 from daemon.core.errors import OperatorFault
 from daemon.gateway.auth import Authenticator
 from daemon.logs import get_logger
+from daemon.packs import Pack, bundled
 from daemon.postgres.connect import DRIVER_ERRORS, Pool, explain, lent
 from daemon.postgres.embed import EmbeddedPostgres
 from daemon.seed import seed, statements
@@ -110,7 +112,7 @@ async def up(settings: Settings, *, demo: bool) -> None:
                 "users": users(),
             }
             _write_private(connection_file(data_dir), json.dumps(facts, indent=2))
-            _greet(settings, daemon, has_users=bool(sample))
+            _greet(settings, daemon, sample)
             if demo:
                 await _bot(settings, daemon.pool)
 
@@ -145,7 +147,14 @@ def _bold(text: str) -> str:
     return click.style(text, bold=True)
 
 
-def _greet(settings: Settings, daemon: Running, *, has_users: bool) -> None:
+def a_topic(pack: Pack, users: Sequence[Mapping[str, str]]) -> str:
+    """One that everybody can follow right away, as far as the pack has such a one: a plain name, or a user's own."""
+    kinds = [shape.partition(":")[0] for shape in pack.topics]
+    names = [*pack.topics, *(f"{kind}:{user['id']}" for user in users for kind in kinds)]
+    return next(filter(pack.serves, names), f"{kinds[0]}:...")
+
+
+def _greet(settings: Settings, daemon: Running, sample: Sequence[Mapping[str, str]]) -> None:
     """Say where to look and what to type next."""
     file = connection_file(settings.data_dir)
     home = (
@@ -158,12 +167,12 @@ def _greet(settings: Settings, daemon: Running, *, has_users: bool) -> None:
         f"  {_bold('Rowcast is running.')}  {click.style(daemon.http_url, fg='cyan', underline=True)}",
         "",
         f"  websocket   {daemon.websocket_url}",
-        f"  database    in {file}" + (", with the sample users' tokens" if has_users else ""),
+        f"  database    in {file}" + (", with the sample users' tokens" if sample else ""),
         "",
         "  Open the page, or look on from another terminal:",
-        f"    {_bold(f'{_command()} tail users{home}')}",
+        f"    {_bold(f'{_command()} tail {a_topic(bundled()[settings.packs[0]], sample)}{home}')}",
     ]
-    if has_users and not _is_local(daemon.host):
+    if sample and not _is_local(daemon.host):
         lines[-3:-3] = [
             "",
             "  Whoever can reach this port can sign in as any sample user: leave that with --no-demo.",

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from daemon.core.change import Change, Kind, Seq, Topic
 from daemon.packs import Date, JsonObject, Pack, Row, Serial, Timestamp, Ulid, bundled
+from daemon.up import a_topic
 
 ID = "01JH000000MSG0000000000001"
 OTHER_ID = "01JH000000CHAN00000GENERA1"
@@ -282,3 +283,13 @@ def test_packs_are_found_by_their_modules_under_their_own_names() -> None:
     assert "chatgenius" in bundled()
     assert all(name == pack.name for name, pack in bundled().items())
     assert bundled() is bundled()
+
+
+@pytest.mark.parametrize("pack", bundled().values(), ids=bundled())
+def test_the_topic_that_a_stranger_is_told_to_look_at_is_one_of_the_pack(pack: Pack) -> None:
+    assert pack.serves(a_topic(pack, [{"id": "01JH000000VSER000000000001"}]))
+
+
+def test_the_topic_that_a_stranger_is_told_to_look_at_needs_no_id_where_the_pack_has_such_a_one() -> None:
+    assert "users" == a_topic(bundled()["chatgenius"], [])
+    assert "owner:..." == a_topic(bundled()["disclosure"], [])

@@ -193,7 +193,9 @@ def explain(error: BaseException, *, address: str = "the database", place: str =
             return BadDatabaseUrl()
         if isinstance(cause, OSError):
             return _explain_network(cause, address)
-        if isinstance(cause, asyncpg.InterfaceError) and "closed" in str(cause):
+        # The second is what the driver says of a connection that died while nobody used it.
+        closed = isinstance(cause, asyncpg.InterfaceError) and "closed" in str(cause)
+        if closed or isinstance(cause, asyncpg.InternalClientError):
             return NotNow("the connection was lost", address=address, place=place)
     return DatabaseFault(type(error).__name__, sqlstate="none", address=address, place=place)
 

@@ -82,6 +82,7 @@ def test_every_answer_of_the_server_has_its_exit_code(sqlstate: str, exit_code: 
         (socket.gaierror(-2, "Name or service not known"), 12, False),
         (TimeoutError(), 19, False),
         (asyncpg.InterfaceError("connection is closed"), 19, True),
+        (asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress"), 19, True),
         (asyncpg.ClientConfigurationError("invalid DSN"), 78, False),
         (asyncpg.InterfaceError("something else"), 20, False),
     ],

@@ -96,6 +96,8 @@ async def test_a_worker_that_dies_or_hangs_is_noticed_by_its_own_clients_alone_a
         daemon = play.daemons[0].daemon
         assert daemon
         clients = await play.follow(16)
+        while len({line["worker"] for line in lines(daemon, "client_connected")}) < 2:  # one may be slow to accept
+            clients += await play.follow(4)
         leader = lines(daemon, "leader_elected")[-1]["worker"]
         victim = leader if leads else 1 - leader
         theirs = [line["worker"] for line in lines(daemon, "client_connected")].count(victim)
@@ -110,8 +112,7 @@ async def test_a_worker_that_dies_or_hangs_is_noticed_by_its_own_clients_alone_a
         await logged(daemon, "serving", 3)
         await play.committed(50)
         assert CLEAN == await play.verdict()
-        assert {1: 16 - theirs, 2: theirs} == Counter(client.connections for client in clients)
-        assert 0 < theirs < 16
+        assert {1: len(clients) - theirs, 2: theirs} == Counter(client.connections for client in clients)
         assert (how == signal.SIGSTOP) == bool(lines(daemon, "worker_hung"))
         [ended] = lines(daemon, "worker_ended")
         assert (victim, first, "Killed") == (ended["worker"], ended["pid"], ended["reason"])

@@ -1,0 +1,176 @@
+"""The pump of the daemon that leads: what it is handed, what it reads, and that it tells nothing twice."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from daemon.core.change import Change, Seq, Topic
+from daemon.core.hub import Hub
+from daemon.flow.pump import Pump
+from daemon.flow.recent import Recent
+from daemon.flow.served import Served
+from daemon.packs import Pack, Row
+from daemon.postgres.connect import Connection, Pool, open_pool
+from daemon.postgres.event_log import PgEventLog
+from tests.support.log import ROWS, leader, until_numbered
+
+ONE = Topic("row:1")
+CHUNK = 4
+
+
+class Version(Row):
+    id: int
+    version: int
+
+
+class GatedLog(PgEventLog):
+    """The real log; who reads it waits, with the answer in hand, while the gate is closed."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.reads = 0
+        self.answered = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def read(self, after: Seq, most: int) -> Sequence[Change]:
+        self.reads += 1
+        found = await super().read(after, most)
+        self.answered.set()
+        await self.gate.wait()
+        return found
+
+
+class Listener:
+    """A follower that keeps what it is told."""
+
+    user = "ada"
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def deliver(self, frames: bytes) -> None:
+        self.frames.append(frames)
+
+    def revoked(self, topic: Topic) -> None:
+        raise AssertionError(topic)
+
+    def moved(self) -> None:
+        raise AssertionError
+
+
+class Stand:
+    """A pump that does not poll, and who hears what it delivers."""
+
+    def __init__(self, log: GatedLog, served: Served) -> None:
+        self.log = log
+        self.letters: list[tuple[Change, str, str]] = []
+        self.bell = asyncio.Event()
+        self.hub = Hub(lambda payload: payload + b"\n")
+        self.listener = Listener()
+        self.pump = Pump(log, self.bell, self.hub, served, Recent(log, 0), self._bury, poll_every=3600, chunk=CHUNK)
+
+    async def _bury(self, letters: Sequence[tuple[Change, str, str]]) -> None:
+        self.letters += letters
+
+    def versions(self) -> list[int]:
+        lines = b"".join(self.listener.frames).decode().split('"version":')[1:]
+        return [int(line.partition("}")[0]) for line in lines]
+
+
+@pytest.fixture
+async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
+    await sql.execute(ROWS)
+    pool = await open_pool(database, application_name="test", most=5)
+    yield pool
+    await pool.close()
+
+
+@asynccontextmanager
+async def pumping(database: str, pool: Pool, *models: str) -> AsyncIterator[Stand]:
+    """A leader that hands over to a pump, which has come to rest."""
+    tables = dict.fromkeys(models or ["rows"], Version)
+    stand = Stand(GatedLog(pool), Served({"app": Pack("app", tables, (r"row:\d+",))}))
+    async with leader(database, pool, numbers=stand.bell, hand=stand.pump.hand, most_handed=CHUNK):
+        task = asyncio.create_task(stand.pump.run())
+        await stand.pump.started.wait()
+        while not stand.pump._idle:
+            await asyncio.sleep(0)
+        stand.hub.follow(ONE, stand.listener)
+        stand.log.reads = 0
+        try:
+            yield stand
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def write(sql: Connection, *versions: int) -> None:
+    for version in versions:
+        await sql.execute("update app.rows set version = $1 where id = 1", version)
+
+
+async def test_what_the_leader_hands_over_is_told_without_reading_the_log(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with pumping(database, pool) as stand:
+        for version in range(1, 6):
+            await write(sql, version)
+            await stand.pump.reached(Seq(version))
+        assert [1, 2, 3, 4, 5] == stand.versions()
+        assert 0 == stand.log.reads
+
+
+async def test_what_is_handed_over_during_a_read_is_told_once_and_in_order(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with pumping(database, pool) as stand:
+        stand.log.gate.clear()
+        stand.log.answered.clear()
+        stand.bell.set()
+        await stand.log.answered.wait()  # it has seen nothing new
+        for version in range(1, 4):
+            await write(sql, version)
+            await until_numbered(pool)
+        stand.log.gate.set()
+        await stand.pump.reached(Seq(3))
+        assert [1, 2, 3] == stand.versions()
+
+
+async def test_what_was_read_before_it_is_handed_over_is_told_once(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with pumping(database, pool) as stand:
+        await sql.execute("update app.rows set version = 1")  # more than is handed over: it is read
+        await stand.pump.reached(Seq(8))
+        stand.pump.hand(Seq(0), await stand.log.read(Seq(0), 1))
+        await write(sql, 2)
+        await stand.pump.reached(Seq(9))
+        assert [1, 2] == stand.versions()
+
+
+async def test_more_than_can_be_kept_during_a_read_is_read(database: str, pool: Pool, sql: Connection) -> None:
+    async with pumping(database, pool) as stand:
+        stand.log.gate.clear()
+        stand.log.answered.clear()
+        stand.bell.set()
+        await stand.log.answered.wait()
+        for version in range(1, 3 * CHUNK):
+            await write(sql, version)
+            await until_numbered(pool)
+        assert sum(len(changes) for _, changes in stand.pump._handed) <= CHUNK + 1
+        stand.log.gate.set()
+        await stand.pump.reached(Seq(3 * CHUNK - 1))
+        assert list(range(1, 3 * CHUNK)) == stand.versions()
+
+
+async def test_what_is_handed_over_and_refused_is_buried(database: str, pool: Pool, sql: Connection) -> None:
+    async with pumping(database, pool, "other") as stand:
+        await write(sql, 1)
+        await stand.pump.reached(Seq(1))
+        while not stand.letters:
+            await asyncio.sleep(0)
+        assert [] == stand.versions()
+        assert [(Seq(1), "app", "table: no_row_model")] == [(c.seq, pack, why) for c, pack, why in stand.letters]

@@ -116,6 +116,8 @@ class Pump:
             before = self._hub.position.seq
             changes = self._taken(before) or await self._read(before)
             self._read_at = time.monotonic()
+            if self._hub.position.seq != before:
+                continue  # what was being read has been handed over
             if not changes:
                 break
             if changes[-1].seq - before != len(changes):
@@ -136,7 +138,11 @@ class Pump:
 
     async def _read(self, before: Seq) -> Sequence[Change]:
         began = time.monotonic()
-        changes = await self._log.read(before, self._chunk)
+        self._idle = True  # a read that takes its time must not hold up what is handed over
+        try:
+            changes = await self._log.read(before, self._chunk)
+        finally:
+            self._idle = False
         metrics.READ_SECONDS.observe(time.monotonic() - began)
         return changes
 

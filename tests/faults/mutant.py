@@ -140,6 +140,11 @@ def everybody_asks_at_once() -> None:
     _put(event_log, "ASKERS", 1_000_000)
 
 
+def nothing_is_handed_over() -> None:
+    """The leader reads what it has numbered, as its followers do."""
+    _put(pump.Pump, "hand", lambda self, *_: self._bell.set())
+
+
 def everybody_in_step() -> None:
     """Nobody is told more until all have taken what they were told."""
     pass_on = pump.Pump._pass_on
@@ -287,6 +292,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         begins_with_what_is_new,
         no_patience,
         everybody_asks_at_once,
+        nothing_is_handed_over,
         everybody_in_step,
         no_usage,
         rights_at_subscribe,

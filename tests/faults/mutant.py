@@ -231,6 +231,16 @@ def no_pings() -> None:
     _limits(ping_every=1e6, tick_every=0.1)
 
 
+def quick_drain() -> None:
+    """No protection is taken away, but pings are: who reads nothing is noticed in two seconds instead of thirty."""
+    _limits(ping_every=1e6, drain_timeout=2.0, tick_every=0.1)
+
+
+def no_drain_limit() -> None:
+    """Nobody is asked whether he still lives, and who reads nothing may do so for ever."""
+    _limits(ping_every=1e6, drain_timeout=1e6, tick_every=0.1)
+
+
 def short_retention() -> None:
     """No protection is taken away: what is older than two seconds is dropped; operators cannot ask for so little."""
     init = retention.Retention.__init__
@@ -302,6 +312,8 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         slow_reader,
         quick_pings,
         no_pings,
+        quick_drain,
+        no_drain_limit,
         short_retention,
         plain_detach,
         no_tombstones,

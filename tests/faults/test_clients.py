@@ -127,6 +127,68 @@ async def test_a_client_that_is_stopped_is_freed_although_its_kernel_answers(
             program.stdin.close()
 
 
+STOPPED = """
+import json, sys
+from websockets.sync.client import connect
+with connect(sys.argv[1], subprotocols=["rowcast.v1"], ping_interval=None, max_size=None) as line:
+    line.send(json.dumps({"op": "hello", "token": sys.argv[2]}))
+    line.send(json.dumps({"op": "subscribe", "topic": sys.argv[3]}))
+    print(json.loads(line.recv())["session"], json.loads(line.recv())["op"], flush=True)
+    for _ in line:
+        pass
+"""
+LONG_MESSAGE = "insert into chatgenius.messages (channel_id, user_id, content) values ($1, $2, repeat('x', 100000))"
+
+
+@pytest.mark.parametrize("mutants", [["quick_drain"], ["no_drain_limit"]])
+async def test_a_client_that_is_stopped_with_full_buffers_is_cut_and_told_why(
+    durable: str, results: Results, mutants: list[str]
+) -> None:
+    async with stage(durable, mutants=mutants) as play:
+        daemon, [user, *_], [first, second, *_] = play.daemons[0].daemon, play.oracle.users, play.oracle.channels
+        assert daemon
+        reading = await play.follow(2, topics=[f"channel:{first}"])
+        play.write(1)
+        program = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-c", STOPPED, daemon.url, token(user), f"channel:{second}"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert program.stdout
+            session, followed = (await program.stdout.readline()).decode().split()
+            assert "subscribed" == followed
+            program.send_signal(signal.SIGSTOP)
+            while not await metric(play, "rowcast_clients_behind"):
+                await play.oracle.execute(LONG_MESSAGE, second, user)
+            began = time.monotonic()
+            if "no_drain_limit" in mutants:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(MUTANT_NET):
+                        await until_connected(play, len(reading))
+                results.caught("11", "no_drain_limit", "the server keeps it")
+                return
+            await until_connected(play, len(reading))
+            cut = time.monotonic() - began
+            async with daemon.raw() as client:
+                await client.say(op="hello", token=token(user), session=session)
+                assert {"code": 4408, "reason": "too_slow"} == (await client.next())["last_close"]
+            await play.recovered()
+            assert CLEAN == await play.verdict()
+            assert [1] * len(reading) == [checker.connections for checker in reading]
+        finally:
+            program.kill()
+            await program.communicate()
+    results.held(
+        "11",
+        "a client's process is stopped while much is told to it, and all buffers are full",
+        "SIGSTOP; nobody is pinged; 2 s for each 64 KiB that wait (30 as shipped)",
+        "the server cuts it, and says why when it comes back; others stay connected and miss nothing",
+        f"cut after {cut:.1f} s",
+        play.n,
+    )
+
+
 async def test_slow_clients_are_served_at_their_pace_and_fast_ones_do_not_notice(
     durable: str, results: Results
 ) -> None:

@@ -49,7 +49,7 @@ class Pump:
         self._chunk = chunk
         self._handed: deque[tuple[Seq, Sequence[Change]]] = deque()
         self._idle = False
-        self._letters: list[Invalid] = []
+        self._letters: list[Invalid] = []  # to be buried before anything behind them is delivered
         self._waiting: list[asyncio.Future[None]] = []  # for the next step of the hub
         self._read_at = float("-inf")
         self.started = asyncio.Event()
@@ -62,7 +62,7 @@ class Pump:
 
     def hand(self, after: Seq, changes: Sequence[Change]) -> None:
         """All that the log holds between `after` and the last of these changes: delivered at once, if it can be."""
-        if self._idle and after == self._hub.position.seq:
+        if self._idle and not self._letters and after == self._hub.position.seq:
             self._read_at = time.monotonic()
             self._publish(changes)
             if not self._letters:

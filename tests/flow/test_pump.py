@@ -67,12 +67,15 @@ class Stand:
     def __init__(self, log: GatedLog, served: Served) -> None:
         self.log = log
         self.letters: list[tuple[Change, str, str]] = []
+        self.grave = asyncio.Event()
+        self.grave.set()
         self.bell = asyncio.Event()
         self.hub = Hub(lambda payload: payload + b"\n")
         self.listener = Listener()
         self.pump = Pump(log, self.bell, self.hub, served, Recent(log, 0), self._bury, poll_every=3600, chunk=CHUNK)
 
     async def _bury(self, letters: Sequence[tuple[Change, str, str]]) -> None:
+        await self.grave.wait()
         self.letters += letters
 
     def versions(self) -> list[int]:
@@ -180,3 +183,27 @@ async def test_what_is_handed_over_and_refused_is_buried(database: str, pool: Po
             await asyncio.sleep(0)
         assert [] == stand.versions()
         assert [(Seq(1), "app", "table: no_row_model")] == [(c.seq, pack, why) for c, pack, why in stand.letters]
+
+
+async def test_nothing_is_told_before_what_was_refused_in_front_of_it_is_buried(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(
+        "create table app.other (id integer primary key); select rowcast.watch('app.other', $$'row:1'$$, '{id}')"
+    )
+    async with pumping(database, pool) as stand:
+        stand.log.gate.clear()
+        stand.bell.set()
+        while not stand.log.reads:  # a read is under way
+            await asyncio.sleep(0)
+        stand.grave.clear()
+        await sql.execute("insert into app.other values (1)")
+        await stand.pump.reached(Seq(1))
+        await write(sql, 1)
+        await until_numbered(pool)
+        stand.log.gate.set()
+        assert [] == stand.versions()
+        stand.grave.set()
+        await stand.pump.reached(Seq(2))
+        assert [1] == stand.versions()
+        assert [Seq(1)] == [change.seq for change, _, _ in stand.letters]

@@ -48,7 +48,7 @@ class Pump:
         self._poll_every = poll_every
         self._chunk = chunk
         self._handed: deque[tuple[Seq, Sequence[Change]]] = deque()
-        self._idle = False
+        self._free = False  # may the hub be moved by whoever hands over?
         self._letters: list[Invalid] = []  # to be buried before anything behind them is delivered
         self._waiting: list[asyncio.Future[None]] = []  # for the next step of the hub
         self._read_at = float("-inf")
@@ -62,7 +62,7 @@ class Pump:
 
     def hand(self, after: Seq, changes: Sequence[Change]) -> None:
         """All that the log holds between `after` and the last of these changes: delivered at once, if it can be."""
-        if self._idle and not self._letters and after == self._hub.position.seq:
+        if self._free and not self._letters and after == self._hub.position.seq:
             self._read_at = time.monotonic()
             self._publish(changes)
             if not self._letters:
@@ -97,12 +97,12 @@ class Pump:
                 healthy = False
                 self.reads.clear()
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
-            quiet, self._idle = True, self.started.is_set()
+            quiet, self._free = True, self.started.is_set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_every):
                     await self._bell.wait()
                     quiet = False
-            self._idle = False
+            self._free = False
 
     async def _catch_up(self) -> None:
         await self._bury_letters()
@@ -138,11 +138,11 @@ class Pump:
 
     async def _read(self, before: Seq) -> Sequence[Change]:
         began = time.monotonic()
-        self._idle = True  # a read that takes its time must not hold up what is handed over
+        self._free = True  # a read that takes its time must not hold up what is handed over
         try:
             changes = await self._log.read(before, self._chunk)
         finally:
-            self._idle = False
+            self._free = False
         metrics.READ_SECONDS.observe(time.monotonic() - began)
         return changes
 

@@ -84,12 +84,13 @@ select pg_current_snapshot()::text as snapshot, s.it as superseded, a.transactio
        a.changes > 0 and not pg_try_advisory_xact_lock($7) as followed,
        -- Who was let in by a number must not meet it again elsewhere after a crash: these commits wait for their flush.
        case when a.granted then set_config('synchronous_commit', 'on', true) end as flushed, null::bigint as seq,
-       null::xid8 as xid, null::bigint as id, null as tx, null as at, null::name as schema_name, null::name as table_name,
-       null as model, null as topic, null as kind, null as key, null as record, null::name [] as changed, null as actor,
-       null::boolean as revokes, null as revokes_user, null as revokes_topic
+       null as tx, null as at, null::name as schema_name, null::name as table_name, null as model, null as topic,
+       null as kind, null as key, null as record, null::name [] as changed, null as actor, null::boolean as revokes,
+       null as revokes_user, null as revokes_topic
 from about as a cross join superseded as s
 union all
-select null, null, null, null, null, null, null, n.seq, c.xid, c.id, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key, c.record, c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic
+select null, null, null, null, null, null, null, n.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind,
+       c.key, c.record, c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic
 from numbered as n
 cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
 where (select a.changes <= $6 from about as a);

@@ -44,7 +44,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "client_refused": Event("info", "a handshake was refused, and why"),
         "constraint_violation": Event("error", "the DDL or the sample data breaks a constraint of the database"),
         "database_retry": Event("warn", "the database did not answer; the next attempt follows after a pause"),
-        "dead_letter_failed": Event("error", "an invalid change could not be written to rowcast.dead_letters"),
+        "dead_letter_failed": Event(
+            "error", "an invalid change could not be written to rowcast.dead_letters yet; it is tried again"
+        ),
         "demo_step_failed": Event("debug", "the demo's bot could not write"),
         "internal_error": Event("error", "an error of Rowcast itself, with its traceback: please report it"),
         "leader_elected": Event("info", "this daemon now gives events their order"),

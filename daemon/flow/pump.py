@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Final
 
 from daemon import metrics
 from daemon.core.change import Change, Kind, Position, Seq
@@ -16,6 +17,8 @@ from daemon.flow.served import Invalid, Served
 from daemon.logs import get_logger
 
 log = get_logger()
+
+MOST_LETTERS: Final = 1000  # that wait to be kept
 
 Bury = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]]
 
@@ -49,6 +52,7 @@ class Pump:
         self._chunk = chunk
         self._handed: deque[tuple[Seq, Sequence[Change]]] = deque()
         self._free = False  # may the hub be moved by whoever hands over?
+        self._bury_from = float("-inf")  # when letters that could not be kept are tried again
         self._letters: list[Invalid] = []  # to be buried before anything behind them is delivered
         self._waiting: list[asyncio.Future[None]] = []  # for the next step of the hub
         self._read_at = float("-inf")
@@ -105,7 +109,6 @@ class Pump:
             self._free = False
 
     async def _catch_up(self) -> None:
-        await self._bury_letters()
         if not self.started.is_set():
             head = await self._log.head()
             if head.epoch:
@@ -113,6 +116,7 @@ class Pump:
                 self._read_at = time.monotonic()
                 self.started.set()
         while self.started.is_set():
+            await self._bury_letters()
             before = self._hub.position.seq
             changes = self._taken(before) or await self._read(before)
             self._read_at = time.monotonic()
@@ -122,9 +126,10 @@ class Pump:
                 break
             if changes[-1].seq - before != len(changes):
                 await self._begin_term(changes[0].seq)
-            await self._pass_on(changes)
+            self._publish(changes)
             if changes[-1].seq - before < self._chunk and not self._handed:
                 break  # that was all there is, since numbers are dense; whatever comes rings
+        await self._bury_letters()
 
     def _taken(self, before: Seq) -> Sequence[Change]:
         """What has been handed of the log behind this place; nothing if that has to be read."""
@@ -169,10 +174,6 @@ class Pump:
         self._hub.move(position, reason)
         self._recent.restart(position)
 
-    async def _pass_on(self, changes: Sequence[Change]) -> None:
-        self._publish(changes)
-        await self._bury_letters()
-
     def _publish(self, changes: Sequence[Change]) -> None:
         valid, invalid = self._served.sift(changes)
         position = Position(self._hub.position.epoch, changes[-1].seq)
@@ -204,9 +205,14 @@ class Pump:
                 step.set_result(None)
 
     async def _bury_letters(self) -> None:
-        letters, self._letters = self._letters, []
+        """Keep what was refused. What cannot be kept now is tried again, at most once per `poll_every`."""
+        if not self._letters or time.monotonic() < self._bury_from:
+            return
+        letters = self._letters[-MOST_LETTERS:]
         try:
-            if letters:
-                await self._bury(letters)
+            await self._bury(letters)
+            self._letters = []
         except LogUnavailable as error:
             log.error("dead_letter_failed", first=letters[0].change.seq, count=len(letters), reason=error.reason)
+            self._letters = letters
+            self._bury_from = time.monotonic() + self._poll_every

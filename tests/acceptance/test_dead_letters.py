@@ -205,6 +205,18 @@ async def test_the_older_of_two_letters_of_a_row_is_not_replayed_without_the_new
     assert "newer" == (await follower.changes())[0]["record"]["name"]
 
 
+async def test_a_letter_that_cannot_be_kept_at_first_is_kept_later_and_holds_nothing_up(
+    daemon: Daemon, follower: Client, chat: Chat
+) -> None:
+    await chat.sql.execute("alter table rowcast.dead_letters rename to elsewhere")
+    await attach(chat, follower)
+    [failed, *_] = [event for event in daemon.events() if event["event"] == "dead_letter_failed"]
+    await chat.sql.execute("alter table rowcast.elsewhere rename to dead_letters")
+    while not (found := await letters(chat)):
+        await asyncio.sleep(0)
+    assert [failed["data"]["first"]] == found
+
+
 async def test_a_letter_whose_row_was_deleted_since_is_not_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:

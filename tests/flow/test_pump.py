@@ -67,6 +67,7 @@ class Stand:
     def __init__(self, log: GatedLog, served: Served) -> None:
         self.log = log
         self.letters: list[tuple[Change, str, str]] = []
+        self.burying = asyncio.Event()
         self.grave = asyncio.Event()
         self.grave.set()
         self.bell = asyncio.Event()
@@ -75,6 +76,7 @@ class Stand:
         self.pump = Pump(log, self.bell, self.hub, served, Recent(log, 0), self._bury, poll_every=3600, chunk=CHUNK)
 
     async def _bury(self, letters: Sequence[tuple[Change, str, str]]) -> None:
+        self.burying.set()
         await self.grave.wait()
         self.letters += letters
 
@@ -202,6 +204,7 @@ async def test_nothing_is_told_before_what_was_refused_in_front_of_it_is_buried(
         await write(sql, 1)
         await until_numbered(pool)
         stand.log.gate.set()
+        await stand.burying.wait()
         assert [] == stand.versions()
         stand.grave.set()
         await stand.pump.reached(Seq(2))

@@ -102,6 +102,10 @@ class Daemon:
         """What it has logged, line by line."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
+    def warnings(self) -> list[Frame]:
+        """What of it an operator should look at."""
+        return [event for event in self.events() if event["level"] not in ("debug", "info")]
+
     @asynccontextmanager
     async def raw(self, **options: Any) -> AsyncIterator[Client]:
         """A client that has not said anything yet."""
@@ -225,6 +229,7 @@ async def daemon_process(
             yield daemon
         finally:
             await _end(daemon)
+            print(*daemon.warnings(), sep="\n")  # noqa: T201 pytest shows it beside a test that failed
         assert "Traceback" not in log.read_text(), log.read_text()
         failures = [line["data"] for line in daemon.events() if line["event"] == "internal_error"]
         assert not failures, "\n".join(str(failure.get("traceback", failure)) for failure in failures)

@@ -397,30 +397,6 @@ begin
 end
 $$;
 
--- A database from before there was rowcast.contents gets it here, and the view that reads from it.
-do $$
-begin
-    if pg_catalog.to_regclass('rowcast.contents') is null then
-        create view rowcast.contents as
-        select e.xid, e.id, e.xid::text as tx, to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
-               w.schema_name, w.table_name, w.model, e.topic, e.kind::text as kind, e.key::text as key, e.record::text as record,
-               e.changed, e.actor,
-               e.revokes is not null as revokes, e.revokes ->> 'user' as revokes_user, e.revokes ->> 'topic' as revokes_topic,
-               e.watch
-        from rowcast.events as e
-        cross join lateral (select o.* from rowcast.watched as o where o.id = e.watch offset 0) as w;
-        create or replace view rowcast.changes as
-        select l.seq, l.tx_end, e.tx, e.at, e.schema_name, e.table_name, e.model, l.topic, e.kind, e.key,
-               case when not exists (
-                   select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key and t.seq > l.seq
-               ) then e.record end as record,
-               e.changed, e.actor, e.revokes, e.revokes_user, e.revokes_topic
-        from rowcast.log as l
-        cross join lateral (select c.* from rowcast.contents as c where c.xid = l.xid and c.id = l.event_id offset 0) as e;
-    end if;
-end
-$$;
-
 revoke all on all functions in schema rowcast from public;
 grant execute on function rowcast.ulid() to public;
 do $$

@@ -14,7 +14,6 @@ drop table rowcast.dead_letters;
 drop table rowcast.batches;
 drop table rowcast.terms;
 drop view rowcast.changes;
-drop view rowcast.contents;
 drop table rowcast.grants;
 drop table rowcast.tombstones;
 drop table rowcast.log;

@@ -136,26 +136,19 @@ create table rowcast.grants (
 create index grants_who on rowcast.grants (topic, user_id, seq);
 create index grants_seq on rowcast.grants (seq);
 
--- What the events say, for whoever reads. Times are RFC 3339 in UTC.
-create view rowcast.contents as
-select e.xid, e.id, e.xid::text as tx, to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
-       w.schema_name, w.table_name, w.model, e.topic, e.kind::text as kind, e.key::text as key, e.record::text as record,
-       e.changed, e.actor,
-       e.revokes is not null as revokes, e.revokes ->> 'user' as revokes_user, e.revokes ->> 'topic' as revokes_topic,
-       e.watch
-from rowcast.events as e
-cross join lateral (select o.* from rowcast.watched as o where o.id = e.watch offset 0) as w;
-
--- The log with what it orders, for the daemon and for people in psql. A row that has been deleted has no content any
--- more. Each event is looked up by itself (`offset 0`): joined freely, the planner may walk all events for each place.
+-- The log with what it orders, for whoever reads: the daemon, and people in psql. Times are RFC 3339 in UTC.
 create view rowcast.changes as
-select l.seq, l.tx_end, e.tx, e.at, e.schema_name, e.table_name, e.model, l.topic, e.kind, e.key,
+select l.seq, l.tx_end, e.xid::text as tx,
+       to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
+       w.schema_name, w.table_name, w.model, l.topic, e.kind::text as kind, e.key::text as key,
        case when not exists (
-           select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key and t.seq > l.seq
-       ) then e.record end as record,
-       e.changed, e.actor, e.revokes, e.revokes_user, e.revokes_topic
+           select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key::text and t.seq > l.seq
+       ) then e.record::text end as record,
+       e.changed, e.actor,
+       e.revokes is not null as revokes, e.revokes ->> 'user' as revokes_user, e.revokes ->> 'topic' as revokes_topic
 from rowcast.log as l
-cross join lateral (select c.* from rowcast.contents as c where c.xid = l.xid and c.id = l.event_id offset 0) as e;
+join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
+join rowcast.watched as w on w.id = e.watch;
 
 -- One row per reign of a leader. Its numbers are above `base`, which lies far beyond every number that an
 -- earlier leader can have given out and lost in a crash: a number once sent never names another event.
@@ -389,40 +382,36 @@ end
 $$;
 
 -- Takes the content out of the earlier events and letters of rows that were deleted, and forgets their tombstones.
--- Nobody writes a letter meanwhile, since its content would come from before this: hence the lock, and statements
--- behind it that see all letters. One event at a time, since of a join the planner may make a walk over all events.
+-- Nobody writes a letter meanwhile, since its content would come from before this: hence the lock, and a statement
+-- behind it that sees all letters.
 create function rowcast.purge(most integer, out rows bigint, out emptied bigint)
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    stone record;
-    place record;
-    count bigint;
 begin
     lock table rowcast.dead_letters in share row exclusive mode;
-    rows := 0;
-    emptied := 0;
-    for stone in select t.watch, t.key, t.seq from rowcast.tombstones as t order by t.seq limit most loop
-        for place in
-            select l.xid, l.event_id from rowcast.log as l
-            where l.row_hash = hashtextextended(stone.key, stone.watch) and l.seq < stone.seq
-        loop
-            update rowcast.events as e set record = null
-            where e.xid = place.xid and e.id = place.event_id
-              and e.watch = stone.watch and e.key::text = stone.key and e.record is not null;
-            get diagnostics count = row_count;
-            emptied := emptied + count;
-        end loop;
+    with stone as materialized (
+        select t.watch, t.key, t.seq from rowcast.tombstones as t order by t.seq limit most
+    ), event as (
+        update rowcast.events as e set record = null
+        from stone as s
+        join rowcast.log as l on l.row_hash = hashtextextended(s.key, s.watch) and l.seq < s.seq
+        where e.xid = l.xid and e.id = l.event_id
+          and e.watch = s.watch and e.key::text = s.key and e.record is not null
+        returning 1
+    ), letter as (
         update rowcast.dead_letters as d set record = null
-        from rowcast.watched as w
-        where w.id = stone.watch and (d.schema_name, d.table_name) = (w.schema_name, w.table_name)
-          and d.key::text = stone.key and d.seq < stone.seq and d.record is not null;
-        get diagnostics count = row_count;
-        emptied := emptied + count;
-        delete from rowcast.tombstones as t where (t.watch, t.key, t.seq) = (stone.watch, stone.key, stone.seq);
-        rows := rows + 1;
-    end loop;
+        from stone as s join rowcast.watched as w on w.id = s.watch
+        where (d.schema_name, d.table_name) = (w.schema_name, w.table_name)
+          and d.key::text = s.key and d.seq < s.seq and d.record is not null
+        returning 1
+    ), forgotten as (
+        delete from rowcast.tombstones as t using stone as s
+        where (t.watch, t.key, t.seq) = (s.watch, s.key, s.seq)
+        returning 1
+    )
+    select (select count(*) from forgotten), (select count(*) from event) + (select count(*) from letter)
+    into purge.rows, purge.emptied;
 end
 $$;
 

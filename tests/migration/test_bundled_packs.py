@@ -2,17 +2,28 @@
 
 import io
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from daemon.postgres import ddl
+from daemon.postgres.connect import Connection, Pool, open_pool
 from tests.migration.test_offline import replay
 from tests.support.catalog import catalog
 from tests.support.folders import execute, value
+from tests.support.log import ROWS, leader, until_numbered
 from tests.support.postgres import Server
 
 every_pack = pytest.mark.parametrize("pack", ddl.bundled())
+
+
+@pytest.fixture
+async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
+    await sql.execute(ROWS)
+    pool = await open_pool(database, application_name="test", most=5)
+    yield pool
+    await pool.close()
 
 
 def silent(_: str) -> None:
@@ -55,6 +66,26 @@ async def test_rowcasts_own_schema_goes_without_a_trace(empty_database: str) -> 
         assert empty == await catalog(empty_database, ("rowcast",))
         await ddl.apply(empty_database, [], report=silent)
         assert once == await catalog(empty_database, ("rowcast",))
+
+
+async def test_a_log_says_the_same_at_each_of_rowcasts_revisions(database: str, sql: Connection, pool: Pool) -> None:
+    async with leader(database, pool):
+        await sql.execute("update app.rows set version = version + 1; delete from app.rows where id = 1")
+        await until_numbered(pool)
+    said = await sql.fetch("select * from rowcast.changes order by seq")
+    assert 9 == len(said)
+    once = await catalog(database, ("rowcast",))
+    newest = ddl.heads([])["rowcast"]
+    for number in range(int(newest[-4:]) - 1, 0, -1):
+        await ddl.rollback(database, "rowcast", to=f"rowcast_{number:04}", report=silent)
+        assert said == await sql.fetch("select * from rowcast.changes order by seq")
+        purging = sql.transaction()
+        await purging.start()
+        assert (1, 1) == tuple(await sql.fetchrow("select * from rowcast.purge(10)") or ())
+        await purging.rollback()
+        await ddl.apply(database, [], report=silent)
+        assert said == await sql.fetch("select * from rowcast.changes order by seq")
+        assert once == await catalog(database, ("rowcast",))
 
 
 async def test_a_second_apply_of_everything_changes_nothing(empty_database: str) -> None:

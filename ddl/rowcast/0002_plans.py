@@ -1,0 +1,14 @@
+"""The log's view and the purge, written so that no plan walks over all events."""
+
+from daemon.postgres.ddl import run_sql
+
+revision = "rowcast_0002"
+down_revision = "rowcast_0001"
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter
 
 from daemon import __version__, metrics, systemd
-from daemon.core.errors import OperatorFault
+from daemon.core.errors import NoLog, OperatorFault
 from daemon.core.farewells import Farewells
 from daemon.core.hub import Hub
 from daemon.files import folder
@@ -61,7 +61,7 @@ SESSION = {
 Demo = Callable[[], Mapping[str, Any]]
 """What whoever asks is told in a demo: the sample users, with tokens."""
 
-START_WITHIN = 30.0  # seconds for the first echo and the first read of the log
+START_WITHIN = 30.0  # seconds for the first echo of NOTIFY, and until what goes on for longer is talked about
 CLOSE_WITHIN = 2.0  # seconds for the database connections to close
 LOOK_WITHIN = 30.0  # seconds to look at the schemas and the captures
 READ_WITHIN = 10.0  # seconds without a read of the log until this daemon counts as not ready
@@ -77,6 +77,15 @@ class Deaf(OperatorFault):
     """NOTIFY does not come back from this database: connect directly to it, not through a transaction pooler."""
 
     exit_code: ClassVar[int] = 33
+
+
+class Unordered(OperatorFault):
+    """Events cannot be given their order ({reason}): mend that in the database. What is written meanwhile is kept."""
+
+    exit_code: ClassVar[int] = 39
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
 
 
 class NotCurrent(OperatorFault):
@@ -349,12 +358,16 @@ async def running(
         try:
             async with asyncio.timeout(START_WITHIN):
                 await doorbell.listening.wait()
-                # What was written while no daemon ran is history for whoever connects now: it gets its numbers first.
-                await sequencer.settled.wait()
-                tasks(pump.run())
-                await pump.started.wait()
         except TimeoutError:
             raise Deaf from None
+        # What was written while no daemon ran is history for whoever connects now: it gets its numbers first.
+        await until_ordered(sequencer)
+        tasks(pump.run())
+        try:
+            async with asyncio.timeout(START_WITHIN):
+                await pump.started.wait()
+        except TimeoutError:
+            raise NoLog(pump.failure or "no answer") from None
         own = [] if settings.metrics_listen is None else await bind(*astuple(settings.metrics_listen))
         try:
             sockets = handed or await bind(*astuple(settings.listen))
@@ -366,6 +379,18 @@ async def running(
         stack.push_async_callback(gateway.drain, lambda: encode(bye("restart")), within=settings.drain_seconds)
         metrics_url = f"http://{Address(*own[0].getsockname()[:2])}/metrics" if own else None
         yield Running(host, port, pool, readiness, metrics_url)
+
+
+async def until_ordered(sequencer: Sequencer, within: float = START_WITHIN) -> None:
+    """Wait until all that was written has its number, for as long as that takes. Raises Unordered if it fails."""
+    while not sequencer.settled.is_set():
+        try:
+            async with asyncio.timeout(within):
+                await sequencer.settled.wait()
+        except TimeoutError:
+            if sequencer.failure:
+                raise Unordered(sequencer.failure) from None
+            log.info("catching_up")
 
 
 @asynccontextmanager
@@ -388,11 +413,13 @@ async def _close(pool: Pool) -> None:
     pool.terminate()
 
 
-async def _show_life(manager: systemd.Manager, reasons: Callable[[], Sequence[str]]) -> None:
+async def _show_life(
+    manager: systemd.Manager, reasons: Callable[[], Sequence[str]], starts: Callable[[], bool]
+) -> None:
     """Feed the watchdog for as long as the loop turns, and say for which reasons the daemon is not ready."""
     interval = manager.watchdog_interval()
     while interval is not None:
-        manager.notify("WATCHDOG=1\nSTATUS=" + ("; ".join(reasons()) or "ready"))
+        manager.notify(systemd.alive("; ".join(reasons()) or "ready", interval, starts=starts()))
         await asyncio.sleep(interval)
 
 
@@ -414,7 +441,7 @@ async def serve(
     async def life() -> None:
         nonlocal reasons
         async with _in_background() as lasting:
-            lasting(_show_life(manager, lambda: reasons()))  # noqa: PLW0108 - it changes
+            lasting(_show_life(manager, lambda: reasons(), lambda: not ready.is_set()))  # noqa: PLW0108 - it changes
             opening = running(settings, demo=demo, handed=manager.listen_fds(), my_turn=my_turn)
             async with opening as daemon, _in_background() as tasks:
                 ready.set()

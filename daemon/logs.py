@@ -37,6 +37,7 @@ class Event:
 EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
     {
         "capture_restored": Event("info", "every watched table is captured again as it was set up"),
+        "catching_up": Event("info", "what was written while no daemon ran is given its order; it takes a while"),
         "change_invalid": Event("error", "a change does not fit its row model and went to rowcast.dead_letters"),
         "client_aborted": Event("warn", "a client was cut off: it did not read, or did not answer"),
         "client_connected": Event("info", "a client has connected"),

@@ -42,6 +42,12 @@ def watchdog_interval() -> float | None:
     return int(allowed) / 2_000_000 or None
 
 
+def alive(status: str, interval: float, *, starts: bool) -> str:
+    """The sign of life to give every `interval` seconds. One that `starts` may take as long as it needs for that."""
+    extension = f"\nEXTEND_TIMEOUT_USEC={round(1e6 * max(60, 4 * interval))}" if starts else ""
+    return f"WATCHDOG=1\nSTATUS={status}{extension}"
+
+
 def listen_fds() -> list[socket.socket]:
     """The sockets that systemd listens on for this process. The second call finds none, and no child inherits any."""
     pid, count = (os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS"))

@@ -9,7 +9,7 @@ import click
 from daemon.app import SESSION
 from daemon.core import wire
 from daemon.core.change import CONTENT, Change, Kind, Position, Topic
-from daemon.core.errors import BadPosition, LogForgotten, LogUnavailable, OperatorFault
+from daemon.core.errors import BadPosition, LogForgotten, LogUnavailable, NoLog, OperatorFault
 from daemon.postgres.connect import connect, open_pool
 from daemon.postgres.doorbell import Doorbell
 from daemon.postgres.event_log import PgEventLog
@@ -32,15 +32,6 @@ class NotContinuable(OperatorFault):
     """The log cannot be followed from there ({reason}): leave --since out."""
 
     exit_code = 35
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-
-class NoLog(OperatorFault):
-    """The log cannot be read ({reason}): is this a database of Rowcast's? Try `daemon --apply-ddl`."""
-
-    exit_code = 36
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

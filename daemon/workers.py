@@ -256,7 +256,7 @@ class Supervisor:
             states = dict.fromkeys(self._due, "to be started again")
             states |= {worker.number: worker.status for worker in self._living.values() if worker.status != "ready"}
             said = "; ".join(f"worker {number}: {state}" for number, state in sorted(states.items()))
-            systemd.notify("WATCHDOG=1\nSTATUS=" + (said or "ready"))
+            systemd.notify(systemd.alive(said or "ready", self._beat_every, starts=not self._ready))
 
     def _live(self, number: int, link: socket.socket, parent: int) -> NoReturn:
         """What the new process does from the fork to its end."""

@@ -141,3 +141,12 @@ def fault_in(error: BaseException) -> OperatorFault | None:
     if isinstance(error, ExceptionGroup):
         return next(filter(None, map(fault_in, error.exceptions)), None)
     return error if isinstance(error, OperatorFault) else None
+
+
+class NoLog(OperatorFault):
+    """The log cannot be read ({reason}): is this a database of Rowcast's? Try `daemon --apply-ddl`."""
+
+    exit_code: ClassVar[int] = 36
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason

@@ -57,6 +57,7 @@ class Pump:
         self._waiting: list[asyncio.Future[None]] = []  # for the next step of the hub
         self._read_at = float("-inf")
         self.started = asyncio.Event()
+        self.failure = ""  # why the last attempt to read the log has failed
         self.reads = asyncio.Event()  # set unless the last attempt to read the log has failed
 
     @property
@@ -86,19 +87,19 @@ class Pump:
 
     async def run(self) -> None:
         """Move the hub along the log until cancelled."""
-        healthy, quiet = True, False
+        quiet = False
         while True:
             self._bell.clear()
             try:
                 await self._catch_up()
                 if quiet:
                     await self._look_for_term()
-                healthy = True
+                self.failure = ""
                 self.reads.set()
             except LogUnavailable as error:
-                if healthy:
+                if not self.failure:
                     log.warning("log_unavailable", reason=error.reason)
-                healthy = False
+                self.failure = error.reason
                 self.reads.clear()
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
             quiet, self._free = True, self.started.is_set()

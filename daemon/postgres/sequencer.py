@@ -82,6 +82,7 @@ class Sequencer:
         self._others = asyncio.Event()
         self.leading = asyncio.Event()  # set while this daemon leads and has numbered what it found
         self.settled = asyncio.Event()  # set once it is known who leads
+        self.failure = ""  # why no event gets its number, once that has failed twice in a row
         self._next_segment = False
         self.gone = asyncio.Event()  # set when rows were deleted whose earlier content is still in the log
         self.backend_pid: int | None = None
@@ -113,6 +114,7 @@ class Sequencer:
                 attempt = 1 if self.leading.is_set() else attempt + 1
                 if attempt == 1:
                     log.warning("leader_lost", reason=reason(error))
+                self.failure = reason(error) if attempt > 1 else ""
             finally:
                 self.leading.clear()
                 self.backend_pid = self._tells = None

@@ -147,20 +147,20 @@ def nothing_is_handed_over() -> None:
 
 def everybody_in_step() -> None:
     """Nobody is told more until all have taken what they were told."""
-    pass_on = pump.Pump._pass_on
+    bury_letters = pump.Pump._bury_letters
 
     def later(self: pump.Pump, after: Any, changes: Any) -> None:
         self._handed.append((after, changes))
         self._bell.set()
 
-    async def mutated(self: pump.Pump, changes: Any) -> None:
-        await pass_on(self, changes)
+    async def mutated(self: pump.Pump) -> None:
+        await bury_letters(self)
         known: list[dict[Any, Any]] = [*self._hub._followers.values(), *self._hub._waiting.values()]
         for follower in {follower for followers in known for follower in followers}:
             await follower.drained()
 
     _put(pump.Pump, "hand", later)
-    _put(pump.Pump, "_pass_on", mutated)
+    _put(pump.Pump, "_bury_letters", mutated)
 
 
 def no_usage() -> None:

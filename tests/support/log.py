@@ -28,6 +28,22 @@ async def leader(
     most_handed: int = 0,
 ) -> AsyncIterator[Sequencer]:
     """A sequencer that leads, and is told of no event: it polls."""
+    async with beginner(database, pool, poll_every, numbers=numbers, hand=hand, most_handed=most_handed) as sequencer:
+        await sequencer.leading.wait()
+        yield sequencer
+
+
+@asynccontextmanager
+async def beginner(
+    database: str,
+    pool: Pool,
+    poll_every: float = 0.01,
+    *,
+    numbers: asyncio.Event | None = None,
+    hand: Hand = lambda _, __: None,
+    most_handed: int = 0,
+) -> AsyncIterator[Sequencer]:
+    """A sequencer that has only just been started."""
     connecting = partial(connect, database, application_name="sequencer", server_settings=SESSION)
     sequencer = Sequencer(
         connecting,
@@ -40,7 +56,6 @@ async def leader(
     )
     task = asyncio.create_task(sequencer.run())
     try:
-        await sequencer.leading.wait()
         yield sequencer
     finally:
         task.cancel()

@@ -15,7 +15,7 @@ import pytest
 from daemon import systemd
 from daemon.files import folder
 from daemon.settings import Settings
-from daemon.systemd import listen_fds, notify, watchdog_interval
+from daemon.systemd import alive, listen_fds, notify, watchdog_interval
 
 UNIT = folder("systemd") / "rowcast.service"
 OLDEST = 250  # the first systemd-analyze that can judge a unit by its file alone
@@ -83,6 +83,12 @@ def test_the_watchdog_is_fed_twice_as_often_as_it_must_be(monkeypatch: pytest.Mo
     assert 7.5 == watchdog_interval()
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     assert 7.5 == watchdog_interval()
+
+
+def test_who_starts_asks_for_more_time_than_passes_until_it_asks_again() -> None:
+    assert "WATCHDOG=1\nSTATUS=ready" == alive("ready", 7.5, starts=False)
+    assert "WATCHDOG=1\nSTATUS=starting\nEXTEND_TIMEOUT_USEC=60000000" == alive("starting", 7.5, starts=True)
+    assert alive("starting", 60, starts=True).endswith("\nEXTEND_TIMEOUT_USEC=240000000")
 
 
 @pytest.mark.parametrize(("allowed", "pid"), [("15000000", "1"), ("0", ""), ("", ""), ("soon", "")])

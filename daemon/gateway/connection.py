@@ -208,6 +208,9 @@ class Connection:
             if self._attendant is not None:
                 self._ask(self._attendant.lost, self._why())
                 self._attendant = None
+        # Both refer to the protocol, which refers to them: it would wait for the garbage collector.
+        self._protocol.parser.close()
+        self._protocol.parser_exc = None
 
     # The peer of the gateway.
 

@@ -192,4 +192,5 @@ class Transport:
         try:
             self.user.lost()
         finally:
+            del self.user  # or the two would wait for the garbage collector
             self.connection.close()

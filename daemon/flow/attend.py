@@ -142,11 +142,13 @@ class Client:
 
     def tick(self, now: float) -> None:
         """Mind the hello's deadline and the heartbeat."""
-        self._perform(self._session.tick(now))
-        if self._session.phase is not Phase.LIVE or self._socket.queued():
-            return  # whoever has something to read needs no sign of life, and whoever does not read gets no more
+        if now >= self._session.deadline:
+            self._perform(self._session.tick(now))
         stale = self._desk.silence() > STALE_AFTER
-        if now >= self._head_due or stale != self._stale:
+        if now < self._head_due and stale == self._stale:
+            return
+        # Whoever has something to read needs no sign of life, and whoever does not read gets no more.
+        if self._session.phase is Phase.LIVE and not self._socket.queued():
             self._head_due = now + self._desk.heartbeat
             self._stale = stale
             self._say(wire.head(None if self._behind else self._desk.hub.position, stale=stale))

@@ -18,7 +18,7 @@ from daemon.logs import get_logger
 
 log = get_logger()
 
-MOST_LETTERS: Final = 1000  # that wait to be kept
+MOST_LETTERS: Final = 1000  # that wait to be kept; of more the oldest are dropped
 
 Bury = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]]
 
@@ -206,14 +206,18 @@ class Pump:
                 step.set_result(None)
 
     async def _bury_letters(self) -> None:
-        """Keep what was refused. What cannot be kept now is tried again, at most once per `poll_every`."""
-        if not self._letters or time.monotonic() < self._bury_from:
+        """Keep what was refused. What cannot be kept now is tried again, and takes a tenth of the time at most."""
+        began = time.monotonic()
+        if not self._letters or began < self._bury_from:
             return
         letters = self._letters[-MOST_LETTERS:]
+        dropped = len(self._letters) - len(letters)
         try:
             await self._bury(letters)
             self._letters = []
         except LogUnavailable as error:
-            log.error("dead_letter_failed", first=letters[0].change.seq, count=len(letters), reason=error.reason)
+            first, count = letters[0].change.seq, len(letters)
+            log.error("dead_letter_failed", first=first, count=count, dropped=dropped, reason=error.reason)
             self._letters = letters
-            self._bury_from = time.monotonic() + self._poll_every
+            failed = time.monotonic()
+            self._bury_from = failed + max(self._poll_every, 10 * (failed - began))

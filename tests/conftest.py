@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 
 from daemon.postgres import ddl
-from daemon.postgres.connect import Connection, connect
+from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from daemon.postgres.embed import EmbeddedPostgres
+from tests.support.log import ROWS
 from tests.support.postgres import FAST, Server, chosen_binaries, passable_directory
 
 
@@ -49,3 +50,17 @@ async def sql(database: str) -> AsyncIterator[Connection]:
     connection = await connect(database, application_name="test")
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    """Connections as the daemon has them."""
+    pool = await open_pool(database, application_name="test", most=5)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+async def rows(sql: Connection) -> None:
+    """The table `app.rows` with eight rows, and nothing in the log yet."""
+    await sql.execute(ROWS)

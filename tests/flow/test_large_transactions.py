@@ -1,7 +1,6 @@
 """A transaction with more changes than are told: its topics are reset in its place, and its rights end."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -12,7 +11,7 @@ from daemon.flow.pump import Pump
 from daemon.flow.recent import Recent
 from daemon.flow.served import Served
 from daemon.packs import Pack
-from daemon.postgres.connect import Connection, Pool, open_pool
+from daemon.postgres.connect import Connection, Pool
 from daemon.postgres.event_log import DeadLetters, PgEventLog
 from tests.support.log import ROWS, leader, until_numbered
 
@@ -24,13 +23,6 @@ create table app.rooms (id integer primary key, room text not null, member text)
 select rowcast.watch('app.rooms', $$'room:' || r.room$$, '{id,room}',
                      revokes => $$jsonb_build_object('user', r.member, 'topic', 'room:' || r.room)$$);
 """
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[Pool]:
-    pool = await open_pool(database, application_name="test", most=5)
-    yield pool
-    await pool.close()
 
 
 async def write(database: str, pool: Pool, sql: Connection, *statements: str) -> None:

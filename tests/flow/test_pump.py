@@ -12,9 +12,11 @@ from daemon.flow.pump import Pump
 from daemon.flow.recent import Recent
 from daemon.flow.served import Served
 from daemon.packs import Pack, Row
-from daemon.postgres.connect import Connection, Pool, open_pool
+from daemon.postgres.connect import Connection, Pool
 from daemon.postgres.event_log import PgEventLog
-from tests.support.log import ROWS, leader, until_numbered
+from tests.support.log import leader, until_numbered
+
+pytestmark = pytest.mark.usefixtures("rows")
 
 ONE = Topic("row:1")
 CHUNK = 4
@@ -83,14 +85,6 @@ class Stand:
     def versions(self) -> list[int]:
         lines = b"".join(self.listener.frames).decode().split('"version":')[1:]
         return [int(line.partition("}")[0]) for line in lines]
-
-
-@pytest.fixture
-async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
-    await sql.execute(ROWS)
-    pool = await open_pool(database, application_name="test", most=5)
-    yield pool
-    await pool.close()
 
 
 @asynccontextmanager

@@ -1,24 +1,17 @@
 """What a daemon does before it serves: it waits for as long as order is being made, and for no longer."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from structlog.testing import capture_logs
 
 from daemon.app import Unordered, until_ordered
-from daemon.postgres.connect import Connection, Pool, open_pool
-from tests.support.log import ROWS, beginner
+from daemon.postgres.connect import Connection, Pool
+from tests.support.log import leader
+
+pytestmark = pytest.mark.usefixtures("rows")
 
 SOON = 0.01  # seconds
-
-
-@pytest.fixture
-async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
-    await sql.execute(ROWS)
-    pool = await open_pool(database, application_name="test", most=5)
-    yield pool
-    await pool.close()
 
 
 async def test_it_waits_for_as_long_as_what_was_written_before_is_being_numbered(
@@ -28,7 +21,7 @@ async def test_it_waits_for_as_long_as_what_was_written_before_is_being_numbered
     await locking.start()
     await sql.execute("lock table rowcast.log in access exclusive mode")
     with capture_logs() as lines:
-        async with beginner(database, pool) as sequencer:
+        async with leader(database, pool, leads=False) as sequencer:
             waiting = asyncio.create_task(until_ordered(sequencer, SOON))
             while 3 > [line["event"] for line in lines].count("catching_up"):
                 await asyncio.sleep(0)
@@ -39,6 +32,6 @@ async def test_it_waits_for_as_long_as_what_was_written_before_is_being_numbered
 
 async def test_it_ends_and_says_why_if_nothing_can_be_numbered(database: str, pool: Pool, sql: Connection) -> None:
     await sql.execute("drop view rowcast.contents cascade")
-    async with beginner(database, pool) as sequencer:
+    async with leader(database, pool, leads=False) as sequencer:
         with pytest.raises(Unordered, match=r"cannot be given their order \(UndefinedTableError 42P01\)"):
             await until_ordered(sequencer, SOON)

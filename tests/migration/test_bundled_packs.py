@@ -2,28 +2,19 @@
 
 import io
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from daemon.postgres import ddl
-from daemon.postgres.connect import Connection, Pool, open_pool
+from daemon.postgres.connect import Connection, Pool
 from tests.migration.test_offline import replay
 from tests.support.catalog import catalog
 from tests.support.folders import execute, value
-from tests.support.log import ROWS, leader, until_numbered
+from tests.support.log import leader, until_numbered
 from tests.support.postgres import Server
 
 every_pack = pytest.mark.parametrize("pack", ddl.bundled())
-
-
-@pytest.fixture
-async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
-    await sql.execute(ROWS)
-    pool = await open_pool(database, application_name="test", most=5)
-    yield pool
-    await pool.close()
 
 
 def silent(_: str) -> None:
@@ -68,6 +59,7 @@ async def test_rowcasts_own_schema_goes_without_a_trace(empty_database: str) -> 
         assert once == await catalog(empty_database, ("rowcast",))
 
 
+@pytest.mark.usefixtures("rows")
 async def test_a_log_says_the_same_at_each_of_rowcasts_revisions(database: str, sql: Connection, pool: Pool) -> None:
     async with leader(database, pool):
         await sql.execute("update app.rows set version = version + 1; delete from app.rows where id = 1")

@@ -11,21 +11,15 @@ import pytest
 
 from daemon.core.change import Position, Seq, Topic
 from daemon.core.errors import LogForgotten
-from daemon.postgres.connect import Connection, Pool, connect, open_pool
+from daemon.postgres.connect import Connection, Pool, connect
 from daemon.postgres.event_log import PgEventLog
 from daemon.postgres.retention import DROPPING, Retention
 from daemon.postgres.sequencer import Sequencer
-from tests.support.log import ROWS, leader, until_numbered
+from tests.support.log import leader, until_numbered
+
+pytestmark = pytest.mark.usefixtures("rows")
 
 WEEK = timedelta(days=7)
-
-
-@pytest.fixture
-async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
-    await sql.execute(ROWS)
-    pool = await open_pool(database, application_name="test", most=5)
-    yield pool
-    await pool.close()
 
 
 def house(database: str, pool: Pool, sequencer: Sequencer) -> Retention:

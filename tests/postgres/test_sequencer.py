@@ -5,7 +5,7 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -17,13 +17,6 @@ from daemon.postgres.event_log import PgEventLog
 from daemon.postgres.sequencer import Sequencer
 from tests.support.log import ROWS, leader, until_numbered
 from tests.support.postgres import Server
-
-
-@pytest.fixture
-async def pool(database: str) -> AsyncIterator[Pool]:
-    pool = await open_pool(database, application_name="test", most=5)
-    yield pool
-    await pool.close()
 
 
 async def everything(pool: Pool, after: int = 0) -> list[Change]:

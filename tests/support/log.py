@@ -26,24 +26,9 @@ async def leader(
     numbers: asyncio.Event | None = None,
     hand: Hand = lambda _, __: None,
     most_handed: int = 0,
+    leads: bool = True,
 ) -> AsyncIterator[Sequencer]:
-    """A sequencer that leads, and is told of no event: it polls."""
-    async with beginner(database, pool, poll_every, numbers=numbers, hand=hand, most_handed=most_handed) as sequencer:
-        await sequencer.leading.wait()
-        yield sequencer
-
-
-@asynccontextmanager
-async def beginner(
-    database: str,
-    pool: Pool,
-    poll_every: float = 0.01,
-    *,
-    numbers: asyncio.Event | None = None,
-    hand: Hand = lambda _, __: None,
-    most_handed: int = 0,
-) -> AsyncIterator[Sequencer]:
-    """A sequencer that has only just been started."""
+    """A sequencer that leads, or has only just been started, and is told of no event: it polls."""
     connecting = partial(connect, database, application_name="sequencer", server_settings=SESSION)
     sequencer = Sequencer(
         connecting,
@@ -56,6 +41,8 @@ async def beginner(
     )
     task = asyncio.create_task(sequencer.run())
     try:
+        if leads:
+            await sequencer.leading.wait()
         yield sequencer
     finally:
         task.cancel()

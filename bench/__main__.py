@@ -21,7 +21,7 @@ from bench.results import Found, answered, asked, publish, what_of
 from bench.rig import BUILD, HERE, POSTGRES, ROOT, Server, asked_of_the_daemon, postgres, raise_open_files
 from bench.writers import pgbench, processors
 from daemon import __version__
-from daemon.postgres.embed import find_binaries
+from daemon.embedded.binaries import find_binaries
 
 LIMIT = 3600.0  # seconds for one experiment
 

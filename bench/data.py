@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from bench.rig import HERE, Server
-from daemon.postgres import ddl
+from daemon.schema import migrate
 
 CHANNELS = 32  # that messages are spread over where it is about writers
 USERS = 10_000
@@ -51,7 +51,7 @@ def ignore(line: str) -> None:
 
 async def apply(dsn: str) -> None:
     """Rowcast's schema and ChatGenius."""
-    await ddl.apply(dsn, ("chatgenius",), report=ignore)
+    await migrate.apply(dsn, ("chatgenius",), report=ignore)
 
 
 async def fill(dsn: str, users: int, channels: int, members: Sequence[tuple[int, int]]) -> None:

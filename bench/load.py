@@ -14,8 +14,8 @@ from typing import Any
 from bench.rig import BUILD, HERE, Broken, clean_environment, end, python
 
 PROCESSES = 4  # of the load client in Python
-ANSWER_WITHIN = 120.0  # seconds
-OPEN_WITHIN = 900.0  # seconds, for all clients
+ANSWER_TIMEOUT = 120.0  # seconds
+OPEN_TIMEOUT = 900.0  # seconds, for all clients
 
 Openings = Sequence[Sequence[str]]
 
@@ -60,7 +60,7 @@ class Tool:
         self._child.stdin.write(f"{line}\n".encode())
         await self._child.stdin.drain()
 
-    async def hear(self, within: float = ANSWER_WITHIN) -> dict[str, Any]:
+    async def hear(self, within: float = ANSWER_TIMEOUT) -> dict[str, Any]:
         """The next answer. Raises Broken if the process has ended, or says nothing in so many seconds."""
         assert self._child.stdout
         try:
@@ -128,7 +128,7 @@ class Load:
             self._open[place] += part
             if part:
                 await one.say(f"open {part}")
-                await one.hear(OPEN_WITHIN)
+                await one.hear(OPEN_TIMEOUT)
 
     async def until(self, rows: int) -> int:
         """Wait until this many rows have come in for each client; when that was, in nanoseconds."""
@@ -137,7 +137,7 @@ class Load:
             await one.say(f"until {rows * share}")
         return max([int((await one.hear())["at"]) for one, _ in asked])
 
-    async def received(self, rows: int, within: float = ANSWER_WITHIN) -> Mark:
+    async def received(self, rows: int, within: float = ANSWER_TIMEOUT) -> Mark:
         """Wait until all clients together have so many rows. Raises Broken if there are more, or not in time."""
         deadline = asyncio.get_running_loop().time() + within
         while (mark := await self.mark()).rows < rows and asyncio.get_running_loop().time() < deadline:

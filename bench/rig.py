@@ -15,12 +15,13 @@ from types import MappingProxyType
 
 import asyncpg
 
-from daemon.postgres.embed import EmbeddedPostgres, find_binaries
+from daemon.embedded.binaries import find_binaries
+from daemon.embedded.server import EmbeddedPostgres
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "bench"
-READY_WITHIN = 60.0  # seconds for a process to be ready, numbering of what it finds included
+READY_TIMEOUT = 60.0  # seconds for a process to be ready, numbering of what it finds included
 TICKS = os.sysconf("SC_CLK_TCK")
 
 POSTGRES = MappingProxyType(
@@ -149,11 +150,11 @@ async def process(
         waiting, ended = asyncio.ensure_future(ready()), asyncio.ensure_future(child.wait())
         name = " ".join(map(str, command[-2:]))
         try:
-            await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED, timeout=READY_WITHIN)
+            await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED, timeout=READY_TIMEOUT)
             if ended.done():
                 raise Broken(f"{name} ended with {child.returncode}: {last_words(log)}")
             if not waiting.done():
-                raise Broken(f"{name} was not ready in {READY_WITHIN:g} s: {last_words(log)}")
+                raise Broken(f"{name} was not ready in {READY_TIMEOUT:g} s: {last_words(log)}")
             await waiting
             yield child.pid
             if child.returncode is not None:

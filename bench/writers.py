@@ -13,7 +13,7 @@ import asyncpg
 
 from bench.data import CHANNELS, INSERT, channel, user
 from bench.rig import HERE, Broken, clean_environment, python
-from daemon.postgres.embed import find_binaries
+from daemon.embedded.binaries import find_binaries
 
 PROCESSES = 2  # of the writer in Python
 

@@ -1,6 +1,6 @@
 """`python -m daemon`, and the command `daemon`."""
 
-from daemon.cli import main
+from daemon.cli.root import main
 
 __all__ = ["main"]
 

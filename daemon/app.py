@@ -1,8 +1,7 @@
-"""The one room that knows everybody: builds the parts, joins them, runs them, and lets them go in order."""
+"""Composition: builds every part, connects them, runs them and stops them in order."""
 
 import asyncio
 import gc
-import json
 import signal
 import socket
 import time
@@ -10,118 +9,62 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import astuple, dataclass
 from functools import partial
-from hashlib import sha256
 from typing import Any, ClassVar
 
-from pydantic import TypeAdapter
-
 from daemon import __version__, metrics, systemd
-from daemon.core.errors import NoLog, OperatorFault
-from daemon.core.farewells import Farewells
+from daemon.core.close_history import CloseHistory
+from daemon.core.errors import LogUnreadable, OperatorFault
 from daemon.core.hub import Hub
+from daemon.delivery.client import ClientContext, bye
+from daemon.delivery.log_cache import LogCache
+from daemon.delivery.pack_router import PackRouter
+from daemon.delivery.pump import Pump
+from daemon.delivery.replay import RetryingLogReader
 from daemon.files import folder
-from daemon.flow.attend import Desk, bye
-from daemon.flow.pump import Pump
-from daemon.flow.recent import Recent
-from daemon.flow.replay import PatientHistory
-from daemon.flow.served import Served
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, html_page, json_page, text_page
 from daemon.gateway.server import Gateway, Limits, bind, encode
+from daemon.health import Readiness
+from daemon.log.dead_letters import DeadLetters
+from daemon.log.grants import PgGrants
+from daemon.log.notifier import Notifier
+from daemon.log.reader import PgLogReader
+from daemon.log.retention import DROPPING, Retention
+from daemon.log.sequencer import Sequencer
 from daemon.logs import get_logger
-from daemon.packs import Pack, bundled
-from daemon.postgres import ddl
-from daemon.postgres.connect import DRIVER_ERRORS, Connection, Pool, address_of, connect, explain, lent, open_pool
-from daemon.postgres.doorbell import Doorbell
-from daemon.postgres.drift import Drift, broken_rules, count_watched, drift
-from daemon.postgres.event_log import DeadLetters, PgEventLog, PgGrants
-from daemon.postgres.history import UnknownPack
-from daemon.postgres.queries import query
-from daemon.postgres.retention import DROPPING, Retention
-from daemon.postgres.sequencer import Sequencer
+from daemon.packs import Pack, by_schema, contract_hash
+from daemon.postgres.connect import SESSION, Connect, Pool, connect, open_pool
+from daemon.postgres.errors import DRIVER_ERRORS, address_of, explain
+from daemon.schema.health import SchemaHealth, SchemaNotCurrent, check_primary
 from daemon.settings import Address, Settings
 
 log = get_logger()
 
-# A leader that is waiting must not be cut off for being idle, and a transaction that hangs must not hold others up.
-SESSION = {
-    "idle_session_timeout": "0",
-    "idle_in_transaction_session_timeout": "5s",
-    "lock_timeout": "5s",
-    "statement_timeout": "0",
-    "timezone": "UTC",
-    # Few rows are looked for among many, by an index, and always in the same way: no plan may depend on whether
-    # statistics are fresh, and none has to be made anew each time, which would cost more than the statement.
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "max_parallel_workers_per_gather": "0",
-    "jit": "off",
-}
 Demo = Callable[[], Mapping[str, Any]]
-"""What whoever asks is told in a demo: the sample users, with tokens."""
+"""The response of `/demo.json`: sample users and their tokens."""
 
-START_WITHIN = 30.0  # seconds for the first echo of NOTIFY, and until what goes on for longer is talked about
-CLOSE_WITHIN = 2.0  # seconds for the database connections to close
-LOOK_WITHIN = 30.0  # seconds to look at the schemas and the captures
-# A full pass of the garbage collector stops everybody for 0.3 s where 10,000 clients follow ten topics each. What is
-# done often leaves it nothing, so it makes one a hundred times more rarely than it would by itself.
-COLLECTING = 700, 10, 1000
-READ_WITHIN = 10.0  # seconds without a read of the log until this daemon counts as not ready
+START_TIMEOUT = 30.0  # seconds for the first echo of NOTIFY, and until a start that goes on is reported
+CLOSE_TIMEOUT = 2.0  # seconds for the database connections to close
+MAX_READ_SILENCE = 10.0  # seconds without a read of the log until this daemon counts as not ready
 
-
-class Standby(OperatorFault):
-    """This database is a standby and takes no writes: connect to the primary."""
-
-    exit_code: ClassVar[int] = 31
+# A full pass of the garbage collector stops everybody for 0.3 s where 10,000 clients follow ten topics each. Frequent
+# work leaves it nothing to collect, so a full pass runs a hundred times more rarely than by default.
+GC_THRESHOLDS = 700, 10, 1000
 
 
-class Deaf(OperatorFault):
+class NotifyUnavailable(OperatorFault):
     """NOTIFY does not come back from this database: connect directly to it, not through a transaction pooler."""
 
     exit_code: ClassVar[int] = 33
 
 
-class Unordered(OperatorFault):
+class SequencingFailed(OperatorFault):
     """Events cannot be given their order ({reason}): mend that in the database. What is written meanwhile is kept."""
 
     exit_code: ClassVar[int] = 39
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
-
-
-class NotCurrent(OperatorFault):
-    """The schema is not current ({why}): run `daemon --apply-ddl` first."""
-
-    exit_code: ClassVar[int] = 32
-
-    def __init__(self, why: str) -> None:
-        self.why = why
-
-
-def schemas_of(settings: Settings) -> dict[str, str]:
-    """The chosen packs, each with the schema that it lives in."""
-    return {pack: settings.schema_name or pack for pack in settings.packs}
-
-
-def chosen_packs(settings: Settings) -> dict[str, Pack]:
-    """The packs to serve, by schema. Raises UnknownPack."""
-    for name in settings.packs:
-        if name not in bundled():
-            raise UnknownPack(name, list(bundled()))
-    return {schema: bundled()[pack] for pack, schema in schemas_of(settings).items()}
-
-
-def contract_hash(packs: Mapping[str, Pack]) -> str:
-    """A short hash of every payload contract: it changes when a row model does."""
-    contracts = {
-        f"{pack.name}.{table}": TypeAdapter(model).json_schema()
-        for pack in packs.values()
-        for table, model in pack.tables.items()
-    }
-    return sha256(json.dumps(contracts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -131,7 +74,7 @@ class Running:
     host: str
     port: int
     pool: Pool
-    readiness: "Readiness"
+    readiness: Readiness
     metrics_url: str | None
 
     @property
@@ -145,92 +88,17 @@ class Running:
         return f"ws{self.http_url.removeprefix('http')}v1"
 
 
-class Schema:
-    """What is wrong with the schemas and the captures in the database. Somebody may change them at any time."""
-
-    def __init__(self, pool: Pool, settings: Settings) -> None:
-        self.stale: str | None = None
-        self.drifts: list[Drift] = []
-        self._pool, self._settings = pool, settings
-
-    @property
-    def problems(self) -> list[str]:
-        """One line each; empty if all is well."""
-        return [*filter(None, [self.stale]), *map(str, self.drifts)]
-
-    async def look(self) -> None:
-        """Look it up anew, and log what is new about the captures. Raises a DatabaseFault or the driver's errors."""
-        async with lent(self._pool, LOOK_WITHIN) as connection:
-            self.stale, drifts = await examine(connection, self._settings)
-        for one in drifts:
-            if one not in self.drifts:
-                log.error("trigger_error", table=one.table, problem=one.problem, remedy=one.remedy)
-        if self.drifts and not drifts and not self.stale:
-            log.info("capture_restored")
-        self.drifts = drifts
-        metrics.CAPTURE_DRIFT.set(len({one.table for one in drifts}))
-
-    async def watch(self, every: float = 60.0) -> None:
-        """Look every so many seconds, for ever. While the database does not answer, what was last seen stands."""
-        while True:
-            await asyncio.sleep(every)
-            with suppress(OperatorFault, *DRIVER_ERRORS):
-                await self.look()
-
-
-async def examine(connection: Connection, settings: Settings) -> tuple[str | None, list[Drift]]:
-    """Why the schemas are not current, or None; and what has drifted. Raises an OperatorFault or a driver error."""
-    stale = await ddl.stale(connection, settings.packs, schemas=schemas_of(settings))
-    present = await ddl.current(connection, ddl.ROWCAST) is not None
-    return stale, await drift(connection) if present else []
-
-
-async def check(settings: Settings) -> tuple[list[str], int]:
-    """A line for each problem of the schemas and the captures, and how many tables are watched.
-
-    Beside what `examine` finds, these are the problems that the packs' own check.sql find. Raises an OperatorFault.
-    """
-    connection = await connect(
-        settings.require_dsn(),
-        application_name="rowcast check",
-        server_settings=SESSION,
-        attempts=settings.connect_attempts,
-    )
-    try:
-        stale, drifts = await examine(connection, settings)
-        lines = [str(NotCurrent(stale))] if stale else []
-        lines += map(str, drifts)
-        for pack, schema in schemas_of(settings).items():
-            if await ddl.current(connection, schema) is not None:
-                lines += map(str, await broken_rules(connection, pack, schema))
-        return lines, 0 if lines else await count_watched(connection)
-    except DRIVER_ERRORS as error:
-        raise explain(error) from None
-    finally:
-        connection.terminate()
-
-
 @dataclass(frozen=True)
-class Readiness:
-    """Why this daemon is not ready; asked by /readyz and by the watchdog."""
+class _Parts:
+    """What runs, once it is built and before it is started."""
 
-    doorbell: Doorbell
+    notifier: Notifier
+    sequencer: Sequencer
+    retention: Retention
+    schema: SchemaHealth
     pump: Pump
-    schema: Schema
-
-    def reasons(self) -> list[str]:
-        """Empty if it is ready."""
-        reasons = list(self.schema.problems)
-        if not self.doorbell.hears:
-            reasons.append("the listener has no heartbeat")
-        if self.pump.silence > READ_WITHIN:
-            reasons.append("the log is not being read")
-        return reasons
-
-    def page(self) -> Page:
-        """200 when ready, else 503 with the reasons."""
-        reasons = self.reasons()
-        return json_page({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+    gateway: Gateway
+    readiness: Readiness
 
 
 def site(readiness: Readiness, demo: Demo | None) -> Site:
@@ -239,12 +107,18 @@ def site(readiness: Readiness, demo: Demo | None) -> Site:
     pages: dict[str, Callable[[], Page]] = {
         "/": lambda: live_page,
         "/healthz": lambda: text_page(f"ok {__version__}\n"),
-        "/readyz": readiness.page,
+        "/readyz": partial(_readiness_page, readiness),
         "/metrics": _metrics_page,
     }
     if demo is not None:
         pages["/demo.json"] = lambda: json_page(demo())
     return Site(pages)
+
+
+def _readiness_page(readiness: Readiness) -> Page:
+    """200 when ready, else 503 with the reasons."""
+    reasons = readiness.reasons()
+    return json_page({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
 
 def _metrics_page() -> Page:
@@ -257,135 +131,180 @@ async def running(
     settings: Settings,
     *,
     demo: Demo | None = None,
-    handed: Sequence[socket.socket] = (),
-    my_turn: Callable[[int], bool] = lambda _: True,
+    inherited: Sequence[socket.socket] = (),
+    should_accept: Callable[[int], bool] = lambda _: True,
 ) -> AsyncIterator[Running]:
     """Serve for as long as the block lasts; leaving it says bye to the clients. Raises an OperatorFault.
 
-    It listens on the sockets that it was `handed`, if any, else at `settings.listen`; `my_turn` is for the gateway.
-    Everything has proven itself once the block is entered: the schema is current, the listener hears, the log has
-    been read, and the port is open.
+    It listens on the `inherited` sockets, if there are any, else at `settings.listen`; `should_accept` is for the
+    gateway. Once the block is entered, everything has proven itself: the schema is current, the listener hears, the
+    log has been read, and the port is open.
     """
-    dsn = settings.require_dsn()
-    packs = chosen_packs(settings)
-    opening = partial(connect, dsn, server_settings=SESSION, attempts=1)
+    packs = by_schema(settings.schemas)
     async with AsyncExitStack() as stack:
         pool = await open_pool(
-            dsn,
+            settings.require_dsn(),
             application_name="rowcast",
             server_settings=SESSION,
             attempts=settings.connect_attempts,
             on_retry=lambda fault, attempt: log.warning("database_retry", reason=str(fault), attempt=attempt),
         )
         stack.push_async_callback(_close, pool)
-        schema = Schema(pool, settings)
-        try:
-            async with lent(pool, LOOK_WITHIN) as connection:
-                if await connection.fetchval(query("in_recovery")):
-                    raise Standby
-            await schema.look()
-        except DRIVER_ERRORS as error:
-            raise explain(error, address=address_of(dsn)) from None
-        if schema.stale:
-            raise NotCurrent(schema.stale)
-
-        hub, served = Hub(encode), Served(packs)
-        event_log = PgEventLog(pool, settings.transaction_changes)
-        recent = Recent(event_log, settings.recent_bytes)
-        events, numbers = asyncio.Event(), asyncio.Event()
-        pump = Pump(
-            event_log,
-            numbers,
-            hub,
-            served,
-            recent,
-            DeadLetters(pool).bury,
-            poll_every=settings.poll_every,
-            chunk=settings.read_chunk,
-        )
-        sequencer = Sequencer(
-            partial(opening, application_name="rowcast sequencer", server_settings=SESSION),
-            pool,
-            events,
-            numbers,
-            pump.hand,
-            most_handed=min(settings.read_chunk, settings.transaction_changes),
-            poll_every=settings.poll_every,
-            sync=settings.order_commit == "sync",
-        )
-        doorbell = Doorbell(
-            partial(opening, application_name="rowcast listener"),
-            {"rowcast": events, "rowcast_log": numbers},
-            is_own=sequencer.told,
-            beat_every=settings.beat_every,
-            beat_limit=settings.beat_limit,
-        )
-        retention = Retention(
-            pool,
-            partial(opening, application_name="rowcast retention", server_settings=SESSION | DROPPING),
-            sequencer,
-            settings.retention,
-            recent.forget,
-        )
-        readiness = Readiness(doorbell, pump, schema)
-        limits = Limits(connections=settings.max_clients, deflate_bytes=settings.deflate_bytes)
-        desk = Desk(
-            hub=hub,
-            event_log=recent,
-            history=PatientHistory(recent, pump.reads.wait),
-            grants=PgGrants(pool, served.schema_of),
-            served=served,
-            authenticate=Authenticator(settings.require_secret()).verify,
-            reached=pump.reached,
-            silence=lambda: pump.silence,
-            farewells=Farewells(),
-            encode=encode,
-            clock=time.monotonic,
-            heartbeat=settings.heartbeat,
-            schema=contract_hash(packs),
-            frame_bytes=limits.message_bytes,
-            queue_bytes=settings.queue_bytes,
-            chunk=settings.read_chunk,
-        )
-        gateway = Gateway(desk.attend, site(readiness, demo), limits=limits)
-        metrics.CLIENTS.set_function(lambda: gateway.connections)
-        metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
-        metrics.RECENT_BYTES.set_function(lambda: recent.size)
-        metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
-        metrics.BEAT_AGE.set_function(lambda: doorbell.silence)
-
-        tasks = await stack.enter_async_context(_in_background())
-        tasks(doorbell.run())
-        tasks(sequencer.run())
-        tasks(schema.watch())
-        tasks(retention.run())
-        try:
-            async with asyncio.timeout(START_WITHIN):
-                await doorbell.listening.wait()
-        except TimeoutError:
-            raise Deaf from None
-        # What was written while no daemon ran is history for whoever connects now: it gets its numbers first.
-        await until_ordered(sequencer)
-        tasks(pump.run())
-        try:
-            async with asyncio.timeout(START_WITHIN):
-                await pump.started.wait()
-        except TimeoutError:
-            raise NoLog(pump.failure or "no answer") from None
-        own = [] if settings.metrics_listen is None else await bind(*astuple(settings.metrics_listen))
-        try:
-            sockets = handed or await bind(*astuple(settings.listen))
-        except OperatorFault:
-            for listening in own:
-                listening.close()
-            raise
-        host, port = await gateway.start(sockets=[*sockets, *own], my_turn=my_turn)
-        stack.push_async_callback(gateway.drain, lambda: encode(bye("restart")), within=settings.drain_seconds)
+        schema = SchemaHealth(pool, settings)
+        await _check_database(settings, pool, schema)
+        parts = _build(settings, packs, pool, schema, demo)
+        run_in_background = await stack.enter_async_context(_in_background())
+        await _start(parts, run_in_background)
+        own, (host, port) = await _listen(settings, parts.gateway, inherited, should_accept)
+        stack.push_async_callback(parts.gateway.drain, lambda: encode(bye("restart")), within=settings.drain_seconds)
         metrics_url = f"http://{Address(*own[0].getsockname()[:2])}/metrics" if own else None
-        yield Running(host, port, pool, readiness, metrics_url)
+        yield Running(host, port, pool, parts.readiness, metrics_url)
 
 
-async def until_ordered(sequencer: Sequencer, within: float = START_WITHIN) -> None:
+async def _check_database(settings: Settings, pool: Pool, schema: SchemaHealth) -> None:
+    """Raises an OperatorFault where this database cannot be served from."""
+    try:
+        await check_primary(pool)
+        await schema.refresh()
+    except DRIVER_ERRORS as error:
+        raise explain(error, address=address_of(settings.require_dsn())) from None
+    if schema.stale:
+        raise SchemaNotCurrent(schema.stale)
+
+
+def _build(
+    settings: Settings, packs: Mapping[str, Pack], pool: Pool, schema: SchemaHealth, demo: Demo | None
+) -> _Parts:
+    """Make every part and connect them; nothing runs yet."""
+    hub, router = Hub(encode), PackRouter(packs)
+    log_reader = PgLogReader(pool, settings.transaction_changes)
+    log_cache = LogCache(log_reader, settings.recent_bytes)
+    events, numbers = asyncio.Event(), asyncio.Event()
+    pump = Pump(
+        log_reader,
+        numbers,
+        hub,
+        router,
+        log_cache,
+        DeadLetters(pool).store_dead_letters,
+        poll_every=settings.poll_every,
+        chunk=settings.read_chunk,
+    )
+    notifier, sequencer, retention = _build_log(settings, pool, pump, log_cache, events, numbers)
+    readiness = Readiness(
+        lambda: schema.problems,
+        lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
+        lambda: ("the log is not being read",) if pump.silence > MAX_READ_SILENCE else (),
+    )
+    limits = Limits(connections=settings.max_clients, deflate_bytes=settings.deflate_bytes)
+    context = ClientContext(
+        hub=hub,
+        log_reader=log_cache,
+        history=RetryingLogReader(log_cache, pump.reads.wait),
+        grants=PgGrants(pool, router.schema_of),
+        router=router,
+        authenticate=Authenticator(settings.require_secret()).verify,
+        reached=pump.reached,
+        silence=lambda: pump.silence,
+        close_history=CloseHistory(),
+        encode=encode,
+        clock=time.monotonic,
+        heartbeat=settings.heartbeat,
+        schema=contract_hash(packs.values()),
+        frame_bytes=limits.message_bytes,
+        queue_bytes=settings.queue_bytes,
+        chunk=settings.read_chunk,
+    )
+    gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
+    metrics.CLIENTS.set_function(lambda: gateway.connections)
+    metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
+    metrics.RECENT_BYTES.set_function(lambda: log_cache.size)
+    metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
+    metrics.BEAT_AGE.set_function(lambda: notifier.silence)
+    return _Parts(notifier, sequencer, retention, schema, pump, gateway, readiness)
+
+
+def _build_log(
+    settings: Settings,
+    pool: Pool,
+    pump: Pump,
+    log_cache: LogCache,
+    events: asyncio.Event,
+    numbers: asyncio.Event,
+) -> tuple[Notifier, Sequencer, Retention]:
+    """The parts that keep the log: what wakes this daemon, what numbers events, what drops old ones."""
+
+    def opener(name: str, server_settings: Mapping[str, str] = SESSION) -> Connect:
+        return partial(
+            connect, settings.require_dsn(), application_name=name, server_settings=server_settings, attempts=1
+        )
+
+    sequencer = Sequencer(
+        opener("rowcast sequencer"),
+        pool,
+        events,
+        numbers,
+        pump.offer,
+        max_offered=min(settings.read_chunk, settings.transaction_changes),
+        poll_every=settings.poll_every,
+        sync=settings.order_commit == "sync",
+    )
+    notifier = Notifier(
+        opener("rowcast listener"),
+        {"rowcast": events, "rowcast_log": numbers},
+        is_own=sequencer.is_own_notification,
+        beat_every=settings.beat_every,
+        beat_limit=settings.beat_limit,
+    )
+    retention = Retention(
+        pool,
+        opener("rowcast retention", {**SESSION, **DROPPING}),
+        sequencer,
+        settings.retention,
+        log_cache.forget,
+    )
+    return notifier, sequencer, retention
+
+
+async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    """Start every part but the gateway, and wait until each has proven itself. Raises an OperatorFault."""
+    run_in_background(parts.notifier.run())
+    run_in_background(parts.sequencer.run())
+    run_in_background(parts.schema.watch())
+    run_in_background(parts.retention.run())
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            await parts.notifier.listening.wait()
+    except TimeoutError:
+        raise NotifyUnavailable from None
+    # What was written while no daemon ran is history for whoever connects now: it gets its numbers first.
+    await until_ordered(parts.sequencer)
+    run_in_background(parts.pump.run())
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            await parts.pump.started.wait()
+    except TimeoutError:
+        raise LogUnreadable(parts.pump.failure or "no answer") from None
+
+
+async def _listen(
+    settings: Settings,
+    gateway: Gateway,
+    inherited: Sequence[socket.socket],
+    should_accept: Callable[[int], bool],
+) -> tuple[list[socket.socket], tuple[str, int]]:
+    """Open the ports. Returns the sockets for metrics alone, and where clients connect. Raises ListenFailed."""
+    own = [] if settings.metrics_listen is None else await bind(*astuple(settings.metrics_listen))
+    try:
+        sockets = inherited or await bind(*astuple(settings.listen))
+    except OperatorFault:
+        for listening in own:
+            listening.close()
+        raise
+    return own, await gateway.start(sockets=[*sockets, *own], should_accept=should_accept)
+
+
+async def until_ordered(sequencer: Sequencer, within: float = START_TIMEOUT) -> None:
     """Wait until all that was written has its number, for as long as that takes. Raises Unordered if it fails."""
     while not sequencer.settled.is_set():
         try:
@@ -393,7 +312,7 @@ async def until_ordered(sequencer: Sequencer, within: float = START_WITHIN) -> N
                 await sequencer.settled.wait()
         except TimeoutError:
             if sequencer.failure:
-                raise Unordered(sequencer.failure) from None
+                raise SequencingFailed(sequencer.failure) from None
             log.info("catching_up")
 
 
@@ -412,7 +331,7 @@ async def _in_background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]]
 async def _close(pool: Pool) -> None:
     """Let the last statements end, but wait for no peer that is gone."""
     with suppress(TimeoutError, *DRIVER_ERRORS):
-        async with asyncio.timeout(CLOSE_WITHIN):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
             await pool.close()
     pool.terminate()
 
@@ -433,7 +352,7 @@ async def serve(
     demo: Demo | None = None,
     beside: Callable[[Running], Coroutine[Any, Any, None]] | None = None,
     manager: systemd.Manager = systemd,
-    my_turn: Callable[[int], bool] = lambda _: True,
+    should_accept: Callable[[int], bool] = lambda _: True,
 ) -> None:
     """Serve until SIGTERM or SIGINT; `beside` runs from when the daemon is ready. Raises an OperatorFault.
 
@@ -441,7 +360,7 @@ async def serve(
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*COLLECTING)
+    gc.set_threshold(*GC_THRESHOLDS)
     stop, ready = asyncio.Event(), asyncio.Event()
     reasons: Callable[[], Sequence[str]] = lambda: ["starting"]  # noqa: E731
 
@@ -449,7 +368,7 @@ async def serve(
         nonlocal reasons
         async with _in_background() as lasting:
             lasting(_show_life(manager, lambda: reasons(), lambda: not ready.is_set()))  # noqa: PLW0108 - it changes
-            opening = running(settings, demo=demo, handed=manager.listen_fds(), my_turn=my_turn)
+            opening = running(settings, demo=demo, inherited=manager.listen_fds(), should_accept=should_accept)
             async with opening as daemon, _in_background() as tasks:
                 ready.set()
                 reasons = daemon.readiness.reasons

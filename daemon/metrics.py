@@ -20,8 +20,8 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from daemon.core.adaptive_polling import State
 from daemon.core.change import Kind
-from daemon.core.vigil import State
 
 # A second series for each counter, of when it began: nobody asks for it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -164,7 +164,7 @@ def exposition() -> tuple[bytes, str]:
 _VIGIL: Final = {state: VIGIL.labels(state=state.value) for state in State}
 
 
-def show_vigil(state: State | None) -> None:
+def show_poller_state(state: State | None) -> None:
     """Let `rowcast_leader_state` say what the leader does; None: this daemon does not lead."""
     for known, gauge in _VIGIL.items():
         gauge.set(known is state)

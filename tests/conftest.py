@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 
-from daemon.postgres import ddl
+from daemon.embedded.server import EmbeddedPostgres
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
-from daemon.postgres.embed import EmbeddedPostgres
+from daemon.schema import migrate
 from tests.support.log import ROWS
 from tests.support.postgres import FAST, Server, chosen_binaries, passable_directory
 
@@ -39,7 +39,7 @@ async def empty_database(postgres: Server) -> AsyncIterator[str]:
 @pytest.fixture
 async def database(postgres: Server) -> AsyncIterator[str]:
     """The DSN of a database with Rowcast's own schema and ChatGenius in it."""
-    template = await postgres.template("chatgenius", partial(ddl.apply, packs=("chatgenius",), report=ignore))
+    template = await postgres.template("chatgenius", partial(migrate.apply, packs=("chatgenius",), report=ignore))
     async with postgres.database(template) as dsn:
         yield dsn
 
@@ -55,7 +55,7 @@ async def sql(database: str) -> AsyncIterator[Connection]:
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[Pool]:
     """Connections as the daemon has them."""
-    pool = await open_pool(database, application_name="test", most=5)
+    pool = await open_pool(database, application_name="test", max_size=5)
     yield pool
     await pool.close()
 

@@ -3,7 +3,7 @@
 
 -- Does the daemon have to be woken? While it is asleep it holds this lock alone. While it is awake whoever writes shares
 -- the lock until his transaction ends, and need not ring: who executes NOTIFY holds, at his commit, a lock of the whole
--- cluster over his flush, so that no two of them can share one. See daemon/postgres/ring_lock.py for the other side.
+-- cluster over his flush, so that no two of them can share one. See daemon/log/wakeup_lock.py for the other side.
 -- A session that prepares transactions for two-phase commit must do neither: it says `set rowcast.ring = off`, and the
 -- daemon's safety poll finds its events.
 create or replace function rowcast.must_ring() returns boolean

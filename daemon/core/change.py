@@ -12,7 +12,7 @@ Topic = NewType("Topic", str)
 Seq = NewType("Seq", int)
 """A place in the log. Numbers of different epochs cannot be compared."""
 
-LARGEST_SEQ = 2**53 - 1  # the largest integer that a JavaScript client can hold exactly
+MAX_SEQ = 2**53 - 1  # the largest integer that a JavaScript client can hold exactly
 
 
 class Kind(StrEnum):
@@ -28,7 +28,7 @@ class Kind(StrEnum):
     LIMIT = "limit"  # a transaction has more changes than are told one by one: a reset on the wire
 
 
-DOUBTS = (Kind.TRUNCATE, Kind.LOST, Kind.LIMIT)
+RESET_KINDS = (Kind.TRUNCATE, Kind.LOST, Kind.LIMIT)
 """What names no row, but puts the state of whole topics in doubt; the reasons of a reset."""
 
 EVERYTHING = Topic("*")
@@ -54,7 +54,7 @@ class Position(NamedTuple):
         epoch, colon, seq = text.rpartition(":")
         if not (colon and epoch and seq.isascii() and seq.isdigit() and len(seq) <= 16):
             raise BadPosition
-        if int(seq) > LARGEST_SEQ:
+        if int(seq) > MAX_SEQ:
             raise BadPosition
         return cls(epoch, Seq(int(seq)))
 

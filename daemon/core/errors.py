@@ -119,7 +119,7 @@ class LogUnavailable(RowcastError):
         self.reason = reason
 
 
-class LogForgotten(RowcastError):
+class LogTruncated(RowcastError):
     """The log no longer goes back so far."""
 
 
@@ -143,7 +143,7 @@ def fault_in(error: BaseException) -> OperatorFault | None:
     return error if isinstance(error, OperatorFault) else None
 
 
-class NoLog(OperatorFault):
+class LogUnreadable(OperatorFault):
     """The log cannot be read ({reason}): is this a database of Rowcast's? Try `daemon --apply-ddl`."""
 
     exit_code: ClassVar[int] = 36

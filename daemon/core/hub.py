@@ -6,11 +6,11 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from daemon.core import wire
-from daemon.core.change import DOUBTS, Change, Position, Right, Seq, Topic
+from daemon.core.change import RESET_KINDS, Change, Position, Right, Seq, Topic
 from daemon.core.ports import Encode
 
 
-class End(NamedTuple):
+class RightEnd(NamedTuple):
     """A right has ended at `seq`; it was to topics that `serves` knows."""
 
     seq: Seq
@@ -129,7 +129,7 @@ class Hub:
         changes: Sequence[Change],
         position: Position,
         covers: Callable[[Change], Iterable[Topic]],
-        ends: Iterable[End] = (),
+        ends: Iterable[RightEnd] = (),
     ) -> tuple[int, int]:
         """Deliver changes, in order, and move to `position`. Returns how many frames were built and delivered.
 
@@ -161,7 +161,7 @@ class Hub:
         """What the followed topics hear, in order."""
         told: list[_Told] = []
         for topic, run in wire.runs(change for change in changes if self._concerns(change)):
-            for concerned in covers(run[-1]) if run[-1].kind in DOUBTS else (topic,):
+            for concerned in covers(run[-1]) if run[-1].kind in RESET_KINDS else (topic,):
                 prev = self._before[concerned]
                 told.append(_Told(concerned, prev, run, self._frame(concerned, prev, run, epoch)))
                 self._before[concerned] = Position(epoch, run[-1].seq)
@@ -211,11 +211,11 @@ class Hub:
     def _frame(self, topic: Topic, prev: Position, run: Sequence[Change], epoch: str) -> bytes:
         """What a topic hears of a run: its changes, or that they put it in doubt."""
         last = run[-1]
-        if last.kind in DOUBTS:
+        if last.kind in RESET_KINDS:
             return self._encode(wire.reset(topic, last.kind.value, Position(epoch, last.seq)))
         return self._encode(wire.changes(topic, prev, run))
 
-    def _cuts(self, ends: Iterable[End]) -> dict[tuple[Topic, Follower], Seq]:
+    def _cuts(self, ends: Iterable[RightEnd]) -> dict[tuple[Topic, Follower], Seq]:
         """Who follows, or waits for, a topic that it may no longer read, and since when. Notes it for who asks."""
         cuts: dict[tuple[Topic, Follower], Seq] = {}
         for seq, right, serves in ends:
@@ -236,7 +236,7 @@ class Hub:
             self._waiting.pop(topic, None)
 
     def _concerns(self, change: Change) -> bool:
-        return change.topic in self._followers or change.kind in DOUBTS
+        return change.topic in self._followers or change.kind in RESET_KINDS
 
     def move(self, position: Position, reason: str) -> None:
         """Go on from a position that does not continue the last one.

@@ -36,10 +36,10 @@ class Socket(Protocol):
         """Read from the peer again."""
 
 
-class Attendant(Protocol):
+class ClientHandler(Protocol):
     """Who answers one client. The gateway calls it, from the event loop, and it never waits or raises."""
 
-    def received(self, text: bytes) -> None:
+    def message_received(self, text: bytes) -> None:
         """One whole text message (UTF-8, already checked) came in."""
 
     def tick(self, now: float) -> None:
@@ -49,24 +49,24 @@ class Attendant(Protocol):
         expired token) is ended from here, so that no client needs a timer of its own.
         """
 
-    def lost(self, close: Close | None) -> None:
+    def connection_lost(self, close: Close | None) -> None:
         """The connection has ended. Called exactly once, and last.
 
         `close` is why this side ended it, whether or not the peer got to know; None if it went by itself.
         """
 
 
-Attend = Callable[[Socket], Attendant]
+OpenClient = Callable[[Socket], ClientHandler]
 """Called by the gateway once a handshake for `rowcast.v1` has succeeded."""
 
 
-class EventLog(Protocol):
+class LogReader(Protocol):
     """The durable record of changes, in the one order that every client sees."""
 
     async def head(self) -> Position:
         """The newest position. Raises LogUnavailable."""
 
-    async def read(self, after: Seq, most: int) -> Sequence[Change]:
+    async def read(self, after: Seq, limit: int) -> Sequence[Change]:
         """Whole transactions past `after`, oldest first; an empty answer means there are none.
 
         Reads about `most` changes, and more only to end where a transaction does. One that is too large to be told
@@ -74,7 +74,7 @@ class EventLog(Protocol):
         that ends in it; what lies behind `after` decides. Raises LogUnavailable.
         """
 
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Sequence[Change]:
         """The same for some topics, up to a place where a transaction ends, and without the rights that end.
 
         Fewer than `most` changes are all that there are. Raises LogUnavailable.

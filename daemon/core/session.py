@@ -22,7 +22,7 @@ from daemon.core.errors import (
 )
 from daemon.core.wire import FrameId, Hello, Ping, Subscribe, Unsubscribe
 
-MOST_TOPICS: Final = 128
+MAX_TOPICS: Final = 128
 
 
 class Phase(Enum):
@@ -74,14 +74,14 @@ class Unfollow:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class CloseConnection:
     """Close the connection with this code."""
 
     code: int
     reason: str
 
 
-Action = Say | Authenticate | Authorize | Follow | Unfollow | End
+Action = Say | Authenticate | Authorize | Follow | Unfollow | CloseConnection
 
 
 class Session:
@@ -124,8 +124,8 @@ class Session:
         topic = Topic(frame.topic)
         if topic in self.topics:
             return self.fault(AlreadySubscribed(), frame.id)
-        if len(self.topics) >= MOST_TOPICS:
-            return self.fault(TooManyTopics(MOST_TOPICS), frame.id)
+        if len(self.topics) >= MAX_TOPICS:
+            return self.fault(TooManyTopics(MAX_TOPICS), frame.id)
         self.topics[topic] = frame.since or self._since
         return [Authorize(self.user, topic, frame.id)]
 
@@ -170,4 +170,4 @@ class Session:
     def end(self, code: int, reason: str) -> list[Action]:
         """Close, once."""
         self.phase = Phase.ENDED
-        return [End(code, reason)]
+        return [CloseConnection(code, reason)]

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from daemon.core.change import DOUBTS, Change, Kind, Position, Topic
+from daemon.core.change import RESET_KINDS, Change, Kind, Position, Topic
 from daemon.core.close_codes import Close
 from daemon.core.errors import BadFrame, BadJson, BadPosition, ClientFault, UnknownOp
 
@@ -199,7 +199,7 @@ def runs(changes: Iterable[Change]) -> Iterable[tuple[Topic, Sequence[Change]]]:
 
 
 def _frame_of(change: Change) -> object:
-    return (change.topic, change.kind) if change.kind in DOUBTS else change.topic
+    return (change.topic, change.kind) if change.kind in RESET_KINDS else change.topic
 
 
 def changes(topic: Topic, prev: Position, run: Sequence[Change]) -> bytes:

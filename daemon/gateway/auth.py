@@ -17,7 +17,7 @@ ALGORITHM: Final = "HS256"
 MIN_SECRET: Final = 32  # bytes
 MAX_TOKEN: Final = 8 * 1024  # bytes, looked at before anything is parsed
 MAX_USER: Final = 128  # characters
-MOST_KNOWN: Final = 10_000  # tokens
+MAX_KNOWN_TOKENS: Final = 10_000  # tokens
 
 _FORM: Final = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
@@ -54,14 +54,14 @@ class Authenticator:
         issuer: str = "rowcast",
         audience: str = "rowcast",
         leeway: float = 30.0,
-        most_known: int = MOST_KNOWN,
+        max_known: int = MAX_KNOWN_TOKENS,
     ) -> None:
         if len(secret) < MIN_SECRET:
             raise BadSecret(f"has only {len(secret)} bytes")
         self._issuer = issuer
         self._audience = audience
         self._leeway = leeway
-        self._most_known = most_known
+        self._max_known = max_known
         self._known: OrderedDict[bytes, Claims] = OrderedDict()
         self._jwt = _StrictJwt({"require": ["exp", "iat", "sub", "aud", "iss"]})
         try:
@@ -87,7 +87,7 @@ class Authenticator:
         if known is not None and known.expires > time.time() - self._leeway:
             return known
         claims = self._known[digest] = self._decode(token)
-        if len(self._known) > self._most_known:
+        if len(self._known) > self._max_known:
             self._known.popitem(last=False)
         return claims
 

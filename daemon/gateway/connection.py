@@ -16,9 +16,9 @@ from websockets.http11 import Request, Response
 from websockets.protocol import SEND_EOF, Protocol, Side, State
 
 from daemon.core.close_codes import CLOSE_CODES, Close
-from daemon.core.ports import Attendant
-from daemon.gateway.limits import LEAST
-from daemon.gateway.shared import NEVER, Shared, log, peer_name
+from daemon.core.ports import ClientHandler
+from daemon.gateway.limits import MIN_DRAIN_BYTES
+from daemon.gateway.state import NEVER, GatewayState, log, peer_name
 from daemon.gateway.transport import Transport
 from daemon.logs import correlate
 
@@ -43,7 +43,7 @@ def encode(payload: bytes) -> bytes:
     return b"\x81\x7f%b%b" % (size.to_bytes(8), payload)
 
 
-class Connection:
+class WebSocketConnection:
     """The `Socket` of one attendant, from the 101 to the end, and the `User` of its transport.
 
     It is open until somebody starts to close it: this side, the peer, or an error. From then on nothing is
@@ -51,7 +51,6 @@ class Connection:
     """
 
     __slots__ = (
-        "_attendant",
         "_cut",
         "_deadline",
         "_deflate",
@@ -60,6 +59,7 @@ class Connection:
         "_full",
         "_full_since",
         "_full_taken",
+        "_handler",
         "_held",
         "_inbox",
         "_next_ping",
@@ -69,21 +69,21 @@ class Connection:
         "_protocol",
         "_room",
         "_sent",
-        "_shared",
         "_since",
+        "_state",
         "_taken",
         "_transport",
         "session",
     )
 
-    def __init__(self, shared: Shared, transport: Transport, extensions: list[Extension]) -> None:
-        now = shared.clock()
+    def __init__(self, state: GatewayState, transport: Transport, extensions: list[Extension]) -> None:
+        now = state.clock()
         self.session = str(ULID())
-        self._shared = shared
+        self._state = state
         self._transport = transport
-        self._protocol = Protocol(Side.SERVER, max_size=shared.limits.message_bytes, logger=_library_log)
+        self._protocol = Protocol(Side.SERVER, max_size=state.limits.message_bytes, logger=_library_log)
         self._protocol.extensions = extensions
-        self._attendant: Attendant | None = None
+        self._handler: ClientHandler | None = None
         self._open = True
         self._cut = ""  # why it was cut
         self._since = now
@@ -94,32 +94,32 @@ class Connection:
         self._held = False
         self._frames = 0
         # Outbound.
-        self._deflate = shared.deflate if extensions else None
+        self._deflate = state.deflate if extensions else None
         self._full = False
         self._full_since = now  # when the transport became full, or LEAST bytes less
         self._full_taken = 0  # what the peer had taken then
         self._room: asyncio.Event | None = None
         self._sent = 0
         # Keepalive.
-        self._next_ping = now + shared.limits.ping_every
+        self._next_ping = now + state.limits.ping_every
         self._pinged: float | None = None  # when, if it has not been answered
         self._ping_end = 0  # what `_sent` was behind the ping
         self._taken = 0
 
     def begin(self, answer: bytes, early: bytes) -> None:
         """Send the answer to the request and let the attendant in. `early` is what the peer sent behind it."""
-        self._shared.came(self)
-        self._shared.sessions += 1
+        self._state.add(self)
+        self._state.sessions += 1
         self._sent += len(answer)
         self._transport.write(answer)
         with correlate(self.session):
             log.info("client_connected", session=self.session, peer=peer_name(self._transport.connection))
             try:
-                self._attendant = self._shared.attend(self)
+                self._handler = self._state.open_client(self)
             except Exception:  # noqa: BLE001 - see _ask
                 self._fail_internally()
         if early:
-            self.received(early)
+            self.data_received(early)
 
     # The Socket of the attendant.
 
@@ -162,7 +162,7 @@ class Connection:
 
     # The user of the transport.
 
-    def received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         """Bytes came in: whatever they are, the peer lives."""
         self._pinged = None
         for start in range(0, len(data), SLICE):
@@ -174,47 +174,47 @@ class Connection:
                 self._take(frames)
             self._flush()
             self._frames += len(frames)
-            if self._frames > self._shared.limits.frames:
+            if self._frames > self._state.limits.frames:
                 self._fail("rate")
 
-    def ended(self) -> None:
+    def eof_received(self) -> None:
         """The peer will send nothing more; the transport closes."""
         self._protocol.receive_eof()
         self._flush()
 
-    def filled(self) -> None:
+    def pause_writing(self) -> None:
         """The peer does not read: read nothing from it either, or its pings would fill the memory with pongs."""
         self._full = True
-        self._full_since = self._shared.clock()
+        self._full_since = self._state.clock()
         self._full_taken = self._count_taken()
         self._steer_reading()
 
-    def emptied(self) -> None:
+    def resume_writing(self) -> None:
         """There is room."""
         self._full = False
         self._wake()
         self._steer_reading()
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         """The end, however it came."""
         self._shut(NEVER)
         self._inbox = None
-        self._shared.sessions -= 1
-        self._shared.went(self)
+        self._state.sessions -= 1
+        self._state.discard(self)
         close = self._protocol.close_sent or self._protocol.close_rcvd or Close(1006, "")
-        seconds = round(self._shared.clock() - self._since, 3)
+        seconds = round(self._state.clock() - self._since, 3)
         with correlate(self.session):
             log.info("client_disconnected", session=self.session, code=int(close.code), seconds=seconds)
-            if self._attendant is not None:
-                self._ask(self._attendant.lost, self._why())
-                self._attendant = None
+            if self._handler is not None:
+                self._ask(self._handler.connection_lost, self._why())
+                self._handler = None
         # Both refer to the protocol, which refers to them: it would wait for the garbage collector.
         self._protocol.parser.close()
         self._protocol.parser_exc = None
 
     # The peer of the gateway.
 
-    def tend(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """Ping, find out who is silent, cut what should have ended, and tell the attendant the time."""
         if not self._open:
             if now >= self._deadline:
@@ -227,15 +227,15 @@ class Connection:
         if self._pinged is not None:
             if self._is_excused():
                 self._pinged = now
-            elif now >= self._pinged + self._shared.limits.ping_timeout:
+            elif now >= self._pinged + self._state.limits.ping_timeout:
                 self.abort("silent")
                 return
         elif now >= self._next_ping:
             self._ping(now)
-        if self._attendant is not None:
-            self._ask(self._attendant.tick, now)
+        if self._handler is not None:
+            self._ask(self._handler.tick, now)
 
-    def dismiss(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
+    def drain(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
         """Say bye and close; the peer has until `deadline`."""
         if self._open:
             if bye is not None:
@@ -251,7 +251,7 @@ class Connection:
             self._shut(NEVER)
             with correlate(self.session):
                 log.warning("client_aborted", session=self.session, reason=reason)
-            self._shared.aborted[reason] += 1
+            self._state.aborted[reason] += 1
             self._transport.abort()
 
     # In.
@@ -265,7 +265,7 @@ class Connection:
                 self._fail("not_text")
             elif frame.opcode is Opcode.TEXT or frame.opcode is Opcode.CONT:
                 self._fragments.append(bytes(frame.data))
-                if len(self._fragments) > self._shared.limits.fragments:
+                if len(self._fragments) > self._state.limits.fragments:
                     self._fail("too_big")
                 elif frame.fin:
                     self._message(b"".join(self._fragments))
@@ -280,14 +280,14 @@ class Connection:
         if self._held or self._inbox:
             self._inbox = self._inbox or deque()
             self._inbox.append(text)
-        elif self._attendant is not None:
-            self._ask(self._attendant.received, text)
+        elif self._handler is not None:
+            self._ask(self._handler.message_received, text)
 
     def _catch_up(self) -> None:
         """Pass on what came in while the attendant paused."""
         with correlate(self.session):
-            while self._inbox and self._open and not self._held and self._attendant is not None:
-                self._ask(self._attendant.received, self._inbox.popleft())
+            while self._inbox and self._open and not self._held and self._handler is not None:
+                self._ask(self._handler.message_received, self._inbox.popleft())
         self._steer_reading()
 
     def _steer_reading(self) -> None:
@@ -315,7 +315,7 @@ class Connection:
         if writes and writes[-1] == SEND_EOF:
             self._transport.write_eof()
         if self._open and self._protocol.state is not State.OPEN:
-            self._shut(self._shared.clock() + self._shared.limits.close_timeout)
+            self._shut(self._state.clock() + self._state.limits.close_timeout)
             self._steer_reading()
 
     def _shut(self, deadline: float) -> None:
@@ -340,7 +340,7 @@ class Connection:
         self._fail("internal")
 
     def _ping(self, now: float) -> None:
-        self._next_ping = now + self._shared.limits.ping_every
+        self._next_ping = now + self._state.limits.ping_every
         self._pinged = now
         self._protocol.send_ping(b"")
         self._flush()
@@ -361,9 +361,9 @@ class Connection:
 
     def _keeps_pace(self, now: float) -> bool:
         """Does the peer read, slowly as it may, while the transport is full?"""
-        if now >= self._full_since + self._shared.limits.drain_timeout:
+        if now >= self._full_since + self._state.limits.drain_timeout:
             taken = self._count_taken()
-            if taken < self._full_taken + LEAST:
+            if taken < self._full_taken + MIN_DRAIN_BYTES:
                 return False
             self._full_since, self._full_taken = now, taken
         return True

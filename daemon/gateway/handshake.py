@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Final
 
-from daemon.gateway.connection import Connection
+from daemon.gateway.connection import WebSocketConnection
 from daemon.gateway.http import Page, Request, read_head, text_page
-from daemon.gateway.shared import NEVER, Shared, log, peer_name
+from daemon.gateway.state import NEVER, GatewayState, log, peer_name
 from daemon.gateway.transport import Transport
 from daemon.gateway.upgrade import upgrade
 
@@ -27,16 +27,16 @@ class Handshake:
     answer with it. `deadline` bounds both: the wait for the request, and the wait for the peer.
     """
 
-    __slots__ = ("_answered", "_deadline", "_received", "_shared", "_transport")
+    __slots__ = ("_answered", "_deadline", "_received", "_state", "_transport")
 
-    def __init__(self, shared: Shared, transport: Transport) -> None:
-        self._shared = shared
+    def __init__(self, state: GatewayState, transport: Transport) -> None:
+        self._state = state
         self._transport = transport
         self._received = bytearray()
         self._answered = False
-        self._deadline = shared.clock() + shared.limits.open_timeout
+        self._deadline = state.clock() + state.limits.open_timeout
 
-    def received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         """Bytes came in; what comes behind the request of a page is thrown away."""
         if self._answered:
             return
@@ -47,27 +47,27 @@ class Handshake:
         elif request is not None:
             self._respond(request)
 
-    def ended(self) -> None:
+    def eof_received(self) -> None:
         """The peer has said all; the transport closes once the answer is out."""
         if self._received and not self._answered:
             self._refuse(_UNFINISHED)
 
-    def filled(self) -> None:
+    def pause_writing(self) -> None:
         """The page is large."""
 
-    def emptied(self) -> None:
+    def resume_writing(self) -> None:
         """Most of the page is on its way."""
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         """The end."""
-        self._shared.went(self)
+        self._state.discard(self)
 
-    def tend(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """Cut a peer that takes too long."""
         if now >= self._deadline:
             self.abort("answer_timeout" if self._answered else "open_timeout")
 
-    def dismiss(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
+    def drain(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
         """The server goes, before the peer has finished asking."""
         if not self._answered:
             self._refuse(_GOING)
@@ -80,7 +80,7 @@ class Handshake:
         if self._deadline != NEVER:
             self._deadline = NEVER
             log.info("client_aborted", peer=peer_name(self._transport.connection), reason=reason)
-            self._shared.aborted[reason] += 1
+            self._state.aborted[reason] += 1
             self._transport.abort()
 
     def _respond(self, request: Request) -> None:
@@ -96,23 +96,23 @@ class Handshake:
 
     def _page(self, request: Request) -> Page:
         try:
-            return self._shared.site.answer(request.method, request.path)
+            return self._state.site.answer(request.method, request.path)
         except Exception:  # noqa: BLE001 - whatever it is, it stays with this page
             log.exception("internal_error", path=request.path[:MAX_LOGGED])
             return _FAILED
 
     def _upgrade(self, request: Request) -> None:
-        if self._shared.sessions >= self._shared.most_sessions:
+        if self._state.sessions >= self._state.max_sessions:
             self._refuse(FULL)
             return
-        accepted = upgrade(request, deflate=self._shared.deflate is not None)
+        accepted = upgrade(request, deflate=self._state.deflate is not None)
         if isinstance(accepted, Page):
             self._refuse(accepted)
             return
-        connection = Connection(self._shared, self._transport, accepted.extensions)
-        self._transport.user = connection
+        connection = WebSocketConnection(self._state, self._transport, accepted.extensions)
+        self._transport.protocol = connection
         connection.begin(accepted.answer, bytes(self._received[request.size :]))
-        self._shared.went(self)
+        self._state.discard(self)
 
     def _refuse(self, page: Page, *, with_body: bool = True) -> None:
         reason = page.body.decode(errors="replace").strip()[:MAX_LOGGED]
@@ -122,6 +122,6 @@ class Handshake:
     def _answer(self, page: Page, *, with_body: bool = True) -> None:
         self._answered = True
         self._received.clear()
-        self._deadline = self._shared.clock() + self._shared.limits.answer_timeout
+        self._deadline = self._state.clock() + self._state.limits.answer_timeout
         self._transport.write(page.serialize(with_body=with_body))
         self._transport.write_eof()

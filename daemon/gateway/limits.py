@@ -3,7 +3,7 @@
 import resource
 from dataclasses import dataclass
 
-LEAST = 64 * 1024  # bytes that a peer takes in one `drain_timeout`, while as many wait for it
+MIN_DRAIN_BYTES = 64 * 1024  # bytes that a peer takes in one `drain_timeout`, while as many wait for it
 SPARE = 64  # descriptors that are never a session: the database, the listener, a health check at full house
 
 
@@ -29,6 +29,6 @@ class Limits:
     close_timeout: float = 2.0  # from a close frame until the connection is cut
     tick_every: float = 1.0
 
-    def most_connections(self) -> int:
+    def max_connections(self) -> int:
         """How many websocket sessions there may be at once."""
         return _default_connections() if self.connections is None else self.connections

@@ -9,14 +9,14 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from daemon.core.ports import Attend
+from daemon.core.ports import OpenClient
+from daemon.gateway.acceptor import Acceptor, ListenFailed, bind, refuse
 from daemon.gateway.connection import encode
 from daemon.gateway.deflate import Deflate
 from daemon.gateway.handshake import FULL, Handshake
 from daemon.gateway.http import Site
 from daemon.gateway.limits import SPARE, Limits
-from daemon.gateway.listener import Listener, ListenFailed, bind, refuse
-from daemon.gateway.shared import Peer, Shared
+from daemon.gateway.state import GatewayState, Peer
 from daemon.gateway.transport import Transport
 
 SOME = 256  # connections that are told the time in one turn of the loop
@@ -32,22 +32,22 @@ class Gateway:
 
     def __init__(
         self,
-        attend: Attend,
+        open_client: OpenClient,
         site: Site,
         *,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         limits = limits or Limits()
-        self._shared = Shared(
-            attend=attend,
+        self._state = GatewayState(
+            open_client=open_client,
             site=site,
             limits=limits,
             clock=clock,
-            most_sessions=limits.most_connections(),
+            max_sessions=limits.max_connections(),
             deflate=Deflate(limits.deflate_bytes) if limits.deflate_bytes else None,
         )
-        self._listeners: list[Listener] = []
+        self._acceptors: list[Acceptor] = []
         self._ticking: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
@@ -56,22 +56,22 @@ class Gateway:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.drain(None, within=self._shared.limits.close_timeout)
+        await self.drain(None, within=self._state.limits.close_timeout)
 
     @property
     def connections(self) -> int:
         """How many websocket sessions there are."""
-        return self._shared.sessions
+        return self._state.sessions
 
     @property
     def sockets(self) -> int:
         """How many connections are accepted, websocket sessions among them."""
-        return len(self._shared.peers)
+        return len(self._state.peers)
 
     @property
     def aborted(self) -> Counter[str]:
         """How many connections were cut, by reason."""
-        return self._shared.aborted
+        return self._state.aborted
 
     async def start(
         self,
@@ -79,7 +79,7 @@ class Gateway:
         port: int = 0,
         *,
         sockets: Sequence[socket.socket] = (),
-        my_turn: Callable[[int], bool] = lambda _: True,
+        should_accept: Callable[[int], bool] = lambda _: True,
     ) -> tuple[str, int]:
         """Listen on `host` and `port` (0: any that is free), or on `sockets`; returns host and port of the first.
 
@@ -88,27 +88,27 @@ class Gateway:
         """
         sockets = sockets or await bind(host, port)
         address = sockets[0].getsockname()
-        self._listeners = [
-            Listener(listening, self._admit, lambda: my_turn(len(self._shared.peers))) for listening in sockets
+        self._acceptors = [
+            Acceptor(listening, self._admit, lambda: should_accept(len(self._state.peers))) for listening in sockets
         ]
         self._tick()
         return str(address[0]), int(address[1])
 
     def housekeep(self) -> None:
         """Tell every connection the time. The gateway calls this once a tick; nothing else in it has a timer."""
-        for listener in self._listeners:
-            listener.resume()
-        self._tend(list(self._shared.peers))
+        for acceptor in self._acceptors:
+            acceptor.resume()
+        self._tick_peers(list(self._state.peers))
 
-    def _tend(self, peers: list[Peer]) -> None:
+    def _tick_peers(self, peers: list[Peer]) -> None:
         """Tell some, and the rest when everybody else has had a turn: ten thousand would hold up what is live."""
-        now = self._shared.clock()
+        now = self._state.clock()
         some, rest = peers[:SOME], peers[SOME:]
         for peer in some:
-            if peer in self._shared.peers:
-                peer.tend(now)
+            if peer in self._state.peers:
+                peer.tick(now)
         if rest:
-            asyncio.get_running_loop().call_soon(self._tend, rest)
+            asyncio.get_running_loop().call_soon(self._tick_peers, rest)
 
     async def drain(
         self,
@@ -123,13 +123,13 @@ class Gateway:
         `bye` is asked for the encoded frame of each session. Whoever is still there after `within` seconds is
         cut. Calling it again does no harm.
         """
-        shared = self._shared
-        for listener in self._listeners:
-            listener.close()
-        for peer in tuple(shared.peers):
-            peer.dismiss(bye, code, reason, shared.clock() + within)
+        state = self._state
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for peer in tuple(state.peers):
+            peer.drain(bye, code, reason, state.clock() + within)
         await self._emptied(within)
-        for peer in tuple(shared.peers):
+        for peer in tuple(state.peers):
             peer.abort("drain_timeout")
         await self._emptied(1.0)  # each tells of its end in the next turn
         if self._ticking is not None:
@@ -138,17 +138,17 @@ class Gateway:
     async def _emptied(self, within: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
-                await self._shared.empty.wait()
+                await self._state.empty.wait()
 
     def _tick(self) -> None:
-        self._ticking = asyncio.get_running_loop().call_later(self._shared.limits.tick_every, self._tick)
+        self._ticking = asyncio.get_running_loop().call_later(self._state.limits.tick_every, self._tick)
         self.housekeep()
 
     def _admit(self, connection: socket.socket) -> None:
-        if len(self._shared.peers) >= self._shared.most_sessions + SPARE // 2:
+        if len(self._state.peers) >= self._state.max_sessions + SPARE // 2:
             refuse(connection, FULL)
         else:
             transport = Transport(connection)
-            transport.user = Handshake(self._shared, transport)
-            self._shared.came(transport.user)
+            transport.protocol = Handshake(self._state, transport)
+            self._state.add(transport.protocol)
             transport.resume_reading()

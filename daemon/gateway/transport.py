@@ -7,30 +7,30 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final, Protocol
 
-from daemon.gateway.shared import log, peer_name
+from daemon.gateway.state import log, peer_name
 
 READ: Final = 64 * 1024  # bytes taken from the kernel at once
 HIGH: Final = 64 * 1024  # bytes that wait when the peer counts as full
 LOW: Final = 16 * 1024  # bytes that wait when it no longer does
-MOST: Final = 64  # frames handed to the kernel at once
+MAX_FRAMES_PER_SEND: Final = 64  # frames handed to the kernel at once
 
 
-class User(Protocol):
+class TransportProtocol(Protocol):
     """Who reads and writes through a `Transport`. Nothing here is called from inside `write`, but for `filled`."""
 
-    def received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         """Bytes came in."""
 
-    def ended(self) -> None:
+    def eof_received(self) -> None:
         """The peer will send nothing more. What waits is still written, then the connection is closed."""
 
-    def filled(self) -> None:
+    def pause_writing(self) -> None:
         """More than HIGH bytes wait for the peer."""
 
-    def emptied(self) -> None:
+    def resume_writing(self) -> None:
         """Only LOW bytes or less wait, after more than HIGH did."""
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         """The connection has ended. Called exactly once, and last."""
 
 
@@ -52,11 +52,11 @@ class Transport:
         "_send",
         "_waiting",
         "connection",
+        "protocol",
         "queued",
-        "user",
     )
 
-    user: User
+    protocol: TransportProtocol
 
     def __init__(self, connection: socket.socket) -> None:
         """Set `user`, and call `resume_reading`, to begin."""
@@ -131,9 +131,9 @@ class Transport:
             return
         try:
             if data:
-                self.user.received(data)
+                self.protocol.data_received(data)
             else:
-                self.user.ended()
+                self.protocol.eof_received()
                 self.close()
         except Exception:  # noqa: BLE001 - whatever it is, it stays with this peer
             log.exception("internal_error", peer=peer_name(self.connection))
@@ -149,13 +149,13 @@ class Transport:
         self.queued += len(data)
         if self.queued > HIGH and not self._full:
             self._full = True
-            self.user.filled()
+            self.protocol.pause_writing()
 
     def _write_on(self) -> None:
         """The kernel has room."""
         assert self._waiting
         try:
-            sent = self.connection.sendmsg(list(islice(self._waiting, MOST)))
+            sent = self.connection.sendmsg(list(islice(self._waiting, MAX_FRAMES_PER_SEND)))
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -170,7 +170,7 @@ class Transport:
             self._forget()
         if self._full and self.queued <= LOW:
             self._full = False
-            self.user.emptied()
+            self.protocol.resume_writing()
         if not self.queued:
             self._finish()
 
@@ -190,7 +190,7 @@ class Transport:
 
     def _end(self) -> None:
         try:
-            self.user.lost()
+            self.protocol.connection_lost()
         finally:
-            del self.user  # or the two would wait for the garbage collector
+            del self.protocol  # or the two would wait for the garbage collector
             self.connection.close()

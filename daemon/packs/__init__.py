@@ -4,18 +4,30 @@ A pack is one module of this package that holds a `PACK`. It is found by being t
 """
 
 import importlib
+import json
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 from pydantic_core import from_json
 
 from daemon.core.change import CONTENT, Change, Kind
+from daemon.core.errors import OperatorFault
 
 ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 """What a ULID looks like, to be built into a larger pattern."""
@@ -54,6 +66,15 @@ JsonObject = dict[str, Any]
 """A jsonb object whose members are the application's own affair."""
 
 
+class UnknownPack(OperatorFault):
+    """There is no pack "{pack}": choose among {known}."""
+
+    exit_code: ClassVar[int] = 64
+
+    def __init__(self, pack: str, known: Sequence[str]) -> None:
+        self.pack, self.known = pack, ", ".join(known)
+
+
 class Row(BaseModel):
     """The published columns of one table, all of them and no others; it reads JSON text only."""
 
@@ -72,12 +93,27 @@ def _key_model(row: type[Row]) -> type[BaseModel]:
 
 
 @dataclass(frozen=True)
+class PackSecret:
+    """A secret that a pack needs: it becomes the settings ROWCAST_<NAME> and ROWCAST_<NAME>_FILE.
+
+    `validate` returns the secret, or raises ValueError with what is needed, and without a word of the secret.
+    """
+
+    name: str
+    description: str
+    file_description: str
+    validate: Callable[[SecretStr], SecretStr]
+
+
+@dataclass(frozen=True)
 class Pack:
     """One bundled schema. `topics` are regular expressions that a topic of this pack matches as a whole."""
 
     name: str
     tables: Mapping[str, type[Row]]
     topics: tuple[str, ...]
+    secrets: tuple[PackSecret, ...] = ()
+    is_default: bool = False  # served where no pack is named
 
     def serves(self, topic: str) -> bool:
         """Has this topic one of the pack's shapes?"""
@@ -146,3 +182,32 @@ def bundled() -> Mapping[str, Pack]:
     names = [f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)]
     packs: list[Pack] = [importlib.import_module(name).PACK for name in names]
     return MappingProxyType({pack.name: pack for pack in packs})
+
+
+def by_schema(schemas: Mapping[str, str]) -> dict[str, Pack]:
+    """The packs named by the keys of `schemas`, under the schema each lives in. Raises UnknownPack."""
+    packs = bundled()
+    for name in schemas:
+        if name not in packs:
+            raise UnknownPack(name, list(packs))
+    return {schema: packs[name] for name, schema in schemas.items()}
+
+
+def contract_hash(packs: Iterable[Pack]) -> str:
+    """A short hash of every payload contract: it changes when a row model does."""
+    contracts = {
+        f"{pack.name}.{table}": TypeAdapter(model).json_schema()
+        for pack in packs
+        for table, model in pack.tables.items()
+    }
+    return sha256(json.dumps(contracts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def default_packs() -> tuple[str, ...]:
+    """The packs that are served where none is named."""
+    return tuple(name for name, pack in bundled().items() if pack.is_default)
+
+
+def pack_secrets() -> dict[str, PackSecret]:
+    """The secrets that all bundled packs declare, by name."""
+    return {secret.name: secret for pack in bundled().values() for secret in pack.secrets}

@@ -132,4 +132,5 @@ PACK = Pack(
         "sync_state": SyncState,
     },
     topics=(rf"channel:{ULID}", rf"user:{ULID}", "users"),
+    is_default=True,
 )

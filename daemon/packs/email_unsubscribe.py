@@ -3,11 +3,15 @@
 Senders and entries are named by their domains: no e-mail address is published, nor a URL that could unsubscribe.
 """
 
-from typing import Annotated, Literal
+from base64 import urlsafe_b64decode
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
-from daemon.packs import ULID, Pack, Row, Timestamp, Ulid
+from daemon.packs import ULID, Pack, PackSecret, Row, Timestamp, Ulid
+
+TOKEN_KEY_BYTES: Final = 32
+"""The size of a Fernet key: one half signs, the other encrypts."""
 
 Domain = Annotated[str, Field(max_length=255)]
 Method = Literal["one_click", "link", "mailto"]
@@ -76,6 +80,21 @@ class AuditEntry(Row):
     user_id: Ulid | None
 
 
+def check_token_keys(keys: SecretStr) -> SecretStr:
+    """Raises ValueError for what is not a list of Fernet keys, without a word of it."""
+    written = keys.get_secret_value().split()
+    try:
+        whole = written and all(len(urlsafe_b64decode(key)) == TOKEN_KEY_BYTES for key in written)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"one key or more is needed, each of {TOKEN_KEY_BYTES} bytes in URL-safe base64, the newest first: "
+            "`openssl rand -base64 32 | tr +/ -_` makes a good one"
+        )
+    return keys
+
+
 PACK = Pack(
     name="email_unsubscribe",
     tables={
@@ -87,4 +106,13 @@ PACK = Pack(
         "audit_log": AuditEntry,
     },
     topics=("senders", "history", "allow_list", "audit", rf"account:{ULID}"),
+    secrets=(
+        PackSecret(
+            name="token_keys",
+            description="the keys that encrypt the OAuth tokens of email_unsubscribe, separated by spaces or lines; "
+            "the first one encrypts, all of them decrypt",
+            file_description="a file that holds these keys; if neither is set, $CREDENTIALS_DIRECTORY/token_keys",
+            validate=check_token_keys,
+        ),
+    ),
 )

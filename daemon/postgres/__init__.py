@@ -1,1 +1,1 @@
-"""Everything that speaks to Postgres: one driver, asyncpg, and the only floor that knows it."""
+"""The driver, asyncpg: connections, pools, errors, named statements. Nothing here knows what Rowcast stores."""

@@ -1,6 +1,6 @@
 """The static types, and the tables of words that may change without a revision."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "antone_0001"
 down_revision = None

@@ -1,6 +1,6 @@
 """The first rows of the reference tables; data only."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "antone_0002"
 down_revision = "antone_0001"

@@ -1,6 +1,6 @@
 """The tables with their keys, checks and indexes."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "antone_0003"
 down_revision = "antone_0002"

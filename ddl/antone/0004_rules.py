@@ -1,6 +1,6 @@
 """What the tables do by themselves: updated_at, and decisions that go before their post."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "antone_0004"
 down_revision = "antone_0003"

@@ -1,6 +1,6 @@
 """Who may read which topic, and the role that the application connects as."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "antone_0005"
 down_revision = "antone_0004"

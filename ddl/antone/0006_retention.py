@@ -1,6 +1,6 @@
 """What is old enough to be archived, as views: the retention policy."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "antone_0006"
 down_revision = "antone_0005"

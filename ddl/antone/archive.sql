@@ -1,4 +1,4 @@
--- What daemon/data/antone.py asks and tells the server, by name.
+-- What daemon/extensions/antone/archive.py asks and tells the server, by name.
 
 -- name: unfinished
 -- Files of a run that was stopped: their rows were not deleted.

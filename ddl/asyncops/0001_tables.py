@@ -1,6 +1,6 @@
 """The eight tables with their keys, checks and indexes."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "asyncops_0001"
 down_revision = None

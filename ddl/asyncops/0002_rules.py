@@ -1,6 +1,6 @@
 """What the tables do by themselves: updated_at, resolved_at, authors, and the audit log."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "asyncops_0002"
 down_revision = "asyncops_0001"

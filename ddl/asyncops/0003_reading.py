@@ -1,6 +1,6 @@
 """Views of what is not archived, and may_read."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "asyncops_0003"
 down_revision = "asyncops_0002"

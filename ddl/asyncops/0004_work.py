@@ -1,6 +1,6 @@
 """What is done now and then: the first admin, daily summaries, archiving; and the application's role."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "asyncops_0004"
 down_revision = "asyncops_0003"

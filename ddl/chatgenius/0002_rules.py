@@ -1,6 +1,6 @@
 """What the tables do by themselves: updated_at, and children that go before their message."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "chatgenius_0002"
 down_revision = "chatgenius_0001"

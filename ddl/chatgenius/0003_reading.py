@@ -1,6 +1,6 @@
 """Views of what lives, and may_read."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "chatgenius_0003"
 down_revision = "chatgenius_0002"

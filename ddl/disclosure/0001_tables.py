@@ -1,6 +1,6 @@
 """The tables as they were before failed attempts were counted."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "disclosure_0001"
 down_revision = None

@@ -1,6 +1,6 @@
 """Failed attempts are counted, duplicates in the log are removed and refused, a batch is read from an index."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "disclosure_0002"
 down_revision = "disclosure_0001"

@@ -1,6 +1,6 @@
 """The life of a secret: what an owner's sign of life does, and the functions that a job calls."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "disclosure_0003"
 down_revision = "disclosure_0002"

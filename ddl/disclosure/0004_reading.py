@@ -1,6 +1,6 @@
 """may_read."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "disclosure_0004"
 down_revision = "disclosure_0003"

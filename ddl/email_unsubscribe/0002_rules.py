@@ -1,6 +1,6 @@
 """What the tables do by themselves: one form for addresses, senders that follow, the audit log."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "email_unsubscribe_0002"
 down_revision = "email_unsubscribe_0001"

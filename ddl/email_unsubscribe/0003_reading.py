@@ -1,6 +1,6 @@
 """may_read."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "email_unsubscribe_0003"
 down_revision = "email_unsubscribe_0002"

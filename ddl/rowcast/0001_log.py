@@ -1,6 +1,6 @@
 """Events, the log that orders them, and what a pack needs of Rowcast."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "rowcast_0001"
 down_revision = None

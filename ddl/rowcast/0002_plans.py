@@ -1,6 +1,6 @@
 """The log's view and the purge, written so that no plan walks over all events."""
 
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "rowcast_0002"
 down_revision = "rowcast_0001"

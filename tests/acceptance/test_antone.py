@@ -9,8 +9,8 @@ from http.client import HTTPConnection
 import asyncpg
 import pytest
 
-from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
+from daemon.schema import migrate
 from tests.support.daemon import Daemon, Frame, command, daemon_process
 from tests.support.postgres import Server
 
@@ -63,7 +63,7 @@ class Desk:
 @pytest.fixture
 async def desk(postgres: Server) -> AsyncIterator[Desk]:
     async def build(dsn: str) -> None:
-        await ddl.apply(dsn, ["antone"], report=lambda _: None)
+        await migrate.apply(dsn, ["antone"], report=lambda _: None)
 
     async with postgres.database(await postgres.template("antone", build)) as dsn:
         owner = await asyncpg.connect(dsn)

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from daemon.postgres import ddl
 from daemon.postgres.connect import Connection, connect
+from daemon.schema import migrate
 from tests.support.daemon import Client, Daemon, Frame, daemon_process
 from tests.support.postgres import Server
 
@@ -63,7 +63,7 @@ class Team:
 
 @pytest.fixture
 async def dsn(postgres: Server) -> AsyncIterator[str]:
-    template = await postgres.template("asyncops", partial(ddl.apply, packs=("asyncops",), report=lambda _: None))
+    template = await postgres.template("asyncops", partial(migrate.apply, packs=("asyncops",), report=lambda _: None))
     async with postgres.database(template) as dsn:
         yield dsn
 

@@ -7,9 +7,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from daemon.data.backup import without_password
-from daemon.postgres import ddl
-from daemon.seed import seed
+from daemon.commands.backup import without_password
+from daemon.commands.seed import seed
+from daemon.schema import migrate
 from daemon.settings import load
 from tests.support.catalog import catalog, contents
 from tests.support.daemon import command
@@ -45,7 +45,7 @@ async def test_a_backup_restores_schema_and_rows_in_an_empty_database(
     empty_database: str, postgres: Server, tmp_path: Path
 ) -> None:
     packs = ("antone", "chatgenius")
-    await ddl.apply(empty_database, packs, report=lambda _: None)
+    await migrate.apply(empty_database, packs, report=lambda _: None)
     await seed(load(database_url=empty_database, packs=packs))
     file = tmp_path / "before.sql"
     code, output, errors = await command("backup", str(file), DATABASE_URL=empty_database)
@@ -67,7 +67,7 @@ async def test_a_backup_restores_schema_and_rows_in_an_empty_database(
 async def test_a_backup_before_a_bad_change_brings_back_what_it_destroyed(
     empty_database: str, postgres: Server, tmp_path: Path
 ) -> None:
-    await ddl.apply(empty_database, ["antone"], report=lambda _: None)
+    await migrate.apply(empty_database, ["antone"], report=lambda _: None)
     await seed(load(database_url=empty_database, packs=("antone",)))
     before = await contents(empty_database, "antone")
     assert 0 == (await command("backup", str(tmp_path / "b.sql"), DATABASE_URL=empty_database))[0]

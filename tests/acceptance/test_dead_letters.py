@@ -62,7 +62,7 @@ async def mend(chat: Chat) -> None:
     )
 
 
-async def bury(chat: Chat, kind: str) -> int:
+async def store_dead_letters(chat: Chat, kind: str) -> int:
     """Keep the newest change of this kind in the channel as a letter; its seq."""
     found: int = await chat.sql.fetchval(
         """insert into rowcast.dead_letters (seq, pack, schema_name, table_name, topic, kind, key, record, reason)
@@ -251,7 +251,7 @@ async def test_a_letter_whose_row_was_deleted_softly_since_is_not_replayed(
 ) -> None:
     await chat.say("to be deleted")
     await follower.changes()
-    seq = await bury(chat, "insert")
+    seq = await store_dead_letters(chat, "insert")
     await chat.sql.execute("update chatgenius.messages set deleted_at = now()")
     await follower.changes()
     code, output, errors = await dead_letters(database, "replay", seq)
@@ -277,7 +277,7 @@ async def test_of_a_row_that_left_the_topic_only_the_leaving_is_replayed(
     await chat.say("to be moved")
     await chat.sql.execute("update chatgenius.messages set channel_id = $1", chat.other)
     await follower.changes(2)
-    entered, left = await bury(chat, "insert"), await bury(chat, "leave")
+    entered, left = await store_dead_letters(chat, "insert"), await store_dead_letters(chat, "leave")
     code, output, errors = await dead_letters(database, "replay", entered, left)
     assert (38, "replayed 1 dead letter\n") == (code, output)
     assert f"{entered} of chatgenius.messages stays: its row has changed since" in errors
@@ -334,7 +334,7 @@ async def test_a_letter_that_says_that_a_row_was_deleted_is_replayed(
     await attach(chat, follower, size=1)
     await chat.sql.execute("delete from chatgenius.files")
     await follower.changes()
-    seq = await bury(chat, "delete")
+    seq = await store_dead_letters(chat, "delete")
     assert (0, "replayed 1 dead letter\n", "") == await dead_letters(database, "replay", seq)
     assert [("files", "delete")] == told(await follower.changes())
 
@@ -347,7 +347,7 @@ async def test_a_letter_that_says_that_a_row_was_deleted_which_has_come_back_is_
     for deleted_at in ("now()", "null"):
         await chat.sql.execute(f"update chatgenius.messages set deleted_at = {deleted_at} where id = $1", message)
         await follower.changes()
-    code, _, errors = await dead_letters(database, "replay", await bury(chat, "delete"))
+    code, _, errors = await dead_letters(database, "replay", await store_dead_letters(chat, "delete"))
     assert 38 == code
     assert "its row has changed since" in errors
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from daemon.postgres import ddl
 from daemon.postgres.connect import Connection, connect
+from daemon.schema import migrate
 from tests.support.daemon import Daemon, Frame, command, daemon_process
 from tests.support.postgres import Server
 
@@ -55,7 +55,9 @@ class Job:
 @pytest.fixture
 async def disclosures(postgres: Server) -> AsyncIterator[str]:
     """The DSN of a database that holds this pack and no other."""
-    template = await postgres.template("disclosure", partial(ddl.apply, packs=("disclosure",), report=lambda _: None))
+    template = await postgres.template(
+        "disclosure", partial(migrate.apply, packs=("disclosure",), report=lambda _: None)
+    )
     async with postgres.database(template) as dsn:
         yield dsn
 

@@ -5,9 +5,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from daemon.commands.seed import statements
 from daemon.packs import bundled
 from daemon.postgres.connect import Connection, connect
-from daemon.seed import statements
 from daemon.settings import load
 from tests.support.daemon import command, daemon_process
 

@@ -9,9 +9,9 @@ from urllib.error import HTTPError
 
 from structlog.testing import capture_logs
 
-from daemon.app import Schema
 from daemon.metrics import REGISTRY
 from daemon.postgres.connect import Connection, connect, open_pool
+from daemon.schema.health import SchemaHealth
 from daemon.settings import Settings
 from tests.acceptance.conftest import Chat
 from tests.support.daemon import Daemon, command, daemon_process
@@ -180,7 +180,7 @@ async def test_a_daemon_that_starts_beside_a_disabled_trigger_serves_and_says_wh
 
 async def test_drift_is_logged_once_while_it_lasts_and_once_when_it_is_over(database: str, sql: Connection) -> None:
     pool = await open_pool(database, application_name="test")
-    schema = Schema(pool, Settings())
+    schema = SchemaHealth(pool, Settings())
     said, problems, drifted = [], [], []
     for change in (
         "alter table chatgenius.messages disable trigger rowcast_update",
@@ -190,7 +190,7 @@ async def test_drift_is_logged_once_while_it_lasts_and_once_when_it_is_over(data
     ):
         await sql.execute(change)
         with capture_logs() as logged:
-            await schema.look()
+            await schema.refresh()
         said.append([line["event"] for line in logged])
         problems.append(schema.problems)
         drifted.append(REGISTRY.get_sample_value("rowcast_capture_drift"))

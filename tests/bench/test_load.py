@@ -18,7 +18,7 @@ ANSWER = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection:
 IN_C = pytest.mark.parametrize("in_c", [True, False], ids=["C", "Python"])
 HELLO, FIRST, SECOND = '{"op":"hello"}', '{"op":"subscribe","id":1}', '{"op":"subscribe","id":2}'
 
-Attend = Callable[[ServerConnection], Awaitable[None]]
+OpenClient = Callable[[ServerConnection], Awaitable[None]]
 
 
 def row(stamp: int) -> bytes:
@@ -27,7 +27,7 @@ def row(stamp: int) -> bytes:
 
 
 @asynccontextmanager
-async def clients_of(attend: Attend, count: int, *said: str, in_c: bool, **options: Any) -> AsyncIterator[Load]:
+async def clients_of(attend: OpenClient, count: int, *said: str, in_c: bool, **options: Any) -> AsyncIterator[Load]:
     """Load clients of a server that treats each of its connections so."""
     async with serve(attend, "127.0.0.1", 0, compression=None, **options) as server:
         port = server.sockets[0].getsockname()[1]
@@ -132,7 +132,7 @@ async def hang_up(connection: ServerConnection) -> None:
     ("attend", "why"),
     [(tell_an_error, "no_such_topic"), (close_at_once, "closed with 4401: token"), (hang_up, "lost its connection")],
 )
-async def test_a_client_that_is_not_served_breaks_the_measurement(attend: Attend, why: str, in_c: bool) -> None:
+async def test_a_client_that_is_not_served_breaks_the_measurement(attend: OpenClient, why: str, in_c: bool) -> None:
     async with clients_of(attend, 1, HELLO, in_c=in_c) as clients:
         with pytest.raises(Broken, match=why):
             await clients.open()

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from daemon.postgres import ddl
-from daemon.postgres.embed import EmbeddedPostgres
+from daemon.embedded.server import EmbeddedPostgres
+from daemon.schema import migrate
 from tests.conftest import ignore
 from tests.faults.harness import DURABLE
 from tests.faults.results import Results
@@ -29,7 +29,9 @@ def durable_postgres() -> Iterator[Server]:
 @pytest.fixture
 async def durable(durable_postgres: Server) -> AsyncIterator[str]:
     """The DSN of a database with Rowcast's own schema and ChatGenius in it, on a server with fsync on."""
-    template = await durable_postgres.template("chatgenius", partial(ddl.apply, packs=("chatgenius",), report=ignore))
+    template = await durable_postgres.template(
+        "chatgenius", partial(migrate.apply, packs=("chatgenius",), report=ignore)
+    )
     async with durable_postgres.database(template) as dsn:
         yield dsn
 

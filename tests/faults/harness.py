@@ -15,8 +15,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
-from daemon.postgres import ddl
-from daemon.postgres.embed import Binaries, EmbeddedPostgres, installed
+from daemon.embedded.binaries import Binaries, installed
+from daemon.embedded.server import EmbeddedPostgres
+from daemon.schema import migrate
 from tests.faults.checker import Checker, Verdict, judge
 from tests.faults.oracle import Oracle, Style, Write
 from tests.faults.proxy import Proxy
@@ -139,7 +140,7 @@ async def own_server(*, binaries: Binaries | None = None, settings: Mapping[str,
         server = Server(directory, binaries=binaries, settings=settings)
         await server.start()
         try:
-            await ddl.apply(server.dsn, ["chatgenius"], report=lambda _: None)
+            await migrate.apply(server.dsn, ["chatgenius"], report=lambda _: None)
             yield server
         finally:
             server.wake()

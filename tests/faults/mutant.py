@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, Final
 
-from daemon import cli
+from daemon.cli import root
 from daemon.core import hub, session
 from daemon.core.change import Position, Seq
-from daemon.flow import pump, recent
+from daemon.delivery import log_cache, pump
 from daemon.gateway import connection, limits
-from daemon.postgres import doorbell, event_log, queries, retention, sequencer
+from daemon.log import grants, notifier, queries, reader, retention, sequencer
 
 
 def _put(owner: Any, name: str, mutated: object) -> None:
+    assert hasattr(owner, name), name
     setattr(owner, name, mutated)
 
 
@@ -52,8 +53,8 @@ def no_continuity() -> None:
     async def continuity(*_: object) -> None:
         return None
 
-    _put(event_log.PgEventLog, "continuity", continuity)
-    _put(recent.Recent, "continuity", continuity)
+    _put(reader.PgLogReader, "continuity", continuity)
+    _put(log_cache.LogCache, "continuity", continuity)
 
 
 def no_catch_up() -> None:
@@ -63,29 +64,29 @@ def no_catch_up() -> None:
         def values(self) -> Any:
             return ()
 
-    init = doorbell.Doorbell.__init__
+    init = notifier.Notifier.__init__
 
-    def mutated(self: doorbell.Doorbell, *arguments: Any, **more: Any) -> None:
+    def mutated(self: notifier.Notifier, *arguments: Any, **more: Any) -> None:
         init(self, *arguments, **more)
-        self._bells = Silent(self._bells)
+        self._wakeups = Silent(self._wakeups)
 
-    _put(doorbell.Doorbell, "__init__", mutated)
+    _put(notifier.Notifier, "__init__", mutated)
 
 
 def no_beat_limit() -> None:
     """A listener that hears nothing is waited for."""
-    init = doorbell.Doorbell.__init__
+    init = notifier.Notifier.__init__
 
-    def mutated(self: doorbell.Doorbell, *arguments: Any, **more: Any) -> None:
+    def mutated(self: notifier.Notifier, *arguments: Any, **more: Any) -> None:
         init(self, *arguments, **more | {"beat_limit": 1e6})
 
-    _put(doorbell.Doorbell, "__init__", mutated)
+    _put(notifier.Notifier, "__init__", mutated)
 
 
 def _replace(name: str, old: str, new: str) -> None:
     text = queries.query(name)
     assert old in text, f"{name} does not say {old!r} any more"
-    queries._blocks()[name] = text.replace(old, new)
+    queries.query.statements[name] = text.replace(old, new)
 
 
 LAG: Final = 0.5  # seconds
@@ -129,29 +130,29 @@ def begins_with_what_is_new() -> None:
 
 def no_patience() -> None:
     """Reading the log is given up sooner than a bad line lets anything through."""
-    for limit in ("ANSWER_WITHIN", "READ_WITHIN", "TRANSACTION_WITHIN"):
-        assert hasattr(event_log, limit)
-        _put(event_log, limit, 0.15)
-    _put(sequencer, "NUMBER_WITHIN", 0.15)
+    for limit in ("ANSWER_TIMEOUT", "READ_TIMEOUT", "TRANSACTION_TIMEOUT"):
+        assert hasattr(reader, limit)
+        _put(reader, limit, 0.15)
+    _put(sequencer, "NUMBER_TIMEOUT", 0.15)
 
 
 def everybody_asks_at_once() -> None:
     """Questions about rights may take every connection."""
-    _put(event_log, "ASKERS", 1_000_000)
+    _put(grants, "ASKERS", 1_000_000)
 
 
 def nothing_is_handed_over() -> None:
     """The leader reads what it has numbered, as its followers do."""
-    _put(pump.Pump, "hand", lambda self, *_: self._bell.set())
+    _put(pump.Pump, "offer", lambda self, *_: self._wakeup.set())
 
 
 def everybody_in_step() -> None:
     """Nobody is told more until all have taken what they were told."""
-    bury_letters = pump.Pump._bury_letters
+    bury_letters = pump.Pump._store_pending
 
     def later(self: pump.Pump, after: Any, changes: Any) -> None:
-        self._handed.append((after, changes))
-        self._bell.set()
+        self._offered.append((after, changes))
+        self._wakeup.set()
 
     async def mutated(self: pump.Pump) -> None:
         await bury_letters(self)
@@ -159,13 +160,13 @@ def everybody_in_step() -> None:
         for follower in {follower for followers in known for follower in followers}:
             await follower.drained()
 
-    _put(pump.Pump, "hand", later)
-    _put(pump.Pump, "_bury_letters", mutated)
+    _put(pump.Pump, "offer", later)
+    _put(pump.Pump, "_store_pending", mutated)
 
 
 def no_usage() -> None:
     """Nobody asks how full the queue is, which is what empties it."""
-    _replace("beat", "pg_notification_queue_usage()", "0::float8")
+    _replace("send_heartbeat", "pg_notification_queue_usage()", "0::float8")
 
 
 def rights_at_subscribe() -> None:
@@ -179,12 +180,12 @@ def rights_at_subscribe() -> None:
 
 def rights_from_the_first() -> None:
     """Whoever may read a topic may read all of its past."""
-    readable_from = event_log.PgGrants.readable_from
+    readable_from = grants.PgGrants.readable_from
 
-    async def mutated(self: event_log.PgGrants, *arguments: Any) -> Seq | None:
+    async def mutated(self: grants.PgGrants, *arguments: Any) -> Seq | None:
         return None if await readable_from(self, *arguments) is None else Seq(0)
 
-    _put(event_log.PgGrants, "readable_from", mutated)
+    _put(grants.PgGrants, "readable_from", mutated)
 
 
 def rights_of_the_live() -> None:
@@ -203,13 +204,13 @@ def no_wait_for_the_hub() -> None:
 
 def slow_reader() -> None:
     """No protection is taken away: this daemon reads what is new in the log half a second late."""
-    read = event_log.PgEventLog.read
+    read = reader.PgLogReader.read
 
-    async def mutated(self: event_log.PgEventLog, *arguments: Any) -> Any:
+    async def mutated(self: reader.PgLogReader, *arguments: Any) -> Any:
         await asyncio.sleep(LAG)
         return await read(self, *arguments)
 
-    _put(event_log.PgEventLog, "read", mutated)
+    _put(reader.PgLogReader, "read", mutated)
 
 
 def _limits(**values: float) -> None:
@@ -266,7 +267,7 @@ def no_tombstones() -> None:
 
 def memory_keeps_content() -> None:
     """What came before a deletion is told as it was, if it is held in memory."""
-    _put(recent.Recent, "_forget", lambda *_: None)
+    _put(log_cache.LogCache, "_forget", lambda *_: None)
 
 
 def wild_clock() -> None:
@@ -326,4 +327,4 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
 if __name__ == "__main__":
     for _name in sys.argv.pop(1).split(","):
         MUTANTS[_name]()
-    cli.main()
+    root.main()

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import asyncpg
 
-from daemon.postgres.connect import DRIVER_ERRORS as BROKEN
 from daemon.postgres.connect import Connection
+from daemon.postgres.errors import DRIVER_ERRORS as BROKEN
 
 # The application's own statements write the truth, in the transaction that they are about. A row's version is made
 # where its lock is held, so that versions follow the order in which a row changed.

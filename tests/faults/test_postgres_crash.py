@@ -11,8 +11,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from daemon.postgres import ddl
-from daemon.postgres.embed import EmbeddedPostgres
+from daemon.embedded.server import EmbeddedPostgres
+from daemon.schema import migrate
 from tests.support.daemon import Client, Daemon, daemon_process, token
 from tests.support.postgres import chosen_binaries, passable_directory
 from tests.support.processes import until_it_ends
@@ -69,7 +69,7 @@ async def server() -> AsyncIterator[Server]:
     with passable_directory() as directory:
         server = Server(directory)
         await server.embedded.start()
-        await ddl.apply(server.embedded.dsn, ["chatgenius"], report=lambda _: None)
+        await migrate.apply(server.embedded.dsn, ["chatgenius"], report=lambda _: None)
         await server.execute(
             f"""insert into chatgenius.users (id, auth0_id, email, username)
                 values ('{ADA}', 'a', 'a@example.com', 'ada')"""

@@ -13,9 +13,10 @@ import pytest
 
 from daemon.core.change import Seq
 from daemon.core.errors import LogUnavailable
-from daemon.postgres import ddl, event_log
+from daemon.embedded.server import EmbeddedPostgres
+from daemon.log import reader
 from daemon.postgres.connect import open_pool
-from daemon.postgres.embed import EmbeddedPostgres
+from daemon.schema import migrate
 from tests.support.daemon import Client, Frame, daemon_process
 from tests.support.postgres import chosen_binaries, passable_directory
 
@@ -45,7 +46,7 @@ def family(pid: int) -> list[int]:
 async def server() -> AsyncIterator[EmbeddedPostgres]:
     with passable_directory() as directory:
         async with EmbeddedPostgres(directory, binaries=chosen_binaries()) as server:
-            await ddl.apply(server.dsn, ["chatgenius"], report=lambda _: None)
+            await migrate.apply(server.dsn, ["chatgenius"], report=lambda _: None)
             await execute(
                 server,
                 f"""insert into chatgenius.users (id, auth0_id, email, username)
@@ -101,14 +102,14 @@ async def test_clients_are_told_that_the_log_is_not_read_and_stay_and_miss_nothi
 async def test_a_read_that_hangs_is_given_up_and_goes_another_way_the_next_time(
     server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = await open_pool(server.dsn, application_name="test", least=3, most=3)
+    pool = await open_pool(server.dsn, application_name="test", min_size=3, max_size=3)
     try:
         async with pool.acquire() as one, pool.acquire() as two, pool.acquire() as three:
             pids = [connection.get_server_pid() for connection in (one, two, three)]
-        log = event_log.PgEventLog(pool)
+        log = reader.PgLogReader(pool)
         async with stopped(*pids):
             with monkeypatch.context() as patch:
-                patch.setattr(event_log, "READ_WITHIN", 0.1)
+                patch.setattr(reader, "READ_TIMEOUT", 0.1)
                 with pytest.raises(LogUnavailable):
                     await log.read(Seq(0), 10)
             assert [] == await log.read(Seq(0), 10)
@@ -118,11 +119,11 @@ async def test_a_read_that_hangs_is_given_up_and_goes_another_way_the_next_time(
 
 
 async def test_a_question_that_is_given_up_by_who_asked_takes_nothing_from_others(server: EmbeddedPostgres) -> None:
-    pool = await open_pool(server.dsn, application_name="test", most=1)
+    pool = await open_pool(server.dsn, application_name="test", max_size=1)
     try:
         async with pool.acquire() as connection:
             pid = connection.get_server_pid()
-        log = event_log.PgEventLog(pool)
+        log = reader.PgLogReader(pool)
         async with stopped(pid):
             asking = asyncio.create_task(log.head())
             await asyncio.sleep(0)  # it has begun

@@ -49,14 +49,14 @@ class Recorder:
         self.close: Close | None = None
         self.gone = asyncio.Event()
 
-    def received(self, text: bytes) -> None:
+    def message_received(self, text: bytes) -> None:
         self.texts.append(text)
         self.answer(self, text)
 
     def tick(self, now: float) -> None:
         self.ticks.append(now)
 
-    def lost(self, close: Close | None) -> None:
+    def connection_lost(self, close: Close | None) -> None:
         self.losses += 1
         self.close = close
         self.gone.set()
@@ -224,14 +224,14 @@ async def serving(
     uncaught: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: uncaught.append(context))
 
-    def attend(client: Socket) -> Recorder:
+    def open_client(client: Socket) -> Recorder:
         recorder = Recorder(client, answer)
         attendants.put_nowait(recorder)
         return recorder
 
     clock = Clock()
     settings = Limits(**{"tick_every": 3600.0, "close_timeout": 0.2, **limits})
-    async with Gateway(attend, Site(pages or {}), limits=settings, clock=clock) as gateway:
+    async with Gateway(open_client, Site(pages or {}), limits=settings, clock=clock) as gateway:
         host, port = await gateway.start("127.0.0.1")
         served = Served(gateway, clock, host, port, attendants)
         try:

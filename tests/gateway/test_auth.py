@@ -237,7 +237,7 @@ def test_a_known_token_is_not_decoded_again_and_is_good_no_longer_than_it_says()
 
 
 def test_only_some_tokens_are_known_at_once_and_bad_ones_never() -> None:
-    authenticator = Authenticator(SECRET, most_known=2)
+    authenticator = Authenticator(SECRET, max_known=2)
     tokens = [forged(note=note) for note in "abc"]
     claims = [authenticator.verify(token) for token in tokens]
     for token, known in zip(tokens[1:], claims[1:], strict=True):

@@ -8,7 +8,7 @@ import pytest
 from websockets.frames import Opcode
 from websockets.protocol import Protocol, Side
 
-from daemon.gateway.connection import Connection
+from daemon.gateway.connection import WebSocketConnection
 from daemon.gateway.handshake import Handshake
 from daemon.gateway.transport import Transport
 from tests.gateway.peers import Served, serving, until
@@ -27,7 +27,7 @@ def remains() -> list[object]:
     return [
         thing
         for thing in gc.get_objects()
-        if type(thing) in {Connection, Handshake, Transport}
+        if type(thing) in {WebSocketConnection, Handshake, Transport}
         or (type(thing) is Protocol and thing.side is Side.SERVER)
     ]
 

@@ -203,10 +203,10 @@ async def test_localhost_is_every_address_that_it_has() -> None:
 async def test_an_attendant_that_cannot_begin_costs_its_client_1011() -> None:
     async with serving() as served:
 
-        def attend(client: object) -> Recorder:
+        def open_client(client: object) -> Recorder:
             raise RuntimeError("a bug")
 
-        async with Gateway(attend, Site({})) as broken:
+        async with Gateway(open_client, Site({})) as broken:
             served.host, served.port = await broken.start("127.0.0.1")
             peer = await served.raw()
             await peer.send(request("GET /v1", UPGRADE))
@@ -233,7 +233,7 @@ async def test_who_is_not_at_turn_leaves_a_connection_to_another_and_takes_it_if
         Gateway(lambda client: Recorder(client, print), Site({})) as shy,
         Gateway(lambda client: Recorder(client, print), Site({})) as other,
     ):
-        _, served.port = await shy.start(sockets=[listening], my_turn=lambda _: False)
+        _, served.port = await shy.start(sockets=[listening], should_accept=lambda _: False)
         async with served.connect():
             assert (1, 0) == (shy.connections, other.connections)
             await other.start(sockets=[shared])

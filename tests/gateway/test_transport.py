@@ -11,25 +11,25 @@ from daemon.gateway.transport import HIGH, Transport
 from tests.gateway.peers import until
 
 
-class User:
+class TransportProtocol:
     """Keeps what it is told."""
 
     def __init__(self) -> None:
         self.told: list[str | bytes] = []
 
-    def received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         self.told.append(data)
 
-    def ended(self) -> None:
+    def eof_received(self) -> None:
         self.told.append("ended")
 
-    def filled(self) -> None:
+    def pause_writing(self) -> None:
         self.told.append("filled")
 
-    def emptied(self) -> None:
+    def resume_writing(self) -> None:
         self.told.append("emptied")
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         self.told.append("lost")
 
 
@@ -40,9 +40,9 @@ class Pair:
         ours, self.peer = socket.socketpair()
         for end in (ours, self.peer):
             end.setblocking(False)
-        self.user = User()
+        self.protocol = TransportProtocol()
         self.transport = Transport(ours)
-        self.transport.user = self.user
+        self.transport.protocol = self.protocol
         self.transport.resume_reading()
 
     async def read(self, most: int = 100_000) -> bytes:
@@ -61,7 +61,7 @@ async def pair() -> AsyncIterator[Pair]:
     yield pair
     pair.peer.close()
     pair.transport.abort()
-    await until(lambda: "lost" in pair.user.told)
+    await until(lambda: "lost" in pair.protocol.told)
 
 
 CHUNK = bytes(range(256)) * 100
@@ -95,12 +95,12 @@ async def test_everything_arrives_in_order_and_the_user_hears_once_of_full_and_e
     for end in ends:
         pair.transport.write(end)
     pair.transport.write_eof()
-    assert ["filled"] == pair.user.told
+    assert ["filled"] == pair.protocol.told
     assert count * CHUNK + b"".join(ends) == await pair.read_all()
-    assert ["filled", "emptied"] == pair.user.told
+    assert ["filled", "emptied"] == pair.protocol.told
     assert 0 == pair.transport.queued
     await asyncio.get_running_loop().sock_sendall(pair.peer, b"still heard")
-    await until(lambda: pair.user.told[-1] == b"still heard")
+    await until(lambda: pair.protocol.told[-1] == b"still heard")
 
 
 async def test_a_closed_transport_sends_what_waits_and_then_ends(pair: Pair) -> None:
@@ -111,20 +111,20 @@ async def test_a_closed_transport_sends_what_waits_and_then_ends(pair: Pair) -> 
     while len(found) < count * len(CHUNK):
         found += await pair.read()
     assert count * CHUNK == found
-    await until(lambda: "lost" in pair.user.told)
-    assert ["filled", "emptied", "lost"] == pair.user.told
+    await until(lambda: "lost" in pair.protocol.told)
+    assert ["filled", "emptied", "lost"] == pair.protocol.told
 
 
 async def test_after_an_abort_nothing_is_sent_and_the_end_is_told_once_and_later(pair: Pair) -> None:
     fill(pair.transport)
     pair.transport.abort()
-    assert ["filled"] == pair.user.told
+    assert ["filled"] == pair.protocol.told
     assert 0 == pair.transport.write(b"nothing") == pair.transport.queued
     pair.transport.write_eof()
     pair.transport.abort()
     pair.transport.resume_reading()
-    await until(lambda: "lost" in pair.user.told)
-    assert ["filled", "lost"] == pair.user.told
+    await until(lambda: "lost" in pair.protocol.told)
+    assert ["filled", "lost"] == pair.protocol.told
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -134,25 +134,25 @@ async def test_a_peer_that_has_gone_ends_the_transport_at_the_next_write(pair: P
         fill(pair.transport)
     pair.peer.close()
     pair.transport.write(b"to nobody")
-    await until(lambda: "lost" in pair.user.told)
-    assert 1 == pair.user.told.count("lost")
+    await until(lambda: "lost" in pair.protocol.told)
+    assert 1 == pair.protocol.told.count("lost")
 
 
 async def test_a_peer_that_says_no_more_is_sent_what_waits(pair: Pair) -> None:
     count = fill(pair.transport)
     pair.peer.shutdown(socket.SHUT_WR)
-    await until(lambda: "ended" in pair.user.told)
+    await until(lambda: "ended" in pair.protocol.told)
     assert count * CHUNK == await pair.read_all()
-    assert ["filled", "ended", "emptied", "lost"] == pair.user.told
+    assert ["filled", "ended", "emptied", "lost"] == pair.protocol.told
 
 
 async def test_a_user_that_raises_costs_its_own_peer_the_connection_and_is_logged(pair: Pair) -> None:
-    def received(data: bytes) -> None:
+    def data_received(data: bytes) -> None:
         raise RuntimeError("a bug")
 
-    pair.user.received = received  # type: ignore[method-assign]
+    pair.protocol.data_received = data_received  # type: ignore[method-assign]
     with capture_logs() as lines:
         await asyncio.get_running_loop().sock_sendall(pair.peer, b"hello")
         assert b"" == await pair.read_all()
     assert ["internal_error"] == [line["event"] for line in lines]
-    assert ["lost"] == pair.user.told
+    assert ["lost"] == pair.protocol.told

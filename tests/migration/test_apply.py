@@ -9,10 +9,11 @@ from collections.abc import Callable
 import asyncpg
 import pytest
 
-from daemon.postgres import ddl
-from daemon.postgres.connect import DatabaseFault, NotUnique, ObjectExists
-from daemon.postgres.history import BrokenHistory, ForeignHistory, NewerDatabase, UnknownPack
-from daemon.postgres.sql_files import BadSchemaName, BadSqlFile
+from daemon.packs import UnknownPack
+from daemon.postgres.errors import DatabaseFault, DuplicateRows, ObjectExists
+from daemon.schema import migrate
+from daemon.schema.revisions import InvalidRevisions, NewerDatabase, UnknownHistory
+from daemon.schema.sql_files import BadSchemaName, BadSqlFile
 from tests.support.catalog import catalog
 from tests.support.folders import Folders, execute, value
 
@@ -20,7 +21,7 @@ SCHEMAS = ("rowcast", "shop", "test")
 
 
 def test_the_serving_process_does_not_load_the_migration_engine() -> None:
-    program = "import sys, daemon.postgres.ddl; print({'alembic', 'sqlalchemy'} & set(sys.modules))"
+    program = "import sys, daemon.schema.migrate; print({'alembic', 'sqlalchemy'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "set()\n" == answer.stdout
 
@@ -61,9 +62,9 @@ async def test_of_four_processes_that_apply_at_once_one_does_it_and_three_find_i
 ) -> None:
     folders.shop()
     program = (
-        "import asyncio, sys; from pathlib import Path; from daemon.postgres import ddl\n"
+        "import asyncio, sys; from pathlib import Path; from daemon.schema import migrate\n"
         "dsn, root = sys.argv[1], Path(sys.argv[2])\n"
-        "asyncio.run(ddl.apply(dsn, ['shop'], report=print, ddl_folder=root / 'ddl',"
+        "asyncio.run(migrate.apply(dsn, ['shop'], report=print, ddl_folder=root / 'ddl',"
         " triggers_folder=root / 'triggers'))"
     )
     processes = [
@@ -93,7 +94,7 @@ async def test_who_waits_for_another_apply_is_told_for_whom(folders: Folders, em
             told.set()
 
     other = await asyncpg.connect(empty_database, server_settings={"application_name": "other apply"})
-    await other.execute(f"select pg_advisory_lock({ddl.LOCK})")
+    await other.execute(f"select pg_advisory_lock({migrate.LOCK})")
     applying = asyncio.create_task(folders.apply(empty_database, report=report))
     await told.wait()
     await other.close()
@@ -243,7 +244,7 @@ async def test_a_file_outside_of_a_transaction_names_its_line_and_can_be_run_aga
         "drop index concurrently if exists shop.goods_id;\n"
         "create unique index concurrently goods_id\n    on shop.goods (id);",
     )
-    with pytest.raises(NotUnique, match=r'"goods_id" in shop/0002_part\.up\.sql, line 3: '):
+    with pytest.raises(DuplicateRows, match=r'"goods_id" in shop/0002_part\.up\.sql, line 3: '):
         await folders.apply(empty_database, "shop")
     assert "shop_0001" == await value(empty_database, "select version_num from shop.alembic_version")
     await execute(empty_database, "truncate shop.goods")
@@ -286,7 +287,7 @@ async def test_a_schema_with_the_applications_own_alembic_history_is_refused(
         "create table public.alembic_version (version_num text);"
         "insert into public.alembic_version values ('ae1027a6acf');",
     )
-    with pytest.raises(ForeignHistory, match="Schema public holds the history of something else") as caught:
+    with pytest.raises(UnknownHistory, match="Schema public holds the history of something else") as caught:
         await folders.apply(empty_database, "shop", schemas={"shop": "public"})
     assert 22 == caught.value.exit_code
 
@@ -341,7 +342,7 @@ async def test_files_that_make_no_history_are_refused(
 ) -> None:
     folders.shop()
     spoil(folders)
-    with pytest.raises(BrokenHistory) as caught:
+    with pytest.raises(InvalidRevisions) as caught:
         await folders.apply(empty_database, "shop")
     assert problem in str(caught.value)
     assert await value(empty_database, "select to_regnamespace('shop') is null")
@@ -417,7 +418,7 @@ async def test_a_schema_is_stale_until_it_is_at_the_newest_revision(folders: Fol
     connection = await asyncpg.connect(empty_database)
 
     async def stale() -> str | None:
-        return await ddl.stale(connection, ["shop"], ddl_folder=folders.ddl)
+        return await migrate.stale(connection, ["shop"], ddl_folder=folders.ddl)
 
     folders.revision("shop", 1, up="create table shop.goods ();")
     assert "schema rowcast is at nothing, not at rowcast_0001" == await stale()
@@ -427,7 +428,7 @@ async def test_a_schema_is_stale_until_it_is_at_the_newest_revision(folders: Fol
     assert await stale() is None
     folders.revision("shop", 2, up="create table shop.more ();")
     assert "schema shop is at shop_0001, not at shop_0002" == await stale()
-    assert ddl.heads(["shop"], schemas={"shop": "test"}, ddl_folder=folders.ddl) == {
+    assert migrate.heads(["shop"], schemas={"shop": "test"}, ddl_folder=folders.ddl) == {
         "rowcast": "rowcast_0001",
         "test": "shop_0002",
     }
@@ -435,5 +436,5 @@ async def test_a_schema_is_stale_until_it_is_at_the_newest_revision(folders: Fol
 
 
 def test_the_bundled_packs_are_known_by_name() -> None:
-    assert "chatgenius" in ddl.bundled()
-    assert "rowcast" not in ddl.bundled()
+    assert "chatgenius" in migrate.bundled()
+    assert "rowcast" not in migrate.bundled()

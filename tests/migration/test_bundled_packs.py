@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from daemon.postgres import ddl
 from daemon.postgres.connect import Connection, Pool
+from daemon.schema import migrate
 from tests.migration.test_offline import replay
 from tests.support.catalog import catalog
 from tests.support.folders import execute, value
 from tests.support.log import leader, until_numbered
 from tests.support.postgres import Server
 
-every_pack = pytest.mark.parametrize("pack", ddl.bundled())
+every_pack = pytest.mark.parametrize("pack", migrate.bundled())
 
 
 def silent(_: str) -> None:
@@ -24,38 +24,38 @@ def silent(_: str) -> None:
 @every_pack
 async def test_down_leaves_nothing_and_up_again_gives_the_same_catalog(pack: str, empty_database: str) -> None:
     schemas = ("rowcast", pack)
-    await ddl.apply(empty_database, [], report=silent)
+    await migrate.apply(empty_database, [], report=silent)
     without = await catalog(empty_database, schemas)
-    await ddl.apply(empty_database, [pack], report=silent)
+    await migrate.apply(empty_database, [pack], report=silent)
     once = await catalog(empty_database, schemas)
     assert without != once
     for _ in range(2):
-        await ddl.rollback(empty_database, pack, report=silent)
+        await migrate.rollback(empty_database, pack, report=silent)
         assert without == await catalog(empty_database, schemas)
-        await ddl.apply(empty_database, [pack], report=silent)
+        await migrate.apply(empty_database, [pack], report=silent)
         assert once == await catalog(empty_database, schemas)
 
 
 @every_pack
 async def test_each_revision_alone_can_be_taken_back_and_done_again(pack: str, empty_database: str) -> None:
     schemas = ("rowcast", pack)
-    await ddl.apply(empty_database, [pack], report=silent)
+    await migrate.apply(empty_database, [pack], report=silent)
     once = await catalog(empty_database, schemas)
-    newest = ddl.heads([pack])[pack]
+    newest = migrate.heads([pack])[pack]
     for number in range(int(newest[-4:]) - 1, 0, -1):
-        await ddl.rollback(empty_database, pack, to=f"{pack}_{number:04}", report=silent)
-        await ddl.apply(empty_database, [pack], report=silent)
+        await migrate.rollback(empty_database, pack, to=f"{pack}_{number:04}", report=silent)
+        await migrate.apply(empty_database, [pack], report=silent)
         assert once == await catalog(empty_database, schemas)
 
 
 async def test_rowcasts_own_schema_goes_without_a_trace(empty_database: str) -> None:
     empty = await catalog(empty_database, ("rowcast",))
-    await ddl.apply(empty_database, [], report=silent)
+    await migrate.apply(empty_database, [], report=silent)
     once = await catalog(empty_database, ("rowcast",))
     for _ in range(2):
-        await ddl.rollback(empty_database, "rowcast", report=silent)
+        await migrate.rollback(empty_database, "rowcast", report=silent)
         assert empty == await catalog(empty_database, ("rowcast",))
-        await ddl.apply(empty_database, [], report=silent)
+        await migrate.apply(empty_database, [], report=silent)
         assert once == await catalog(empty_database, ("rowcast",))
 
 
@@ -67,24 +67,24 @@ async def test_a_log_says_the_same_at_each_of_rowcasts_revisions(database: str, 
     said = await sql.fetch("select * from rowcast.changes order by seq")
     assert 9 == len(said)
     once = await catalog(database, ("rowcast",))
-    newest = ddl.heads([])["rowcast"]
+    newest = migrate.heads([])["rowcast"]
     for number in range(int(newest[-4:]) - 1, 0, -1):
-        await ddl.rollback(database, "rowcast", to=f"rowcast_{number:04}", report=silent)
+        await migrate.rollback(database, "rowcast", to=f"rowcast_{number:04}", report=silent)
         assert said == await sql.fetch("select * from rowcast.changes order by seq")
         purging = sql.transaction()
         await purging.start()
         assert (1, 1) == tuple(await sql.fetchrow("select * from rowcast.purge(10)") or ())
         await purging.rollback()
-        await ddl.apply(database, [], report=silent)
+        await migrate.apply(database, [], report=silent)
         assert said == await sql.fetch("select * from rowcast.changes order by seq")
         assert once == await catalog(database, ("rowcast",))
 
 
 async def test_a_second_apply_of_everything_changes_nothing(empty_database: str) -> None:
-    schemas = ("rowcast", *ddl.bundled())
-    assert (await ddl.apply(empty_database, ddl.bundled(), report=silent)).changed
+    schemas = ("rowcast", *migrate.bundled())
+    assert (await migrate.apply(empty_database, migrate.bundled(), report=silent)).changed
     once = await catalog(empty_database, schemas)
-    assert not (await ddl.apply(empty_database, ddl.bundled(), report=silent)).changed
+    assert not (await migrate.apply(empty_database, migrate.bundled(), report=silent)).changed
     assert once == await catalog(empty_database, schemas)
 
 
@@ -101,10 +101,10 @@ def in_test(pack: str, facts: dict[str, Any], app: str) -> dict[str, Any]:
 
 @every_pack
 async def test_in_another_schema_it_is_the_same_pack(pack: str, empty_database: str, postgres: Server) -> None:
-    await ddl.apply(empty_database, [pack], schemas={pack: "test"}, report=silent)
+    await migrate.apply(empty_database, [pack], schemas={pack: "test"}, report=silent)
     assert await value(empty_database, "select to_regnamespace($1::text) is null", pack)
     async with postgres.database() as other:
-        await ddl.apply(other, [pack], report=silent)
+        await migrate.apply(other, [pack], report=silent)
         there = await catalog(empty_database, ("test",))
         here = await catalog(other, (pack,))
     app = "test_app=" if "test_app=" in str(there) else f"{pack}_app="
@@ -118,27 +118,27 @@ async def test_in_another_schema_it_is_the_same_pack(pack: str, empty_database: 
 @every_pack
 async def test_the_script_builds_what_apply_builds(pack: str, empty_database: str, postgres: Server) -> None:
     script = io.StringIO()
-    ddl.offline([pack], script)
+    migrate.offline([pack], script)
     await replay(empty_database, script.getvalue())
     async with postgres.database() as other:
-        await ddl.apply(other, [pack], report=silent)
+        await migrate.apply(other, [pack], report=silent)
         assert await catalog(other, ("rowcast", pack)) == await catalog(empty_database, ("rowcast", pack))
-    assert not (await ddl.apply(empty_database, [pack], report=silent)).changed
+    assert not (await migrate.apply(empty_database, [pack], report=silent)).changed
 
 
 @every_pack
 async def test_extensions_that_were_there_before_stay(pack: str, empty_database: str) -> None:
     await execute(empty_database, "create extension citext schema public")
-    await ddl.apply(empty_database, [pack], report=silent)
-    await ddl.rollback(empty_database, pack, report=silent)
+    await migrate.apply(empty_database, [pack], report=silent)
+    await migrate.rollback(empty_database, pack, report=silent)
     found = await catalog(empty_database, ())
     assert {"extension citext", "extension plpgsql"} == {name for name in found if name.startswith("extension")}
 
 
 async def test_an_extension_goes_with_the_last_pack_that_wants_it(empty_database: str) -> None:
-    await ddl.apply(empty_database, ["chatgenius"], report=silent)
+    await migrate.apply(empty_database, ["chatgenius"], report=silent)
     await execute(empty_database, "select rowcast.want_extension('another', 'citext')")
-    await ddl.rollback(empty_database, "chatgenius", report=silent)
+    await migrate.rollback(empty_database, "chatgenius", report=silent)
     assert 1 == await value(empty_database, "select count(*) from pg_extension where extname = 'citext'")
     await execute(empty_database, "select rowcast.drop_extensions('another')")
     assert 0 == await value(empty_database, "select count(*) from pg_extension where extname = 'citext'")

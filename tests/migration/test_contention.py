@@ -5,7 +5,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from daemon.postgres.ddl import Blocked
+from daemon.schema.migrate import LockTimeout
 from tests.support.folders import Folders, value
 
 
@@ -24,7 +24,7 @@ async def reader(folders: Folders, empty_database: str) -> asyncpg.Connection:
 async def test_a_revision_that_gets_no_lock_says_who_has_it_and_leaves_the_schema_as_it_was(
     folders: Folders, empty_database: str, reader: asyncpg.Connection
 ) -> None:
-    with pytest.raises(Blocked) as caught:
+    with pytest.raises(LockTimeout) as caught:
         await folders.apply(empty_database, "shop", lock_timeout=2.0, attempts=1)
     assert 19 == caught.value.exit_code
     told = str(caught.value)

@@ -12,20 +12,19 @@ import asyncpg
 import pytest
 
 from daemon.core.errors import OperatorFault
-from daemon.postgres.connect import (
+from daemon.postgres.connect import connect, open_pool
+from daemon.postgres.errors import (
     AuthenticationFailed,
-    BrokenReference,
     ConnectionRefused,
     DatabaseExists,
+    DatabaseTimeout,
+    DuplicateRows,
+    ForeignKeyViolated,
+    InsufficientPrivilege,
     NoSuchDatabase,
-    NotAllowed,
-    NotNow,
-    NotUnique,
-    TimedOut,
+    TemporarilyUnavailable,
     UnknownHost,
-    connect,
     explain,
-    open_pool,
 )
 from tests.support.folders import Folders, execute, value
 
@@ -104,7 +103,7 @@ async def test_an_unknown_host_is_not_tried_again(folders: Folders, monkeypatch:
 async def test_a_server_that_says_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        with pytest.raises(TimedOut) as caught:
+        with pytest.raises(DatabaseTimeout) as caught:
             await connect(f"postgresql://app:hunter2@127.0.0.1:{port}/app", application_name="test", time_limit=0.2)
     assert 19 == caught.value.exit_code
     assert f"No answer from 127.0.0.1:{port} in time" in str(caught.value)
@@ -113,7 +112,7 @@ async def test_a_server_that_says_nothing() -> None:
 async def test_a_role_that_may_not_create_a_schema(folders: Folders, empty_database: str, stranger: str) -> None:
     folders.shop()
     fault = await refusal(folders, stranger, 14)
-    assert isinstance(fault, NotAllowed)
+    assert isinstance(fault, InsufficientPrivilege)
     assert str(fault).startswith("permission denied for database ")
     assert await value(empty_database, "select to_regnamespace('rowcast') is null")
 
@@ -148,7 +147,7 @@ async def test_rows_that_are_there_twice(folders: Folders, empty_database: str) 
     await execute(empty_database, "insert into shop.goods values (1, 'tea of ada'), (2, 'tea of ada')")
     folders.revision("shop", 3, up="create unique index goods_name_key on shop.goods (name);")
     fault = await refusal(folders, empty_database, 17)
-    assert isinstance(fault, NotUnique)
+    assert isinstance(fault, DuplicateRows)
     assert 'could not create unique index "goods_name_key" in shop/0003_part.up.sql: ' in str(fault)
     assert "ada" not in str(fault)
 
@@ -164,7 +163,7 @@ async def test_rows_that_point_to_nothing(folders: Folders, empty_database: str)
         "alter table shop.goods add constraint goods_on_shelf foreign key (id) references shop.shelves;",
     )
     fault = await refusal(folders, empty_database, 18)
-    assert isinstance(fault, BrokenReference)
+    assert isinstance(fault, ForeignKeyViolated)
     assert "goods_on_shelf" in str(fault)
     assert "4711" not in str(fault)
 
@@ -173,7 +172,7 @@ async def test_a_role_with_all_its_connections_in_use(folders: Folders, empty_da
     folders.shop()
     await execute(empty_database, "alter role stranger connection limit 0")
     fault = await refusal(folders, stranger, 19)
-    assert isinstance(fault, NotNow)
+    assert isinstance(fault, TemporarilyUnavailable)
     assert [f"{fault} (attempt 1 failed)"] == folders.heard
 
 
@@ -213,7 +212,7 @@ async def over_tcp(dsn: str) -> AsyncIterator[str]:
 async def test_the_kernel_watches_over_a_tcp_connection(empty_database: str) -> None:
     async with over_tcp(empty_database) as dsn:
         connection = await connect(dsn, application_name="test")
-        pool = await open_pool(dsn, application_name="test", least=1, most=1)
+        pool = await open_pool(dsn, application_name="test", min_size=1, max_size=1)
         async with pool.acquire() as pooled:
             for each in (connection, pooled):
                 peer = each._transport.get_extra_info("socket")  # type: ignore[union-attr]

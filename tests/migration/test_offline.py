@@ -4,7 +4,7 @@ import asyncio
 import io
 import subprocess
 
-from daemon.postgres import ddl
+from daemon.schema import migrate
 from tests.support.catalog import catalog
 from tests.support.folders import Folders, value
 from tests.support.postgres import Server, chosen_binaries
@@ -32,7 +32,9 @@ async def test_the_script_builds_what_apply_builds(folders: Folders, empty_datab
         "create or replace function shop.f() returns int language sql return 1"
     )
     script = io.StringIO()
-    ddl.offline(["shop"], script, schemas={"shop": "test"}, ddl_folder=folders.ddl, triggers_folder=folders.triggers)
+    migrate.offline(
+        ["shop"], script, schemas={"shop": "test"}, ddl_folder=folders.ddl, triggers_folder=folders.triggers
+    )
     await replay(empty_database, script.getvalue())
     async with postgres.database() as other:
         await folders.apply(other, "shop", schemas={"shop": "test"})
@@ -45,6 +47,6 @@ async def test_the_script_builds_what_apply_builds(folders: Folders, empty_datab
 async def test_each_revision_is_a_transaction_of_the_script(folders: Folders) -> None:
     folders.shop()
     script = io.StringIO()
-    ddl.offline(["shop"], script, ddl_folder=folders.ddl, triggers_folder=folders.triggers)
+    migrate.offline(["shop"], script, ddl_folder=folders.ddl, triggers_folder=folders.triggers)
     assert 3 == script.getvalue().count("BEGIN;\n") == script.getvalue().count("COMMIT;\n")
     assert script.getvalue().startswith("-- Rowcast's schema and packs")

@@ -2,9 +2,10 @@
 
 import pytest
 
-from daemon.postgres.connect import DatabaseFault, StillUsed
-from daemon.postgres.ddl import NotReached, StillNeeded
-from daemon.postgres.history import Irreversible, UnknownPack, UnknownRevision
+from daemon.packs import UnknownPack
+from daemon.postgres.errors import DatabaseFault, DependentObjects
+from daemon.schema.migrate import RevisionNotReached, SchemaInUse
+from daemon.schema.revisions import IrreversibleRevision, UnknownRevision
 from tests.support.catalog import catalog
 from tests.support.folders import Folders, execute, value
 
@@ -52,7 +53,7 @@ async def test_a_rollback_does_not_go_forward(folders: Folders, empty_database: 
     folders.revision("shop", 1, up="create table shop.goods ();")
     await folders.apply(empty_database, "shop")
     folders.revision("shop", 2, up="create table shop.more ();")
-    with pytest.raises(NotReached, match="Schema shop is at shop_0001, before shop_0002"):
+    with pytest.raises(RevisionNotReached, match="Schema shop is at shop_0001, before shop_0002"):
         await folders.rollback(empty_database, "shop", to="shop_0002")
 
 
@@ -71,7 +72,7 @@ async def test_without_a_down_file_nothing_is_undone(folders: Folders, empty_dat
     (folders.ddl / "shop" / "0001_part.down.sql").unlink()
     await folders.apply(empty_database, "shop")
     before = await catalog(empty_database, SCHEMAS)
-    with pytest.raises(Irreversible, match=r"shop_0001 .* there is no shop/0001_part\.down\.sql") as caught:
+    with pytest.raises(IrreversibleRevision, match=r"shop_0001 .* there is no shop/0001_part\.down\.sql") as caught:
         await folders.rollback(empty_database, "shop")
     assert 23 == caught.value.exit_code
     assert before == await catalog(empty_database, SCHEMAS)
@@ -94,7 +95,7 @@ async def test_what_somebody_hung_on_a_table_stops_the_rollback_and_is_named(
     folders.shop()
     await folders.apply(empty_database, "shop")
     await execute(empty_database, "create view public.mine as select id from shop.goods")
-    with pytest.raises(StillUsed, match=r"view public\.mine depends on table shop\.goods") as caught:
+    with pytest.raises(DependentObjects, match=r"view public\.mine depends on table shop\.goods") as caught:
         await folders.rollback(empty_database, "shop")
     assert 25 == caught.value.exit_code
     assert await value(empty_database, "select to_regclass('shop.goods') is not null")
@@ -147,7 +148,7 @@ async def test_what_a_trigger_file_left_goes_before_the_first_revision(folders: 
 async def test_rowcasts_own_schema_stays_while_a_pack_needs_it(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await folders.apply(empty_database, "shop", schemas={"shop": "test"})
-    with pytest.raises(StillNeeded, match=r"still needed by shop \(schema test\)") as caught:
+    with pytest.raises(SchemaInUse, match=r"still needed by shop \(schema test\)") as caught:
         await folders.rollback(empty_database, "rowcast")
     assert 24 == caught.value.exit_code
     await folders.rollback(empty_database, "shop", schema="test")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from daemon.files import folder
-from daemon.postgres import sql_files
-from daemon.postgres.sql_files import BadSqlFile, SqlFile
+from daemon.schema import sql_files
+from daemon.schema.sql_files import BadSqlFile, SqlFile
 
 
 def read(tmp_path: Path, text: str, schema: str = "shop") -> SqlFile:

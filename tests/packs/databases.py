@@ -8,8 +8,8 @@ from typing import Any
 import asyncpg
 
 from daemon.packs import bundled
-from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
+from daemon.schema import migrate
 from tests.support.postgres import Server
 
 
@@ -30,7 +30,7 @@ async def undone(
     """A session in a transaction that is rolled back, in the database `name`: every pack, and what `fill` adds."""
 
     async def build(dsn: str) -> None:
-        await ddl.apply(dsn, list(bundled()), report=lambda _: None)
+        await migrate.apply(dsn, list(bundled()), report=lambda _: None)
         async with session(dsn) as connection:
             await fill(connection)
 

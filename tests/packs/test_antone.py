@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 
 from daemon.packs import bundled
 from daemon.packs.antone import Author, PostContent, Reply, ReplyContent, Scores
-from daemon.postgres import ddl, sql_files
-from daemon.postgres.connect import Connection, DatabaseFault
+from daemon.postgres.connect import Connection
+from daemon.postgres.errors import DatabaseFault
+from daemon.schema import migrate, sql_files
 from tests.packs.databases import Events, session, undone
 from tests.support.catalog import catalog, contents
 from tests.support.folders import Folders, value
@@ -1150,7 +1151,7 @@ async def test_the_application_may_do_nothing_beyond_its_rows(app: Connection, s
 async def test_the_application_logs_in_with_a_password_of_its_own_and_is_held_to_its_rights(
     empty_database: str,
 ) -> None:
-    await ddl.apply(empty_database, ["antone"], report=lambda _: None)
+    await migrate.apply(empty_database, ["antone"], report=lambda _: None)
     url = urlsplit(empty_database)
     own = url._replace(netloc="antone_app:sesame@").geturl()
     with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):  # made without a login
@@ -1240,7 +1241,7 @@ async def antone_and_a_broken_revision(tmp_path: Path) -> Folders:
 
 
 async def test_a_migration_that_fails_restores_schema_and_rows_by_itself(empty_database: str, tmp_path: Path) -> None:
-    await ddl.apply(empty_database, ["antone"], report=lambda _: None)
+    await migrate.apply(empty_database, ["antone"], report=lambda _: None)
     async with session(empty_database) as db:
         await db.execute((ROOT / "ddl/antone/demo.sql").read_text())
     schemas = ("rowcast", "antone")
@@ -1253,12 +1254,12 @@ async def test_a_migration_that_fails_restores_schema_and_rows_by_itself(empty_d
 
 
 async def test_a_rollback_takes_the_pack_out_with_its_rows_and_leaves_no_grant(empty_database: str) -> None:
-    await ddl.apply(empty_database, ["antone"], report=lambda _: None)
+    await migrate.apply(empty_database, ["antone"], report=lambda _: None)
     async with session(empty_database) as db:
         await db.execute((ROOT / "ddl/antone/demo.sql").read_text())
-    await ddl.rollback(empty_database, "antone", to="antone_0004", report=lambda _: None)
+    await migrate.rollback(empty_database, "antone", to="antone_0004", report=lambda _: None)
     assert not await value(empty_database, "select has_table_privilege('antone_app', 'antone.posts', 'select')")
-    await ddl.rollback(empty_database, "antone", report=lambda _: None)
+    await migrate.rollback(empty_database, "antone", report=lambda _: None)
     assert await value(empty_database, "select to_regnamespace('antone') is null")
 
 

@@ -16,10 +16,20 @@ from typing import Any
 import asyncpg
 import pytest
 
-from daemon.data import antone
-from daemon.data.antone import CSV, JSON, JSON_GZ, ArchiveRuns, Format, NoArchive, NotReadBack, fingerprint, read_back
-from daemon.postgres import ddl
+from daemon.extensions.antone import archive as antone
+from daemon.extensions.antone.archive import (
+    CSV,
+    JSON,
+    JSON_GZ,
+    ArchiveCorrupt,
+    ArchiveInProgress,
+    ArchiveNotWritable,
+    Format,
+    fingerprint,
+    read_back,
+)
 from daemon.postgres.connect import Connection
+from daemon.schema import migrate
 from daemon.settings import Settings, load
 from tests.packs.databases import session
 from tests.support.catalog import contents
@@ -77,7 +87,7 @@ GONE = {"3", "4", "5", "8"}
 @pytest.fixture
 async def dsn(postgres: Server) -> AsyncIterator[str]:
     async def build(dsn: str) -> None:
-        await ddl.apply(dsn, ["antone"], report=lambda _: None)
+        await migrate.apply(dsn, ["antone"], report=lambda _: None)
 
     async with postgres.database(await postgres.template("antone", build)) as found:
         yield found
@@ -318,7 +328,7 @@ async def test_no_row_is_deleted_whose_file_does_not_read_back(
     save = antone.save
     with monkeypatch.context() as disk:
         disk.setattr(antone, "save", lambda path, data: save(path, damage(data)))
-        with pytest.raises(NotReadBack) as caught:
+        with pytest.raises(ArchiveCorrupt) as caught:
             await run(dsn, tmp_path)
     assert 74 == caught.value.exit_code
     after = await contents(dsn, "antone")
@@ -340,10 +350,10 @@ def test_what_was_written_reads_back_to_the_last_digit_or_not_at_all(tmp_path: P
     assert sha256(data).hexdigest() == read_back(path, form, expected)
     for damaged in (b"", data[:-20], form.encode(texts[:1]), form.encode(texts[::-1]), form.encode([texts[0]] * 2)):
         antone.save(path, damaged)
-        with pytest.raises(NotReadBack):
+        with pytest.raises(ArchiveCorrupt):
             read_back(path, form, expected)
     path.unlink()
-    with pytest.raises(NotReadBack):
+    with pytest.raises(ArchiveCorrupt):
         read_back(path, form, expected)
 
 
@@ -460,7 +470,7 @@ async def test_a_post_that_is_answered_while_the_archive_waits_stays(
 
 async def test_only_one_archive_runs_in_a_database_at_a_time(dsn: str, sql: Connection, tmp_path: Path) -> None:
     await sql.execute("select pg_advisory_lock($1)".replace("$1", str(antone._LOCK)))
-    with pytest.raises(ArchiveRuns) as caught:
+    with pytest.raises(ArchiveInProgress) as caught:
         await run(dsn, tmp_path)
     assert 75 == caught.value.exit_code
 
@@ -470,7 +480,7 @@ async def test_a_directory_that_cannot_be_written_is_one_line_and_costs_no_row(
 ) -> None:
     await sql.execute(OLD)
     (tmp_path / "file").write_text("")
-    with pytest.raises(NoArchive) as caught:
+    with pytest.raises(ArchiveNotWritable) as caught:
         await run(dsn, tmp_path / "file" / "below")
     assert 73 == caught.value.exit_code
     code, output, errors = await command(
@@ -489,7 +499,7 @@ async def test_a_directory_that_cannot_be_written_is_one_line_and_costs_no_row(
 async def test_the_command_line_archives_and_says_so_also_in_another_schema(
     empty_database: str, tmp_path: Path
 ) -> None:
-    await ddl.apply(empty_database, ["antone"], schemas={"antone": "elsewhere"}, report=lambda _: None)
+    await migrate.apply(empty_database, ["antone"], schemas={"antone": "elsewhere"}, report=lambda _: None)
     connection = await asyncpg.connect(empty_database)
     await connection.execute(OLD.replace("antone.", "elsewhere."))
     await connection.close()

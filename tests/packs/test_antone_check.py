@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.postgres import ddl
-from daemon.postgres.connect import Connection, DatabaseFault
-from daemon.postgres.drift import broken_rules
+from daemon.postgres.connect import Connection
+from daemon.postgres.errors import DatabaseFault
+from daemon.schema import migrate
+from daemon.schema.capture_check import check_rules
 from tests.packs.databases import session, undone
 from tests.support.daemon import command
 from tests.support.folders import execute
@@ -25,7 +26,7 @@ async def sql(postgres: Server) -> AsyncIterator[Connection]:
 
 
 async def found(sql: Connection) -> list[str]:
-    return [str(one) for one in await broken_rules(sql, "antone", "antone")]
+    return [str(one) for one in await check_rules(sql, "antone", "antone")]
 
 
 async def test_the_schema_that_the_revisions_make_breaks_no_rule(sql: Connection) -> None:
@@ -156,7 +157,7 @@ async def test_a_table_that_is_gone_is_named_before_all_that_went_with_it(sql: C
 
 
 async def test_what_is_broken_in_another_schema_is_named_there(empty_database: str) -> None:
-    await ddl.apply(empty_database, ["antone"], schemas={"antone": "elsewhere"}, report=lambda _: None)
+    await migrate.apply(empty_database, ["antone"], schemas={"antone": "elsewhere"}, report=lambda _: None)
     options = ("--pack", "antone", "--schema", "elsewhere", "check")
     assert 0 == (await command(*options, DATABASE_URL=empty_database))[0]
     await execute(empty_database, "drop index elsewhere.posts_processed_at_idx")
@@ -166,7 +167,7 @@ async def test_what_is_broken_in_another_schema_is_named_there(empty_database: s
 
 
 async def test_daemon_check_prints_a_line_for_each_problem_and_ends_with_one(empty_database: str) -> None:
-    await ddl.apply(empty_database, ["antone"], report=lambda _: None)
+    await migrate.apply(empty_database, ["antone"], report=lambda _: None)
     assert 0 == (await command("--pack", "antone", "check", DATABASE_URL=empty_database))[0]
     await execute(
         empty_database,
@@ -182,7 +183,7 @@ async def test_daemon_check_prints_a_line_for_each_problem_and_ends_with_one(emp
 
 
 async def test_a_pack_that_is_not_there_yet_is_not_checked(empty_database: str) -> None:
-    await ddl.apply(empty_database, [], report=lambda _: None)
+    await migrate.apply(empty_database, [], report=lambda _: None)
     code, output, _ = await command("--pack", "antone", "check", DATABASE_URL=empty_database)
     assert 1 == code
     assert [
@@ -191,7 +192,7 @@ async def test_a_pack_that_is_not_there_yet_is_not_checked(empty_database: str) 
 
 
 async def test_a_pack_without_a_file_of_rules_breaks_none(sql: Connection, tmp_path: Path) -> None:
-    assert [] == await broken_rules(sql, "chatgenius", "chatgenius", ddl_folder=tmp_path)
+    assert [] == await check_rules(sql, "chatgenius", "chatgenius", ddl_folder=tmp_path)
 
 
 async def test_a_file_of_rules_that_writes_is_stopped_by_the_server(database: str, tmp_path: Path) -> None:
@@ -199,4 +200,4 @@ async def test_a_file_of_rules_that_writes_is_stopped_by_the_server(database: st
     (tmp_path / "chatgenius" / "check.sql").write_text("delete from chatgenius.users returning id, id, id")
     async with session(database) as sql:
         with pytest.raises(DatabaseFault, match=r"in chatgenius/check\.sql: cannot execute DELETE in a read-only"):
-            await broken_rules(sql, "chatgenius", "chatgenius", ddl_folder=tmp_path)
+            await check_rules(sql, "chatgenius", "chatgenius", ddl_folder=tmp_path)

@@ -17,8 +17,8 @@ import pytest
 from daemon.core.change import Change, Kind, Seq, Topic
 from daemon.packs import bundled
 from daemon.packs.asyncops import PACK, SummaryContent
-from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
+from daemon.schema import migrate
 from tests.packs.databases import Events, session, undone
 from tests.support.postgres import Server
 
@@ -1016,7 +1016,7 @@ async def test_archiving_goes_in_batches_oldest_first(world: Connection) -> None
 
 
 async def test_archiving_does_not_wait_for_rows_that_somebody_is_at_work_on(empty_database: str) -> None:
-    await ddl.apply(empty_database, ["asyncops"], report=lambda _: None)
+    await migrate.apply(empty_database, ["asyncops"], report=lambda _: None)
     async with session(empty_database) as first, session(empty_database) as second:
         await small_team(first)
         await old_things(first)
@@ -1088,7 +1088,7 @@ async def test_every_admin_gets_another_password(db: Connection) -> None:
 
 async def test_applying_the_schema_makes_no_account_and_says_no_password(empty_database: str) -> None:
     lines: list[str] = []
-    await ddl.apply(empty_database, ["asyncops"], report=lines.append)
+    await migrate.apply(empty_database, ["asyncops"], report=lines.append)
     async with session(empty_database) as db:
         assert 0 == await count(db, "users")
     assert not any("password" in line for line in lines)
@@ -1136,7 +1136,7 @@ async def test_every_bcrypt_hash_is_taken_for_a_password(db: Connection, version
 
 
 async def test_in_another_schema_the_admins_address_stays_the_same(empty_database: str) -> None:
-    await ddl.apply(empty_database, ["asyncops"], schemas={"asyncops": "elsewhere"}, report=lambda _: None)
+    await migrate.apply(empty_database, ["asyncops"], schemas={"asyncops": "elsewhere"}, report=lambda _: None)
     async with session(empty_database) as db:
         await db.fetch("select elsewhere.create_admin(password_hash => $1)", HASH)
         assert "admin@asyncops.local" == await db.fetchval("select email from elsewhere.users")
@@ -1236,7 +1236,7 @@ async def test_who_may_not_make_the_role_is_warned_and_applies_again_once_it_is_
     plain_owner: str, empty_database: str
 ) -> None:
     lines: list[str] = []
-    await ddl.apply(plain_owner, ["asyncops"], report=lines.append)
+    await migrate.apply(plain_owner, ["asyncops"], report=lines.append)
     assert any("plain_owner may not create the role asyncops_app" in line for line in lines)
     may_read = "select has_table_privilege($1, 'asyncops.users', 'select, insert, update, delete')"
     async with session(empty_database) as db:
@@ -1244,9 +1244,9 @@ async def test_who_may_not_make_the_role_is_warned_and_applies_again_once_it_is_
             await db.execute("create role asyncops_app")
             assert not await db.fetchval(may_read, "asyncops_app")
         await db.execute("alter role asyncops_app_elsewhere rename to asyncops_app")
-        await ddl.apply(plain_owner, ["asyncops"], report=lines.append)
+        await migrate.apply(plain_owner, ["asyncops"], report=lines.append)
         assert await db.fetchval(may_read, "asyncops_app")
-        await ddl.rollback(plain_owner, "asyncops", report=lines.append)
+        await migrate.rollback(plain_owner, "asyncops", report=lines.append)
         await db.execute("alter role asyncops_app rename to asyncops_app_elsewhere")
 
 

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import ValidationError
 
 from daemon.packs.disclosure import Secret
-from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
+from daemon.schema import migrate
 from tests.packs.databases import Events, session, undone
 from tests.support.catalog import catalog
 from tests.support.postgres import Server
@@ -148,7 +148,7 @@ async def committed(postgres: Server) -> AsyncIterator[str]:
     """The DSN of a database of its own that holds the small world."""
 
     async def build(dsn: str) -> None:
-        await ddl.apply(dsn, ["disclosure"], report=lambda _: None)
+        await migrate.apply(dsn, ["disclosure"], report=lambda _: None)
         async with session(dsn) as connection:
             await small_world(connection)
 
@@ -983,14 +983,14 @@ def before(tmp_path: Path) -> dict[str, Path]:
     return {"ddl_folder": tmp_path / "ddl", "triggers_folder": tmp_path / "triggers"}
 
 
-async def migrate(dsn: str, *, ddl_folder: Path | None = None, triggers_folder: Path | None = None) -> None:
-    await ddl.apply(
+async def run_migrations(dsn: str, *, ddl_folder: Path | None = None, triggers_folder: Path | None = None) -> None:
+    await migrate.apply(
         dsn, ["disclosure"], report=lambda _: None, ddl_folder=ddl_folder, triggers_folder=triggers_folder
     )
 
 
 async def roll_back(dsn: str) -> None:
-    await ddl.rollback(dsn, "disclosure", to="disclosure_0001", report=lambda _: None)
+    await migrate.rollback(dsn, "disclosure", to="disclosure_0001", report=lambda _: None)
 
 
 async def old_world(dsn: str) -> None:
@@ -1031,11 +1031,11 @@ INDEX = "select pg_get_indexdef(to_regclass('disclosure.' || $1::text)) as defin
 
 
 async def test_the_migration_adds_retry_columns(empty_database: str, before: dict[str, Path]) -> None:
-    await migrate(empty_database, **before)
+    await run_migrations(empty_database, **before)
     await old_world(empty_database)
     for column in RETRY_COLUMNS:
         assert [] == await fetch(empty_database, COLUMN, column)
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     assert [("integer", "NO", "0")] == [tuple(row) for row in await fetch(empty_database, COLUMN, "retry_count")]
     assert [("timestamp with time zone", "YES", None)] == [
         tuple(row) for row in await fetch(empty_database, COLUMN, "last_retry_at")
@@ -1045,9 +1045,9 @@ async def test_the_migration_adds_retry_columns(empty_database: str, before: dic
 
 
 async def test_the_migration_adds_the_unique_constraint(empty_database: str, before: dict[str, Path]) -> None:
-    await migrate(empty_database, **before)
+    await run_migrations(empty_database, **before)
     assert [None] == [row[0] for row in await fetch(empty_database, INDEX, "idx_disclosure_log_unique")]
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     [row] = await fetch(empty_database, INDEX, "idx_disclosure_log_unique")
     assert (
         "CREATE UNIQUE INDEX idx_disclosure_log_unique ON disclosure.disclosure_log USING btree"
@@ -1056,9 +1056,9 @@ async def test_the_migration_adds_the_unique_constraint(empty_database: str, bef
 
 
 async def test_the_migration_adds_the_batch_query_index(empty_database: str, before: dict[str, Path]) -> None:
-    await migrate(empty_database, **before)
+    await run_migrations(empty_database, **before)
     assert [None] == [row[0] for row in await fetch(empty_database, INDEX, "idx_disclosure_log_batch_fetch")]
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     [row] = await fetch(empty_database, INDEX, "idx_disclosure_log_batch_fetch")
     assert (
         "CREATE INDEX idx_disclosure_log_batch_fetch ON disclosure.disclosure_log USING btree"
@@ -1067,9 +1067,9 @@ async def test_the_migration_adds_the_batch_query_index(empty_database: str, bef
 
 
 async def test_the_migration_handles_existing_duplicates(empty_database: str, before: dict[str, Path]) -> None:
-    await migrate(empty_database, **before)
+    await run_migrations(empty_database, **before)
     await old_world(empty_database)
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     # The newest by time; of two of one time the one that was written last. What is not sent stays.
     rows = await fetch(empty_database, "select id from disclosure.disclosure_log order by id")
     assert [2, 4, 5, 7, 8, 9, 10] == [row["id"] for row in rows]
@@ -1086,9 +1086,9 @@ async def test_the_migration_handles_existing_duplicates(empty_database: str, be
 async def test_whoever_follows_a_secret_hears_of_the_duplicates_that_go(
     empty_database: str, before: dict[str, Path]
 ) -> None:
-    await migrate(empty_database, **before)
+    await run_migrations(empty_database, **before)
     await old_world(empty_database)
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     gone = await fetch(
         empty_database, "select topic, key ->> 'id' as id from rowcast.events where kind = 'delete' order by id"
     )
@@ -1106,7 +1106,7 @@ async def test_nobody_can_add_a_duplicate_while_the_migration_runs(
     empty_database: str, before: dict[str, Path]
 ) -> None:
     """A writer that is there first is waited for; one that comes later waits, and is refused."""
-    await migrate(empty_database, **before)
+    await run_migrations(empty_database, **before)
     await old_world(empty_database)
     add = (
         "insert into disclosure.disclosure_log (id, secret_id, recipient_email, status) values ($1, 125, $2, 'sent')"
@@ -1115,7 +1115,7 @@ async def test_nobody_can_add_a_duplicate_while_the_migration_runs(
         transaction = first.transaction()
         await transaction.start()
         await first.execute(add, 11, TEST)
-        migration = asyncio.create_task(migrate(empty_database))
+        migration = asyncio.create_task(run_migrations(empty_database))
         await until_kept_waiting(first, 1)
         late = asyncio.create_task(second.execute(add, 12, TEST))
         await until_kept_waiting(first, 2)
@@ -1132,17 +1132,17 @@ async def test_a_secret_that_was_there_before_becomes_due_by_the_rule(
     empty_database: str, before: dict[str, Path]
 ) -> None:
     """A job would lose its claim at once on a row whose time the rule corrects."""
-    await migrate(empty_database, **before)
+    await run_migrations(empty_database, **before)
     await old_world(empty_database)
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     rows = await fetch(empty_database, "select next_check_in - last_check_in as silence from disclosure.secrets")
     assert [timedelta(days=30)] * 3 == [row["silence"] for row in rows]
 
 
 async def test_a_rollback_removes_the_new_columns(empty_database: str, before: dict[str, Path]) -> None:
-    await migrate(empty_database, **before)
+    await run_migrations(empty_database, **before)
     await old_world(empty_database)
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     await roll_back(empty_database)
     for column in RETRY_COLUMNS:
         assert [] == await fetch(empty_database, COLUMN, column)
@@ -1154,14 +1154,14 @@ async def test_a_rollback_removes_the_indexes_and_leaves_the_original_state(
 ) -> None:
     """Tables, constraints, indexes, captures, functions, privileges: all is as if it had never been migrated."""
     schemas = ["disclosure", "rowcast"]
-    await migrate(empty_database, **before)
+    await run_migrations(empty_database, **before)
     original = await catalog(empty_database, schemas)
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     migrated = await catalog(empty_database, schemas)
     assert {f"index disclosure.{name}" for name in NEW_INDEXES} <= set(migrated) - set(original)
     await roll_back(empty_database)
     assert original == await catalog(empty_database, schemas)
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     assert migrated == await catalog(empty_database, schemas)
 
 
@@ -1170,23 +1170,23 @@ async def test_a_rollback_of_tables_that_nobody_follows_leaves_them_so(
 ) -> None:
     (before["triggers_folder"] / "disclosure.sql").unlink()
     schemas = ["disclosure", "rowcast"]
-    await migrate(empty_database, **before)
+    await run_migrations(empty_database, **before)
     original = await catalog(empty_database, schemas)
-    await migrate(empty_database, triggers_folder=before["triggers_folder"])
+    await run_migrations(empty_database, triggers_folder=before["triggers_folder"])
     await roll_back(empty_database)
     assert original == await catalog(empty_database, schemas)
 
 
 async def test_capture_goes_on_over_a_rollback_and_a_new_migration(empty_database: str) -> None:
     """What is written at the old revision is told as a record of the old columns, which the model takes."""
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     await fetch(empty_database, "insert into disclosure.users (id, name) values ($1, 'Ann')", ANN)
     await roll_back(empty_database)
     async with session(empty_database) as db:
         due = datetime.fromisoformat("2026-01-31T12:00:00+00:00")
         await insert(db, "secrets", id=123, next_check_in=due)
         await db.execute("update disclosure.secrets set status = 'paused'")
-    await migrate(empty_database)
+    await run_migrations(empty_database)
     await fetch(empty_database, "update disclosure.secrets set status = 'active'")
     told = await fetch(
         empty_database, "select kind::text, record::text from rowcast.events where topic = 'secret:123' order by id"
@@ -1201,8 +1201,10 @@ async def test_capture_goes_on_over_a_rollback_and_a_new_migration(empty_databas
 
 async def test_a_rollback_leaves_tables_that_can_be_written_in_another_schema_too(empty_database: str) -> None:
     elsewhere = {"disclosure": "elsewhere"}
-    await ddl.apply(empty_database, ["disclosure"], report=lambda _: None, schemas=elsewhere)
-    await ddl.rollback(empty_database, "disclosure", to="disclosure_0001", schema="elsewhere", report=lambda _: None)
+    await migrate.apply(empty_database, ["disclosure"], report=lambda _: None, schemas=elsewhere)
+    await migrate.rollback(
+        empty_database, "disclosure", to="disclosure_0001", schema="elsewhere", report=lambda _: None
+    )
     async with session(empty_database) as db:
         await db.execute("insert into elsewhere.users (id, name) values ($1, 'Ann')", ANN)
         await db.execute(

@@ -8,8 +8,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
+from daemon.schema import migrate
 from tests.packs.databases import session
 from tests.packs.unsubscriber import APP, PASSWORD, as_app, give_password, sqlstate_of, unsubscriber
 from tests.support.postgres import Server
@@ -131,7 +131,9 @@ async def test_the_application_logs_in_as_a_role_without_any_attribute_or_member
 
 async def test_the_role_has_no_password_until_the_operator_sets_one(postgres: Server, empty_database: str) -> None:
     async with session(empty_database) as owner:
-        await ddl.apply(empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "fresh"}, report=print)
+        await migrate.apply(
+            empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "fresh"}, report=print
+        )
         role = "fresh_app"
         assert await owner.fetchval("select rolpassword is null from pg_authid where rolname = $1", role) is True
         with pytest.raises(asyncpg.InvalidPasswordError):
@@ -145,7 +147,7 @@ async def test_the_role_has_no_password_until_the_operator_sets_one(postgres: Se
 async def test_applying_again_leaves_the_password_alone(dsn: str) -> None:
     async with session(dsn) as owner:
         before = await owner.fetchval("select rolpassword from pg_authid where rolname = $1", APP)
-        await ddl.apply(dsn, ["email_unsubscribe"], report=lambda _: None)
+        await migrate.apply(dsn, ["email_unsubscribe"], report=lambda _: None)
         assert before == await owner.fetchval("select rolpassword from pg_authid where rolname = $1", APP)
         assert before.startswith("SCRAM-SHA-256$")
 
@@ -333,11 +335,15 @@ async def test_who_may_not_create_roles_is_told_which_one_to_create(postgres: Se
         await owner.execute(f"grant create on database {name} to modest_owner; grant rowcast_capture to modest_owner")
         told: list[str] = []
         modest = as_app(empty_database, "modest_owner")
-        await ddl.apply(modest, ["email_unsubscribe"], schemas={"email_unsubscribe": "modest"}, report=told.append)
+        await migrate.apply(
+            modest, ["email_unsubscribe"], schemas={"email_unsubscribe": "modest"}, report=told.append
+        )
         assert [line for line in told if "Create it (create role modest_app login), then apply again" in line]
         await owner.execute("create role modest_app login")
         told.clear()
-        await ddl.apply(modest, ["email_unsubscribe"], schemas={"email_unsubscribe": "modest"}, report=told.append)
+        await migrate.apply(
+            modest, ["email_unsubscribe"], schemas={"email_unsubscribe": "modest"}, report=told.append
+        )
         assert not [line for line in told if "warning" in line]
         assert await owner.fetchval("select has_table_privilege('modest_app', 'modest.users', 'insert')") is True
 
@@ -347,7 +353,7 @@ async def test_a_role_that_may_do_more_is_warned_of(empty_database: str) -> None
         await owner.execute("drop role if exists mighty_app")
         await owner.execute("create role mighty_app login superuser")
         told: list[str] = []
-        await ddl.apply(
+        await migrate.apply(
             empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "mighty"}, report=told.append
         )
         await owner.execute("alter role mighty_app nosuperuser")

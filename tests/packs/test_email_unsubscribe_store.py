@@ -15,11 +15,20 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
-from daemon.app import NotCurrent
-from daemon.data import email_unsubscribe as data
-from daemon.data.email_unsubscribe import Cipher, Email, NoCipher, Store, Tokens, TokenUnreadable, TooMuchReach
-from daemon.postgres import ddl
-from daemon.postgres.connect import Connection, Contended, DatabaseFault, NotNow
+from daemon.extensions import email_unsubscribe as data
+from daemon.extensions.email_unsubscribe.store import (
+    Cipher,
+    Email,
+    EncryptionUnavailable,
+    ExcessivePrivileges,
+    Store,
+    Tokens,
+    TokenUndecryptable,
+)
+from daemon.postgres.connect import Connection
+from daemon.postgres.errors import DatabaseFault, LockContention, TemporarilyUnavailable
+from daemon.schema import migrate
+from daemon.schema.health import SchemaNotCurrent
 from daemon.settings import BadSettings
 from tests.packs.databases import session
 from tests.packs.unsubscriber import APP, as_app, give_password, unsubscriber, until_gone, until_waiting
@@ -76,7 +85,7 @@ async def pid_of(connection: Connection) -> int:
 async def test_the_schema_is_there_once_the_application_has_started(empty_database: str) -> None:
     async with session(empty_database) as owner:
         assert await owner.fetchval("select to_regnamespace('email_unsubscribe') is null") is True
-        await ddl.apply(empty_database, [], report=lambda _: None)
+        await migrate.apply(empty_database, [], report=lambda _: None)
         await owner.execute(f"do $$ begin create role {APP} login; exception when duplicate_object then null; end $$")
         await give_password(owner)
         async with opened(empty_database, owner_dsn=empty_database) as store:
@@ -85,7 +94,7 @@ async def test_the_schema_is_there_once_the_application_has_started(empty_databa
 
 
 async def test_pending_migrations_are_applied_when_the_application_starts(dsn: str, owner: Connection) -> None:
-    await ddl.rollback(dsn, "email_unsubscribe", to="email_unsubscribe_0002", report=lambda _: None)
+    await migrate.rollback(dsn, "email_unsubscribe", to="email_unsubscribe_0002", report=lambda _: None)
     assert await owner.fetchval("select to_regprocedure('email_unsubscribe.may_read(text,text)')") is None
     async with opened(dsn, owner_dsn=dsn):
         assert "email_unsubscribe_0003" == await owner.fetchval("select * from email_unsubscribe.alembic_version")
@@ -93,8 +102,8 @@ async def test_pending_migrations_are_applied_when_the_application_starts(dsn: s
 
 
 async def test_without_the_owner_a_schema_with_pending_migrations_is_refused(dsn: str) -> None:
-    await ddl.rollback(dsn, "email_unsubscribe", to="email_unsubscribe_0002", report=lambda _: None)
-    with pytest.raises(NotCurrent, match="at email_unsubscribe_0002, not at email_unsubscribe_0003"):
+    await migrate.rollback(dsn, "email_unsubscribe", to="email_unsubscribe_0002", report=lambda _: None)
+    with pytest.raises(SchemaNotCurrent, match="at email_unsubscribe_0002, not at email_unsubscribe_0003"):
         async with opened(dsn):
             pass
 
@@ -120,7 +129,7 @@ async def test_the_command_that_the_unit_offers_for_its_start_applies_what_is_pe
 
 
 async def test_credentials_of_a_superuser_are_refused(dsn: str) -> None:
-    with pytest.raises(TooMuchReach, match=r"it is a superuser.*connect as email_unsubscribe_app"):
+    with pytest.raises(ExcessivePrivileges, match=r"it is a superuser.*connect as email_unsubscribe_app"):
         async with Store.open(dsn, keys=[OLD]):
             pass
 
@@ -145,7 +154,7 @@ async def test_credentials_that_reach_further_than_the_schema_are_refused(
 ) -> None:
     await owner.execute(gives.format(APP))
     try:
-        with pytest.raises(TooMuchReach) as caught:
+        with pytest.raises(ExcessivePrivileges) as caught:
             async with opened(dsn):
                 pass
     finally:
@@ -156,7 +165,9 @@ async def test_credentials_that_reach_further_than_the_schema_are_refused(
 
 async def test_a_store_works_in_another_schema(empty_database: str) -> None:
     async with session(empty_database) as owner:
-        await ddl.apply(empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "other"}, report=print)
+        await migrate.apply(
+            empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "other"}, report=print
+        )
         await give_password(owner, "other_app")
         async with Store.open(as_app(empty_database, "other_app"), keys=[OLD], schema="other") as store:
             await store.record_emails([email(1)])
@@ -238,7 +249,7 @@ async def test_no_model_and_no_error_shows_a_token(store: Store, dsn: str) -> No
         Tokens.model_validate({"access_token": "canary", "expiry": "canary"})
     assert "canary" not in str(caught.value)
     async with opened(dsn, OTHER) as stranger:
-        with pytest.raises(TokenUnreadable, match="No key opens the access_token"):
+        with pytest.raises(TokenUndecryptable, match="No key opens the access_token"):
             await stranger.tokens("gmail")
 
 
@@ -257,7 +268,7 @@ async def test_a_token_that_was_moved_or_altered_in_the_table_is_not_read(
     for account in ("gmail", "other"):
         await store.save_tokens(account, TOKENS)
     await owner.execute(tampering)
-    with pytest.raises(TokenUnreadable):
+    with pytest.raises(TokenUndecryptable):
         await store.tokens("gmail")
 
 
@@ -275,7 +286,7 @@ async def test_the_first_key_encrypts_and_all_of_them_decrypt(dsn: str, store: S
         await both.save_tokens("after", TOKENS)
     async with opened(dsn, NEW) as newest:
         assert await newest.tokens("after") is not None
-        with pytest.raises(TokenUnreadable):
+        with pytest.raises(TokenUndecryptable):
             await newest.tokens("before")
 
 
@@ -302,7 +313,7 @@ async def test_rotation_encrypts_every_token_anew_in_batches(
             found = await newest.tokens(f"account {number}")
             assert found is not None
             assert TOKENS.access_token == found.access_token
-    with pytest.raises(TokenUnreadable):
+    with pytest.raises(TokenUndecryptable):
         await store.tokens("account 0")
 
 
@@ -316,7 +327,7 @@ async def test_a_rotation_that_was_interrupted_goes_on_where_it_is_needed(
         " where account = 'account 2'"
     )
     async with opened(dsn, NEW, OLD) as both:
-        with pytest.raises(TokenUnreadable):
+        with pytest.raises(TokenUndecryptable):
             await both.rotate_token_keys(batch=1)
         await both.save_tokens("account 2", TOKENS)
         assert 1 == await both.rotate_token_keys(batch=1)  # the two before it are done, and it is new
@@ -369,7 +380,7 @@ def test_keys_that_are_none_are_refused_without_a_word_of_them(keys: list[str]) 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.fernet", None)
-    with pytest.raises(NoCipher, match="install Rowcast with the extra email_unsubscribe"):
+    with pytest.raises(EncryptionUnavailable, match="install Rowcast with the extra email_unsubscribe"):
         Cipher([OLD])
 
 
@@ -592,7 +603,7 @@ async def test_it_is_tried_again_after_pauses_that_double(dsn: str) -> None:
     async with opened(dsn, attempts=4) as store:
         set_on_retry_hooks([heard])
         try:
-            with pytest.raises(Contended):
+            with pytest.raises(LockContention):
                 await store.run(refused)
         finally:
             set_on_retry_hooks(())
@@ -628,7 +639,7 @@ async def test_what_will_not_pass_is_not_tried_again(store: Store) -> None:
 
     with pytest.raises(DatabaseFault) as caught:
         await store.run(work)
-    assert not isinstance(caught.value, NotNow)
+    assert not isinstance(caught.value, TemporarilyUnavailable)
     assert 1 == attempts
 
 
@@ -673,7 +684,7 @@ async def test_work_that_was_committed_although_nobody_heard_is_not_done_twice(
 
 async def test_a_retry_is_logged_with_its_reason(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int]] = []
-    monkeypatch.setattr(data, "_told", lambda fault, attempt: told.append((str(fault), attempt)))
+    monkeypatch.setattr(data, "_log_retry", lambda fault, attempt: told.append((str(fault), attempt)))
 
     async def work(connection: Connection) -> None:
         if not told:

@@ -8,8 +8,8 @@ import pytest
 
 from daemon.core.change import Change, Kind, Seq, Topic
 from daemon.packs import NUMBER, SERIAL, ULID, UUID, Pack, Row, bundled
-from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
+from daemon.schema import migrate
 from tests.packs.databases import session
 from tests.support.catalog import catalog
 
@@ -264,31 +264,31 @@ def ignore(line: str) -> None:
 @every_pack
 async def test_up_down_and_up_again_leaves_the_same_catalog(empty_database: str, pack: Pack) -> None:
     schemas = [pack.name, "rowcast"]
-    await ddl.apply(empty_database, [], report=ignore)
+    await migrate.apply(empty_database, [], report=ignore)
     before = await catalog(empty_database, schemas)
-    await ddl.apply(empty_database, [pack.name], report=ignore)
+    await migrate.apply(empty_database, [pack.name], report=ignore)
     up = await catalog(empty_database, schemas)
     assert before != up
-    await ddl.rollback(empty_database, pack.name, report=ignore)
+    await migrate.rollback(empty_database, pack.name, report=ignore)
     assert before == await catalog(empty_database, schemas)
-    await ddl.apply(empty_database, [pack.name], report=ignore)
+    await migrate.apply(empty_database, [pack.name], report=ignore)
     assert up == await catalog(empty_database, schemas)
 
 
 @every_pack
 async def test_every_revision_can_be_rolled_back_and_applied_again(empty_database: str, pack: Pack) -> None:
     schemas = [pack.name, "rowcast"]
-    await ddl.apply(empty_database, [pack.name], report=ignore)
+    await migrate.apply(empty_database, [pack.name], report=ignore)
     up = await catalog(empty_database, schemas)
     for revision in revisions(pack)[-2::-1]:
-        await ddl.rollback(empty_database, pack.name, to=f"{pack.name}_{revision.name[:4]}", report=ignore)
-    await ddl.apply(empty_database, [pack.name], report=ignore)
+        await migrate.rollback(empty_database, pack.name, to=f"{pack.name}_{revision.name[:4]}", report=ignore)
+    await migrate.apply(empty_database, [pack.name], report=ignore)
     assert up == await catalog(empty_database, schemas)
 
 
 @every_pack
 async def test_a_pack_works_in_another_schema(empty_database: str, pack: Pack) -> None:
-    await ddl.apply(empty_database, [pack.name], schemas={pack.name: "elsewhere"}, report=ignore)
+    await migrate.apply(empty_database, [pack.name], schemas={pack.name: "elsewhere"}, report=ignore)
     everything = await catalog(empty_database, ["elsewhere", "rowcast"])
     assert f"schema {pack.name}" not in everything
     assert f"{pack.name}." not in str(everything)

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from daemon.postgres import ddl
 from daemon.postgres.connect import Connection
+from daemon.schema import migrate
 from tests.packs.databases import session
 from tests.support.postgres import Server
 
@@ -30,7 +30,7 @@ async def unsubscriber(postgres: Server) -> AsyncIterator[str]:
     """The DSN of a database of its own with the unsubscriber and ChatGenius, whose application has a password."""
 
     async def build(dsn: str) -> None:
-        await ddl.apply(dsn, ["email_unsubscribe", "chatgenius"], report=lambda _: None)
+        await migrate.apply(dsn, ["email_unsubscribe", "chatgenius"], report=lambda _: None)
         async with session(dsn) as owner:
             await give_password(owner)
 

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from daemon.core.change import Change, Seq
-from daemon.postgres import ddl
+from daemon.embedded.server import EmbeddedPostgres
+from daemon.log.queries import query
+from daemon.log.reader import PgLogReader
+from daemon.log.sequencer import FOLLOWER_LOCK
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
-from daemon.postgres.embed import EmbeddedPostgres
-from daemon.postgres.event_log import PgEventLog
-from daemon.postgres.queries import query
-from daemon.postgres.sequencer import FOLLOWER_LOCK
+from daemon.schema import migrate
 from tests.conftest import ignore
 from tests.support.log import ROWS
 from tests.support.postgres import FAST, Server, chosen_binaries, passable_directory
@@ -104,7 +104,7 @@ class Bench:
 
     async def told(self) -> list[Change]:
         found: list[Change] = []
-        log = PgEventLog(self.pool)
+        log = PgLogReader(self.pool)
         while changes := await log.read(found[-1].seq if found else Seq(0), 1000):
             found += changes
         return found
@@ -146,9 +146,9 @@ Make = Callable[..., Awaitable[Bench]]
 @pytest.fixture
 async def bench(server: Server) -> AsyncIterator[Make]:
     """Makes a bench; given changes to the statement that numbers, that of a mutant."""
-    template = await server.template("chatgenius", partial(ddl.apply, packs=("chatgenius",), report=ignore))
+    template = await server.template("chatgenius", partial(migrate.apply, packs=("chatgenius",), report=ignore))
     async with server.database(template) as dsn:
-        pool = await open_pool(dsn, application_name="test", most=2)
+        pool = await open_pool(dsn, application_name="test", max_size=2)
         connections = [await connect(dsn, application_name=f"writer {number}") for number in range(4)]
         await connections[0].execute(ROWS)
         for connection in connections:
@@ -228,9 +228,9 @@ async def run_program(bench: Bench, number: int, steps: int = 40) -> None:
     await bench.numbering.number()
 
 
-async def run_programs(bench: Bench, most: int) -> set[str]:
+async def run_programs(bench: Bench, limit: int) -> set[str]:
     """Programs until one shows a fault, and what that is."""
-    for number in range(most):
+    for number in range(limit):
         await run_program(bench, number)
         if number % 10 == 9 and (faults := await bench.faults()):
             return faults

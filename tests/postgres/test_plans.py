@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from daemon.app import SESSION
-from daemon.postgres.connect import Connection, Pool, connect, open_pool
-from daemon.postgres.queries import query
+from daemon.log.queries import query
+from daemon.postgres.connect import SESSION, Connection, Pool, connect, open_pool
 from tests.support.log import ROWS as TABLE
 from tests.support.log import leader, until_numbered
 
@@ -17,7 +16,7 @@ ROWS = 20_000
 
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[Pool]:
-    pool = await open_pool(database, application_name="test", most=2)
+    pool = await open_pool(database, application_name="test", max_size=2)
     yield pool
     await pool.close()
 
@@ -79,7 +78,7 @@ HISTORY = 2000
 
 
 @pytest.mark.parametrize(
-    ("name", "prepared", "arguments", "most"),
+    ("name", "prepared", "arguments", "limit"),
     [
         ("changes", "(0, 10)", f"({HISTORY - 50}, 1000)", 60),
         ("changes_of_topics", "(0, 0, '{}', 10, 10)", f"({HISTORY - 50}, {HISTORY}, '{{row:1}}', 100, 1000)", 60),
@@ -89,7 +88,7 @@ HISTORY = 2000
     ],
 )
 async def test_a_plan_that_was_made_when_there_was_nothing_does_not_read_all_that_there_is_since(
-    database: str, pool: Pool, sql: Connection, name: str, prepared: str, arguments: str, most: int
+    database: str, pool: Pool, sql: Connection, name: str, prepared: str, arguments: str, limit: int
 ) -> None:
     await sql.execute(TABLE)
     await sql.execute("vacuum analyze")  # now the planner believes that there is nothing
@@ -111,4 +110,4 @@ async def test_a_plan_that_was_made_when_there_was_nothing_does_not_read_all_tha
         for node in nodes(json.loads(row[0])[0]["Plan"])
         if node.get("Relation Name", "").startswith(("events_", "log_")) and "Index Name" in node
     ]
-    assert 0 < sum(read) <= 2 * most
+    assert 0 < sum(read) <= 2 * limit

@@ -8,13 +8,15 @@ from functools import partial
 
 import pytest
 
-from daemon.app import SESSION, Schema
 from daemon.core.change import Change, Kind, Position, Seq, Topic
-from daemon.postgres.connect import Pool, connect, open_pool
-from daemon.postgres.doorbell import Connect, Doorbell
-from daemon.postgres.event_log import DeadLetters, PgEventLog, PgGrants
-from daemon.postgres.retention import Retention
-from daemon.postgres.sequencer import Sequencer
+from daemon.log.dead_letters import DeadLetters
+from daemon.log.grants import PgGrants
+from daemon.log.notifier import Notifier
+from daemon.log.reader import PgLogReader
+from daemon.log.retention import Retention
+from daemon.log.sequencer import Sequencer
+from daemon.postgres.connect import SESSION, Connect, Pool, connect, open_pool
+from daemon.schema.health import SchemaHealth
 from daemon.settings import Settings
 from tests.faults.harness import dsn_through, socket_of
 from tests.faults.proxy import Proxy
@@ -53,8 +55,8 @@ class Asker:
 
 
 def listener(dsn: str, _: Pool) -> Asker:
-    doorbell = Doorbell(opening(dsn), {"rowcast": asyncio.Event()}, beat_every=0.01, beat_limit=3600)
-    return Asker(doorbell.run, doorbell.listening)
+    notifier = Notifier(opening(dsn), {"rowcast": asyncio.Event()}, beat_every=0.01, beat_limit=3600)
+    return Asker(notifier.run, notifier.listening)
 
 
 def leader(dsn: str, pool: Pool) -> Asker:
@@ -78,15 +80,15 @@ ASKERS: dict[str, Callable[[str, Pool], Asker]] = {
     "purges": lambda dsn, pool: Asker(house(dsn, pool).purge),
     "sweeps": lambda dsn, pool: Asker(house(dsn, pool).sweep),
     "looks for the floor": lambda dsn, pool: Asker(house(dsn, pool).look),
-    "looks at the schemas": lambda _, pool: Asker(Schema(pool, Settings()).look),
-    "reads the head": lambda _, pool: Asker(PgEventLog(pool).head),
-    "reads the log": lambda _, pool: Asker(lambda: PgEventLog(pool).read(Seq(0), 10)),
-    "replays": lambda _, pool: Asker(lambda: PgEventLog(pool).read_topics([TOPIC], Seq(0), Seq(10), 10)),
-    "asks whether it can go on": lambda _, pool: Asker(lambda: PgEventLog(pool).continuity(Position("", Seq(0)))),
+    "looks at the schemas": lambda _, pool: Asker(SchemaHealth(pool, Settings()).refresh),
+    "reads the head": lambda _, pool: Asker(PgLogReader(pool).head),
+    "reads the log": lambda _, pool: Asker(lambda: PgLogReader(pool).read(Seq(0), 10)),
+    "replays": lambda _, pool: Asker(lambda: PgLogReader(pool).read_topics([TOPIC], Seq(0), Seq(10), 10)),
+    "asks whether it can go on": lambda _, pool: Asker(lambda: PgLogReader(pool).continuity(Position("", Seq(0)))),
     "asks for rights": lambda _, pool: Asker(
         lambda: PgGrants(pool, lambda _: "chatgenius").readable_from("u1", TOPIC)
     ),
-    "buries": lambda _, pool: Asker(lambda: DeadLetters(pool).bury([(LETTER, "chatgenius", "why")])),
+    "buries": lambda _, pool: Asker(lambda: DeadLetters(pool).store_dead_letters([(LETTER, "chatgenius", "why")])),
 }
 
 
@@ -95,7 +97,7 @@ ASKERS: dict[str, Callable[[str, Pool], Asker]] = {
 async def test_whoever_waits_for_a_silent_database_stops_when_told_to(database: str, who: str, begun: bool) -> None:
     async with Proxy(socket_of(database)).serving() as proxy:
         dsn = dsn_through(proxy, database)
-        pool = await open_pool(dsn, application_name="test", most=2)
+        pool = await open_pool(dsn, application_name="test", max_size=2)
         asker = ASKERS[who](dsn, pool)
         if not begun:
             proxy.hold()

@@ -7,10 +7,11 @@ from datetime import timedelta
 import pytest
 
 from daemon.core.change import Change, Seq, Topic
+from daemon.log.dead_letters import DeadLetters
+from daemon.log.reader import PgLogReader
+from daemon.log.retention import Retention
+from daemon.log.sequencer import Sequencer
 from daemon.postgres.connect import Connection, Pool, open_pool
-from daemon.postgres.event_log import DeadLetters, PgEventLog
-from daemon.postgres.retention import Retention
-from daemon.postgres.sequencer import Sequencer
 from tests.support.log import leader, until_numbered
 
 NOTES = """
@@ -23,13 +24,13 @@ select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id,room,body}', soft_
 @pytest.fixture
 async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
     await sql.execute(NOTES)
-    pool = await open_pool(database, application_name="test", most=5)
+    pool = await open_pool(database, application_name="test", max_size=5)
     yield pool
     await pool.close()
 
 
 async def everything(pool: Pool) -> list[Change]:
-    return list(await PgEventLog(pool).read(Seq(0), 1000))
+    return list(await PgLogReader(pool).read(Seq(0), 1000))
 
 
 def told(changes: list[Change]) -> list[tuple[str, str, str | None]]:
@@ -79,7 +80,7 @@ async def test_the_content_of_a_row_that_has_moved_is_gone_from_every_topic_it_w
         ("room:b", "insert", None),
         ("room:b", "delete", None),
     ] == told(await everything(pool))
-    found = await PgEventLog(pool).read_topics([Topic("room:a")], Seq(0), Seq(100), 10)
+    found = await PgLogReader(pool).read_topics([Topic("room:a")], Seq(0), Seq(100), 10)
     assert [None, None] == [change.record for change in found]
 
 
@@ -102,10 +103,10 @@ async def test_purging_empties_events_and_letters_of_deleted_rows_and_no_others(
         await sql.execute("insert into app.notes values (1, 'a', 'secret'), (2, 'a', 'open')")
         await until_numbered(pool)
         changes = await everything(pool)
-        await DeadLetters(pool).bury([(change, "app", "too long") for change in changes])
+        await DeadLetters(pool).store_dead_letters([(change, "app", "too long") for change in changes])
         await sql.execute("delete from app.notes where id = 1")
         await until_numbered(pool)
-        await sequencer.gone.wait()
+        await sequencer.deletions.wait()
         await house(pool, sequencer).purge()
         kept = await pool.fetch("select record ->> 'body' as body from rowcast.events order by id")
         letters = await pool.fetch("select record ->> 'body' as body from rowcast.dead_letters order by seq")
@@ -123,7 +124,7 @@ async def test_a_letter_that_is_written_after_the_deletion_holds_no_content(
         read = await everything(pool)  # by a daemon that is about to refuse it
         await sql.execute("delete from app.notes")
         await until_numbered(pool)
-    await DeadLetters(pool).bury([(read[0], "app", "too long")])
+    await DeadLetters(pool).store_dead_letters([(read[0], "app", "too long")])
     assert await pool.fetchval("select record is null from rowcast.dead_letters")
 
 

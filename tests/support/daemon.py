@@ -21,7 +21,7 @@ from websockets.typing import Subprotocol
 from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.auth import Authenticator
 
-END_WITHIN = 30.0  # seconds after which a daemon that should end is given up
+END_TIMEOUT = 30.0  # seconds after which a daemon that should end is given up
 SECRET = "a secret that is only good for tests, and long enough"
 
 Frame = dict[str, Any]
@@ -238,13 +238,13 @@ async def daemon_process(
 async def _end(daemon: Daemon) -> None:
     """End it as an operator would. One that does not end has to say where it hangs, if it has not been stopped."""
     try:
-        async with asyncio.timeout(END_WITHIN):
+        async with asyncio.timeout(END_TIMEOUT):
             await daemon.stop()
     except TimeoutError:
         daemon.process.send_signal(signal.SIGABRT)
         daemon.process.send_signal(signal.SIGCONT)
         with suppress(TimeoutError):
-            async with asyncio.timeout(END_WITHIN):
+            async with asyncio.timeout(END_TIMEOUT):
                 await daemon.process.wait()
         await daemon.stop(signal.SIGKILL)
         raise AssertionError(f"the daemon does not end:\n{daemon.log.read_text()}") from None

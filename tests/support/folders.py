@@ -5,10 +5,10 @@ from typing import Any
 
 import asyncpg
 
-from daemon.postgres import ddl
+from daemon.schema import migrate
 
 REVISION = """
-from daemon.postgres.ddl import run_sql
+from daemon.schema.revisions import run_sql
 
 revision = "{revision}"
 down_revision = {down_revision}
@@ -24,7 +24,7 @@ def downgrade() -> None:
 
 
 class Folders:
-    """Where the tests write packs, and calls of daemon.postgres.ddl that read them from there."""
+    """Where the tests write packs, and calls of daemon.schema.migrate that read them from there."""
 
     def __init__(self, root: Path) -> None:
         self.ddl, self.triggers = root / "ddl", root / "triggers"
@@ -59,13 +59,13 @@ class Folders:
             down="drop index shop.goods_name;\ndrop view shop.names;",
         )
 
-    async def apply(self, dsn: str, *packs: str, **options: Any) -> ddl.Report:
-        """ddl.apply with these folders."""
-        return await ddl.apply(dsn, packs, **self._options(options))
+    async def apply(self, dsn: str, *packs: str, **options: Any) -> migrate.Report:
+        """migrate.apply with these folders."""
+        return await migrate.apply(dsn, packs, **self._options(options))
 
-    async def rollback(self, dsn: str, pack: str, **options: Any) -> ddl.Report:
-        """ddl.rollback with these folders."""
-        return await ddl.rollback(dsn, pack, **self._options(options))
+    async def rollback(self, dsn: str, pack: str, **options: Any) -> migrate.Report:
+        """migrate.rollback with these folders."""
+        return await migrate.rollback(dsn, pack, **self._options(options))
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         folders = {"ddl_folder": self.ddl, "triggers_folder": self.triggers}

@@ -5,9 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from daemon.app import SESSION
-from daemon.postgres.connect import Pool, connect
-from daemon.postgres.sequencer import Hand, Sequencer
+from daemon.log.sequencer import Offer, Sequencer
+from daemon.postgres.connect import SESSION, Pool, connect
 
 ROWS = """
 create schema app;
@@ -24,8 +23,8 @@ async def leader(
     poll_every: float = 0.01,
     *,
     numbers: asyncio.Event | None = None,
-    hand: Hand = lambda _, __: None,
-    most_handed: int = 0,
+    offer: Offer = lambda _, __: None,
+    max_offered: int = 0,
     leads: bool = True,
 ) -> AsyncIterator[Sequencer]:
     """A sequencer that leads, or has only just been started, and is told of no event: it polls."""
@@ -35,8 +34,8 @@ async def leader(
         pool,
         asyncio.Event(),
         numbers or asyncio.Event(),
-        hand,
-        most_handed=most_handed,
+        offer,
+        max_offered=max_offered,
         poll_every=poll_every,
     )
     task = asyncio.create_task(sequencer.run())

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import asyncpg
 
-from daemon.postgres.embed import Binaries, EmbeddedPostgres, find_binaries, installed
+from daemon.embedded.binaries import Binaries, find_binaries, installed
+from daemon.embedded.server import EmbeddedPostgres
 
 FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
 """Settings for a server whose data nobody needs after a power cut."""

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from daemon.postgres.embed import EmbeddedPostgres
+from daemon.embedded.server import EmbeddedPostgres
 from tests.support.postgres import chosen_binaries
 
 

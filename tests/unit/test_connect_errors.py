@@ -10,17 +10,17 @@ import stamina
 
 from daemon.core.errors import OperatorFault
 from daemon.postgres import connect
-from daemon.postgres.connect import (
+from daemon.postgres.connect import retry
+from daemon.postgres.errors import (
     TRANSIENT,
     BadDatabaseUrl,
     ConnectionRefused,
-    Contended,
     DatabaseFault,
-    NotNow,
+    LockContention,
+    TemporarilyUnavailable,
     UnknownHost,
     address_of,
     explain,
-    retry,
 )
 
 SECRET = "hunter2"
@@ -189,9 +189,9 @@ class Flaky:
 
 @pytest.mark.usefixtures("no_pause")
 async def test_what_passes_is_tried_again_and_told_each_time() -> None:
-    work, told = Flaky(NotNow("starts"), ConnectionRefused("no")), []
+    work, told = Flaky(TemporarilyUnavailable("starts"), ConnectionRefused("no")), []
     assert "done" == await retry(work, on_retry=lambda fault, attempt: told.append((type(fault), attempt)))
-    assert [(NotNow, 1), (ConnectionRefused, 2)] == told
+    assert [(TemporarilyUnavailable, 1), (ConnectionRefused, 2)] == told
 
 
 async def test_what_does_not_pass_is_raised_at_once() -> None:
@@ -203,15 +203,15 @@ async def test_what_does_not_pass_is_raised_at_once() -> None:
 
 @pytest.mark.usefixtures("no_pause")
 async def test_the_last_attempt_raises_what_it_met() -> None:
-    work, told = Flaky(*(NotNow(str(n)) for n in range(5))), []
-    with pytest.raises(NotNow, match="2"):
+    work, told = Flaky(*(TemporarilyUnavailable(str(n)) for n in range(5))), []
+    with pytest.raises(TemporarilyUnavailable, match="2"):
         await retry(work, attempts=3, on_retry=lambda _, attempt: told.append(attempt))
     assert [1, 2] == told
 
 
 async def test_a_caller_chooses_what_is_tried_again() -> None:
-    with pytest.raises(NotNow):
-        await retry(Flaky(NotNow("x")), on=(Contended,))
+    with pytest.raises(TemporarilyUnavailable):
+        await retry(Flaky(TemporarilyUnavailable("x")), on=(LockContention,))
 
 
 def test_every_fault_is_the_operators() -> None:

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 import pytest
 from pydantic import ValidationError
 
+from daemon.commands.up import a_topic
 from daemon.core.change import Change, Kind, Seq, Topic
 from daemon.packs import Date, JsonObject, Pack, Row, Serial, Timestamp, Ulid, bundled
-from daemon.up import a_topic
 
 ID = "01JH000000MSG0000000000001"
 OTHER_ID = "01JH000000CHAN00000GENERA1"

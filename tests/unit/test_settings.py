@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from daemon.core.errors import OperatorFault
+from daemon.extensions.email_unsubscribe.store import token_keys
 from daemon.packs import bundled
 from daemon.settings import SECRET_BYTES, VARIABLES, Address, BadSettings, Settings, load
 
@@ -261,14 +262,14 @@ KEYS = ["b25lIGtleSBvZiB0aGlydHktdHdvIGJ5dGVzLCBubyA=", "YW5vdGhlciBrZXkgb2YgdGh
 
 def test_several_token_keys_may_lie_in_a_file_the_newest_first(bare: Path) -> None:
     (bare / "keys").write_text("\n".join(KEYS) + "\n")
-    assert KEYS == load(token_keys_file="keys").require_token_keys()
-    assert KEYS == load(token_keys=" ".join(KEYS)).require_token_keys()
+    assert KEYS == token_keys(load(token_keys_file="keys"))
+    assert KEYS == token_keys(load(token_keys=" ".join(KEYS)))
 
 
 def test_token_keys_may_be_a_credential_of_systemd(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bare / "token_keys").write_text(KEYS[0])
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(bare))
-    assert KEYS[:1] == load().require_token_keys()
+    assert KEYS[:1] == token_keys(load())
 
 
 @pytest.mark.parametrize("keys", ["canary", KEYS[0][:-4], f"{KEYS[0]} canary", "b25l", "ä" * 44])
@@ -288,7 +289,7 @@ def test_token_keys_in_two_places_are_one_too_many(problems: Problems) -> None:
 
 def test_missing_token_keys_are_a_fault_that_names_the_variables() -> None:
     with pytest.raises(BadSettings, match="set ROWCAST_TOKEN_KEYS_FILE, or ROWCAST_TOKEN_KEYS"):
-        load().require_token_keys()
+        token_keys(load())
 
 
 def test_token_keys_are_not_shown_and_not_handed_to_other_processes() -> None:

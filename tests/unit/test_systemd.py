@@ -18,8 +18,8 @@ from daemon.settings import Settings
 from daemon.systemd import alive, listen_fds, notify, watchdog_interval
 
 UNIT = folder("systemd") / "rowcast.service"
-OLDEST = 250  # the first systemd-analyze that can judge a unit by its file alone
-MOST_EXPOSED = 1.5  # of 10, as `systemd-analyze security` counts; a unit that hardens nothing has more than 9
+MIN_MAJOR_VERSION = 250  # the first systemd-analyze that can judge a unit by its file alone
+MAX_EXPOSED = 1.5  # of 10, as `systemd-analyze security` counts; a unit that hardens nothing has more than 9
 
 
 @pytest.fixture
@@ -170,10 +170,12 @@ def analyzed(*command: str | Path) -> tuple[int, str]:
 def without_systemd(capsys: pytest.CaptureFixture[str]) -> bool:
     """Is there no systemd-analyze? Then it is said, and the tests look at what they can see for themselves."""
     version = analyzed("--version")[1].split() if shutil.which("systemd-analyze") else ["systemd", "0"]
-    if int(version[1]) >= OLDEST:
+    if int(version[1]) >= MIN_MAJOR_VERSION:
         return False
     with capsys.disabled():
-        sys.stdout.write(f" (no systemd-analyze {OLDEST} or newer here: the unit is read, but not verified) ")
+        sys.stdout.write(
+            f" (no systemd-analyze {MIN_MAJOR_VERSION} or newer here: the unit is read, but not verified) "
+        )
     return True
 
 
@@ -192,7 +194,7 @@ def test_the_unit_leaves_little_to_attack(installed: Path, without_systemd: bool
         assert ["strict"] == hardening["Service.ProtectSystem"]
         assert [""] == hardening["Service.CapabilityBoundingSet"]
         return
-    threshold = f"--threshold={MOST_EXPOSED * 10:.0f}"
+    threshold = f"--threshold={MAX_EXPOSED * 10:.0f}"
     code, told = analyzed("security", "--offline=true", threshold, "--no-pager", installed)
     assert 0 == code, told
 

@@ -3,7 +3,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
-from daemon.core.hub import End, Hub
+from daemon.core.hub import Hub, RightEnd
 from tests.unit.core.test_wire import a_change
 
 
@@ -41,7 +41,7 @@ def a_hub(seq: int = 10) -> Hub:
 
 
 def publish(hub: Hub, *changes: Change, covers: Iterable[Topic] = ()) -> tuple[int, int]:
-    ends = [End(change.seq, change.ends, lambda topic: topic != "other") for change in changes if change.ends]
+    ends = [RightEnd(change.seq, change.ends, lambda topic: topic != "other") for change in changes if change.ends]
     return hub.publish(changes, Position("e", changes[-1].seq), lambda _: covers, ends)
 
 
@@ -274,7 +274,7 @@ def a_limit(seq: int, topic: str, ends: Right | None = None) -> Change:
 
 
 def publish_limits(hub: Hub, *changes: Change) -> None:
-    ends = [End(change.seq, change.ends, lambda _: True) for change in changes if change.ends]
+    ends = [RightEnd(change.seq, change.ends, lambda _: True) for change in changes if change.ends]
     hub.publish(changes, Position("e", changes[-1].seq), lambda change: {change.topic} & {*hub.topics}, ends)
 
 

@@ -4,11 +4,11 @@ from daemon.core import wire
 from daemon.core.change import Position, Seq, Topic
 from daemon.core.errors import BadJson
 from daemon.core.session import (
-    MOST_TOPICS,
+    MAX_TOPICS,
     Action,
     Authenticate,
     Authorize,
-    End,
+    CloseConnection,
     Follow,
     Phase,
     Say,
@@ -33,7 +33,9 @@ def a_live_session(since: Position | None = None) -> Session:
 def codes(actions: list[Action]) -> list[str | int]:
     """The error codes that are said and the close codes, in order."""
     return [
-        json.loads(a.payload)["code"] if isinstance(a, Say) else a.code for a in actions if isinstance(a, Say | End)
+        json.loads(a.payload)["code"] if isinstance(a, Say) else a.code
+        for a in actions
+        if isinstance(a, Say | CloseConnection)
     ]
 
 
@@ -125,7 +127,7 @@ def test_a_right_that_ends_after_it_was_looked_up_grants_nothing() -> None:
 
 def test_the_number_of_topics_is_bounded() -> None:
     session = a_live_session()
-    for number in range(MOST_TOPICS):
+    for number in range(MAX_TOPICS):
         receive(session, b'{"op": "subscribe", "topic": "t%d"}' % number)
     assert codes(receive(session, b'{"op": "subscribe", "topic": "one more"}'.replace(b" m", b"_m"))) == [
         "too_many_topics"

@@ -106,10 +106,10 @@ class Client:
             self.line.cut()
             self._hung_up()
 
-    def receive(self, most: int) -> int:
+    def receive(self, limit: int) -> int:
         """Process what has come in; returns how many frames that was."""
         count = 0
-        while self.line is not None and self.line.inbox and count < most:
+        while self.line is not None and self.line.inbox and count < limit:
             self._process(self.line.inbox.popleft())
             count += 1
         if self.line is not None and self.line.over:

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from daemon.core.change import Change, Position, Seq, Topic
-from daemon.core.hub import End, Follower, Hub
-from daemon.core.ports import EventLog
+from daemon.core.hub import Follower, Hub, RightEnd
+from daemon.core.ports import LogReader
 from daemon.core.session import Follow
-from daemon.flow.attend import Client
-from daemon.flow.pump import Pump
-from daemon.flow.served import Served
+from daemon.delivery.client import Client
+from daemon.delivery.pack_router import PackRouter
+from daemon.delivery.pump import Pump
 from tests.unit.model.postgres import Entry, Event, Fresh, Snapshot, by_snapshot_difference
 
 
@@ -33,7 +33,7 @@ class Design:
     purges: bool = True
     waits_for_place: bool = True
     hub: type[ModelHub] = ModelHub
-    served: type[Served] = Served
+    router: type[PackRouter] = PackRouter
     client: type[Client] = Client
     pump: type[Pump] = Pump
 
@@ -55,10 +55,10 @@ def by_event_id(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Se
     return sorted(by_snapshot_difference(visible, last, now, log), key=lambda event: event.id)
 
 
-class RightsAreForEver(Served):
+class RightsAreForEver(PackRouter):
     """Who once was allowed to subscribe hears everything."""
 
-    def ends(self, changes: Iterable[Change]) -> list[End]:
+    def ends(self, changes: Iterable[Change]) -> list[RightEnd]:
         return []
 
 
@@ -77,7 +77,7 @@ class FromTheHead(Client):
 
     async def _resume(self, follow: Follow) -> None:
         assert follow.since is not None
-        head = Position(follow.since.epoch, self._desk.hub.position.seq)
+        head = Position(follow.since.epoch, self._context.hub.position.seq)
         if head.seq <= follow.since.seq:
             await super()._resume(follow)
             return
@@ -134,7 +134,7 @@ class NeverLooksBack(Pump):
 class TakesWhatComes(Pump):
     """What the leader hands over is delivered, whatever was delivered before."""
 
-    def hand(self, after: Seq, changes: Sequence[Change]) -> None:
+    def offer(self, after: Seq, changes: Sequence[Change]) -> None:
         if self.started.is_set():
             self._publish(changes)
 
@@ -145,18 +145,18 @@ class BelievesTheClient(Client):
     __slots__ = ()
 
     async def _resume(self, follow: Follow) -> None:
-        asked = self._desk
-        self._desk = replace(asked, event_log=_Trusting(asked.event_log))
+        asked = self._context
+        self._context = replace(asked, log_reader=_Trusting(asked.log_reader))
         try:
             await super()._resume(follow)
         finally:
-            self._desk = asked
+            self._context = asked
 
 
 class _Trusting:
-    def __init__(self, event_log: EventLog) -> None:
-        self._log = event_log
-        self.head, self.read, self.read_topics = event_log.head, event_log.read, event_log.read_topics
+    def __init__(self, log_reader: LogReader) -> None:
+        self._log = log_reader
+        self.head, self.read, self.read_topics = log_reader.head, log_reader.read, log_reader.read_topics
 
     async def continuity(self, since: Position) -> str | None:
         return None
@@ -172,7 +172,7 @@ MUTANTS = {
         (Design("a naive cursor", fresh=past_a_cursor), {"I7"}),
         (Design("the horizon of xmin", fresh=below_a_horizon), {"I2"}),
         (Design("the order of event ids", fresh=by_event_id), {"whole"}),
-        (Design("rights are looked up once", served=RightsAreForEver), {"I4"}),
+        (Design("rights are looked up once", router=RightsAreForEver), {"I4"}),
         (Design("rights that end while they are looked up", hub=NobodyNotes), {"I4"}),
         (Design("rights reach back to the beginning", client=FromBeforeTheRight), {"I4"}),
         (Design("rights outlive a break", client=NeverAsksAgain), {"I4", "I7"}),

@@ -17,7 +17,7 @@ from tests.unit.model.postgres import Transaction
 from tests.unit.model.world import TOPICS, USERS, World
 
 ROWS = (1, 2, 3)
-MOST_OPEN = 3
+MAX_OPEN = 3
 SEARCHES = 10
 
 rows, topics, users = st.sampled_from(ROWS), st.sampled_from(TOPICS), st.sampled_from(range(len(USERS)))
@@ -89,7 +89,7 @@ class Lives(RuleBasedStateMachine):
         postgres.write(slow, second if swapped else first, topic)
         self._commit(slow)
 
-    @precondition(lambda self: len(self.open) < MOST_OPEN)
+    @precondition(lambda self: len(self.open) < MAX_OPEN)
     @rule(row=rows, topic=topics, early=yes_or_no)
     def open_transaction(self, row: int, topic: Topic, early: bool) -> None:
         tx = self.world.postgres.begin(early=early)
@@ -196,9 +196,9 @@ class Lives(RuleBasedStateMachine):
         for client in self.world.clients:
             self.world.receive(client)
 
-    @rule(user=users, most=few)
-    def receive(self, user: int, most: int) -> None:
-        self.world.receive(self.world.clients[user], most)
+    @rule(user=users, limit=few)
+    def receive(self, user: int, limit: int) -> None:
+        self.world.receive(self.world.clients[user], limit)
 
     @rule()
     def pass_time(self) -> None:
@@ -226,11 +226,11 @@ class Lives(RuleBasedStateMachine):
 
     # Clients come and go.
 
-    @rule(user=users, number=daemons, most=few, reading=yes_or_no)
-    def come_back(self, user: int, number: int, most: int, reading: bool) -> None:
+    @rule(user=users, number=daemons, limit=few, reading=yes_or_no)
+    def come_back(self, user: int, number: int, limit: int, reading: bool) -> None:
         """A client reads a little, loses its line, and goes on at some daemon."""
         client = self.world.clients[user]
-        self.world.receive(client, most)
+        self.world.receive(client, limit)
         self.world.connect(client, self.world.daemons[number])
         if reading:
             self.world.receive(client)
@@ -354,7 +354,7 @@ def lose_what_was_seen(design: Design) -> None:
         lives.restart(number=0)
         lives.crash_after_a_flow(row=1, other=1, topic=TOPICS[0], flush=False, lost=0, number=0)
         lives.crash(lost=1, elected=False)
-        lives.come_back(user=0, number=0, most=0, reading=False)
+        lives.come_back(user=0, number=0, limit=0, reading=False)
         lives.restart(number=0)
     finally:
         lives.teardown()

@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 from daemon.core.change import Change, Kind, Position, Seq, Topic
-from daemon.core.errors import GrantsUnavailable, LogForgotten, LogUnavailable, RowcastError
-from daemon.core.farewells import Farewells
-from daemon.flow.attend import Client as Attendant
-from daemon.flow.attend import Desk
-from daemon.flow.recent import OVERHEAD, Recent
-from daemon.flow.replay import PatientHistory
+from daemon.core.close_history import CloseHistory
+from daemon.core.errors import GrantsUnavailable, LogTruncated, LogUnavailable, RowcastError
+from daemon.delivery.client import Client as ClientHandler
+from daemon.delivery.client import ClientContext
+from daemon.delivery.log_cache import OVERHEAD, LogCache
+from daemon.delivery.replay import RetryingLogReader
 from daemon.packs import Pack, Row
 from tests.unit.model.client import Client, Violation
 from tests.unit.model.designs import Design
@@ -30,7 +30,7 @@ USERS = ("ada", "bob", "eve")
 CHUNK = 3
 QUEUE_BYTES = 700  # more than a few frames that wait to be read make a client slow
 RECENT_BYTES = 6 * OVERHEAD
-MOST_ROUNDS = 100
+MAX_ROUNDS = 100
 T = TypeVar("T")
 
 
@@ -137,7 +137,7 @@ class Link:
 
 
 class ModelLog:
-    """The EventLog port, statement for statement like the real one."""
+    """The LogReader port, statement for statement like the real one."""
 
     def __init__(self, postgres: Postgres, link: Link) -> None:
         self._postgres = postgres
@@ -147,18 +147,18 @@ class ModelLog:
         found: Position = await self._ask(self._postgres.head)
         return found
 
-    async def read(self, after: Seq, most: int) -> Sequence[Change]:
-        return await self._read(None, most, after, None)
+    async def read(self, after: Seq, limit: int) -> Sequence[Change]:
+        return await self._read(None, limit, after, None)
 
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Sequence[Change]:
-        changes = await self._read(topics, most, after, upto)
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Sequence[Change]:
+        changes = await self._read(topics, limit, after, upto)
         if await self._ask(lambda: self._postgres.state.floor) > after:
-            raise LogForgotten
+            raise LogTruncated
         return changes
 
-    async def _read(self, topics: Collection[Topic] | None, most: int, after: int, upto: int | None) -> list[Change]:
-        found = await self._ask(lambda: self._rows(self._postgres.entries(after, upto, topics)[:most]))
-        if len(found) == most and found[-1][1] > found[-1][0].seq:
+    async def _read(self, topics: Collection[Topic] | None, limit: int, after: int, upto: int | None) -> list[Change]:
+        found = await self._ask(lambda: self._rows(self._postgres.entries(after, upto, topics)[:limit]))
+        if len(found) == limit and found[-1][1] > found[-1][0].seq:
             cut, end = found[-1][0].seq, found[-1][1]
             found = found + await self._ask(lambda: self._rows(self._postgres.entries(cut, end, topics)))
         return [change for change, _ in found]
@@ -215,7 +215,7 @@ class Line:
         self.rights: dict[Topic, int] = {}  # by which right a topic was allowed
         self.closed = False
         self.gone = False
-        self.attendant: Attendant | None = None
+        self.handler: ClientHandler | None = None
         self._told: dict[Topic, Position] = {}
         self._transactions: dict[Topic, set[str]] = {}
         self._since: Position | None = None
@@ -236,7 +236,7 @@ class Line:
                 self._since = Position.parse(frame["since"])
                 self._seen = Position.parse(frame["seen"]) if "seen" in frame else None
             text = json.dumps(frame).encode()
-            self.daemon.world.run(lambda: self.attended().received(text))
+            self.daemon.world.run(lambda: self.attended().message_received(text))
 
     def cut(self) -> None:
         self.inbox.clear()
@@ -252,9 +252,9 @@ class Line:
 
     # What the gateway does.
 
-    def attended(self) -> Attendant:
-        assert self.attendant is not None
-        return self.attendant
+    def attended(self) -> ClientHandler:
+        assert self.handler is not None
+        return self.handler
 
     def end(self) -> None:
         if not self.gone:
@@ -262,7 +262,7 @@ class Line:
             for future, _ in self._drains:
                 if not future.done():
                     future.set_result(None)
-            self.attended().lost(None)
+            self.attended().connection_lost(None)
             self.daemon.lines.pop(self.user, None)
 
     def write(self, frames: bytes) -> int:
@@ -390,23 +390,25 @@ class Daemon:
     def __post_init__(self) -> None:
         world = self.world
         self.link = Link(world)
-        self.bell = asyncio.Event()
+        self.wakeup = asyncio.Event()
         self.hub = world.design.hub(encode=lambda payload: payload + b"\n")
-        served = world.design.served({"app": PACK})
-        event_log = ModelLog(world.postgres, self.link)
-        self.recent = recent = Recent(event_log, RECENT_BYTES)
-        self.pump = pump = world.design.pump(event_log, self.bell, self.hub, served, recent, _bury, chunk=CHUNK)
-        self.desk = Desk(
+        router = world.design.router({"app": PACK})
+        log_reader = ModelLog(world.postgres, self.link)
+        self.log_cache = log_cache = LogCache(log_reader, RECENT_BYTES)
+        self.pump = pump = world.design.pump(
+            log_reader, self.wakeup, self.hub, router, log_cache, _store_dead_letters, chunk=CHUNK
+        )
+        self.context = ClientContext(
             hub=self.hub,
-            event_log=recent,
-            history=PatientHistory(recent, pump.reads.wait),
+            log_reader=log_cache,
+            history=RetryingLogReader(log_cache, pump.reads.wait),
             grants=ModelGrants(self, self.link),
-            served=served,
+            router=router,
             authenticate=_Claims,
             reached=pump.reached if world.design.waits_for_place else _at_once,
             encode=lambda payload: payload + b"\n",
             silence=lambda: 0.0,
-            farewells=Farewells(),
+            close_history=CloseHistory(),
             clock=lambda: world.now,
             heartbeat=20.0,
             schema="model",
@@ -419,13 +421,13 @@ class Daemon:
 
     def accept(self, user: str) -> Line:
         line = Line(self, user)
-        line.attendant = self.world.design.client(self.desk, line)
+        line.handler = self.world.design.client(self.context, line)
         self.lines[user] = line
         return line
 
     def ring(self) -> None:
         """Tell it that the log has grown."""
-        self.world.run(self.bell.set)
+        self.world.run(self.wakeup.set)
 
     def tick(self) -> None:
         """Let time pass until the next heartbeat."""
@@ -442,7 +444,7 @@ class Daemon:
         self.world.run()
 
 
-async def _bury(letters: object) -> None:
+async def _store_dead_letters(letters: object) -> None:
     """The dead letters of this model have no reader."""
 
 
@@ -517,7 +519,7 @@ class World:
         before = self.leader.last_seq
         changes = self.postgres.number(self.leader)
         if changes and self.leading is not None:
-            self.run(partial(self.leading.pump.hand, Seq(before), changes))
+            self.run(partial(self.leading.pump.offer, Seq(before), changes))
         for daemon in self.daemons:
             self.run(daemon.link.batch)
 
@@ -535,7 +537,7 @@ class World:
         """What is old goes, and every daemon learns of it."""
         self.postgres.drop_segments()
         for daemon in self.daemons:
-            daemon.recent.forget(Seq(self.postgres.state.floor))
+            daemon.log_cache.forget(Seq(self.postgres.state.floor))
 
     # Clients.
 
@@ -543,10 +545,10 @@ class World:
         client.cut()
         client.connect(daemon.accept(client.user))
 
-    def receive(self, client: Client, most: int = 1_000_000) -> int:
+    def receive(self, client: Client, limit: int = 1_000_000) -> int:
         """Let a client read; returns how many frames it has read."""
         count = 0
-        while count < most and client.receive(1):
+        while count < limit and client.receive(1):
             count += 1
             if isinstance(client.line, Line):
                 client.line.read()
@@ -616,7 +618,7 @@ class World:
         while busy:
             busy, rounds = False, rounds + 1
             self.pass_time()
-            if rounds > MOST_ROUNDS:
+            if rounds > MAX_ROUNDS:
                 raise Violation("I7", "it never comes to rest")
             for daemon in self.daemons:
                 while daemon.link.waiting:

@@ -1,0 +1,1 @@
+"""The command line: arguments to one call. What a verb does is in daemon/commands and the extensions."""

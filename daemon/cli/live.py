@@ -1,0 +1,59 @@
+"""Verbs about a running daemon: up, tail, token."""
+
+import re
+from pathlib import Path
+
+import click
+
+from daemon.cli.options import Options, data_dir_option, run
+
+
+@click.command()
+@data_dir_option("Default: the user's state folder.")
+@click.option("--listen", metavar="HOST:PORT", help="Default 127.0.0.1:8787.")
+@click.option("--demo/--no-demo", default=True, help="Sample data, sample tokens and a small bot that writes.")
+@click.pass_obj
+def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: bool) -> None:
+    """First run: find or start Postgres, apply the DDL, load sample data, serve."""
+    from daemon.commands.up import up
+
+    options = options.having(data_dir=data_dir, listen=listen)
+    options = options.quiet()
+    run(options.settings, up(options.settings, demo=demo))
+
+
+@click.command()
+@click.argument("topic")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--since", metavar="POSITION", help="From this position on (default: from now).")
+@data_dir_option("Of the `daemon up` to follow.")
+@click.pass_obj
+def tail(options: Options, *, topic: str, as_json: bool, since: str | None, data_dir: Path | None) -> None:
+    """Follow TOPIC in the terminal, straight from the log."""
+    from daemon.commands.tail import tail
+
+    settings = options.having(data_dir=data_dir).quiet().local_settings
+    run(settings, tail(settings, topic, as_json=as_json, since=since))
+
+
+@click.command()
+@click.option("--user", required=True, metavar="ID", help="Whose token: the `sub` of the token.")
+@click.option("--ttl", default="1h", metavar="TIME", help="How long it is good: 90s, 15m, 1h, 7d (default 1h).")
+@data_dir_option("Where `daemon up` keeps its secret.")
+@click.pass_obj
+def token(options: Options, *, user: str, ttl: str, data_dir: Path | None) -> None:
+    """Print a development token."""
+    from daemon.gateway.auth import Authenticator
+
+    settings = options.having(data_dir=data_dir).local_settings
+    try:
+        click.echo(Authenticator(settings.require_secret()).issue(user, _seconds(ttl)))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--user") from None
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
+    if not found or int(found[1]) == 0:
+        raise click.BadParameter("write 90s, 15m, 1h or 7d", param_hint="--ttl")
+    return int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]

@@ -1,0 +1,95 @@
+"""The command `daemon`: its own options, and its verbs. Errors become one line and an exit code."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daemon import __version__, extensions
+from daemon.cli.data import backup, seed
+from daemon.cli.dead_letters import dead_letters
+from daemon.cli.live import tail, token, up
+from daemon.cli.options import Options, configure_logs, run
+from daemon.cli.schema import apply, check, rollback
+from daemon.core.errors import OperatorFault, RowcastError, fault_in
+from daemon.logs import get_logger
+
+
+class _Faults(click.Group):
+    """Ends with one line and the fault's own exit code where the operator can mend it."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except (OperatorFault, ExceptionGroup) as error:
+            fault = fault_in(error)
+            if fault is None:
+                raise
+            click.echo(f"daemon: {fault}", err=True)
+            ctx.exit(fault.exit_code)
+
+
+@click.group(cls=_Faults, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rowcast")
+@click.option("--apply-ddl", is_flag=True, help="Apply Rowcast's schema, the packs and their triggers; then exit.")
+@click.option("--sql", is_flag=True, help="With --apply-ddl: print the SQL instead of running it.")
+@click.option("--pack", "packs", multiple=True, metavar="NAME", help="A pack to apply or serve, or all; repeatable.")
+@click.option("--schema", metavar="NAME", help="The schema that the pack lives in (default: its name).")
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A TOML file.")
+@click.option("--database-url", metavar="URL", help="Better in the environment: a command line is visible to all.")
+@click.option("--listen", metavar="HOST:PORT", help="Where clients connect (default 127.0.0.1:8787).")
+@click.option("--workers", metavar="N", help="How many processes serve, one for each core (default 1).")
+@click.pass_context
+def cli(
+    ctx: click.Context,
+    *,
+    apply_ddl: bool,
+    sql: bool,
+    packs: tuple[str, ...],
+    schema: str | None,
+    config: Path | None,
+    database_url: str | None,
+    listen: str | None,
+    workers: str | None,
+) -> None:
+    """Rowcast: from a committed row in Postgres to every subscribed client.
+
+    Without a command it serves. `daemon up` is the way to try it.
+    """
+    ctx.obj = options = Options(config, {}).having(
+        packs=packs or None, schema=schema, database_url=database_url, listen=listen, workers=workers
+    )
+    if sql and not apply_ddl:
+        raise click.UsageError("--sql goes with --apply-ddl")
+    if ctx.invoked_subcommand is not None:
+        if apply_ddl:
+            raise click.UsageError("--apply-ddl stands alone, without a command")
+        return
+    if apply_ddl:
+        apply(options.settings, offline=sql)
+    elif options.settings.workers == 1:
+        from daemon.app import serve
+
+        run(options.settings, serve(options.settings))
+    else:
+        from daemon.supervisor import supervise
+
+        configure_logs(options.settings)
+        sys.exit(supervise(options.settings))
+
+
+for _verb in (up, seed, rollback, check, backup, token, tail, dead_letters, *extensions.commands()):
+    cli.add_command(_verb)
+
+
+def main() -> None:
+    """Run the command line. What nobody foresaw is logged with its traceback, and ends with 70."""
+    try:
+        cli()
+    except (click.Abort, RowcastError) as error:
+        click.echo(f"daemon: {error}", err=True)
+        sys.exit(1)
+    except Exception:  # noqa: BLE001 - the last one to see it
+        get_logger().exception("internal_error")
+        sys.exit(70)

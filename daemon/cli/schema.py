@@ -1,0 +1,75 @@
+"""Verbs about the schemas: apply, rollback, check."""
+
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daemon.cli.options import Options, configure_logs, data_dir_option, report, run
+from daemon.settings import Settings
+
+
+def apply(settings: Settings, *, offline: bool) -> None:
+    """Apply the DDL, or print it."""
+    from daemon.schema import migrate
+
+    if offline:
+        configure_logs(settings)
+        migrate.offline(settings.packs, sys.stdout, schemas=settings.schemas)
+        return
+    run(
+        settings,
+        migrate.apply(
+            settings.require_dsn(),
+            settings.packs,
+            schemas=settings.schemas,
+            lock_timeout=settings.lock_timeout,
+            attempts=settings.connect_attempts,
+            report=report,
+        ),
+    )
+
+
+@click.command()
+@click.argument("pack")
+@click.option("--to", metavar="REV", help="The revision to stop at (default: before the first).")
+@click.pass_obj
+def rollback(options: Options, *, pack: str, to: str | None) -> None:
+    """Run the down files of PACK in reverse order."""
+    from daemon.schema import migrate
+
+    settings = options.settings
+    run(
+        settings,
+        migrate.rollback(
+            settings.require_dsn(),
+            pack,
+            to=to,
+            schema=settings.schema_name or pack,
+            lock_timeout=settings.lock_timeout,
+            attempts=settings.connect_attempts,
+            report=report,
+        ),
+    )
+
+
+@click.command()
+@data_dir_option("Of the `daemon up` to check.")
+@click.pass_obj
+def check(options: Options, *, data_dir: Path | None) -> None:
+    """Say what is wrong with the schemas and the captures; 1 if anything is."""
+    from daemon.schema.health import check
+
+    settings = options.having(data_dir=data_dir).quiet().local_settings
+    run(settings, _print_problems(check(settings)))
+
+
+async def _print_problems(checking: Coroutine[Any, Any, tuple[list[str], int]]) -> None:
+    problems, watched = await checking
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        sys.exit(1)
+    click.echo(f"nothing has drifted: {watched} tables are watched")

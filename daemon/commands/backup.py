@@ -1,0 +1,144 @@
+"""A backup of the whole database, as SQL that psql runs in an empty one; pg_dump makes it."""
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar, Final
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from daemon import files
+from daemon.core.errors import OperatorFault
+from daemon.embedded.binaries import installed
+from daemon.postgres.connect import connect
+from daemon.settings import Settings
+
+# Inserts, since any client can run them; `copy` is a matter between pg_dump and psql.
+_OPTIONS: Final = ("--format=plain", "--inserts", "--rows-per-insert=1000", "--no-password")
+_END: Final = b"-- PostgreSQL database dump complete"
+_TAIL: Final = 4096  # bytes of the end of a file, in which that line is
+
+
+class NoPgDump(OperatorFault):
+    """There is no pg_dump {major} or newer on this machine: install the client programs of PostgreSQL {major}."""
+
+    exit_code: ClassVar[int] = 69
+
+    def __init__(self, major: int) -> None:
+        self.major = major
+
+
+class BackupNotWritable(OperatorFault):
+    """{path} cannot be written ({reason}): choose another file."""
+
+    exit_code: ClassVar[int] = 73
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+
+
+class DumpFailed(OperatorFault):
+    """There is no backup: {reason}"""
+
+    exit_code: ClassVar[int] = 74
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+async def backup(settings: Settings, path: Path, *, report: Callable[[str], None]) -> None:
+    """Write the database to a new file, which only its owner may read, and say how large it is.
+
+    The file is there once it is whole. Raises an OperatorFault.
+    """
+    dsn = settings.require_dsn()
+    connection = await connect(dsn, application_name="rowcast backup", attempts=settings.connect_attempts)
+    major = connection.get_server_version().major
+    await connection.close()
+    program, environment = await _pg_dump(major)
+    url, password = without_password(dsn)
+    given = {name: value for name, value in settings.as_environment().items() if name.startswith("PG")}
+    try:
+        _begin(path)
+        command = [str(program), f"--dbname={url}", f"--file={files.partial_path(path)}", *_OPTIONS]
+        await _run(command, {**given, **environment, **({"PGPASSWORD": password} if password else {})})
+        if not _is_whole(files.partial_path(path)):
+            raise DumpFailed("pg_dump has not come to its end")
+        files.commit_partial(path)
+        size = _size(path)
+    except OSError as error:
+        raise BackupNotWritable(path, error.strerror or str(error)) from None
+    finally:
+        with suppress(OSError):
+            files.partial_path(path).unlink()
+    report(f"{path}: {size} bytes")
+
+
+def without_password(dsn: str) -> tuple[str, str | None]:
+    """A database URL as it may stand in a list of processes, and the password that was in it."""
+    url = urlsplit(dsn)
+    account, at, hosts = url.netloc.rpartition("@")
+    user, _, password = account.partition(":")
+    options = parse_qsl(url.query)
+    in_query = [value for name, value in options if name == "password"]
+    kept = urlencode([(name, value) for name, value in options if name != "password"])
+    found = unquote(password) or next(iter(in_query), None)
+    return url._replace(netloc=f"{user}{at}{hosts}", query=kept).geturl(), found
+
+
+async def _pg_dump(least: int) -> tuple[Path, Mapping[str, str]]:
+    """A pg_dump that knows a server of this major version, and its environment. Raises NoPgDump."""
+    for program, environment in _candidates():
+        with suppress(OSError, DumpFailed):
+            version = re.search(r"\d+", await _run([str(program), "--version"], environment))
+            if version and int(version[0]) >= least:
+                return program, environment
+    raise NoPgDump(least)
+
+
+def _candidates() -> Iterator[tuple[Path, Mapping[str, str]]]:
+    for binaries in installed():
+        yield binaries.bindir / "pg_dump", binaries.environment()
+    if on_path := shutil.which("pg_dump"):  # where there are clients and no server
+        yield Path(on_path), {"PATH": os.defpath}
+
+
+async def _run(command: list[str], environment: Mapping[str, str]) -> str:
+    """Its output. Raises OSError, and DumpFailed with what it said last."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        lines = errors.decode(errors="replace").strip().splitlines()
+        raise DumpFailed(next((line for line in lines if "error" in line), f"it ended with {process.returncode}"))
+    return output.decode(errors="replace")
+
+
+def _begin(path: Path) -> None:
+    """Have an empty file, ours, before anything is written to it. Raises NoBackup and OSError."""
+    if path.exists():
+        raise BackupNotWritable(path, "it is there already")
+    os.close(files.create_partial(path))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _is_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        return _END in file.read()

@@ -1,0 +1,111 @@
+"""What `daemon dead-letters` does: list, show, replay and drop changes that their row model refused."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import ClassVar, Final
+
+import click
+
+from daemon.core.errors import OperatorFault
+from daemon.log import dead_letters
+from daemon.log.dead_letters import Selection
+from daemon.postgres.connect import SESSION, Connection, Record, connect
+from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, address_of, explain
+from daemon.schema.health import SchemaNotCurrent
+from daemon.settings import Settings
+
+_REFUSALS: Final = {
+    "forgotten": "its event is no longer in the log, and nobody can say what became of its row",
+    "gone": "its row has been deleted since",
+    "changed": "its row has changed since",
+}
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class StaleDeadLetters(OperatorFault):
+    """{refused} of the dead letters would tell what is no longer true, as said above: drop them."""
+
+    exit_code: ClassVar[int] = 38
+
+    def __init__(self, refused: int) -> None:
+        self.refused = refused
+
+
+async def show_list(settings: Settings, selection: Selection, *, as_json: bool) -> None:
+    """Print one line for each letter, without its record, the newest last. Raises an OperatorFault."""
+    async with _database(settings) as connection:
+        for letter in await dead_letters.find(connection, selection):
+            click.echo(_visible(letter["json"]) if as_json else line(letter))
+
+
+def line(letter: Record) -> str:
+    """One letter as a person reads it: when, which number it had, what happened to which row, and what is wrong."""
+    parts = [
+        click.style(letter["at"], dim=True),
+        f"{letter['seq']:>9}",
+        f"{letter['pack']}.{letter['table_name']}",
+        _visible(letter["topic"]),
+        click.style(letter["kind"], bold=True),
+        _visible(letter["key"]),
+        click.style(_visible(letter["reason"]), fg="red"),
+    ]
+    return " ".join(parts)
+
+
+def _visible(text: str) -> str:
+    """The same on one line that no terminal obeys."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+async def show(settings: Settings, seq: int) -> None:
+    """Print all of one letter, its record included, as JSON. Raises an OperatorFault."""
+    async with _database(settings) as connection:
+        whole = await dead_letters.fetch(connection, seq)
+    click.echo("\n".join(map(_visible, whole.split("\n"))))
+
+
+async def replay(settings: Settings, selection: Selection) -> None:
+    """Replay the selected changes, and print how many. Raises an OperatorFault.
+
+    Stale changes stay, each with a line that says why; then this ends with StaleDeadLetters.
+    """
+    async with _database(settings) as connection:
+        replayed, refusals = await dead_letters.replay(connection, selection)
+    for seq, table, reason in refusals:
+        click.echo(f"{seq} of {table} stays: {_REFUSALS[reason]}", err=True)
+    click.echo(f"replayed {_counted(replayed)}")
+    if refusals:
+        raise StaleDeadLetters(len(refusals))
+
+
+async def drop(settings: Settings, selection: Selection) -> None:
+    """Delete the selected letters, and print how many. Raises an OperatorFault."""
+    async with _database(settings) as connection:
+        dropped = await dead_letters.drop(connection, selection)
+    click.echo(f"dropped {_counted(dropped)}")
+
+
+def _counted(number: int) -> str:
+    return f"{number} dead letter{'' if number == 1 else 's'}"
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Connection]:
+    """A connection for the block. Raises an OperatorFault for what goes wrong with it there."""
+    dsn = settings.require_dsn()
+    connection = await connect(
+        dsn,
+        application_name="rowcast dead-letters",
+        server_settings=SESSION,
+        attempts=settings.connect_attempts,
+    )
+    try:
+        yield connection
+    except DRIVER_ERRORS as error:
+        fault = explain(error, address=address_of(dsn))
+        if isinstance(fault, DatabaseFault) and fault.sqlstate in ("3F000", "42P01"):
+            raise SchemaNotCurrent("there are no dead letters in this database") from None
+        raise fault from None
+    finally:
+        connection.terminate()

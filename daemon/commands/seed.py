@@ -1,0 +1,47 @@
+"""The packs' sample data, for whoever tries them out or develops with them; never in production."""
+
+from typing import ClassVar
+
+from daemon.core.errors import OperatorFault
+from daemon.files import folder
+from daemon.postgres.connect import Connection, connect
+from daemon.postgres.errors import DRIVER_ERRORS, explain
+from daemon.schema import sql_files
+from daemon.settings import Settings
+
+
+class SeedRefused(OperatorFault):
+    """Sample data has no place in production: leave it out (--no-demo), or correct ROWCAST_ENVIRONMENT."""
+
+    exit_code: ClassVar[int] = 35
+
+
+def statements(settings: Settings, name: str) -> list[str]:
+    """The text of this file of each chosen pack that has one, for the schema that the pack lives in."""
+    return [
+        sql_files.read(path, pack=pack, schema=schema).text
+        for pack, schema in settings.schemas.items()
+        if (path := folder("ddl") / pack / name).is_file()
+    ]
+
+
+async def seed(settings: Settings) -> list[dict[str, str]]:
+    """Load the sample data, all of it or nothing.
+
+    Returns the sample users, each with `id` and `name`. Raises InProduction and a DatabaseFault.
+    """
+    if settings.environment == "production":
+        raise SeedRefused
+    connection: Connection = await connect(
+        settings.require_dsn(), application_name="rowcast seed", attempts=settings.connect_attempts
+    )
+    try:
+        async with connection.transaction():
+            for statement in statements(settings, "demo.sql"):
+                await connection.execute(statement)
+        rows = [row for text in statements(settings, "demo_users.sql") for row in await connection.fetch(text)]
+    except DRIVER_ERRORS as error:
+        raise explain(error, place=" in the sample data") from None
+    finally:
+        await connection.close()
+    return [{"id": row["id"], "name": row["name"]} for row in rows]

@@ -1,0 +1,126 @@
+"""Follow a topic in the terminal, straight from the log: no token, no websocket, just the database."""
+
+import asyncio
+from contextlib import suppress
+from functools import partial
+from typing import ClassVar
+
+import click
+
+from daemon.core import wire
+from daemon.core.change import CONTENT, Change, Kind, Position, Topic
+from daemon.core.errors import BadPosition, LogTruncated, LogUnavailable, LogUnreadable, OperatorFault
+from daemon.log.notifier import Notifier
+from daemon.log.reader import PgLogReader
+from daemon.postgres.connect import SESSION, connect, open_pool
+from daemon.settings import Settings
+
+COLOURS = {
+    Kind.INSERT: "green",
+    Kind.UPDATE: "yellow",
+    Kind.DELETE: "red",
+    Kind.RESTORE: "cyan",
+    Kind.LEAVE: "magenta",
+    Kind.TRUNCATE: "red",
+    Kind.LOST: "red",
+    Kind.LIMIT: "red",
+}
+WIDEST = 160  # characters of a record on one line; --json shows all of it
+
+
+class CannotResume(OperatorFault):
+    """The log cannot be followed from there ({reason}): leave --since out."""
+
+    exit_code: ClassVar[int] = 43
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def line(change: Change) -> str:
+    """One change as a person reads it: when, where it stands, what happened to which row."""
+    record = change.record or ""
+    if len(record) > WIDEST:
+        record = f"{record[:WIDEST]}… ({len(record):,} characters)"
+    parts = [
+        click.style(change.at[11:23], dim=True),
+        f"{change.seq:>9}",
+        click.style(f"{change.kind.value:8}", fg=COLOURS[change.kind], bold=True),
+        change.table,
+        change.key,
+        click.style(f"[{', '.join(change.changed)}]", dim=True) if change.changed else "",
+        record,
+    ]
+    return " ".join(filter(None, parts))
+
+
+async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | None) -> None:
+    """Print the topic's changes as they come, until interrupted. Raises an OperatorFault."""
+    dsn = settings.require_dsn()
+    pool = await open_pool(dsn, application_name="rowcast tail", server_settings=SESSION, max_size=1)
+    log_reader = PgLogReader(pool, settings.transaction_changes)
+    try:
+        position = await _begin(log_reader, since)
+    except LogUnavailable as error:
+        raise LogUnreadable(error.reason) from None
+    wakeup = asyncio.Event()
+    notifier = Notifier(
+        partial(connect, dsn, application_name="rowcast tail", server_settings=SESSION, attempts=1),
+        {"rowcast_log": wakeup},
+        beat_every=settings.beat_every,
+        beat_limit=settings.beat_limit,
+    )
+    listening = asyncio.create_task(notifier.run())
+    stale = False
+    try:
+        while True:
+            wakeup.clear()
+            try:
+                position = await _print_new(log_reader, Topic(topic), position, as_json=as_json)
+                if stale:
+                    click.echo("daemon: The log is read again.", err=True)
+                stale = False
+            except LogUnavailable as error:
+                if not stale:
+                    click.echo(f"daemon: {error} What follows may come late.", err=True)
+                stale = True
+            # Not wait_for: in Python 3.11 it can swallow a cancellation.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(settings.poll_every):
+                    await wakeup.wait()
+    finally:
+        listening.cancel()
+        pool.terminate()
+
+
+async def _begin(log_reader: PgLogReader, since: str | None) -> Position:
+    if since is None:
+        return await log_reader.head()
+    try:
+        position = Position.parse(since)
+    except BadPosition as error:
+        raise CannotResume(str(error)) from None
+    reason = await log_reader.continuity(position)
+    if reason is not None:
+        raise CannotResume(reason)
+    return position
+
+
+async def _print_new(log_reader: PgLogReader, topic: Topic, position: Position, *, as_json: bool) -> Position:
+    """Print what came after `position`; returns where that ends."""
+    head = await log_reader.head()
+    seq = position.seq
+    while seq < head.seq:
+        try:
+            changes = await log_reader.read_topics([topic], seq, head.seq, 1000)
+        except LogTruncated as error:
+            click.echo(f"daemon: {error} What lies between is left out.", err=True)
+            return head
+        for change in changes:
+            if change.record is None and change.kind in CONTENT:
+                continue  # the row has been deleted since
+            click.echo(wire.change(change).decode() if as_json else line(change))
+        if len(changes) < 1000:
+            break
+        seq = changes[-1].seq
+    return head

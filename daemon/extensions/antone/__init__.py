@@ -1,0 +1,1 @@
+"""What the pack antone brings beside its rows: archiving."""

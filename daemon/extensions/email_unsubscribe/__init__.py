@@ -1,0 +1,1 @@
+"""What the pack email_unsubscribe brings beside its rows: a data layer."""

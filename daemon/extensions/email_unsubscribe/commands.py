@@ -1,0 +1,26 @@
+"""The verb `rotate-token-keys`."""
+
+from typing import Final
+
+import click
+
+from daemon.extensions import CommandOptions
+from daemon.settings import Settings
+
+
+@click.command("rotate-token-keys")
+@click.pass_obj
+def rotate_token_keys(options: CommandOptions) -> None:
+    """Encrypt the OAuth tokens of email_unsubscribe under the first of the keys."""
+    settings = options.quiet().settings
+    options.run(settings, _rotate(settings))
+
+
+async def _rotate(settings: Settings) -> None:
+    from daemon.extensions.email_unsubscribe.store import rotate_token_keys
+
+    renewed = await rotate_token_keys(settings)
+    click.echo(f"the tokens of {renewed} account{'' if renewed == 1 else 's'} were encrypted anew")
+
+
+COMMANDS: Final = (rotate_token_keys,)

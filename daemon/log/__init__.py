@@ -1,0 +1,1 @@
+"""The log as Postgres keeps it: sequencing, reading, rights, dead letters, retention."""

@@ -1,0 +1,118 @@
+"""The LISTEN connection: it hears the rings, proves that it hears, and comes back when it does not."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+
+from daemon import metrics
+from daemon.log.queries import query
+from daemon.logs import get_logger
+from daemon.postgres.backoff import backoff_delay
+from daemon.postgres.connect import Connect
+from daemon.postgres.errors import DATABASE_ERRORS, describe
+
+log = get_logger()
+
+
+class Notifier:
+    """Sets an event for each ring of its channel.
+
+    `bells`: channel -> the event to set. Every `beat_every` seconds a beat goes through Postgres and back;
+    without an echo for `beat_limit` seconds the connection is given up and opened again. After every LISTEN all
+    bells are rung once: what came before it is not known here. What a backend rings of which `is_own` is true is not
+    heard: whoever sent it knows already.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        wakeups: Mapping[str, asyncio.Event],
+        *,
+        is_own: Callable[[int], bool] = lambda _: False,
+        beat_every: float = 5.0,
+        beat_limit: float = 15.0,
+    ) -> None:
+        self._connect = connect
+        self._wakeups = wakeups
+        self._is_own = is_own
+        self._beat_every = beat_every
+        self._beat_limit = beat_limit
+        self._echoed_at = float("-inf")
+        self.listening = asyncio.Event()
+        self.backend_pid: int | None = None
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last echo of a beat; infinite before the first."""
+        return time.monotonic() - self._echoed_at
+
+    @property
+    def is_healthy(self) -> bool:
+        """Is the connection proven to hear?"""
+        return self.listening.is_set() and self.silence < self._beat_limit
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        attempt = 0
+        while True:
+            try:
+                await self._listen()
+            except DATABASE_ERRORS as error:
+                if self.listening.is_set():
+                    attempt = 0
+                    log.warning("listener_lost", reason=describe(error))
+                elif attempt == 0:
+                    log.warning("listener_lost", reason=describe(error))
+            finally:
+                self.listening.clear()
+                self.backend_pid = None
+                metrics.LISTENER_CONNECTED.set(0)
+            await asyncio.sleep(backoff_delay(attempt))
+            attempt += 1
+
+    def _rung(self, wakeup: asyncio.Event, _: object, pid: int, *__: object) -> None:
+        if not self._is_own(pid):
+            wakeup.set()
+
+    async def _listen(self) -> None:
+        """One connection's life. Returns or raises one of DATABASE_ERRORS when it is over."""
+        connection = await self._connect()
+        try:
+            echo, ended = asyncio.Event(), asyncio.Event()
+
+            def end(_: object) -> None:
+                ended.set()
+                echo.set()  # nobody waits for an echo any more
+
+            connection.add_termination_listener(end)
+            self.backend_pid = connection.get_server_pid()
+            beat_channel = f"rowcast_beat_{self.backend_pid}"
+            async with asyncio.timeout(self._beat_limit):
+                await connection.add_listener(beat_channel, lambda *_: echo.set())
+                for channel, wakeup in self._wakeups.items():
+                    await connection.add_listener(channel, partial(self._rung, wakeup))
+            while not ended.is_set():
+                echo.clear()
+                async with asyncio.timeout(self._beat_limit - self._beat_every):
+                    row = await connection.fetchrow(query("send_heartbeat"), beat_channel)
+                    await echo.wait()
+                if ended.is_set():
+                    break
+                self._echoed_at = time.monotonic()
+                if row is not None:
+                    metrics.QUEUE_USAGE.set(row["usage"])
+                if not self.listening.is_set():
+                    self.listening.set()
+                    metrics.LISTENER_CONNECTED.set(1)
+                    log.info("listener_connected", backend_pid=self.backend_pid)
+                    for wakeup in self._wakeups.values():
+                        wakeup.set()
+                # Not wait_for: in Python 3.11 it can swallow a cancellation.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._beat_every):
+                        await ended.wait()
+            raise ConnectionResetError
+        finally:
+            connection.terminate()  # close() would wait for a peer that may be gone

@@ -1,0 +1,7 @@
+"""The statements of queries.sql."""
+
+from pathlib import Path
+
+from daemon.postgres.queries import Queries
+
+query = Queries(Path(__file__).with_suffix(".sql"))

@@ -1,0 +1,234 @@
+"""What the driver's errors mean to the operator: one fault for each thing that can be done about them."""
+
+import errno
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Final
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from daemon.core.errors import OperatorFault
+
+
+class DatabaseFault(OperatorFault):
+    """The database refused it{place}: {reason} (SQLSTATE {sqlstate})."""
+
+    exit_code: ClassVar[int] = 20
+
+    def __init__(self, reason: str = "", *, sqlstate: str = "", address: str = "", place: str = "") -> None:
+        self.reason, self.sqlstate, self.address, self.place = reason, sqlstate, address, place
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())  # one line, also where the server's message has several
+
+
+class Unreachable(DatabaseFault):
+    """{address} cannot be reached ({reason}): correct the database URL, or open the way to it."""
+
+    exit_code = 10
+
+
+class ConnectionRefused(Unreachable):
+    """Nothing answers at {address} ({reason}): start Postgres there, or correct the database URL."""
+
+
+class AuthenticationFailed(DatabaseFault):
+    """{reason}: correct user and password in the database URL, or admit this user in pg_hba.conf."""
+
+    exit_code = 11
+
+
+class UnknownHost(DatabaseFault):
+    """The host of {address} is not known ({reason}): correct the database URL, or the name service."""
+
+    exit_code = 12
+
+
+class NoSuchDatabase(DatabaseFault):
+    """{reason}: create it (createdb), or correct the database URL."""
+
+    exit_code = 13
+
+
+class InsufficientPrivilege(DatabaseFault):
+    """{reason}{place}: grant that right, or connect as a role that has it."""
+
+    exit_code = 14
+
+
+class DatabaseExists(DatabaseFault):
+    """{reason}: use it as it is, or choose another name."""
+
+    exit_code = 15
+
+
+class ObjectExists(DatabaseFault):
+    """{reason}{place}: rename or drop what is there, or choose another schema with --schema."""
+
+    exit_code = 16
+
+
+class DuplicateRows(DatabaseFault):
+    """{reason}{place}: remove the duplicate rows, then try again."""
+
+    exit_code = 17
+
+
+class ForeignKeyViolated(DatabaseFault):
+    """{reason}{place}: mend the rows that point to nothing, then try again."""
+
+    exit_code = 18
+
+
+class TemporarilyUnavailable(DatabaseFault):
+    """The database cannot serve at the moment ({reason}){place}: try again later."""
+
+    exit_code = 19
+
+
+class LockContention(TemporarilyUnavailable):
+    """Other transactions were in the way ({reason}){place}: try again later."""
+
+
+class DatabaseTimeout(DatabaseFault):
+    """No answer from {address} in time: look at the network and the server's load, then try again."""
+
+    exit_code = 19
+
+
+class DependentObjects(DatabaseFault):
+    """{reason}{place}; {users}: drop these first."""
+
+    exit_code = 25
+
+    def __init__(self, reason: str = "", *, sqlstate: str = "", address: str = "", place: str = "") -> None:
+        super().__init__(reason, sqlstate=sqlstate, address=address, place=place)
+        self.users = "other objects use it"
+
+
+class BadDatabaseUrl(DatabaseFault):
+    """The database URL cannot be read: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, each special \
+character of the password as %XX."""
+
+    exit_code = 78
+
+
+TRANSIENT: Final[tuple[type[DatabaseFault], ...]] = (ConnectionRefused, TemporarilyUnavailable)
+"""What may be gone a moment later, and is tried again. An unknown host or a wrong password is not."""
+
+DRIVER_ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What the driver raises when the database or the way to it is at fault."""
+
+# By SQLSTATE, or its class where all of it means the same.
+_ANSWERS: Final[Mapping[str, type[DatabaseFault]]] = {
+    "08": TemporarilyUnavailable,  # the connection was lost
+    "2BP01": DependentObjects,
+    "28000": AuthenticationFailed,
+    "28P01": AuthenticationFailed,
+    "3D000": NoSuchDatabase,
+    "23503": ForeignKeyViolated,
+    "23505": DuplicateRows,
+    "40001": LockContention,
+    "40P01": LockContention,
+    "42501": InsufficientPrivilege,
+    "42701": ObjectExists,
+    "42710": ObjectExists,
+    "42723": ObjectExists,
+    "42P04": DatabaseExists,
+    "42P06": ObjectExists,
+    "42P07": ObjectExists,
+    "53300": TemporarilyUnavailable,
+    "55P03": LockContention,
+    "57P01": TemporarilyUnavailable,  # the server stops, has crashed, starts
+    "57P02": TemporarilyUnavailable,
+    "57P03": TemporarilyUnavailable,
+}
+
+# A socket file that is not there is a server that does not run; one that nobody serves likewise.
+_REFUSED: Final = {errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET}
+
+
+def explain(error: BaseException, *, address: str = "the database", place: str = "") -> OperatorFault:
+    """What an error of the driver, or one that it caused, means to the operator.
+
+    `place` is where in our files it happened, e.g. " in chatgenius/0001_tables.up.sql, line 3". The answer
+    names constraints and objects, never a row's value, a password or the URL.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, OperatorFault):
+            return cause
+        if isinstance(cause, asyncpg.PostgresError):
+            return _explain_answer(cause, address, place)
+        if isinstance(cause, asyncpg.ClientConfigurationError):
+            return BadDatabaseUrl()
+        if isinstance(cause, OSError):
+            return _explain_network(cause, address)
+        # The second is what the driver says of a connection that died while nobody used it.
+        closed = isinstance(cause, asyncpg.InterfaceError) and "closed" in str(cause)
+        if closed or isinstance(cause, asyncpg.InternalClientError):
+            return TemporarilyUnavailable("the connection was lost", address=address, place=place)
+    return DatabaseFault(type(error).__name__, sqlstate="none", address=address, place=place)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _explain_answer(error: asyncpg.PostgresError, address: str, place: str) -> DatabaseFault:
+    """Translate what the server answered. The message of a server never names a password."""
+    sqlstate = error.sqlstate or "none"
+    reason = str(error.args[0])
+    if sqlstate.startswith("22"):  # data exceptions quote the value
+        reason = re.sub(r'"[^"]*"', '"..."', reason)
+    kind = _ANSWERS.get(sqlstate) or _ANSWERS.get(sqlstate[:2], DatabaseFault)
+    fault = kind(reason, sqlstate=sqlstate, address=address, place=place)
+    if isinstance(fault, DependentObjects) and error.detail:
+        fault.users = "; ".join(error.detail.splitlines())  # objects, and no rows
+    return fault
+
+
+def _explain_network(error: OSError, address: str) -> DatabaseFault:
+    """Translate a connection that did not come about, or broke."""
+    if isinstance(error, socket.gaierror):
+        return UnknownHost(error.strerror or "no address", address=address)
+    if isinstance(error, TimeoutError):
+        return DatabaseTimeout(address=address)
+    if isinstance(error, ssl.SSLError):
+        return Unreachable(f"TLS: {error.reason or 'handshake failed'}", address=address)
+    if "SSL upgrade" in str(error):
+        return Unreachable("the server offers no TLS", address=address)
+    # asyncio joins the errors of a host's several addresses to one that has no number, only their texts.
+    numbers = {error.errno} if error.errno else {int(n) for n in re.findall(r"\[Errno (\d+)]", str(error))}
+    reason = ", ".join(sorted(errno.errorcode.get(n, str(n)) for n in numbers)) or "connection lost"
+    fault = ConnectionRefused if numbers & _REFUSED or isinstance(error, ConnectionError) else Unreachable
+    return fault(reason, address=address)
+
+
+def address_of(dsn: str) -> str:
+    """Host and port of a database URL, the only parts of it that may be shown."""
+    try:
+        url = urlsplit(dsn)
+        options = parse_qs(url.query)
+        host = url.hostname or options.get("host", [""])[0]
+        port = url.port or int(options.get("port", ["5432"])[0])
+    except ValueError:
+        return "the database"
+    if not host:
+        return "the default address"
+    return f"{host}/.s.PGSQL.{port}" if host.startswith("/") else f"{host}:{port}"
+
+
+DATABASE_ERRORS: Final = (*DRIVER_ERRORS, DatabaseFault)
+"""What any statement can raise when Postgres restarts, the link is cut, or an answer takes too long."""
+
+
+def describe(error: BaseException) -> str:
+    """What to say of a driver's error: its kind and state, never its text, which may hold values of rows."""
+    state = getattr(error, "sqlstate", None)
+    return f"{type(error).__name__} {state}" if state else type(error).__name__

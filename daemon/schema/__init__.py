@@ -1,0 +1,1 @@
+"""Schemas and capture triggers: applying, rolling back and checking them."""

@@ -1,0 +1,106 @@
+"""Whether the schemas are current and every watched table is captured: for readiness, and for `daemon check`."""
+
+import asyncio
+from contextlib import suppress
+from typing import ClassVar
+
+from daemon import metrics
+from daemon.core.errors import OperatorFault
+from daemon.logs import get_logger
+from daemon.postgres.connect import SESSION, Connection, Pool, acquired, connect
+from daemon.postgres.errors import DRIVER_ERRORS, explain
+from daemon.schema import migrate
+from daemon.schema.capture_check import Problem, check_captures, check_rules, count_watched
+from daemon.schema.queries import query
+from daemon.settings import Settings
+
+log = get_logger()
+
+CHECK_TIMEOUT = 30.0  # seconds
+
+
+class StandbyDatabase(OperatorFault):
+    """This database is a standby and takes no writes: connect to the primary."""
+
+    exit_code: ClassVar[int] = 31
+
+
+class SchemaNotCurrent(OperatorFault):
+    """The schema is not current ({why}): run `daemon --apply-ddl` first."""
+
+    exit_code: ClassVar[int] = 32
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+async def check_primary(pool: Pool) -> None:
+    """Raises StandbyDatabase where the server takes no writes, or one of DRIVER_ERRORS."""
+    async with acquired(pool, CHECK_TIMEOUT) as connection:
+        if await connection.fetchval(query("in_recovery")):
+            raise StandbyDatabase
+
+
+class SchemaHealth:
+    """What is wrong with the schemas and the captures in the database. Somebody may change them at any time."""
+
+    def __init__(self, pool: Pool, settings: Settings) -> None:
+        self.stale: str | None = None
+        self.captures: list[Problem] = []
+        self._pool, self._settings = pool, settings
+
+    @property
+    def problems(self) -> list[str]:
+        """One line each; empty if all is well."""
+        return [*filter(None, [self.stale]), *map(str, self.captures)]
+
+    async def refresh(self) -> None:
+        """Look it up anew, and log what is new about the captures. Raises a DatabaseFault or the driver's errors."""
+        async with acquired(self._pool, CHECK_TIMEOUT) as connection:
+            self.stale, found = await examine(connection, self._settings)
+        for one in found:
+            if one not in self.captures:
+                log.error("trigger_error", table=one.table, problem=one.problem, remedy=one.remedy)
+        if self.captures and not found and not self.stale:
+            log.info("capture_restored")
+        self.captures = found
+        metrics.CAPTURE_DRIFT.set(len({one.table for one in found}))
+
+    async def watch(self, every: float = 60.0) -> None:
+        """Look every so many seconds, for ever. While the database does not answer, what was last seen stands."""
+        while True:
+            await asyncio.sleep(every)
+            with suppress(OperatorFault, *DRIVER_ERRORS):
+                await self.refresh()
+
+
+async def examine(connection: Connection, settings: Settings) -> tuple[str | None, list[Problem]]:
+    """Why the schemas are not current, or None; and what has drifted. Raises an OperatorFault or a driver error."""
+    stale = await migrate.stale(connection, settings.packs, schemas=settings.schemas)
+    present = await migrate.current(connection, migrate.ROWCAST) is not None
+    return stale, await check_captures(connection) if present else []
+
+
+async def check(settings: Settings) -> tuple[list[str], int]:
+    """A line for each problem of the schemas and the captures, and how many tables are watched.
+
+    Beside what `examine` finds, these are the problems that the packs' own check.sql find. Raises an OperatorFault.
+    """
+    connection = await connect(
+        settings.require_dsn(),
+        application_name="rowcast check",
+        server_settings=SESSION,
+        attempts=settings.connect_attempts,
+    )
+    try:
+        stale, found = await examine(connection, settings)
+        lines = [str(SchemaNotCurrent(stale))] if stale else []
+        lines += map(str, found)
+        for pack, schema in settings.schemas.items():
+            if await migrate.current(connection, schema) is not None:
+                lines += map(str, await check_rules(connection, pack, schema))
+        return lines, 0 if lines else await count_watched(connection)
+    except DRIVER_ERRORS as error:
+        raise explain(error) from None
+    finally:
+        connection.terminate()

@@ -1,0 +1,467 @@
+"""Bring the schemas of ddl/ and the captures of triggers/ into a database, and take them out again.
+
+A revision is three files in ddl/<pack>/: `NNNN_name.py`, `NNNN_name.up.sql` and `NNNN_name.down.sql`; without the
+last one it cannot be rolled back. The Python file is always this, with its own numbers::
+
+    from daemon.schema.revisions import run_sql
+
+    revision = "chatgenius_0002"
+    down_revision = "chatgenius_0001"
+
+
+    def upgrade() -> None:
+        run_sql(__file__, "up")
+
+
+    def downgrade() -> None:
+        run_sql(__file__, "down")
+
+The .sql files name everything with its schema, the pack's own by the pack's name; `schemas={"chatgenius": "test"}`
+puts another name there. They neither make nor drop that schema, and say no BEGIN or COMMIT: a revision is one
+transaction. A file whose first line is `-- no-transaction` runs statement by statement outside of one; it must
+bear being run again after it failed half-way. triggers/<pack>.sql runs after the revisions at every apply, so it
+must bear that too; what it leaves in the schema, triggers/<pack>.down.sql removes before the last revision goes.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar, Final, TextIO
+
+import asyncpg
+
+from daemon import files
+from daemon.core.errors import OperatorFault
+from daemon.postgres.connect import Connection, OnRetry, connect, retry
+from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, LockContention, explain
+from daemon.schema import sql_files
+from daemon.schema.queries import query, query_for
+from daemon.schema.revisions import (
+    VERSION_TABLE,
+    Direction,
+    RevisionHistory,
+    UnknownHistory,
+    UnknownRevision,
+    packs_in,
+)
+from daemon.schema.sql_files import SqlFile
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+__all__ = ["Move", "Report", "apply", "bundled", "current", "heads", "offline", "rollback", "stale"]
+
+ROWCAST: Final = "rowcast"
+"""Rowcast's own history and schema, which every pack stands on."""
+
+LOCK: Final = 0x726F_7763_6173_7401
+"""The key of the advisory lock that whoever changes schemas here holds."""
+
+SESSION: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "search_path": "",  # what a file does not qualify must not be found, least of all in `public`
+        "timezone": "UTC",
+        "standard_conforming_strings": "on",
+        "statement_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+    }
+)
+"""So that a file means the same in every database, whatever its owner or role has set."""
+
+AFRESH: Final = "reset session authorization; reset all;"
+"""So that a file means the same whichever file ran before it in the session."""
+
+SESSION_ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    ConnectionResetError,
+)
+"""What an open connection can raise. Other errors of the system are not about the database: a closed pipe, say."""
+
+Tell = Callable[[str], None]
+"""Told, in one line each, what happens."""
+
+
+class LockTimeout(LockContention):
+    """No lock within {seconds:g} s{place}, because of {blockers}: end that transaction, then try again."""
+
+    def __init__(self, fault: DatabaseFault, seconds: float, blockers: str) -> None:
+        super().__init__(fault.reason, sqlstate=fault.sqlstate, place=fault.place)
+        self.seconds, self.blockers = seconds, blockers
+
+
+class RevisionNotReached(OperatorFault):
+    """Schema {schema} is at {at}, before {revision}: there is nothing to roll back."""
+
+    exit_code: ClassVar[int] = 64
+
+    def __init__(self, schema: str, at: str | None, revision: str) -> None:
+        self.schema, self.at, self.revision = schema, at or "the beginning", revision
+
+
+class SchemaInUse(OperatorFault):
+    """Rowcast's own schema is still needed by {users}: roll back the packs and unwatch the tables first."""
+
+    exit_code: ClassVar[int] = 24
+
+    def __init__(self, users: Iterable[str]) -> None:
+        self.users = ", ".join(users)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What happened to one schema: from which revision to which; None is nothing at all."""
+
+    pack: str
+    schema: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        name = self.pack if self.schema == self.pack else f"{self.pack} in schema {self.schema}"
+        if self.before == self.after:
+            return f"{name}: already at {self.after or 'nothing'}"
+        return f"{name}: {self.before or 'nothing'} -> {self.after or 'nothing'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was done, in order."""
+
+    moves: tuple[Move, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Was anything not at its revision already?"""
+        return any(move.before != move.after for move in self.moves)
+
+
+def bundled(ddl_folder: Path | None = None) -> tuple[str, ...]:
+    """The packs there are, by name."""
+    return tuple(pack for pack in packs_in(_ddl(ddl_folder)) if pack != ROWCAST)
+
+
+def heads(
+    packs: Collection[str], *, schemas: Mapping[str, str] = MappingProxyType({}), ddl_folder: Path | None = None
+) -> dict[str, str]:
+    """Schema -> the newest revision of it that the files hold, Rowcast's own first.
+
+    Raises UnknownPack, BrokenHistory, BadSchemaName.
+    """
+    return {history.schema: history.newest for history in _histories(packs, schemas, ddl_folder)}
+
+
+async def current(connection: Connection, schema: str) -> str | None:
+    """The revision that a schema is at; None if it has no history. Raises ForeignHistory."""
+    sql_files.check_schema_name(schema, own=True)
+    if await connection.fetchval("select pg_catalog.to_regclass($1)", f"{schema}.{VERSION_TABLE}") is None:
+        return None
+    rows = await connection.fetch(query_for("current", schema))
+    if len(rows) > 1:
+        raise UnknownHistory(schema, ", ".join(row["version_num"] for row in rows))
+    return rows[0]["version_num"] if rows else None
+
+
+async def stale(
+    connection: Connection,
+    packs: Collection[str],
+    *,
+    schemas: Mapping[str, str] = MappingProxyType({}),
+    ddl_folder: Path | None = None,
+) -> str | None:
+    """Why the live schemas are not those of the files; None if they are. Raises the driver's errors."""
+    for schema, newest in heads(packs, schemas=schemas, ddl_folder=ddl_folder).items():
+        if (revision := await current(connection, schema)) != newest:
+            return f"schema {schema} is at {revision or 'nothing'}, not at {newest}"
+    return None
+
+
+async def apply(
+    dsn: str,
+    packs: Collection[str],
+    *,
+    report: Tell,
+    schemas: Mapping[str, str] = MappingProxyType({}),
+    ddl_folder: Path | None = None,
+    triggers_folder: Path | None = None,
+    lock_timeout: float = 5.0,
+    attempts: int = 5,
+) -> Report:
+    """Bring Rowcast's own schema, then the packs, to their newest revisions, and renew their captures.
+
+    Only one apply or rollback runs in a database at a time; others wait for it. `lock_timeout` is how long, in
+    seconds, a statement waits for the locks of others; then its revision is undone and tried again. Connecting,
+    and each revision, has `attempts` tries. `report` is told what was done, and what the server says meanwhile.
+    Raises an OperatorFault; what was done before it stays, revision by revision.
+    """
+    histories = _histories(packs, schemas, ddl_folder)
+    captures = [_triggers(history, triggers_folder) for history in histories]
+    moves = []
+    async with _session(dsn, lock_timeout, attempts, report) as session:
+        for history, capture in zip(histories, captures, strict=True):
+            await session.check_name(history.schema)
+            before = at = await current(session.driver, history.schema)
+            for revision in history.revisions[history.place(at) :]:
+                first = query_for("make_schema", history.schema) if at is None else ""
+                await session.run(history, "up", revision, first=first)
+                at = revision
+            await session.run_file(capture)
+            moves.append(Move(history.pack, history.schema, before, at))
+            report(str(moves[-1]))
+    return Report(tuple(moves))
+
+
+async def rollback(
+    dsn: str,
+    pack: str,
+    *,
+    report: Tell,
+    to: str | None = None,
+    schema: str | None = None,
+    ddl_folder: Path | None = None,
+    triggers_folder: Path | None = None,
+    lock_timeout: float = 5.0,
+    attempts: int = 5,
+) -> Report:
+    """Undo a pack's revisions, newest first: those after `to`, or all, and then its version table and schema too.
+
+    Of extensions and schemas only those go that Rowcast created. See `apply` for the rest.
+    """
+    history = _history(pack, schema, _ddl(ddl_folder))
+    if to is not None and to not in history.revisions:
+        raise UnknownRevision(pack, to, history.revisions)
+    clearing = _triggers(history, triggers_folder, ".down.sql")
+    async with _session(dsn, lock_timeout, attempts, report) as session:
+        await session.check_name(history.schema)
+        before = await current(session.driver, history.schema)
+        standing, staying = history.place(before), history.place(to)
+        if standing < staying:
+            raise RevisionNotReached(history.schema, before, history.revisions[staying - 1])
+        doomed = history.revisions[staying:standing][::-1]
+        for revision in doomed:
+            history.down_file(revision)  # before anything is undone
+        if doomed and not staying:
+            if pack == ROWCAST:
+                await session.check_unneeded(bundled(ddl_folder))
+            await session.run_file(clearing)
+        for revision in doomed:
+            last = "" if pack == ROWCAST else query("forget_captures")
+            if revision == history.revisions[0]:
+                last += query_for("leave", history.schema)
+            await session.run(history, "down", revision, last=last)
+        move = Move(pack, history.schema, before, to if doomed else before)
+        report(str(move))
+    return Report((move,))
+
+
+def offline(
+    packs: Collection[str],
+    out: TextIO,
+    *,
+    schemas: Mapping[str, str] = MappingProxyType({}),
+    ddl_folder: Path | None = None,
+    triggers_folder: Path | None = None,
+) -> None:
+    """Write the SQL by which `apply` would fill an empty database, for psql. Raises an OperatorFault."""
+    out.write("-- Rowcast's schema and packs, for an empty database: psql -X -v ON_ERROR_STOP=1 -f FILE\n\n")
+    session = "".join(f"set {name} = '{value}';\n" for name, value in SESSION.items())
+    for history in _histories(packs, schemas, ddl_folder):
+        first = query_for("make_schema", history.schema)
+        for revision in history.revisions:
+            out.write(f"{AFRESH}\n{session}\n")
+            history.run("up", revision, out, first=first)
+            first = ""
+        if file := _triggers(history, triggers_folder):
+            out.write(f"{AFRESH}\n{session}\nbegin;\n\n{file.script}\ncommit;\n\n")
+
+
+def _ddl(folder: Path | None) -> Path:
+    return folder or files.folder("ddl")
+
+
+def _triggers(history: RevisionHistory, folder: Path | None, suffix: str = ".sql") -> SqlFile | None:
+    path = (folder or files.folder("triggers")) / f"{history.pack}{suffix}"
+    return sql_files.read(path, pack=history.pack, schema=history.schema) if path.exists() else None
+
+
+def _histories(
+    packs: Collection[str], schemas: Mapping[str, str], ddl_folder: Path | None
+) -> Sequence[RevisionHistory]:
+    """Rowcast's own history and those of the packs, in the order in which they are applied."""
+    ddl = _ddl(ddl_folder)
+    histories = [_history(pack, schemas.get(pack), ddl) for pack in dict.fromkeys((ROWCAST, *packs))]
+    owners: dict[str, str] = {}
+    for history in histories:
+        if (owner := owners.setdefault(history.schema, history.pack)) != history.pack:
+            raise sql_files.BadSchemaName(history.schema, f"{owner} and {history.pack} cannot share it")
+    return histories
+
+
+def _history(pack: str, schema: str | None, ddl: Path) -> RevisionHistory:
+    schema = pack if pack == ROWCAST or schema is None else schema
+    sql_files.check_schema_name(schema, own=pack == ROWCAST)
+    return RevisionHistory.read(pack, schema, ddl)
+
+
+@asynccontextmanager
+async def _session(dsn: str, lock_timeout: float, attempts: int, report: Tell) -> AsyncIterator["_Session"]:
+    """The only session that changes schemas in this database. Translates the errors of what is done in it."""
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+    from sqlalchemy.pool import NullPool  # noqa: PLC0415
+
+    driver = await connect(
+        dsn,
+        application_name="rowcast ddl",
+        server_settings={**SESSION, "lock_timeout": f"{lock_timeout * 1000:.0f}"},
+        statement_cache_size=0,
+        attempts=attempts,
+        on_retry=_report_retries(report),
+    )
+
+    async def same_connection() -> Connection:
+        return driver  # SQLAlchemy reads no URL, and what it begins and what we send is one session
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=same_connection, poolclass=NullPool)
+    try:
+        driver.add_log_listener(lambda _, message: report(f"{message.severity_en.lower()}: {message.message}"))
+        await _wait_for_lock(driver, report)
+        async with engine.connect() as alembic:
+            yield _Session(driver, alembic, dsn, lock_timeout, attempts, report)
+    except (*SESSION_ERRORS, SQLAlchemyError) as error:
+        raise explain(error) from None
+    finally:
+        await engine.dispose()
+        driver.terminate()
+
+
+def _report_retries(report: Tell) -> OnRetry:
+    return lambda fault, attempt: report(f"{fault} (attempt {attempt} failed)")
+
+
+async def _wait_for_lock(driver: Connection, report: Tell) -> None:
+    """Wait until nobody else changes schemas here. The lock goes with the connection."""
+    reported = False
+    # Asking again and again, instead of waiting in the server, since CREATE INDEX CONCURRENTLY waits for every
+    # statement that has begun: whoever has the lock would wait for us.
+    while not await driver.fetchval("select pg_catalog.pg_try_advisory_lock($1)", LOCK):
+        holders = await driver.fetch(query("lock_holder"), LOCK)
+        if holders and not reported:
+            report(f"waiting for {_names(holders)}, which changes schemas here")
+            reported = True
+        await asyncio.sleep(0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """One connection, known to asyncpg and to Alembic."""
+
+    driver: Connection
+    alembic: "AsyncConnection"
+    dsn: str
+    lock_timeout: float
+    attempts: int
+    report: Tell
+
+    async def check_name(self, schema: str) -> None:
+        """A reserved word would need quotes. Raises BadSchemaName."""
+        if not await self.driver.fetchval("select pg_catalog.quote_ident($1) = $1", schema):
+            raise sql_files.BadSchemaName(schema, "it is a reserved word of SQL")
+
+    async def check_unneeded(self, packs: Collection[str]) -> None:
+        """Raises StillNeeded while a pack stands, or a table is watched."""
+        users, schemas = [], []
+        for row in await self.driver.fetch(query("histories")):
+            with suppress(sql_files.BadSchemaName, UnknownHistory):
+                revision = await current(self.driver, row["schema_name"])
+                pack = (revision or "").rpartition("_")[0]
+                if pack in packs:
+                    users.append(f"{pack} (schema {row['schema_name']})")
+                    schemas.append(row["schema_name"])
+        if await self.driver.fetchval("select pg_catalog.to_regclass('rowcast.watched')") is not None:
+            watched = await self.driver.fetch(query("watched"), schemas)
+            users += [f"table {row['table_name']}" for row in watched]
+        if users:
+            raise SchemaInUse(users)
+
+    async def run(
+        self, history: RevisionHistory, direction: Direction, revision: str, *, first: str = "", last: str = ""
+    ) -> None:
+        """One revision, in one transaction."""
+
+        async def work() -> None:
+            await self.alembic.run_sync(
+                lambda connection: history.run(direction, revision, connection, first=first, last=last)
+            )
+
+        await self._with_retries(work)
+
+    async def run_file(self, file: SqlFile | None) -> None:
+        """A file of triggers/, if there is one, in one transaction."""
+        if file is None or not file.statements:
+            return
+
+        async def work() -> None:
+            try:
+                async with self.driver.transaction():
+                    await self.driver.execute(file.text)
+            except asyncpg.PostgresError as error:
+                raise explain(error, place=file.place(error)) from None
+
+        await self._with_retries(work)
+
+    async def _with_retries(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do one transaction's work. While others are in its way, say who they are, and try again."""
+
+        async def once() -> None:
+            async with self._blockers() as blockers:
+                try:
+                    await self.driver.execute(AFRESH)
+                    await work()
+                except LockContention as fault:
+                    if blockers and fault.sqlstate == asyncpg.LockNotAvailableError.sqlstate:
+                        raise LockTimeout(fault, self.lock_timeout, blockers[-1]) from None
+                    raise
+
+        await retry(once, on=(LockContention,), attempts=self.attempts, on_retry=_report_retries(self.report))
+
+    @asynccontextmanager
+    async def _blockers(self) -> AsyncIterator[list[str]]:
+        """Collects, while it is open, who kept this session waiting for more than half of the lock timeout."""
+        seen: list[str] = []
+        watch = asyncio.create_task(self._watch(seen))
+        try:
+            yield seen
+        finally:
+            watch.cancel()
+            await asyncio.wait([watch])
+
+    async def _watch(self, seen: list[str]) -> None:
+        if not self.lock_timeout:
+            return  # whoever never gives up need not say why
+        await asyncio.sleep(self.lock_timeout / 2)
+        with suppress(DatabaseFault, *DRIVER_ERRORS):  # the names are a courtesy
+            watcher = await connect(self.dsn, application_name="rowcast ddl watch", attempts=1)
+            try:
+                while True:
+                    rows = await watcher.fetch(query("blockers"), self.driver.get_server_pid())
+                    if rows:
+                        seen.append(_names(rows))
+                    await asyncio.sleep(self.lock_timeout / 10)
+            finally:
+                watcher.terminate()
+
+
+def _names(rows: Iterable[asyncpg.Record]) -> str:
+    """Sessions, for people."""
+    return ", ".join(
+        f"process {row['pid']} ({row['application_name'] or 'no name'} of {row['user_name'] or 'the server'}"
+        + (f", {row['state']}" if row["state"] else "")
+        + (f" for {row['seconds']} s" if row["seconds"] else "")
+        + ")"
+        for row in rows
+    )

@@ -1,0 +1,160 @@
+-- The statements of daemon/schema. In those for one schema, its name is put in place of `the_schema`.
+
+-- name: current
+select version_num from the_schema.alembic_version;
+
+-- name: lock_holder
+-- $1 the lock's key, bigint
+select a.pid, a.usename::text as user_name, a.application_name, a.state, null::int as seconds
+from pg_catalog.pg_locks as l
+join pg_catalog.pg_stat_activity as a on a.pid = l.pid
+join pg_catalog.pg_database as d on d.oid = l.database
+where l.locktype = 'advisory' and l.granted and d.datname = pg_catalog.current_database()
+  and (l.classid::bigint << 32 | l.objid::bigint) = $1 and l.objsubid = 1;
+
+-- name: blockers
+-- What they run is not asked: it may hold values of rows.
+-- $1 the process that waits
+select a.pid, a.usename::text as user_name, a.application_name, a.state,
+       extract(epoch from pg_catalog.clock_timestamp() - a.xact_start)::int as seconds
+from pg_catalog.pg_stat_activity as a
+where a.pid = any (pg_catalog.pg_blocking_pids($1))
+order by a.xact_start;
+
+-- name: make_schema
+-- A schema that was there before is not Rowcast's to drop: the comment tells a rollback which one it is.
+do $$
+begin
+    if pg_catalog.to_regnamespace('the_schema') is null then
+        create schema the_schema;
+        comment on schema the_schema is 'Created by Rowcast.';
+    end if;
+end
+$$;
+
+-- name: forget_captures
+-- Tables that went take their triggers with them, but not the functions of these triggers.
+do $$
+begin
+    if pg_catalog.to_regprocedure('rowcast.unwatch_dropped()') is not null then
+        perform rowcast.unwatch_dropped();
+    end if;
+end
+$$;
+
+-- name: leave
+-- When nothing of a pack is left: its extensions (only those that Rowcast created, and no other pack wants), its
+-- version table, and its schema, if Rowcast created that and nobody put anything into it.
+do $$
+begin
+    if pg_catalog.to_regprocedure('rowcast.drop_extensions(name)') is not null then
+        perform rowcast.drop_extensions('the_schema');
+    end if;
+    drop table the_schema.alembic_version;
+    if pg_catalog.obj_description('the_schema'::regnamespace, 'pg_namespace') = 'Created by Rowcast.' then
+        begin
+            drop schema the_schema;
+        exception when dependent_objects_still_exist then
+            raise warning 'schema the_schema stays: it holds what Rowcast did not put there';
+        end;
+    end if;
+end
+$$;
+
+-- name: histories
+-- Which schemas hold a history of revisions.
+select n.nspname::text as schema_name
+from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+where c.relname = 'alembic_version' and c.relkind = 'r' and n.nspname <> 'rowcast'
+order by n.nspname;
+
+-- name: watched
+-- Tables that are captured outside of the packs' own schemas.
+-- $1 these schemas text[]
+select pg_catalog.format('%I.%I', w.schema_name, w.table_name) as table_name
+from rowcast.watched as w
+where w.function_name is not null and w.schema_name <> all ($1::text [])
+order by 1;
+
+-- name: in_recovery
+select pg_is_in_recovery();
+
+-- name: capture_problems
+-- What keeps watched tables from being captured as rowcast.watch() has set it up: by row the table, what is wrong,
+-- and with what of it. The function's definition is put together as watch() does, from what the catalog holds.
+-- An owner is expected only where whoever owns Rowcast's schema could have handed the function over.
+with watched as (
+    select format('%I.%I', w.schema_name, w.table_name) as name, w.per_row, w.function_name, w.definition,
+           (select c.oid from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+            where (n.nspname, c.relname) = (w.schema_name, w.table_name) and c.relkind in ('r', 'p')) as relation,
+           (select p.oid from pg_proc as p
+            where p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0) as function
+    from rowcast.watched as w where w.function_name is not null
+), target as (
+    -- A statement trigger fires for the table that the statement names: for a partition, the partition's own.
+    select w.name, w.per_row, w.function, t.relation, format('%I.%I', n.nspname, c.relname) as target
+    from watched as w
+    cross join lateral (select w.relation union select p.relid from pg_partition_tree(w.relation) as p) as t (relation)
+    join pg_class as c on c.oid = t.relation
+    join pg_namespace as n on n.oid = c.relnamespace
+), capture as (
+    select t.name, t.target, o.operation, case
+        when g.oid is null then 'missing'
+        when g.tgenabled = 'D' then 'disabled'
+        when g.tgenabled = 'R' then 'replica'
+        when t.per_row and g.tgenabled <> 'A' then 'not_always'
+        when not t.per_row and g.tgenabled <> 'O' then 'always'
+        when g.tgtype <> o.bit + case when t.per_row and o.operation <> 'truncate' then 1 else 0 end
+             or g.tgqual is not null or g.tgattr::text <> '' then 'trigger_altered' end as problem,
+        coalesce(g.tgparentid, 0) <> 0 as cloned
+    from target as t
+    cross join (values (1, 'insert', 4), (2, 'update', 16), (3, 'delete', 8), (4, 'truncate', 32)) as o (n, operation, bit)
+    left join pg_trigger as g
+        on g.tgrelid = t.relation and g.tgname = 'rowcast_' || o.operation and g.tgfoid = t.function
+    where t.function is not null
+    order by o.n
+)
+select w.name, 'gone' as problem, '' as place, '' as operations, false as cloned
+from watched as w where w.relation is null
+union all
+select w.name, 'function_missing', format('rowcast.%I', w.function_name), '', false
+from watched as w where w.relation is not null and w.function is null
+union all
+select w.name, 'function_altered', format('rowcast.%I', w.function_name), '', false
+from watched as w
+join pg_proc as p on p.oid = w.function
+join pg_language as l on l.oid = p.prolang
+where l.lanname <> 'plpgsql' or not p.prosecdef
+   or p.proconfig is distinct from '{"search_path=pg_catalog, pg_temp",TimeZone=UTC}'::text []
+   or md5(format(
+        E'create or replace function rowcast.%I() returns trigger\nlanguage plpgsql security definer\n'
+        'set search_path = pg_catalog, pg_temp\nset timezone = ''UTC''\nas $capture$%s$capture$',
+        p.proname, p.prosrc)) <> w.definition
+union all
+select w.name, 'function_owner', format('rowcast.%I', w.function_name), '', false
+from watched as w
+join pg_proc as p on p.oid = w.function
+join pg_class as own on own.oid = 'rowcast.watched'::regclass
+where p.proowner <> to_regrole('rowcast_capture') and pg_has_role(own.relowner, to_regrole('rowcast_capture'), 'member')
+union all
+select c.name, c.problem, c.target, string_agg(c.operation, ', '), c.cloned
+from capture as c where c.problem is not null
+group by c.name, c.problem, c.target, c.cloned
+union all
+select w.name, 'stray', format('%I.%I', n.nspname, c.relname), string_agg(g.tgname, ', ' order by g.tgname), false
+from watched as w
+join pg_trigger as g on g.tgfoid = w.function and g.tgparentid = 0
+join pg_class as c on c.oid = g.tgrelid
+join pg_namespace as n on n.oid = c.relnamespace
+where not exists (select from target as t where t.name = w.name and t.relation = g.tgrelid)
+group by w.name, n.nspname, c.relname
+union all
+-- What logical replication applies fires no statement triggers, and none that is not enabled always.
+select distinct t.name, 'subscription', t.target, '', false
+from target as t
+join pg_subscription_rel as s on s.srrelid = t.relation
+where not t.per_row
+order by 1, 2, 3;
+
+-- name: count_watched
+select count(*) from rowcast.watched where function_name is not null;

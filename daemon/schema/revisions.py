@@ -1,0 +1,247 @@
+"""One pack's revisions, run by Alembic: a version table in the pack's own schema, a transaction per revision."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TextIO
+
+import asyncpg
+
+from daemon.core.errors import OperatorFault
+from daemon.packs import UnknownPack
+from daemon.postgres.errors import explain
+from daemon.schema import sql_files
+
+if TYPE_CHECKING:  # Alembic and SQLAlchemy cost 0.4 s and 57 MB: only who changes a schema pays
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from sqlalchemy import Connection
+
+Direction = Literal["up", "down"]
+
+VERSION_TABLE = "alembic_version"
+
+
+class UnknownRevision(OperatorFault):
+    """{pack} has no revision "{revision}": choose among {known}."""
+
+    exit_code: ClassVar[int] = 64
+
+    def __init__(self, pack: str, revision: str, known: Sequence[str]) -> None:
+        self.pack, self.revision, self.known = pack, revision, ", ".join(known)
+
+
+class InvalidRevisions(OperatorFault):
+    """The files in ddl/{pack} are no history: {problem}."""
+
+    exit_code: ClassVar[int] = 65
+
+    def __init__(self, pack: str, problem: str) -> None:
+        self.pack, self.problem = pack, problem
+
+
+class NewerDatabase(OperatorFault):
+    """Schema {schema} is at {revision}, past {newest}, the newest known here: install a newer Rowcast."""
+
+    exit_code: ClassVar[int] = 21
+
+    def __init__(self, schema: str, revision: str, newest: str) -> None:
+        self.schema, self.revision, self.newest = schema, revision, newest
+
+
+class UnknownHistory(OperatorFault):
+    """Schema {schema} holds the history of something else (at "{revision}"): choose another with --schema."""
+
+    exit_code: ClassVar[int] = 22
+
+    def __init__(self, schema: str, revision: str) -> None:
+        self.schema, self.revision = schema, revision
+
+
+class IrreversibleRevision(OperatorFault):
+    """{revision} cannot be rolled back: there is no {file}."""
+
+    exit_code: ClassVar[int] = 23
+
+    def __init__(self, revision: str, file: str) -> None:
+        self.revision, self.file = revision, file
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionHistory:
+    """A pack's revisions, oldest first, and the schema they are for."""
+
+    pack: str
+    schema: str
+    files: dict[str, Path]  # revision -> its Python file
+
+    @classmethod
+    def read(cls, pack: str, schema: str, ddl: Path) -> Self:
+        """What ddl/<pack> holds. Raises UnknownPack, BrokenHistory."""
+        if pack not in packs_in(ddl):
+            raise UnknownPack(pack, packs_in(ddl))
+        paths = sorted((ddl / pack).glob("[0-9]*.py"))
+        stems = {path.stem for path in paths}
+        for number, path in enumerate(paths, 1):
+            if not re.fullmatch(rf"{number:04}_\w+", path.stem):
+                raise InvalidRevisions(pack, f"{path.name} should be {number:04}_<name>.py, without a gap or a twin")
+            if not path.with_suffix(".up.sql").exists():
+                raise InvalidRevisions(pack, f"there is no {path.stem}.up.sql")
+        for path in sorted((ddl / pack).glob("[0-9]*.sql")):
+            if path.name.partition(".")[0] not in stems:
+                raise InvalidRevisions(pack, f"{path.name} has no .py file")
+        return cls(pack, schema, {f"{pack}_{path.stem[:4]}": path.absolute() for path in paths})
+
+    @property
+    def revisions(self) -> tuple[str, ...]:
+        """All revisions, oldest first."""
+        return tuple(self.files)
+
+    @property
+    def newest(self) -> str:
+        """The revision that a current schema is at."""
+        return self.revisions[-1]
+
+    def place(self, revision: str | None) -> int:
+        """How many revisions stand at `revision`; None is the beginning.
+
+        Raises NewerDatabase, ForeignHistory.
+        """
+        if revision is None:
+            return 0
+        if revision in self.files:
+            return self.revisions.index(revision) + 1
+        if re.fullmatch(rf"{self.pack}_\d+", revision):
+            raise NewerDatabase(self.schema, revision, self.newest)
+        raise UnknownHistory(self.schema, revision)
+
+    def before(self, revision: str) -> str | None:
+        """The revision that `revision` builds on; None for the first."""
+        index = self.revisions.index(revision)
+        return self.revisions[index - 1] if index else None
+
+    def down_file(self, revision: str) -> Path:
+        """The file that takes a revision back. Raises Irreversible."""
+        path = self.files[revision].with_suffix(".down.sql")
+        if not path.exists():
+            raise IrreversibleRevision(revision, f"{self.pack}/{path.name}")
+        return path
+
+    def run(
+        self,
+        direction: Direction,
+        revision: str,
+        target: "Connection | TextIO",
+        *,
+        first: str = "",
+        last: str = "",
+    ) -> None:
+        """Take one revision up or down, in one transaction with the SQL texts `first` and `last` around it.
+
+        `target` is a connection, to be called from SQLAlchemy's greenlet, or where to write what it would be told.
+        Raises BrokenHistory and what the files can raise, of which nothing is left in the database then.
+        """
+        from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
+        from sqlalchemy import Connection  # noqa: PLC0415
+
+        scripts = self._scripts()
+        before = self.before(revision)
+        if direction == "up":
+            steps = partial(scripts._upgrade_revs, revision)
+        else:
+            steps = partial(scripts._downgrade_revs, before or "base")
+        options: dict[str, Any] = {"version_table_schema": self.schema, "script": scripts}
+        options["fn"] = lambda heads, _: steps(heads)
+        execute: Callable[[str], None]
+        if isinstance(target, Connection):
+            context = MigrationContext.configure(target, opts=options)
+            execute = partial(_send, target)
+        else:
+            options |= {"as_sql": True, "output_buffer": target, "starting_rev": before}
+            context = MigrationContext.configure(dialect_name="postgresql", opts=options)
+            execute = context.impl.static_output
+        token = _RUNNING.set(_Running(self, context, execute))
+        try:
+            with context.begin_transaction():
+                if first:
+                    execute(first)
+                context.run_migrations()
+                if last:
+                    execute(last)
+        finally:
+            _RUNNING.reset(token)
+
+    def _scripts(self) -> "ScriptDirectory":
+        from alembic.script import ScriptDirectory  # noqa: PLC0415
+        from alembic.util import CommandError  # noqa: PLC0415
+
+        if not logging.getLogger().isEnabledFor(logging.DEBUG):
+            logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells each step to whoever asks for INFO
+        folder = self.files[self.newest].parent
+        scripts = ScriptDirectory(folder.parent, version_locations=[folder])
+        try:
+            found = {script.revision: script.down_revision for script in scripts._load_revisions()}
+        except CommandError as error:
+            raise InvalidRevisions(self.pack, str(error)) from None
+        for revision, path in self.files.items():
+            before = self.before(revision)
+            if revision not in found or found[revision] != before:
+                last = f'"{before}"' if before else None
+                raise InvalidRevisions(
+                    self.pack, f'{path.name} should say revision = "{revision}", down_revision = {last}'
+                )
+        return scripts
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What a revision that runs knows of its surroundings."""
+
+    history: RevisionHistory
+    context: "MigrationContext"
+    execute: Callable[[str], None]
+
+
+_RUNNING: ContextVar[_Running] = ContextVar("_RUNNING")
+
+
+def run_sql(revision_file: str, direction: Direction) -> None:
+    """Run the .up.sql or .down.sql file beside a revision; only from within its upgrade() or downgrade().
+
+    The text reaches the server as it is, in one message: what looks like a bind parameter stays what it is.
+    Raises BadSqlFile, and a DatabaseFault that names file and line.
+    """
+    running = _RUNNING.get()
+    history = running.history
+    path = Path(revision_file).with_suffix(f".{direction}.sql")
+    file = sql_files.read(path, pack=history.pack, schema=history.schema)
+    if not file.statements:
+        return  # the driver takes the answer to nothing for an error of its own
+    if not file.alone:
+        try:
+            running.execute(file.script)
+        except asyncpg.PostgresError as error:
+            raise explain(error, place=file.place(error)) from None
+        return
+    with running.context.autocommit_block():
+        for statement in file.statements:
+            try:
+                running.execute(statement.text.rstrip(";") + ";")
+            except asyncpg.PostgresError as error:
+                raise explain(error, place=file.place(error, statement)) from None
+
+
+def _send(connection: "Connection", text: str) -> None:
+    """Hand SQL to asyncpg untouched; SQLAlchemy's own ways to execute take `:name` or allow one statement."""
+    connection.exec_driver_sql("select 1")  # the adapter's BEGIN is lazy, and would not come without it
+    adapter: Any = connection.connection.dbapi_connection
+    adapter.run_async(lambda driver: driver.execute(text))
+
+
+def packs_in(ddl: Path) -> tuple[str, ...]:
+    """The packs that a ddl folder holds, Rowcast's own history among them, by name."""
+    return tuple(sorted(path.name for path in ddl.iterdir() if any(path.glob("[0-9]*.py"))))

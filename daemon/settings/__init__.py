@@ -1,0 +1,8 @@
+"""What the operator decides, read once at the start and validated whole."""
+
+from daemon.settings.errors import BadSettings
+from daemon.settings.load import VARIABLES, load
+from daemon.settings.model import Settings
+from daemon.settings.values import SECRET_BYTES, Address
+
+__all__ = ["SECRET_BYTES", "VARIABLES", "Address", "BadSettings", "Settings", "load"]

@@ -1,0 +1,84 @@
+"""Which database URLs are understood, and which are safe enough for production."""
+
+import os
+import re
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pydantic import SecretStr
+
+_HOST_AND_PORT: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+
+
+def check_database_url(url: SecretStr) -> SecretStr:
+    """Find what would make the driver misunderstand it, and say so without a word of the URL."""
+    text = url.get_secret_value().strip()
+    scheme, separator, _ = text.partition("://")
+    if not separator or scheme not in {"postgres", "postgresql"}:
+        driver = ', without "+driver"' if "+" in scheme else ""
+        raise ValueError(f"postgresql://USER:PASSWORD@HOST:PORT/DATABASE is needed{driver}")
+    try:
+        parts = urlsplit(text)
+        account, _, hosts = parts.netloc.rpartition("@")
+        whole = not parts.fragment and "@" not in account and all(map(_HOST_AND_PORT.fullmatch, hosts.split(",")))
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(
+            "special characters in the user and the password must be percent-encoded (@ is %40, / is %2F)"
+        )
+    return SecretStr(text)
+
+
+_LOCAL_NAMES: Final = {
+    "localhost",
+    "localhost.localdomain",
+    "localhost4",
+    "localhost6",
+    "ip6-localhost",
+    "ip6-loopback",
+}
+_ENCRYPTED: Final = {"require", "verify-ca", "verify-full"}
+
+
+def _is_this_machine(host: str) -> bool:
+    """Does this host mean the machine itself? No name is looked up."""
+    name = host.strip().rstrip(".").lower()
+    if not name or name in _LOCAL_NAMES or name.endswith(".localhost"):
+        return True
+    address: IPv4Address | IPv6Address
+    try:
+        address = ip_address(name)
+    except ValueError:
+        try:
+            address = IPv4Address(socket.inet_aton(name))  # 127.1 and 0x7f000001 are addresses to a resolver too
+        except (OSError, UnicodeError):
+            return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
+
+
+def _host(place: str) -> str:
+    """The host of HOST:PORT, [IPv6]:PORT or a directory, as the driver finds it."""
+    if place.startswith("/"):
+        return place
+    return place[1:].partition("]")[0] if place.startswith("[") else unquote(place.partition(":")[0])
+
+
+def production_problem(dsn: str) -> str | None:
+    """Why this way to the database is none for production, without a word of the URL; None if it is one.
+
+    Read as the driver reads it: a host before the `?` wins, and what is missing comes from its own variables.
+    """
+    url = urlsplit(dsn)
+    options = dict(parse_qsl(url.query))
+    named = url.netloc.rpartition("@")[2] or options.get("host") or os.environ.get("PGHOST", "")
+    over_tcp = [host for host in map(_host, named.split(",")) if not host.startswith("/")]
+    if any(map(_is_this_machine, over_tcp)):
+        return "no database on localhost: name its own host, or the directory of its socket"
+    mode = options.get("sslmode") or ("service" not in options and os.environ.get("PGSSLMODE"))
+    if over_tcp and mode not in _ENCRYPTED:
+        return "no database without TLS: add sslmode=verify-full to its URL, or at least sslmode=require"
+    return None

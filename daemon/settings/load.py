@@ -1,0 +1,147 @@
+"""Where settings come from: options, the environment, .env.local, .env, and a TOML file, in this order.
+
+Nothing else in Rowcast reads the environment, but for daemon/systemd.py and what is said of the database's URL.
+"""
+
+import os
+import re
+import tomllib
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Self
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import DotEnvSettingsSource
+
+from daemon.packs import pack_secrets
+from daemon.settings.errors import BadSettings
+from daemon.settings.model import Settings
+
+# Kubernetes and Docker put the addresses of a service called "rowcast" into the environment of its neighbours, and
+# ROWCAST_TEST_* is for the tests. None of them is a mistyped setting.
+_NOT_OURS: Final = re.compile(r"ROWCAST_(SERVICE_(HOST|PORT)|PORT|TEST)(_\w+)?")
+
+VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        str(field.validation_alias).removeprefix("ROWCAST_").lower(): str(field.validation_alias)
+        for field in Settings.model_fields.values()
+    }
+)
+"""Each setting's name, as `load` and the file given by --config have it, and its environment variable."""
+
+
+_IN_FILES: Final[Mapping[str, str]] = MappingProxyType(
+    {"ROWCAST_SECRET": "secret"} | {f"ROWCAST_{name.upper()}": name for name in pack_secrets()}
+)
+"""Secrets that may lie in a file, and what it is called among the credentials of a unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One of the places that settings come from: what it sets, by environment variable, and where it is."""
+
+    values: dict[str, Any]
+    where: str = ""
+    by_variable: bool = True
+
+    @classmethod
+    def of_variables(cls, found: Mapping[str, str | None], where: str = "") -> Self:
+        known = set(VARIABLES.values())
+        ours = (name for name in found if name.startswith("ROWCAST_") and not _NOT_OURS.fullmatch(name))
+        return cls({name: found[name] for name in {*ours, *known & found.keys()} if found[name]}, where)
+
+    @classmethod
+    def of_names(cls, found: Mapping[str, Any], where: str) -> Self:
+        values = {VARIABLES.get(name, name): value for name, value in found.items() if value not in (None, "", ())}
+        return cls(values, where, by_variable=False)
+
+    def problem(self, variable: str, problem: str | None) -> str:
+        """One line. `problem` None: there is no such setting."""
+        names = {variable: name for name, variable in VARIABLES.items()}
+        name = variable if self.by_variable else names.get(variable, variable)
+        if problem is None:
+            problem = "there is no such setting"
+            if nearest := get_close_matches(variable.removeprefix("ROWCAST_").lower(), VARIABLES, n=1):
+                problem += f"; did you mean {VARIABLES[nearest[0]] if self.by_variable else nearest[0]}?"
+        return f"{name}{self.where}: {problem}"
+
+
+def load(config: Path | None = None, **options: Any) -> Settings:  # noqa: ANN401 - they are validated here
+    """The settings. `config` is a TOML file; `options` come from the command line, None or () for what was not given.
+
+    Raises BadSettings, which has a line for each problem.
+    """
+    places = [
+        _Place.of_names(options, " (option)"),
+        _Place.of_variables(os.environ),
+        *(_Place.of_variables(_dotenv(Path(name)), f" in {name}") for name in (".env.local", ".env")),
+    ]
+    if config is not None:
+        places.append(_Place.of_names(_toml(config), f" in {config}"))
+    for variable, credential in _IN_FILES.items():
+        if secret := _secret_file(variable, credential, ChainMap(*(place.values for place in places))):
+            places.append(secret)
+    try:
+        return Settings(**ChainMap(*(place.values for place in places)))
+    except ValidationError as error:
+        # Not chained: the error holds what was given, which may be a secret.
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+    raise BadSettings(*(_sentence(problem, places) for problem in problems))
+
+
+def _sentence(problem: ErrorDetails, places: Sequence[_Place]) -> str:
+    """What a problem says to the operator: where it is, what is wrong, and what the setting is for."""
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message  # of two settings, both of which it names
+    variable = str(problem["loc"][0])
+    place = next(place for place in places if variable in place.values)
+    if problem["type"] == "extra_forbidden":
+        return place.problem(variable, None)
+    if problem["type"] != "value_error":
+        field = next(field for field in Settings.model_fields.values() if field.validation_alias == variable)
+        message = f"{message[0].lower()}{message[1:]} ({field.description})"
+    return place.problem(variable, message)
+
+
+def _secret_file(variable: str, credential: str, values: Mapping[str, Any]) -> _Place | None:
+    """A secret that is not set but lies in a file; `credential` is the file's name among systemd's."""
+    file = values.get(f"{variable}_FILE")
+    if variable in values:
+        if file:
+            raise BadSettings(f"{variable} and {variable}_FILE are both set: keep one of them")
+        return None
+    if not file:
+        file = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), credential)
+        if not (file.is_absolute() and file.exists()):
+            return None
+    try:
+        return _Place({variable: Path(str(file)).read_text().strip()}, f" in {file}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _dotenv(path: Path) -> Mapping[str, str | None]:
+    try:
+        return DotEnvSettingsSource(Settings, path).env_vars
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _toml(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadSettings(f"{path}: this is not TOML: {error}") from None
+
+
+def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> BadSettings:
+    reason = error.strerror if isinstance(error, OSError) else "this is not UTF-8"
+    return BadSettings(f"{path}: cannot be read: {reason}")

@@ -1,0 +1,43 @@
+"""The settings of a `daemon up` on this machine: what other commands need in order to reach its database."""
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import SecretStr
+
+from daemon.core.errors import OperatorFault
+from daemon.settings.model import Settings
+
+
+class DataDirUnusable(OperatorFault):
+    """{path} cannot be used ({reason}): choose another directory with --data-dir."""
+
+    exit_code: ClassVar[int] = 34
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+
+
+def connection_file(data_dir: Path) -> Path:
+    """Where `up` writes what others need to know: URLs, and the sample users with their tokens."""
+    return data_dir / "connection.json"
+
+
+def with_local_instance(settings: Settings) -> Settings:
+    """The settings, completed by what a `daemon up` in the same data directory uses."""
+    if settings.dsn is None and (found := _read(connection_file(settings.data_dir))):
+        url = json.loads(found)["database_url"]
+        settings = settings.model_copy(update={"database_url": SecretStr(url)})
+    if settings.secret is None and (found := _read(settings.data_dir / "secret")):
+        settings = settings.model_copy(update={"secret": SecretStr(found)})
+    return settings
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataDirUnusable(path, error.strerror or str(error)) from None

@@ -1,0 +1,124 @@
+"""How a setting is read from text, and what is refused. Each reader raises ValueError with what is needed instead."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from daemon.packs import bundled
+
+SECRET_BYTES: Final = 32
+"""The least that signs a token: as much as HS256 makes of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen. Port 0 lets the system choose one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read HOST:PORT or [IPv6]:PORT. Raises ValueError."""
+        form = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:\[\]]+)):([0-9]{1,5})", text.strip())
+        if not form or int(form[3]) > 65535:
+            raise ValueError(
+                "HOST:PORT is needed, such as 127.0.0.1:8787, with an IPv6 address in brackets: [::]:8787"
+            )
+        return cls(form[1] or form[2], int(form[3]))
+
+
+def read_address(value: object) -> object:
+    """HOST:PORT as an Address. Raises ValueError."""
+    return Address.parse(value) if isinstance(value, str) else value
+
+
+def read_names(value: object) -> object:
+    """A comma-separated or JSON list as a list."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return [name.strip() for name in value.split(",")]
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError('names are given as "one,two" or as ["one", "two"]') from None
+
+
+def expand_all(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Every bundled pack where `all` is asked for."""
+    return tuple(bundled()) if "all" in names else names
+
+
+def check_name(name: str) -> str:
+    """Raises ValueError for what cannot be the name of a pack or a schema without quotes."""
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
+        raise ValueError(
+            "a name consists of the characters a-z, 0-9 and _, does not begin with a digit, and has 63 at most"
+        )
+    return name
+
+
+def without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Each name once, in order."""
+    return tuple(dict.fromkeys(names))
+
+
+def lower(value: object) -> object:
+    """Text in small letters."""
+    return value.lower() if isinstance(value, str) else value
+
+
+def read_port(value: object) -> object:
+    """Raises ValueError for an address where a port is needed."""
+    if isinstance(value, str) and "://" in value:
+        raise ValueError(
+            "a number such as 5432 is needed. An address is what Kubernetes or Docker put here for a service "
+            "called postgres: set the port yourself, set DATABASE_URL, or switch service links off"
+        )
+    return value
+
+
+def check_secret(secret: SecretStr) -> SecretStr:
+    """Raises ValueError for a key that is too short."""
+    if len(secret.get_secret_value().encode()) < SECRET_BYTES:
+        raise ValueError(f"{SECRET_BYTES} bytes or more are needed: `openssl rand -base64 48` makes a good one")
+    return secret
+
+
+def state_home() -> Path:
+    """Where a user's programs keep what must outlive them (XDG Base Directory Specification)."""
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not state.is_absolute():
+        if os.geteuid() == 0:  # Postgres does not run as root, and the user that it gets may not enter root's home
+            return Path("/var/lib/rowcast")
+        try:
+            state = Path.home() / ".local/state"
+        except RuntimeError:  # a container whose user has neither HOME nor a line in /etc/passwd
+            state = Path("/var/tmp")  # noqa: S108
+    return state / "rowcast"
+
+
+def read_duration(value: object) -> object:
+    """A number and its unit, as people write it."""
+    if not isinstance(value, str):
+        return value
+    written = re.fullmatch(r"(\d{1,6})\s*([smhd])", value.strip().lower())
+    if written is None:
+        raise ValueError("this is no duration: write 90m, 12h or 7d")
+    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[written[2]]
+    return timedelta(**{unit: int(written[1])})
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]

@@ -1,0 +1,152 @@
+"""What the port LogReader promises, of the log in Postgres and of its newest part held in memory over it."""
+
+from collections.abc import AsyncIterator, Collection
+from itertools import pairwise
+
+import pytest
+
+from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.ports import LogReader
+from daemon.delivery.log_cache import LogCache
+from daemon.delivery.pack_router import PackRouter
+from daemon.log.reader import PgLogReader
+from daemon.packs import Pack, Row
+from daemon.postgres.connect import Connection, Pool, open_pool
+from tests.support.log import ROWS, leader, until_numbered
+
+
+class Version(Row):
+    id: int
+    version: int
+
+
+SERVED = PackRouter({"app": Pack("app", {"rows": Version}, (r"row:\d+",))})
+MOST = 20  # changes of a transaction that are told
+ALL = [Topic("*app"), *(Topic(f"row:{number}") for number in range(1, 9))]
+FIRST_TERM = (
+    "update app.rows set version = 1",
+    "update app.rows set version = 2 where id <= 3",
+    "begin; update app.rows set version = 3 where id <= 2; update app.rows set version = 4 where id <= 2; commit",
+    "truncate app.rows",
+    "insert into app.rows select n, 5 from generate_series(1, 8) as n",
+    f"begin; {'update app.rows set version = version + 1 where id <= 3;' * 7} commit",
+    "update app.rows set version = 6 where id in (1, 8)",
+)
+SECOND_TERM = ("update app.rows set version = 7", "update app.rows set version = 8 where id > 4")
+
+
+@pytest.fixture
+async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
+    """A log of two terms, with a truncated table and a transaction that is too large in the first."""
+    await sql.execute(ROWS)
+    pool = await open_pool(database, application_name="test", max_size=5)
+    for statements in (FIRST_TERM, SECOND_TERM):
+        async with leader(database, pool):
+            for statement in statements:
+                await sql.execute(statement)
+            await until_numbered(pool)
+    yield pool
+    await pool.close()
+
+
+async def everything(log: LogReader, chunk: int = 1000) -> list[Change]:
+    found: list[Change] = []
+    while changes := await log.read(found[-1].seq if found else Seq(0), chunk):
+        found += changes
+    return found
+
+
+async def held(inner: LogReader, max_bytes: int, chunk: int) -> LogCache:
+    """What a pump does that has begun with the log."""
+    log_cache = LogCache(inner, max_bytes)
+    log_cache.restart(Position((await inner.head()).epoch, Seq(0)))
+    after = Seq(0)
+    while changes := await inner.read(after, chunk):
+        log_cache.add(changes, SERVED.validate(changes)[0])
+        after = changes[-1].seq
+    return log_cache
+
+
+HELD = {"all in memory": 2**20, "some in memory": 15_000, "none in memory": 0}
+
+
+@pytest.fixture(params=["postgres", *HELD])
+async def log(request: pytest.FixtureRequest, pool: Pool) -> LogReader:
+    inner = PgLogReader(pool, MOST)
+    return inner if request.param == "postgres" else await held(inner, HELD[request.param], chunk=5)
+
+
+async def whole(log: LogReader, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> list[Change]:
+    """All of it, as whoever replays reads it."""
+    found: list[Change] = []
+    while True:
+        changes = SERVED.validate(await log.read_topics(topics, after, upto, limit))[0]
+        found += changes
+        if len(changes) < limit:
+            break
+        after = changes[-1].seq
+    return found
+
+
+def same(one: Change) -> tuple[object, ...]:
+    """What a client can tell of a change."""
+    return one.seq, one.topic, one.kind, one.key, one.record, one.changed, one.tx, one.at
+
+
+async def test_the_numbers_grow_and_every_read_ends_where_a_transaction_does(log: LogReader) -> None:
+    changes = await everything(log, 3)
+    assert all(one.seq < other.seq for one, other in pairwise(changes))
+    last_of = {change.tx: change.seq for change in changes}
+    after = Seq(0)
+    while read := await log.read(after, 3):
+        after = read[-1].seq
+        assert last_of[read[-1].tx] == after
+    assert (await log.head()).seq == after
+
+
+@pytest.mark.parametrize("limit", [1, 4, 1000])
+@pytest.mark.parametrize("topics", [ALL, ALL[:2], ALL[3:], [Topic("row:99")]])
+async def test_topics_are_told_what_everybody_is_told_of_them_from_wherever_one_begins(
+    log: LogReader, topics: Collection[Topic], limit: int
+) -> None:
+    changes = await everything(log)
+    upto = changes[-1].seq
+    for after in (Seq(0), *(change.seq for change in changes)):
+        expected = [same(change) for change in changes if change.topic in topics and change.seq > after]
+        assert expected == [same(change) for change in await whole(log, topics, after, upto, limit)]
+
+
+async def test_nothing_is_told_past_the_place_up_to_which_was_asked(log: LogReader) -> None:
+    changes = await everything(log)
+    last_of = {change.tx: change.seq for change in changes}
+    for upto in last_of.values():
+        expected = [same(change) for change in changes if change.seq <= upto]
+        assert expected == [same(change) for change in await whole(log, ALL, Seq(0), upto, 1000)]
+
+
+async def test_an_answer_of_fewer_changes_than_asked_for_is_all_there_is(log: LogReader) -> None:
+    changes = await everything(log)
+    for limit in (1, 2, 5, 20):
+        answer = await log.read_topics(ALL, Seq(0), changes[-1].seq, limit)
+        assert len(answer) >= limit
+        assert answer[-1].seq in {change.seq for change in changes}
+        rest = [change for change in changes if change.seq > answer[-1].seq]
+        assert answer[-1].tx not in {change.tx for change in rest}
+
+
+async def test_every_place_that_was_told_can_be_continued_and_no_other(log: LogReader) -> None:
+    changes = await everything(log)
+    head = await log.head()
+    base = next(later.seq - 1 for one, later in pairwise(changes) if later.seq > one.seq + 1_000_000)
+    end = max(change.seq for change in changes if change.seq < base)
+    on_record = [Seq(0), *(change.seq for change in changes), Seq(base)]
+    assert {None} == {await log.continuity(Position(head.epoch, seq)) for seq in on_record}
+    for lost in (end + 1, base - 1, head.seq + 1):
+        assert "crash" == await log.continuity(Position(head.epoch, Seq(lost)))
+    assert {"epoch"} == {await log.continuity(Position("other", seq)) for seq in on_record}
+
+
+async def test_the_log_holds_what_these_tests_are_about(log: LogReader) -> None:
+    kinds = [change.kind for change in await everything(log)]
+    assert {Kind.UPDATE, Kind.INSERT, Kind.TRUNCATE, Kind.LIMIT} == set(kinds)
+    assert 3 == kinds.count(Kind.LIMIT)

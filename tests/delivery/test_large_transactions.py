@@ -1,0 +1,237 @@
+"""A transaction with more changes than are told: its topics are reset in its place, and its rights end."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from daemon.core.change import EVERYTHING, Change, Kind, Position, Right, Seq, Topic
+from daemon.core.hub import Hub
+from daemon.delivery.log_cache import LogCache
+from daemon.delivery.pack_router import PackRouter
+from daemon.delivery.pump import Pump
+from daemon.log.dead_letters import DeadLetters
+from daemon.log.reader import PgLogReader
+from daemon.packs import Pack
+from daemon.postgres.connect import Connection, Pool
+from tests.support.log import ROWS, leader, until_numbered
+
+MOST = 5
+ONE, TWO = Topic("row:1"), Topic("row:2")
+ROOMS = """
+create schema app;
+create table app.rooms (id integer primary key, room text not null, member text);
+select rowcast.watch('app.rooms', $$'room:' || r.room$$, '{id,room}',
+                     revokes => $$jsonb_build_object('user', r.member, 'topic', 'room:' || r.room)$$);
+"""
+
+
+async def write(database: str, pool: Pool, sql: Connection, *statements: str) -> None:
+    """Each a transaction, numbered in their order."""
+    async with leader(database, pool):
+        for statement in statements:
+            await sql.execute(statement)
+        await until_numbered(pool)
+
+
+def told(changes: list[Change]) -> list[tuple[int, str, str]]:
+    return [(change.seq, change.kind.value, change.topic) for change in changes]
+
+
+async def everything(log: PgLogReader, limit: int = 1000, after: int = 0) -> list[Change]:
+    found: list[Change] = []
+    while changes := await log.read(found[-1].seq if found else Seq(after), limit):
+        found += changes
+    return found
+
+
+@pytest.fixture
+async def log(database: str, pool: Pool, sql: Connection) -> PgLogReader:
+    """Changes 1 and 2 of a small transaction, 3 to 10 of one that is too large, and 11 of another small one."""
+    await sql.execute(ROWS)
+    await write(
+        database,
+        pool,
+        sql,
+        "update app.rows set version = 1 where id <= 2",
+        f"begin; {'update app.rows set version = version + 1 where id <= 2; ' * 4} commit",
+        "update app.rows set version = 10 where id = 1",
+    )
+    return PgLogReader(pool, MOST)
+
+
+SMALL, LARGE, LAST = (
+    [(1, "update", ONE), (2, "update", TWO)],
+    [(6, "limit", ONE), (10, "limit", TWO)],
+    [(11, "update", ONE)],
+)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 10, 1000])
+async def test_a_too_large_transaction_is_one_change_in_each_topic_that_it_touched(
+    log: PgLogReader, limit: int
+) -> None:
+    changes = await everything(log, limit)
+    assert SMALL + LARGE + LAST == told(changes)
+    assert {("{}", None, ())} == {(c.key, c.record, c.changed) for c in changes if c.kind is Kind.LIMIT}
+    assert 1 == len({change.tx for change in changes if change.kind is Kind.LIMIT})
+
+
+async def test_a_transaction_as_large_as_the_limit_is_told(log: PgLogReader, pool: Pool) -> None:
+    assert Kind.LIMIT in {change.kind for change in await everything(PgLogReader(pool, 7))}
+    assert Kind.LIMIT not in {change.kind for change in await everything(PgLogReader(pool, 8))}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 10, 1000])
+async def test_the_topics_are_told_the_same_as_everybody(log: PgLogReader, limit: int) -> None:
+    async def of(*topics: Topic) -> list[tuple[int, str, str]]:
+        found: list[Change] = []
+        while True:
+            changes = await log.read_topics(topics, found[-1].seq if found else Seq(0), Seq(11), limit)
+            found += changes
+            if len(changes) < limit:
+                return told(found)
+
+    assert SMALL + LARGE + LAST == await of(ONE, TWO)
+    assert [SMALL[0], LARGE[0], *LAST] == await of(ONE)
+    assert [SMALL[1], LARGE[1]] == await of(TWO)
+
+
+@pytest.mark.parametrize("after", range(2, 11))
+async def test_a_position_inside_a_too_large_transaction_goes_on_with_what_is_left_of_it(
+    log: PgLogReader, after: int
+) -> None:
+    left = [change for change in LARGE + LAST if change[0] > after]
+    assert left == told(list(await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)))
+
+
+async def test_what_is_left_behind_a_position_is_told_if_that_is_not_too_large(log: PgLogReader) -> None:
+    assert LARGE + LAST == told(await everything(log, after=4))
+    assert [6, 7, 8, 9, 10, 11] == [change.seq for change in await everything(log, after=5)]
+
+
+async def test_one_read_for_topics_goes_on_behind_a_too_large_transaction(log: PgLogReader) -> None:
+    assert [SMALL[0], LARGE[0], *LAST] == told(list(await log.read_topics([ONE], Seq(0), Seq(11), 3)))
+
+
+class Counted(PgLogReader):
+    """The real log, and how many rows each statement brought."""
+
+    def __init__(self, pool: Pool, transaction_changes: int) -> None:
+        super().__init__(pool, transaction_changes)
+        self.counts: list[int] = []
+
+    async def _fetch(self, within: float, name: str, *arguments: object) -> list[asyncpg.Record]:
+        rows = await super()._fetch(within, name, *arguments)
+        self.counts.append(len(rows))
+        return rows
+
+
+async def test_a_too_large_transaction_is_never_fetched_whole(log: PgLogReader, pool: Pool) -> None:
+    counted = Counted(pool, MOST)
+    await everything(counted, limit=3)
+    await counted.read_topics([ONE, TWO], Seq(0), Seq(11), 3)
+    assert 3 == max(counted.counts)
+
+
+async def test_what_comes_behind_a_too_large_transaction_is_delivered_without_another_ring(log: PgLogReader) -> None:
+    head = await log.head()
+    wakeup, hub, log_cache = asyncio.Event(), Hub(lambda payload: payload), LogCache(log, 0)
+    pump = Pump(
+        log,
+        wakeup,
+        hub,
+        PackRouter(),
+        log_cache,
+        DeadLetters(log._pool).store_dead_letters,
+        poll_every=3600,
+        chunk=10,
+    )
+    hub.move(Position(head.epoch, Seq(0)), "epoch")
+    log_cache.restart(hub.position)
+    pump.started.set()
+    pumping = asyncio.create_task(pump.run())
+    async with asyncio.timeout(30):
+        await pump.reached(Seq(11))
+    pumping.cancel()
+    await asyncio.gather(pumping, return_exceptions=True)
+
+
+async def test_more_topics_than_the_limit_are_told_as_all_of_them(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(ROWS)
+    await write(database, pool, sql, "update app.rows set version = 1")
+    log = PgLogReader(pool, MOST)
+    assert [(8, "limit", EVERYTHING)] == told(await everything(log))
+    assert [(2, "limit", TWO)] == told(list(await log.read_topics([TWO], Seq(0), Seq(8), 1000)))
+
+
+def ends(changes: list[Change]) -> list[tuple[int, Right]]:
+    return [(change.seq, change.ends) for change in changes if change.ends]
+
+
+async def test_rights_that_end_in_a_too_large_transaction_come_along(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(ROOMS)
+    await write(
+        database,
+        pool,
+        sql,
+        """begin; insert into app.rooms select n, 'a', 'user' || n from generate_series(1, 6) as n;
+           delete from app.rooms where id in (2, 4); insert into app.rooms values (9, 'b', 'user9'); commit""",
+    )
+    changes = await everything(PgLogReader(pool, MOST))
+    assert [(7, "limit", "room:a"), (8, "limit", "room:a"), (9, "limit", "room:b")] == told(changes)
+    assert [(7, Right("user2", Topic("room:a"))), (8, Right("user4", Topic("room:a")))] == sorted(
+        ends(changes), key=lambda end: end[0]
+    )
+
+
+async def test_where_too_many_rights_end_they_all_do(
+    database: str, pool: Pool, sql: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.log.reader.MAX_ENDED_RIGHTS", 2)
+    await sql.execute(ROOMS)
+    await write(
+        database,
+        pool,
+        sql,
+        """begin; insert into app.rooms select n, 'a', 'user' || n from generate_series(1, 6) as n;
+           delete from app.rooms where id <= 3; commit""",
+    )
+    changes = await everything(PgLogReader(pool, MOST))
+    assert [(7, Right(None, None))] == ends(changes)
+    assert [(7, "limit", "room:a"), (9, "limit", "room:a")] == told(changes)
+
+
+def a_limit(topic: str, schema: str = "app", ends: Right | None = None) -> Change:
+    return Change(Seq(7), "1", "", schema, "rows", Topic(topic), Kind.LIMIT, "{}", None, ends=ends)
+
+
+SERVED = PackRouter({"app": Pack("app", {}, (r"row:\d+",)), "more": Pack("more", {}, (r"more:\d+",))})
+FOLLOWED = [ONE, TWO, Topic("more:1")]
+
+
+@pytest.mark.parametrize(
+    ("topic", "covered"),
+    [("row:1", [ONE]), ("row:9", []), ("*app", [ONE, TWO]), ("*more", FOLLOWED[2:]), ("*", FOLLOWED)],
+)
+def test_a_too_large_transaction_puts_in_doubt_what_it_touched_and_nothing_else(
+    topic: str, covered: list[Topic]
+) -> None:
+    limit = a_limit(topic)
+    assert ([limit], []) == SERVED.validate([limit])
+    assert covered == list(SERVED.topics_to_reset(limit, FOLLOWED))
+
+
+@pytest.mark.parametrize("topic", ["other:1", "*other"])
+def test_a_too_large_transaction_elsewhere_is_nothing_to_our_clients(topic: str) -> None:
+    assert ([], []) == SERVED.validate([a_limit(topic, "other")])
+
+
+def test_where_all_rights_of_a_pack_end_those_of_other_packs_do_not() -> None:
+    everybody = Right(None, None)
+    limits = [a_limit("row:1", ends=everybody), a_limit("other:1", "other", everybody)]
+    [end] = SERVED.ends(limits)
+    assert (7, everybody) == (end.seq, end.right)
+    assert [ONE, TWO] == [topic for topic in (ONE, Topic("other:1"), TWO) if end.serves(topic)]

@@ -1,0 +1,215 @@
+"""The pump of the daemon that leads: what it is handed, what it reads, and that it tells nothing twice."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from daemon.core.change import Change, Seq, Topic
+from daemon.core.hub import Hub
+from daemon.delivery.log_cache import LogCache
+from daemon.delivery.pack_router import PackRouter
+from daemon.delivery.pump import Pump
+from daemon.log.reader import PgLogReader
+from daemon.packs import Pack, Row
+from daemon.postgres.connect import Connection, Pool
+from tests.support.log import leader, until_numbered
+
+pytestmark = pytest.mark.usefixtures("rows")
+
+ONE = Topic("row:1")
+CHUNK = 4
+
+
+class Version(Row):
+    id: int
+    version: int
+
+
+class GatedLog(PgLogReader):
+    """The real log; who reads it waits, with the answer in hand, while the gate is closed."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.reads = 0
+        self.answers = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def read(self, after: Seq, limit: int) -> Sequence[Change]:
+        self.reads += 1
+        found = await super().read(after, limit)
+        await self.gate.wait()
+        self.answers += 1
+        return found
+
+
+class Listener:
+    """A follower that keeps what it is told."""
+
+    user = "ada"
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def deliver(self, frames: bytes) -> None:
+        self.frames.append(frames)
+
+    def revoked(self, topic: Topic) -> None:
+        raise AssertionError(topic)
+
+    def moved(self) -> None:
+        raise AssertionError
+
+
+class Stand:
+    """A pump that does not poll, and who hears what it delivers."""
+
+    def __init__(self, log: GatedLog, router: PackRouter) -> None:
+        self.log = log
+        self.letters: list[tuple[Change, str, str]] = []
+        self.burying = asyncio.Event()
+        self.grave = asyncio.Event()
+        self.grave.set()
+        self.wakeup = asyncio.Event()
+        self.hub = Hub(lambda payload: payload + b"\n")
+        self.listener = Listener()
+        self.pump = Pump(
+            log,
+            self.wakeup,
+            self.hub,
+            router,
+            LogCache(log, 0),
+            self._store_dead_letters,
+            poll_every=3600,
+            chunk=CHUNK,
+        )
+
+    async def _store_dead_letters(self, letters: Sequence[tuple[Change, str, str]]) -> None:
+        self.burying.set()
+        await self.grave.wait()
+        self.letters += letters
+
+    def versions(self) -> list[int]:
+        lines = b"".join(self.listener.frames).decode().split('"version":')[1:]
+        return [int(line.partition("}")[0]) for line in lines]
+
+
+@asynccontextmanager
+async def pumping(database: str, pool: Pool, *models: str) -> AsyncIterator[Stand]:
+    """A leader that hands over to a pump, which has come to rest."""
+    tables = dict.fromkeys(models or ["rows"], Version)
+    stand = Stand(GatedLog(pool), PackRouter({"app": Pack("app", tables, (r"row:\d+",))}))
+    async with leader(database, pool, numbers=stand.wakeup, offer=stand.pump.offer, max_offered=CHUNK):
+        task = asyncio.create_task(stand.pump.run())
+        await stand.pump.started.wait()
+        while not stand.log.answers:
+            await asyncio.sleep(0)
+        stand.hub.follow(ONE, stand.listener)
+        stand.log.reads = 0
+        try:
+            yield stand
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def write(sql: Connection, *versions: int) -> None:
+    for version in versions:
+        await sql.execute("update app.rows set version = $1 where id = 1", version)
+
+
+async def test_what_the_leader_hands_over_is_told_without_reading_the_log(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with pumping(database, pool) as stand:
+        for version in range(1, 6):
+            await write(sql, version)
+            await stand.pump.reached(Seq(version))
+        assert [1, 2, 3, 4, 5] == stand.versions()
+        assert 0 == stand.log.reads
+
+
+async def test_what_is_handed_over_during_a_read_is_told_at_once_and_once(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with pumping(database, pool) as stand:
+        stand.log.gate.clear()
+        stand.wakeup.set()
+        while not stand.log.reads:
+            await asyncio.sleep(0)
+        for version in range(1, 4):
+            await write(sql, version)
+            await stand.pump.reached(Seq(version))
+        assert [1, 2, 3] == stand.versions()
+        stand.log.gate.set()
+        await write(sql, 4)
+        await stand.pump.reached(Seq(4))
+        assert [1, 2, 3, 4] == stand.versions()
+
+
+async def test_what_was_read_before_it_is_handed_over_is_told_once(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with pumping(database, pool) as stand:
+        await sql.execute("update app.rows set version = 1")  # more than is handed over: it is read
+        await stand.pump.reached(Seq(8))
+        stand.pump.offer(Seq(0), await stand.log.read(Seq(0), 1))
+        await write(sql, 2)
+        await stand.pump.reached(Seq(9))
+        assert [1, 2] == stand.versions()
+
+
+async def test_what_is_handed_over_while_older_changes_are_read_comes_behind_them(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with pumping(database, pool) as stand:
+        stand.log.gate.clear()
+        await sql.execute("update app.rows set version = 1")  # more than is handed over
+        while not stand.log.reads:
+            await asyncio.sleep(0)
+        limit = 3 * CHUNK
+        for version in range(2, limit):  # and more than is kept
+            await write(sql, version)
+            await until_numbered(pool)
+        assert [] == stand.versions()
+        assert sum(len(changes) for _, changes in stand.pump._offered) <= CHUNK + 1
+        stand.log.gate.set()
+        await stand.pump.reached(Seq(8 + limit - 2))
+        assert list(range(1, limit)) == stand.versions()
+
+
+async def test_what_is_handed_over_and_refused_is_buried(database: str, pool: Pool, sql: Connection) -> None:
+    async with pumping(database, pool, "other") as stand:
+        await write(sql, 1)
+        await stand.pump.reached(Seq(1))
+        while not stand.letters:
+            await asyncio.sleep(0)
+        assert [] == stand.versions()
+        assert [(Seq(1), "app", "table: no_row_model")] == [(c.seq, pack, why) for c, pack, why in stand.letters]
+
+
+async def test_nothing_is_told_before_what_was_refused_in_front_of_it_is_buried(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(
+        "create table app.other (id integer primary key); select rowcast.watch('app.other', $$'row:1'$$, '{id}')"
+    )
+    async with pumping(database, pool) as stand:
+        stand.log.gate.clear()
+        stand.wakeup.set()
+        while not stand.log.reads:  # a read is under way
+            await asyncio.sleep(0)
+        stand.grave.clear()
+        await sql.execute("insert into app.other values (1)")
+        await stand.pump.reached(Seq(1))
+        await write(sql, 1)
+        await until_numbered(pool)
+        stand.log.gate.set()
+        await stand.burying.wait()
+        assert [] == stand.versions()
+        stand.grave.set()
+        await stand.pump.reached(Seq(2))
+        assert [1] == stand.versions()
+        assert [Seq(1)] == [change.seq for change, _, _ in stand.letters]

@@ -1,0 +1,175 @@
+"""From where in the log on somebody may read a topic."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from daemon.core.change import Seq, Topic
+from daemon.core.errors import GrantsUnavailable
+from daemon.log.grants import ASKERS, PgGrants
+from daemon.log.reader import PgLogReader
+from daemon.postgres.connect import Connection, Pool, open_pool
+from tests.support.log import leader, until_numbered
+
+ADA, BOB, ROOM = (f"01HZZZZZZZZZZZZZZZZZZZZZZ{letter}" for letter in "ABC")
+TOPIC = Topic(f"channel:{ROOM}")
+
+
+@pytest.fixture
+async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
+    await sql.execute(f"""
+        insert into chatgenius.users (id, username, email, auth0_id)
+        values ('{ADA}', 'ada', 'ada@example.com', 'a|1'), ('{BOB}', 'bob', 'bob@example.com', 'a|2');
+        insert into chatgenius.channels (id, name) values ('{ROOM}', 'room');
+        insert into chatgenius.channel_members (channel_id, user_id) values ('{ROOM}', '{ADA}');
+    """)
+    pool = await open_pool(database, application_name="test", max_size=5)
+    yield pool
+    await pool.close()
+
+
+def grants(pool: Pool, wait: float = 60.0) -> PgGrants:
+    return PgGrants(pool, lambda _: "chatgenius", wait=wait)
+
+
+async def join(sql: Connection) -> None:
+    await sql.execute(f"insert into chatgenius.channel_members (channel_id, user_id) values ('{ROOM}', '{BOB}')")
+
+
+async def test_a_right_begins_with_the_change_that_gave_it(database: str, pool: Pool, sql: Connection) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+        assert await grants(pool).readable_from(BOB, TOPIC) is None
+        head = (await PgLogReader(pool).head()).seq
+        await join(sql)
+        assert head + 1 == await grants(pool).readable_from(BOB, TOPIC)
+
+
+async def test_the_last_of_several_beginnings_counts(database: str, pool: Pool, sql: Connection) -> None:
+    async with leader(database, pool):
+        member = await grants(pool).readable_from(ADA, TOPIC)
+        for deleted_at in ("now()", "null"):
+            await sql.execute(f"update chatgenius.channels set deleted_at = {deleted_at}")
+        channel = await grants(pool).readable_from(ADA, TOPIC)
+        for deleted_at in ("now()", "null"):
+            await sql.execute(f"update chatgenius.users set deleted_at = {deleted_at} where id = '{ADA}'")
+        user = await grants(pool).readable_from(ADA, TOPIC)
+        assert await grants(pool).readable_from(ADA, Topic("users")) == user
+    assert member is not None
+    assert channel is not None
+    assert user is not None
+    assert member < channel < user
+
+
+async def test_a_right_from_before_the_log_reaches_back_to_its_floor(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute("truncate rowcast.events")
+    async with leader(database, pool):
+        assert Seq(0) == await grants(pool).readable_from(ADA, TOPIC)
+
+
+async def test_a_right_that_was_given_a_moment_ago_is_waited_for(database: str, pool: Pool, sql: Connection) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+    while await sql.fetchval("select exists (select from pg_stat_activity where application_name = 'sequencer')"):
+        await asyncio.sleep(0)  # its last statement may still be on its way
+    await join(sql)
+    with pytest.raises(GrantsUnavailable):
+        await grants(pool, wait=0.01).readable_from(BOB, TOPIC)
+    assert await grants(pool, wait=0.01).readable_from(ADA, TOPIC) is not None  # nobody else waits
+    asking = asyncio.create_task(grants(pool).readable_from(BOB, TOPIC))
+    async with leader(database, pool):
+        begun = await asking
+    [joined] = [
+        change for change in await PgLogReader(pool).read(Seq(0), 100) if BOB in change.key and change.topic == TOPIC
+    ]
+    assert joined.seq == begun
+
+
+async def test_rights_that_another_packs_rows_give_do_not_count(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(f"""
+        create schema app;
+        create table app.seats (id integer primary key, user_id text);
+        select rowcast.watch('app.seats', $$'seats'$$, '{{id}}',
+                             revokes => $$jsonb_build_object('user', r.user_id)$$);
+        insert into app.seats values (1, '{ADA}');
+    """)
+    async with leader(database, pool):
+        await until_numbered(pool)
+        head = (await PgLogReader(pool).head()).seq
+        begun = await grants(pool).readable_from(ADA, TOPIC)
+    assert begun is not None
+    assert begun < head
+
+
+OTHER = Topic("channel:01HZZZZZZZZZZZZZZZZZZZZZZD")
+
+
+async def test_a_crowd_of_questions_is_asked_in_few_statements_and_each_has_its_own_answer(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+    await sql.execute("""
+        create table public.asked (backend integer, at timestamptz);
+        create table public.allowed (a text, b text);
+        create or replace function chatgenius.may_read(user_id text, topic text) returns boolean
+        language plpgsql as $$
+        begin
+            insert into public.asked values (pg_backend_pid(), statement_timestamp());
+            return $1 || $2 in (select a || b from public.allowed);
+        end $$;
+    """)
+    await sql.executemany(
+        "insert into public.allowed values ($1, $2)", [(ADA, TOPIC), (ADA, "users"), (BOB, f"user:{BOB}")]
+    )
+    asking = grants(pool)
+    crowd = [(ADA, TOPIC), (BOB, TOPIC), (ADA, Topic("users")), (ADA, OTHER), (BOB, Topic(f"user:{BOB}"))] * 100
+    begun = await asyncio.gather(*(asking.readable_from(*question) for question in crowd))
+    one_by_one = {question: await asking.readable_from(*question) for question in set(crowd)}
+    assert [one_by_one[question] for question in crowd] == begun
+    assert [True, False, True, False, True] == [found is not None for found in begun[:5]]
+    calls = await sql.fetchval("select count(*) from public.asked")
+    statements = await sql.fetchval("select count(distinct (backend, at)) from public.asked")
+    assert len(crowd) + 5 == calls
+    assert statements <= 2 * ASKERS + 5 + 5
+
+
+async def test_a_question_that_fails_spoils_no_other_that_is_asked_with_it(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+    await sql.execute(f"""
+        create or replace function chatgenius.may_read(user_id text, topic text) returns boolean
+        language plpgsql as $$
+        begin
+            if $2 = 'users' then raise exception 'a fault of the pack'; end if;
+            return $2 = '{TOPIC}';
+        end $$;
+    """)
+    asking = grants(pool)
+    crowd = [TOPIC, Topic("users"), OTHER] * 50
+    answers = await asyncio.gather(*(asking.readable_from(ADA, topic) for topic in crowd), return_exceptions=True)
+    for topic, answer in zip(crowd, answers, strict=True):
+        match topic:
+            case "users":
+                assert isinstance(answer, GrantsUnavailable)
+            case _:
+                assert (topic == TOPIC) == isinstance(answer, int)
+                assert (topic == OTHER) == (answer is None)
+
+
+async def test_who_asks_no_longer_leaves_the_others_their_answers(database: str, pool: Pool, sql: Connection) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+    asking = grants(pool)
+    crowd = [asyncio.create_task(asking.readable_from(ADA, TOPIC)) for _ in range(40)]
+    await asyncio.sleep(0)  # all have asked
+    for task in crowd[::2]:
+        task.cancel()
+    answers = await asyncio.gather(*crowd, return_exceptions=True)
+    assert {asyncio.CancelledError} == {type(answer) for answer in answers[::2]}
+    assert {int} == {type(answer) for answer in answers[1::2]}

@@ -1,0 +1,333 @@
+"""The order: events, log, batches and terms, on a real Postgres with real concurrent writers."""
+
+import asyncio
+import json
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+
+from daemon.core.change import CONTENT, Change, Position, Seq, Topic
+from daemon.log.reader import PgLogReader
+from daemon.log.sequencer import Sequencer
+from daemon.postgres.connect import SESSION, Connection, Pool, connect, open_pool
+from tests.support.log import ROWS, leader, until_numbered
+from tests.support.postgres import Server
+
+
+async def everything(pool: Pool, after: int = 0) -> list[Change]:
+    log, found = PgLogReader(pool), list[Change]()
+    while changes := await log.read(found[-1].seq if found else Seq(after), 100):
+        found += changes
+    return found
+
+
+async def test_twelve_writers_lose_nothing_repeat_nothing_and_keep_every_rows_order(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(ROWS)
+    seed = random.randrange(2**32)
+    logging.getLogger("test").info("seed %d", seed)  # shown when the test fails
+    committed: set[tuple[int, int]] = set()
+
+    async def writer(number: int) -> None:
+        chance = random.Random(seed + number)
+        connection = await connect(database, application_name=f"writer {number}")
+        try:
+            for _ in range(25):
+                await _transaction(connection, chance, committed)
+        finally:
+            await connection.close()
+
+    async with leader(database, pool):
+        await asyncio.gather(*(writer(number) for number in range(12)))
+        await until_numbered(pool)
+    changes = await everything(pool)
+
+    versions = defaultdict(list)
+    for change in changes:
+        record = json.loads(change.record or "{}")
+        versions[record["id"]].append(record["version"])
+    told = [(row, version) for row, history in versions.items() for version in history]
+    assert committed == set(told)
+    assert len(committed) == len(told)
+    assert {row: sorted(history) for row, history in versions.items()} == versions
+    assert list(range(1, len(changes) + 1)) == [change.seq for change in changes]
+    assert_transactions_are_whole(changes)
+
+
+async def _transaction(connection: Connection, chance: random.Random, committed: set[tuple[int, int]]) -> None:
+    """A few increments of random rows; some are rolled back, whole or to a savepoint."""
+    written: list[tuple[int, int]] = []
+    rows = sorted(chance.sample(range(1, 9), chance.randint(1, 3)))  # in one order: no deadlocks
+    transaction = connection.transaction()
+    await transaction.start()
+    if chance.random() < 0.5:
+        await connection.execute("select pg_current_xact_id()")  # an early transaction id, a late row lock
+    await connection.execute("select pg_sleep($1)", chance.uniform(0, 0.02))
+    for row in rows:
+        savepoint = connection.transaction()
+        await savepoint.start()
+        version = await connection.fetchval(
+            "update app.rows set version = version + 1 where id = $1 returning version", row
+        )
+        await connection.execute("select pg_sleep($1)", chance.uniform(0, 0.01))
+        if chance.random() < 0.1:
+            await savepoint.rollback()
+        else:
+            await savepoint.commit()
+            written.append((row, version))
+    if chance.random() < 0.1:
+        await transaction.rollback()
+    else:
+        await transaction.commit()
+        committed.update(written)
+
+
+def assert_transactions_are_whole(changes: list[Change]) -> None:
+    """The changes of a transaction are neighbours, and so are those of each topic within."""
+    blocks = [(change.tx, change.topic) for change in changes]
+    borders = [block for place, block in enumerate(blocks) if place == 0 or blocks[place - 1] != block]
+    assert len(set(borders)) == len(borders)
+    transactions = [tx for place, (tx, _) in enumerate(borders) if place == 0 or borders[place - 1][0] != tx]
+    assert len(set(transactions)) == len(transactions)
+
+
+async def test_what_commits_late_is_numbered_when_it_commits(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(ROWS)
+    late = await connect(database, application_name="late")
+    transaction = late.transaction()
+    await transaction.start()
+    await late.execute("update app.rows set version = 1 where id = 1")
+    async with leader(database, pool):
+        await sql.execute("update app.rows set version = 1 where id = 2")
+        await _until_logged(pool, 1)
+        await transaction.commit()
+        await _until_logged(pool, 2)
+    await late.close()
+    assert ["row:2", "row:1"] == [change.topic for change in await everything(pool)]
+
+
+async def _until_logged(pool: Pool, count: int) -> None:
+    while await pool.fetchval("select count(*) from rowcast.log") < count:
+        await asyncio.sleep(0)
+
+
+async def test_a_transaction_id_taken_early_does_not_turn_two_versions_of_a_row_round(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(ROWS)
+    early = await connect(database, application_name="early")
+    transaction = early.transaction()
+    await transaction.start()
+    await early.execute("select pg_current_xact_id()")
+    await sql.execute("update app.rows set version = 1 where id = 1")
+    await early.execute("update app.rows set version = 2 where id = 1")
+    await transaction.commit()
+    await early.close()
+    async with leader(database, pool):
+        await until_numbered(pool)
+    assert [1, 2] == [json.loads(change.record or "")["version"] for change in await everything(pool)]
+
+
+async def test_there_is_one_leader_and_the_next_goes_on_where_it_stopped(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(ROWS)
+    async with leader(database, pool) as first:
+        await sql.execute("update app.rows set version = 1")
+        await until_numbered(pool)
+        connecting = partial(connect, database, application_name="second")
+        second = Sequencer(connecting, pool, asyncio.Event(), asyncio.Event(), poll_every=0.01)
+        task = asyncio.create_task(second.run())
+        await second.settled.wait()
+        assert not second.leading.is_set()
+        await sql.execute("select pg_terminate_backend($1)", first.backend_pid)
+        await sql.execute("update app.rows set version = 2")
+        await until_numbered(pool)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    changes = await everything(pool)
+    assert [1] * 8 + [2] * 8 == [json.loads(change.record or "")["version"] for change in changes]
+
+
+class Handed:
+    """What a leader hands over, and the places before."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[Seq, Sequence[Change]]] = []
+        self.came = asyncio.Event()
+
+    def take(self, after: Seq, changes: Sequence[Change]) -> None:
+        self.batches.append((after, changes))
+        self.came.set()
+
+
+async def test_what_is_handed_over_is_what_the_log_says(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(ROWS)
+    offered = Handed()
+    async with sql.transaction():
+        await sql.execute("set local rowcast.actor = 'ada'")
+        await sql.execute("update app.rows set version = 1 where id < 4")
+        await sql.execute("delete from app.rows where id = 2")
+        await sql.execute("insert into app.rows values (2, 7)")
+    await sql.execute("truncate app.rows")
+    async with leader(database, pool, offer=offered.take, max_offered=100):
+        await until_numbered(pool)
+    [(after, changes)] = offered.batches
+    assert await everything(pool) == changes
+    assert changes[0].seq - 1 == after
+    assert [None, 7] == [
+        change.record and json.loads(change.record)["version"]
+        for change in changes
+        if change.topic == "row:2" and change.kind in CONTENT
+    ]
+
+
+async def test_more_than_is_to_be_handed_over_rings_and_is_read(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(ROWS)
+    offered, numbers = Handed(), asyncio.Event()
+    async with leader(database, pool, numbers=numbers, offer=offered.take, max_offered=7):
+        await sql.execute("update app.rows set version = 1")
+        await numbers.wait()
+        await sql.execute("update app.rows set version = 2 where id < 8")
+        await offered.came.wait()
+    assert [(8, 7)] == [(after, len(changes)) for after, changes in offered.batches]
+    assert 15 == len(await everything(pool))
+
+
+async def test_only_who_follows_is_told_and_at_once_from_then_on(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(ROWS)
+    told: asyncio.Queue[int] = asyncio.Queue()
+    numbers, offered = asyncio.Event(), Handed()
+    await sql.add_listener("rowcast_log", lambda _, pid, *__: told.put_nowait(pid))
+    async with leader(database, pool, offer=offered.take, max_offered=100) as first:
+        for version in range(1, 6):
+            offered.came.clear()
+            await sql.execute("update app.rows set version = $1", version)
+            await offered.came.wait()
+        await sql.execute("notify rowcast_log")  # comes behind what was told of the first of them
+        assert sql.get_server_pid() == await told.get()
+        connecting = partial(connect, database, application_name="second", server_settings=SESSION)
+        second = Sequencer(connecting, pool, asyncio.Event(), numbers, poll_every=0.01)
+        following = asyncio.create_task(second.run())
+        await second.settled.wait()
+        assert numbers.is_set()
+        await sql.execute("update app.rows set version = 7")
+        assert first.is_own_notification(await told.get())
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_each_reign_is_a_term_whose_numbers_lie_far_above_all_before(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(ROWS)
+    for version in (1, 2):
+        async with leader(database, pool):
+            await sql.execute("update app.rows set version = $1 where id = 1", version)
+            await until_numbered(pool)
+    first, second = await everything(pool)
+    assert 1 == first.seq
+    assert second.seq > first.seq + 1_000_000
+    terms = await pool.fetch("select term, base from rowcast.terms order by term")
+    assert [(1, 0), (2, second.seq - 1)] == [tuple(row) for row in terms]
+
+
+async def test_a_leader_of_an_older_term_numbers_nothing(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(ROWS)
+    async with leader(database, pool) as sequencer:
+        await sql.execute(
+            """insert into rowcast.terms
+               select term + 1, base + 5, epoch, system_identifier, database_oid, timeline from rowcast.terms"""
+        )
+        old = sequencer.backend_pid
+        await sql.execute("update app.rows set version = 1")
+        await until_numbered(pool)  # by the same daemon, under a term of its own
+        assert old != sequencer.backend_pid
+    assert 3 == await pool.fetchval("select max(term) from rowcast.batches")
+
+
+async def test_positions_of_a_log_are_continued_or_refused_with_the_true_reason(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(ROWS)
+    log = PgLogReader(pool)
+    for version in (1, 2):
+        async with leader(database, pool):
+            await sql.execute("update app.rows set version = $1", version)
+            await until_numbered(pool)
+    head = await log.head()
+
+    async def at(seq: int) -> str | None:
+        return await log.continuity(Position(head.epoch, Seq(seq)))
+
+    base = await pool.fetchval("select max(base) from rowcast.terms")
+    assert [None] * 6 == [await at(seq) for seq in (0, 1, 8, base, base + 1, head.seq)]
+    assert ["crash"] * 4 == [await at(seq) for seq in (9, base - 1, head.seq + 1, 2**53 - 1)]
+    assert "epoch" == await log.continuity(Position("other", head.seq))
+
+
+async def test_a_restore_into_another_database_begins_a_new_epoch_and_an_empty_log(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(ROWS)
+    async with leader(database, pool):
+        await sql.execute("update app.rows set version = 1")
+        await until_numbered(pool)
+    log = PgLogReader(pool)
+    before = await log.head()
+    # What a dump brings along from elsewhere: transaction ids that this server has not reached yet.
+    await sql.execute(
+        "update rowcast.terms set database_oid = 1; update rowcast.batches set snapshot = '900000000:900000000:'"
+    )
+    async with leader(database, pool):
+        assert [] == await everything(pool)
+        await sql.execute("update app.rows set version = 2 where id = 1")
+        await until_numbered(pool)
+    after = await log.head()
+    assert before.epoch == after.epoch  # it is this very database after all
+    assert after.seq > before.seq
+    assert ["row:1"] == [change.topic for change in await everything(pool)]
+
+
+async def test_chunks_end_where_transactions_end(database: str, pool: Pool, sql: Connection) -> None:
+    await sql.execute(ROWS)
+    async with leader(database, pool):
+        for _ in range(3):
+            await sql.execute("update app.rows set version = version + 1")
+        await until_numbered(pool)
+    log = PgLogReader(pool)
+    assert [8, 16, 24] == [(await log.read(Seq(after), 3))[-1].seq for after in (0, 8, 16)]
+    assert 16 == len(await log.read(Seq(0), 9))
+    rows = [Topic(f"row:{number}") for number in (1, 2)]
+    assert [1, 2] == [change.seq for change in await log.read_topics(rows, Seq(0), Seq(24), 1)]
+    assert [1, 2, 9, 10] == [change.seq for change in await log.read_topics(rows, Seq(0), Seq(16), 100)]
+
+
+async def test_an_epoch_tells_the_databases_of_one_cluster_apart(database: str, pool: Pool, postgres: Server) -> None:
+    async with leader(database, pool):
+        here = (await PgLogReader(pool).head()).epoch
+    async with postgres.database(template="chatgenius") as other:
+        pool_there = await open_pool(other, application_name="test")
+        async with leader(other, pool_there):
+            there = (await PgLogReader(pool_there).head()).epoch
+        await pool_there.close()
+    assert here != there
+
+
+async def test_old_snapshots_are_cleared_away_and_the_newest_stays(
+    database: str, pool: Pool, sql: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.log.sequencer.KEPT_BATCHES", 3)
+    await sql.execute(ROWS)
+    async with leader(database, pool):
+        for version in range(12):
+            await sql.execute("update app.rows set version = $1 where id = 1", version + 1)
+            await until_numbered(pool)
+        await _until_logged(pool, 12)
+    assert await pool.fetchval("select count(*) from rowcast.batches") < 6
+    assert 12 == await pool.fetchval("select max(last_seq) from rowcast.batches")

@@ -1,0 +1,207 @@
+"""The silent doorbell: when the leader sleeps, and that no interleaving loses a wake-up, though no timer helps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from daemon.core.adaptive_polling import MAX_POLL_DELAY, POLL_DELAY, AdaptivePoller, State
+
+POLL = 1.0
+
+
+def awake() -> AdaptivePoller:
+    leader = AdaptivePoller(0.0, max_sleep=POLL)
+    assert (State.AWAKE, False) == (leader.state, leader.wants_sleep_lock)
+    return leader
+
+
+def asleep() -> AdaptivePoller:
+    leader = awake()
+    leader.record_poll(60.0, 0, 0.0005, held=False)
+    assert (State.FALLING_ASLEEP, True) == (leader.state, leader.wants_sleep_lock)
+    leader.record_poll(60.1, 0, 0.0005, held=True)
+    assert (State.ASLEEP, True) == (leader.state, leader.wants_sleep_lock)
+    return leader
+
+
+def steadily(leader: AdaptivePoller, rate: float, since: float) -> set[State]:
+    """What it does while so many transactions a second are found, one by one; after the first second."""
+    states = set()
+    for number in range(int(3 * rate)):
+        leader.record_poll(since + number / rate, 1, 0.0005, held=leader.wants_sleep_lock)
+        if number > rate:
+            states.add(leader.state)
+    return states
+
+
+def test_left_alone_it_sleeps_until_it_is_rung_for_or_its_longest_sleep_is_over() -> None:
+    assert POLL == asleep().delay
+
+
+def test_when_the_lock_is_lost_it_is_not_asleep_any_more() -> None:
+    leader = asleep()
+    leader.record_poll(61.0, 0, 0.0, held=False)
+    assert State.FALLING_ASLEEP == leader.state
+    assert leader.delay < POLL
+
+
+@pytest.mark.parametrize(
+    ("rate", "was_asleep", "was_awake"),
+    [(20, "asleep", "asleep"), (200, "asleep", "awake"), (2000, "awake", "awake")],
+)
+def test_it_is_rung_for_while_little_is_written_and_looks_by_itself_while_much_is(
+    rate: float, was_asleep: str, was_awake: str
+) -> None:
+    assert {State(was_asleep)} == steadily(asleep(), rate, 61.0)
+    assert {State(was_awake)} == steadily(awake(), rate, 0.0)
+
+
+def test_many_transactions_in_one_look_are_a_rush_and_one_large_one_is_none() -> None:
+    states = []
+    leader = asleep()
+    for now, found in ((61.0, 1), (62.0, 100)):
+        leader.record_poll(now, found, 0.5, held=True)
+        states.append(leader.state)
+    assert [State.ASLEEP, State.AWAKE] == states
+
+
+def test_awake_it_looks_at_an_even_pace_and_lets_more_gather_where_a_look_takes_long() -> None:
+    leader = awake()
+    for took, delay in (
+        (0.0, POLL_DELAY),
+        (POLL_DELAY / 2, POLL_DELAY / 2),
+        (POLL_DELAY, 0.0),
+        (2 * POLL_DELAY, POLL_DELAY),
+        (2.0, MAX_POLL_DELAY),
+    ):
+        leader.record_poll(0.001, 100, took, held=False)
+        assert delay == leader.delay
+
+
+def test_when_writers_come_back_while_it_falls_asleep_it_gives_the_lock_up() -> None:
+    leader = awake()
+    leader.record_poll(60.0, 0, 0.0005, held=False)
+    assert leader.wants_sleep_lock
+    leader.record_poll(60.1, 100, 0.0005, held=False)
+    assert not leader.wants_sleep_lock
+
+
+# Every interleaving of two writers, the ring, the lock and the leader. Each step is what one party does at once.
+
+
+@dataclass(frozen=True)
+class World:
+    """Writers are None before they write; then what they have done: (rings, is visible, holds the lock, ring due)."""
+
+    writers: tuple[tuple[bool, bool, bool, bool] | None, ...] = (None, None)
+    numbered: frozenset[int] = frozenset()
+    bell: bool = False
+    step: str = "clear"
+    seen: frozenset[int] = frozenset()  # by the look that is on its way
+    state: State = State.AWAKE
+    lock: str = "free"  # as Postgres has it: free, asked, held
+    held: bool = False  # as the leader has it
+    losses: int = 1  # connections that may yet break
+
+    def visible(self) -> frozenset[int]:
+        return frozenset(n for n, writer in enumerate(self.writers) if writer is not None and writer[1])
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What keeps wake-ups from being lost."""
+
+    clears_first: bool = True
+    hears_of_grants: bool = True
+    hears_of_losses: bool = True
+    shares_until_visible: bool = True
+
+
+def steps(world: World, rules: Rules) -> Iterator[World]:
+    """What can happen next, but for what a timer would do."""
+    yield from of_writers(world, rules)
+    yield from of_the_lock(world, rules)
+    yield from of_the_leader(world, rules)
+
+
+def of_writers(world: World, rules: Rules) -> Iterator[World]:
+    for number, writer in enumerate(world.writers):
+
+        def does(*then: bool, number: int = number, **more: bool) -> World:
+            changed = (*world.writers[:number], then, *world.writers[number + 1 :])
+            return replace(world, writers=changed, **more)  # type: ignore[arg-type]
+
+        if writer is None:
+            shares = world.lock == "free"
+            yield does(not shares, False, shares, not shares)
+            continue
+        rings, visible, shares, due = writer
+        if not visible:
+            yield does(rings, True, shares, due)
+        if shares and (visible or not rules.shares_until_visible):
+            yield does(rings, visible, False, due)
+        if visible and due:
+            yield does(rings, visible, shares, False, bell=True)
+
+
+def of_the_lock(world: World, rules: Rules) -> Iterator[World]:
+    wanted = world.state is not State.AWAKE
+    shared = any(writer is not None and writer[2] for writer in world.writers)
+    if world.lock == "free" and wanted and not world.held:
+        yield replace(world, lock="asked")
+    if world.lock == "asked" and not wanted:
+        yield replace(world, lock="free")
+    if world.lock == "asked" and not shared:
+        yield replace(world, lock="held")
+    if world.lock == "held" and not world.held:
+        yield replace(world, held=True, bell=world.bell or rules.hears_of_grants)
+    if world.lock == "held" and world.held and not wanted:
+        yield replace(world, held=False, lock="free", bell=True)
+    if world.lock != "free" and world.losses:
+        yield replace(world, lock="free", losses=world.losses - 1)
+    if world.lock == "free" and world.held and rules.hears_of_losses:
+        yield replace(world, held=False, bell=True)
+
+
+def of_the_leader(world: World, rules: Rules) -> Iterator[World]:
+    match world.step:
+        case "clear":
+            yield replace(world, bell=world.bell and not rules.clears_first, step="look")
+        case "look":
+            yield replace(world, seen=world.visible(), step="looked")
+        case "looked":
+            for rate in (0.0, 1000.0):  # whatever was before, and however long it took
+                leader = AdaptivePoller(0.0, max_sleep=POLL)
+                leader.state, leader._rate = world.state, rate
+                leader.record_poll(0.0, len(world.seen - world.numbered), 0.0, held=world.held)
+                state = leader.state
+                step = "clear" if state is State.AWAKE else "wait"
+                bell = world.bell and rules.clears_first
+                yield replace(world, numbered=world.numbered | world.seen, state=state, step=step, bell=bell)
+        case "wait" if world.bell:
+            yield replace(world, step="clear")
+
+
+def losing(rules: Rules) -> World | None:
+    """A world in which something visible has no number, and nothing will happen any more."""
+    known, waiting = {World()}, [World()]
+    while waiting:
+        world = waiting.pop()
+        following = set(steps(world, rules))
+        if not any(next_ != world for next_ in following) and world.visible() - world.numbered:
+            return world
+        waiting += following - known
+        known |= following
+    assert any(world.state is State.ASLEEP and len(world.numbered) == len(world.writers) for world in known)
+    assert any(writer and not writer[0] for world in known for writer in world.writers)
+    return None
+
+
+def test_no_interleaving_of_writers_ring_looks_and_lock_loses_a_wake_up() -> None:
+    assert losing(Rules()) is None
+
+
+@pytest.mark.parametrize("rule", Rules.__dataclass_fields__)
+def test_without_any_one_of_its_rules_a_wake_up_can_be_lost(rule: str) -> None:
+    assert losing(replace(Rules(), **{rule: False})) is not None

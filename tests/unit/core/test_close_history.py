@@ -1,0 +1,25 @@
+from daemon.core.close_codes import Close
+from daemon.core.close_history import CloseHistory
+
+TOO_SLOW = Close(4408, "too_slow")
+
+
+def test_whoever_comes_back_learns_why_the_connection_was_ended() -> None:
+    close_history = CloseHistory()
+    close_history.record("one", "ada", TOO_SLOW)
+    assert TOO_SLOW == close_history.lookup("one", "ada")
+    assert close_history.lookup("another", "ada") is None
+
+
+def test_nobody_learns_of_the_connection_of_somebody_else() -> None:
+    close_history = CloseHistory()
+    close_history.record("one", "ada", TOO_SLOW)
+    assert close_history.lookup("one", "bob") is None
+    assert close_history.lookup("one", "") is None
+
+
+def test_the_oldest_farewells_are_forgotten_first() -> None:
+    close_history = CloseHistory(limit=2)
+    for session in ("one", "two", "three"):
+        close_history.record(session, "ada", TOO_SLOW)
+    assert [None, TOO_SLOW, TOO_SLOW] == [close_history.lookup(session, "ada") for session in ("one", "two", "three")]

@@ -31,8 +31,8 @@ order by p.detected_at, p.id limit $3
 for update of p skip locked;
 
 -- name: posts_lock_children
--- Because the posts are locked, nobody can add children. These locks prevent changes to them, and replies to a
--- decision. $1 posts
+-- The locks on the posts prevent new children; these locks prevent changes to children, and replies to a decision.
+-- $1 posts
 with d as (
     select x.id from antone.decisions as x where x.post_id = any ($1::uuid []) order by x.id for update
 ), r as (
@@ -45,7 +45,8 @@ select (select count(*) from d) + (select count(*) from r) + (select count(*) fr
 
 -- name: posts_rows
 -- Runs when all locks are held, and leaves out posts that were answered in the meantime. A record has everything that
--- the DELETE removes, and the ids of the escalations that stay. $1 posts
+-- the DELETE removes, and the ids of the escalations that stay.
+-- $1 posts
 select p.id, (to_jsonb(p) || jsonb_build_object(
     'decisions', coalesce((
         select jsonb_agg(to_jsonb(d) || jsonb_build_object('randomized_experiments', coalesce((

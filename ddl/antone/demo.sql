@@ -1,5 +1,5 @@
--- Sample data: two operators, five authors on each platform, and examples of each step from a post to a reply. `daemon
--- up` and `daemon seed` load it; loading it again is safe. Ids are hashes of names, so they are always the same.
+-- Sample data: two operators, five authors on each platform, and examples of each step from a post to a reply.
+-- `daemon up` and `daemon seed` load it; loading it again is safe. Ids are hashes of names, so they are always the same.
 
 insert into antone.operators (id, name)
 select md5('antone demo operator ' || d.n)::uuid, d.name
@@ -77,7 +77,7 @@ join antone.posts as p on p.id = d.post_id
 where p.platform_post_id like 'demo-demo-_-1' and d.experiment_id = md5('antone demo experiment 1')::uuid
 on conflict do nothing;
 
--- Three posts are answered: one reply is posted, one is approved, one is pending.
+-- On each platform three posts are answered: one reply is posted, one is approved, one is pending.
 insert into antone.replies (
     id, decision_id, content, archetype_id, platform, platform_post_id, utm_code, approval_status, approved_by,
     approved_at, posted_at

@@ -1,24 +1,24 @@
--- Which tables of Antone are captured, in which topics, and which of their columns are published.
+-- Which tables of Antone are captured, their topics, and which columns are published.
 --   platform:<PLATFORM>  the platform's posts, decisions and replies
 --   post:<id>            one post, its decisions and its replies
---   escalations          what waits for a person, and what became of it
+--   escalations          all escalations, with their outcome
 --   operator:<id>        an operator's own row
--- Authors are not published, nor raw metrics, signals, error messages and notes: what is told of people is what they
--- have posted. Applied at every `daemon --apply-ddl`; watch() does nothing where nothing changed.
+-- Authors, raw metrics, signals, error messages and notes are not published: of people, only their posts are.
+-- Applied at every `daemon --apply-ddl`; watch() does nothing if nothing changed.
 
--- The capture functions run as rowcast_capture, which reads just what the topic expressions look up.
+-- The capture functions run as rowcast_capture, which may read only what the topic expressions look up.
 do $$
 begin
-    -- The schema's name is read off a qualified one, which follows `--schema`.
+    -- The schema comes from a qualified name, because only those follow `--schema`.
     execute format('grant usage on schema %I to rowcast_capture', split_part('antone.posts', '.', 1));
     grant select (id, platform) on antone.posts to rowcast_capture;
     grant select (id, post_id) on antone.decisions to rowcast_capture;
 exception when undefined_object then
-    null;  -- there is no such role: a warning has said so, and the functions belong to the role that applies this
+    null;  -- the role does not exist: a warning said so, and the functions belong to the role that applies this
 end
 $$;
 
--- An operator who is deleted, softly or not, loses every topic.
+-- A deleted operator, softly or not, loses every topic.
 select rowcast.watch(
     'antone.operators', pack => 'antone',
     topic => $$'operator:' || r.id$$,
@@ -44,7 +44,7 @@ select rowcast.watch(
         'is_randomized_experiment, predicted_mode, created_at}'
 );
 
--- The decision that a reply refers to cannot go before it, so the look-up finds it also when the reply is deleted.
+-- A decision cannot be deleted before its reply, so the lookup also works when the reply is deleted.
 select rowcast.watch(
     'antone.replies', pack => 'antone',
     topic => $$array[

@@ -1,14 +1,14 @@
--- Which tables of AsyncOps are captured, in which topics, and which of their columns are published.
+-- Which tables of AsyncOps are captured, their topics, and which columns are published.
 -- E-mail addresses and password hashes never are.
---   team:members, team:status_updates, team:incidents, team:blockers, team:decisions, team:summaries: what concerns all
+--   team:members, team:status_updates, team:incidents, team:blockers, team:decisions, team:summaries: the whole team
 --   user:<id>      the incidents assigned to the user, and the decisions that the user takes part in
--- Applied at every `daemon --apply-ddl`; watch() does nothing where nothing changed.
+-- Applied at every `daemon --apply-ddl`; watch() does nothing if nothing changed.
 
--- The application's role reads and writes rows; what the database writes by itself it only reads. Here and not in a
--- revision, so that a role that was made afterwards gets its rights as well.
+-- The application's role may read and write rows, and may only read what triggers write. These grants are here and not
+-- in a revision, so that a role created later gets its rights too.
 do $$
 begin
-    -- The schema's name is read off a qualified one, which follows `--schema`.
+    -- The schema comes from a qualified name, because only those follow `--schema`.
     execute format('grant usage on schema %I to asyncops_app', split_part('asyncops.users', '.', 1));
     grant select, insert, update, delete on asyncops.users, asyncops.status_updates, asyncops.incidents, asyncops.blockers,
         asyncops.decisions, asyncops.decision_participants to asyncops_app;
@@ -18,11 +18,11 @@ begin
         asyncops.live_incidents, asyncops.live_blockers to asyncops_app;
     grant execute on function asyncops.generate_daily_summary(date), asyncops.archive(integer, timestamptz) to asyncops_app;
 exception when undefined_object then
-    null;  -- there is no such role: a warning has said so
+    null;  -- the role does not exist, and a warning said so
 end
 $$;
 
--- Whoever is deactivated or deleted loses every topic, and gets them back when activated again.
+-- A deactivated or deleted user loses every topic; activating the account restores them.
 select rowcast.watch(
     'asyncops.users', pack => 'asyncops',
     topic => $$'team:members'$$,
@@ -30,7 +30,7 @@ select rowcast.watch(
     revokes => $$case when r.is_active then jsonb_build_object('user', r.id::text) end$$
 );
 
--- What is archived leaves the feeds, as it leaves the default reads.
+-- Archived rows leave the feeds, as they leave the default reads.
 select rowcast.watch(
     'asyncops.status_updates', pack => 'asyncops',
     topic => $$'team:status_updates'$$,

@@ -1,18 +1,18 @@
--- Which tables of ChatGenius are captured, in which topics, and which of their columns are published.
+-- Which tables of ChatGenius are captured, their topics, and which columns are published.
 -- E-mail addresses and auth0_id never are.
 --   channel:<id>   the channel, its messages, members, reactions, files and receipts
 --   user:<id>      the user's memberships, settings and sync state
---   users          the directory and everybody's status
--- Applied at every `daemon --apply-ddl`; watch() does nothing where nothing changed.
+--   users          the user directory and everybody's status
+-- Applied at every `daemon --apply-ddl`; watch() does nothing if nothing changed.
 
--- The capture functions run as rowcast_capture, which reads just what the topic expressions look up.
+-- The capture functions run as rowcast_capture, which may read only what the topic expressions look up.
 do $$
 begin
-    -- The schema's name is read off a qualified one, which follows `--schema`.
+    -- The schema comes from a qualified name, because only those follow `--schema`.
     execute format('grant usage on schema %I to rowcast_capture', split_part('chatgenius.messages', '.', 1));
     grant select (id, channel_id) on chatgenius.messages to rowcast_capture;
 exception when undefined_object then
-    null;  -- there is no such role: a warning has said so, and the functions belong to the role that applies this
+    null;  -- the role does not exist: a warning said so, and the functions belong to the role that applies this
 end
 $$;
 
@@ -25,7 +25,7 @@ select rowcast.watch(
     revokes => $$jsonb_build_object('user', r.id)$$
 );
 
--- A deleted channel is lost to everybody.
+-- When a channel is deleted, everybody loses its topic.
 select rowcast.watch(
     'chatgenius.channels', pack => 'chatgenius',
     topic => $$'channel:' || r.id$$,
@@ -41,7 +41,7 @@ select rowcast.watch(
     soft_delete => 'deleted_at'
 );
 
--- Told to the channel and to the member: somebody who is taken in does not follow the channel yet.
+-- Published to the channel and to the member, because a new member does not follow the channel yet.
 select rowcast.watch(
     'chatgenius.channel_members', pack => 'chatgenius',
     topic => $$array['channel:' || r.channel_id, 'user:' || r.user_id]$$,

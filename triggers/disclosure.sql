@@ -1,11 +1,11 @@
--- Which tables of the pack are captured, in which topics, and which of their columns are published: ids, times, counts
--- and states. What is encrypted and how, titles, names, addresses and error texts never are.
---   owner:<id>     the user and his secrets
+-- Which tables are captured, their topics, and which columns are published: ids, times, counts and statuses.
+-- Ciphertexts and their parameters, titles, names, addresses and error texts are never published.
+--   owner:<id>    the user and the user's secrets
 --   secret:<id>   the secret and the log of its disclosure
--- Applied at every `daemon --apply-ddl`; watch() does nothing where nothing changed. The topics are in the rows
--- themselves, so the capture functions look nothing up and need no grants.
+-- Applied at every `daemon --apply-ddl`; watch() does nothing if nothing changed. The rows contain the
+-- ids for the topics, so the capture functions look nothing up and need no grants.
 
--- A user who is deleted loses every topic.
+-- A deleted user loses every topic.
 select rowcast.watch(
     'disclosure.users', pack => 'disclosure',
     topic => $$'owner:' || r.id$$,
@@ -13,7 +13,7 @@ select rowcast.watch(
     revokes => $$jsonb_build_object('user', r.id)$$
 );
 
--- A secret is its owner's: with the row, or with another owner, the right to its topic ends.
+-- The right to a secret's topic ends when the secret is deleted or gets another owner.
 select rowcast.watch(
     'disclosure.secrets', pack => 'disclosure',
     topic => $$array['owner:' || r.user_id, 'secret:' || r.id]$$,

@@ -1,15 +1,15 @@
--- The role by which the application logs in, what it may do, and which tables are captured.
--- E-mail addresses, unsubscribe URLs, reasons of failures and OAuth tokens are never published.
---   senders      what is known of each sender, by its domain
---   history      unsubscribe attempts
---   allow_list   the allow list, by its domains
---   audit        the audit log, without addresses and URLs
---   account:<id>    the user and the user's sessions
--- Applied at every `daemon --apply-ddl`; watch() does nothing where nothing changed.
+-- The role that the application logs in as, what it may do, and which tables are captured.
+-- E-mail addresses, unsubscribe URLs, failure reasons and OAuth tokens are never published.
+--   senders        what is known about each sender, by its domain
+--   history        unsubscribe attempts
+--   allow_list     the allow list, by its domains
+--   audit          the audit log, without addresses and URLs
+--   account:<id>   the user and the user's sessions
+-- Applied at every `daemon --apply-ddl`; watch() does nothing if nothing changed.
 
--- The application's own credentials: a role that has this schema and nothing else, so that whoever gets hold of them
--- reaches nothing else. It has no password until the operator sets one (\password in psql), and no file ever holds it.
--- Roles are shared by all databases of the cluster.
+-- The application's own credentials: a role that has access to this schema only, so that leaked credentials reach
+-- nothing else. It has no password until the operator sets one (\password in psql), and no file ever contains it. All
+-- databases of the cluster share its roles.
 do $$
 declare
     home constant name := split_part('email_unsubscribe.users', '.', 1);  -- follows `--schema`
@@ -20,7 +20,7 @@ begin
             execute format('create role %I login', app);
         exception
             when duplicate_object or unique_violation then
-                null;  -- another database of this cluster was faster
+                null;  -- another database of this cluster created it first
             when insufficient_privilege then
                 raise warning 'rowcast: % may not create the role %. Create it (create role % login), then apply again.',
                     current_user, app, app;
@@ -49,7 +49,7 @@ begin
         'grant execute on function email_unsubscribe.in_one_form(text), email_unsubscribe.entry_in_one_form(text, text) to %I',
         app
     );
-    -- It refuses to work on a schema that is not current, and so it must see at which revision this one is.
+    -- The application refuses a schema that is not current, so it must be able to read its revision.
     execute format('grant select on email_unsubscribe.alembic_version to %I', app);
 end
 $$;

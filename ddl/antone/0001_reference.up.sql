@@ -1,5 +1,6 @@
--- Words of two kinds. What is part of the algorithm or of a fixed workflow is an enum type. What the business adds to
--- is a row of a table, so that a new archetype or a new reason to escalate needs neither a revision nor a release.
+-- Enumerations of two kinds. Those that belong to the algorithm or a fixed workflow are enum types. Those that the
+-- business extends are lookup tables, so that a new archetype or a new reason to escalate needs no revision and no
+-- release.
 
 create type antone.platform as enum ('TWITTER', 'REDDIT', 'THREADS');
 create type antone.operational_mode as enum ('HELPFUL', 'ENGAGEMENT', 'HYBRID', 'DISENGAGED');
@@ -9,7 +10,7 @@ create type antone.experiment_status as enum ('DRAFT', 'RUNNING', 'COMPLETED', '
 create type antone.escalation_priority as enum ('LOW', 'MEDIUM', 'HIGH', 'CRITICAL');
 create type antone.escalation_status as enum ('OPEN', 'IN_PROGRESS', 'RESOLVED', 'DISMISSED');
 
--- Every reference to these tables is ON DELETE RESTRICT: a word that is in use can be retired, not removed.
+-- Every reference to these tables is ON DELETE RESTRICT: a value in use can be retired, not removed.
 
 create table antone.archetypes (
     id uuid not null default gen_random_uuid(),
@@ -21,7 +22,7 @@ create table antone.archetypes (
     constraint archetypes_name_is_word check (name ~ '^[A-Z][A-Z0-9_]*$')
 );
 
--- Whoever has at least `follower_threshold` followers is of this tier, unless of a higher one.
+-- An author belongs to the highest tier whose `follower_threshold` they reach.
 create table antone.power_tiers (
     id uuid not null default gen_random_uuid(),
     name varchar(50) not null,
@@ -42,7 +43,7 @@ create table antone.competitor_categories (
     constraint competitor_categories_name_is_word check (name ~ '^[A-Z][A-Z0-9_]*$')
 );
 
--- `aggregation_type` is how the values of several days become one.
+-- `aggregation_type` says how to combine the values of several days.
 create table antone.kpi_types (
     id uuid not null default gen_random_uuid(),
     name varchar(50) not null,
@@ -54,7 +55,7 @@ create table antone.kpi_types (
     constraint kpi_types_aggregation_type_known check (aggregation_type in ('SUM', 'AVG', 'MIN', 'MAX', 'LAST'))
 );
 
--- `severity` grows from 1 to 5.
+-- `severity` goes from 1 (lowest) to 5.
 create table antone.escalation_reasons (
     id uuid not null default gen_random_uuid(),
     name varchar(50) not null,

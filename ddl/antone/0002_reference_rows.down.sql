@@ -1,4 +1,4 @@
--- Rows that somebody added stay, and go with their tables.
+-- Other rows of these tables stay until the tables are dropped.
 delete from antone.champion_tiers as t where t.id::text like 'f0000000-0000-4000-8000-00000000000_';
 delete from antone.escalation_reasons as r where r.id::text like 'e0000000-0000-4000-8000-00000000000_';
 delete from antone.kpi_types as t where t.id::text like 'd0000000-0000-4000-8000-00000000000_';

@@ -1,5 +1,5 @@
--- The words that everything starts with. Their ids are the same in every database, so that a dashboard, an archive or
--- a test can name them. Data only: a revision that changes tables changes no rows.
+-- The first rows of the lookup tables. Their ids are the same in every database, so that a dashboard, an archive or a
+-- test can refer to them. Data only: a revision that changes tables changes no rows.
 
 insert into antone.archetypes (id, name, description)
 values

@@ -1,4 +1,4 @@
--- Children first: nothing is dropped by CASCADE, so that an object somebody hung on a table stops the rollback.
+-- Children first, and no CASCADE: an object that somebody attached to a table stops the rollback.
 drop table antone.archived_files;
 drop table antone.segmented_weights;
 drop table antone.randomized_experiments;

@@ -1,10 +1,10 @@
 -- The tables with their keys, checks and indexes.
 --
--- Names follow one rule, which `daemon check` looks after: <table>_pkey, <table>_<columns>_key, _fkey and _idx, and
--- <table>_<what holds> for a check. Each foreign key says what a DELETE does, and has an index that finds its rows.
--- A score is a double precision from 0 to 1; no number is NaN or infinite, which JSON could not say.
+-- `daemon check` enforces the names: <table>_pkey, <table>_<columns>_key, _fkey and _idx, and <table>_<condition> for a
+-- check. Each foreign key says what a DELETE does, and has an index. A score is a double precision from 0 to 1; no
+-- number is NaN or infinite, because JSON has neither. Decisions named here are in docs/packs/antone/decisions.
 
--- Whoever works with Antone, by the `sub` of the token. Not in the specification: somebody must be let in (0034).
+-- The people who work with Antone; `id` is the `sub` of their token. Not in the specification (decision 0034).
 create table antone.operators (
     id uuid not null default gen_random_uuid(),
     name varchar(255) not null,
@@ -15,7 +15,7 @@ create table antone.operators (
     constraint operators_name_not_empty check (name <> '')
 );
 
--- The memory of relationships: authors are kept for ever.
+-- Authors and their relationships are kept forever.
 create table antone.authors (
     id uuid not null default gen_random_uuid(),
     platform antone.platform not null,
@@ -66,7 +66,7 @@ create table antone.posts (
     updated_at timestamptz not null default current_timestamp,
     constraint posts_pkey primary key (id),
     constraint posts_platform_platform_post_id_key unique (platform, platform_post_id),
-    -- What somebody wrote goes with them, unless it was answered: replies hold on to their decision (0033).
+    -- Posts go with their author, unless one was answered: replies keep their decision (decision 0033).
     constraint posts_author_id_fkey foreign key (author_id) references antone.authors (id) on delete cascade,
     constraint posts_platform_post_id_is_id check (platform_post_id ~ '^[a-zA-Z0-9_-]+$'),
     constraint posts_content_not_empty check (content <> ''),
@@ -131,7 +131,7 @@ create table antone.decisions (
     constraint decisions_post_id_fkey foreign key (post_id) references antone.posts (id) on delete cascade,
     constraint decisions_archetype_id_fkey foreign key (archetype_id) references antone.archetypes (id)
         on delete restrict,
-    -- Without its experiment a decision could not be counted any more: experiments are cancelled, not deleted.
+    -- A decision without its experiment could not be evaluated: experiments are cancelled, not deleted.
     constraint decisions_experiment_id_fkey foreign key (experiment_id) references antone.experiments (id)
         on delete restrict,
     constraint decisions_sss_score_is_score check (sss_score between 0 and 1),
@@ -146,7 +146,7 @@ create table antone.decisions (
     constraint decisions_temporal_context_is_object check (jsonb_typeof(temporal_context) = 'object')
 );
 
--- The permanent audit trail: replies are kept for ever, and are deleted by `deleted_at` alone.
+-- The permanent audit trail: replies are kept forever, and only soft-deleted, by `deleted_at`.
 -- `platform_post_id` is the platform's id of the reply itself, once it is posted.
 create table antone.replies (
     id uuid not null default gen_random_uuid(),
@@ -168,14 +168,14 @@ create table antone.replies (
     created_at timestamptz not null default current_timestamp,
     updated_at timestamptz not null default current_timestamp,
     constraint replies_pkey primary key (id),
-    -- Why something was said is part of what was said: what a reply refers to stays as long as the reply (0033).
+    -- The reason for a reply is part of it: its decision and post stay as long as the reply (decision 0033).
     constraint replies_decision_id_fkey foreign key (decision_id) references antone.decisions (id)
         on delete restrict,
     constraint replies_archetype_id_fkey foreign key (archetype_id) references antone.archetypes (id)
         on delete restrict,
     constraint replies_content_long_enough check (length(content) >= 10),
     constraint replies_content_is_signed check (position('—Antone (Vita)' in content) > 0),
-    -- By the letters alone, whatever the database's locale makes of their case.
+    -- collate "C" makes case folding independent of the database's locale.
     constraint replies_content_makes_no_claim check (
         content collate "C" !~* '(cure|prevent|treat|clinically proven)'
     ),
@@ -269,7 +269,7 @@ create table antone.kpi_metrics (
     constraint kpi_metrics_value_is_finite check (value > '-infinity' and value < 'infinity')
 );
 
--- An escalation may be about any of the three, and outlives them: what was decided about it is kept.
+-- An escalation may be about any of the three and outlives them, so that its outcome is kept.
 create table antone.escalations (
     id uuid not null default gen_random_uuid(),
     post_id uuid,
@@ -295,7 +295,7 @@ create table antone.escalations (
     )
 );
 
--- Who did what. Nothing refers to it and it refers to nothing, so that it outlives whatever it is about.
+-- Who did what. It has no foreign keys, so that an entry outlives the row it is about.
 create table antone.audit_logs (
     id uuid not null default gen_random_uuid(),
     entity_type varchar(50) not null,
@@ -369,7 +369,7 @@ create table antone.randomized_experiments (
     actual_outcome double precision,
     created_at timestamptz not null default current_timestamp,
     constraint randomized_experiments_pkey primary key (id),
-    -- What came of a decision goes with it, into the archive too.
+    -- An experiment's result is deleted, and archived, with its decision.
     constraint randomized_experiments_decision_id_fkey foreign key (decision_id) references antone.decisions (id)
         on delete cascade,
     constraint randomized_experiments_predicted_outcome_is_finite check (
@@ -403,8 +403,9 @@ create table antone.segmented_weights (
     constraint segmented_weights_performance_is_finite check (performance > '-infinity' and performance < 'infinity')
 );
 
--- The archive's ledger: one row for each file that rows are moved to. It is there before the file, and complete in
--- the transaction that deletes the rows: what a file holds that is not complete in here is still in its table (0035).
+-- The archive's ledger: one row for each file that rows move to. The row exists before the file, and the transaction
+-- that deletes the archived rows marks it complete. If a file is not complete here, its rows are still in their table
+-- (decision 0035).
 create table antone.archived_files (
     name varchar(255) not null,
     table_name varchar(63) not null,
@@ -419,7 +420,7 @@ create table antone.archived_files (
     constraint archived_files_complete_or_not check (num_nonnulls(row_count, sha256, completed_at) in (0, 3))
 );
 
--- Indexes: those of the specification, and one for each foreign key that has none among them.
+-- Indexes: those of the specification, and one for each foreign key that they do not cover.
 
 create index authors_platform_handle_idx on antone.authors (platform, handle);
 create index authors_is_power_user_idx on antone.authors (is_power_user);
@@ -427,9 +428,9 @@ create index authors_power_tier_id_idx on antone.authors (power_tier_id);
 
 create index posts_processed_at_idx on antone.posts (processed_at);
 create index posts_platform_detected_at_idx on antone.posts (platform, detected_at);
--- Also an author's newest posts.
+-- Also serves an author's newest posts.
 create index posts_author_id_detected_at_idx on antone.posts (author_id, detected_at);
--- What the archive walks along.
+-- The archive reads posts in this order.
 create index posts_detected_at_id_idx on antone.posts (detected_at, id);
 
 create index decisions_created_at_idx on antone.decisions (created_at);

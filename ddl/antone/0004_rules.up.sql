@@ -1,6 +1,6 @@
--- What the tables do by themselves: keep updated_at, and let a post's decisions go in time.
+-- Triggers: maintain updated_at, and delete a post's decisions before the post.
 
--- The clock, not the start of the transaction: the trigger runs once the row is locked, so the later of two
+-- clock_timestamp(), not the start of the transaction: the trigger runs after the row is locked, so the later of two
 -- versions of a row has the later time even if its transaction began first.
 create function antone.set_updated_at() returns trigger
 language plpgsql
@@ -12,7 +12,7 @@ begin
 end
 $$;
 
--- An UPDATE that changes nothing is no change.
+-- An UPDATE that changes nothing leaves updated_at alone.
 create trigger operators_set_updated_at
 before update on antone.operators
 for each row when (old.* is distinct from new.*)
@@ -53,16 +53,16 @@ before update on antone.segmented_weights
 for each row when (old.* is distinct from new.*)
 execute function antone.set_updated_at();
 
--- Decisions are published on their post's platform, which capture looks up. A foreign key acts on them after the post
--- is gone: the look-up would find nothing, and nobody would hear that they went. So they go before, while the post
--- still stands; a decision that was answered stops it, as the reply's foreign key would.
--- Definer's rights, as a foreign key's own action has: whoever may delete a post need not own its decisions.
+-- Decisions are published on their post's platform, which capture looks up. A foreign key acts after the post is gone:
+-- the lookup would find nothing, and no subscriber would learn of the deletion. So this trigger deletes them while the
+-- post still exists. A decision that was answered prevents it, as the reply's foreign key would. Security definer, like
+-- a foreign key's own action: deleting a post requires no rights on its decisions.
 create function antone.release_post_decisions() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    -- Asked first, since a statement that finds no row still costs a run of the capture triggers.
+    -- Check first: a statement that finds no row still runs the capture triggers.
     if exists (select from antone.decisions as d where d.post_id = old.id) then
         delete from antone.decisions as d where d.post_id = old.id;
     end if;

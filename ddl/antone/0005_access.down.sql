@@ -1,4 +1,4 @@
--- The role stays: other databases of the cluster may use it. What it was granted here goes.
+-- The role stays, because other databases of the cluster may use it. Its grants in this schema are revoked.
 do $$
 begin
     execute format('revoke usage on schema %I from antone_app', split_part('antone.posts', '.', 1));
@@ -11,7 +11,7 @@ begin
         antone.operators, antone.archived_files
     from antone_app;
 exception when undefined_object then
-    null;  -- there never was such a role
+    null;  -- the role does not exist
 end
 $$;
 drop function antone.may_read(text, text);

@@ -1,12 +1,12 @@
--- Who may do what: which topics an operator may read, and which tables the application may write.
+-- Access: which topics an operator may read, and which tables the application may write.
 
--- May this user follow this topic now? Never null: what is unknown or malformed is simply not allowed.
+-- May this user follow this topic now? Never null: false for a topic that is unknown or malformed.
 --   platform:<PLATFORM>  posts, decisions and replies of a platform: every operator
 --   post:<id>            one post with its decisions and replies: every operator
---   escalations          what waits for a person: every operator
+--   escalations          all escalations: every operator
 --   operator:<id>        an operator's own row: that operator
--- A user is an operator by the id as it is written here, small letters and hyphens: rights that end name it so.
--- Definer's rights, since the daemon that asks reads none of the application's tables.
+-- An operator's id must be spelled as Postgres writes it, lowercase with hyphens, because revocations name it so.
+-- Security definer, because the daemon that calls it may not read the application's tables.
 create function antone.may_read(user_id text, topic text) returns boolean
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -29,9 +29,9 @@ comment on function antone.may_read(text, text) is 'May this user follow this to
 
 revoke execute on function antone.may_read(text, text) from public;
 
--- The role that the application connects as, or whose member it is: rows, and no tables, types or functions. It is
--- made without a password, which is no affair of a file: `alter role antone_app login password ...`.
--- Roles are shared by all databases of the cluster; what it may do is granted in each.
+-- The application connects as this role, or as a member of it. The role may use rows, but not create tables, types or
+-- functions. It has no password, because no file may contain one: `alter role antone_app login password ...`.
+-- All databases of the cluster share the role; each database grants its own rights.
 do $$
 begin
     if not exists (select from pg_catalog.pg_roles where rolname = 'antone_app') then
@@ -39,7 +39,7 @@ begin
     end if;
 exception
     when duplicate_object or unique_violation then
-        null;  -- another database of this cluster was faster
+        null;  -- another database of this cluster created it first
     when insufficient_privilege then
         raise warning 'antone: % may not create the role antone_app: create it, and grant it what 0005_access.up.sql '
             'of this pack says.', current_user;
@@ -48,7 +48,7 @@ $$;
 
 do $$
 begin
-    -- The schema's name is read off a qualified one, which follows `--schema`.
+    -- The schema comes from a qualified name, because only those follow `--schema`.
     execute format('grant usage on schema %I to antone_app', split_part('antone.posts', '.', 1));
     grant select, insert, update, delete on
         antone.archetypes, antone.power_tiers, antone.competitor_categories, antone.kpi_types,
@@ -57,11 +57,11 @@ begin
         antone.kpi_metrics, antone.escalations, antone.weight_adjustment_logs, antone.learning_events,
         antone.randomized_experiments, antone.segmented_weights
     to antone_app;
-    -- The audit trail is written and not taken back; whom the topics are open to is not the application's to say.
+    -- The application cannot undo the audit trail, nor decide who may read the topics.
     grant select, insert, update on antone.replies to antone_app;
     grant select, insert on antone.audit_logs to antone_app;
     grant select on antone.operators, antone.archived_files to antone_app;
 exception when undefined_object then
-    null;  -- there is no such role, and a warning has said so
+    null;  -- the role does not exist, and a warning said so
 end
 $$;

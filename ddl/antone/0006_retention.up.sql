@@ -1,9 +1,9 @@
--- How long rows are kept, as views of what may go: `daemon archive antone` moves that to files. What no view shows is
--- kept for ever: replies, authors, and all else. Times are in UTC; a period is archived once all of it is old enough.
+-- Retention: views of the rows that `daemon archive antone` may move to files. All others are kept forever: replies,
+-- authors, and the rest. Times are in UTC; a period is archived when all of it is old enough.
 
--- Posts, each with its decisions, 90 days after it was found, by the day. One that was answered stays with its
--- decisions, since the reply does; one that a person still has to look at stays until that is done; one that was
--- decided on lately stays until the decision is as old (0033).
+-- Posts with their decisions, by day, 90 days after detection. A post stays with its decisions if one of them was
+-- answered, because the reply stays (decision 0033). It also stays while it or one of its decisions has an open
+-- escalation, and until its newest decision is 90 days old.
 create view antone.posts_to_archive as
 select p.id, p.detected_at as at, to_char(p.detected_at at time zone 'UTC', 'YYYY-MM-DD') as period
 from antone.posts as p
@@ -23,13 +23,13 @@ where isfinite(p.detected_at)
       )
   );
 
--- Metrics, two years after their day, by the quarter.
+-- Metrics, by quarter, two years after their day.
 create view antone.kpi_metrics_to_archive as
 select k.id, k.date as at, to_char(k.date, 'YYYY-"Q"Q') as period
 from antone.kpi_metrics as k
 where k.date < date_trunc('quarter', now() at time zone 'UTC' - interval '2 years')::date;
 
--- Audit logs, three years after they were written, by the year.
+-- Audit logs, by year, three years after they were written.
 create view antone.audit_logs_to_archive as
 select a.id, a.created_at as at, to_char(a.created_at at time zone 'UTC', 'YYYY') as period
 from antone.audit_logs as a

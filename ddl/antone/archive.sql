@@ -1,7 +1,7 @@
--- What daemon/extensions/antone/archive.py asks and tells the server, by name.
+-- The statements of daemon/extensions/antone/archive.py, by name.
 
 -- name: unfinished
--- Files of a run that was stopped: their rows were not deleted.
+-- Files of an interrupted run: their rows were not deleted.
 select f.name from antone.archived_files as f where f.completed_at is null order by f.name;
 
 -- name: forget
@@ -22,7 +22,7 @@ select a.period, min(a.at) as first, max(a.at) as last, count(*) as rows
 from antone.posts_to_archive as a group by a.period order by a.period;
 
 -- name: posts_lock
--- What somebody else is at work on is left for the next run.
+-- Rows locked by others are left for the next run.
 -- $1 from when   $2 until when   $3 how many
 select p.id
 from antone.posts as p join antone.posts_to_archive as a on a.id = p.id
@@ -31,7 +31,7 @@ order by p.detected_at, p.id limit $3
 for update of p skip locked;
 
 -- name: posts_lock_children
--- Nobody can add to them now, since the posts are locked; nor change them, nor answer a decision.
+-- The locks on the posts prevent new children; these locks prevent changes to children, and replies to a decision.
 -- $1 posts
 with d as (
     select x.id from antone.decisions as x where x.post_id = any ($1::uuid []) order by x.id for update
@@ -44,8 +44,8 @@ with d as (
 select (select count(*) from d) + (select count(*) from r) + (select count(*) from m);
 
 -- name: posts_rows
--- Asked once all is locked: who answered a decision in the meantime has kept its post. With all that a DELETE takes
--- along, and the ids of the escalations that stay.
+-- Runs when all locks are held, and leaves out posts that were answered in the meantime. A record has everything that
+-- the DELETE removes, and the ids of the escalations that stay.
 -- $1 posts
 select p.id, (to_jsonb(p) || jsonb_build_object(
     'decisions', coalesce((
@@ -69,7 +69,7 @@ where p.id = any ($1::uuid [])
 order by p.detected_at, p.id;
 
 -- name: posts_delete_children
--- In one statement, and not post by post, as the trigger on posts would; capture runs once for each statement.
+-- One statement, where the trigger on posts would delete post by post: capture runs once per statement.
 -- $1 posts
 delete from antone.decisions as d where d.post_id = any ($1::uuid []);
 
@@ -90,7 +90,7 @@ order by k.date, k.id limit $3
 for update of k skip locked;
 
 -- name: kpi_metrics_rows
--- Every member a text, as it stands in the file; the type by its name too, which outlives this table.
+-- Each value as it is written to the file. The metric type also has its name, so that the file is readable on its own.
 -- $1 metrics
 select k.id, json_build_object(
     'id', k.id, 'date', k.date, 'platform', k.platform, 'metric_type', t.name, 'metric_type_id', k.metric_type_id,

@@ -1,6 +1,6 @@
--- What `daemon check` looks after in Antone's schema: one row for each problem, with what to do; none if all is well.
--- It only reads catalogs. The schema is what the revisions made, and what is added to it keeps to the same rules:
--- each relation says what a DELETE does, each timestamp that must be there has a default, names follow one pattern.
+-- What `daemon check` verifies in Antone's schema: one row for each problem, with its remedy; no rows if all is well.
+-- It only reads catalogs. The schema must be as the revisions made it, and additions must follow the same rules: each
+-- foreign key says what a DELETE does, each required timestamp has a default, names follow one pattern.
 with pack as (
     select n.oid, n.nspname as name
     from pg_namespace as n where n.nspname = split_part('antone.posts', '.', 1)
@@ -431,7 +431,7 @@ with pack as (
     $$), '\n +') as line
 ), expected_indexes (table_name, columns) as (
     values
-    -- those of the specification
+    -- from the specification
     ('decisions', 'created_at'),
     ('decisions', 'experiment_variant'),
     ('decisions', 'is_randomized_experiment'),
@@ -448,7 +448,7 @@ with pack as (
     ('posts', 'platform detected_at'),
     ('escalations', 'status priority'),
     ('escalations', 'created_at'),
-    -- and what the archive walks along
+    -- for the archive
     ('posts', 'detected_at id'),
     ('audit_logs', 'created_at id')
 ), actions (code, action) as (

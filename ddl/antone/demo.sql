@@ -1,12 +1,12 @@
--- Sample data: two operators, five authors on each platform, and a little of everything that happens from a post to a
--- reply. Loaded by `daemon up` and `daemon seed`; any number of times. Ids are hashes of names, so always the same.
+-- Sample data: two operators, five authors on each platform, and examples of each step from a post to a reply.
+-- `daemon up` and `daemon seed` load it; loading it again is safe. Ids are hashes of names, so they are always the same.
 
 insert into antone.operators (id, name)
 select md5('antone demo operator ' || d.n)::uuid, d.name
 from (values (1, 'Olga Operator'), (2, 'Piet Proofreader')) as d (n, name)
 on conflict do nothing;
 
--- Five on each platform, of growing reach; the last two are power users.
+-- Five on each platform, with growing reach; the last two are power users.
 insert into antone.authors (
     id, platform, platform_id, handle, display_name, follower_count, is_verified, is_power_user, power_tier_id,
     archetype_tags, relationship_score, interaction_history, first_seen_at, last_seen_at
@@ -77,7 +77,7 @@ join antone.posts as p on p.id = d.post_id
 where p.platform_post_id like 'demo-demo-_-1' and d.experiment_id = md5('antone demo experiment 1')::uuid
 on conflict do nothing;
 
--- The authors' first three are answered: one reply is posted, one is approved, one waits.
+-- On each platform three posts are answered: one reply is posted, one is approved, one is pending.
 insert into antone.replies (
     id, decision_id, content, archetype_id, platform, platform_post_id, utm_code, approval_status, approved_by,
     approved_at, posted_at

@@ -1,5 +1,5 @@
--- The reads that an application lives on, each with the index that it is meant to use: take them from here. The tests
--- look at the plan of each of them over tables that are large enough for the planner to care.
+-- The core queries of an application; take them from here. Tests check that the plan of each uses its intended index,
+-- over tables large enough for the planner to care.
 
 -- name: author_by_platform_id
 -- $1 platform   $2 the platform's id of the author
@@ -10,7 +10,7 @@ select a.* from antone.authors as a where a.platform = $1 and a.platform_id = $2
 select a.* from antone.authors as a where a.platform = $1 and a.handle = $2;
 
 -- name: power_users
--- Few among many: the index finds them, and sorting them costs little.
+-- Power users are few: the index finds them, and sorting them is cheap.
 select a.* from antone.authors as a where a.is_power_user order by a.last_seen_at desc limit 50;
 
 -- name: post_by_platform_id
@@ -18,7 +18,7 @@ select a.* from antone.authors as a where a.is_power_user order by a.last_seen_a
 select p.* from antone.posts as p where p.platform = $1 and p.platform_post_id = $2;
 
 -- name: newest_posts_of_platform
--- $1 platform   $2 how many. The page before: and p.detected_at < the last one's
+-- $1 platform   $2 how many. For the next page add: and p.detected_at < (the last row's)
 select p.* from antone.posts as p where p.platform = $1 order by p.detected_at desc limit $2;
 
 -- name: posts_to_process
@@ -42,7 +42,7 @@ select d.* from antone.decisions as d order by d.created_at desc limit $1;
 select d.* from antone.decisions as d order by d.composite_score desc limit $1;
 
 -- name: decisions_of_mode
--- For a mode that is rare, as DISENGAGED is. $1 mode
+-- For a rare mode, such as DISENGAGED. $1 mode
 select d.* from antone.decisions as d where d.mode = $1;
 
 -- name: decisions_of_variant
@@ -53,7 +53,7 @@ select d.* from antone.decisions as d where d.experiment_variant = $1;
 select d.* from antone.decisions as d where d.is_randomized_experiment;
 
 -- name: replies_to_approve
--- $1 how many, the oldest first: few wait at any time
+-- $1 how many, oldest first: few are pending at any time
 select r.* from antone.replies as r where r.approval_status = 'PENDING' order by r.created_at limit $1;
 
 -- name: newest_replies
@@ -61,7 +61,7 @@ select r.* from antone.replies as r where r.approval_status = 'PENDING' order by
 select r.* from antone.replies as r where r.posted_at >= $1 order by r.posted_at desc;
 
 -- name: newest_replies_of_platform
--- $1 platform   $2 before when: of the page before, the last one's   $3 how many
+-- $1 platform   $2 before when: the last row's posted_at of the previous page   $3 how many
 select r.* from antone.replies as r
 where r.platform = $1 and r.posted_at < $2 order by r.posted_at desc limit $3;
 

@@ -1,12 +1,12 @@
 -- The eight tables of AsyncOps with their keys, checks and indexes, in the order of the specification.
 --
--- Times are timestamptz, since a published time needs an offset (decision 0029). Columns that name who made a row are
--- nullable, so that the row outlives the account; who writes a row must say it all the same (0002_rules, decision 0030).
--- Checks called <table>_<column>_known hold the words of an enumeration, those called <table>_<column>_length the
--- longest text in characters; the row models are compared with both.
+-- Times are timestamptz, because a published time needs an offset (decision 0029). Columns that name a row's author are
+-- nullable, so that the row outlives the account, but a new row must have an author (0002_rules, decision 0030). Checks
+-- called <table>_<column>_known list the values of an enumeration; those called <table>_<column>_length limit the text
+-- in characters. Tests compare the row models with both. Decisions are in docs/packs/asyncops/decisions.
 
--- For the password of the first admin; a ready-made hash needs no extension.
--- The pack's schema is read off a qualified name, since that name follows `--schema` and a bare word would not.
+-- Hashes the password of the first admin; an existing hash needs no extension.
+-- The schema comes from a qualified name, because only those follow `--schema`.
 select rowcast.want_extension(split_part('asyncops.users', '.', 1)::name, 'pgcrypto');
 
 create table asyncops.users (
@@ -16,13 +16,13 @@ create table asyncops.users (
     full_name varchar(255) not null,
     role varchar(20) not null default 'member',
     is_active boolean not null default true,
-    must_change_password boolean not null default false,  -- at the next login; cleared by the change itself
+    must_change_password boolean not null default false,  -- at the next login; cleared by a new password
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
     constraint users_pkey primary key (id),
     constraint idx_users_email unique (email),
     constraint users_role_known check (role in ('admin', 'member')),
-    -- A password that was stored as it is, or hashed by something weaker, has another form.
+    -- Refuses plain passwords and weaker hashes.
     constraint users_password_hash_is_bcrypt check (
         password_hash ~ '^\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}$'
     )
@@ -40,7 +40,8 @@ create table asyncops.status_updates (
     constraint status_updates_pkey primary key (id),
     constraint status_updates_user_id_fkey foreign key (user_id) references asyncops.users (id) on delete cascade,
     constraint status_updates_content_length check (char_length(content) <= 10000),
-    -- A list of words: array_position refuses more dimensions, and is not asked about them.
+    -- One-dimensional and without nulls. The case avoids calling array_position on more dimensions, which raises an
+    -- error.
     constraint status_updates_tags_are_words check (
         case when array_ndims(tags) > 1 then false else array_position(tags, null::text) is null end
     )
@@ -108,7 +109,7 @@ create table asyncops.decisions (
     constraint decisions_pkey primary key (id),
     constraint decisions_created_by_id_fkey foreign key (created_by_id) references asyncops.users (id)
         on delete set null,
-    -- A date that JSON can say; infinity is none.
+    -- JSON has no infinite date.
     constraint decisions_decision_date_is_a_day check (decision_date between '0001-01-01' and '9999-12-31'),
     constraint decisions_description_length check (char_length(description) <= 5000),
     constraint decisions_context_length check (char_length(context) <= 5000),
@@ -131,8 +132,8 @@ create table asyncops.decision_participants (
         on delete cascade
 );
 
--- No foreign key to the decision: it would take the history away with the decision, and refuse the row that says
--- that it was deleted (decision 0030). Only the trigger on decisions writes here, and nobody changes what it wrote.
+-- No foreign key to the decision: it would delete the history with the decision, and refuse the entry for the deletion
+-- (decision 0030). Only the trigger on decisions writes here, and nobody can change its entries.
 create table asyncops.decision_audit_log (
     id serial not null,
     decision_id integer not null,
@@ -176,11 +177,11 @@ create table asyncops.daily_summaries (
     )
 );
 
--- Indexes. idx_users_email is the one of its constraint.
+-- Indexes. The constraint idx_users_email has created its own.
 
 create index idx_users_role on asyncops.users (role);
 
--- The one address must not be two accounts, whatever its letters look like.
+-- One address must not have two accounts, regardless of case.
 create unique index users_email_lower_key on asyncops.users (lower(email));
 
 create index idx_status_updates_user_id on asyncops.status_updates (user_id);
@@ -203,7 +204,7 @@ create index idx_blockers_related_incident on asyncops.blockers (related_inciden
 create index idx_decisions_created_by on asyncops.decisions (created_by_id);
 create index idx_decisions_decision_date on asyncops.decisions (decision_date desc);
 create index idx_decisions_tags on asyncops.decisions using gin (tags);
--- A search must say the same expression. The language is said as well: the session's may change.
+-- Searches must use the same expression. It names the language, because the session's default may differ.
 create index idx_decisions_search on asyncops.decisions
 using gin (to_tsvector('pg_catalog.english'::regconfig, title || ' ' || description));
 
@@ -214,11 +215,11 @@ create index idx_decision_audit_decision on asyncops.decision_audit_log (decisio
 create index idx_decision_audit_changed_by on asyncops.decision_audit_log (changed_by_id);
 create index idx_decision_audit_changed_at on asyncops.decision_audit_log (changed_at desc);
 
--- What keeps a date from having two summaries: a constraint cannot have an order.
+-- One summary per date. An index, because a unique constraint cannot have a sort order.
 create unique index idx_daily_summaries_date on asyncops.daily_summaries (summary_date desc);
 create index idx_daily_summaries_generated_at on asyncops.daily_summaries (generated_at desc);
 
--- What can be archived, oldest first: these hold what is not archived yet, so that a run never walks over the archive.
+-- Rows that can be archived, oldest first. These indexes exclude archived rows, so a run never scans the archive.
 create index status_updates_to_archive on asyncops.status_updates (created_at) where archived_at is null;
 create index incidents_to_archive on asyncops.incidents (created_at)
 where archived_at is null and status in ('resolved', 'closed');

@@ -1,6 +1,6 @@
--- What the tables do by themselves: keep updated_at and resolved_at, ask who made a row, and write the audit log.
+-- Triggers: maintain updated_at and resolved_at, require an author, and write the audit log.
 
--- The clock, not the start of the transaction: the trigger runs once the row is locked, so the later of two
+-- clock_timestamp(), not the start of the transaction: the trigger runs after the row is locked, so the later of two
 -- versions of a row has the later time even if its transaction began first.
 create function asyncops.set_updated_at() returns trigger
 language plpgsql
@@ -12,7 +12,7 @@ begin
 end
 $$;
 
--- An UPDATE that changes nothing is no change.
+-- An UPDATE that changes nothing leaves updated_at alone.
 create trigger update_updated_at
 before update on asyncops.users
 for each row when (old.* is distinct from new.*)
@@ -38,7 +38,7 @@ before update on asyncops.decisions
 for each row when (old.* is distinct from new.*)
 execute function asyncops.set_updated_at();
 
--- Another password is what must_change_password asked for.
+-- A new password fulfils must_change_password.
 create function asyncops.note_new_password() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -54,7 +54,7 @@ before update of password_hash on asyncops.users
 for each row when (old.must_change_password and old.password_hash is distinct from new.password_hash)
 execute function asyncops.note_new_password();
 
--- What is resolved has a time at which it was, and what is not has none: summaries and archiving go by it.
+-- A row has resolved_at exactly while it is resolved or closed: summaries and archiving rely on it.
 create function asyncops.keep_resolved_at() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -73,9 +73,9 @@ create trigger keep_resolved_at
 before insert or update of status, resolved_at on asyncops.blockers
 for each row execute function asyncops.keep_resolved_at();
 
--- Who made a row has to be said, and stays said for as long as the account is there. Only its deletion takes the name
--- off, which is what the foreign key's SET NULL does. $1 the column.
--- Definer's rights, since who writes a row need not be able to read the users.
+-- A row must have an author, and keeps it while the account exists. Only deleting the account removes the author,
+-- through the foreign key's SET NULL. The argument is the column. Security definer, because a role that writes rows may
+-- not be able to read users.
 create function asyncops.require_author() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -107,19 +107,18 @@ before insert or update of created_by_id on asyncops.decisions
 for each row when (new.created_by_id is null)
 execute function asyncops.require_author('created_by_id');
 
--- The audit log of decisions: one row for a creation or a deletion, and one for each field of an update. All columns
--- count but updated_at, which nobody writes; one that is added later counts by itself.
--- Who did it is the setting rowcast.actor, a user's id. A creation is its creator's unless that says otherwise. Who
--- updates or deletes without saying so is refused; only the foreign key, which takes a deleted account's name off
--- the decision, may be nobody.
--- Definer's rights, since nobody else writes the log.
+-- The audit log of decisions: one row for a creation or a deletion, and one for each field of an update. It covers all
+-- columns except updated_at, including columns added later.
+-- The setting rowcast.actor, a user's id, says who acts. Without it, a creation is attributed to the creator, and an
+-- update or a deletion is refused. Only the foreign key's SET NULL for a deleted account may have no actor.
+-- Security definer, because nobody else may write the log.
 create function asyncops.audit_decision() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     actor constant text := current_setting('rowcast.actor', true);
-    unwritten constant text [] := '{created_by_id, updated_at}';  -- by people, when an account is deleted
+    unwritten constant text [] := '{created_by_id, updated_at}';  -- what the deletion of an account may change
     who integer;
     account_deleted boolean := false;
 begin
@@ -161,7 +160,7 @@ create trigger audit_decision
 after insert or update or delete on asyncops.decisions
 for each row execute function asyncops.audit_decision();
 
--- The audit log only grows, whoever asks. The foreign key alone may take the name of a deleted account off.
+-- The audit log is append-only, even for its owner. Only the foreign key may set the name of a deleted account to null.
 create function asyncops.keep_audit_log() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -189,7 +188,7 @@ create trigger keep_audit_log_whole
 before truncate on asyncops.decision_audit_log
 for each statement execute function asyncops.keep_audit_log();
 
--- Truncating runs no trigger for the rows, and would leave no trace of them.
+-- TRUNCATE fires no row triggers, so the audit log would miss it.
 create function asyncops.refuse_truncate() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp

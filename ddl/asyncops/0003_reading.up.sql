@@ -1,6 +1,6 @@
--- How to read: what is not archived, and only by those who may.
+-- Reading: views without archived rows, and who may follow which topic.
 
--- The default reads. What is archived is still there in the tables.
+-- The default reads. Archived rows stay in the tables.
 create view asyncops.live_status_updates as
 select s.id, s.user_id, s.title, s.content, s.tags, s.created_at, s.updated_at
 from asyncops.status_updates as s
@@ -20,8 +20,8 @@ select
 from asyncops.blockers as b
 where b.archived_at is null;
 
--- A view reads with its owner's rights unless told otherwise, which Postgres can be told since 15: then a grant
--- on a view gives no way around the tables' own grants and row policies.
+-- By default a view reads with its owner's rights. From PostgreSQL 15 on it can read with the caller's, so a grant
+-- on a view does not bypass the tables' own grants and row policies.
 do $$
 begin
     if current_setting('server_version_num')::integer >= 150000 then
@@ -32,10 +32,10 @@ begin
 end
 $$;
 
--- May this user follow this topic now? Never null: what is unknown, malformed or not there is simply not allowed.
+-- May this user follow this topic now? Never null: false for a topic that is unknown, malformed or does not exist.
 --   team:members, team:status_updates, team:incidents, team:blockers, team:decisions, team:summaries: every active user
---   user:<id>         the user's own affairs: that user, while active
--- Definer's rights, since the daemon that asks reads none of the application's tables.
+--   user:<id>         the user's own data: that user, while active
+-- Security definer, because the daemon that calls it may not read the application's tables.
 create function asyncops.may_read(user_id text, topic text) returns boolean
 language sql stable security definer
 set search_path = pg_catalog, pg_temp

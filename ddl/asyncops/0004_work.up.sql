@@ -1,9 +1,9 @@
--- What is done once, or now and then: the first admin, daily summaries, archiving; and the role of the application.
+-- Occasional work: creating the first admin, daily summaries, archiving. Also the application's role.
 
--- Makes an admin, who must change the password at the first login. Without a hash of the operator's own, the password
--- is 144 random bits, hashed here, and its only copy is the answer: no file, statement or log ever holds it.
+-- Creates an admin, who must change the password at the first login. Without a password_hash, it generates a password
+-- of 144 random bits, stores its hash, and returns the only copy: no file, statement or log ever contains the password.
 create function asyncops.create_admin(
-    -- In two parts, so that another schema's name does not find its way into the address.
+    -- In two parts, because `--schema` would replace the name before the dot.
     email text default 'admin@asyncops' || '.local', full_name text default 'Administrator',
     password_hash text default null, out id integer, out password text
 )
@@ -34,9 +34,9 @@ $$;
 comment on function asyncops.create_admin(text, text, text) is
 'Makes an admin, and answers with the password, once. It must be changed at the first login.';
 
--- What a day brought, and what was active when it ended, or now if it has not. Days are those of UTC. A summary that is
--- generated again takes the place of the old one. It reads archived rows as well: archiving changes nothing in it.
--- Definer's rights, since summaries are written here alone.
+-- Summarises what happened on a day and what was active at its end, or is active now if the day has not ended. Days are
+-- UTC days. Generating a summary again replaces the old one. It includes archived rows, so archiving changes no
+-- summary. Security definer, because only this function writes summaries.
 create function asyncops.generate_daily_summary(for_date date default (now() at time zone 'UTC')::date)
 returns asyncops.daily_summaries
 language sql security definer
@@ -97,10 +97,10 @@ as $$
 $$;
 comment on function asyncops.generate_daily_summary(date) is 'Writes the summary of a day, or writes it anew.';
 
--- Archives what has come of age: status updates after a year, incidents after a year if they are resolved or closed,
--- blockers six months after they were resolved. Nothing else is ever archived, and nothing deleted. The oldest come
--- first, and of each table not more than `most`, so that no transaction is long: call it until it answers three
--- zeros. Rows that somebody is at work on wait for the next call, and several may call at once.
+-- Archives old rows: status updates after a year, incidents after a year if they are resolved or closed, blockers six
+-- months after they were resolved. Nothing else is archived, and nothing is deleted. Each call handles the oldest rows,
+-- at most `most` per table, to keep transactions short: call it until it returns three zeros. Rows locked by others
+-- wait for the next call, and concurrent calls are safe.
 create function asyncops.archive(
     most integer default 1000, as_of timestamptz default now(),
     out status_updates integer, out incidents integer, out blockers integer
@@ -139,8 +139,8 @@ revoke execute on function asyncops.create_admin(text, text, text) from public;
 revoke execute on function asyncops.generate_daily_summary(date) from public;
 revoke execute on function asyncops.archive(integer, timestamptz) from public;
 
--- What the application connects as belongs to this role: it reads and writes, and changes no schema. Its rights are
--- given by triggers/asyncops.sql, at every apply. Roles are shared by all databases of the cluster.
+-- The application connects as a member of this role, which may read and write rows but not change the schema.
+-- triggers/asyncops.sql grants its rights at every apply. All databases of the cluster share its roles.
 do $$
 begin
     if not exists (select from pg_catalog.pg_roles where rolname = 'asyncops_app') then
@@ -148,7 +148,7 @@ begin
     end if;
 exception
     when duplicate_object or unique_violation then
-        null;  -- another database of this cluster was faster
+        null;  -- another database of this cluster created it first
     when insufficient_privilege then
         raise warning 'rowcast: % may not create the role asyncops_app; create it, and apply again to give it its rights.',
             current_user;

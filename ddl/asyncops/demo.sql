@@ -1,7 +1,7 @@
--- Sample data: a team of eight, and what it has told one another. Loaded by `daemon up` and `daemon seed`; any number
--- of times. Rows are known by their authors and titles, since their ids are counted up like everybody's.
+-- Sample data: a team of eight and its work. `daemon up` and `daemon seed` load it; loading it again is safe. Rows are
+-- identified by author and title, because their ids come from sequences.
 
--- Nobody has the password behind this hash: the sample people sign in on the live page, with a token.
+-- Nobody knows the password of this hash: the sample people sign in on the live page, with a token.
 insert into asyncops.users (email, password_hash, full_name, role, created_at, updated_at)
 select d.email, '$2b$12$oRA30nrGC4ZhdHaqopHE3.UV.YnF/Mz39FsTXDBPF7KFnpcDpm17a', d.full_name, d.role,
        now() - interval '400 days', now() - interval '400 days'
@@ -86,7 +86,7 @@ from (values
 join asyncops.users as r on lower(r.email) = d.reporter
 where not exists (select from asyncops.blockers as b where b.reported_by_id = r.id and b.description = d.description);
 
--- Whoever wrote a decision down took part in it, and so did Ada and Hugo.
+-- The author of a decision takes part in it, and so do Ada and Hugo.
 with made as (
     insert into asyncops.decisions
         (created_by_id, title, description, context, outcome, decision_date, tags, created_at, updated_at)
@@ -115,7 +115,7 @@ select m.id, u.id, m.created_at
 from made as m
 join asyncops.users as u on u.id = m.created_by_id or u.email in ('ada@example.com', 'hugo@example.com');
 
--- The last seven days that are over.
+-- The last seven complete days.
 select asyncops.generate_daily_summary((now() at time zone 'UTC')::date - n)
 from generate_series(7, 1, -1) as n
 where not exists (select from asyncops.daily_summaries);

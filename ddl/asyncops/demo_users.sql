@@ -1,4 +1,4 @@
--- Whom the live page may sign in as: the people of demo.sql, as far as they are there and active.
+-- The users that the live page offers for sign-in: the people of demo.sql that exist and are active.
 select u.id::text as id, u.full_name as name
 from asyncops.users as u
 where u.is_active and u.email in (

@@ -1,4 +1,4 @@
--- Children first: nothing is dropped by CASCADE, so that an object somebody hung on a table stops the rollback.
+-- Children first, and no CASCADE: an object that somebody attached to a table stops the rollback.
 drop table chatgenius.sync_state;
 drop table chatgenius.message_reads;
 drop table chatgenius.user_status;

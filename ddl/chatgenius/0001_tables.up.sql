@@ -1,12 +1,12 @@
 -- The ten tables of ChatGenius with their keys, checks and indexes.
 --
--- Ids are ULIDs: text that sorts by the time it was made, and tells nobody how many rows there are. They and the
--- columns that reference them compare byte by byte (collate "C"), which is the order of time and the cheapest one.
--- Rows that people remove are kept, with `deleted_at` set; a hard DELETE is for clearing up. What a hard DELETE
--- takes along is decided, foreign key by foreign key, below.
+-- Ids are ULIDs: text that sorts by creation time and does not reveal how many rows there are. Ids and the columns that
+-- reference them compare byte by byte (collate "C"), which is creation order and the cheapest collation. Rows that
+-- people remove are kept, with `deleted_at` set. A hard DELETE is for cleaning up; each foreign key below says what it
+-- does to the rows that refer to the deleted one.
 
--- What the specification asks for. Nothing here depends on them: ids and hashes come from Postgres' own functions.
--- The pack's schema is read off a qualified name, since that name follows `--schema` and a bare word would not.
+-- The specification lists these extensions. Nothing here uses them: ids and hashes come from built-in functions.
+-- The schema comes from a qualified name, because only those follow `--schema`.
 select rowcast.want_extension(split_part('chatgenius.users', '.', 1)::name, 'uuid-ossp');
 select rowcast.want_extension(split_part('chatgenius.users', '.', 1)::name, 'pgcrypto');
 select rowcast.want_extension(split_part('chatgenius.users', '.', 1)::name, 'citext');
@@ -53,11 +53,11 @@ create table chatgenius.messages (
     deleted_at timestamptz,
     metadata jsonb,
     constraint messages_pkey primary key (id),
-    -- A channel's history is part of it. Whoever wants it back later sets channels.deleted_at instead.
+    -- A channel's history is part of it. To be able to restore a channel, set channels.deleted_at instead.
     constraint messages_channel_id_fkey foreign key (channel_id) references chatgenius.channels (id)
         on delete cascade,
-    -- What somebody wrote belongs to the conversation and outlives the account: authors are soft-deleted.
-    -- To erase a person for good, erase or reassign the messages first, on purpose.
+    -- Messages belong to the conversation and outlive the account: soft-delete authors.
+    -- To erase a person for good, first erase or reassign the messages.
     constraint messages_user_id_fkey foreign key (user_id) references chatgenius.users (id) on delete restrict,
     constraint messages_id_is_ulid check (id ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$'),
     -- An object can gain a member later without breaking its readers.
@@ -86,10 +86,10 @@ create table chatgenius.reactions (
     created_at timestamptz not null default current_timestamp,
     constraint reactions_pkey primary key (id),
     constraint reactions_message_id_user_id_emoji_key unique (message_id, user_id, emoji),
-    -- A reaction says something about a message; without it there is nothing to say.
+    -- A reaction says something about a message and means nothing without it.
     constraint reactions_message_id_fkey foreign key (message_id) references chatgenius.messages (id)
         on delete cascade,
-    -- A reaction is one person's click, no part of the conversation: it goes with the person.
+    -- A reaction is one person's click, not part of the conversation: it is deleted with the person.
     constraint reactions_user_id_fkey foreign key (user_id) references chatgenius.users (id) on delete cascade,
     constraint reactions_id_is_ulid check (id ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$'),
     constraint reactions_emoji_not_empty check (emoji <> '')
@@ -105,8 +105,8 @@ create table chatgenius.files (
     url text not null,
     created_at timestamptz not null default current_timestamp,
     constraint files_pkey primary key (id),
-    -- The row is the only record of where the stored object lies: it stays, unattached, until a sweeper has
-    -- removed the object. Cascading would leave the object in storage for ever.
+    -- The row is the only record of where the stored object is: it stays, unattached, until a sweeper has
+    -- removed the object. A cascade would leave the object in storage forever.
     constraint files_message_id_fkey foreign key (message_id) references chatgenius.messages (id)
         on delete set null,
     constraint files_id_is_ulid check (id ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$'),
@@ -138,7 +138,7 @@ create table chatgenius.user_status (
     -- A status is an extension of the user's own row.
     constraint user_status_user_id_fkey foreign key (user_id) references chatgenius.users (id)
         on delete cascade,
-    -- busy: at work on something, still notified; dnd: not to be disturbed.
+    -- busy: working, still notified; dnd: do not disturb.
     constraint user_status_status_known check (status in ('online', 'away', 'busy', 'dnd', 'offline'))
 );
 
@@ -161,42 +161,42 @@ create table chatgenius.sync_state (
     sync_type varchar(50) not null,
     metadata jsonb,
     constraint sync_state_pkey primary key (id),
-    -- How far somebody's offline copy has come is of use to nobody else.
+    -- The state of a user's offline copy is useless to anybody else.
     constraint sync_state_user_id_fkey foreign key (user_id) references chatgenius.users (id)
         on delete cascade,
     constraint sync_state_id_is_ulid check (id ~ '^[0-7][0-9A-HJKMNP-TV-Z]{25}$'),
-    -- How much was brought up to date: everything anew, everything that had changed, or one part alone.
+    -- What was synchronised: everything from scratch, everything that changed, or one part only.
     constraint sync_state_sync_type_known check (
         sync_type in ('full', 'incremental', 'channels', 'messages', 'reactions', 'files', 'reads', 'users')
     ),
     constraint sync_state_metadata_is_object check (jsonb_typeof(metadata) = 'object')
 );
 
--- Indexes. Every foreign key has one whose leading column it is, else each DELETE of a referenced row would scan
--- the referencing table. Already covered by keys: channel_members.channel_id, reactions.message_id,
--- message_reads.message_id, user_settings.user_id, user_status.user_id.
+-- Indexes. Every foreign key leads one; otherwise each DELETE of a referenced row would scan the referencing table.
+-- Already covered by keys: channel_members.channel_id, reactions.message_id, message_reads.message_id,
+-- user_settings.user_id, user_status.user_id.
 
--- The one address must not be two accounts, whatever its letters look like.
+-- One address must not have two accounts, regardless of case.
 create unique index users_email_lower_key on chatgenius.users (lower(email));
 
--- The read that a chat lives on: the newest messages of a channel, page by page on (created_at, id).
+-- The most frequent read of a chat: the newest messages of a channel, paged by (created_at, id).
 create index messages_live_newest on chatgenius.messages (channel_id, created_at desc, id desc)
 where deleted_at is null;
 
--- The one above skips deleted messages, which the foreign key must find as well.
+-- The index above skips deleted messages, which the foreign key must find too.
 create index messages_channel_id on chatgenius.messages (channel_id);
 
 create index messages_user_id on chatgenius.messages (user_id);
 
--- Also the read "which channels am I in".
+-- Also serves the query "which channels am I in".
 create index channel_members_user_id on chatgenius.channel_members (user_id);
 
 create index reactions_user_id on chatgenius.reactions (user_id);
 
--- Also finds the unattached files, for the sweeper.
+-- Also finds unattached files for the sweeper.
 create index files_message_id on chatgenius.files (message_id);
 
 create index message_reads_user_id on chatgenius.message_reads (user_id);
 
--- Also the read "when did I last sync this".
+-- Also serves the query "when did I last sync this".
 create index sync_state_user_id on chatgenius.sync_state (user_id, sync_type, last_sync desc);

@@ -1,6 +1,6 @@
--- What the tables do by themselves: keep updated_at, and let a message's children go in time.
+-- Triggers: maintain updated_at, and delete a message's children before the message.
 
--- The clock, not the start of the transaction: the trigger runs once the row is locked, so the later of two
+-- clock_timestamp(), not the start of the transaction: the trigger runs after the row is locked, so the later of two
 -- versions of a row has the later time even if its transaction began first.
 create function chatgenius.set_updated_at() returns trigger
 language plpgsql
@@ -12,7 +12,7 @@ begin
 end
 $$;
 
--- An UPDATE that changes nothing is no change.
+-- An UPDATE that changes nothing leaves updated_at alone.
 create trigger users_set_updated_at
 before update on chatgenius.users
 for each row when (old.* is distinct from new.*)
@@ -28,16 +28,16 @@ before update on chatgenius.messages
 for each row when (old.* is distinct from new.*)
 execute function chatgenius.set_updated_at();
 
--- Reactions, receipts and files are published in their message's channel, which capture looks up. A foreign key
--- acts on them after the message is gone: the look-up would find nothing, and nobody would hear that they went.
--- So they go (files: come off) before, while the message still stands.
--- Definer's rights, as a foreign key's own action has: whoever may delete a message need not own its reactions.
+-- Reactions, receipts and files are published in their message's channel, which capture looks up. A foreign key acts
+-- after the message is gone: the lookup would find nothing, and no subscriber would learn of the deletion. So this
+-- trigger deletes them, and detaches files, while the message still exists.
+-- Security definer, like a foreign key's own action: deleting a message requires no rights on its reactions.
 create function chatgenius.release_message_children() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    -- Asked first, since a statement that finds no row still costs a run of the capture triggers.
+    -- Check first: a statement that finds no row still runs the capture triggers.
     if exists (select from chatgenius.reactions as r where r.message_id = old.id) then
         delete from chatgenius.reactions as r where r.message_id = old.id;
     end if;

@@ -1,4 +1,4 @@
--- How to read: only what lives, and only by those who may.
+-- Reading: views without deleted rows, and who may follow which topic.
 
 create view chatgenius.live_users as
 select u.id, u.auth0_id, u.email, u.username, u.full_name, u.avatar_url, u.created_at, u.updated_at
@@ -10,15 +10,15 @@ select c.id, c.name, c.description, c.created_at, c.updated_at
 from chatgenius.channels as c
 where c.deleted_at is null;
 
--- Not those of a deleted channel either. Those of a deleted author do live: they are part of the conversation.
+-- Leaves out messages of deleted channels, but keeps those of deleted authors: they are part of the conversation.
 create view chatgenius.live_messages as
 select m.id, m.channel_id, m.user_id, m.content, m.created_at, m.updated_at, m.metadata
 from chatgenius.messages as m
 where m.deleted_at is null
   and exists (select from chatgenius.channels as c where c.id = m.channel_id and c.deleted_at is null);
 
--- A view reads with its owner's rights unless told otherwise, which Postgres can be told since 15: then a grant
--- on a view gives no way around the tables' own grants and row policies.
+-- By default a view reads with its owner's rights. From PostgreSQL 15 on it can read with the caller's, so a grant
+-- on a view does not bypass the tables' own grants and row policies.
 do $$
 begin
     if current_setting('server_version_num')::integer >= 150000 then
@@ -29,11 +29,11 @@ begin
 end
 $$;
 
--- May this user follow this topic now? Never null: what is unknown, malformed or not there is simply not allowed.
---   users             the directory: every living user
---   user:<id>         the user's own affairs: that user
---   channel:<id>      a living channel: its members
--- Definer's rights, since the daemon that asks reads none of the application's tables.
+-- May this user follow this topic now? Never null: false for a topic that is unknown, malformed or does not exist.
+--   users             the user directory: every user who is not deleted
+--   user:<id>         the user's own data: that user
+--   channel:<id>      a channel that is not deleted: its members
+-- Security definer, because the daemon that calls it may not read the application's tables.
 create function chatgenius.may_read(user_id text, topic text) returns boolean
 language sql stable security definer
 set search_path = pg_catalog, pg_temp

@@ -1,7 +1,8 @@
--- Sample data: five people, three channels, a little of everything. Loaded by `daemon up` and `daemon seed`; any number of times.
+-- Sample data: five people, three channels, a few rows in every table. `daemon up` and `daemon seed` load it; loading
+-- it again is safe.
 --
--- Ids are valid ULIDs that can be read: O is written 0, and I and L are written 1, as Crockford's base 32 has it.
--- What the rights look like from two sides: Alice owns and sees all three channels; Eve, a guest, sees only #random.
+-- Ids are valid ULIDs and readable: O is written 0, and I and L are written 1, as in Crockford's base 32.
+-- To see rights from two sides: Alice owns and sees all three channels; Eve, a guest, sees only #random.
 
 insert into chatgenius.users (id, auth0_id, email, username, full_name, avatar_url, created_at, updated_at)
 select d.id, 'demo|' || d.username, d.username || '@example.com', d.username, d.full_name, null,

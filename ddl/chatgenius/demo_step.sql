@@ -1,12 +1,12 @@
--- One small thing that happens in the demo: mostly somebody says something. Run now and then by `daemon up --demo`.
+-- One small event in the demo, usually a new message. `daemon up --demo` runs it now and then.
 --
--- It acts through the people of demo.sql alone, in the channels that they belong to. What it says it marks in
--- `metadata`, and it edits, deletes and clears away nothing else: whatever other rows there are, it leaves alone.
+-- It acts only as the people of demo.sql, in channels that they belong to. It marks its messages in `metadata`, and
+-- edits and deletes only marked messages.
 do $$
 declare
     signature constant jsonb := '{"by": "demo"}';
-    keep constant integer := 300;  -- messages of ours in a channel
-    reach constant integer := 2000;  -- of all messages the newest, by id: what we look at to find ours
+    keep constant integer := 300;  -- marked messages that stay in a channel
+    reach constant integer := 2000;  -- how many of the newest messages, by id, are searched for marked ones
     people constant text[] := array(
         select u.id from chatgenius.live_users as u
         where u.auth0_id in ('demo|alice', 'demo|bob', 'demo|carol', 'demo|dave', 'demo|eve')
@@ -57,7 +57,7 @@ declare
     target text;
     mood text;
 begin
-    -- Whoever holds a lock on what we picked is at work on it, and comes first.
+    -- Give way to any session that holds a lock on the chosen row.
     perform set_config('lock_timeout', '200ms', true);
 
     select m.channel_id, m.user_id into place, person
@@ -69,7 +69,7 @@ begin
         return;
     end if;
 
-    if act < 0.60 then  -- say something that has not been said lately
+    if act < 0.60 then  -- write a message that has not been used recently
         insert into chatgenius.messages (channel_id, user_id, content, metadata)
         select place, person, s.sentence, signature
         from unnest(sentences) as s (sentence)
@@ -91,7 +91,7 @@ begin
         order by random() limit 1
         on conflict do nothing;
 
-    elsif act < 0.87 then  -- come or go
+    elsif act < 0.87 then  -- change a status
         mood := (array['online', 'online', 'online', 'away', 'busy', 'dnd', 'offline'])[1 + floor(random() * 7)::integer];
         insert into chatgenius.user_status as s (user_id, status, last_seen, custom_status)
         values (person, mood, now(), case mood when 'away' then 'Back soon' when 'busy' then 'Reviewing'
@@ -99,7 +99,7 @@ begin
         on conflict (user_id) do update
         set status = excluded.status, last_seen = excluded.last_seen, custom_status = excluded.custom_status;
 
-    elsif act < 0.92 then  -- edit, once
+    elsif act < 0.92 then  -- edit a message, once
         select m.id into target
         from (select * from chatgenius.messages order by id desc limit 60) as m
         where m.metadata @> signature and m.deleted_at is null and m.updated_at = m.created_at
@@ -108,7 +108,7 @@ begin
         set content = m.content || afterthoughts[1 + floor(random() * cardinality(afterthoughts))::integer]
         where m.id = target;
 
-    elsif act < 0.97 then  -- take back what one said, or take that back
+    elsif act < 0.97 then  -- delete a message, or restore it
         select m.id into target
         from (select * from chatgenius.messages order by id desc limit 30) as m
         where m.metadata @> signature
@@ -117,7 +117,7 @@ begin
         set deleted_at = case when m.deleted_at is null then now() end
         where m.id = target;
 
-    else  -- clear away, so that a demo may run for months
+    else  -- remove old messages, so that a demo can run for months
         delete from chatgenius.messages as m
         using (
             select n.id, row_number() over (partition by n.channel_id order by n.id desc) as age
@@ -128,6 +128,6 @@ begin
     end if;
 exception
     when lock_not_available or deadlock_detected or foreign_key_violation then
-        null;  -- somebody was faster; there is a next time
+        null;  -- another session was faster; try again next time
 end
 $$;

@@ -1,6 +1,6 @@
--- Back to the tables as they were. Duplicates that were deleted stay deleted, and a secret that failed stays failed.
+-- Restores the previous tables. Deleted duplicates do not come back, and a failed secret stays failed.
 
--- Capture must not name columns that go. It goes on with those that stay: whoever follows misses nothing meanwhile.
+-- Capture must not name columns that are dropped. It continues with the others, so that subscribers miss nothing.
 select rowcast.watch(
     to_regclass('disclosure.secrets'), pack => w.pack, topic => w.topic,
     columns => array_remove(array_remove(w.columns, 'retry_count'), 'last_retry_at')::text [],

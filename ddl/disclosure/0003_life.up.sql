@@ -1,30 +1,30 @@
--- The life of a secret: what a sign of life of its owner does, and the functions that a job calls.
+-- The life of a secret: the effects of a check-in, and the functions that a job calls.
 --
---   active     waits for its time; once that has come, a job may claim it
---   paused     the owner has stopped it
+--   active     waiting; once it is due, a job may claim it
+--   paused     stopped by the owner
 --   triggered  every recipient was told
---   failed     more than five attempts failed: nobody tries again until somebody revives it, as `active`
+--   failed     more than five attempts failed: not retried until somebody sets it to `active`
 --
--- A job claims what is due, and has its claim as long as `processing_started_at` is what it was given: that stamp is
--- the version that optimistic locking compares. Whoever has lost it (it took too long, the owner checked in or paused
--- the secret) changes nothing more about the secret.
+-- A job claims due secrets. It holds a claim while `processing_started_at` equals the timestamp that it was given,
+-- which is the version that optimistic locking compares. A job that has lost its claim (it took too long, or the owner
+-- checked in or paused the secret) cannot change the secret.
 --
--- The functions that a job calls run with their owner's rights, so that a job's role needs none on the tables: it sees
--- the secrets that it has claimed and their recipients, and writes what it reports.
+-- The functions that a job calls are security definer, so that a job's role needs no rights on the tables: it sees the
+-- secrets that it has claimed and their recipients, and writes only its reports.
 
 create function disclosure.keep_secret() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    -- A day is 24 hours, wherever the clocks are changed.
+    -- A day is 24 hours, regardless of daylight saving time.
     new.next_check_in := new.last_check_in + new.check_in_days * interval '24 hours';
     if tg_op = 'UPDATE' then
-        -- The owner is there, or wants it to stop: whoever is at work on it must not go on.
+        -- The owner checked in or stopped the secret, so a job that works on it must not continue.
         if new.next_check_in > old.next_check_in or new.status <> 'active' then
             new.processing_started_at := null;
         end if;
-        -- Attempts are counted from the last sign of life on, and anew once somebody has revived the secret.
+        -- The count starts again at a check-in, and when somebody takes the secret out of `failed`.
         if new.last_check_in > old.last_check_in or (old.status = 'failed' and new.status <> 'failed') then
             new.retry_count := 0;
             new.last_retry_at := null;
@@ -34,7 +34,7 @@ begin
 end
 $$;
 
--- Rows that are there already were given their time by whoever wrote them.
+-- The application chose next_check_in for existing rows; replace it by the computed time.
 update disclosure.secrets as s
 set next_check_in = s.last_check_in + s.check_in_days * interval '24 hours'
 where s.next_check_in is distinct from s.last_check_in + s.check_in_days * interval '24 hours';
@@ -43,10 +43,10 @@ create trigger secrets_keep
 before insert or update on disclosure.secrets
 for each row execute function disclosure.keep_secret();
 
--- Claims what is due: active, its time has come, nobody at work on it, and somebody there to be told. A claim that is
--- older than `expiry` counts no more, since its job must have died. What failed waits for `retry_after`, so that one
--- outage does not take all attempts. Rows that somebody else has locked are left to him.
--- The stamp has no microseconds: there are languages whose times have none, and it has to come back unchanged.
+-- Claims secrets that are due: active, past next_check_in, unclaimed, and with a recipient. A claim older than `expiry`
+-- is void, because its job must have died. After a failure a secret waits for `retry_after`, so that one outage does
+-- not use up all attempts. Rows locked by others are skipped. The timestamp has no microseconds: some languages' times
+-- have none, and it must come back unchanged.
 create function disclosure.claim_due(
     max_secrets integer default 10,
     expiry interval default '15 minutes',
@@ -93,7 +93,7 @@ $$;
 comment on function disclosure.claim_due(integer, interval, interval) is
 'Claims secrets that are due, for the caller alone. Commit before anybody is told.';
 
--- Is this claim still held? Never null. For the functions below, which call it with their owner's rights.
+-- Is this claim still held? Never null. Only for the functions below, which call it with their owner's rights.
 create function disclosure.is_claimed(secret_id bigint, claimed_at timestamptz) returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -105,8 +105,8 @@ as $$
     )
 $$;
 
--- For which of these addresses the log has an entry in this state, and since when: one read of
--- idx_disclosure_log_batch_fetch, which holds all that is asked for and given.
+-- The log entries with this status for these addresses: one read of idx_disclosure_log_batch_fetch, which contains
+-- every column that the query uses.
 create function disclosure.existing_disclosures(
     secret_id bigint, recipient_emails text [], status text default 'sent'
 ) returns table (recipient_email text, created_at timestamptz)
@@ -120,7 +120,7 @@ as $$
       and l.status = existing_disclosures.status
 $$;
 
--- Whom the holder of the claim still has to tell.
+-- The recipients that the holder of the claim still has to tell.
 create function disclosure.recipients_due(secret_id bigint, claimed_at timestamptz) returns setof text
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -144,8 +144,8 @@ begin
 end
 $$;
 
--- Notes that a recipient is about to be told, and gives that entry's id. Null: do not tell. The claim is lost, or this
--- is no recipient of the secret, or was told before.
+-- Records that a recipient is about to be told, and returns the entry's id. Null means: do not tell. Either the claim
+-- is lost, or this is not a recipient of the secret, or the recipient was already told.
 create function disclosure.begin_attempt(secret_id bigint, claimed_at timestamptz, recipient_email text)
 returns bigint
 language plpgsql volatile security definer
@@ -167,8 +167,8 @@ begin
 end
 $$;
 
--- Notes that a recipient was told. It needs no claim: what has happened has happened, and the next job must know.
--- False: this entry was closed before. Raises unique_violation if another entry says that he was told.
+-- Records that a recipient was told. It needs no claim: the e-mail has gone out, and the next job must know.
+-- False: the entry was already closed. Raises unique_violation if another entry says that the recipient was told.
 create function disclosure.record_sent(attempt_id bigint) returns boolean
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -181,7 +181,7 @@ begin
 end
 $$;
 
--- Notes that a recipient could not be told, and why. False: this entry was closed before.
+-- Records that a recipient could not be told, and why. False: the entry was already closed.
 create function disclosure.record_unsent(attempt_id bigint, error text) returns boolean
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -194,8 +194,8 @@ begin
 end
 $$;
 
--- Ends the work on a secret all of whose recipients were told. False: the claim is lost, nothing was changed.
--- Raises object_not_in_prerequisite_state if the log knows a recipient who was not told, or nobody is there to be told.
+-- Ends a job's work on a secret whose recipients were all told. False: the claim is lost, and nothing was changed.
+-- Raises object_not_in_prerequisite_state if a recipient was not told, or if there is none.
 create function disclosure.record_success(secret_id bigint, claimed_at timestamptz) returns boolean
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -224,8 +224,8 @@ begin
 end
 $$;
 
--- Ends the work on a secret that could not be disclosed to everybody: one more failed attempt. The sixth is the last.
--- Gives the status that the secret has now; null: the claim is lost, nothing was changed.
+-- Ends a job's work on a secret that could not be disclosed to everybody, and counts a failure. The sixth is final.
+-- Returns the new status of the secret; null: the claim is lost, and nothing was changed.
 create function disclosure.record_failure(secret_id bigint, claimed_at timestamptz) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -245,7 +245,7 @@ begin
 end
 $$;
 
--- A job's role is granted those that it calls; see the guide. The others are nobody's to call.
+-- The operator grants a job's role the functions that it calls; see the guide. Nobody needs the others.
 revoke execute on function disclosure.keep_secret() from public;
 revoke execute on function disclosure.claim_due(integer, interval, interval) from public;
 revoke execute on function disclosure.is_claimed(bigint, timestamptz) from public;

@@ -1,7 +1,7 @@
--- Sample data: two people, and secrets in every state. Loaded by `daemon up` and `daemon seed`; any number of times.
+-- Sample data: two people, and secrets in every state. `daemon up` and `daemon seed` load it; loading it again is safe.
 --
--- The secrets are real ciphertexts, which anybody can open: AES-256-GCM under a key of 32 zero bytes, with nothing else
--- authenticated. Their nonces tell them apart here, since their ids are counted up by the database.
+-- The secrets are real ciphertext that anybody can open: AES-256-GCM under a key of 32 zero bytes, without additional
+-- data. Here, nonces identify them, because their ids come from a sequence.
 
 insert into disclosure.users (id, name, created_at)
 select d.id, d.name, now() - interval '90 days'
@@ -47,7 +47,7 @@ from (values
 join disclosure.secrets as s on s.key_id = 'demo' and s.iv = decode(d.iv, 'hex')
 on conflict do nothing;
 
--- The will was sent at the second attempt; the spare key never found its recipient.
+-- The will was sent at the second attempt; the spare key never reached its recipient.
 insert into disclosure.disclosure_log (secret_id, recipient_email, status, error, created_at, sent_at)
 select s.id, d.email, d.status, d.error, now() - d.age::interval,
        case when d.status = 'sent' then now() - d.age::interval end

@@ -1,10 +1,10 @@
--- The eight tables of the unsubscriber of one mailbox, with their keys, checks and indexes.
+-- The eight tables of the unsubscriber for one mailbox, with their keys, checks and indexes.
 --
--- Ids are ULIDs: text that sorts by the time it was made. They and the columns that reference them compare byte by
--- byte (collate "C"), which is the order of time and the cheapest one. Addresses and domains are kept in small
--- letters, which the triggers of the next revision see to and the checks here insist on.
+-- Ids are ULIDs: text that sorts by creation time. Ids and the columns that reference them compare byte by byte
+-- (collate "C"), which is creation order and the cheapest collation. Addresses and domains are lowercase: triggers of
+-- the next revision convert them, and the checks here enforce it.
 
--- Who may look at the mailbox. `subject` is what the identity provider calls the account, and no e-mail address.
+-- Who may look at the mailbox. `subject` is the identity provider's name for the account, not an e-mail address.
 create table email_unsubscribe.users (
     id varchar(26) collate "C" not null default rowcast.ulid(),
     subject varchar(255) not null,
@@ -15,7 +15,7 @@ create table email_unsubscribe.users (
     constraint users_subject_not_empty check (subject <> '')
 );
 
--- From login to logout. Nothing here lets anybody in: the application keeps its session tokens elsewhere.
+-- From login to logout. No row here authenticates anybody: the application keeps session tokens elsewhere.
 create table email_unsubscribe.sessions (
     id varchar(26) collate "C" not null default rowcast.ulid(),
     user_id varchar(26) collate "C" not null,
@@ -31,8 +31,8 @@ create table email_unsubscribe.sessions (
 );
 create index sessions_user_id on email_unsubscribe.sessions (user_id);
 
--- Tokens of the mailbox's account, encrypted before they come here: the check admits Fernet's form and nothing that
--- looks like a token. `expiry` is that of the access token.
+-- Tokens of the mailbox's account. The application encrypts them: the checks accept only Fernet's form, so a plain
+-- token cannot be stored. `expiry` is the access token's.
 create table email_unsubscribe.oauth_tokens (
     account varchar(255) not null,
     access_token text not null,
@@ -45,7 +45,7 @@ create table email_unsubscribe.oauth_tokens (
     constraint oauth_tokens_refresh_token_is_encrypted check (refresh_token ~ '^gAAAAA[A-Za-z0-9_-]{92,}={0,2}$')
 );
 
--- Whom the user wants to hear from: one address, or a whole domain.
+-- Senders that the user wants to keep hearing from: an address, or a whole domain.
 create table email_unsubscribe.allow_list (
     id varchar(26) collate "C" not null default rowcast.ulid(),
     entry_type varchar(50) not null,
@@ -62,7 +62,7 @@ create table email_unsubscribe.allow_list (
     constraint allow_list_value_in_small_letters check (value = lower(value))
 );
 
--- What is known of each sender. Nobody writes here: it follows from sender_emails and unsubscribe_history.
+-- What is known about each sender. Only triggers write here, from sender_emails and unsubscribe_history.
 create table email_unsubscribe.senders (
     id varchar(26) collate "C" not null default rowcast.ulid(),
     sender varchar(320) not null,
@@ -81,14 +81,14 @@ create table email_unsubscribe.senders (
     )
 );
 
--- One row for each e-mail that was seen, by the id that the mailbox gives it, so that none is counted twice. Nothing
--- of its content.
+-- One row for each e-mail that was seen, by the mailbox's id for it, so that none is counted twice. No content is
+-- stored.
 create table email_unsubscribe.sender_emails (
     message_id varchar(255) not null,
     sender varchar(320) not null,
     received_at timestamptz not null,
     constraint sender_emails_pkey primary key (message_id),
-    -- Checked at the end: the sender's row is made when the statement's rows are all there.
+    -- Deferred: a trigger creates the sender's row at the end of the statement.
     constraint sender_emails_sender_fkey foreign key (sender) references email_unsubscribe.senders (sender)
         deferrable initially deferred,
     constraint sender_emails_message_id_not_empty check (message_id <> ''),
@@ -98,7 +98,8 @@ create table email_unsubscribe.sender_emails (
 );
 create index sender_emails_sender_received_at on email_unsubscribe.sender_emails (sender, received_at);
 
--- One row for each attempt: pending until it has succeeded or failed. Whoever has the URL can unsubscribe the user.
+-- One row for each attempt: pending until it succeeds or fails. Keep the URL secret: it is enough to unsubscribe the
+-- user.
 create table email_unsubscribe.unsubscribe_history (
     id varchar(26) collate "C" not null default rowcast.ulid(),
     sender varchar(320) not null,
@@ -116,7 +117,7 @@ create table email_unsubscribe.unsubscribe_history (
         sender ~ '^[^[:space:]]+@[^@[:space:]]+$' and sender = lower(sender)
     ),
     constraint unsubscribe_history_method_known check (method in ('one_click', 'link', 'mailto')),
-    -- A one-click request is a POST over TLS (RFC 8058); a letter goes to an address.
+    -- A one-click request is a POST over TLS (RFC 8058); an e-mail goes to an address.
     constraint unsubscribe_history_url_fits_method check (
         unsubscribe_url ~* case method
             when 'one_click' then '^https://.'
@@ -130,8 +131,8 @@ create table email_unsubscribe.unsubscribe_history (
 create index unsubscribe_history_newest on email_unsubscribe.unsubscribe_history (attempted_at desc, id desc);
 create index unsubscribe_history_sender_attempted_at on email_unsubscribe.unsubscribe_history (sender, attempted_at);
 
--- What was done, for whoever has to find out later. Only triggers write here, and nobody changes anything. It
--- references nothing, so that it outlives what it tells of.
+-- What was done, for later investigation. Only triggers write here, and nothing is ever changed. There are no foreign
+-- keys, so that entries outlive the rows they describe.
 create table email_unsubscribe.audit_log (
     id varchar(26) collate "C" not null default rowcast.ulid(),
     occurred_at timestamptz not null default clock_timestamp(),

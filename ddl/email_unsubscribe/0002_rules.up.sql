@@ -1,8 +1,8 @@
--- What the tables do by themselves: write addresses in one form, keep the senders, settle an attempt once, and log.
--- The functions have their owner's rights: who may record an e-mail or an attempt can write neither the senders nor
--- the audit log directly.
+-- Triggers: normalise addresses, maintain senders, settle each attempt once, and write the audit log.
+-- The functions are security definer: a role that may record e-mails and attempts cannot write senders or the audit log
+-- directly.
 
--- Addresses and domains in one form, so that one that is typed otherwise is found again.
+-- Normalises an address or a domain, so that another spelling finds it.
 create function email_unsubscribe.in_one_form(address text) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
@@ -28,7 +28,7 @@ create trigger unsubscribe_history_normalise
 before insert or update on email_unsubscribe.unsubscribe_history
 for each row execute function email_unsubscribe.normalise_sender();
 
--- A domain may be given as @shop.example, or with the dot at its end.
+-- A domain may be given as @shop.example, or with a trailing dot.
 create function email_unsubscribe.entry_in_one_form(entry_type text, value text) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
@@ -51,9 +51,9 @@ create trigger allow_list_normalise
 before insert or update on email_unsubscribe.allow_list
 for each row execute function email_unsubscribe.normalise_entry();
 
--- Brings the rows of these senders up to what sender_emails and unsubscribe_history say. It computes anew rather than
--- adds, so that no order of events and no statement that is sent again can make the numbers drift.
--- Unsubscribed is a sender from the first attempt on that succeeded.
+-- Recomputes these senders from sender_emails and unsubscribe_history. It recomputes rather than adds, so neither the
+-- order of statements nor a repeated one can make the numbers drift.
+-- A sender counts as unsubscribed from the first attempt that succeeded.
 create function email_unsubscribe.refresh_senders(addresses text []) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -62,19 +62,19 @@ begin
     if cardinality(addresses) = 0 then
         return;
     end if;
-    -- In one order, so that two of these do not wait for each other.
+    -- In a fixed order, so that two concurrent calls cannot deadlock.
     insert into email_unsubscribe.senders (sender, first_seen, last_seen, unsubscribed_at, emails_after_unsubscribe)
     select t.* from email_unsubscribe.tally(addresses) as t order by t.sender
     on conflict do nothing;
     perform from email_unsubscribe.senders as s where s.sender = any (addresses) order by s.sender for update;
-    -- Counted once more behind the locks, in a snapshot that shows what the one before us has committed. Each row gets
-    -- a new version even if nothing is new in it: whoever counted in an older snapshot (repeatable read) then fails.
+    -- Count again under the locks, in a snapshot that includes what the previous holder committed. Every row gets a new
+    -- version even if nothing changed, so that a session that counted in an older snapshot (repeatable read) fails.
     update email_unsubscribe.senders as s
     set first_seen = t.first_seen, last_seen = t.last_seen, unsubscribed_at = t.unsubscribed_at,
         emails_after_unsubscribe = t.emails_after_unsubscribe
     from email_unsubscribe.tally(addresses) as t
     where s.sender = t.sender;
-    -- A sender of whom nothing is left goes.
+    -- Delete senders without any e-mail or attempt.
     delete from email_unsubscribe.senders as s
     where s.sender = any (addresses)
       and not exists (select from email_unsubscribe.sender_emails as m where m.sender = s.sender)
@@ -82,7 +82,7 @@ begin
 end
 $$;
 
--- What is known of these senders, as far as anything is.
+-- What the tables say about these senders; no row for a sender without any data.
 create function email_unsubscribe.tally(addresses text [])
 returns table (
     sender text, first_seen timestamptz, last_seen timestamptz, unsubscribed_at timestamptz,
@@ -160,7 +160,7 @@ create trigger unsubscribe_history_truncate_follow
 after truncate on email_unsubscribe.unsubscribe_history
 for each statement execute function email_unsubscribe.follow_senders();
 
--- An attempt is settled once, and what was attempted stays as it was written.
+-- An attempt is settled once, and its other columns cannot change.
 create function email_unsubscribe.settle_once() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -170,7 +170,7 @@ begin
        and (old.id, old.sender, old.unsubscribe_url, old.method, old.attempted_at)
            is not distinct from (new.id, new.sender, new.unsubscribe_url, new.method, new.attempted_at)
     then
-        return new;  -- it changes nothing
+        return new;  -- nothing changed
     end if;
     if old.status <> 'pending'
        or (old.id, old.sender, old.unsubscribe_url, old.method, old.attempted_at)
@@ -183,7 +183,7 @@ begin
 end
 $$;
 
--- Behind the one that normalises: triggers of one kind fire in the order of their names.
+-- Fires after the trigger that normalises: triggers of one kind fire in the order of their names.
 create trigger unsubscribe_history_settle_once
 before update on email_unsubscribe.unsubscribe_history
 for each row execute function email_unsubscribe.settle_once();
@@ -207,7 +207,7 @@ before update on email_unsubscribe.sessions
 for each row when (old.* is distinct from new.*)
 execute function email_unsubscribe.end_once();
 
--- The audit log: each of what follows writes it in the transaction of what it tells of. Both stand, or neither.
+-- The audit log: the triggers below write it in the same transaction as the change, so both commit or neither does.
 create function email_unsubscribe.audit_attempt() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -263,7 +263,7 @@ create trigger allow_list_audit_truncate
 before truncate on email_unsubscribe.allow_list
 for each statement execute function email_unsubscribe.audit_allow_list();
 
--- A session that is deleted while it is open, alone or with its user, has been revoked.
+-- Deleting an open session, alone or with its user, counts as revoking it.
 create function email_unsubscribe.audit_session() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -305,7 +305,7 @@ create trigger sessions_audit_truncate
 before truncate on email_unsubscribe.sessions
 for each statement execute function email_unsubscribe.audit_session();
 
--- Not even the owner changes the log by mistake. Who has to take old entries out disables the trigger first.
+-- Protects the log even from its owner. To remove old entries, disable the trigger first.
 create function email_unsubscribe.refuse_change() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp

@@ -1,9 +1,9 @@
--- Who may follow what.
+-- Who may follow which topic.
 
--- May this user follow this topic now? Never null: what is unknown, malformed or not there is simply not allowed.
---   senders, history, allow_list, audit   the mailbox: every user there is
---   account:<id>                             the user's own sessions: that user
--- Definer's rights, since the daemon that asks reads none of the application's tables.
+-- May this user follow this topic now? Never null: false for a topic that is unknown, malformed or does not exist.
+--   senders, history, allow_list, audit   the mailbox: every user
+--   account:<id>                          the user's own sessions: that user
+-- Security definer, because the daemon that calls it may not read the application's tables.
 create function email_unsubscribe.may_read(user_id text, topic text) returns boolean
 language sql stable security definer
 set search_path = pg_catalog, pg_temp

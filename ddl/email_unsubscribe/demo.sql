@@ -1,6 +1,6 @@
--- Sample data: a mailbox with four senders. Loaded by `daemon up` and `daemon seed`; any number of times.
+-- Sample data: a mailbox with four senders. `daemon up` and `daemon seed` load it; loading it again is safe.
 --
--- There are no OAuth tokens in it: they are encrypted with a key that only the application has.
+-- It has no OAuth tokens, because only the application has the key that encrypts them.
 
 insert into email_unsubscribe.users (id, subject, created_at)
 values ('01JH000000VSER00000000WNER', 'demo|owner', now() - interval '30 days')
@@ -16,7 +16,7 @@ values
     ('01JH000000A110W00000000002', 'email', 'grandma@family.example', now() - interval '20 days')
 on conflict do nothing;
 
--- One statement, so that each sender is told once, with all that is known of it.
+-- One statement, so that each sender is published once, with complete data.
 with attempts as (
     insert into email_unsubscribe.unsubscribe_history
         (id, sender, unsubscribe_url, method, attempted_at, status, failure_reason)

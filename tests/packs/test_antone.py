@@ -84,7 +84,7 @@ ENUMS = {
     "escalation_status": ["OPEN", "IN_PROGRESS", "RESOLVED", "DISMISSED"],
 }
 
-# What a DELETE of the referenced row does; the reasons stand in docs/packs/antone.md.
+# What a DELETE of the referenced row does; the reasons stand in docs/packs/antone/README.md.
 FOREIGN_KEYS = {
     ("authors", "power_tier_id"): ("power_tiers", "RESTRICT"),
     ("posts", "author_id"): ("authors", "CASCADE"),

@@ -1659,7 +1659,7 @@ async def test_the_sample_people_can_be_signed_in_as_and_read_everything(db: Con
 
 
 async def test_every_statement_that_the_guide_shows_runs(db: Connection) -> None:
-    guide = (ROOT / "docs/packs/asyncops.md").read_text()
+    guide = (ROOT / "docs/packs/asyncops/README.md").read_text()
     blocks = re.findall(r"```sql\n(.*?)```", guide, re.DOTALL)
     assert len(blocks) > 3
     await load_demo(db)

@@ -97,7 +97,7 @@ KEYS = {
     "sync_state_pkey": "PRIMARY KEY (id)",
 }
 
-# What a hard DELETE of the referenced row does; the reasons stand in docs/packs/chatgenius.md.
+# What a hard DELETE of the referenced row does; the reasons stand in docs/packs/chatgenius/README.md.
 FOREIGN_KEYS = {
     ("messages", "channel_id"): ("channels", "CASCADE"),
     ("messages", "user_id"): ("users", "RESTRICT"),

@@ -912,7 +912,7 @@ JOB_FUNCTIONS = {
 
 def documented_grants() -> str:
     """The statements that the guide tells an operator to run, for a role that cannot log in."""
-    guide = (ROOT / "docs/packs/disclosure.md").read_text()
+    guide = (ROOT / "docs/packs/disclosure/README.md").read_text()
     [block] = re.findall(r"```sql\n(create role disclosure_job.*?)```", guide, re.DOTALL)
     return str(block)
 

@@ -244,7 +244,7 @@ async def test_a_line_of_pg_hba_keeps_the_role_out_of_other_databases(
     postgres: Server, dsn: str, empty_database: str
 ) -> None:
     """The lines that the pack's document shows, for this database."""
-    page = (ROOT / "docs/packs/email_unsubscribe.md").read_text()
+    page = (ROOT / "docs/packs/email_unsubscribe/README.md").read_text()
     [shown] = re.findall(r"```\n((?:(?:local|host) .*\n)+)```", page)
     here = dsn.rpartition("/")[2].partition("?")[0]
     lines = shown.replace(" chat ", f" {here} ")

@@ -82,7 +82,7 @@ def test_a_pack_has_its_files_in_their_places(pack: Pack) -> None:
         f"triggers/{pack.name}.sql",
         f"daemon/packs/{pack.name}.py",
         f"tests/packs/test_{pack.name}.py",
-        f"docs/packs/{pack.name}.md",
+        f"docs/packs/{pack.name}/README.md",
     ):
         assert (ROOT / path).is_file(), path
 
@@ -90,7 +90,7 @@ def test_a_pack_has_its_files_in_their_places(pack: Pack) -> None:
 @every_pack
 def test_the_documentation_of_a_pack_names_tests_that_exist(pack: Pack) -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    named = re.findall(r"`(test_\w+)`", (ROOT / f"docs/packs/{pack.name}.md").read_text())
+    named = re.findall(r"`(test_\w+)`", (ROOT / f"docs/packs/{pack.name}/README.md").read_text())
     assert named
     assert [] == [name for name in named if f"def {name}(" not in tests]
 

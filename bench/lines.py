@@ -1,4 +1,4 @@
-"""The lines of the bench: what is asked, and which experiment answers it."""
+"""The benchmarks ("lines"): the question each asks, and the experiment that answers it."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Unit:
     factor: float = 1
 
     def show(self, value: float) -> str:
-        """The figure with three digits or all that are before the point, and without its unit."""
+        """The figure to three significant digits, or all digits before the point, without its unit."""
         value *= self.factor
         digits = 0 if abs(value) >= 100 or value == 0 else 1 if abs(value) >= 10 else 2
         return f"{value:,.{digits}f}"
@@ -47,13 +47,13 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Line:
-    """One question. All its targets must be met; the figure of the first is the one in the chart."""
+    """One question. All its targets must be met; the chart shows the figure of the first."""
 
     name: str
     what: str
     experiment: Callable[[Bench], Awaitable[Samples]]
     targets: Callable[[Form], Sequence[Target]]
-    peers: tuple[str, ...] = ()  # those that the chart shows; all of them, if none is named
+    peers: tuple[str, ...] = ()  # shown in the chart; empty means all
 
 
 def _asks(*targets: Target) -> Callable[[Form], Sequence[Target]]:
@@ -68,74 +68,74 @@ def _flat(form: Form) -> Sequence[Target]:
 LINES = (
     Line(
         "writers",
-        "throughput of 32 writers with capture, a daemon and a client, against no trigger at all",
+        "throughput of 32 writers with capture, a daemon and a client, compared with no trigger",
         experiments.full_load,
         _asks(Target(ROWCAST, "tps", ">=", 0.70, "no trigger")),
         (ROWCAST, "no trigger"),
     ),
     Line(
         "relay-writers",
-        "throughput of 32 writers with capture, against a trigger that notifies with the row, and a relay",
+        "throughput of 32 writers with capture, compared with a trigger that notifies with the row, and a relay",
         experiments.full_load,
         _asks(Target(ROWCAST, "tps", ">=", 3.5, RELAY)),
     ),
     Line(
         "latency-50",
-        "time from the row to the client at 50 writes a second, against the relay",
+        "time from the row to the client at 50 writes a second, compared with the relay",
         experiments.paced,
         _asks(Target(ROWCAST, "p50_50", "<=", 1.6, RELAY)),
     ),
     Line(
         "latency-1000",
-        "time from the row to the client at 1,000 writes a second, against the relay",
+        "time from the row to the client at 1,000 writes a second, compared with the relay",
         experiments.paced,
         _asks(Target(ROWCAST, "p50_1000", "<=", 2.5, RELAY)),
     ),
     Line(
         "saturation",
-        "time from the row to the client under full load, against the relay under all that it lets through",
+        "time from the row to the client under full load, compared with the relay under its own full load",
         experiments.full_load,
         _asks(Target(ROWCAST, "p99", "<=", 1.0, RELAY), Target(ROWCAST, "tps", ">", 3, RELAY)),
     ),
     Line(
         "delivery-cpu",
-        "CPU of the server for one delivery, single small events, against a C loop of send()",
+        "server CPU per delivery of single small events, compared with a C loop of send()",
         experiments.single_events,
         _asks(Target(ROWCAST, "us", "<=", 1.25, "C loop")),
     ),
     Line(
         "burst",
-        "deliveries (change x client) a second from one process, events in bursts",
+        "deliveries (changes x clients) a second from one process, with events in bursts",
         experiments.bursts,
         _asks(Target(ROWCAST, "deliveries", ">=", 1_000_000)),
     ),
     Line(
         "memory",
-        "resident memory of the server for one idle client that has subscribed",
+        "resident memory of the server per idle, subscribed client",
         experiments.crowd,
         _asks(Target(ROWCAST, "bytes", "<=", 10 * 1024)),
     ),
     Line(
         "handshake",
-        "CPU of the server for one client's handshake, hello and subscribe (of the relay: the handshake)",
+        "server CPU per client for handshake, hello and subscribe (relay: handshake only)",
         experiments.crowd,
         _asks(Target(ROWCAST, "us", "<=", 350)),
     ),
     Line(
         "replay",
-        "rows a second to one client that comes back, from the log, right after the daemon has started",
+        "rows a second replayed from the log to one returning client, right after the daemon has started",
         experiments.replay,
         _asks(Target(ROWCAST, "rows", ">=", 100_000)),
     ),
     Line(
         "workers",
-        "deliveries a second from two workers against one, the load client on the same machine",
+        "deliveries a second from two workers compared with one, with the load client on the same machine",
         experiments.workers,
         _asks(Target("2 workers", "deliveries", ">=", 1.3, "1 worker")),
     ),
     Line(
         "scale",
-        "CPU of daemon and Postgres for one event, as topics and clients grow, one client to a topic",
+        "CPU of daemon and Postgres per event as topics and clients grow, with one client per topic",
         experiments.scale,
         _flat,
     ),
@@ -143,7 +143,7 @@ LINES = (
 
 
 def chosen(names: Sequence[str]) -> list[Line]:
-    """The lines with these names; `latency` names all that begin so, nothing names all. Raises ValueError."""
+    """The lines with these names. `latency` selects every `latency-*`; no names select all. Raises ValueError."""
     for name in names:
         if not any(_named(line, name) for line in LINES):
             raise ValueError(f"there is no line {name}; there are {', '.join(line.name for line in LINES)}")

@@ -1,6 +1,6 @@
-"""What was found, line by line: kept in results.json, shown in RESULTS.md and charts/.
+"""The results of each line: stored in results.json, published in RESULTS.md and charts/.
 
-A run of some lines replaces those, and leaves the others as they were, each with the setup that it was found with.
+A run of some lines replaces their results and keeps the others, each with the setup that produced it.
 """
 
 import json
@@ -13,18 +13,18 @@ from bench.charts import Bar, bars
 from bench.judge import Samples, Spread, Target
 from bench.lines import LINES, UNITS, Unit
 
-HEAD = """# Results of the bench
+HEAD = """# Benchmark results
 
-Written by `make bench`; what each line does, and why so, is in [docs/performance.md](../docs/performance.md).
-Absolute figures belong to the machine that they were found on. A ratio compares two peers in the same round, and is
-what a target asks for wherever there is a peer. Shown is the median of all rounds, and in brackets the least and the
-most.
+`make bench` writes this file; [docs/performance.md](../docs/performance.md) explains what each line does and why.
+Absolute figures apply only to the machine that produced them. A ratio compares two peers in the same round; wherever
+there is a peer, the target is a ratio. The figures are the median of all rounds, with the minimum and maximum in
+brackets.
 """
 
 
 @dataclass(frozen=True)
 class Found:
-    """One line: what its rounds found, or why there is nothing; and what it stood on."""
+    """One line: the results of its rounds, or why there are none; and its setup."""
 
     name: str
     setup: Mapping[str, str]
@@ -59,7 +59,7 @@ class Found:
 
 
 def publish(folder: Path, new: list[Found]) -> list[Found]:
-    """Put what was found into the folder's results.json, RESULTS.md and charts/; all that is there now."""
+    """Merge new results into the folder's results.json, RESULTS.md and charts/. Returns all results."""
     kept = folder / "results.json"
     known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     known |= {found.name: found.as_json() for found in new}
@@ -97,17 +97,17 @@ def report(found: list[Found]) -> str:
 
 
 def what_of(name: str) -> str:
-    """What a line is about."""
+    """The question that a line asks."""
     return next(line.what for line in LINES if line.name == name)
 
 
 def unit_of(figure: str) -> Unit:
-    """How a figure is shown."""
+    """The unit in which a figure is shown."""
     return UNITS.get(figure, Unit(figure))
 
 
 def asked(target: Target) -> str:
-    """A target in a few words, without the figure that it is about."""
+    """A target in a few words, without the name of its figure."""
     if target.sense == "+-":
         return f"within {target.bound:.0%} of {target.against}"
     sign = {">=": "≥", "<=": "≤", ">": ">"}[target.sense]
@@ -117,7 +117,7 @@ def asked(target: Target) -> str:
 
 
 def answered(target: Target, samples: Samples) -> str:
-    """What was measured, as the target asks for it."""
+    """The measurement, in the form of its target."""
     spread = target.measured(samples)
     if target.against is None:
         return _brackets(spread, unit_of(target.figure).show)
@@ -159,7 +159,7 @@ def _figures(samples: Samples) -> list[str]:
 
 
 def chart(found: Found) -> str:
-    """The figure that is judged first, of each peer that has it, and where its target lies."""
+    """A chart of the first target's figure, for each peer that has it, with the target marked."""
     first, *_ = found.targets
     unit = unit_of(first.figure)
     line = next(line for line in LINES if line.name == found.name)

@@ -26,7 +26,7 @@ from daemon.flow.recent import Recent
 from daemon.flow.replay import PatientHistory
 from daemon.flow.served import Served
 from daemon.gateway.auth import Authenticator
-from daemon.gateway.http import Page, Site, html_page, json_page, text_page
+from daemon.gateway.http import Page, Site, json_page, static_pages, text_page
 from daemon.gateway.server import Gateway, Limits, bind, encode
 from daemon.logs import get_logger
 from daemon.packs import Pack, bundled
@@ -235,9 +235,8 @@ class Readiness:
 
 def site(readiness: Readiness, demo: Demo | None) -> Site:
     """The pages beside the websocket."""
-    live_page = html_page((folder("web") / "index.html").read_text(encoding="utf-8"))
-    pages: dict[str, Callable[[], Page]] = {
-        "/": lambda: live_page,
+    pages: dict[str, Page | Callable[[], Page]] = {
+        **static_pages(folder("web")),
         "/healthz": lambda: text_page(f"ok {__version__}\n"),
         "/readyz": readiness.page,
         "/metrics": _metrics_page,

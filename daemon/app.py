@@ -22,7 +22,7 @@ from daemon.delivery.pump import Pump
 from daemon.delivery.replay import RetryingLogReader
 from daemon.files import folder
 from daemon.gateway.auth import Authenticator
-from daemon.gateway.http import Page, Site, html_page, json_page, text_page
+from daemon.gateway.http import Page, Site, json_page, static_pages, text_page
 from daemon.gateway.server import Gateway, Limits, bind, encode
 from daemon.health import Readiness
 from daemon.log.dead_letters import DeadLetters
@@ -103,9 +103,8 @@ class _Parts:
 
 def site(readiness: Readiness, demo: Demo | None) -> Site:
     """The pages beside the websocket."""
-    live_page = html_page((folder("web") / "index.html").read_text(encoding="utf-8"))
-    pages: dict[str, Callable[[], Page]] = {
-        "/": lambda: live_page,
+    pages: dict[str, Page | Callable[[], Page]] = {
+        **static_pages(folder("web")),
         "/healthz": lambda: text_page(f"ok {__version__}\n"),
         "/readyz": partial(_readiness_page, readiness),
         "/metrics": _metrics_page,

@@ -1,14 +1,12 @@
 """Plain HTTP beside the websocket: one request in, one page out, then the end. Bytes only, no socket."""
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from html.parser import HTMLParser
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 MAX_LINE: Final = 8190  # bytes of the request line or of one header, without its CRLF
@@ -65,57 +63,38 @@ def json_page(obj: Any, status: int = 200) -> Page:  # noqa: ANN401 - whatever j
 
 
 def html_page(text: str) -> Page:
-    """One HTML file, which may run and wear only what stood in it when this was called.
+    """An HTML page. It may load files of its own origin and open websockets; inline code and styles are blocked."""
+    return Page(200, text.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": _POLICY})
 
-    Its inline `<script>` and `<style>` elements are allowed by their hashes; `onclick=` and `style=`
-    attributes are not. Files of the same origin may be loaded, and websockets opened.
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self' ws: wss:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def static_pages(folder: Path) -> dict[str, Page]:
+    """The web page in `folder`, by path: index.html at `/`, its scripts and style sheets under their names.
+
+    Other files are not served. All are read here, once: a request never reaches the file system. Raises OSError.
     """
-    text = text.replace("\r\n", "\n")  # as a browser reads it, before it takes the hash
-    inline = _Inline()
-    inline.feed(text)
-    inline.close()
-    policy = {
-        "default-src": ["'none'"],
-        "script-src": ["'self'", *inline.hashes["script"]],
-        "style-src": ["'self'", *inline.hashes["style"]],
-        "img-src": ["'self'", "data:"],
-        "connect-src": ["'self'", "ws:", "wss:"],
-        "base-uri": ["'none'"],
-        "form-action": ["'none'"],
-        "frame-ancestors": ["'none'"],
-    }
-    written = "; ".join(" ".join([name, *sources]) for name, sources in policy.items())
-    return Page(200, text.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": written})
+    pages = {"/": html_page((folder / "index.html").read_text(encoding="utf-8"))}
+    for file in sorted(folder.iterdir()):
+        if content_type := _CONTENT_TYPES.get(file.suffix):
+            pages[f"/{file.name}"] = Page(200, file.read_bytes(), content_type)
+    return pages
 
 
-class _Inline(HTMLParser):
-    """Collects the sources that allow each inline script and style of one page."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=False)
-        self.hashes: dict[str, list[str]] = {"script": [], "style": []}
-        self._content: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._content = []
-
-    def handle_data(self, data: str) -> None:
-        self._content.append(data)
-
-    def handle_endtag(self, tag: str) -> None:
-        content = "".join(self._content)
-        if tag in self.hashes and content:
-            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-            self.hashes[tag].append(f"'sha256-{digest}'")
+_CONTENT_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 
 
 class Site:
     """The pages that this server has: a dictionary of paths, never a look into the file system.
 
-    A page's callable is asked at every request, from the event loop: it must not wait.
+    A callable makes its page at every request, on the event loop: it must not wait.
     """
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]]) -> None:
+    def __init__(self, pages: Mapping[str, Page | Callable[[], Page]]) -> None:
         self._pages = dict(pages)
 
     def answer(self, method: str, path: str) -> Page:
@@ -125,7 +104,7 @@ class Site:
             return text_page("There is nothing here.", 404)
         if method not in {"GET", "HEAD"}:
             return text_page("This page can only be read.", 405, {"Allow": "GET, HEAD"})
-        return page()
+        return page if isinstance(page, Page) else page()
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ async def test_without_sample_users_the_page_asks_for_a_token(
         field = page.get_by_label("Token")
         await field.fill("not a token")
         await field.press("Enter")
-        await expect(page.get_by_role("alert")).to_have_text("The token is not valid, or no longer.")
+        await expect(page.get_by_role("alert")).to_have_text("The token is invalid or has expired.")
         await field.fill(token(chat.ada))
         await field.press("Enter")
         await expect(message(page, "hello")).to_be_visible()
@@ -167,8 +167,7 @@ def user(seq: int, name: str) -> Frame:
 
 @pytest.fixture
 def stage(page: Page) -> Stage:
-    text = (folder("web") / "index.html").read_text(encoding="utf-8")
-    return Stage(page, text, {"users": [{"id": "ada", "name": "Ada", "token": "a token"}]})
+    return Stage(page, folder("web"), {"users": [{"id": "ada", "name": "Ada", "token": "a token"}]})
 
 
 async def settled(stage: Stage) -> Line:
@@ -309,7 +308,7 @@ async def test_a_refused_token_is_renewed_once(page: Page, stage: Stage) -> None
     await line.hear("hello")
     assert 2 == stage.tokens_fetched
     await line.close(4401, "token")
-    await expect(page.get_by_role("alert")).to_have_text("The token is not valid, or no longer.")
+    await expect(page.get_by_role("alert")).to_have_text("The token is invalid or has expired.")
     assert 2 == stage.tokens_fetched
 
 

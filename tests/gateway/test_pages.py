@@ -1,19 +1,16 @@
-import base64
-import hashlib
 import math
+import re
+from pathlib import Path
 
 import pytest
 
-from daemon.gateway.http import Page, Site, html_page, json_page, text_page
+from daemon.files import folder
+from daemon.gateway.http import Page, Site, html_page, json_page, static_pages, text_page
 
 
 def policy(page: Page) -> dict[str, list[str]]:
     directives = [directive.split() for directive in page.headers["Content-Security-Policy"].split("; ")]
     return {name: sources for name, *sources in directives}
-
-
-def source(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def test_every_answer_says_what_a_browser_must_not_do_with_it() -> None:
@@ -46,14 +43,10 @@ def test_json_is_compact_and_refuses_what_json_has_not() -> None:
         json_page(math.nan)
 
 
-def test_html_may_run_and_wear_only_what_stands_in_it() -> None:
-    page = html_page(
-        "<!doctype html><style>p { color: red }</style><style>\nb {}\n</style>"
-        "<p>&lt;script&gt; <script>if (1 < 2 && '<b>') {}</script><script src='/a.js'></script>"
-        "<!-- <script>no</script> --><script type=module>import '/b.js'</script>"
-    )
-    assert policy(page)["style-src"] == ["'self'", source("p { color: red }"), source("\nb {}\n")]
-    assert policy(page)["script-src"] == ["'self'", source("if (1 < 2 && '<b>') {}"), source("import '/b.js'")]
+def test_html_may_load_scripts_and_styles_of_its_own_origin_only() -> None:
+    page = html_page("<p>hello</p>")
+    assert policy(page)["script-src"] == ["'self'"]
+    assert policy(page)["style-src"] == ["'self'"]
 
 
 def test_html_may_connect_home_and_nobody_may_frame_it() -> None:
@@ -66,14 +59,35 @@ def test_html_may_connect_home_and_nobody_may_frame_it() -> None:
     assert page.content_type == "text/html; charset=utf-8"
 
 
-def test_the_hash_is_of_the_script_as_a_browser_reads_it() -> None:
-    page = html_page("<script>\r\nrun()\r\n</script>")
-    assert policy(page)["script-src"] == ["'self'", source("\nrun()\n")]
-    assert b"\r" not in page.body
+def test_a_web_page_is_its_index_with_the_scripts_and_style_sheets_beside_it(tmp_path: Path) -> None:
+    for name in ("index.html", "app.js", "style.css", "notes.txt", "app.js~", ".hidden"):
+        (tmp_path / name).write_text(f"{name}: Grüße", encoding="utf-8")
+    pages = static_pages(tmp_path)
+    assert pages == {
+        "/": html_page("index.html: Grüße"),
+        "/app.js": Page(200, "app.js: Grüße".encode(), "text/javascript; charset=utf-8"),
+        "/style.css": Page(200, "style.css: Grüße".encode(), "text/css; charset=utf-8"),
+    }
+    (tmp_path / "app.js").write_text("changed")
+    assert Site(pages).answer("GET", "/app.js").body == "app.js: Grüße".encode()
+
+
+def test_a_web_page_without_an_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        static_pages(tmp_path)
+
+
+def test_the_live_page_loads_only_what_is_served() -> None:
+    pages = static_pages(folder("web"))
+    index = pages["/"].body.decode()
+    loaded = re.findall(r'<(?:script|link)\b[^>]*(?:src|href)="(?!data:)([^"]+)"', index)
+    assert loaded
+    assert [] == [path for path in loaded if f"/{path}" not in pages]
 
 
 def test_a_site_knows_its_paths_and_nothing_else() -> None:
-    site = Site({"/": lambda: text_page("root")})
+    site = Site({"/": lambda: text_page("root"), "/fixed": text_page("fixed")})
+    assert site.answer("GET", "/fixed").body == b"fixed\n"
     assert site.answer("GET", "/").body == b"root\n"
     assert site.answer("HEAD", "/").body == b"root\n"
     assert [site.answer(method, path).status for method, path in [("GET", "/x"), ("POST", "/"), ("POST", "/x")]] == [
@@ -81,3 +95,10 @@ def test_a_site_knows_its_paths_and_nothing_else() -> None:
         405,
         404,
     ]
+
+
+def test_the_client_module_can_be_used_without_a_document() -> None:
+    client = static_pages(folder("web"))["/rowcast-client.js"].body.decode()
+    assert [] == re.findall(
+        r"\b(?:document|window|location|navigator|localStorage|sessionStorage)[.\[]|^import ", client, re.MULTILINE
+    )

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import ConsoleMessage, Page, Route, ViewportSize, WebSocketRoute, async_playwright
 
-from daemon.gateway.http import html_page
+from daemon.gateway.http import Page as HttpPage
+from daemon.gateway.http import Site, html_page, json_page, static_pages
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 PLACES = ("/usr/bin", "/usr/lib/chromium", "/usr/lib/chromium-browser")
@@ -116,32 +118,36 @@ class Line:
 
 
 class Stage:
-    """The page from a file, and every websocket that it opens, in order. No network is involved."""
+    """A web page from a folder, and every websocket that it opens, in order. No network is involved."""
 
-    def __init__(self, page: Page, text: str, demo: Frame) -> None:
+    def __init__(self, page: Page, folder: Path, demo: Frame) -> None:
         self._page = page
-        self._live_page = html_page(text)
+        self._site = Site({**static_pages(folder), "/demo.json": self._demo_page, "/empty": html_page("")})
         self._demo = demo
         self._lines: asyncio.Queue[Line] = asyncio.Queue()
         self.tokens_fetched = 0
 
     async def open(self) -> Line:
         """Open the page; its first line."""
+        await self.visit("/")
+        return await self.line()
+
+    async def visit(self, path: str) -> None:
+        """Open a path: `/empty` is a page without content, for a test that brings its own script."""
         await self._page.route("http://rowcast.test/**", self._answer)
         await self._page.route_web_socket("ws://rowcast.test/v1", lambda socket: self._lines.put_nowait(Line(socket)))
-        await self._page.goto("http://rowcast.test/")
-        return await self.line()
+        await self._page.goto(f"http://rowcast.test{path}")
 
     async def line(self) -> Line:
         """The next line that the page opens."""
         return await self._lines.get()
 
+    def _demo_page(self) -> HttpPage:
+        self.tokens_fetched += 1
+        return json_page(self._demo)
+
     async def _answer(self, route: Route) -> None:
-        if route.request.url.endswith("/demo.json"):
-            self.tokens_fetched += 1
-            await route.fulfill(json=self._demo)
-            return
-        answer = self._live_page
+        answer = self._site.answer(route.request.method, urlsplit(route.request.url).path)
         await route.fulfill(
             status=answer.status, body=answer.body, content_type=answer.content_type, headers=dict(answer.headers)
         )

@@ -53,13 +53,13 @@ GC_THRESHOLDS = 700, 10, 1000
 
 
 class NotifyUnavailable(OperatorFault):
-    """NOTIFY does not come back from this database: connect directly to it, not through a transaction pooler."""
+    """NOTIFY does not work on this connection: connect to Postgres directly, not through a transaction pooler."""
 
     exit_code: ClassVar[int] = 33
 
 
 class SequencingFailed(OperatorFault):
-    """Events cannot be given their order ({reason}): mend that in the database. What is written meanwhile is kept."""
+    """Cannot sequence events ({reason}). Fix the database; captured writes are safe."""
 
     exit_code: ClassVar[int] = 39
 

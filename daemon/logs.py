@@ -36,46 +36,48 @@ class Event:
 
 EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
     {
-        "capture_restored": Event("info", "every watched table is captured again as it was set up"),
-        "catching_up": Event("info", "what was written while no daemon ran is given its order; it takes a while"),
-        "change_invalid": Event("error", "a change does not fit its row model and went to rowcast.dead_letters"),
-        "client_aborted": Event("warn", "a client was cut off: it did not read, or did not answer"),
-        "client_connected": Event("info", "a client has connected"),
-        "client_disconnected": Event("info", "a client's connection has ended"),
-        "client_refused": Event("info", "a handshake was refused, and why"),
-        "constraint_violation": Event("error", "the DDL or the sample data breaks a constraint of the database"),
-        "database_retry": Event("warn", "the database did not answer; the next attempt follows after a pause"),
+        "capture_restored": Event("info", "every watched table is captured as defined again"),
+        "catching_up": Event(
+            "info", "events written while no daemon was running are being numbered; this takes a while"
+        ),
+        "change_invalid": Event("error", "a change did not fit its row model and was stored in rowcast.dead_letters"),
+        "client_aborted": Event("warn", "a client was disconnected because it did not read or did not answer"),
+        "client_connected": Event("info", "a client connected"),
+        "client_disconnected": Event("info", "a client's connection ended"),
+        "client_refused": Event("info", "a handshake was refused; says why"),
+        "constraint_violation": Event("error", "the DDL or the sample data violates a constraint in the database"),
+        "database_retry": Event("warn", "the database did not answer; it is retried after a delay"),
         "dead_letter_failed": Event(
-            "error", "an invalid change could not be written to rowcast.dead_letters yet; it is tried again"
+            "error", "an invalid change could not be stored in rowcast.dead_letters; it is retried"
         ),
-        "demo_step_failed": Event("debug", "the demo's bot could not write"),
-        "internal_error": Event("error", "an error of Rowcast itself, with its traceback: please report it"),
-        "leader_elected": Event("info", "this daemon now gives events their order"),
-        "leader_lost": Event(
-            "warn", "this daemon no longer gives events their order; another one will, or it will again"
+        "demo_step_failed": Event("debug", "the demo bot could not write"),
+        "internal_error": Event("error", "a bug in Rowcast, with its traceback: please report it"),
+        "leader_elected": Event("info", "this daemon became the leader, which numbers events"),
+        "leader_lost": Event("warn", "this daemon is no longer the leader; it or another daemon will take over"),
+        "library_message": Event("error", "a message from a library that Rowcast uses"),
+        "listener_connected": Event(
+            "info", "the connection that receives NOTIFY is up, and a heartbeat has come through it"
         ),
-        "library_message": Event("error", "a library that Rowcast uses has something to say"),
-        "listener_connected": Event("info", "the connection that hears NOTIFY is up, and a beat has come through it"),
         "listener_lost": Event(
-            "warn", "the connection that hears NOTIFY is down; the log is polled until it is back"
+            "warn", "the connection that receives NOTIFY is down; the log is polled until it is back"
         ),
-        "log_unavailable": Event("warn", "the log, or who may read it, cannot be read from the database just now"),
+        "log_unavailable": Event("warn", "the log or the permissions cannot be read from the database at the moment"),
         "retention_failed": Event(
-            "warn", "what is too old could not be dropped, or deleted content not be removed; it is tried again"
+            "warn", "old segments could not be dropped, or deleted content not be removed; it is retried"
         ),
-        "schema_migration": Event("info", "a revision of the schema was applied or rolled back"),
-        "schema_warning": Event("warn", "the server had a warning about the schema, such as a missing extension"),
-        "segments_dropped": Event("info", "a part of the log was older than ROWCAST_RETENTION and is gone"),
+        "schema_migration": Event("info", "a schema revision was applied or rolled back"),
+        "schema_warning": Event("warn", "the server sent a warning about the schema, such as a missing extension"),
+        "segments_dropped": Event("info", "segments of the log older than ROWCAST_RETENTION were dropped"),
         "serving": Event("info", "the daemon is ready for clients"),
-        "stopped": Event("info", "the daemon has stopped"),
-        "stopping": Event("info", "the daemon stops: clients are asked to come back"),
+        "stopped": Event("info", "the daemon stopped"),
+        "stopping": Event("info", "the daemon is stopping: clients are asked to reconnect"),
         "transaction_too_large": Event(
-            "warn", "a transaction had more changes than ROWCAST_TRANSACTION_CHANGES: its topics were reset"
+            "warn", "a transaction exceeded ROWCAST_TRANSACTION_CHANGES; its topics were reset"
         ),
-        "trigger_error": Event("error", "a watched table is not captured as it was set up, and what to do"),
-        "worker_ended": Event("warn", "a worker has ended by itself; after a pause another takes its place"),
-        "worker_hung": Event("error", "a worker showed no life for ROWCAST_WORKER_SILENCE, and was killed"),
-        "worker_started": Event("info", "a process that serves beside others was started, or started again"),
+        "trigger_error": Event("error", "a watched table is not captured as defined; says what to do"),
+        "worker_ended": Event("warn", "a worker ended unexpectedly; another takes its place after a delay"),
+        "worker_hung": Event("error", "a worker showed no sign of life for ROWCAST_WORKER_SILENCE and was killed"),
+        "worker_started": Event("info", "a worker was started, or started again"),
     }
 )
 """Every event that is logged; the table in docs/operate.md."""

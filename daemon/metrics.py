@@ -28,55 +28,53 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY: Final = CollectorRegistry()
 
-CLIENTS: Final = Gauge("rowcast_clients", "Clients that are connected now.", registry=REGISTRY)
+CLIENTS: Final = Gauge("rowcast_clients", "Connected clients.", registry=REGISTRY)
 CLIENTS_BEHIND: Final = Gauge(
     "rowcast_clients_behind",
-    "Clients that read too slowly for the live stream, and are served from the log now.",
+    "Clients that are too slow for the live stream and are served from the log.",
     registry=REGISTRY,
 )
 BEHIND: Final = Counter(
     "rowcast_behind_total",
-    "Times that a client read too slowly for the live stream, and was served from the log.",
+    "Times that a client was too slow for the live stream and was served from the log.",
     registry=REGISTRY,
 )
 SUBSCRIPTIONS: Final = Gauge(
-    "rowcast_subscriptions", "Topics that clients follow now, counted per client.", registry=REGISTRY
+    "rowcast_subscriptions", "Current subscriptions: followed topics, counted per client.", registry=REGISTRY
 )
 CHANGES: Final = Counter(
-    "rowcast_changes_total", "Changes read from the log that were valid, by kind.", ["kind"], registry=REGISTRY
+    "rowcast_changes_total", "Valid changes read from the log, by kind.", ["kind"], registry=REGISTRY
 )
-FRAMES: Final = Counter("rowcast_frames_total", "Frames of changes that were built.", registry=REGISTRY)
-DELIVERIES: Final = Counter("rowcast_deliveries_total", "Frames of changes written to clients.", registry=REGISTRY)
+FRAMES: Final = Counter("rowcast_frames_total", "Frames with changes that were built.", registry=REGISTRY)
+DELIVERIES: Final = Counter("rowcast_deliveries_total", "Frames with changes written to clients.", registry=REGISTRY)
 DEAD_LETTERS: Final = Counter(
     "rowcast_dead_letters_total",
-    "Changes that did not fit their row model and were sent to nobody.",
+    "Changes that did not fit their row model and were not sent.",
     ["pack", "table"],
     registry=REGISTRY,
 )
-LOG_POSITION: Final = Gauge(
-    "rowcast_log_position", "The newest place in the log that was delivered.", registry=REGISTRY
-)
-LEADER: Final = Gauge("rowcast_leader", "1 while this daemon gives events their order, else 0.", registry=REGISTRY)
+LOG_POSITION: Final = Gauge("rowcast_log_position", "Number of the newest log entry delivered.", registry=REGISTRY)
+LEADER: Final = Gauge("rowcast_leader", "1 while this daemon is the leader, else 0.", registry=REGISTRY)
 VIGIL: Final = Gauge(
     "rowcast_leader_state",
-    "1 for what the leader does: asleep (writers ring), falling_asleep, awake (it looks by itself).",
+    "1 for the leader's current state: asleep (writers notify), falling_asleep, awake (it polls).",
     ["state"],
     registry=REGISTRY,
 )
 LISTENER_CONNECTED: Final = Gauge(
     "rowcast_listener_connected",
-    "1 while the connection that hears NOTIFY is proven to hear, else 0.",
+    "1 while the connection that receives NOTIFY is known to work, else 0.",
     registry=REGISTRY,
 )
 BEAT_AGE: Final = Gauge(
-    "rowcast_beat_age_seconds", "Seconds since the last beat came back through Postgres.", registry=REGISTRY
+    "rowcast_beat_age_seconds", "Seconds since the last heartbeat came back through Postgres.", registry=REGISTRY
 )
 CAPTURE_DRIFT: Final = Gauge(
-    "rowcast_capture_drift", "Watched tables that are not captured as they were set up.", registry=REGISTRY
+    "rowcast_capture_drift", "Watched tables that are not captured as defined.", registry=REGISTRY
 )
 READ_SECONDS: Final = Histogram(
     "rowcast_read_seconds",
-    "Seconds for one read of the log.",
+    "Duration of one read of the log, in seconds.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
@@ -88,34 +86,37 @@ BATCH_CHANGES: Final = Histogram(
 )
 RESUMES: Final = Counter(
     "rowcast_resumes_total",
-    "Clients that came back with a position and were brought to the head.",
+    "Clients that resumed from a position and caught up with the head.",
     ["outcome"],
     registry=REGISTRY,
 )
 RESUME_READS: Final = Counter(
     "rowcast_resume_reads_total",
-    "Reads of the log for clients that came back, by where the answer came from: memory or database.",
+    "Reads of the log for resuming clients, by source: memory or database.",
     ["source"],
     registry=REGISTRY,
 )
 RECENT_BYTES: Final = Gauge(
-    "rowcast_recent_bytes", "Bytes of the newest changes held in memory, more or less.", registry=REGISTRY
+    "rowcast_recent_bytes", "Approximate size of the newest changes cached in memory, in bytes.", registry=REGISTRY
 )
 RESETS: Final = Counter(
-    "rowcast_resets_total", "Times that a stream could not be continued, by reason.", ["reason"], registry=REGISTRY
+    "rowcast_resets_total",
+    "Resets sent because a stream could not be continued, by reason.",
+    ["reason"],
+    registry=REGISTRY,
 )
 ERRORS: Final = Counter("rowcast_errors_total", "Error frames sent to clients, by code.", ["code"], registry=REGISTRY)
 PURGED: Final = Counter(
-    "rowcast_purged_total", "Events and dead letters emptied since their row was deleted.", registry=REGISTRY
+    "rowcast_purged_total", "Events and dead letters emptied because their row was deleted.", registry=REGISTRY
 )
 SEGMENTS_AHEAD: Final = Gauge(
     "rowcast_segments_ahead",
-    "Segments of the log that are made and not yet in use.",
+    "Segments of the log that are created but not in use yet.",
     registry=REGISTRY,
 )
-LOG_FLOOR: Final = Gauge("rowcast_log_floor", "Up to which place the log has been dropped.", registry=REGISTRY)
+LOG_FLOOR: Final = Gauge("rowcast_log_floor", "Number up to which the log has been dropped.", registry=REGISTRY)
 QUEUE_USAGE: Final = Gauge(
-    "rowcast_queue_usage", "How full the NOTIFY queue of Postgres is, from 0 to 1.", registry=REGISTRY
+    "rowcast_queue_usage", "Fill level of the NOTIFY queue of Postgres, from 0 to 1.", registry=REGISTRY
 )
 
 # A series that exists from the start shows its first increase; one that begins with 1 does not.

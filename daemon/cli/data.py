@@ -8,10 +8,10 @@ from daemon.cli.options import Options, data_dir_option, run
 
 
 @click.command()
-@data_dir_option("Of the `daemon up` to fill.")
+@data_dir_option("Data directory of the `daemon up` to fill.")
 @click.pass_obj
 def seed(options: Options, *, data_dir: Path | None) -> None:
-    """Load the sample data of the packs; refused in production."""
+    """Load the packs' sample data (refused in production)."""
     from daemon.commands.seed import seed
 
     settings = options.having(data_dir=data_dir).quiet().local_settings
@@ -21,10 +21,10 @@ def seed(options: Options, *, data_dir: Path | None) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@data_dir_option("Of the `daemon up` to back up.")
+@data_dir_option("Data directory of the `daemon up` to back up.")
 @click.pass_obj
 def backup(options: Options, *, file: Path, data_dir: Path | None) -> None:
-    """Write the whole database to FILE as SQL, by means of pg_dump; best before a new DDL."""
+    """Write the whole database to FILE as SQL, using pg_dump; do this before applying new DDL."""
     from daemon.commands.backup import backup
 
     settings = options.having(data_dir=data_dir).quiet().local_settings

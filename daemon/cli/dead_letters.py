@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 @click.group("dead-letters")
-@data_dir_option("Of the `daemon up` to look into.")
+@data_dir_option("Data directory of the `daemon up` to inspect.")
 @click.pass_context
 def dead_letters(ctx: click.Context, *, data_dir: Path | None) -> None:
-    """Look at changes that did not fit their row model, replay them, drop them."""
+    """List, show, replay or drop changes that did not fit their row model."""
     options: Options = ctx.obj
     ctx.obj = options.having(data_dir=data_dir).quiet()
 
 
 # Those that are meant: as SEQ ..., or as --all, which --pack and --table narrow.
 _SEQ = click.IntRange(0, 2**63 - 1)
-_pack_filter = click.option("--pack", metavar="NAME", help="Only those of this pack.")
-_table_filter = click.option("--table", metavar="NAME", help="Only those of this table.")
+_pack_filter = click.option("--pack", metavar="NAME", help="Only this pack.")
+_table_filter = click.option("--table", metavar="NAME", help="Only this table.")
 
 
 def _selection(seqs: tuple[int, ...], *, all_of_them: bool, pack: str | None, table: str | None) -> "Selection":
     from daemon.log.dead_letters import Selection
 
     if bool(seqs) == all_of_them:
-        raise click.UsageError("name letters by SEQ, or all of them by --all")
+        raise click.UsageError("give one or more SEQ, or --all")
     if seqs and (pack or table):
-        raise click.UsageError("--pack and --table go with --all")
+        raise click.UsageError("--pack and --table require --all")
     return Selection(seqs or None, pack, table)
 
 
@@ -41,10 +41,10 @@ def _selection(seqs: tuple[int, ...], *, all_of_them: bool, pack: str | None, ta
 @_pack_filter
 @_table_filter
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.pass_obj
 def list_(options: Options, *, pack: str | None, table: str | None, limit: int | None, as_json: bool) -> None:
-    """Print a line for each letter, without its record, the newest last."""
+    """Print one line per dead letter, newest last, without its record."""
     from daemon.commands.dead_letters import show_list
     from daemon.log.dead_letters import Selection
 
@@ -56,7 +56,7 @@ def list_(options: Options, *, pack: str | None, table: str | None, limit: int |
 @click.argument("seq", type=_SEQ)
 @click.pass_obj
 def show(options: Options, *, seq: int) -> None:
-    """Print all of one letter as JSON, its record included."""
+    """Print one whole dead letter as JSON, including its record."""
     from daemon.commands.dead_letters import show
 
     settings = options.local_settings
@@ -65,14 +65,14 @@ def show(options: Options, *, seq: int) -> None:
 
 @dead_letters.command()
 @click.argument("seqs", type=_SEQ, nargs=-1, metavar="[SEQ]...")
-@click.option("--all", "all_of_them", is_flag=True, help="All there are.")
+@click.option("--all", "all_of_them", is_flag=True, help="All dead letters.")
 @_pack_filter
 @_table_filter
 @click.pass_obj
 def replay(
     options: Options, *, seqs: tuple[int, ...], all_of_them: bool, pack: str | None, table: str | None
 ) -> None:
-    """Tell these changes again, under new numbers, unless they are out of date."""
+    """Replay dead letters as new changes; stale ones are skipped."""
     from daemon.commands.dead_letters import replay
 
     selection = _selection(seqs, all_of_them=all_of_them, pack=pack, table=table)
@@ -82,7 +82,7 @@ def replay(
 
 @dead_letters.command()
 @click.argument("seqs", type=_SEQ, nargs=-1, metavar="[SEQ]...")
-@click.option("--all", "all_of_them", is_flag=True, help="All there are.")
+@click.option("--all", "all_of_them", is_flag=True, help="All dead letters.")
 @_pack_filter
 @_table_filter
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -90,13 +90,13 @@ def replay(
 def drop(
     options: Options, *, seqs: tuple[int, ...], all_of_them: bool, pack: str | None, table: str | None, yes: bool
 ) -> None:
-    """Delete these letters for ever."""
+    """Delete dead letters permanently."""
     from daemon.commands.dead_letters import drop
 
     selection = _selection(seqs, all_of_them=all_of_them, pack=pack, table=table)
     if not yes and sys.stdin.isatty():
-        click.confirm("Drop these dead letters for ever?", abort=True)
+        click.confirm("Delete these dead letters permanently?", abort=True)
     elif not yes and all_of_them:
-        raise click.UsageError("--all goes with --yes where there is no terminal to ask on")
+        raise click.UsageError("--all requires --yes when there is no terminal to ask on")
     settings = options.local_settings
     run(settings, drop(settings, selection))

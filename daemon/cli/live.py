@@ -9,12 +9,14 @@ from daemon.cli.options import Options, data_dir_option, run
 
 
 @click.command()
-@data_dir_option("Default: the user's state folder.")
-@click.option("--listen", metavar="HOST:PORT", help="Default 127.0.0.1:8787.")
-@click.option("--demo/--no-demo", default=True, help="Sample data, sample tokens and a small bot that writes.")
+@data_dir_option("Data directory (default: in your state directory).")
+@click.option("--listen", metavar="HOST:PORT", help="Address for clients (default 127.0.0.1:8787).")
+@click.option(
+    "--demo/--no-demo", default=True, help="Load sample data and run a small bot that writes (default: on)."
+)
 @click.pass_obj
 def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: bool) -> None:
-    """First run: find or start Postgres, apply the DDL, load sample data, serve."""
+    """Try Rowcast: find or start Postgres, apply the DDL, load sample data, serve."""
     from daemon.commands.up import up
 
     options = options.having(data_dir=data_dir, listen=listen)
@@ -24,12 +26,12 @@ def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: boo
 
 @click.command()
 @click.argument("topic")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--since", metavar="POSITION", help="From this position on (default: from now).")
-@data_dir_option("Of the `daemon up` to follow.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+@click.option("--since", metavar="POSITION", help="Start after this position (default: from now on).")
+@data_dir_option("Data directory of the `daemon up` to follow.")
 @click.pass_obj
 def tail(options: Options, *, topic: str, as_json: bool, since: str | None, data_dir: Path | None) -> None:
-    """Follow TOPIC in the terminal, straight from the log."""
+    """Print the changes of TOPIC as they happen, straight from the log."""
     from daemon.commands.tail import tail
 
     settings = options.having(data_dir=data_dir).quiet().local_settings
@@ -37,9 +39,9 @@ def tail(options: Options, *, topic: str, as_json: bool, since: str | None, data
 
 
 @click.command()
-@click.option("--user", required=True, metavar="ID", help="Whose token: the `sub` of the token.")
-@click.option("--ttl", default="1h", metavar="TIME", help="How long it is good: 90s, 15m, 1h, 7d (default 1h).")
-@data_dir_option("Where `daemon up` keeps its secret.")
+@click.option("--user", required=True, metavar="ID", help="User of the token (its `sub`).")
+@click.option("--ttl", default="1h", metavar="TIME", help="Lifetime: 90s, 15m, 1h, 7d (default 1h).")
+@data_dir_option("Data directory of the `daemon up` whose secret to use.")
 @click.pass_obj
 def token(options: Options, *, user: str, ttl: str, data_dir: Path | None) -> None:
     """Print a development token."""

@@ -32,14 +32,18 @@ class _Faults(click.Group):
 
 @click.group(cls=_Faults, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rowcast")
-@click.option("--apply-ddl", is_flag=True, help="Apply Rowcast's schema, the packs and their triggers; then exit.")
+@click.option("--apply-ddl", is_flag=True, help="Apply Rowcast's schema, the packs and their triggers, then exit.")
 @click.option("--sql", is_flag=True, help="With --apply-ddl: print the SQL instead of running it.")
-@click.option("--pack", "packs", multiple=True, metavar="NAME", help="A pack to apply or serve, or all; repeatable.")
-@click.option("--schema", metavar="NAME", help="The schema that the pack lives in (default: its name).")
-@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A TOML file.")
-@click.option("--database-url", metavar="URL", help="Better in the environment: a command line is visible to all.")
-@click.option("--listen", metavar="HOST:PORT", help="Where clients connect (default 127.0.0.1:8787).")
-@click.option("--workers", metavar="N", help="How many processes serve, one for each core (default 1).")
+@click.option("--pack", "packs", multiple=True, metavar="NAME", help="Pack to apply or serve, or all; repeatable.")
+@click.option("--schema", metavar="NAME", help="Schema of the pack (default: its name).")
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file with settings."
+)
+@click.option(
+    "--database-url", metavar="URL", help="Database URL. Prefer DATABASE_URL: other users can see the command line."
+)
+@click.option("--listen", metavar="HOST:PORT", help="Address for clients (default 127.0.0.1:8787).")
+@click.option("--workers", metavar="N", help="Number of processes, one per core to use (default 1).")
 @click.pass_context
 def cli(
     ctx: click.Context,
@@ -53,18 +57,18 @@ def cli(
     listen: str | None,
     workers: str | None,
 ) -> None:
-    """Rowcast: from a committed row in Postgres to every subscribed client.
+    """Rowcast sends committed changes in Postgres to websocket clients.
 
-    Without a command it serves. `daemon up` is the way to try it.
+    Without a command it runs the daemon. To try it out, use `daemon up`.
     """
     ctx.obj = options = Options(config, {}).having(
         packs=packs or None, schema=schema, database_url=database_url, listen=listen, workers=workers
     )
     if sql and not apply_ddl:
-        raise click.UsageError("--sql goes with --apply-ddl")
+        raise click.UsageError("--sql requires --apply-ddl")
     if ctx.invoked_subcommand is not None:
         if apply_ddl:
-            raise click.UsageError("--apply-ddl stands alone, without a command")
+            raise click.UsageError("--apply-ddl cannot be combined with a command")
         return
     if apply_ddl:
         apply(options.settings, offline=sql)

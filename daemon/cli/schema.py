@@ -34,10 +34,10 @@ def apply(settings: Settings, *, offline: bool) -> None:
 
 @click.command()
 @click.argument("pack")
-@click.option("--to", metavar="REV", help="The revision to stop at (default: before the first).")
+@click.option("--to", metavar="REV", help="Revision to return to (default: before the first).")
 @click.pass_obj
 def rollback(options: Options, *, pack: str, to: str | None) -> None:
-    """Run the down files of PACK in reverse order."""
+    """Roll back the revisions of PACK."""
     from daemon.schema import migrate
 
     settings = options.settings
@@ -56,10 +56,10 @@ def rollback(options: Options, *, pack: str, to: str | None) -> None:
 
 
 @click.command()
-@data_dir_option("Of the `daemon up` to check.")
+@data_dir_option("Data directory of the `daemon up` to check.")
 @click.pass_obj
 def check(options: Options, *, data_dir: Path | None) -> None:
-    """Say what is wrong with the schemas and the captures; 1 if anything is."""
+    """Check the schemas and the capture triggers; exit with 1 if there are problems."""
     from daemon.schema.health import check
 
     settings = options.having(data_dir=data_dir).quiet().local_settings

@@ -23,7 +23,7 @@ _TAIL: Final = 4096  # bytes of the end of a file, in which that line is
 
 
 class NoPgDump(OperatorFault):
-    """There is no pg_dump {major} or newer on this machine: install the client programs of PostgreSQL {major}."""
+    """pg_dump {major} or newer is not installed: install the client programs of PostgreSQL {major}."""
 
     exit_code: ClassVar[int] = 69
 
@@ -41,7 +41,7 @@ class BackupNotWritable(OperatorFault):
 
 
 class DumpFailed(OperatorFault):
-    """There is no backup: {reason}"""
+    """The backup failed: {reason}"""
 
     exit_code: ClassVar[int] = 74
 
@@ -66,7 +66,7 @@ async def backup(settings: Settings, path: Path, *, report: Callable[[str], None
         command = [str(program), f"--dbname={url}", f"--file={files.partial_path(path)}", *_OPTIONS]
         await _run(command, {**given, **environment, **({"PGPASSWORD": password} if password else {})})
         if not _is_whole(files.partial_path(path)):
-            raise DumpFailed("pg_dump has not come to its end")
+            raise DumpFailed("pg_dump did not finish")
         files.commit_partial(path)
         size = _size(path)
     except OSError as error:

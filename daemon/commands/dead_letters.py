@@ -16,7 +16,7 @@ from daemon.schema.health import SchemaNotCurrent
 from daemon.settings import Settings
 
 _REFUSALS: Final = {
-    "forgotten": "its event is no longer in the log, and nobody can say what became of its row",
+    "forgotten": "its event is no longer in the log, so the row's later changes are unknown",
     "gone": "its row has been deleted since",
     "changed": "its row has changed since",
 }
@@ -24,7 +24,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class StaleDeadLetters(OperatorFault):
-    """{refused} of the dead letters would tell what is no longer true, as said above: drop them."""
+    """Not replayed because they are out of date: {refused} (see above). Drop them."""
 
     exit_code: ClassVar[int] = 38
 

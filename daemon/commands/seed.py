@@ -11,7 +11,7 @@ from daemon.settings import Settings
 
 
 class SeedRefused(OperatorFault):
-    """Sample data has no place in production: leave it out (--no-demo), or correct ROWCAST_ENVIRONMENT."""
+    """Sample data is not allowed in production: use --no-demo, or correct ROWCAST_ENVIRONMENT."""
 
     exit_code: ClassVar[int] = 35
 

@@ -29,7 +29,7 @@ WIDEST = 160  # characters of a record on one line; --json shows all of it
 
 
 class CannotResume(OperatorFault):
-    """The log cannot be followed from there ({reason}): leave --since out."""
+    """Cannot continue from that position ({reason}): omit --since."""
 
     exit_code: ClassVar[int] = 43
 
@@ -78,11 +78,11 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
             try:
                 position = await _print_new(log_reader, Topic(topic), position, as_json=as_json)
                 if stale:
-                    click.echo("daemon: The log is read again.", err=True)
+                    click.echo("daemon: The log can be read again.", err=True)
                 stale = False
             except LogUnavailable as error:
                 if not stale:
-                    click.echo(f"daemon: {error} What follows may come late.", err=True)
+                    click.echo(f"daemon: {error} Output may be delayed.", err=True)
                 stale = True
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
             with suppress(TimeoutError):
@@ -114,7 +114,7 @@ async def _print_new(log_reader: PgLogReader, topic: Topic, position: Position, 
         try:
             changes = await log_reader.read_topics([topic], seq, head.seq, 1000)
         except LogTruncated as error:
-            click.echo(f"daemon: {error} What lies between is left out.", err=True)
+            click.echo(f"daemon: {error} Some changes are missing here.", err=True)
             return head
         for change in changes:
             if change.record is None and change.kind in CONTENT:

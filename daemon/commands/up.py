@@ -35,7 +35,7 @@ STEP_TIMEOUT = 10.0  # seconds for one thing that it does
 
 
 class SetupFailed(OperatorFault):
-    """The DDL could not be applied; the line above says why."""
+    """The DDL could not be applied; see the line above."""
 
     def __init__(self, exit_code: int) -> None:
         self.exit_code = exit_code  # type: ignore[misc]
@@ -137,13 +137,13 @@ def _greet(settings: Settings, daemon: Running, sample: Sequence[Mapping[str, st
         f"  websocket   {daemon.websocket_url}",
         f"  database    in {file}" + (", with the sample users' tokens" if sample else ""),
         "",
-        "  Open the page, or look on from another terminal:",
+        "  Open the page, or follow along in another terminal:",
         f"    {_bold(f'{_command()} tail {a_topic(bundled()[settings.packs[0]], sample)}{home}')}",
     ]
     if sample and not _is_local(daemon.host):
         lines[-3:-3] = [
             "",
-            "  Whoever can reach this port can sign in as any sample user: leave that with --no-demo.",
+            "  Anyone who can reach this port can sign in as any sample user; use --no-demo to prevent that.",
         ]
     if shutil.which("psql"):
         read_url = f'import json;print(json.load(open("{file}"))["database_url"])'

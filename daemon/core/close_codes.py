@@ -37,20 +37,20 @@ CLOSE_CODES: Final[Mapping[str, Closing]] = MappingProxyType(
     {
         closing.name: closing
         for closing in (
-            Closing(1001, "going_away", "this server goes away", ComeBack.AT_ONCE),
-            Closing(1002, "bad_framing", "the bytes break the websocket protocol", ComeBack.NEVER),
-            Closing(1003, "not_text", "a message was binary; only text is understood", ComeBack.NEVER),
+            Closing(1001, "going_away", "this server is going away", ComeBack.AT_ONCE),
+            Closing(1002, "bad_framing", "the bytes violate the websocket protocol", ComeBack.NEVER),
+            Closing(1003, "not_text", "a message was binary; only text is accepted", ComeBack.NEVER),
             Closing(1007, "not_utf8", "a message was not UTF-8", ComeBack.NEVER),
-            Closing(1009, "too_big", "a message was too big, or in too many pieces", ComeBack.NEVER),
-            Closing(1011, "internal", "the server failed", ComeBack.LATER),
-            Closing(1012, "restart", "the server restarts", ComeBack.AT_ONCE),
-            Closing(1013, "overload", "the server has too much to do", ComeBack.LATER),
-            Closing(4400, "protocol", "a message is not one of rowcast.v1", ComeBack.NEVER),
+            Closing(1009, "too_big", "a message was too big, or had too many fragments", ComeBack.NEVER),
+            Closing(1011, "internal", "internal server error", ComeBack.LATER),
+            Closing(1012, "restart", "the server is restarting", ComeBack.AT_ONCE),
+            Closing(1013, "overload", "the server is overloaded", ComeBack.LATER),
+            Closing(4400, "protocol", "a message is not part of rowcast.v1", ComeBack.NEVER),
             Closing(4401, "token", "the token is missing, forged or expired", ComeBack.FRESH_TOKEN),
             Closing(4403, "forbidden", "this user may not connect", ComeBack.NEVER),
-            Closing(4408, "too_slow", "the client reads more slowly than it is written to", ComeBack.AT_ONCE),
+            Closing(4408, "too_slow", "the client reads too slowly", ComeBack.AT_ONCE),
             Closing(4410, "silent", "the client did not answer a ping", ComeBack.AT_ONCE),
-            Closing(4429, "rate", "the client sends too much", ComeBack.LATER),
+            Closing(4429, "rate", "the client sends too many frames", ComeBack.LATER),
         )
     }
 )

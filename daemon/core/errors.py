@@ -22,13 +22,13 @@ class ClientFault(RowcastError):
 
 
 class BadJson(ClientFault):
-    """A frame is one JSON object in UTF-8."""
+    """A frame must be one JSON object in UTF-8."""
 
     code = "bad_json"
 
 
 class UnknownOp(ClientFault):
-    """The member "op" names no operation of rowcast.v1."""
+    """The value of "op" is not an operation of rowcast.v1."""
 
     code = "unknown_op"
 
@@ -43,7 +43,7 @@ class BadFrame(ClientFault):
 
 
 class BadPosition(ClientFault, ValueError):
-    """a position looks like "<epoch>:<seq>", as the server sent it"""
+    """must be a position like "<epoch>:<seq>", as the server sent it"""
 
     code = "bad_frame"
 
@@ -56,7 +56,7 @@ class HelloExpected(ClientFault):
 
 
 class HelloTimeout(ClientFault):
-    """No hello came in time."""
+    """No hello arrived in time."""
 
     code = "hello_timeout"
     retry = True
@@ -64,20 +64,20 @@ class HelloTimeout(ClientFault):
 
 
 class BadToken(ClientFault):
-    """The token is not valid: fetch a fresh one."""
+    """The token is not valid: get a new one."""
 
     code = "token"
     close = 4401
 
 
 class AlreadyGreeted(ClientFault):
-    """This connection has said hello already."""
+    """This connection has already sent a hello."""
 
     code = "already_greeted"
 
 
 class AlreadySubscribed(ClientFault):
-    """This connection follows the topic already."""
+    """This connection already follows the topic."""
 
     code = "already_subscribed"
 
@@ -89,7 +89,7 @@ class NoSuchTopic(ClientFault):
 
 
 class TooManyTopics(ClientFault):
-    """A connection may follow {most} topics."""
+    """A connection may follow at most {most} topics."""
 
     code = "too_many_topics"
 
@@ -98,7 +98,7 @@ class TooManyTopics(ClientFault):
 
 
 class TooManyFrames(ClientFault):
-    """More frames came in than could be answered: wait for the answers."""
+    """Too many unanswered frames: wait for the answers."""
 
     code = "too_many_frames"
     retry = True
@@ -106,7 +106,7 @@ class TooManyFrames(ClientFault):
 
 
 class Unavailable(ClientFault):
-    """The database does not answer just now: try again."""
+    """The database does not answer at the moment: try again."""
 
     code = "unavailable"
     retry = True
@@ -120,18 +120,18 @@ class LogUnavailable(RowcastError):
 
 
 class LogTruncated(RowcastError):
-    """The log no longer goes back so far."""
+    """The log no longer reaches back that far."""
 
 
 class GrantsUnavailable(RowcastError):
-    """Nobody can say who may read: {reason}."""
+    """Permissions cannot be checked: {reason}."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
 
 class OperatorFault(RowcastError):
-    """The operator can mend this: one line says what is wrong and what to do, and the process ends."""
+    """The operator can fix this: one line says what is wrong and what to do, and the process ends."""
 
     exit_code: ClassVar[int] = 1
 
@@ -144,7 +144,7 @@ def fault_in(error: BaseException) -> OperatorFault | None:
 
 
 class LogUnreadable(OperatorFault):
-    """The log cannot be read ({reason}): is this a database of Rowcast's? Try `daemon --apply-ddl`."""
+    """Cannot read the log ({reason}). If Rowcast is not installed in this database, run `daemon --apply-ddl`."""
 
     exit_code: ClassVar[int] = 36
 

@@ -12,7 +12,7 @@ from daemon.core.errors import OperatorFault
 
 
 class PathNotAccessible(OperatorFault):
-    """Postgres runs as {account}, who cannot enter {barrier}: `chmod a+x` it, or use another directory."""
+    """Postgres runs as {account}, which cannot enter {barrier}: `chmod a+x` it, or use another directory."""
 
     exit_code: ClassVar[int] = 77
 

@@ -86,7 +86,7 @@ class WrongPostgresVersion(OperatorFault):
 
 
 class DirectoryInUse(OperatorFault):
-    """{directory} is in use by process {pid}: stop that one first, or use another directory."""
+    """{directory} is in use by process {pid}: stop that process first, or use another directory."""
 
     exit_code: ClassVar[int] = 75
 
@@ -95,7 +95,7 @@ class DirectoryInUse(OperatorFault):
 
 
 class EmbeddedPathUnusable(OperatorFault):
-    """{path} cannot be used for the embedded Postgres ({reason}): mend that, or use another directory."""
+    """{path} cannot be used for the embedded Postgres ({reason}): fix that, or use another directory."""
 
     exit_code: ClassVar[int] = 73
 

@@ -23,7 +23,7 @@ _FORM: Final = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 class BadSecret(OperatorFault):
-    """The token secret {problem}: give 32 random bytes or more, the same to whoever issues the tokens."""
+    """The token secret {problem}: use 32 random bytes or more, and the same key where tokens are issued."""
 
     exit_code: ClassVar[int] = 78
 

@@ -33,7 +33,7 @@ class DeadLetters:
 
 
 class UnknownDeadLetter(OperatorFault):
-    """There is no dead letter {seqs}: `daemon dead-letters list` shows those that there are."""
+    """There is no dead letter {seqs}: run `daemon dead-letters list` to see which exist."""
 
     exit_code: ClassVar[int] = 37
 

@@ -109,9 +109,9 @@ PACK = Pack(
     secrets=(
         PackSecret(
             name="token_keys",
-            description="the keys that encrypt the OAuth tokens of email_unsubscribe, separated by spaces or lines; "
-            "the first one encrypts, all of them decrypt",
-            file_description="a file that holds these keys; if neither is set, $CREDENTIALS_DIRECTORY/token_keys",
+            description="keys for the OAuth tokens of email_unsubscribe, separated by spaces or newlines; the "
+            "first one encrypts, all of them decrypt",
+            file_description="file that contains these keys; if neither is set, $CREDENTIALS_DIRECTORY/token_keys",
             validate=check_token_keys,
         ),
     ),

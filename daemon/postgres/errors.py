@@ -14,7 +14,7 @@ from daemon.core.errors import OperatorFault
 
 
 class DatabaseFault(OperatorFault):
-    """The database refused it{place}: {reason} (SQLSTATE {sqlstate})."""
+    """The database reported an error{place}: {reason} (SQLSTATE {sqlstate})."""
 
     exit_code: ClassVar[int] = 20
 
@@ -26,7 +26,7 @@ class DatabaseFault(OperatorFault):
 
 
 class Unreachable(DatabaseFault):
-    """{address} cannot be reached ({reason}): correct the database URL, or open the way to it."""
+    """Cannot reach {address} ({reason}): correct the database URL, or check the network and firewall."""
 
     exit_code = 10
 
@@ -42,7 +42,7 @@ class AuthenticationFailed(DatabaseFault):
 
 
 class UnknownHost(DatabaseFault):
-    """The host of {address} is not known ({reason}): correct the database URL, or the name service."""
+    """The host of {address} is not known ({reason}): correct the database URL, or check DNS."""
 
     exit_code = 12
 
@@ -66,7 +66,7 @@ class DatabaseExists(DatabaseFault):
 
 
 class ObjectExists(DatabaseFault):
-    """{reason}{place}: rename or drop what is there, or choose another schema with --schema."""
+    """{reason}{place}: rename or drop the existing object, or choose another schema with --schema."""
 
     exit_code = 16
 
@@ -78,13 +78,13 @@ class DuplicateRows(DatabaseFault):
 
 
 class ForeignKeyViolated(DatabaseFault):
-    """{reason}{place}: mend the rows that point to nothing, then try again."""
+    """{reason}{place}: fix the rows with missing references, then try again."""
 
     exit_code = 18
 
 
 class TemporarilyUnavailable(DatabaseFault):
-    """The database cannot serve at the moment ({reason}){place}: try again later."""
+    """The database is temporarily unavailable ({reason}){place}: try again later."""
 
     exit_code = 19
 
@@ -94,7 +94,7 @@ class LockContention(TemporarilyUnavailable):
 
 
 class DatabaseTimeout(DatabaseFault):
-    """No answer from {address} in time: look at the network and the server's load, then try again."""
+    """No answer from {address} in time: check the network and the server's load, then try again."""
 
     exit_code = 19
 
@@ -110,8 +110,8 @@ class DependentObjects(DatabaseFault):
 
 
 class BadDatabaseUrl(DatabaseFault):
-    """The database URL cannot be read: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, each special \
-character of the password as %XX."""
+    """The database URL is malformed: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with each special \
+character in the password as %XX."""
 
     exit_code = 78
 

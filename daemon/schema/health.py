@@ -20,7 +20,7 @@ CHECK_TIMEOUT = 30.0  # seconds
 
 
 class StandbyDatabase(OperatorFault):
-    """This database is a standby and takes no writes: connect to the primary."""
+    """This database is a read-only standby: connect to the primary."""
 
     exit_code: ClassVar[int] = 31
 

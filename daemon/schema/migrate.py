@@ -104,7 +104,7 @@ class RevisionNotReached(OperatorFault):
 
 
 class SchemaInUse(OperatorFault):
-    """Rowcast's own schema is still needed by {users}: roll back the packs and unwatch the tables first."""
+    """Rowcast's own schema is still used by {users}: roll back the packs and unwatch the tables first."""
 
     exit_code: ClassVar[int] = 24
 

@@ -36,7 +36,7 @@ class UnknownRevision(OperatorFault):
 
 
 class InvalidRevisions(OperatorFault):
-    """The files in ddl/{pack} are no history: {problem}."""
+    """The revisions in ddl/{pack} are inconsistent: {problem}."""
 
     exit_code: ClassVar[int] = 65
 
@@ -45,7 +45,7 @@ class InvalidRevisions(OperatorFault):
 
 
 class NewerDatabase(OperatorFault):
-    """Schema {schema} is at {revision}, past {newest}, the newest known here: install a newer Rowcast."""
+    """Schema {schema} is at {revision}, newer than {newest}, the latest this version knows: upgrade Rowcast."""
 
     exit_code: ClassVar[int] = 21
 
@@ -54,7 +54,7 @@ class NewerDatabase(OperatorFault):
 
 
 class UnknownHistory(OperatorFault):
-    """Schema {schema} holds the history of something else (at "{revision}"): choose another with --schema."""
+    """Schema {schema} has another application's Alembic history (at "{revision}"): choose another with --schema."""
 
     exit_code: ClassVar[int] = 22
 

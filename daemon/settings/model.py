@@ -54,99 +54,100 @@ class BaseRowcastSettings(BaseSettings):
     )
 
     database_url: Annotated[SecretStr, AfterValidator(check_database_url)] | None = Field(
-        None, description="the database as postgresql://USER:PASSWORD@HOST:PORT/DATABASE; POSTGRES_* is then not read"
+        None, description="the database as postgresql://USER:PASSWORD@HOST:PORT/DATABASE; POSTGRES_* is then ignored"
     )
     postgres_host: str | None = Field(
         None,
-        description="the database's host, or the directory of its socket; localhost if another POSTGRES_* is set",
+        description="database host, or the directory of its socket; localhost if another POSTGRES_* is set",
     )
     postgres_port: Annotated[int, BeforeValidator(read_port), Field(ge=1, le=65535)] = Field(
-        5432, description="the database's port"
+        5432, description="database port"
     )
-    postgres_db: str | None = Field(None, description="the database's name; that of the user if it is not set")
-    postgres_user: str | None = Field(None, description="the database's user; postgres if another POSTGRES_* is set")
-    postgres_password: SecretStr | None = Field(None, description="the password of that user, as it is")
+    postgres_db: str | None = Field(None, description="database name; defaults to the name of the user")
+    postgres_user: str | None = Field(None, description="database user; postgres if another POSTGRES_* is set")
+    postgres_password: SecretStr | None = Field(None, description="password of that user, unquoted and unescaped")
     packs: Annotated[
         tuple[Name, ...], BeforeValidator(read_names), AfterValidator(without_repeats), AfterValidator(expand_all)
-    ] = Field(
-        default_packs(), min_length=1, description="the packs to apply and to serve, separated by commas, or `all`"
-    )
+    ] = Field(default_packs(), min_length=1, description="packs to apply and serve, separated by commas, or `all`")
     schema_name: Name | None = Field(
         None,
         validation_alias="ROWCAST_SCHEMA",
-        description="the Postgres schema of the pack, if there is only one; that of its name if it is not set",
+        description="Postgres schema of the pack, if you serve only one; defaults to its name",
     )
     environment: Annotated[Literal["development", "production"], BeforeValidator(lower)] = Field(
         "development",
-        description="development or production, which loads no sample data, and takes no database on localhost or "
-        "without TLS but through its socket",
+        description="development or production; production refuses sample data, and TCP connections to a "
+        "database on localhost or without TLS",
     )
     data_dir: Path = Field(
-        default_factory=state_home, description="the directory in which `daemon up` keeps its database"
+        default_factory=state_home, description="directory in which `daemon up` keeps its database"
     )
     listen: Annotated[Address, BeforeValidator(read_address)] = Field(
-        Address("127.0.0.1", 8787), description="the HOST:PORT for websockets and pages, an IPv6 address in brackets"
+        Address("127.0.0.1", 8787), description="HOST:PORT for websockets and pages; put an IPv6 address in brackets"
     )
-    workers: Count = Field(1, description="the number of processes that serve; more than one for more than one core")
+    workers: Count = Field(1, description="number of serving processes; one per core to use")
     worker_silence: Seconds = Field(
-        10.0, description="the seconds without a sign of life until one of several processes is killed and replaced"
+        10.0, description="seconds without a sign of life after which a worker is killed and replaced"
     )
     metrics_listen: Annotated[Address, BeforeValidator(read_address)] | None = Field(
         None,
-        description="a HOST:PORT beside ROWCAST_LISTEN; of several processes each has its own port, from PORT on",
+        description="additional HOST:PORT for pages; each worker has its own port, counting up from PORT",
     )
     secret: Annotated[SecretStr, AfterValidator(check_secret)] | None = Field(
-        None, description="the HS256 key that signs tokens, 32 bytes or more"
+        None, description="HS256 key that signs tokens, 32 bytes or more"
     )
     secret_file: Path | None = Field(
-        None, description="a file that holds that key; if neither is set, $CREDENTIALS_DIRECTORY/secret"
+        None, description="file that contains that key; if neither is set, $CREDENTIALS_DIRECTORY/secret"
     )
     log_format: Annotated[Literal["auto", "json", "pretty"], BeforeValidator(lower)] = Field(
-        "auto", description="the form of a log line; auto is pretty on a terminal and JSON elsewhere"
+        "auto", description="log format: auto, json or pretty; auto is pretty on a terminal and JSON elsewhere"
     )
     log_level: Annotated[Literal["debug", "info", "warn", "error"], BeforeValidator(lower)] = Field(
-        "info", description="the least that is logged: debug, info, warn or error"
+        "info", description="lowest level that is logged: debug, info, warn or error"
     )
-    beat_every: Seconds = Field(5.0, description="the seconds between two beats through Postgres to the listener")
+    beat_every: Seconds = Field(
+        5.0, description="interval between two heartbeats through Postgres to the listener (seconds)"
+    )
     beat_limit: Seconds = Field(
-        15.0, description="the seconds without a beat until the listener connects anew; more than ROWCAST_BEAT_EVERY"
+        15.0,
+        description="seconds without a heartbeat after which the listener reconnects; must exceed ROWCAST_BEAT_EVERY",
     )
-    poll_every: Seconds = Field(1.0, description="the seconds until the log is read although nothing rang")
-    heartbeat: Seconds = Field(20.0, description="the seconds between two `head` frames to a client")
+    poll_every: Seconds = Field(1.0, description="polling interval when no notification arrives (seconds)")
+    heartbeat: Seconds = Field(20.0, description="interval between two `head` frames to a client (seconds)")
     order_commit: Annotated[Literal["async", "sync"], BeforeValidator(lower)] = Field(
         "async",
-        description="how the order is committed; with sync no client sees what a crash of Postgres could take back",
+        description="how numbering is committed; with sync, clients never see what a crash of Postgres could undo",
     )
     retention: Annotated[timedelta, BeforeValidator(read_duration), Field(ge=timedelta(minutes=1))] = Field(
         timedelta(days=7),
-        description="how long the log is kept, as 90m, 12h or 7d: who was away for longer is told `reset`",
+        description="how long the log is kept (90m, 12h, 7d); clients that were away for longer get a `reset`",
     )
-    lock_timeout: Seconds = Field(5.0, description="the seconds that the DDL waits for a lock before it gives up")
-    connect_attempts: Count = Field(5, description="the number of attempts to reach the database at the start")
+    lock_timeout: Seconds = Field(5.0, description="seconds that the DDL waits for a lock before it gives up")
+    connect_attempts: Count = Field(5, description="number of attempts to reach the database at startup")
     drain_seconds: float = Field(
-        5.0, ge=0, allow_inf_nan=False, description="the seconds that clients have for leaving when the daemon stops"
+        5.0, ge=0, allow_inf_nan=False, description="seconds that clients have to disconnect when the daemon stops"
     )
     queue_bytes: Count = Field(
         1024 * 1024,
-        description="the bytes that may wait for a client before the next batch; with more it is served from the log",
+        description="bytes that may be queued for a client before a batch; with more it is served from the log",
     )
     deflate_bytes: int = Field(
         0,
         ge=0,
-        description="the bytes of the smallest frame that is compressed, for clients who offer it; 0 compresses none",
+        description="smallest frame that is compressed, for clients that offer it (bytes); 0 turns it off",
     )
     max_clients: Count | None = Field(
         None,
-        description="the number of clients of a process; as many as the open files allow, and 10000, if not set",
+        description="maximum clients per process; by default as many as the open files limit allows, at most 10000",
     )
-    read_chunk: Count = Field(1000, description="the number of changes in one read of the log")
+    read_chunk: Count = Field(1000, description="maximum number of changes in one read of the log")
     transaction_changes: Count = Field(
-        100_000, description="the changes of one transaction that are told; of a larger one, clients hear `reset`"
+        100_000, description="largest transaction delivered change by change; a larger one sends `reset`"
     )
     recent_bytes: int = Field(
         32 * 1024 * 1024,
         ge=0,
-        description="the bytes of the newest changes held in memory, for clients who come back; 0 holds none",
+        description="memory for the newest changes, for clients that reconnect (bytes); 0 turns it off",
     )
 
     @classmethod
@@ -178,7 +179,9 @@ class BaseRowcastSettings(BaseSettings):
     def _a_schema_for_one_pack(self) -> Self:
         if self.schema_name is None or len(self.packs) == 1:
             return self
-        raise ValueError("ROWCAST_SCHEMA names the schema of one pack, and ROWCAST_PACKS has more: drop one of them")
+        raise ValueError(
+            "ROWCAST_SCHEMA requires a single pack, but ROWCAST_PACKS lists several: remove one of the two settings"
+        )
 
     @model_validator(mode="after")
     def _a_guarded_database_in_production(self) -> Self:
@@ -191,7 +194,9 @@ class BaseRowcastSettings(BaseSettings):
     def _a_port_for_each_worker(self) -> Self:
         if self.metrics_listen is None or self.metrics_listen.port + self.workers - 1 <= 65535:
             return self
-        raise ValueError("ROWCAST_METRICS_LISTEN needs as many ports from its own on as ROWCAST_WORKERS says")
+        raise ValueError(
+            "ROWCAST_METRICS_LISTEN needs one port per worker, counting up from its own: choose a lower one"
+        )
 
     @property
     def schemas(self) -> dict[str, str]:

@@ -114,7 +114,7 @@ def read_duration(value: object) -> object:
         return value
     written = re.fullmatch(r"(\d{1,6})\s*([smhd])", value.strip().lower())
     if written is None:
-        raise ValueError("this is no duration: write 90m, 12h or 7d")
+        raise ValueError("this is not a duration: write 90m, 12h or 7d")
     unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[written[2]]
     return timedelta(**{unit: int(written[1])})
 

@@ -164,4 +164,4 @@ async def test_tail_leaves_out_what_was_in_a_row_that_has_been_deleted(
 
 async def test_tail_refuses_a_position_from_which_it_cannot_go_on(daemon: Daemon, database: str) -> None:
     code, _, errors = await command("tail", "users", "--since", "elsewhere:1", DATABASE_URL=database)
-    assert (43, "daemon: The log cannot be followed from there (epoch): leave --since out.\n") == (code, errors)
+    assert (43, "daemon: Cannot continue from that position (epoch): omit --since.\n") == (code, errors)

@@ -239,7 +239,7 @@ async def test_a_letter_whose_row_was_deleted_since_is_not_replayed(
     assert (38, "replayed 1 dead letter\n") == (code, output)
     assert [
         f"{dead} of chatgenius.files stays: its row has been deleted since",
-        "daemon: 1 of the dead letters would tell what is no longer true, as said above: drop them.",
+        "daemon: Not replayed because they are out of date: 1 (see above). Drop them.",
     ] == errors.splitlines()
     assert [("files", "insert")] == told(await follower.changes())
     assert [dead] == await letters(chat)
@@ -410,7 +410,7 @@ async def test_on_a_terminal_drop_asks_first(
             stderr=asyncio.subprocess.PIPE,
         )
         output, _ = await process.communicate()
-    assert b"for ever?" in output
+    assert b"permanently?" in output
     assert (code, left) == (process.returncode, len(await letters(chat)))
 
 
@@ -423,7 +423,7 @@ async def test_a_letter_that_is_not_there_is_a_fault_with_its_own_code(
     assert (
         37,
         "",
-        "daemon: There is no dead letter 77: `daemon dead-letters list` shows those that there are.\n",
+        "daemon: There is no dead letter 77: run `daemon dead-letters list` to see which exist.\n",
     ) == await dead_letters(database, verb, *known, 77)
     assert 1 == len(await letters(chat))
 

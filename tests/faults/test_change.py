@@ -53,10 +53,10 @@ async def test_migrations_under_load_lose_nothing_and_hold_writers_up_no_longer_
         results.held(
             "18",
             "migrations under load",
-            f"columns added, altered, renamed, dropped; triggers dropped and made anew in one "
+            f"columns added, altered, renamed, dropped; triggers dropped and recreated in one "
             f"transaction; the view of the "
             f"log replaced; `daemon --apply-ddl` again; {rounds} times",
-            "0 lost; statements that were prepared before are prepared again; no write failed but by a deadlock",
+            "0 lost; statements prepared before are prepared again; no write failed except by a deadlock",
             f"commits p99 {late(play.oracle.waits) * 1e3:.0f} ms, max {max(play.oracle.waits) * 1e3:.0f} ms; "
             f"{sum(errors.values())} deadlocks",
             play.n,
@@ -118,8 +118,8 @@ async def test_clocks_that_jump_change_no_order_and_repeat_no_name(durable: str,
     results.held(
         "21",
         "the daemon's clock jumps",
-        "`time.time` is off by up to an hour, back and forth, at each look; the clock of Postgres cannot be set here",
-        "order and resume do not depend on clocks; no session's id came twice, no ULID out of SQL either",
+        "`time.time` is off by up to an hour, back or forth, at each call; the clock of Postgres cannot be set here",
+        "order and resuming do not depend on clocks; no session id and no ULID from SQL occurred twice",
         f"{len(sessions)} sessions, {many:,} ULIDs",
         play.n,
     )

@@ -76,10 +76,10 @@ async def test_a_client_behind_a_dead_line_is_freed_and_notices_by_itself(
             assert [1] * len(here) == [checker.connections for checker in here]
         results.held(
             "9",
-            "a client's line is dead, both ways",
-            "a proxy lets nothing through; pings every second (20 as shipped), 1 s to answer (10 as shipped)",
-            "the server lets go of it, the client notices alone, comes back and has missed nothing",
-            f"freed after {freed:.1f} s; noticed by clients after {noticed:.1f} s, who bear 2 s of silence",
+            "a client's connection is dead, both ways",
+            "a proxy blocks everything; pings every second (default 20), 1 s to answer (default 10)",
+            "the server drops it; the client notices by itself, reconnects and has missed nothing",
+            f"freed after {freed:.1f} s; noticed by clients after {noticed:.1f} s, which tolerate 2 s of silence",
             play.n,
         )
 
@@ -115,8 +115,8 @@ async def test_a_client_that_is_stopped_is_freed_although_its_kernel_answers(
             results.held(
                 "9 (stopped)",
                 "a client's process is stopped",
-                "SIGSTOP; its kernel goes on acknowledging; pings as in row 9",
-                "the server lets go of it",
+                "SIGSTOP; its kernel keeps acknowledging; pings as in row 9",
+                "the server drops it",
                 f"freed after {time.monotonic() - began:.1f} s",
                 "1 client",
             )
@@ -181,9 +181,9 @@ async def test_a_client_that_is_stopped_with_full_buffers_is_cut_and_told_why(
             await program.communicate()
     results.held(
         "11",
-        "a client's process is stopped while much is told to it, and all buffers are full",
-        "SIGSTOP; nobody is pinged; 2 s for each 64 KiB that wait (30 as shipped)",
-        "the server cuts it, and says why when it comes back; others stay connected and miss nothing",
+        "a client's process is stopped while much is sent to it, and all buffers are full",
+        "SIGSTOP; pings are off; 2 s for each 64 KiB queued (default 30)",
+        "the server disconnects it, and says why when it returns; others stay connected and miss nothing",
         f"cut after {cut:.1f} s",
         play.n,
     )
@@ -216,10 +216,10 @@ async def test_slow_clients_are_served_at_their_pace_and_fast_ones_do_not_notice
             peak = peak_memory(play.daemons[0].daemon.process.pid)
         results.held(
             "10",
-            "slow clients among fast ones",
-            f"{len(slow)} of {len(play.checkers)} clients read at most 5 kB/s each, by a narrow proxy",
-            "fast clients are served meanwhile; slow ones miss nothing and repeat nothing",
-            f"delivery to all fast ones, three times: p50 {middle(before) * 1e3:.0f} ms before, "
+            "slow clients beside fast ones",
+            f"{len(slow)} of {len(play.checkers)} clients read at most 5 kB/s each, through a proxy that throttles",
+            "fast clients are served meanwhile; slow ones lose nothing and get nothing twice",
+            f"delivery to all fast ones, measured three times: p50 {middle(before) * 1e3:.0f} ms before, "
             f"{middle(during) * 1e3:.0f} "
             f"ms during; slow ones were up to {max(behind)} changes behind, {cut.total()} of them so slow that they "
             f"were cut, and resumed; peak memory of the daemon {peak} MB",
@@ -239,7 +239,7 @@ async def test_if_all_must_keep_step_a_slow_client_stops_the_fast_ones(durable: 
                 while True:
                     await play.recovered(fast, within=MUTANT_NET)
             proxy.heal()
-    results.caught("10", "everybody_in_step", f"fast ones hear nothing for {MUTANT_NET:g} s")
+    results.caught("10", "everybody_in_step", f"fast ones receive nothing for {MUTANT_NET:g} s")
 
 
 def rst(checker: Checker) -> None:
@@ -292,11 +292,11 @@ async def test_all_clients_come_back_at_once_and_none_is_refused(
         peak = peak_memory(play.daemons[0].daemon.process.pid)
         results.held(
             f"22 ({'jitter' if jitter else 'no jitter'})",
-            f"{clients:,} clients lose their line and come back"
+            f"{clients:,} clients lose their connection and reconnect"
             + (f" within {jitter:g} s at random" if jitter else " at once"),
-            "RST on all; clients of four addresses in one process, which shares the two cores",
-            "all came back, 0 refused, 0 lost",
-            f"{again} of them more than once; cut by the daemon: {dict(cut) or 'none'}; "
+            "RST on all; the clients, from four addresses, are one process that shares the two cores",
+            "all reconnected, 0 refused, 0 lost",
+            f"{again} of them more than once; disconnected by the daemon: {dict(cut) or 'none'}; "
             f"50 % were back after {middle(back):.1f} s, 95 % after {late(back, 0.95):.1f} s, all "
             f"after {back[-1]:.1f} s; peak memory of the daemon {peak} MB; commits, seen from that busy process, p99 "
             f"{late(before) * 1e3:.0f} ms before, {late(during) * 1e3:.0f} ms during",
@@ -367,7 +367,7 @@ async def test_who_stayed_is_served_while_a_crowd_waits_for_its_rights(
         await looking.close()
         if AT_ONCE in mutants:
             results.caught(
-                "22 (rights)", AT_ONCE, f"they hear nothing for {MUTANT_NET:g} s from a daemon that follows"
+                "22 (rights)", AT_ONCE, f"they receive nothing for {MUTANT_NET:g} s from a daemon that follows"
             )
             return
         await play.back()
@@ -375,11 +375,11 @@ async def test_who_stayed_is_served_while_a_crowd_waits_for_its_rights(
         assert [1] * len(stayed) == [checker.connections for checker in stayed]
         results.held(
             "22 (rights)",
-            f"{len(crowd):,} clients come back to a daemon that {'follows' if mutants else 'leads'}, and the "
-            "database does not answer what they may read",
-            "RST on all; a lock on the table of members, until others were served",
-            "only four questions are asked at once; who stayed connected is served meanwhile; all came back, 0 lost",
-            f"a write and its delivery to who stayed {served * 1e3:.0f} ms",
+            f"{len(crowd):,} clients reconnect to a daemon that {'follows' if mutants else 'leads'}, and the "
+            "database does not answer the permission checks",
+            "RST on all; the table of members is locked until others have been served",
+            "only four checks run at once; clients still connected are served meanwhile; all reconnected, 0 lost",
+            f"a write and its delivery to those that stayed {served * 1e3:.0f} ms",
             play.n,
         )
 

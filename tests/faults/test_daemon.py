@@ -26,7 +26,7 @@ async def test_clients_of_a_killed_daemon_come_back_and_have_lost_nothing(durabl
         assert CLEAN == await play.verdict()
         results.held(
             "1",
-            "kill -9 of the daemon in mid-fan-out",
+            "kill -9 of the daemon during fan-out",
             f"SIGKILL after a random number of frames, {kills} times, {clients} clients",
             "0 lost, 0 repeated, 0 out of order",
             f"start to all clients served: p50 {middle(recoveries):.2f} s, p99 {late(recoveries):.2f} s",
@@ -76,7 +76,7 @@ async def test_of_two_daemons_one_is_killed_and_its_clients_resume_at_the_other(
             f"2 ({victim})",
             f"one of two daemons dies: the {victim}",
             f"SIGKILL, {len(moved)} clients on it and {len(others)} on the other",
-            "clients of the other stay connected; those of the dead one resume there, same epoch and numbers",
+            "the other daemon's clients stay connected; the others resume there, with the same epoch and numbers",
             f"from the kill until all are served {recovery:.2f} s; resumed {len(moved)} of {len(moved)}",
             play.n,
         )
@@ -149,9 +149,9 @@ async def test_a_daemon_that_lags_lets_a_client_of_a_faster_one_wait_for_it(
     if clean:
         results.held(
             "2 (lag)",
-            "a client goes from one daemon to another that lags behind",
-            "the other reads the log half a second late; five changes of place",
-            "it waits until that daemon is as far; nothing lost or repeated",
+            "a client switches from one daemon to another that lags behind",
+            "the other reads the log half a second late; five switches",
+            "it waits until that daemon has caught up; nothing lost or repeated",
             "",
             n,
         )

@@ -66,7 +66,7 @@ async def test_what_committed_is_delivered_although_postgres_is_killed(
     results.held(
         f"3 ({how.name})",
         f"{name} of Postgres",
-        f"{kills} times after a random number of frames; writers commit synchronously, the order asynchronously",
+        f"{kills} times after a random number of frames; writers commit synchronously, the numbering asynchronously",
         f"committed = delivered; {resets} resets, all `crash`; no number used twice",
         f"from the kill until all are served: p50 {middle(recoveries):.2f} s, max {max(recoveries):.2f} s",
         play.n,
@@ -129,8 +129,8 @@ async def test_what_a_crash_takes_back_is_followed_by_a_reset_that_every_client_
         "4 (async)",
         "kill -9 of Postgres, writers with `synchronous_commit = off`",
         f"the WAL writer is stopped before the crash, {rounds} times",
-        "whoever was told what did not survive got `reset` with `crash` behind it; no number named two changes",
-        f"{gone} changes told and taken back",
+        "clients that received what was undone got `reset` with `crash`; no number was used for two changes",
+        f"{gone} changes sent and undone by the crash",
         play.n,
     )
 
@@ -168,11 +168,11 @@ async def test_with_synchronous_order_nothing_told_is_taken_back_whoever_wrote_i
         "4 (sync)",
         "the same with `ROWCAST_ORDER_COMMIT=sync`",
         f"likewise, {rounds} times",
-        "neither a phantom nor a reset",
+        "no phantom and no reset",
         "",
         play.n,
     )
-    results.caught("4 (sync)", "ROWCAST_ORDER_COMMIT=async", "row 4 (async): the clients are reset")
+    results.caught("4 (sync)", "ROWCAST_ORDER_COMMIT=async", "see row 4 (async): the clients are reset")
 
 
 @asynccontextmanager
@@ -250,9 +250,9 @@ async def test_a_standby_that_takes_over_resets_everybody_and_skips_nothing_sile
     results.held(
         "20",
         "failover to a standby that lags",
-        "`pg_basebackup -R`; the standby stops, writes go on, the primary is killed, the standby is promoted",
+        "`pg_basebackup -R`; the standby is stopped, writes continue, the primary is killed, the standby is promoted",
         f"every client, connected or away, got `reset` with `epoch` for each topic: {len(resets)} of {len(resets)}",
-        f"{len(play.oracle.acknowledged - truth.keys())} acknowledged writes were gone with the "
+        f"{len(play.oracle.acknowledged - truth.keys())} acknowledged writes were lost with the "
         f"primary; from the kill "
         f"until all are served {recovery:.2f} s",
         play.n,

@@ -99,10 +99,10 @@ async def test_content_of_deleted_rows_is_told_to_nobody_who_asks_for_the_past(
     where = request.node.callspec.id
     results.held(
         f"30 ({where})",
-        f"rows are edited, moved, soft-deleted, restored, deleted; then a client asks for the past, {where}",
+        f"rows are edited, moved, soft-deleted, restored, deleted; then a client replays them, {where}",
         "five or six changes of each row, at random",
-        "0 frames with content of a row that is gone",
-        f"{len(secrets.gone)} of {count} rows gone",
+        "0 frames with content of a deleted row",
+        f"{len(secrets.gone)} of {count} rows deleted",
         f"{sum(map(len, secrets.said.values())):,} versions",
     )
 
@@ -154,8 +154,8 @@ async def test_old_segments_are_dropped_under_an_open_reader_and_no_writer_waits
             assert {} == dict(play.oracle.errors)
             results.held(
                 "19",
-                "old segments are dropped while somebody reads them",
-                "a reader's transaction stays open over all events; what is older than 2 s is dropped",
+                "old segments are dropped while they are read",
+                "a reader's transaction that has read all events stays open; segments older than 2 s are dropped",
                 f"no write waited {times(1000, 100)} ms for a lock; the live stream went on; the segments went when "
                 "the reader had ended",
                 f"commits p99 {late(play.oracle.waits) * 1e3:.0f} ms, max {max(play.oracle.waits) * 1e3:.0f} ms",

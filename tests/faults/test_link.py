@@ -43,7 +43,7 @@ async def test_a_listener_that_is_ended_again_and_again_misses_nothing(durable: 
             "5",
             "the listener's backend is terminated",
             f"`pg_terminate_backend` as soon as it listens, {rounds} times; polling is off",
-            "nothing lost; it comes back after a pause with jitter",
+            "nothing lost; it reconnects after a delay with jitter",
             f"{connected / seconds:.1f} connections a second",
             play.n,
         )
@@ -82,7 +82,7 @@ async def test_what_is_written_while_nobody_listens_is_found_when_somebody_does(
     if mutants:
         assert 0 < missed
         for number in ("5", "6"):
-            results.caught(number, "no_catch_up", f"{missed} of {rounds} writes stay unheard")
+            results.caught(number, "no_catch_up", f"{missed} of {rounds} writes are never delivered")
     else:
         assert (0, CLEAN) == (missed, verdict)
 
@@ -108,7 +108,7 @@ async def test_rings_that_the_driver_drops_while_it_begins_to_listen_are_made_go
         assert CLEAN == await play.verdict()
         results.held(
             "6",
-            "rings while the listener begins to listen",
+            "notifications while the listener starts to listen",
             f"two connections do nothing but NOTIFY while the listener reconnects, {rounds} times; polling is off",
             "the read after every LISTEN covers what the driver drops",
             "",
@@ -158,8 +158,8 @@ async def test_a_bad_way_to_postgres_delays_and_loses_nothing(
             f"7 ({request.node.callspec.id})",
             f"daemon to Postgres: {injected}",
             f"by a proxy, {rounds} times",
-            "all is served while it lasts; nothing lost; no write failed",
-            f"a write in each channel, and all that waits before it, to all clients: p50 {middle(served):.2f} s "
+            "everything is delivered while it lasts; nothing lost; no write failed",
+            f"a write in each channel, and everything queued before it, to all clients: p50 {middle(served):.2f} s "
             f"meanwhile, {middle(healed):.2f} s afterwards; commits p99 {late(play.oracle.waits) * 1e3:.0f} ms",
             play.n,
         )
@@ -203,7 +203,7 @@ async def test_whoever_has_too_little_patience_gets_nothing_through_a_bad_way(
         with pytest.raises(TimeoutError):
             await play.recovered(within=2 * MUTANT_NET)
         proxy.heal()
-    results.caught(f"7 ({request.node.callspec.id})", "no_patience", "nothing is told while it lasts")
+    results.caught(f"7 ({request.node.callspec.id})", "no_patience", "nothing is delivered while it lasts")
 
 
 @pytest.mark.parametrize("mutants", [[], ["no_beat_limit"]])
@@ -233,10 +233,10 @@ async def test_a_way_that_a_box_has_forgotten_is_noticed_by_the_beat(
         assert CLEAN == await play.verdict()
         results.held(
             "7 (forgotten)",
-            "daemon to Postgres: a middle box forgets all connections",
-            "nothing passes on old connections, and no end is told until what would be the kernels' keepalives; new "
+            "daemon to Postgres: a middlebox forgets all connections",
+            "nothing passes on old connections, and nothing reports their end until kernel keepalives would; new "
             "ones pass",
-            "the beat notices, and everything is connected anew",
+            "the heartbeat notices, and everything is reconnected",
             f"noticed after {noticed:.1f} s (beat {QUICK['ROWCAST_BEAT_EVERY']} s, limit "
             f"{QUICK['ROWCAST_BEAT_LIMIT']} "
             f"s); served again {recovery:.1f} s after the end",
@@ -283,7 +283,7 @@ async def test_a_silent_way_to_postgres_is_told_to_operators_and_made_good_when_
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(MUTANT_NET):
                     await until_ready(play, ready=False)
-            results.caught("8", "no_beat_limit", "/readyz goes on saying ready")
+            results.caught("8", "no_beat_limit", "/readyz still says ready")
             proxy.heal()
             return
         reasons = await until_ready(play, ready=False)
@@ -303,9 +303,9 @@ async def test_a_silent_way_to_postgres_is_told_to_operators_and_made_good_when_
         assert "heartbeat" in reasons
         results.held(
             "8",
-            "daemon to Postgres: a silent line",
-            "a proxy lets nothing through, both ways, and then everything",
-            "/readyz says 503 and why; clients stay connected and are told `stale`; writes go on; nothing lost",
+            "daemon to Postgres: a silent connection",
+            "a proxy blocks everything, both ways, and then lets it through",
+            "/readyz says 503 and why; clients stay connected and receive `stale`; writes continue; nothing lost",
             f"/readyz after {noticed:.1f} s, every client after {told:.1f} s; all served "
             f"{healed:.2f} s after it healed",
             play.n,

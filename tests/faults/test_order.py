@@ -31,7 +31,7 @@ async def test_commits_in_any_order_lose_nothing_and_keep_the_order_of_each_row(
             "commits out of order",
             f"{WRITERS} writers; transactions stay open 0 to 50 ms, 10 % roll back, 20 % of statements behind a "
             "savepoint that is rolled back, 10 % in two phases, 30 % take their id before their row locks",
-            "0 lost, 0 versions of a row out of order, one order for all",
+            "0 lost, 0 versions of a row out of order, one order for all clients",
             "",
             play.n,
         )
@@ -82,9 +82,9 @@ async def test_a_transaction_that_stays_open_delays_nobody_else(durable: str, re
         results.held(
             f"16 ({where})",
             f"a write transaction that stays open, {where}",
-            "it holds a transaction id, and here a row, while others write",
+            "it holds a transaction id (and, in this database, a row lock) while others write",
             "every write of others is delivered while it is open",
-            f"a write and its delivery, three times one after another: p50 {middle(before) * 1e3:.0f} ms before, "
+            f"a write and its delivery, measured three times: p50 {middle(before) * 1e3:.0f} ms before, "
             f"{middle(during) * 1e3:.0f} ms during; p99 {late(before) * 1e3:.0f} ms and {late(during) * 1e3:.0f} ms",
             play.n,
         )

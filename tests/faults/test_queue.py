@@ -97,13 +97,12 @@ async def test_a_daemon_that_hangs_is_killed_before_writers_fail(
         assert {} == dict(play.oracle.errors)
         results.held(
             "12",
-            "the daemon is stopped, and its listener reads no more",
+            "the daemon is stopped, and its listener stops reading",
             f"SIGSTOP, {PAGES} pages of queue (PostgreSQL {server.binaries.version}), filled to 60 "
             f"% twice; a supervisor "
-            "that kills what does not feed the watchdog, as systemd does",
-            "no write failed; the clients resumed and have missed nothing",
-            f"watchdog of {WATCH:g} s (15 s as shipped): served again after {freed:.1f} s; the "
-            f"queue was {usage:.0%} full",
+            "that kills a process that does not feed the watchdog, as systemd does",
+            "no write failed; the clients resumed and missed nothing",
+            f"watchdog of {WATCH:g} s (default 15): served again after {freed:.1f} s; the queue was {usage:.0%} full",
             play.n,
         )
 
@@ -139,7 +138,7 @@ async def test_a_queue_that_somebody_blocked_is_emptied_as_soon_as_he_has_gone(
         if mutants:
             with pytest.raises(TimeoutError):
                 await play.recovered(within=MUTANT_NET)
-            results.caught("13", "no_usage", "writes go on failing although nobody blocks any more")
+            results.caught("13", "no_usage", "writes keep failing after the blocker has gone")
             await server.fetchval("select pg_notification_queue_usage()")
             return
         await play.recovered()
@@ -149,8 +148,8 @@ async def test_a_queue_that_somebody_blocked_is_emptied_as_soon_as_he_has_gone(
             "13",
             "the queue of NOTIFY is full",
             f"a listener that is idle in a transaction, {PAGES} pages (PostgreSQL {server.binaries.version})",
-            "the metric shows it from 50 % on; it heals by itself when the blocker has gone. Until then writes fail: "
-            "that is Postgres, and Rowcast cannot help it",
+            "the metric shows it from 50 % on; it recovers when the blocker has gone. Until then writes fail: "
+            "Postgres does that, and Rowcast cannot prevent it",
             f"the metric said {alarm:.0%} before it was full; healed {healed:.1f} s after the blocker went",
             play.n,
         )

@@ -77,9 +77,9 @@ async def test_nothing_written_after_a_right_has_ended_is_told_to_who_lost_it(
     assert CLEAN == verdict
     results.held(
         f"29 ({daemons} daemon{'s' * (daemons - 1)}{'' if ring else ', no ring'})",
-        "a membership ends in mid-stream" + ("" if ring else ", and nobody rings"),
+        "a membership ends during a live stream" + ("" if ring else ", without NOTIFY"),
         f"{len(waits)} members lose a channel after a random number of frames"
-        + (", at the daemon that does not number" if daemons > 1 else ""),
+        + (", connected to the daemon that does not lead" if daemons > 1 else ""),
         "0 leaked",
         f"commit to `revoked`: p50 {middle(waits) * 1e3:.0f} ms, p99 {late(waits) * 1e3:.0f} ms",
         play.n,
@@ -142,7 +142,7 @@ async def test_a_right_that_ends_during_a_replay_ends_for_the_replay_too(
     assert CLEAN == verdict
     results.held(
         "29 (replay)",
-        "a membership ends while its owner is being replayed",
+        "a membership ends during the member's replay",
         f"500 changes behind, read two at a time; {rounds} times",
         "0 leaked",
         "",
@@ -191,9 +191,9 @@ async def test_who_is_taken_in_while_away_hears_nothing_of_before(
     assert CLEAN == verdict
     results.held(
         "29 (begin)",
-        "a membership begins while its owner is away",
-        f"{len(away)} clients resume from before they were taken in",
-        "0 leaked; each was told `reset` with `rights`, and everything from there on",
+        "a membership begins while the member is offline",
+        f"{len(away)} clients resume from before they were members",
+        "0 leaked; each got `reset` with `rights`, and everything from there on",
         "",
         play.n,
     )

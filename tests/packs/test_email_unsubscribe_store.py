@@ -129,7 +129,7 @@ async def test_the_command_that_the_unit_offers_for_its_start_applies_what_is_pe
 
 
 async def test_credentials_of_a_superuser_are_refused(dsn: str) -> None:
-    with pytest.raises(ExcessivePrivileges, match=r"it is a superuser.*connect as email_unsubscribe_app"):
+    with pytest.raises(ExcessivePrivileges, match=r"it is a superuser.*Use email_unsubscribe_app"):
         async with Store.open(dsn, keys=[OLD]):
             pass
 
@@ -249,7 +249,7 @@ async def test_no_model_and_no_error_shows_a_token(store: Store, dsn: str) -> No
         Tokens.model_validate({"access_token": "canary", "expiry": "canary"})
     assert "canary" not in str(caught.value)
     async with opened(dsn, OTHER) as stranger:
-        with pytest.raises(TokenUndecryptable, match="No key opens the access_token"):
+        with pytest.raises(TokenUndecryptable, match="No key decrypts the access_token"):
             await stranger.tokens("gmail")
 
 
@@ -365,7 +365,7 @@ async def test_the_operator_rotates_keys_by_a_command(dsn: str, store: Store, tm
     keys.write_text(OTHER)
     code, output, errors = await command("rotate-token-keys", **given)
     assert (42, "") == (code, output)
-    assert "daemon: No key opens the access_token of an account" in errors
+    assert "daemon: No key decrypts the access_token of an account" in errors
     assert OTHER not in errors
     code, _, errors = await command("rotate-token-keys", DATABASE_URL=dsn)
     assert (78, True) == (code, "set ROWCAST_TOKEN_KEYS_FILE" in errors)

@@ -60,7 +60,7 @@ class ArchiveNotWritable(OperatorFault):
 
 
 class ArchiveCorrupt(OperatorFault):
-    """{path} does not hold what was written to it ({reason}): look at the disk; its rows are still there."""
+    """Reading {path} back failed ({reason}): check the disk. Its rows are still in the database."""
 
     exit_code: ClassVar[int] = 74
 
@@ -69,7 +69,7 @@ class ArchiveCorrupt(OperatorFault):
 
 
 class ArchiveInProgress(OperatorFault):
-    """Somebody else is archiving in this database: try again later."""
+    """Another archive run is active in this database: try again later."""
 
     exit_code: ClassVar[int] = 75
 

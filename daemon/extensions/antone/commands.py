@@ -16,13 +16,17 @@ from daemon.extensions import CommandOptions
     required=True,
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the files go; made if it is not there.",
+    help="Directory for the files; created if missing.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what is old enough, and write nothing.")
-@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Of the `daemon up` to archive.")
+@click.option("--dry-run", is_flag=True, help="Report what is old enough, but write nothing.")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Data directory of the `daemon up` to archive.",
+)
 @click.pass_obj
 def archive(options: CommandOptions, *, pack: str, directory: Path, dry_run: bool, data_dir: Path | None) -> None:
-    """Move rows of PACK that are old enough to files; they are deleted once these have been read back."""
+    """Move old rows of PACK to files; rows are deleted after their file has been read back."""
     from daemon.extensions.antone.archive import archive
 
     settings = options.having(packs=(pack,), data_dir=data_dir).quiet().local_settings

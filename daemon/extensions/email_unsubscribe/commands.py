@@ -11,7 +11,7 @@ from daemon.settings import Settings
 @click.command("rotate-token-keys")
 @click.pass_obj
 def rotate_token_keys(options: CommandOptions) -> None:
-    """Encrypt the OAuth tokens of email_unsubscribe under the first of the keys."""
+    """Re-encrypt the OAuth tokens of email_unsubscribe with the first key."""
     settings = options.quiet().settings
     options.run(settings, _rotate(settings))
 

@@ -61,7 +61,7 @@ Address = Annotated[
 
 
 class ExcessivePrivileges(OperatorFault):
-    """These credentials reach further than the schema {schema} ({what}): connect as {role}, or take that from it."""
+    """This role has privileges outside schema {schema} ({what}). Use {role}, or revoke them."""
 
     exit_code: ClassVar[int] = 40
 
@@ -70,13 +70,13 @@ class ExcessivePrivileges(OperatorFault):
 
 
 class EncryptionUnavailable(OperatorFault):
-    """There is nothing to encrypt tokens with: install Rowcast with the extra email_unsubscribe."""
+    """The encryption library is missing: install Rowcast with the extra email_unsubscribe."""
 
     exit_code: ClassVar[int] = 41
 
 
 class TokenUndecryptable(OperatorFault):
-    """No key opens the {field} of an account: put the key that it was encrypted with behind the others."""
+    """No key decrypts the {field} of an account: add the key it was encrypted with after the others."""
 
     exit_code: ClassVar[int] = 42
 

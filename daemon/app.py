@@ -20,6 +20,7 @@ from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.pump import Pump
 from daemon.delivery.replay import RetryingLogReader
+from daemon.delivery.rights import Rights
 from daemon.files import folder
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, json_page, static_pages, text_page
@@ -45,7 +46,7 @@ Demo = Callable[[], Mapping[str, Any]]
 
 START_TIMEOUT = 30.0  # seconds for the first echo of NOTIFY, and until a start that goes on is reported
 CLOSE_TIMEOUT = 2.0  # seconds for the database connections to close
-MAX_READ_SILENCE = 10.0  # seconds without a read of the log until this daemon counts as not ready
+MAX_READ_AGE = 10.0  # seconds without a read of the log until this daemon counts as not ready
 
 # A full pass of the garbage collector stops everybody for 0.3 s where 10,000 clients follow ten topics each. Frequent
 # work leaves it nothing to collect, so a full pass runs a hundred times more rarely than by default.
@@ -193,18 +194,18 @@ def _build(
     readiness = Readiness(
         lambda: schema.problems,
         lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
-        lambda: ("the log is not being read",) if pump.silence > MAX_READ_SILENCE else (),
+        lambda: ("the log is not being read",) if pump.read_age > MAX_READ_AGE else (),
     )
     limits = Limits(connections=settings.max_clients, deflate_bytes=settings.deflate_bytes)
     context = ClientContext(
         hub=hub,
         log_reader=log_cache,
-        history=RetryingLogReader(log_cache, pump.reads.wait),
-        grants=PgGrants(pool, router.schema_of),
+        replay_reader=RetryingLogReader(log_cache, pump.readable.wait),
+        rights=Rights(hub, PgGrants(pool, router.schema_of), pump.wait_until_delivered),
         router=router,
         authenticate=Authenticator(settings.require_secret()).verify,
-        reached=pump.reached,
-        silence=lambda: pump.silence,
+        wait_until_delivered=pump.wait_until_delivered,
+        read_age=lambda: pump.read_age,
         close_history=CloseHistory(),
         encode=encode,
         clock=time.monotonic,

@@ -112,7 +112,7 @@ async def _print_new(log_reader: PgLogReader, topic: Topic, position: Position, 
     seq = position.seq
     while seq < head.seq:
         try:
-            changes = await log_reader.read_topics([topic], seq, head.seq, 1000)
+            changes = (await log_reader.read_topics([topic], seq, head.seq, 1000)).changes
         except LogTruncated as error:
             click.echo(f"daemon: {error} Some changes are missing here.", err=True)
             return head

@@ -1,4 +1,4 @@
-"""The nouns of Rowcast: what changed, where it stands in the log, and who hears of it."""
+"""The values that everything else is about: topics, positions, rights and changes."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,37 +10,36 @@ Topic = NewType("Topic", str)
 """What a client follows, e.g. ``channel:01J...``."""
 
 Seq = NewType("Seq", int)
-"""A place in the log. Numbers of different epochs cannot be compared."""
+"""A number in the log. Compare only numbers of one epoch."""
 
 MAX_SEQ = 2**53 - 1  # the largest integer that a JavaScript client can hold exactly
 
 
 class Kind(StrEnum):
-    """What happened to a row in a topic; the labels of the SQL type ``rowcast.kind``, and ``limit``."""
+    """What happened to a row in a topic: the labels of the SQL type ``rowcast.kind``, and ``limit``."""
 
     INSERT = "insert"
     UPDATE = "update"
     DELETE = "delete"
     RESTORE = "restore"
-    LEAVE = "leave"  # the row lives on, in another topic: a delete with `left` on the wire
-    TRUNCATE = "truncate"  # every row of the table went at once: a reset on the wire
-    LOST = "lost"  # a lenient table's capture failed: a reset on the wire
-    LIMIT = "limit"  # a transaction has more changes than are told one by one: a reset on the wire
+    LEAVE = "leave"  # the row moved to another topic: a delete with `left` on the wire
+    TRUNCATE = "truncate"  # the table was truncated: a reset on the wire
+    LOST = "lost"  # capture of a lenient table failed: a reset on the wire
+    LIMIT = "limit"  # a transaction too large to send change by change: a reset on the wire
 
 
 RESET_KINDS = (Kind.TRUNCATE, Kind.LOST, Kind.LIMIT)
-"""What names no row, but puts the state of whole topics in doubt; the reasons of a reset."""
+"""The kinds that name no row, but reset whole topics; each is the reason of its `reset` frame."""
 
-EVERYTHING = Topic("*")
-"""Where a `limit` stands that concerns every topic: its transaction touched too many of them to name each."""
-
+ALL_TOPICS = Topic("*")
+"""The topic of a `limit` whose transaction touched too many topics to name each."""
 
 CONTENT = frozenset({Kind.INSERT, Kind.UPDATE, Kind.RESTORE})
-"""The kinds that carry a record, as long as the row has not been deleted."""
+"""The kinds that carry a record, unless the row has been deleted since."""
 
 
 class Position(NamedTuple):
-    """A place in the log of one epoch; ``"<epoch>:<seq>"`` on the wire."""
+    """A number in the log of one epoch; ``"<epoch>:<seq>"`` on the wire."""
 
     epoch: str
     seq: Seq
@@ -61,7 +60,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Who may read what: this user this topic. None stands for every user, and for every topic of the pack."""
+    """This user may read this topic. None means every user, and every topic of the pack."""
 
     user: str | None
     topic: Topic | None
@@ -70,10 +69,10 @@ class Right:
 class Change(NamedTuple):
     """One row's change in one topic, as the log holds it.
 
-    ``key`` and ``record`` are JSON text exactly as Postgres wrote it: it is validated, and spliced into the
-    frame without being built anew. A kind that carries a record has none once the row was deleted. ``at`` is the
-    time of the writing statement, RFC 3339 in UTC. ``ends`` is the right that ended with the row. ``model`` is the
-    name of the row model that checks it, where that is not the table's.
+    ``key`` and ``record`` are JSON text exactly as Postgres wrote it. It is validated, and copied into the frame
+    as it is. ``record`` is None for kinds without content, and once the row was deleted. ``at`` is the time of the
+    writing statement, RFC 3339 in UTC. ``ends`` is the right that ended with this change. ``model`` is the name of
+    the row model that validates it, if that is not the table's.
     """
 
     seq: Seq

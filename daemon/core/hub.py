@@ -1,9 +1,9 @@
-"""Topic -> who follows it. A frame is built once per run of changes, and all who hear the same get the same bytes."""
+"""Fan-out: which follower gets which frames. A frame is built once, and shared by all who follow its topic."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from daemon.core import wire
 from daemon.core.change import RESET_KINDS, Change, Position, Right, Seq, Topic
@@ -11,35 +11,58 @@ from daemon.core.ports import Encode
 
 
 class RightEnd(NamedTuple):
-    """A right has ended at `seq`; it was to topics that `serves` knows."""
+    """A right ended at `seq`. It applied to topics for which `serves` is true."""
 
     seq: Seq
     right: Right
     serves: Callable[[Topic], bool]
 
 
+class Discontinuity(NamedTuple):
+    """A break in the stream: the hub continued at `position`, which does not follow what it had delivered.
+
+    `number` counts them, so that two are never equal. What lies in between is unknown, revocations included.
+    """
+
+    number: int
+    reason: str  # of the `reset` that clients get
+    position: Position
+
+
 class Follower(Protocol):
-    """Who hears of changes, or will once it has caught up. No method waits or raises."""
+    """A client as the hub sees it. No method waits or raises."""
 
     @property
     def user(self) -> str:
-        """Whose rights count."""
+        """The user whose rights count."""
 
     def deliver(self, frames: bytes) -> None:
-        """Hand over all that concerns this follower up to the hub's `position`: encoded frames, in order.
+        """Take everything that concerns this follower up to the hub's `position`: encoded frames, in order.
 
         A follower that has enough may leave its topics from inside this call.
         """
 
     def revoked(self, topic: Topic) -> None:
-        """The right to this topic has ended: it is followed no more, and waited for no more."""
+        """The right to this topic has ended; the hub has already removed this follower from it."""
 
-    def moved(self) -> None:
-        """What comes next does not continue what was delivered: it must let itself be suspended, and begin anew."""
+    def discontinued(self) -> None:
+        """The hub moved to a new discontinuity: suspend every live topic and replay it."""
 
 
-class _Told(NamedTuple):
-    """A frame of a topic, made of one run of changes. `prev` is the topic's position before it."""
+class RightsQuery:
+    """A right that is being looked up, so that a revocation meanwhile is not missed."""
+
+    __slots__ = ("abandoned", "follower", "revoked_at", "topic")
+
+    def __init__(self, topic: Topic, follower: Follower) -> None:
+        self.topic = topic
+        self.follower = follower
+        self.revoked_at = Seq(0)  # where the right last ended since the query began; 0 if it did not
+        self.abandoned = False  # the follower left the topic meanwhile
+
+
+class _SentFrame(NamedTuple):
+    """A frame for one topic, built from one run of changes. `prev` is the topic's position before it."""
 
     topic: Topic
     prev: Position
@@ -47,81 +70,84 @@ class _Told(NamedTuple):
     frame: bytes
 
 
-_Batch = tuple[Collection[Follower], list[bytes]]
+_Member = TypeVar("_Member")
+
+_Share = tuple[Collection[Follower], list[bytes]]
+"""The same frames for each of these followers."""
 
 
 class Hub:
     """The live end of the log in this process: how far it has come, and who follows what.
 
-    `position` is what has been delivered to every follower; it moves only in `publish` and `move`. `breaks` counts
-    the moves, `broken` is the reason of the last one and `begun` where it led: who is on the way from a position of
-    before must start anew there.
+    `position` is what has been delivered to every follower; only `publish` and `move` change it. `discontinuity` is
+    the last one: replays that began before it restart from its position.
     """
 
     def __init__(self, encode: Encode) -> None:
         self.position = Position("", Seq(0))
-        self.breaks = 0
-        self.broken = ""
-        self.begun = self.position
+        self.discontinuity = Discontinuity(0, "", self.position)
         self._encode = encode
         self._followers: dict[Topic, dict[Follower, None]] = {}
-        self._waiting: dict[Topic, dict[Follower, None]] = {}  # not live yet, but their rights may end
-        self._asking: dict[Topic, dict[Follower, Seq]] = {}
-        self._before: dict[Topic, Position] = {}  # of each followed topic, the position of its last frame
+        self._pending: dict[Topic, dict[Follower, None]] = {}  # not live yet, but their rights are watched
+        self._queries: dict[Topic, dict[RightsQuery, None]] = {}
+        self._sent: dict[Topic, Position] = {}  # the position of the last frame of each followed topic
 
-    def ask(self, topic: Topic, follower: Follower) -> None:
-        """The follower's right to the topic is being looked up: note whether it ends meanwhile."""
-        self._asking.setdefault(topic, {})[follower] = Seq(0)
+    def begin_rights_query(self, topic: Topic, follower: Follower) -> RightsQuery:
+        """The follower's right to the topic is being looked up: record whether it ends meanwhile."""
+        query = RightsQuery(topic, follower)
+        self._queries.setdefault(topic, {})[query] = None
+        return query
 
-    def answered(self, topic: Topic, follower: Follower) -> Seq:
-        """It has been looked up. Returns where the right last ended meanwhile; 0 if it did not."""
-        asking = self._asking[topic]
-        ended = asking.pop(follower)
-        if not asking:
-            del self._asking[topic]
-        return ended
+    def end_rights_query(self, query: RightsQuery) -> None:
+        """The right has been looked up: `query` says what happened meanwhile."""
+        _discard(self._queries, query.topic, query)
 
-    def wait(self, topic: Topic, follower: Follower) -> None:
-        """Tell this follower if the right to the topic ends, until it follows."""
-        self._waiting.setdefault(topic, {})[follower] = None
+    def watch_rights(self, topic: Topic, follower: Follower) -> None:
+        """Tell this follower if its right to the topic ends, until it follows or leaves the topic."""
+        self._pending.setdefault(topic, {})[follower] = None
 
     def follow(self, topic: Topic, follower: Follower) -> None:
         """Deliver the topic's changes past `position` to this follower."""
-        self._wait_no_more(topic, follower)
+        _discard(self._pending, topic, follower)
         if topic not in self._followers:
             self._followers[topic] = {}
-            self._before[topic] = self.position
+            self._sent[topic] = self.position
         self._followers[topic][follower] = None
 
     def unfollow(self, topic: Topic, follower: Follower) -> None:
-        """Deliver nothing more of the topic to this follower; it need not have followed it."""
-        self._wait_no_more(topic, follower)
-        followers = self._followers.get(topic, {})
-        followers.pop(follower, None)
-        if not followers and self._followers.pop(topic, None) is not None:
-            del self._before[topic]
+        """Deliver nothing more of the topic to this follower, whether it followed, waited or asked for it."""
+        for query in self._queries.get(topic, ()):
+            query.abandoned = query.abandoned or query.follower is follower
+        self._stop_delivery(topic, follower)
 
     def suspend(self, topics: Iterable[Topic], follower: Follower) -> dict[Topic, Seq]:
-        """Deliver nothing more of these topics for now, but tell this follower if a right to one of them ends.
+        """Stop delivering these topics for now, but still tell this follower if a right to one of them ends.
 
-        Returns those of them that it followed, each with the place of its last frame.
+        Returns the topics that were live, each with the position of its last frame.
         """
         suspended: dict[Topic, Seq] = {}
         for topic in topics:
             if follower in self._followers.get(topic, ()):
-                suspended[topic] = self._before[topic].seq
-                self.unfollow(topic, follower)
-                self.wait(topic, follower)
+                suspended[topic] = self._sent[topic].seq
+                self._stop_delivery(topic, follower)
+                self.watch_rights(topic, follower)
         return suspended
+
+    def _stop_delivery(self, topic: Topic, follower: Follower) -> None:
+        _discard(self._pending, topic, follower)
+        if topic in self._followers:
+            _discard(self._followers, topic, follower)
+            if topic not in self._followers:
+                del self._sent[topic]
 
     @property
     def topics(self) -> Collection[Topic]:
-        """The topics that somebody follows."""
+        """The topics that have live followers."""
         return self._followers.keys()
 
     @property
     def subscriptions(self) -> int:
-        """How many pairs of topic and follower there are."""
+        """How many pairs of topic and live follower there are."""
         return sum(map(len, self._followers.values()))
 
     def publish(
@@ -129,122 +155,128 @@ class Hub:
         changes: Sequence[Change],
         position: Position,
         covers: Callable[[Change], Iterable[Topic]],
-        ends: Iterable[RightEnd] = (),
+        ended_rights: Iterable[RightEnd] = (),
     ) -> tuple[int, int]:
         """Deliver changes, in order, and move to `position`. Returns how many frames were built and delivered.
 
-        Each follower gets everything that concerns it in one call, and the same object as all who get the same.
-        `covers` names the followed topics that a change of one of the kinds in DOUBTS concerns: their followers are
-        told `reset`. `ends` are the rights that ended, and where: whoever loses one hears of that topic what came
-        before, and `revoked`.
+        Each follower gets everything that concerns it in one call, and followers that get the same get the same
+        object. `covers` names the followed topics that a change of one of RESET_KINDS concerns: they get `reset`. A
+        follower that loses a right gets that topic's changes before the end of the right, and `revoked`.
         """
-        cuts = self._cuts(ends)
-        told = self._told(changes, position.epoch, covers)
-        losing = {follower for _, follower in cuts}
-        batches = self._shared(told, losing)
-        batches += [([follower], self._curtailed(told, follower, cuts, position.epoch)) for follower in losing]
+        revocations = self._revocations(ended_rights)
+        sent = self._build_frames(changes, position.epoch, covers)
+        revoked_followers = {follower for _, follower in revocations}
+        shares = self._shares(sent, revoked_followers)
+        shares += [
+            ([follower], self._truncated(sent, follower, revocations, position.epoch))
+            for follower in revoked_followers
+        ]
         self.position = position
-        for topic, follower in cuts:
+        for topic, follower in revocations:
             self.unfollow(topic, follower)
             follower.revoked(topic)
         delivered = 0
-        for followers, frames in batches:
+        for followers, frames in shares:
             delivered += len(followers) * len(frames)
             joined = frames[0] if len(frames) == 1 else b"".join(frames)
             for follower in followers:
                 follower.deliver(joined)
-        return len(told), delivered
+        return len(sent), delivered
 
-    def _told(
+    def move(self, position: Position, reason: str) -> None:
+        """Continue from a position that does not follow the last one, and tell every live follower."""
+        self.position = position
+        self.discontinuity = Discontinuity(self.discontinuity.number + 1, reason, position)
+        for follower in {follower for followers in self._followers.values() for follower in followers}:
+            follower.discontinued()
+
+    def _build_frames(
         self, changes: Iterable[Change], epoch: str, covers: Callable[[Change], Iterable[Topic]]
-    ) -> list[_Told]:
-        """What the followed topics hear, in order."""
-        told: list[_Told] = []
-        for topic, run in wire.runs(change for change in changes if self._concerns(change)):
+    ) -> list[_SentFrame]:
+        """The frames for the followed topics, in order."""
+        sent: list[_SentFrame] = []
+        for topic, run in wire.runs(change for change in changes if self._is_relevant(change)):
             for concerned in covers(run[-1]) if run[-1].kind in RESET_KINDS else (topic,):
-                prev = self._before[concerned]
-                told.append(_Told(concerned, prev, run, self._frame(concerned, prev, run, epoch)))
-                self._before[concerned] = Position(epoch, run[-1].seq)
-        return told
+                prev = self._sent[concerned]
+                sent.append(_SentFrame(concerned, prev, run, self._frame(concerned, prev, run, epoch)))
+                self._sent[concerned] = Position(epoch, run[-1].seq)
+        return sent
 
-    def _shared(self, told: Iterable[_Told], losing: Collection[Follower]) -> list[_Batch]:
-        """What is handed to whom but those who lose a right: one batch for all who hear of the same topics."""
+    def _shares(self, sent: Iterable[_SentFrame], revoked_followers: Collection[Follower]) -> list[_Share]:
+        """What to deliver to whom, but for followers that lose a right: one share for all who get the same topics."""
         frames: defaultdict[Topic, list[tuple[int, bytes]]] = defaultdict(list)
-        for place, (topic, _, _, frame) in enumerate(told):
+        for place, (topic, _, _, frame) in enumerate(sent):
             frames[topic].append((place, frame))
         groups: dict[tuple[Topic, ...], list[Follower]] = {}
         if len(frames) == 1:
             [topic] = frames
             groups[topic,] = list(self._followers[topic])
         elif frames:
-            heard: dict[Follower, tuple[Topic, ...]] = {}
+            topics_of: dict[Follower, tuple[Topic, ...]] = {}
             for topic in frames:
                 for follower in self._followers[topic]:
-                    heard[follower] = (*heard.get(follower, ()), topic)
-            for follower, topics in heard.items():
+                    topics_of[follower] = (*topics_of.get(follower, ()), topic)
+            for follower, topics in topics_of.items():
                 groups.setdefault(topics, []).append(follower)
         return [
             (
-                [follower for follower in followers if follower not in losing] if losing else followers,
+                [follower for follower in followers if follower not in revoked_followers]
+                if revoked_followers
+                else followers,
                 [frame for _, frame in sorted(chain.from_iterable(frames[topic] for topic in topics))],
             )
             for topics, followers in groups.items()
         ]
 
-    def _curtailed(
-        self, told: Iterable[_Told], follower: Follower, cuts: Mapping[tuple[Topic, Follower], Seq], epoch: str
+    def _truncated(
+        self,
+        sent: Iterable[_SentFrame],
+        follower: Follower,
+        revocations: Mapping[tuple[Topic, Follower], Seq],
+        epoch: str,
     ) -> list[bytes]:
-        """What somebody is handed who loses a right: of that topic what came before, and that the right has ended."""
+        """The frames for a follower that loses a right: that topic's changes before its end, then `revoked`."""
         frames: list[bytes] = []
-        for topic, prev, run, frame in told:
+        for topic, prev, run, frame in sent:
             if follower in self._followers[topic]:
-                cut = cuts.get((topic, follower))
-                if cut is None or run[-1].seq < cut:
+                revoked_at = revocations.get((topic, follower))
+                if revoked_at is None or run[-1].seq < revoked_at:
                     frames.append(frame)
-                elif kept := [change for change in run if change.seq < cut]:
+                elif kept := [change for change in run if change.seq < revoked_at]:
                     frames.append(self._frame(topic, prev, kept, epoch))
-        for (topic, loser), cut in cuts.items():
+        for (topic, loser), revoked_at in revocations.items():
             if loser is follower:
-                frames.append(self._encode(wire.revoked(topic, Position(epoch, cut))))
+                frames.append(self._encode(wire.revoked(topic, Position(epoch, revoked_at))))
         return frames
 
     def _frame(self, topic: Topic, prev: Position, run: Sequence[Change], epoch: str) -> bytes:
-        """What a topic hears of a run: its changes, or that they put it in doubt."""
+        """The frame of a topic for a run: its changes, or a reset."""
         last = run[-1]
         if last.kind in RESET_KINDS:
             return self._encode(wire.reset(topic, last.kind.value, Position(epoch, last.seq)))
         return self._encode(wire.changes(topic, prev, run))
 
-    def _cuts(self, ends: Iterable[RightEnd]) -> dict[tuple[Topic, Follower], Seq]:
-        """Who follows, or waits for, a topic that it may no longer read, and since when. Notes it for who asks."""
-        cuts: dict[tuple[Topic, Follower], Seq] = {}
-        for seq, right, serves in ends:
-            known = (right.topic,) if right.topic is not None else {*self._followers, *self._waiting, *self._asking}
+    def _revocations(self, ended_rights: Iterable[RightEnd]) -> dict[tuple[Topic, Follower], Seq]:
+        """Which followers, live or pending, lose which topic, and where. Also records it in the running queries."""
+        revocations: dict[tuple[Topic, Follower], Seq] = {}
+        for seq, right, serves in ended_rights:
+            known = (right.topic,) if right.topic is not None else {*self._followers, *self._pending, *self._queries}
             for topic in filter(serves, known):
-                for follower in (*self._followers.get(topic, ()), *self._waiting.get(topic, ())):
+                for follower in (*self._followers.get(topic, ()), *self._pending.get(topic, ())):
                     if right.user is None or right.user == follower.user:
-                        cuts.setdefault((topic, follower), seq)
-                for follower in self._asking.get(topic, ()):
-                    if right.user is None or right.user == follower.user:
-                        self._asking[topic][follower] = seq
-        return cuts
+                        revocations.setdefault((topic, follower), seq)
+                for query in self._queries.get(topic, ()):
+                    if right.user is None or right.user == query.follower.user:
+                        query.revoked_at = seq
+        return revocations
 
-    def _wait_no_more(self, topic: Topic, follower: Follower) -> None:
-        waiting = self._waiting.get(topic, {})
-        waiting.pop(follower, None)
-        if not waiting:
-            self._waiting.pop(topic, None)
-
-    def _concerns(self, change: Change) -> bool:
+    def _is_relevant(self, change: Change) -> bool:
         return change.topic in self._followers or change.kind in RESET_KINDS
 
-    def move(self, position: Position, reason: str) -> None:
-        """Go on from a position that does not continue the last one.
 
-        What lies between is known to nobody, the ends of rights included: every follower is told `moved`.
-        """
-        self.position = self.begun = position
-        self.breaks += 1
-        self.broken = reason
-        for follower in {follower for followers in self._followers.values() for follower in followers}:
-            follower.moved()
+def _discard(members: dict[Topic, dict[_Member, None]], topic: Topic, member: _Member) -> None:
+    """Remove a member from a topic, and the topic with its last member."""
+    of_topic = members.get(topic, {})
+    of_topic.pop(member, None)
+    if not of_topic:
+        members.pop(topic, None)

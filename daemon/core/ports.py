@@ -1,7 +1,7 @@
-"""The seams, in the words of those who use them. Their docstrings are the contracts that tests/contract checks."""
+"""The interfaces between the rooms, in the words of those who use them. tests/contract checks their docstrings."""
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.close_codes import Close
@@ -29,12 +29,6 @@ class Socket(Protocol):
     def close(self, code: int, reason: str) -> None:
         """Send a close frame behind what was written, and end. The first call counts, later ones do nothing."""
 
-    def pause(self) -> None:
-        """Stop reading from the peer until `resume`."""
-
-    def resume(self) -> None:
-        """Read from the peer again."""
-
 
 class ClientHandler(Protocol):
     """Who answers one client. The gateway calls it, from the event loop, and it never waits or raises."""
@@ -60,6 +54,16 @@ OpenClient = Callable[[Socket], ClientHandler]
 """Called by the gateway once a handshake for `rowcast.v1` has succeeded."""
 
 
+class Batch(NamedTuple):
+    """What a read of the log returned: changes, in order.
+
+    `validated`: changes that may not be sent have been taken out already, so that nobody validates them again.
+    """
+
+    changes: Sequence[Change]
+    validated: bool = False
+
+
 class LogReader(Protocol):
     """The durable record of changes, in the one order that every client sees."""
 
@@ -67,17 +71,17 @@ class LogReader(Protocol):
         """The newest position. Raises LogUnavailable."""
 
     async def read(self, after: Seq, limit: int) -> Sequence[Change]:
-        """Whole transactions past `after`, oldest first; an empty answer means there are none.
+        """Whole transactions past `after`, oldest first; empty if there are none.
 
-        Reads about `most` changes, and more only to end where a transaction does. One that is too large to be told
-        stands there as a `limit` in each topic that it touched, where it did so last, and one more for each right
-        that ends in it; what lies behind `after` decides. Raises LogUnavailable.
+        Reads about `limit` changes: more only to end where a transaction ends. A transaction that is too large to be
+        sent change by change appears as one `limit` change in each topic that it touched, at its last change there,
+        and one more for each right that ends in it; only what lies past `after` counts. Raises LogUnavailable.
         """
 
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Sequence[Change]:
-        """The same for some topics, up to a place where a transaction ends, and without the rights that end.
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
+        """The same for some topics, up to `upto`, where a transaction must end, and without rights that end.
 
-        Fewer than `most` changes are all that there are. Raises LogUnavailable.
+        Fewer than `limit` changes mean that there are no more. Raises LogUnavailable and LogTruncated.
         """
 
     async def continuity(self, since: Position) -> str | None:
@@ -88,8 +92,8 @@ class Grants(Protocol):
     """Who may read what."""
 
     async def readable_from(self, user: str, topic: Topic) -> Seq | None:
-        """From where in the log on the user may read the topic: where the transaction that gave the right begins.
+        """The position from which on the user may read the topic: where the transaction that granted it begins.
 
-        0 if that lies before all that the log knows; None if the user may not, or nobody serves the topic. A right
-        given a moment ago is waited for, until it has its place. Raises GrantsUnavailable.
+        0 if that is before everything the log knows; None if the user may not, or no pack serves the topic. Waits for
+        a right that was granted a moment ago, until it has a position. Raises GrantsUnavailable.
         """

@@ -1,7 +1,7 @@
-"""The protocol of one client, without any I/O: a frame in, actions out.
+"""The protocol of one client, without any I/O: a frame comes in, actions go out.
 
-The law: a session greets, then it is live, then it has ended. What it may do in each phase stands in `receive`;
-it changes phase in `welcomed` and `end`, and nowhere else. Whoever holds the socket performs the actions, in order.
+The state machine: a session is GREETING, then LIVE, then ENDED. `receive` says what is allowed in each phase; only
+`welcomed` and `end` change the phase. The owner of the socket performs the actions, in order.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import Final, assert_never
 
 from daemon.core import wire
-from daemon.core.change import Position, Seq, Topic
+from daemon.core.change import Position, Topic
 from daemon.core.errors import (
     AlreadyGreeted,
     AlreadySubscribed,
@@ -17,7 +17,6 @@ from daemon.core.errors import (
     ClientFault,
     HelloExpected,
     HelloTimeout,
-    NoSuchTopic,
     TooManyTopics,
 )
 from daemon.core.wire import FrameId, Hello, Ping, Subscribe, Unsubscribe
@@ -42,33 +41,23 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Authenticate:
-    """Find out who this is; answer with `welcomed`, or with `fault`."""
+    """Verify the token of the hello; answer with `welcomed`, or with `fault`."""
 
     hello: Hello
 
 
 @dataclass(frozen=True, slots=True)
-class Authorize:
-    """Find out whether the user may read the topic; answer with `granted`, or with `fault` and `forget`."""
-
-    user: str
-    topic: Topic
-    frame: FrameId | None
-
-
-@dataclass(frozen=True, slots=True)
 class Follow:
-    """Let the topic's changes flow from `since`, or from now; say `subscribed` first. The right began at `begun`."""
+    """Subscribe the client to the topic if the user may read it: from `since`, or from now. If not, call `refuse`."""
 
     topic: Topic
     since: Position | None
-    begun: Seq
     frame: FrameId | None
 
 
 @dataclass(frozen=True, slots=True)
 class Unfollow:
-    """Let nothing more of the topic flow."""
+    """Send nothing more of the topic."""
 
     topic: Topic
 
@@ -81,14 +70,15 @@ class CloseConnection:
     reason: str
 
 
-Action = Say | Authenticate | Authorize | Follow | Unfollow | CloseConnection
+Action = Say | Authenticate | Follow | Unfollow | CloseConnection
 
 
 class Session:
     """One client's side of the protocol.
 
-    `deadline` is when the hello must have come, and later when the token expires, in the seconds of whatever clock
-    the caller has. `seen` is how far the client has gone in any topic, if beyond where it resumes.
+    `deadline` is when the hello must have arrived, and later when the token expires, in seconds of the caller's
+    clock. `topics` are those that the client follows or has asked for. `seen` is the newest position that the client
+    has processed in any topic, if that is beyond where it resumes.
     """
 
     __slots__ = ("_since", "deadline", "phase", "seen", "topics", "user")
@@ -97,12 +87,12 @@ class Session:
         self.phase = Phase.GREETING
         self.deadline = deadline
         self.user: str = ""
-        self.topics: dict[Topic, Position | None] = {}  # what is followed, or asked for, and since when
+        self.topics: dict[Topic, None] = {}  # ordered, so that resets come in the order of the subscriptions
         self._since: Position | None = None
         self.seen: Position | None = None
 
     def receive(self, frame: wire.ClientFrame) -> list[Action]:
-        """Answer one frame."""
+        """Answer one frame. A Follow is always the last action."""
         if self.phase is Phase.ENDED:
             return []
         if self.phase is Phase.GREETING:
@@ -126,35 +116,28 @@ class Session:
             return self.fault(AlreadySubscribed(), frame.id)
         if len(self.topics) >= MAX_TOPICS:
             return self.fault(TooManyTopics(MAX_TOPICS), frame.id)
-        self.topics[topic] = frame.since or self._since
-        return [Authorize(self.user, topic, frame.id)]
+        self.topics[topic] = None
+        return [Follow(topic, frame.since or self._since, frame.id)]
 
     def welcomed(self, user: str, since: Position | None, expires: float, seen: Position | None = None) -> None:
-        """The token was good. `since` is where topics without a position of their own are replayed from."""
+        """The token is valid. `since` is where topics without a position of their own are replayed from."""
         self.phase = Phase.LIVE
         self.deadline = expires
         self.user = user
         self._since = since
         self.seen = seen
 
-    def granted(self, topic: Topic, frame: FrameId | None, begun: Seq | None) -> list[Action]:
-        """What became of an `Authorize`: where the right began, None if there is none.
-
-        A topic that does not exist and one that is forbidden look the same.
-        """
-        if self.phase is not Phase.LIVE:
-            return []
-        if begun is None or topic not in self.topics:  # the right may have ended after it was looked up
-            self.topics.pop(topic, None)
-            return self.fault(NoSuchTopic(), frame)
-        return [Follow(topic, self.topics[topic], begun, frame)]
+    def refuse(self, topic: Topic, fault: ClientFault, frame: FrameId | None) -> list[Action]:
+        """The topic cannot be followed: say why. The client may ask again."""
+        self.forget(topic)
+        return self.fault(fault, frame)
 
     def forget(self, topic: Topic) -> None:
-        """The topic could not be decided on, or the right to it has ended; the client may ask again."""
+        """The topic is not followed any more; the client may ask again."""
         self.topics.pop(topic, None)
 
     def fault(self, fault: ClientFault, frame: FrameId | None = None) -> list[Action]:
-        """Tell the client what it did wrong, and end where the fault says so, or nobody has said hello yet."""
+        """Tell the client what it did wrong. Closes if the fault says so, or before the session is live."""
         if self.phase is Phase.ENDED:
             return []
         code = fault.close or (4400 if self.phase is Phase.GREETING else None)
@@ -162,12 +145,12 @@ class Session:
         return [say] if code is None else [say, *self.end(code, fault.code)]
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed."""
+        """Time has passed: close if the deadline is over."""
         if now < self.deadline:
             return []
         return self.fault(HelloTimeout() if self.phase is Phase.GREETING else BadToken())
 
     def end(self, code: int, reason: str) -> list[Action]:
-        """Close, once."""
+        """Close."""
         self.phase = Phase.ENDED
         return [CloseConnection(code, reason)]

@@ -1,4 +1,4 @@
-"""One client's life: performs what its session decides, against the log, the grants and the socket."""
+"""One client's life: performs what its session decides, using the hub, the rights, the log and the socket."""
 
 import asyncio
 import random
@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from daemon import metrics
 from daemon.core import wire
@@ -17,16 +17,16 @@ from daemon.core.errors import (
     ClientFault,
     GrantsUnavailable,
     LogUnavailable,
+    NoSuchTopic,
     TooManyFrames,
     Unavailable,
 )
-from daemon.core.hub import Hub
-from daemon.core.ports import Encode, Grants, LogReader, Socket
+from daemon.core.hub import Discontinuity, Hub
+from daemon.core.ports import Encode, LogReader, Socket
 from daemon.core.session import (
     MAX_TOPICS,
     Action,
     Authenticate,
-    Authorize,
     CloseConnection,
     Follow,
     Phase,
@@ -35,18 +35,19 @@ from daemon.core.session import (
     Unfollow,
 )
 from daemon.delivery.pack_router import PackRouter
-from daemon.delivery.replay import History, replay
+from daemon.delivery.replay import Replay, ReplayReader
+from daemon.delivery.rights import Rights
 from daemon.logs import get_logger
 
 log = get_logger()
 
-MAX_QUEUED_FRAMES = 2 * MAX_TOPICS  # frames of one client that wait for an answer: enough to subscribe to everything
-HELLO_TIMEOUT = 5.0  # seconds
-STALE_DELAY = 5.0  # seconds without a read of the log
+MAX_QUEUED_FRAMES: Final = 2 * MAX_TOPICS  # frames of one client that wait for an answer: enough to follow everything
+HELLO_TIMEOUT: Final = 5.0  # seconds
+STALE_DELAY: Final = 5.0  # seconds without a read of the log until clients are told that they may be behind
 
 
 class Claims(Protocol):
-    """What a good token says."""
+    """What a valid token says."""
 
     @property
     def user(self) -> str:
@@ -61,19 +62,20 @@ class Claims(Protocol):
 class ClientContext:
     """What all clients share.
 
-    `history` is what replays read. `reached` waits until the hub has come to a place in the log. `silence` says how
-    many seconds ago the log was last read. A client for whom more than `queue_bytes` wait falls behind.
+    `replay_reader` is what replays read. `wait_until_delivered` waits until the hub has delivered everything up to a
+    position. `read_age` is the time since the log was last read, in seconds. A client for which more than
+    `queue_bytes` are queued falls behind. `schema` is the hash of the payload contracts.
     """
 
     hub: Hub
     log_reader: LogReader
-    history: History
-    grants: Grants
+    replay_reader: ReplayReader
+    rights: Rights
     router: PackRouter
     authenticate: Callable[[str], Claims]
-    reached: Callable[[Seq], Coroutine[Any, Any, None]]
+    wait_until_delivered: Callable[[Seq], Coroutine[Any, Any, None]]
     encode: Encode
-    silence: Callable[[], float]
+    read_age: Callable[[], float]
     close_history: CloseHistory
     clock: Callable[[], float]
     heartbeat: float
@@ -83,33 +85,31 @@ class ClientContext:
     chunk: int = 1000
 
     def open_client(self, socket: Socket) -> "Client":
-        """Begin with a client whose handshake has succeeded."""
+        """A client whose handshake has succeeded."""
         return Client(self, socket)
 
 
 class Client:
-    """The ClientHandler of one socket, and the hub's Follower.
+    """The ClientHandler of one socket, the hub's Follower and the ReplayTarget.
 
-    Frames are answered in order. As long as nothing has to be waited for, no task is made; a question to the
-    database makes one, which lives until every waiting frame is answered. A replay is a task of its own.
+    Frames are answered in order. A frame that needs nothing awaited is answered at once, without a task. A subscribe
+    starts a task, which ends when every queued frame is answered. A replay is a task of its own.
 
-    A topic is live, where the hub delivers, or in `_behind`, from where the replay goes on. A client that does not
-    read what is live is slow: it has nothing live, everything behind, and a replay that waits for it to read. It
-    need not know: to it that is the same stream.
+    A topic is either live, where the hub delivers, or in `_replay`. A client that does not read what is live is
+    *slow*: nothing is live, every topic is in the replay, and the replay waits for the peer to read. To the client
+    this is the same stream.
     """
 
     __slots__ = (
-        "_behind",
         "_context",
         "_head_due",
         "_inbox",
+        "_is_slow",
         "_replay",
         "_session",
-        "_slow",
         "_socket",
         "_stale",
-        "_told",
-        "_worker",
+        "_subscribing",
     )
 
     def __init__(self, context: ClientContext, socket: Socket) -> None:
@@ -117,182 +117,140 @@ class Client:
         self._socket = socket
         self._session = Session(deadline=context.clock() + HELLO_TIMEOUT)
         self._inbox: deque[bytes] = deque()
-        self._worker: asyncio.Task[None] | None = None
-        self._replay: asyncio.Task[None] | None = None
-        self._behind: dict[Topic, Seq] = {}
-        self._told: dict[Topic, Seq] = {}  # of those behind, where the last frame was, if not there
-        self._slow = False
-        self._stale = False  # what the client was told last
-        # Spread over the first beat, so that clients who came together are not all told at once.
+        self._subscribing: asyncio.Task[None] | None = None
+        self._replay: Replay | None = None
+        self._is_slow = False
+        self._stale = False  # what the last `head` frame said
+        # Spread over the first interval, so that clients that came together do not get their heads together.
         self._head_due = context.clock() + context.heartbeat * random.uniform(0.5, 1.0)  # noqa: S311
 
-    # The gateway calls these.
+    # Called by the gateway.
 
     def message_received(self, text: bytes) -> None:
         """Answer one message, or queue it behind those that wait for an answer."""
-        if self._worker is not None:
+        if self._subscribing is not None:
             if len(self._inbox) < MAX_QUEUED_FRAMES:
                 self._inbox.append(text)
             else:
                 self._perform(self._fault(TooManyFrames()))
             return
-        waiting = self._perform(self._decide(text))
-        if waiting:
-            self._worker = asyncio.create_task(self._work(waiting))
+        follow = self._answer(text)
+        if follow is not None:
+            self._subscribing = asyncio.create_task(self._subscribe_and_answer(follow))
 
     def tick(self, now: float) -> None:
-        """Mind the hello's deadline and the heartbeat."""
+        """Close at the session's deadline, and send a `head` frame when one is due."""
         if now >= self._session.deadline:
             self._perform(self._session.tick(now))
-        stale = self._context.silence() > STALE_DELAY
+        stale = self._context.read_age() > STALE_DELAY
         if now < self._head_due and stale == self._stale:
             return
-        # Whoever has something to read needs no sign of life, and whoever does not read gets no more.
+        # A peer with something left to read needs no sign of life.
         if self._session.phase is Phase.LIVE and not self._socket.queued():
             self._head_due = now + self._context.heartbeat
             self._stale = stale
-            self._say(wire.head(None if self._behind else self._context.hub.position, stale=stale))
+            self.send(wire.head(None if self._replay else self._context.hub.position, stale=stale))
 
     def connection_lost(self, close: Close | None) -> None:
         """The connection has ended."""
         if close is not None and self._session.user:
             self._context.close_history.record(self._socket.session, self._session.user, close)
         self._session.end(1006, "lost")
-        for task in (self._worker, self._replay):
-            if task is not None:
-                task.cancel()
+        if self._subscribing is not None:
+            self._subscribing.cancel()
+        if self._replay is not None:
+            self._replay.clear()
+            if self._replay.task is not None:
+                self._replay.task.cancel()
         for topic in self._session.topics:
             self._context.hub.unfollow(topic, self)
         self._session.topics.clear()
-        self._behind.clear()
         self._set_slow(slow=False)
 
-    # The hub and the replay call these.
-
-    def deliver(self, frames: bytes) -> None:
-        """Hand over live frames; if too much waits for the peer now, nothing more is live."""
-        if self._socket.write(frames) > self._context.queue_bytes:
-            self._fall_behind(self._context.hub.breaks)
+    # Called by the hub.
 
     @property
     def user(self) -> str:
-        """Whose rights count."""
+        """The user whose rights count."""
         return self._session.user
 
-    def revoked(self, topic: Topic) -> None:
-        """The right to this topic has ended; the hub says so to the peer."""
-        self._session.forget(topic)
-        self._leave_behind(topic)
+    def deliver(self, frames: bytes) -> None:
+        """Write live frames. If too much waits for the peer now, nothing more is live."""
+        if self._socket.write(frames) > self._context.queue_bytes:
+            self._fall_behind(self._context.hub.discontinuity)
 
-    def tell(self, payload: bytes) -> None:
-        """Hand over what was missed."""
-        self._say(payload)
+    def revoked(self, topic: Topic) -> None:
+        """The right to this topic has ended; the hub has told the peer."""
+        self._session.forget(topic)
+        self._leave_replay(topic)
+
+    def discontinued(self) -> None:
+        """Numbers have been lost: every live topic begins anew."""
+        self._fall_behind(None)
+
+    # Called by the replay.
+
+    def send(self, payload: bytes) -> None:
+        """Write one frame."""
+        self._socket.write(self._context.encode(payload))
 
     async def drained(self) -> None:
         """Wait until the peer has taken most of what was sent."""
         await self._socket.drained()
 
-    def moved(self) -> None:
-        """Numbers have been lost: begin anew with everything that is live."""
-        self._fall_behind(self._context.hub.breaks - 1)
+    def join(self, topic: Topic) -> None:
+        """The topic is at the head: follow it live."""
+        self._context.hub.follow(topic, self)
 
-    async def look_up_rights(self) -> dict[Topic, Seq]:
-        """Leave what may no longer be read; where the rights to the rest began."""
-        rights: dict[Topic, Seq] = {}
-        for topic in tuple(self._behind):
-            while topic in self._behind and topic not in rights:
+    async def readable_topics(self) -> dict[Topic, Seq]:
+        """See ReplayTarget."""
+        readable: dict[Topic, Seq] = {}
+        for topic in self._replay or ():
+            while self._is_replaying(topic) and topic not in readable:
                 try:
-                    begun = await self._readable_from(topic)
+                    start = await self._context.rights.readable_from(topic, self)
                 except GrantsUnavailable as error:
                     log.debug("log_unavailable", session=self._socket.session, reason=error.reason)
                     await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
                     continue
-                if begun is not None:
-                    rights[topic] = begun
-                elif topic in self._behind:
-                    self._say(wire.revoked(topic, self._context.hub.position))
+                if start is not None:
+                    readable[topic] = start
+                elif self._is_replaying(topic):
+                    self.send(wire.revoked(topic, self._context.hub.position))
                     self._context.hub.unfollow(topic, self)
                     self.revoked(topic)
-        return rights
+        return readable
 
-    # What the session decides.
+    # Answers.
 
-    def _decide(self, text: bytes) -> list[Action]:
+    def _answer(self, text: bytes) -> Follow | None:
+        """Answer one frame, as far as nothing has to be awaited; what is left of it to do."""
         try:
-            return self._session.receive(wire.parse(text))
+            actions = self._session.receive(wire.parse(text))
         except ClientFault as fault:
-            return self._fault(fault, wire.frame_id(text))
+            actions = self._fault(fault, wire.frame_id(text))
+        return self._perform(actions)
 
     def _fault(self, fault: ClientFault, frame: wire.FrameId | None = None) -> list[Action]:
         metrics.ERRORS.labels(code=fault.code).inc()
         return self._session.fault(fault, frame)
 
-    def _perform(self, actions: Sequence[Action]) -> list[Authorize | Follow]:
-        """Do what needs no waiting; what does, and all behind it, is returned."""
-        for place, action in enumerate(actions):
+    def _perform(self, actions: Sequence[Action]) -> Follow | None:
+        """Perform actions up to a Follow, which is the last of them and is returned."""
+        for action in actions:
             match action:
                 case Say(payload):
-                    self._say(payload)
+                    self.send(payload)
                 case CloseConnection(code, reason):
                     self._socket.close(code, reason)
                 case Unfollow(topic):
-                    self._unfollow(topic)
+                    self._leave_replay(topic)
+                    self._context.hub.unfollow(topic, self)
                 case Authenticate():
                     self._perform(self._greet(action))
-                case Follow(topic, None, _, frame):
-                    self._follow(topic, frame)
-                case Authorize() | Follow():
-                    return [a for a in actions[place:] if isinstance(a, Authorize | Follow)]
-        return []
-
-    async def _work(self, waiting: Sequence[Authorize | Follow]) -> None:
-        """Answer what needs the database, then the frames that came in meanwhile."""
-        try:
-            while True:
-                for question in waiting:
-                    await self._ask(question)
-                if not self._inbox:
-                    break
-                waiting = self._perform(self._decide(self._inbox.popleft()))
-        except Exception:
-            log.exception("internal_error", session=self._socket.session)
-            self._socket.close(1011, "internal error")
-        finally:
-            self._worker = None
-
-    async def _ask(self, question: Authorize | Follow) -> None:
-        try:
-            if isinstance(question, Authorize):
-                begun = await self._readable_from(question.topic)
-                for follow in self._perform(self._session.granted(question.topic, question.frame, begun)):
-                    await self._ask(follow)
-            else:
-                await self._resume(question)
-        except (GrantsUnavailable, LogUnavailable) as error:
-            log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
-            self._context.hub.unfollow(question.topic, self)
-            self._session.forget(question.topic)
-            self._perform(self._fault(Unavailable(), question.frame))
-
-    async def _readable_from(self, topic: Topic) -> Seq | None:
-        """Where the right to a topic began; from now on the hub minds its end."""
-        hub = self._context.hub
-        while True:
-            breaks = hub.breaks
-            # From before the question on: a right that ends behind the answer must not be missed.
-            hub.ask(topic, self)
-            try:
-                begun = await self._context.grants.readable_from(self.user, topic)
-                if begun is not None:
-                    await self._context.reached(begun)  # what comes before it here is not for this user
-            finally:
-                ended = hub.answered(topic, self)
-            if hub.breaks == breaks:
-                break
-        if begun is None or ended > begun or topic not in self._session.topics:
-            return None
-        hub.wait(topic, self)
-        return begun
+                case Follow():
+                    return action
+        return None
 
     def _greet(self, action: Authenticate) -> list[Action]:
         hello = action.hello
@@ -317,92 +275,129 @@ class Client:
             )
         ]
 
-    def _follow(self, topic: Topic, frame: wire.FrameId | None) -> None:
+    # Subscribing.
+
+    async def _subscribe_and_answer(self, follow: Follow | None) -> None:
+        """Subscribe, then answer the frames that were queued meanwhile."""
+        try:
+            while True:
+                if follow is not None:
+                    await self._subscribe(follow)
+                if not self._inbox:
+                    break
+                follow = self._answer(self._inbox.popleft())
+        except Exception:
+            log.exception("internal_error", session=self._socket.session)
+            self._socket.close(1011, "internal error")
+        finally:
+            self._subscribing = None
+
+    async def _subscribe(self, follow: Follow) -> None:
+        """Follow the topic if the user may read it: live at once, or through a replay from `since`."""
+        try:
+            start = await self._context.rights.readable_from(follow.topic, self)
+            if start is None:
+                self._refuse(follow, NoSuchTopic())
+            elif follow.since is None:
+                self._follow_live(follow)
+            else:
+                await self._resume(follow, follow.since, start)
+        except (GrantsUnavailable, LogUnavailable) as error:
+            log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
+            self._refuse(follow, Unavailable())
+
+    def _refuse(self, follow: Follow, fault: ClientFault) -> None:
+        """A topic that does not exist and one that is forbidden look the same."""
+        self._context.hub.unfollow(follow.topic, self)
+        if self._session.phase is Phase.LIVE:
+            metrics.ERRORS.labels(code=fault.code).inc()
+        self._perform(self._session.refuse(follow.topic, fault, follow.frame))
+
+    def _follow_live(self, follow: Follow) -> None:
+        """Follow the topic from the head of the log on."""
         position = self._context.hub.position
-        self._say(wire.subscribed(frame, topic, position))
-        if self._slow:  # live, it would be ahead of the others
-            self._behind[topic] = position.seq
+        self.send(wire.subscribed(follow.frame, follow.topic, position))
+        if self._is_slow and self._replay is not None:  # live, it would be ahead of the client's other topics
+            self._replay.add(follow.topic, position.seq)
         else:
-            self._context.hub.follow(topic, self)
+            self._context.hub.follow(follow.topic, self)
 
-    def _fall_behind(self, breaks: int) -> None:
-        """Have every live topic replayed from where the hub is: up to there all has been delivered.
+    async def _resume(self, follow: Follow, since: Position, start: Seq) -> None:
+        """Replay a topic from `since` if the log can prove that nothing is missing; else reset it to the head.
 
-        `breaks` is what the hub had counted when it was.
+        The user may read the topic from `start` on.
         """
-        hub = self._context.hub
-        told = hub.suspend(self._session.topics, self)
-        if told:
-            self._told |= told
-            self._behind |= dict.fromkeys(told, hub.position.seq)
-            self._set_slow(slow=True)
-            self._begin_replay(breaks)
-
-    def _set_slow(self, *, slow: bool) -> None:
-        if slow != self._slow:
-            self._slow = slow
-            metrics.CLIENTS_BEHIND.inc(1 if slow else -1)
-            metrics.BEHIND.inc(slow)
-
-    async def _resume(self, follow: Follow) -> None:
-        """Replay a topic from where the client was, if the log can prove that nothing is missing."""
-        since = follow.since
-        assert since is not None
-        begun = follow.begun
+        hub, topic = self._context.hub, follow.topic
         while True:
-            breaks = self._context.hub.breaks
-            reason = await self._context.log_reader.continuity(since)
-            if reason is None and self._session.seen is not None:  # or else what it has seen could come again
-                reason = await self._context.log_reader.continuity(self._session.seen)
-            if reason is None:
-                await self._context.reached(since.seq)  # another daemon may have been ahead of this one
-            if self._context.hub.breaks == breaks:
+            discontinuity = hub.discontinuity
+            reason = await self._reset_reason(since)
+            if hub.discontinuity is discontinuity:
                 break
-            found = await self._readable_from(follow.topic)
-            if found is None:
-                self._context.hub.unfollow(follow.topic, self)
-                self._perform(self._session.granted(follow.topic, follow.frame, None))
+            readable_from = await self._context.rights.readable_from(topic, self)
+            if readable_from is None:
+                self._refuse(follow, NoSuchTopic())
                 return
-            begun = found
-        if follow.topic not in self._session.topics:
-            return  # gone while we asked
+            start = readable_from
+        if topic not in self._session.topics:
+            return  # revoked, or left, meanwhile
         if reason is not None:
             metrics.RESETS.labels(reason=reason).inc()
-            self._follow(follow.topic, follow.frame)
-            self._say(wire.reset(follow.topic, reason, self._context.hub.position))
-            if since == self._context.hub.position:  # to the client this looks like a replay, which has an end
-                self._say(wire.resumed(since, 0))
+            self._follow_live(follow)
+            self.send(wire.reset(topic, reason, hub.position))
+            if since == hub.position:  # to the client this looks like a replay, which has an end
+                self.send(wire.resumed(since, 0))
             return
-        self._say(wire.subscribed(follow.frame, follow.topic, since))
-        if since.seq < begun - 1:
-            since = Position(since.epoch, Seq(begun - 1))
+        self.send(wire.subscribed(follow.frame, topic, since))
+        if since.seq < start - 1:
+            since = Position(since.epoch, Seq(start - 1))
             metrics.RESETS.labels(reason="rights").inc()
-            self._say(wire.reset(follow.topic, "rights", since))
-        self._behind[follow.topic] = since.seq
-        self._begin_replay(self._context.hub.breaks)
+            self.send(wire.reset(topic, "rights", since))
+        self._running_replay(discontinuity).add(topic, since.seq)
 
-    def _begin_replay(self, breaks: int) -> None:
+    async def _reset_reason(self, since: Position) -> str | None:
+        """Why the stream cannot be continued from `since`; None if it can."""
+        reason = await self._context.log_reader.continuity(since)
+        if reason is None and self._session.seen is not None:  # else the client could get what it has seen again
+            reason = await self._context.log_reader.continuity(self._session.seen)
+        if reason is None:
+            await self._context.wait_until_delivered(since.seq)  # another daemon may be ahead of this one
+        return reason
+
+    # Replaying.
+
+    def _fall_behind(self, discontinuity: Discontinuity | None) -> None:
+        """Replay every live topic from the hub's position, up to which everything was delivered.
+
+        `discontinuity` is the last one before that; None if the position itself is not continuous.
+        """
+        hub = self._context.hub
+        suspended = hub.suspend(self._session.topics, self)
+        if suspended:
+            self._set_slow(slow=True)
+            replay = self._running_replay(discontinuity)
+            for topic, last_frame in suspended.items():
+                replay.add(topic, hub.position.seq, last_frame)
+
+    def _running_replay(self, discontinuity: Discontinuity | None) -> Replay:
+        """The replay that runs, or a new one, to which topics may be added at once."""
         if self._replay is None:
-            self._replay = asyncio.create_task(self._catch_up(breaks))
-
-    async def _catch_up(self, breaks: int) -> None:
-        """Replay what is behind, and go on live."""
-        context = self._context
-        try:
-            replayed = await replay(
-                self._behind,
+            self._replay = Replay(
                 self,
-                lambda topic: context.hub.follow(topic, self),
-                log_reader=context.history,
-                hub=context.hub,
-                router=context.router,
-                chunk=context.chunk,
-                told=self._told,
-                breaks=breaks,
+                self._context.replay_reader,
+                self._context.hub,
+                self._context.router,
+                limit=self._context.chunk,
+                discontinuity=discontinuity,
             )
-            self._say(wire.resumed(context.hub.position, replayed))
-            if not self._slow:
-                metrics.RESUMES.labels(outcome="replayed" if replayed else "lossless").inc()
+            self._replay.task = asyncio.create_task(self._run_replay(self._replay))
+        return self._replay
+
+    async def _run_replay(self, replay: Replay) -> None:
+        try:
+            await replay.run()
+            self.send(wire.resumed(self._context.hub.position, replay.sent))
+            if not self._is_slow:
+                metrics.RESUMES.labels(outcome="replayed" if replay.sent else "lossless").inc()
             self._set_slow(slow=False)
         except Exception:
             log.exception("internal_error", session=self._socket.session)
@@ -410,18 +405,20 @@ class Client:
         finally:
             self._replay = None
 
-    def _unfollow(self, topic: Topic) -> None:
-        self._leave_behind(topic)
-        self._context.hub.unfollow(topic, self)
+    def _is_replaying(self, topic: Topic) -> bool:
+        return self._replay is not None and topic in self._replay
 
-    def _leave_behind(self, topic: Topic) -> None:
-        self._behind.pop(topic, None)
-        self._told.pop(topic, None)
+    def _leave_replay(self, topic: Topic) -> None:
+        if self._replay is not None:
+            self._replay.discard(topic)
 
-    def _say(self, payload: bytes) -> None:
-        self._socket.write(self._context.encode(payload))
+    def _set_slow(self, *, slow: bool) -> None:
+        if slow != self._is_slow:
+            self._is_slow = slow
+            metrics.CLIENTS_BEHIND.inc(1 if slow else -1)
+            metrics.BEHIND.inc(slow)
 
 
 def bye(reason: str, spread_ms: int = 5000) -> bytes:
-    """The payload that announces a planned close; clients come back spread over some seconds."""
+    """The payload that announces a planned close; clients reconnect spread over some seconds."""
     return wire.bye(reason, random.randint(0, spread_ms))  # noqa: S311

@@ -1,4 +1,4 @@
-"""Bell -> read -> validate -> hub: the one task that moves the live end of the log to the clients."""
+"""The pump: reads what is new in the log, validates it, and publishes it through the hub."""
 
 import asyncio
 import time
@@ -18,16 +18,17 @@ from daemon.logs import get_logger
 
 log = get_logger()
 
-MAX_PENDING_DEAD_LETTERS: Final = 1000  # that wait to be kept; of more the oldest are dropped
+MAX_PENDING_DEAD_LETTERS: Final = 1000  # that wait to be stored; beyond that, the oldest are dropped
 
 StoreDeadLetters = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]]
+"""Stores each (change, pack, reason). Raises LogUnavailable."""
 
 
 class Pump:
     """Keeps the hub at the head of the log.
 
-    `bell` is rung when the log has grown; without a ring the log is read every `poll_every` seconds. What it has been
-    handed it need not read. `recent` is given what the hub is given, and at once.
+    It reads the log when `wakeup` is set, and every `poll_every` seconds without that. Changes that the sequencer
+    offers need not be read. Whatever is published goes into `log_cache` in the same step.
     """
 
     def __init__(
@@ -51,65 +52,69 @@ class Pump:
         self._poll_every = poll_every
         self._chunk = chunk
         self._offered: deque[tuple[Seq, Sequence[Change]]] = deque()
-        self._free = False  # may the hub be moved by whoever hands over?
-        self._retry_storing_at = float("-inf")  # when letters that could not be kept are tried again
-        self._pending_dead_letters: list[Invalid] = []  # to be buried before anything behind them is delivered
-        self._waiting: list[asyncio.Future[None]] = []  # for the next step of the hub
+        self._accepts_offers = False  # true while `offer` may publish by itself
+        self._retry_storing_at = float("-inf")  # when to try again after storing dead letters failed
+        self._pending_dead_letters: list[Invalid] = []  # stored before anything behind them is delivered
+        self._deliveries: list[asyncio.Future[None]] = []  # done when the hub has moved
         self._read_at = float("-inf")
         self.started = asyncio.Event()
-        self.failure = ""  # why the last attempt to read the log has failed
-        self.reads = asyncio.Event()  # set unless the last attempt to read the log has failed
+        self.failure = ""  # why the last attempt to read the log failed
+        self.readable = asyncio.Event()  # set unless the last attempt to read the log failed
 
     @property
-    def silence(self) -> float:
+    def read_age(self) -> float:
         """Seconds since the log was last read; infinite before the first time."""
         return time.monotonic() - self._read_at
 
     def offer(self, after: Seq, changes: Sequence[Change]) -> None:
-        """All that the log holds between `after` and the last of these changes: delivered at once, if it can be."""
-        if self._free and not self._pending_dead_letters and after == self._hub.position.seq:
+        """Take everything that the log holds between `after` and the last of these changes.
+
+        It is published at once if the hub is at `after`, and kept for the next step otherwise.
+        """
+        if self._accepts_offers and not self._pending_dead_letters and after == self._hub.position.seq:
             self._read_at = time.monotonic()
             self._publish(changes)
             if not self._pending_dead_letters:
                 return
         else:
             if sum(len(changes) for _, changes in self._offered) > self._chunk:
-                self._offered.clear()  # it will be read
+                self._offered.clear()  # the log will be read instead
             self._offered.append((after, changes))
         self._wakeup.set()
 
-    async def reached(self, seq: Seq) -> None:
-        """Wait until everything up to this place has been delivered to those who follow it live."""
+    async def wait_until_delivered(self, seq: Seq) -> None:
+        """Wait until everything up to this position has been delivered to the live followers."""
         while self._hub.position.seq < seq:
-            step = asyncio.get_running_loop().create_future()
-            self._waiting.append(step)
-            await step
+            delivery = asyncio.get_running_loop().create_future()
+            self._deliveries.append(delivery)
+            await delivery
 
     async def run(self) -> None:
         """Move the hub along the log until cancelled."""
-        quiet = False
+        timed_out = False
         while True:
             self._wakeup.clear()
             try:
                 await self._catch_up()
-                if quiet:
-                    await self._look_for_term()
+                if timed_out:
+                    await self._check_for_new_term()
                 self.failure = ""
-                self.reads.set()
+                self.readable.set()
             except LogUnavailable as error:
                 if not self.failure:
                     log.warning("log_unavailable", reason=error.reason)
                 self.failure = error.reason
-                self.reads.clear()
+                self.readable.clear()
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
-            quiet, self._free = True, self.started.is_set()
+            timed_out, self._accepts_offers = True, self.started.is_set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_every):
                     await self._wakeup.wait()
-                    quiet = False
-            self._free = False
+                    timed_out = False
+            self._accepts_offers = False
 
     async def _catch_up(self) -> None:
+        """Publish what is new, until nothing is."""
         if not self.started.is_set():
             head = await self._log.head()
             if head.epoch:
@@ -119,21 +124,21 @@ class Pump:
         while self.started.is_set():
             await self._store_pending()
             before = self._hub.position.seq
-            changes = self._taken(before) or await self._read(before)
+            changes = self._take_offered(before) or await self._read(before)
             self._read_at = time.monotonic()
             if self._hub.position.seq != before:
-                continue  # what was being read has been handed over
+                continue  # the same changes were offered while they were being read
             if not changes:
                 break
             if changes[-1].seq - before != len(changes):
-                await self._begin_term(changes[0].seq)
+                await self._check_gap(changes[0].seq)
             self._publish(changes)
             if changes[-1].seq - before < self._chunk and not self._offered:
-                break  # that was all there is, since numbers are dense; whatever comes rings
+                break  # numbers are dense, so that was everything; what comes next sets `wakeup`
         await self._store_pending()
 
-    def _taken(self, before: Seq) -> Sequence[Change]:
-        """What has been handed of the log behind this place; nothing if that has to be read."""
+    def _take_offered(self, before: Seq) -> Sequence[Change]:
+        """The offered changes that continue from this position; empty if the log has to be read."""
         taken: list[Change] = []
         while self._offered and self._offered[0][0] <= before:
             after, changes = self._offered.popleft()
@@ -144,26 +149,26 @@ class Pump:
 
     async def _read(self, before: Seq) -> Sequence[Change]:
         began = time.monotonic()
-        self._free = True  # a read that takes its time must not hold up what is handed over
+        self._accepts_offers = True  # a slow read must not delay what is offered
         try:
             changes = await self._log.read(before, self._chunk)
         finally:
-            self._free = False
+            self._accepts_offers = False
         metrics.READ_SECONDS.observe(time.monotonic() - began)
         return changes
 
-    async def _look_for_term(self) -> None:
+    async def _check_for_new_term(self) -> None:
         """A new term may have no numbers yet, and still have taken back some that were delivered."""
         if not self.started.is_set():
             return
         head = await self._log.head()
         if head.seq > self._hub.position.seq and not await self._log.read(self._hub.position.seq, 1):
-            await self._begin_term(Seq(head.seq + 1))
+            await self._check_gap(Seq(head.seq + 1))
 
-    async def _begin_term(self, first: Seq) -> None:
-        """Numbers are dense within a term: a jump, wherever, is a new one. Was what we delivered last kept on record?
+    async def _check_gap(self, first: Seq) -> None:
+        """Numbers are dense within a term, so a gap before `first` means a new term: is our position still valid?
 
-        A transaction that is told as `limit` is a jump too, and asks in vain.
+        A transaction that is replaced by `limit` changes leaves a gap too; there the position is valid.
         """
         reason = await self._log.continuity(self._hub.position)
         if reason is not None:
@@ -182,42 +187,46 @@ class Pump:
             valid,
             position,
             lambda change: self._router.topics_to_reset(change, self._hub.topics),
-            self._router.ends(changes),
+            self._router.ended_rights(changes),
         )
         self._log_cache.add(changes, valid)
         metrics.FRAMES.inc(built)
         metrics.DELIVERIES.inc(delivered)
         metrics.BATCH_CHANGES.observe(len(changes))
-        for kind, count in Counter(change.kind for change in valid).items():
-            metrics.CHANGES.labels(kind=kind.value).inc(count)
-        for change in valid:
-            if change.kind is Kind.LOST:
-                log.error("trigger_error", seq=change.seq, table=change.table)
-        for tx in {change.tx for change in changes if change.kind is Kind.LIMIT}:
-            log.warning("transaction_too_large", transaction=tx)
-        for letter in invalid:
-            change = letter.change
-            metrics.DEAD_LETTERS.labels(pack=letter.pack, table=change.table).inc()
-            log.error("change_invalid", seq=change.seq, pack=letter.pack, table=change.table, reason=letter.reason)
+        _report(changes, valid, invalid)
         self._pending_dead_letters += invalid
-        waiting, self._waiting = self._waiting, []
-        for step in waiting:
-            if not step.done():
-                step.set_result(None)
+        deliveries, self._deliveries = self._deliveries, []
+        for delivery in deliveries:
+            if not delivery.done():
+                delivery.set_result(None)
 
     async def _store_pending(self) -> None:
-        """Keep what was refused. What cannot be kept now is tried again, and takes a tenth of the time at most."""
+        """Store the pending dead letters. Retries after a failure take at most a tenth of the time."""
         began = time.monotonic()
         if not self._pending_dead_letters or began < self._retry_storing_at:
             return
-        letters = self._pending_dead_letters[-MAX_PENDING_DEAD_LETTERS:]
-        dropped = len(self._pending_dead_letters) - len(letters)
+        dead_letters = self._pending_dead_letters[-MAX_PENDING_DEAD_LETTERS:]
+        dropped = len(self._pending_dead_letters) - len(dead_letters)
         try:
-            await self._store_dead_letters(letters)
+            await self._store_dead_letters(dead_letters)
             self._pending_dead_letters = []
         except LogUnavailable as error:
-            first, count = letters[0].change.seq, len(letters)
+            first, count = dead_letters[0].change.seq, len(dead_letters)
             log.error("dead_letter_failed", first=first, count=count, dropped=dropped, reason=error.reason)
-            self._pending_dead_letters = letters
+            self._pending_dead_letters = dead_letters
             failed = time.monotonic()
             self._retry_storing_at = failed + max(self._poll_every, 10 * (failed - began))
+
+
+def _report(changes: Sequence[Change], valid: Sequence[Change], invalid: Sequence[Invalid]) -> None:
+    """Count what was published, and log what an operator should see."""
+    for kind, count in Counter(change.kind for change in valid).items():
+        metrics.CHANGES.labels(kind=kind.value).inc(count)
+    for change in valid:
+        if change.kind is Kind.LOST:
+            log.error("trigger_error", seq=change.seq, table=change.table)
+    for tx in {change.tx for change in changes if change.kind is Kind.LIMIT}:
+        log.warning("transaction_too_large", transaction=tx)
+    for change, pack, reason in invalid:
+        metrics.DEAD_LETTERS.labels(pack=pack, table=change.table).inc()
+        log.error("change_invalid", seq=change.seq, pack=pack, table=change.table, reason=reason)

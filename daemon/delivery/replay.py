@@ -1,157 +1,216 @@
-"""From a client's position to the head: the one way for everybody who is behind."""
+"""Replay: from a client's position to the head of the log. New, returning and slow clients all come this way."""
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
 from daemon.core import wire
 from daemon.core.change import RESET_KINDS, Change, Position, Seq, Topic
 from daemon.core.errors import LogTruncated, LogUnavailable
-from daemon.core.hub import Hub
-from daemon.core.ports import LogReader
+from daemon.core.hub import Discontinuity, Hub
+from daemon.core.ports import Batch, LogReader
 from daemon.delivery.pack_router import PackRouter
 from daemon.logs import get_logger
 
 log = get_logger()
 
-READERS = 4  # replays that read the log at once: they leave connections to the pump, however many clients are slow
+MAX_CONCURRENT_READS = 4  # leaves database connections to the pump, however many clients are slow
 
 
-class Reader(Protocol):
-    """Who is behind, and hears what it missed."""
+class ReplayTarget(Protocol):
+    """The client that a replay is for."""
 
-    def tell(self, payload: bytes) -> None:
+    def send(self, payload: bytes) -> None:
         """Send this frame."""
 
     async def drained(self) -> None:
         """Wait until the peer has taken most of what was sent."""
 
-    async def look_up_rights(self) -> Mapping[Topic, Seq]:
-        """Leave the topics that may no longer be read: their rights may have ended where nobody saw it.
+    async def readable_topics(self) -> Mapping[Topic, Seq]:
+        """Look up the rights to all topics that are behind, and leave those that may no longer be read.
 
-        Returns where the rights to the others began.
+        Returns the position from which on each of the others may be read.
         """
 
+    def join(self, topic: Topic) -> None:
+        """The topic is at the head: follow it live."""
 
-class History(Protocol):
+
+class ReplayReader(Protocol):
     """What a replay needs of the log."""
 
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Sequence[Change]:
-        """As in the LogReader."""
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
+        """See LogReader, except that LogUnavailable is never raised."""
 
 
 class RetryingLogReader:
-    """The log, for all replays together: some read at a time, and a read that failed is tried again.
+    """The log for all replays together: it limits how many read at once, and retries a read that failed.
 
-    `readable` waits until the log can be read, as far as is known.
+    `wait_until_readable` waits until the log can be read, as far as is known.
     """
 
-    def __init__(self, log_reader: LogReader, readable: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, log_reader: LogReader, wait_until_readable: Callable[[], Awaitable[object]]) -> None:
         self._log = log_reader
-        self._readable = readable
-        self._turns = asyncio.Semaphore(READERS)
+        self._wait_until_readable = wait_until_readable
+        self._reads = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Sequence[Change]:
-        """As in the LogReader, but that it does not fail."""
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
+        """See ReplayReader. Raises LogTruncated."""
         while True:
             try:
-                async with self._turns:
+                async with self._reads:
                     return await self._log.read_topics(topics, after, upto, limit)
             except LogUnavailable as error:
-                log.debug("log_unavailable", reason=error.reason)  # the pump says so louder
+                log.debug("log_unavailable", reason=error.reason)  # the pump logs it at a higher level
             await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
-            await self._readable()
+            await self._wait_until_readable()
 
 
-async def replay(
-    behind: dict[Topic, Seq],
-    reader: Reader,
-    join: Callable[[Topic], None],
-    *,
-    log_reader: History,
-    hub: Hub,
-    router: PackRouter,
-    chunk: int = 1000,
-    told: dict[Topic, Seq] | None = None,
-    breaks: int | None = None,
-) -> int:
-    """Send what each topic in `behind` missed since its place there, then let all of them `join` the live stream.
+class Replay:
+    """Sends each topic what it missed, then lets all of them join the live stream.
 
-    They join together: nobody hears of one topic what is newer than what it has still to hear of another. `behind`
-    may gain and lose topics while this runs; it is empty at the end. `told` has, where that is not its place, the
-    position of a topic's last frame: the `prev` of the next. `breaks` is what the hub had counted when the places
-    were good, if that is not now. Returns how many changes were sent. Memory is bounded by one chunk. Raises
-    LogUnavailable.
+    They join together: a client never gets a change of one topic before an older one of another. Topics may be added
+    and removed while the replay runs. It holds at most one read of `limit` changes in memory.
     """
-    sent = 0
-    breaks = hub.breaks if breaks is None else breaks
-    told = {} if told is None else told
-    while behind:
-        await reader.drained()  # whoever joins has room for what is live
-        # From here to the joining nothing is awaited, so there is neither gap nor repeat.
-        if hub.breaks != breaks:
-            # The numbers that were asked about may have been lost, and name nothing now.
-            breaks = hub.breaks
-            rights = await reader.look_up_rights()
-            if hub.breaks == breaks:
-                _begin_anew(behind, reader, hub.broken, hub.begun, rights)
-        if hub.breaks != breaks:
-            continue
-        upto = hub.position.seq
-        if all(place >= upto for place in behind.values()):
-            for topic in tuple(behind):
-                del behind[topic]
-                told.pop(topic, None)
-                join(topic)
-            break
-        # Topics come and go while the log is read: what was read is for those that were asked about.
-        asked = dict(behind)
-        told |= {topic: min(told.get(topic, place), place) for topic, place in asked.items()}
-        wanted = {*asked, *router.wildcard_topics(asked)}
+
+    __slots__ = (
+        "_discontinuity",
+        "_hub",
+        "_limit",
+        "_log",
+        "_places",
+        "_router",
+        "_sent_positions",
+        "_target",
+        "sent",
+        "task",
+    )
+
+    def __init__(
+        self,
+        target: ReplayTarget,
+        log_reader: ReplayReader,
+        hub: Hub,
+        router: PackRouter,
+        *,
+        limit: int = 1000,
+        discontinuity: Discontinuity | None = None,
+    ) -> None:
+        """`discontinuity` is the hub's last one when the places were valid. None: begin with a reset."""
+        self.task: asyncio.Task[None] | None = None  # what runs it, for its owner
+        self.sent = 0  # changes
+        self._target = target
+        self._log = log_reader
+        self._hub = hub
+        self._router = router
+        self._limit = limit
+        self._discontinuity = discontinuity
+        self._places: dict[Topic, Seq] = {}  # where each topic is
+        self._sent_positions: dict[Topic, Seq] = {}  # the `prev` of each topic's next frame, if that is not its place
+
+    def __contains__(self, topic: object) -> bool:
+        return topic in self._places
+
+    def __iter__(self) -> Iterator[Topic]:
+        return iter(tuple(self._places))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, topic: Topic, place: Seq, last_frame: Seq | None = None) -> None:
+        """Replay a topic from `place` on. `last_frame` is the position of its last frame, if not its place."""
+        self._places[topic] = place
+        if last_frame is not None:
+            self._sent_positions[topic] = last_frame
+
+    def discard(self, topic: Topic) -> None:
+        """Send nothing more of this topic."""
+        self._places.pop(topic, None)
+        self._sent_positions.pop(topic, None)
+
+    def clear(self) -> None:
+        """Send nothing more."""
+        self._places.clear()
+        self._sent_positions.clear()
+
+    async def run(self) -> None:
+        """Replay until every topic has joined or was removed."""
+        while self._places:
+            await self._target.drained()  # so that there is room for what is live
+            # From here to the joining nothing is awaited: there is neither a gap nor a repeat.
+            if self._hub.discontinuity is not self._discontinuity:
+                await self._restart()
+                continue
+            upto = self._hub.position.seq
+            if all(place >= upto for place in self._places.values()):
+                self._join()
+                return
+            await self._send_next(upto)
+
+    async def _restart(self) -> None:
+        """The numbers that were read may have been lost: reset every topic to where the hub continued."""
+        discontinuity = self._hub.discontinuity
+        rights = await self._target.readable_topics()
+        if self._hub.discontinuity is discontinuity:
+            self._reset_all(discontinuity.reason, discontinuity.position, rights)
+            self._discontinuity = discontinuity
+
+    def _join(self) -> None:
+        for topic in self:
+            self.discard(topic)
+            self._target.join(topic)
+
+    async def _send_next(self, upto: Seq) -> None:
+        """Read and send about `limit` changes, up to `upto`."""
+        # Topics come and go while the log is read: the answer is for those that were asked about.
+        asked = dict(self._places)
+        for topic, place in asked.items():
+            self._sent_positions[topic] = min(self._sent_positions.get(topic, place), place)
+        wanted = {*asked, *self._router.wildcard_topics(asked)}
         try:
-            changes = await log_reader.read_topics(wanted, min(asked.values()), upto, chunk)
+            batch = await self._log.read_topics(wanted, min(asked.values()), upto, self._limit)
         except LogTruncated:
-            if hub.breaks == breaks:
-                _begin_anew(behind, reader, "retention", hub.position, {})
-            continue
-        if hub.breaks != breaks:
-            continue
-        reached = changes[-1].seq if len(changes) >= chunk else upto
-        reading = {topic: place for topic, place in asked.items() if behind.get(topic) == place}
-        payloads: list[tuple[Topic, bytes]] = []
-        for topic, run in wire.runs(router.validate(changes)[0]):  # the pump has reported the invalid ones
+            if self._hub.discontinuity is self._discontinuity:
+                self._reset_all("retention", self._hub.position, {})
+            return
+        if self._hub.discontinuity is not self._discontinuity:
+            return
+        reading = {topic: place for topic, place in asked.items() if self._places.get(topic) == place}
+        payloads = self._build_frames(batch, reading)
+        reached = batch.changes[-1].seq if len(batch.changes) >= self._limit else upto
+        places = {topic: max(place, reached) for topic, place in reading.items()}
+        self._places |= places
+        for topic, payload in payloads:
+            # Checked frame by frame while they are sent: the topic may be left, or revoked, before its frame's turn.
+            if self._places.get(topic) == places[topic]:
+                self._target.send(payload)
+                await self._target.drained()
+
+    def _build_frames(self, batch: Batch, reading: Mapping[Topic, Seq]) -> list[tuple[Topic, bytes]]:
+        """The frames of a batch for the topics in `reading`, each behind its place there."""
+        frames: list[tuple[Topic, bytes]] = []
+        for topic, run in wire.runs(self._router.deliverable(batch)):
             last = run[-1]
             if last.kind in RESET_KINDS:
-                for covered in router.topics_to_reset(last, reading):
+                for covered in self._router.topics_to_reset(last, reading):
                     if reading[covered] < last.seq:
-                        payloads.append((covered, _reset(hub, covered, last)))
-                        told[covered] = last.seq
-            # A topic whose place lies further on has been told some of this already.
+                        frames.append((covered, self._reset(covered, last)))
+                        self._sent_positions[covered] = last.seq
+            # A topic whose place is further on has been sent some of this already.
             elif topic in reading and (fresh := [change for change in run if change.seq > reading[topic]]):
-                prev = Position(hub.position.epoch, told[topic])
-                payloads.append((topic, wire.changes(topic, prev, fresh)))
-                told[topic] = fresh[-1].seq
-                sent += len(fresh)
-        places = {topic: max(place, reached) for topic, place in reading.items()}
-        behind |= places
-        for topic, payload in payloads:
-            # Asked frame by frame, while they are sent: a topic may be left, or be lost, before its frame's turn.
-            if behind.get(topic) == places[topic]:
-                reader.tell(payload)
-                await reader.drained()
-    return sent
+                prev = Position(self._hub.position.epoch, self._sent_positions[topic])
+                frames.append((topic, wire.changes(topic, prev, fresh)))
+                self._sent_positions[topic] = fresh[-1].seq
+                self.sent += len(fresh)
+        return frames
 
+    def _reset_all(self, reason: str, position: Position, rights: Mapping[Topic, Seq]) -> None:
+        """Reset every topic: what lies before this position, or before the right began, cannot be sent."""
+        for topic in self:
+            seq = max(position.seq, Seq(rights.get(topic, Seq(0)) - 1))
+            self._target.send(wire.reset(topic, reason, Position(position.epoch, seq)))
+            self._places[topic] = seq
 
-def _begin_anew(
-    behind: dict[Topic, Seq], reader: Reader, reason: str, position: Position, rights: Mapping[Topic, Seq]
-) -> None:
-    """What lies before this position cannot be told any more, nor what lies before the right."""
-    for topic in behind:
-        seq = max(position.seq, Seq(rights.get(topic, Seq(0)) - 1))
-        reader.tell(wire.reset(topic, reason, Position(position.epoch, seq)))
-        behind[topic] = seq
-
-
-def _reset(hub: Hub, topic: Topic, change: Change) -> bytes:
-    return wire.reset(topic, change.kind.value, Position(hub.position.epoch, change.seq))
+    def _reset(self, topic: Topic, change: Change) -> bytes:
+        return wire.reset(topic, change.kind.value, Position(self._hub.position.epoch, change.seq))

@@ -9,6 +9,7 @@ import asyncpg
 
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
 from daemon.core.errors import LogTruncated, LogUnavailable
+from daemon.core.ports import Batch
 from daemon.log.queries import query
 from daemon.postgres.connect import Pool, acquired
 from daemon.postgres.errors import DATABASE_ERRORS, describe
@@ -50,7 +51,7 @@ class PgLogReader:
             rows = await self._fetch(READ_TIMEOUT, "changes", after, limit)
             return await self._whole(rows, limit, None)
 
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Sequence[Change]:
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         """The same for some topics, up to `upto`. Raises LogUnavailable and LogForgotten."""
         wanted, found, place = list(topics), list[Change](), after
         with translated():
@@ -65,7 +66,7 @@ class PgLogReader:
             [[floor]] = await self._fetch(ANSWER_TIMEOUT, "log_floor")
         if floor > after:
             raise LogTruncated
-        return found
+        return Batch(found)
 
     async def _fetch(self, within: float, name: str, *arguments: object) -> list[asyncpg.Record]:
         async with acquired(self._pool, within) as connection:

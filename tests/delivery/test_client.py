@@ -12,8 +12,9 @@ from daemon.core.change import Position, Right, Seq, Topic
 from daemon.core.close_codes import Close
 from daemon.core.close_history import CloseHistory
 from daemon.core.hub import Hub, RightEnd
-from daemon.core.ports import LogReader
 from daemon.delivery.client import Client, ClientContext
+from daemon.delivery.replay import ReplayReader
+from daemon.delivery.rights import Rights
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Pool
 from tests.delivery.test_replay import ONE, SERVED, THREE, TWO, GatedLog, a_hub, pool
@@ -68,10 +69,6 @@ class Socket:
     def close(self, code: int, reason: str) -> None:
         raise AssertionError(code)
 
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
-
     def ops(self) -> list[str]:
         return [frame["op"] for frame in self.frames]
 
@@ -82,21 +79,21 @@ class Socket:
 class Life:
     """A client that was welcomed, its hub, and the time."""
 
-    def __init__(self, hub: Hub, log_reader: PgLogReader, history: LogReader | None = None) -> None:
+    def __init__(self, hub: Hub, log_reader: PgLogReader, replay_reader: ReplayReader | None = None) -> None:
         self.hub = hub
         self.log = log_reader
         self.now = 1000.0
-        self.silence = 0.0
+        self.read_age = 0.0
         self.close_history = CloseHistory()
         self.context = ClientContext(
             hub=hub,
             log_reader=log_reader,
-            history=history or log_reader,
-            grants=Anybody(),
+            replay_reader=replay_reader or log_reader,
+            rights=Rights(hub, Anybody(), self._is_delivered),
             router=SERVED,
             authenticate=lambda _: Claims(),
-            reached=self._reached,
-            silence=lambda: self.silence,
+            wait_until_delivered=self._is_delivered,
+            read_age=lambda: self.read_age,
             close_history=self.close_history,
             encode=lambda payload: payload + b"\n",
             clock=lambda: self.now,
@@ -109,8 +106,8 @@ class Life:
         self.client = Client(self.context, self.socket)
         self.say(op="hello", token="t")
 
-    async def _reached(self, seq: Seq) -> None:
-        """It has."""
+    async def _is_delivered(self, seq: Seq) -> None:
+        """At once: the hub has delivered everything."""
 
     def say(self, **frame: object) -> None:
         self.client.message_received(json.dumps(frame).encode())
@@ -197,14 +194,14 @@ async def test_heartbeats_do_not_pile_up_for_who_does_not_read(life: Life) -> No
     life.socket.full = True
     assert [None] * 5 == [life.beat() for _ in range(5)]
     life.socket.full = False
-    life.silence = 6.0
+    life.read_age = 6.0
     assert {"op": "head", "pos": str(life.hub.position), "stale": True} == life.beat()
 
 
 async def test_a_stale_log_is_told_once_at_the_next_tick_and_so_is_its_return(life: Life) -> None:
     told = len(life.socket.frames)
     for silence in (4.9, 5.1, 6.1, 0.1, 1.0):
-        life.silence = silence
+        life.read_age = silence
         life.client.tick(life.now)
     pos = str(life.hub.position)
     assert [{"op": "head", "pos": pos, "stale": True}, {"op": "head", "pos": pos}] == life.socket.frames[told:]

@@ -5,7 +5,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from daemon.core.change import EVERYTHING, Change, Kind, Position, Right, Seq, Topic
+from daemon.core.change import ALL_TOPICS, Change, Kind, Position, Right, Seq, Topic
 from daemon.core.hub import Hub
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
@@ -87,7 +87,7 @@ async def test_the_topics_are_told_the_same_as_everybody(log: PgLogReader, limit
     async def of(*topics: Topic) -> list[tuple[int, str, str]]:
         found: list[Change] = []
         while True:
-            changes = await log.read_topics(topics, found[-1].seq if found else Seq(0), Seq(11), limit)
+            changes = (await log.read_topics(topics, found[-1].seq if found else Seq(0), Seq(11), limit)).changes
             found += changes
             if len(changes) < limit:
                 return told(found)
@@ -102,7 +102,7 @@ async def test_a_position_inside_a_too_large_transaction_goes_on_with_what_is_le
     log: PgLogReader, after: int
 ) -> None:
     left = [change for change in LARGE + LAST if change[0] > after]
-    assert left == told(list(await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)))
+    assert left == told(list((await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)).changes))
 
 
 async def test_what_is_left_behind_a_position_is_told_if_that_is_not_too_large(log: PgLogReader) -> None:
@@ -111,7 +111,7 @@ async def test_what_is_left_behind_a_position_is_told_if_that_is_not_too_large(l
 
 
 async def test_one_read_for_topics_goes_on_behind_a_too_large_transaction(log: PgLogReader) -> None:
-    assert [SMALL[0], LARGE[0], *LAST] == told(list(await log.read_topics([ONE], Seq(0), Seq(11), 3)))
+    assert [SMALL[0], LARGE[0], *LAST] == told(list((await log.read_topics([ONE], Seq(0), Seq(11), 3)).changes))
 
 
 class Counted(PgLogReader):
@@ -152,7 +152,7 @@ async def test_what_comes_behind_a_too_large_transaction_is_delivered_without_an
     pump.started.set()
     pumping = asyncio.create_task(pump.run())
     async with asyncio.timeout(30):
-        await pump.reached(Seq(11))
+        await pump.wait_until_delivered(Seq(11))
     pumping.cancel()
     await asyncio.gather(pumping, return_exceptions=True)
 
@@ -161,8 +161,8 @@ async def test_more_topics_than_the_limit_are_told_as_all_of_them(database: str,
     await sql.execute(ROWS)
     await write(database, pool, sql, "update app.rows set version = 1")
     log = PgLogReader(pool, MOST)
-    assert [(8, "limit", EVERYTHING)] == told(await everything(log))
-    assert [(2, "limit", TWO)] == told(list(await log.read_topics([TWO], Seq(0), Seq(8), 1000)))
+    assert [(8, "limit", ALL_TOPICS)] == told(await everything(log))
+    assert [(2, "limit", TWO)] == told(list((await log.read_topics([TWO], Seq(0), Seq(8), 1000)).changes))
 
 
 def ends(changes: list[Change]) -> list[tuple[int, Right]]:
@@ -232,6 +232,6 @@ def test_a_too_large_transaction_elsewhere_is_nothing_to_our_clients(topic: str)
 def test_where_all_rights_of_a_pack_end_those_of_other_packs_do_not() -> None:
     everybody = Right(None, None)
     limits = [a_limit("row:1", ends=everybody), a_limit("other:1", "other", everybody)]
-    [end] = SERVED.ends(limits)
+    [end] = SERVED.ended_rights(limits)
     assert (7, everybody) == (end.seq, end.right)
     assert [ONE, TWO] == [topic for topic in (ONE, Topic("other:1"), TWO) if end.serves(topic)]

@@ -59,7 +59,7 @@ class Listener:
     def revoked(self, topic: Topic) -> None:
         raise AssertionError(topic)
 
-    def moved(self) -> None:
+    def discontinued(self) -> None:
         raise AssertionError
 
 
@@ -126,7 +126,7 @@ async def test_what_the_leader_hands_over_is_told_without_reading_the_log(
     async with pumping(database, pool) as stand:
         for version in range(1, 6):
             await write(sql, version)
-            await stand.pump.reached(Seq(version))
+            await stand.pump.wait_until_delivered(Seq(version))
         assert [1, 2, 3, 4, 5] == stand.versions()
         assert 0 == stand.log.reads
 
@@ -141,11 +141,11 @@ async def test_what_is_handed_over_during_a_read_is_told_at_once_and_once(
             await asyncio.sleep(0)
         for version in range(1, 4):
             await write(sql, version)
-            await stand.pump.reached(Seq(version))
+            await stand.pump.wait_until_delivered(Seq(version))
         assert [1, 2, 3] == stand.versions()
         stand.log.gate.set()
         await write(sql, 4)
-        await stand.pump.reached(Seq(4))
+        await stand.pump.wait_until_delivered(Seq(4))
         assert [1, 2, 3, 4] == stand.versions()
 
 
@@ -154,10 +154,10 @@ async def test_what_was_read_before_it_is_handed_over_is_told_once(
 ) -> None:
     async with pumping(database, pool) as stand:
         await sql.execute("update app.rows set version = 1")  # more than is handed over: it is read
-        await stand.pump.reached(Seq(8))
+        await stand.pump.wait_until_delivered(Seq(8))
         stand.pump.offer(Seq(0), await stand.log.read(Seq(0), 1))
         await write(sql, 2)
-        await stand.pump.reached(Seq(9))
+        await stand.pump.wait_until_delivered(Seq(9))
         assert [1, 2] == stand.versions()
 
 
@@ -176,14 +176,14 @@ async def test_what_is_handed_over_while_older_changes_are_read_comes_behind_the
         assert [] == stand.versions()
         assert sum(len(changes) for _, changes in stand.pump._offered) <= CHUNK + 1
         stand.log.gate.set()
-        await stand.pump.reached(Seq(8 + limit - 2))
+        await stand.pump.wait_until_delivered(Seq(8 + limit - 2))
         assert list(range(1, limit)) == stand.versions()
 
 
 async def test_what_is_handed_over_and_refused_is_buried(database: str, pool: Pool, sql: Connection) -> None:
     async with pumping(database, pool, "other") as stand:
         await write(sql, 1)
-        await stand.pump.reached(Seq(1))
+        await stand.pump.wait_until_delivered(Seq(1))
         while not stand.letters:
             await asyncio.sleep(0)
         assert [] == stand.versions()
@@ -203,13 +203,13 @@ async def test_nothing_is_told_before_what_was_refused_in_front_of_it_is_buried(
             await asyncio.sleep(0)
         stand.grave.clear()
         await sql.execute("insert into app.other values (1)")
-        await stand.pump.reached(Seq(1))
+        await stand.pump.wait_until_delivered(Seq(1))
         await write(sql, 1)
         await until_numbered(pool)
         stand.log.gate.set()
         await stand.burying.wait()
         assert [] == stand.versions()
         stand.grave.set()
-        await stand.pump.reached(Seq(2))
+        await stand.pump.wait_until_delivered(Seq(2))
         assert [1] == stand.versions()
         assert [Seq(1)] == [change.seq for change, _, _ in stand.letters]

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import pytest
@@ -10,8 +10,9 @@ import pytest
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.errors import LogUnavailable
 from daemon.core.hub import Hub
+from daemon.core.ports import Batch
 from daemon.delivery.pack_router import PackRouter
-from daemon.delivery.replay import RetryingLogReader, replay
+from daemon.delivery.replay import Replay, ReplayReader, RetryingLogReader
 from daemon.log.reader import PgLogReader
 from daemon.packs import Pack, Row
 from daemon.postgres.connect import Connection, Pool, open_pool
@@ -35,7 +36,7 @@ class GatedLog(PgLogReader):
         self.reading = asyncio.Event()
         self.go = asyncio.Event()
 
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Sequence[Change]:
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         found = await super().read_topics(topics, after, upto, limit)
         self.reading.set()
         await self.go.wait()
@@ -43,15 +44,19 @@ class GatedLog(PgLogReader):
 
 
 class Reader:
-    """Keeps what it is told."""
+    """A ReplayTarget that keeps what it is sent, and which topics have joined."""
 
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
+        self.joined: list[Topic] = []
 
-    async def look_up_rights(self) -> dict[Topic, Seq]:
+    async def readable_topics(self) -> dict[Topic, Seq]:
         return {}
 
-    def tell(self, payload: bytes) -> None:
+    def join(self, topic: Topic) -> None:
+        self.joined.append(topic)
+
+    def send(self, payload: bytes) -> None:
         self.frames.append(json.loads(payload))
 
     async def drained(self) -> None:
@@ -79,6 +84,14 @@ async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
     await pool.close()
 
 
+def a_replay(hub: Hub, reader: Reader, log: ReplayReader, places: dict[Topic, int], *, limit: int = 1000) -> Replay:
+    """A replay of these topics, each from its place."""
+    replay = Replay(reader, log, hub, SERVED, limit=limit, discontinuity=hub.discontinuity)
+    for topic, place in places.items():
+        replay.add(topic, Seq(place))
+    return replay
+
+
 async def a_hub(pool: Pool) -> Hub:
     """A hub at the head; its frames are lines."""
     hub = Hub(encode=lambda payload: payload + b"\n")
@@ -88,18 +101,17 @@ async def a_hub(pool: Pool) -> Hub:
 
 
 async def test_what_was_missed_is_told_in_order_and_then_the_topic_joins(pool: Pool) -> None:
-    hub, reader, joined = await a_hub(pool), Reader(), list[Topic]()
-    behind = {ONE: Seq(0), TWO: Seq(16)}
-    sent = await replay(behind, reader, joined.append, log_reader=PgLogReader(pool), hub=hub, router=SERVED)
+    hub, reader = await a_hub(pool), Reader()
+    replay = a_replay(hub, reader, PgLogReader(pool), {ONE: 0, TWO: 16})
+    await replay.run()
     assert ([1, 2, 3], [3]) == (reader.versions(ONE), reader.versions(TWO))
-    assert (4, {ONE, TWO}, {}) == (sent, set(joined), behind)
+    assert (4, {ONE, TWO}, []) == (replay.sent, set(reader.joined), list(replay))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 1000])
 async def test_the_size_of_a_chunk_changes_nothing_that_is_told(pool: Pool, chunk: int) -> None:
     hub, reader = await a_hub(pool), Reader()
-    behind = {ONE: Seq(0), TWO: Seq(8), THREE: Seq(24)}
-    await replay(behind, reader, lambda _: None, log_reader=PgLogReader(pool), hub=hub, router=SERVED, chunk=chunk)
+    await a_replay(hub, reader, PgLogReader(pool), {ONE: 0, TWO: 8, THREE: 24}, limit=chunk).run()
     assert ([1, 2, 3], [2, 3], []) == tuple(map(reader.versions, (ONE, TWO, THREE)))
     for topic, since in ((ONE, 0), (TWO, 8)):
         frames = [frame for frame in reader.frames if frame["topic"] == topic]
@@ -109,10 +121,10 @@ async def test_the_size_of_a_chunk_changes_nothing_that_is_told(pool: Pool, chun
 
 async def test_a_topic_that_comes_while_the_log_is_read_is_told_everything_too(pool: Pool) -> None:
     hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
-    behind = {ONE: Seq(0)}
-    replaying = asyncio.create_task(replay(behind, reader, lambda _: None, log_reader=log, hub=hub, router=SERVED))
+    replay = a_replay(hub, reader, log, {ONE: 0})
+    replaying = asyncio.create_task(replay.run())
     await log.reading.wait()
-    behind[TWO] = Seq(0)
+    replay.add(TWO, Seq(0))
     log.go.set()
     await replaying
     assert ([1, 2, 3], [1, 2, 3]) == (reader.versions(ONE), reader.versions(TWO))
@@ -120,23 +132,23 @@ async def test_a_topic_that_comes_while_the_log_is_read_is_told_everything_too(p
 
 async def test_a_topic_that_goes_while_the_log_is_read_is_told_nothing_more(pool: Pool) -> None:
     hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
-    behind, joined = {ONE: Seq(0), TWO: Seq(0)}, list[Topic]()
-    replaying = asyncio.create_task(replay(behind, reader, joined.append, log_reader=log, hub=hub, router=SERVED))
+    replay = a_replay(hub, reader, log, {ONE: 0, TWO: 0})
+    replaying = asyncio.create_task(replay.run())
     await log.reading.wait()
-    del behind[TWO]
+    replay.discard(TWO)
     log.go.set()
     await replaying
     assert ([1, 2, 3], []) == (reader.versions(ONE), reader.versions(TWO))
-    assert [ONE] == joined
+    assert [ONE] == reader.joined
 
 
 async def test_a_topic_left_and_asked_for_again_from_elsewhere_is_told_from_there(pool: Pool) -> None:
     hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
-    behind = {ONE: Seq(16)}
-    replaying = asyncio.create_task(replay(behind, reader, lambda _: None, log_reader=log, hub=hub, router=SERVED))
+    replay = a_replay(hub, reader, log, {ONE: 16})
+    replaying = asyncio.create_task(replay.run())
     await log.reading.wait()
-    del behind[ONE]
-    behind[ONE] = Seq(8)
+    replay.discard(ONE)
+    replay.add(ONE, Seq(8))
     log.go.set()
     await replaying
     assert [2, 3] == reader.versions(ONE)
@@ -145,7 +157,7 @@ async def test_a_topic_left_and_asked_for_again_from_elsewhere_is_told_from_ther
 async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_repeated(
     pool: Pool, sql: Connection, database: str
 ) -> None:
-    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
+    hub, log = await a_hub(pool), GatedLog(pool)
     live: list[bytes] = []
 
     class Follower:
@@ -157,20 +169,17 @@ async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_r
         def revoked(self, topic: Topic) -> None:
             """Not here."""
 
-        def moved(self) -> None:
+        def discontinued(self) -> None:
             """Neither."""
 
     follower = Follower()
-    replaying = asyncio.create_task(
-        replay(
-            {ONE: Seq(0)},
-            reader,
-            lambda topic: hub.follow(topic, follower),
-            log_reader=log,
-            hub=hub,
-            router=SERVED,
-        )
-    )
+
+    class JoiningReader(Reader):
+        def join(self, topic: Topic) -> None:
+            hub.follow(topic, follower)
+
+    reader = JoiningReader()
+    replaying = asyncio.create_task(a_replay(hub, reader, log, {ONE: 0}).run())
     await log.reading.wait()
     async with leader(database, pool):
         await sql.execute("update app.rows set version = 4 where id = 1")
@@ -187,8 +196,8 @@ async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_r
 
 async def test_who_is_on_the_way_when_numbers_were_lost_is_reset_and_joins(pool: Pool) -> None:
     hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
-    behind, joined = {ONE: Seq(0), TWO: Seq(8)}, list[Topic]()
-    replaying = asyncio.create_task(replay(behind, reader, joined.append, log_reader=log, hub=hub, router=SERVED))
+    replay = a_replay(hub, reader, log, {ONE: 0, TWO: 8})
+    replaying = asyncio.create_task(replay.run())
     await log.reading.wait()
     hub.move(Position(hub.position.epoch, Seq(10_000_024)), "crash")
     log.go.set()
@@ -196,44 +205,39 @@ async def test_who_is_on_the_way_when_numbers_were_lost_is_reset_and_joins(pool:
     assert [("reset", "crash", ONE), ("reset", "crash", TWO)] == [
         (frame["op"], frame["reason"], frame["topic"]) for frame in reader.frames
     ]
-    assert ([ONE, TWO], {}) == (joined, behind)
+    assert ([ONE, TWO], []) == (reader.joined, list(replay))
 
 
 async def test_a_topic_that_falls_behind_during_a_replay_is_told_the_rest_and_all_join_together(pool: Pool) -> None:
-    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
+    hub, log, joined = await a_hub(pool), GatedLog(pool), list[tuple[Topic, Seq]]()
+
+    class JoiningReader(Reader):
+        def join(self, topic: Topic) -> None:
+            joined.append((topic, hub.position.seq))
+
+    reader = JoiningReader()
     hub.position = Position(hub.position.epoch, Seq(16))
-    behind, told, joined = {ONE: Seq(0)}, dict[Topic, Seq](), list[tuple[Topic, Seq]]()
-    replaying = asyncio.create_task(
-        replay(
-            behind,
-            reader,
-            lambda topic: joined.append((topic, hub.position.seq)),
-            log_reader=log,
-            hub=hub,
-            router=SERVED,
-            told=told,
-        )
-    )
+    replay = a_replay(hub, reader, log, {ONE: 0})
+    replaying = asyncio.create_task(replay.run())
     await log.reading.wait()
-    behind[TWO], told[TWO] = Seq(16), Seq(10)  # told live up to 16, and its last frame was at 10
+    replay.add(TWO, Seq(16), last_frame=Seq(10))  # delivered live up to 16, and its last frame was at 10
     hub.position = Position(hub.position.epoch, Seq(24))
     log.go.set()
     await replaying
     assert ([1, 2, 3], [3]) == (reader.versions(ONE), reader.versions(TWO))
     assert [f"{hub.position.epoch}:10"] == [frame["prev"] for frame in reader.frames if frame["topic"] == TWO]
     assert [(ONE, 24), (TWO, 24)] == joined
-    assert {} == told
+    assert {} == replay._sent_positions
 
 
 async def test_no_topic_joins_while_another_has_still_something_to_hear(pool: Pool) -> None:
-    hub, reader, log, joined = await a_hub(pool), Reader(), GatedLog(pool), list[Topic]()
-    behind = {ONE: Seq(0), TWO: hub.position.seq}
-    replaying = asyncio.create_task(replay(behind, reader, joined.append, log_reader=log, hub=hub, router=SERVED))
+    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
+    replaying = asyncio.create_task(a_replay(hub, reader, log, {ONE: 0, TWO: hub.position.seq}).run())
     await log.reading.wait()
-    assert [] == joined
+    assert [] == reader.joined
     log.go.set()
     await replaying
-    assert [ONE, TWO] == joined
+    assert [ONE, TWO] == reader.joined
 
 
 async def test_nobody_joins_before_the_peer_has_taken_what_was_sent(pool: Pool) -> None:
@@ -243,33 +247,29 @@ async def test_nobody_joins_before_the_peer_has_taken_what_was_sent(pool: Pool) 
         async def drained(self) -> None:
             await self.room.wait()
 
-    hub, reader, joined = await a_hub(pool), FullReader(), list[Topic]()
-    behind = {ONE: hub.position.seq}
-    replaying = asyncio.create_task(
-        replay(behind, reader, joined.append, log_reader=PgLogReader(pool), hub=hub, router=SERVED)
-    )
+    hub, reader = await a_hub(pool), FullReader()
+    replay = a_replay(hub, reader, PgLogReader(pool), {ONE: hub.position.seq})
+    replaying = asyncio.create_task(replay.run())
     await asyncio.sleep(0)
-    assert ([], {ONE}) == (joined, set(behind))
+    assert ([], [ONE]) == (reader.joined, list(replay))
     reader.room.set()
     await replaying
-    assert [ONE] == joined
+    assert [ONE] == reader.joined
 
 
 async def test_a_replay_outlives_a_log_that_cannot_be_read_for_a_while(pool: Pool) -> None:
     class BrokenLog(PgLogReader):
         attempts = 0
 
-        async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Sequence[Change]:
+        async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
             self.attempts += 1
             if self.attempts == 2:
                 raise LogUnavailable("a test")
             return await super().read_topics(topics, after, upto, limit)
 
     hub, reader, readable = await a_hub(pool), Reader(), asyncio.Event()
-    history = RetryingLogReader(BrokenLog(pool), readable.wait)
-    replaying = asyncio.create_task(
-        replay({ONE: Seq(0)}, reader, lambda _: None, log_reader=history, hub=hub, router=SERVED, chunk=1)
-    )
+    retrying = RetryingLogReader(BrokenLog(pool), readable.wait)
+    replaying = asyncio.create_task(a_replay(hub, reader, retrying, {ONE: 0}, limit=1).run())
     while [1] != reader.versions(ONE):
         await asyncio.sleep(0.01)
     assert not replaying.done()
@@ -281,16 +281,15 @@ async def test_a_replay_outlives_a_log_that_cannot_be_read_for_a_while(pool: Poo
 class ForgettingLog(PgLogReader):
     """The real log, of which everything is dropped before the first answer."""
 
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Sequence[Change]:
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         await self._pool.execute("update rowcast.segments set log_dropped = true, last_seq = 24 where segment = 0")
         return await super().read_topics(topics, after, upto, limit)
 
 
 async def test_a_replay_whose_log_is_dropped_under_it_is_a_reset_and_goes_on_live(pool: Pool) -> None:
-    hub, reader, joined = await a_hub(pool), Reader(), list[Topic]()
-    behind = {ONE: Seq(0), TWO: Seq(8)}
-    await replay(behind, reader, joined.append, log_reader=ForgettingLog(pool), hub=hub, router=SERVED)
-    assert {ONE, TWO} == set(joined)
+    hub, reader = await a_hub(pool), Reader()
+    await a_replay(hub, reader, ForgettingLog(pool), {ONE: 0, TWO: 8}).run()
+    assert {ONE, TWO} == set(reader.joined)
     assert [("reset", topic, "retention", f"{hub.position}") for topic in (ONE, TWO)] == [
         (frame["op"], frame["topic"], frame["reason"], frame["pos"]) for frame in reader.frames
     ]

@@ -26,15 +26,15 @@ def _put(owner: Any, name: str, mutated: object) -> None:
 
 
 def _resume(shift: Callable[[Position | None], Position | None]) -> None:
-    granted = session.Session.granted
+    receive = session.Session.receive
 
     def mutated(self: session.Session, *arguments: Any, **more: Any) -> list[session.Action]:
         return [
             dataclasses.replace(action, since=shift(action.since)) if isinstance(action, session.Follow) else action
-            for action in granted(self, *arguments, **more)
+            for action in receive(self, *arguments, **more)
         ]
 
-    _put(session.Session, "granted", mutated)
+    _put(session.Session, "receive", mutated)
 
 
 def resume_from_head() -> None:
@@ -156,7 +156,7 @@ def everybody_in_step() -> None:
 
     async def mutated(self: pump.Pump) -> None:
         await bury_letters(self)
-        known: list[dict[Any, Any]] = [*self._hub._followers.values(), *self._hub._waiting.values()]
+        known: list[dict[Any, Any]] = [*self._hub._followers.values(), *self._hub._pending.values()]
         for follower in {follower for followers in known for follower in followers}:
             await follower.drained()
 
@@ -172,10 +172,10 @@ def no_usage() -> None:
 def rights_at_subscribe() -> None:
     """Rights are looked up once, and never end."""
 
-    def cuts(self: hub.Hub, ends: Iterable[object]) -> dict[Any, Any]:
+    def none(self: hub.Hub, ended_rights: Iterable[object]) -> dict[Any, Any]:
         return {}
 
-    _put(hub.Hub, "_cuts", cuts)
+    _put(hub.Hub, "_revocations", none)
 
 
 def rights_from_the_first() -> None:
@@ -190,16 +190,16 @@ def rights_from_the_first() -> None:
 
 def rights_of_the_live() -> None:
     """Rights end for who is live, and not for who is being replayed."""
-    _put(hub.Hub, "wait", lambda *_: None)
+    _put(hub.Hub, "watch_rights", lambda *_: None)
 
 
 def no_wait_for_the_hub() -> None:
     """A client that was told more by another daemon joins at once."""
 
-    async def reached(*_: object) -> None:
+    async def at_once(*_: object) -> None:
         return
 
-    _put(pump.Pump, "reached", reached)
+    _put(pump.Pump, "wait_until_delivered", at_once)
 
 
 def slow_reader() -> None:
@@ -267,7 +267,7 @@ def no_tombstones() -> None:
 
 def memory_keeps_content() -> None:
     """What came before a deletion is told as it was, if it is held in memory."""
-    _put(log_cache.LogCache, "_forget", lambda *_: None)
+    _put(log_cache.LogCache, "_hide", lambda *_: None)
 
 
 def wild_clock() -> None:

@@ -231,11 +231,11 @@ async def test_a_replay_whose_log_is_dropped_under_it_fails_instead_of_skipping(
         await next_segment(pool, sequencer)
         await age(pool)
         topics = [Topic("row:1")]
-        assert 2 == len(await PgLogReader(pool).read_topics(topics, Seq(0), head, 10))
+        assert 2 == len((await PgLogReader(pool).read_topics(topics, Seq(0), head, 10)).changes)
         await pool.execute("select rowcast.retire_segments($1)", WEEK)
         with pytest.raises(LogTruncated):
             await PgLogReader(pool).read_topics(topics, Seq(0), head, 10)
-        assert [] == await PgLogReader(pool).read_topics(topics, head, head, 10)
+        assert [] == (await PgLogReader(pool).read_topics(topics, head, head, 10)).changes
 
 
 async def test_what_rights_and_terms_are_known_of_goes_with_the_log(

@@ -3,7 +3,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
-from daemon.core.hub import Hub, RightEnd
+from daemon.core.hub import Discontinuity, Hub, RightEnd
 from tests.unit.core.test_wire import a_change
 
 
@@ -16,7 +16,7 @@ class Recorder:
         self.lost: list[Topic] = []
         self.moves = 0
 
-    def moved(self) -> None:
+    def discontinued(self) -> None:
         self.moves += 1
 
     def revoked(self, topic: Topic) -> None:
@@ -146,10 +146,10 @@ def test_whoever_follows_anything_is_told_once_that_the_hub_has_moved() -> None:
     hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
     for topic in ("a", "b"):
         hub.follow(Topic(topic), ada)
-    hub.wait(Topic("a"), bob)
+    hub.watch_rights(Topic("a"), bob)
     hub.move(Position("f", Seq(90)), "crash")
     assert (1, 0) == (ada.moves, bob.moves)
-    assert (2, "crash", Position("f", Seq(90))) == (hub.breaks, hub.broken, hub.begun)
+    assert Discontinuity(2, "crash", Position("f", Seq(90))) == hub.discontinuity
 
 
 def test_a_suspended_follower_hears_nothing_and_where_its_topics_last_frames_were() -> None:
@@ -157,7 +157,7 @@ def test_a_suspended_follower_hears_nothing_and_where_its_topics_last_frames_wer
     for topic in ("a", "b"):
         hub.follow(Topic(topic), ada)
     hub.follow(Topic("a"), bob)
-    hub.wait(Topic("asked for"), ada)
+    hub.watch_rights(Topic("asked for"), ada)
     publish(hub, a_change(11, "a"), a_change(12, "of nobody"))
     asked = [Topic(topic) for topic in ("a", "b", "asked for")]
     assert {"a": 11, "b": 10} == hub.suspend(asked, ada)
@@ -182,7 +182,7 @@ def test_a_follower_that_is_suspended_while_it_is_told_something_disturbs_nobody
             super().deliver(frames)
             hub.suspend([Topic("a"), Topic("b")], self)
 
-        def moved(self) -> None:
+        def discontinued(self) -> None:
             hub.suspend([Topic("a"), Topic("b")], self)
 
     slow, other = Slow(), Slow()
@@ -245,7 +245,7 @@ def test_a_topic_that_ends_is_lost_to_all_who_follow_it() -> None:
 
 def test_whoever_waits_for_a_topic_learns_that_the_right_to_it_has_ended() -> None:
     hub, ada = a_hub(), Recorder("ada")
-    hub.wait(Topic("a"), ada)
+    hub.watch_rights(Topic("a"), ada)
     publish(hub, an_end(11, "a", user="ada", of="a"))
     publish(hub, an_end(12, "a", user="ada", of="a"))
     assert [Topic("a")] == ada.lost

@@ -2,12 +2,11 @@ import json
 
 from daemon.core import wire
 from daemon.core.change import Position, Seq, Topic
-from daemon.core.errors import BadJson
+from daemon.core.errors import BadJson, NoSuchTopic
 from daemon.core.session import (
     MAX_TOPICS,
     Action,
     Authenticate,
-    Authorize,
     CloseConnection,
     Follow,
     Phase,
@@ -80,19 +79,17 @@ def test_a_second_hello_is_an_error_and_the_session_goes_on() -> None:
     assert Phase.LIVE is session.phase
 
 
-def test_a_topic_is_followed_once_it_is_granted() -> None:
+def test_a_subscribe_asks_to_follow_the_topic() -> None:
     session = a_live_session()
-    assert [Authorize("ada", Topic("users"), 7)] == receive(
-        session, b'{"op": "subscribe", "topic": "users", "id": 7}'
-    )
-    assert [Follow(Topic("users"), None, Seq(3), 7)] == session.granted(Topic("users"), 7, Seq(3))
+    assert [Follow(Topic("users"), None, 7)] == receive(session, b'{"op": "subscribe", "topic": "users", "id": 7}')
 
 
-def test_a_topic_that_is_not_granted_is_forgotten_and_may_be_asked_for_again() -> None:
+def test_a_refused_topic_is_forgotten_and_may_be_asked_for_again() -> None:
     session = a_live_session()
     receive(session, b'{"op": "subscribe", "topic": "users"}')
-    assert codes(session.granted(Topic("users"), None, None)) == ["no_such_topic"]
-    assert [Authorize("ada", Topic("users"), None)] == receive(session, b'{"op": "subscribe", "topic": "users"}')
+    assert codes(session.refuse(Topic("users"), NoSuchTopic(), None)) == ["no_such_topic"]
+    assert {} == session.topics
+    assert [Follow(Topic("users"), None, None)] == receive(session, b'{"op": "subscribe", "topic": "users"}')
 
 
 def test_a_topic_that_is_followed_already_is_an_error_that_changes_nothing() -> None:
@@ -104,10 +101,10 @@ def test_a_topic_that_is_followed_already_is_an_error_that_changes_nothing() -> 
 
 def test_a_subscription_is_replayed_from_its_own_since_or_else_from_that_of_the_hello() -> None:
     session = a_live_session(since=Position("e", Seq(3)))
-    receive(session, b'{"op": "subscribe", "topic": "a"}')
-    receive(session, b'{"op": "subscribe", "topic": "b", "since": "e:7"}')
-    assert [Follow(Topic("a"), Position("e", Seq(3)), Seq(0), None)] == session.granted(Topic("a"), None, Seq(0))
-    assert [Follow(Topic("b"), Position("e", Seq(7)), Seq(0), None)] == session.granted(Topic("b"), None, Seq(0))
+    first = receive(session, b'{"op": "subscribe", "topic": "a"}')
+    second = receive(session, b'{"op": "subscribe", "topic": "b", "since": "e:7"}')
+    assert [Follow(Topic("a"), Position("e", Seq(3)), None)] == first
+    assert [Follow(Topic("b"), Position("e", Seq(7)), None)] == second
 
 
 def test_an_unsubscribed_topic_is_no_longer_followed() -> None:
@@ -116,13 +113,6 @@ def test_an_unsubscribed_topic_is_no_longer_followed() -> None:
     unfollow, _ = receive(session, b'{"op": "unsubscribe", "topic": "users"}')
     assert Unfollow(Topic("users")) == unfollow
     assert {} == session.topics
-
-
-def test_a_right_that_ends_after_it_was_looked_up_grants_nothing() -> None:
-    session = a_live_session()
-    receive(session, b'{"op": "subscribe", "topic": "users"}')
-    session.forget(Topic("users"))
-    assert ["no_such_topic"] == codes(session.granted(Topic("users"), None, Seq(0)))
 
 
 def test_the_number_of_topics_is_bounded() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from daemon.core.change import Change, Position, Seq, Topic
-from daemon.core.hub import Follower, Hub, RightEnd
+from daemon.core.hub import Hub, RightEnd, RightsQuery
 from daemon.core.ports import LogReader
 from daemon.core.session import Follow
 from daemon.delivery.client import Client
@@ -58,16 +58,16 @@ def by_event_id(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Se
 class RightsAreForEver(PackRouter):
     """Who once was allowed to subscribe hears everything."""
 
-    def ends(self, changes: Iterable[Change]) -> list[RightEnd]:
+    def ended_rights(self, changes: Iterable[Change]) -> list[RightEnd]:
         return []
 
 
-class NobodyNotes(ModelHub):
-    """A right that ends between the question and the answer's effect is missed."""
+class MissesRevocations(ModelHub):
+    """A right that ends while it is looked up is missed."""
 
-    def answered(self, topic: Topic, follower: Follower) -> Seq:
-        super().answered(topic, follower)
-        return Seq(0)
+    def end_rights_query(self, query: RightsQuery) -> None:
+        super().end_rights_query(query)
+        query.revoked_at = Seq(0)
 
 
 class FromTheHead(Client):
@@ -75,14 +75,9 @@ class FromTheHead(Client):
 
     __slots__ = ()
 
-    async def _resume(self, follow: Follow) -> None:
-        assert follow.since is not None
-        head = Position(follow.since.epoch, self._context.hub.position.seq)
-        if head.seq <= follow.since.seq:
-            await super()._resume(follow)
-            return
-        behind = replace(follow, since=head)
-        await super()._resume(behind)
+    async def _resume(self, follow: Follow, since: Position, start: Seq) -> None:
+        head = Position(since.epoch, self._context.hub.position.seq)
+        await super()._resume(follow, max(since, head), start)
 
 
 class FromOneBefore(Client):
@@ -90,10 +85,10 @@ class FromOneBefore(Client):
 
     __slots__ = ()
 
-    async def _resume(self, follow: Follow) -> None:
-        await super()._resume(follow)
-        if follow.topic in self._behind:
-            self._behind[follow.topic] = Seq(max(self._behind[follow.topic] - 1, 0))
+    async def _resume(self, follow: Follow, since: Position, start: Seq) -> None:
+        await super()._resume(follow, since, start)
+        if self._replay is not None and follow.topic in self._replay:
+            self._replay.add(follow.topic, Seq(max(self._replay._places[follow.topic] - 1, 0)))
 
 
 class SeesNothing(Client):
@@ -101,9 +96,9 @@ class SeesNothing(Client):
 
     __slots__ = ()
 
-    async def _resume(self, follow: Follow) -> None:
+    async def _resume(self, follow: Follow, since: Position, start: Seq) -> None:
         self._session.seen = None
-        await super()._resume(follow)
+        await super()._resume(follow, since, start)
 
 
 class FromBeforeTheRight(Client):
@@ -111,8 +106,8 @@ class FromBeforeTheRight(Client):
 
     __slots__ = ()
 
-    async def _resume(self, follow: Follow) -> None:
-        await super()._resume(replace(follow, begun=Seq(0)))
+    async def _resume(self, follow: Follow, since: Position, start: Seq) -> None:
+        await super()._resume(follow, since, Seq(0))
 
 
 class NeverAsksAgain(Client):
@@ -120,14 +115,14 @@ class NeverAsksAgain(Client):
 
     __slots__ = ()
 
-    async def look_up_rights(self) -> dict[Topic, Seq]:
+    async def readable_topics(self) -> dict[Topic, Seq]:
         return {}
 
 
 class NeverLooksBack(Pump):
     """A jump of the numbers is taken for granted: nothing that was delivered can have been lost."""
 
-    async def _begin_term(self, first: Seq) -> None:
+    async def _check_gap(self, first: Seq) -> None:
         pass
 
 
@@ -144,13 +139,13 @@ class BelievesTheClient(Client):
 
     __slots__ = ()
 
-    async def _resume(self, follow: Follow) -> None:
-        asked = self._context
-        self._context = replace(asked, log_reader=_Trusting(asked.log_reader))
+    async def _reset_reason(self, since: Position) -> str | None:
+        context = self._context
+        self._context = replace(context, log_reader=_Trusting(context.log_reader))
         try:
-            await super()._resume(follow)
+            return await super()._reset_reason(since)
         finally:
-            self._context = asked
+            self._context = context
 
 
 class _Trusting:
@@ -173,7 +168,7 @@ MUTANTS = {
         (Design("the horizon of xmin", fresh=below_a_horizon), {"I2"}),
         (Design("the order of event ids", fresh=by_event_id), {"whole"}),
         (Design("rights are looked up once", router=RightsAreForEver), {"I4"}),
-        (Design("rights that end while they are looked up", hub=NobodyNotes), {"I4"}),
+        (Design("rights that end while they are looked up", hub=MissesRevocations), {"I4"}),
         (Design("rights reach back to the beginning", client=FromBeforeTheRight), {"I4"}),
         (Design("rights outlive a break", client=NeverAsksAgain), {"I4", "I7"}),
         (Design("resuming from the head", client=FromTheHead), {"I7"}),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from daemon.core.change import CONTENT, Change, Kind, Position, Right, Seq, Topic
 
 FAR_ID, FAR_SEQ = 10_000, 100_000  # how many ids, and how many numbers, a segment has
-EVERYTHING = Topic("*app")  # the topic of what puts the whole pack in doubt
+ALL_TOPICS = Topic("*app")  # the topic of what puts the whole pack in doubt
 
 
 @dataclass(frozen=True)
@@ -247,11 +247,11 @@ class Postgres:
             return False
         tx = self.begin()
         if table == "rows":
-            self._capture(tx, EVERYTHING, Kind.TRUNCATE, table, None)
+            self._capture(tx, ALL_TOPICS, Kind.TRUNCATE, table, None)
             for row, stored in self.state.rows.items():
                 tx.rows[row] = Stored(stored.topic, stored.version)
         else:
-            self._capture(tx, EVERYTHING, Kind.TRUNCATE, table, None, right=self.rights, ends=Right(None, None))
+            self._capture(tx, ALL_TOPICS, Kind.TRUNCATE, table, None, right=self.rights, ends=Right(None, None))
             tx.rights = dict.fromkeys(self.state.rights, 0)
         self.commit(tx)
         return True

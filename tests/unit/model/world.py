@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import GrantsUnavailable, LogTruncated, LogUnavailable, RowcastError
+from daemon.core.ports import Batch
 from daemon.delivery.client import Client as ClientHandler
 from daemon.delivery.client import ClientContext
 from daemon.delivery.log_cache import OVERHEAD, LogCache
 from daemon.delivery.replay import RetryingLogReader
+from daemon.delivery.rights import Rights
 from daemon.packs import Pack, Row
 from tests.unit.model.client import Client, Violation
 from tests.unit.model.designs import Design
@@ -150,11 +152,11 @@ class ModelLog:
     async def read(self, after: Seq, limit: int) -> Sequence[Change]:
         return await self._read(None, limit, after, None)
 
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Sequence[Change]:
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         changes = await self._read(topics, limit, after, upto)
         if await self._ask(lambda: self._postgres.state.floor) > after:
             raise LogTruncated
-        return changes
+        return Batch(changes)
 
     async def _read(self, topics: Collection[Topic] | None, limit: int, after: int, upto: int | None) -> list[Change]:
         found = await self._ask(lambda: self._rows(self._postgres.entries(after, upto, topics)[:limit]))
@@ -220,7 +222,7 @@ class Line:
         self._transactions: dict[Topic, set[str]] = {}
         self._since: Position | None = None
         self._seen: Position | None = None
-        self._breaks = daemon.hub.breaks
+        self._breaks = daemon.hub.discontinuity.number
         self._explained: dict[Topic, int] = {}
         self._drains: list[tuple[asyncio.Future[None], int]] = []
 
@@ -373,9 +375,9 @@ class Line:
             asked.append(self._seen)
         if reason == "retention":
             asked += self._told.values()  # what is still to be replayed may be dropped, and all of it begins anew
-        if hub.left is not None and self._explained.get(topic, self._breaks) < hub.breaks:
+        if hub.left is not None and self._explained.get(topic, self._breaks) < hub.discontinuity.number:
             asked.append(hub.left)
-        self._explained[topic] = hub.breaks
+        self._explained[topic] = hub.discontinuity.number
         if not any(reason in postgres.reasons(position) for position in asked):
             raise Violation("I6", f"{self.user} is told that {topic} is reset ({reason} at {place}) for no reason")
 
@@ -398,16 +400,17 @@ class Daemon:
         self.pump = pump = world.design.pump(
             log_reader, self.wakeup, self.hub, router, log_cache, _store_dead_letters, chunk=CHUNK
         )
+        wait_until_delivered = pump.wait_until_delivered if world.design.waits_for_place else _at_once
         self.context = ClientContext(
             hub=self.hub,
             log_reader=log_cache,
-            history=RetryingLogReader(log_cache, pump.reads.wait),
-            grants=ModelGrants(self, self.link),
+            replay_reader=RetryingLogReader(log_cache, pump.readable.wait),
+            rights=Rights(self.hub, ModelGrants(self, self.link), wait_until_delivered),
             router=router,
             authenticate=_Claims,
-            reached=pump.reached if world.design.waits_for_place else _at_once,
+            wait_until_delivered=wait_until_delivered,
             encode=lambda payload: payload + b"\n",
-            silence=lambda: 0.0,
+            read_age=lambda: 0.0,
             close_history=CloseHistory(),
             clock=lambda: world.now,
             heartbeat=20.0,

@@ -29,12 +29,6 @@ class Socket(Protocol):
     def close(self, code: int, reason: str) -> None:
         """Send a close frame behind what was written, and end. The first call counts, later ones do nothing."""
 
-    def pause(self) -> None:
-        """Stop reading from the peer until `resume`."""
-
-    def resume(self) -> None:
-        """Read from the peer again."""
-
 
 class ClientHandler(Protocol):
     """Who answers one client. The gateway calls it, from the event loop, and it never waits or raises."""

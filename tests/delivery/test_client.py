@@ -68,10 +68,6 @@ class Socket:
     def close(self, code: int, reason: str) -> None:
         raise AssertionError(code)
 
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
-
     def ops(self) -> list[str]:
         return [frame["op"] for frame in self.frames]
 

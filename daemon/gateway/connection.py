@@ -5,7 +5,6 @@ import fcntl
 import logging
 import sys
 import termios
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -60,8 +59,6 @@ class WebSocketConnection:
         "_full_since",
         "_full_taken",
         "_handler",
-        "_held",
-        "_inbox",
         "_next_ping",
         "_open",
         "_ping_end",
@@ -88,10 +85,8 @@ class WebSocketConnection:
         self._cut = ""  # why it was cut
         self._since = now
         self._deadline = 0.0
-        # Inbound: fragments of the message that is coming in, messages that came in while the attendant paused.
+        # Inbound: fragments of the message that is coming in.
         self._fragments: list[bytes] = []
-        self._inbox: deque[bytes] | None = None
-        self._held = False
         self._frames = 0
         # Outbound.
         self._deflate = state.deflate if extensions else None
@@ -150,16 +145,6 @@ class WebSocketConnection:
             self._protocol.send_close(code, reason.encode()[:MAX_REASON].decode(errors="ignore"))
             self._flush()
 
-    def pause(self) -> None:
-        """Pass nothing on until `resume`, and stop reading from the peer."""
-        self._held = True
-        self._steer_reading()
-
-    def resume(self) -> None:
-        """Read from the peer again; what had already come in is passed on soon, not from inside this call."""
-        self._held = False
-        asyncio.get_running_loop().call_soon(self._catch_up)
-
     # The user of the transport.
 
     def data_received(self, data: bytes) -> None:
@@ -187,18 +172,17 @@ class WebSocketConnection:
         self._full = True
         self._full_since = self._state.clock()
         self._full_taken = self._count_taken()
-        self._steer_reading()
+        self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """There is room."""
         self._full = False
         self._wake()
-        self._steer_reading()
+        self._transport.resume_reading()
 
     def connection_lost(self) -> None:
         """The end, however it came."""
         self._shut(NEVER)
-        self._inbox = None
         self._state.sessions -= 1
         self._state.discard(self)
         close = self._protocol.close_sent or self._protocol.close_rcvd or Close(1006, "")
@@ -277,25 +261,8 @@ class WebSocketConnection:
         except UnicodeDecodeError:
             self._fail("not_utf8")
             return
-        if self._held or self._inbox:
-            self._inbox = self._inbox or deque()
-            self._inbox.append(text)
-        elif self._handler is not None:
+        if self._handler is not None:
             self._ask(self._handler.message_received, text)
-
-    def _catch_up(self) -> None:
-        """Pass on what came in while the attendant paused."""
-        with correlate(self.session):
-            while self._inbox and self._open and not self._held and self._handler is not None:
-                self._ask(self._handler.message_received, self._inbox.popleft())
-        self._steer_reading()
-
-    def _steer_reading(self) -> None:
-        """Read, unless somebody has too much already: the attendant, or the peer."""
-        if self._full or (self._open and (self._held or self._inbox)):
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
 
     def _ask(self, question: Callable[..., None], *arguments: object) -> None:
         """Call the attendant. One that raises has a bug: its client is closed, and no other notices."""
@@ -316,7 +283,6 @@ class WebSocketConnection:
             self._transport.write_eof()
         if self._open and self._protocol.state is not State.OPEN:
             self._shut(self._state.clock() + self._state.limits.close_timeout)
-            self._steer_reading()
 
     def _shut(self, deadline: float) -> None:
         self._open = False
@@ -351,13 +317,10 @@ class WebSocketConnection:
         """May a peer be waited for that has not answered the ping?
 
         Until it has the ping, as long as it takes something, or is given the time that a full transport has: what
-        is sent before the ping may be long, and the line slow. Afterwards only if the attendant does not let us
-        read the answer.
+        is sent before the ping may be long, and the line slow.
         """
         before, self._taken = self._taken, self._count_taken()
-        if self._taken < self._ping_end:
-            return self._taken > before or self._full
-        return self._held or bool(self._inbox)
+        return self._taken < self._ping_end and (self._taken > before or self._full)
 
     def _keeps_pace(self, now: float) -> bool:
         """Does the peer read, slowly as it may, while the transport is full?"""

@@ -259,8 +259,6 @@ async def test_an_attendant_learns_once_that_its_client_is_lost_and_why_if_we_en
         await until(lambda: served.gateway.sockets == 0)
         recorder.socket.write(encode(b"to nobody"))
         recorder.socket.close(1000, "nobody")
-        recorder.socket.pause()
-        recorder.socket.resume()
         await recorder.socket.drained()
         served.pass_time(60)
         assert recorder.losses == 1
@@ -283,32 +281,6 @@ async def test_an_attendant_that_fails_costs_its_own_client_1011_and_no_other() 
         await recorder.gone.wait()
         await bystander.send("undisturbed")
         assert await bystander.recv() == "undisturbed"
-
-
-async def test_a_paused_attendant_hears_nothing_until_it_resumes_and_then_everything_in_order() -> None:
-    def pause_at_once(recorder: Recorder, text: bytes) -> None:
-        recorder.socket.pause()
-
-    async with serving(answer=pause_at_once) as served:
-        peer, recorder = await served.open()
-        await peer.send(b"".join(frame(Opcode.TEXT, b"%d" % number) for number in range(3)))
-        await peer.send(frame(Opcode.TEXT, b"3"))
-        for heard in range(1, 5):
-            await until(lambda: len(recorder.texts) == heard)  # noqa: B023 - it ends before the next round
-            await asyncio.sleep(0)
-            assert recorder.texts == [b"%d" % number for number in range(heard)]
-            recorder.socket.resume()
-            assert len(recorder.texts) == heard, "resume passes nothing on by itself"
-
-
-async def test_a_pause_that_is_taken_back_at_once_changes_nothing() -> None:
-    async with serving() as served, served.connect() as client:
-        recorder = await served.attendants.get()
-        recorder.socket.pause()
-        recorder.socket.resume()
-        recorder.socket.resume()
-        await client.send("on we go")
-        assert await client.recv() == "on we go"
 
 
 async def test_every_open_client_is_told_the_time_at_every_tick() -> None:

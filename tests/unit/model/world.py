@@ -292,12 +292,6 @@ class Line:
             self.daemon.world.violations.append(Violation("I7", f"the daemon failed: {reason}"))
         self.closed = True
 
-    def pause(self) -> None:
-        """Nobody here talks too fast."""
-
-    def resume(self) -> None:
-        """See `pause`."""
-
     # What must hold of every frame.
 
     def _check(self, frame: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ async def test_an_operator_sees_a_post_its_decision_the_reply_and_the_approval_l
         assert ("APPROVED", "Olga") == (told["record"]["approval_status"], told["record"]["approved_by"])
 
 
-async def test_who_follows_one_post_hears_of_it_alone_and_of_nothing_on_other_platforms(
+async def test_a_client_that_follows_one_post_receives_only_the_changes_of_that_post(
     daemon: Daemon, desk: Desk
 ) -> None:
     post, other = await desk.post(), await desk.post("THREADS")
@@ -130,7 +130,7 @@ async def test_who_follows_one_post_hears_of_it_alone_and_of_nothing_on_other_pl
     assert ["decisions", "replies"] == [change["table"] for change in told]
 
 
-async def test_an_escalation_is_told_from_its_opening_to_its_end_without_its_notes(
+async def test_an_escalation_is_published_from_opening_to_resolution_without_its_notes(
     daemon: Daemon, desk: Desk
 ) -> None:
     post = await desk.post()
@@ -151,14 +151,14 @@ async def test_an_escalation_is_told_from_its_opening_to_its_end_without_its_not
     assert "secret" not in str(resolved)
 
 
-async def test_nobody_but_operators_follows_anything(daemon: Daemon, desk: Desk) -> None:
+async def test_only_operators_can_subscribe_to_anything(daemon: Daemon, desk: Desk) -> None:
     post = await desk.post()
     async with daemon.client(STRANGER) as client:
         for topic in ("platform:REDDIT", f"post:{post}", "escalations", f"operator:{desk.operator}"):
             assert "no_such_topic" == (await client.subscribe(topic))["code"]
 
 
-async def test_an_operator_who_leaves_hears_nothing_more_at_once(daemon: Daemon, desk: Desk) -> None:
+async def test_an_operator_who_leaves_is_revoked_immediately(daemon: Daemon, desk: Desk) -> None:
     async with daemon.client(desk.operator) as client:
         await client.subscribe("platform:REDDIT")
         await desk.post()
@@ -170,7 +170,7 @@ async def test_an_operator_who_leaves_hears_nothing_more_at_once(daemon: Daemon,
         assert "no_such_topic" == (await client.subscribe("platform:REDDIT"))["code"]
 
 
-async def test_who_was_away_while_posts_were_archived_is_told_that_they_are_gone(daemon: Daemon, desk: Desk) -> None:
+async def test_a_client_that_was_offline_during_archiving_receives_the_deletes(daemon: Daemon, desk: Desk) -> None:
     post = await desk.post()
     async with daemon.client(desk.operator) as client:
         await client.subscribe(f"post:{post}")
@@ -196,11 +196,11 @@ def ready(daemon: Daemon) -> tuple[int, bytes]:
         connection.close()
 
 
-async def test_the_health_page_answers_by_what_the_database_has_answered(daemon: Daemon, desk: Desk) -> None:
+async def test_readyz_reports_whether_the_database_answers(daemon: Daemon, desk: Desk) -> None:
     assert (200, b'{"ready":true,"reasons":[]}') == await asyncio.to_thread(ready, daemon)
 
 
-async def test_sample_data_are_refused_in_production_and_the_database_stays_empty(desk: Desk) -> None:
+async def test_sample_data_is_refused_in_production_and_the_database_stays_empty(desk: Desk) -> None:
     code, _, errors = await command(
         "--pack", "antone", "seed", DATABASE_URL=desk.dsn, ROWCAST_ENVIRONMENT="production"
     )
@@ -209,7 +209,7 @@ async def test_sample_data_are_refused_in_production_and_the_database_stays_empt
     assert 0 == await desk.sql.fetchval("select count(*) from antone.posts")
 
 
-async def test_production_refuses_an_unguarded_database_in_one_line_without_its_password() -> None:
+async def test_production_refuses_an_insecure_database_url_in_one_line_without_its_password() -> None:
     for url in ("postgresql://u:hunter2@localhost/d", "postgresql://u:hunter2@db.example/d"):
         code, output, errors = await command("--pack", "antone", DATABASE_URL=url, ROWCAST_ENVIRONMENT="production")
         assert (78, "", 1) == (code, output, len(errors.splitlines()))

@@ -96,7 +96,7 @@ def facts(changes: list[Frame]) -> list[tuple[str, str, dict[str, int]]]:
     return [(change["table"], change["kind"], change["key"]) for change in changes]
 
 
-async def test_a_member_sees_a_status_update_an_incident_assigned_to_him_and_nothing_once_he_is_deactivated(
+async def test_a_member_sees_status_updates_and_assigned_incidents_until_deactivated(
     office: Daemon, team: Team
 ) -> None:
     topics = {"team:status_updates", f"user:{team.ben}"}
@@ -135,7 +135,7 @@ async def test_a_member_sees_a_status_update_an_incident_assigned_to_him_and_not
         assert ["welcome back"] == [change["record"]["title"] for change in await ben.changes()]
 
 
-async def test_every_feed_is_open_to_members_and_the_affairs_of_others_are_not(office: Daemon, team: Team) -> None:
+async def test_members_can_follow_every_feed_but_no_other_users_topic(office: Daemon, team: Team) -> None:
     async with office.client(str(team.ben)) as ben:
         for feed in FEEDS:
             assert "subscribed" == (await ben.subscribe(f"team:{feed}"))["op"]
@@ -146,9 +146,7 @@ async def test_every_feed_is_open_to_members_and_the_affairs_of_others_are_not(o
             assert "no_such_topic" == (await stranger.subscribe(topic))["code"]
 
 
-async def test_an_incident_that_goes_to_somebody_else_leaves_one_and_enters_the_other(
-    office: Daemon, team: Team
-) -> None:
+async def test_a_reassigned_incident_leaves_one_users_topic_and_enters_the_other(office: Daemon, team: Team) -> None:
     incident = await team.report("API outage", team.ben)
     await team.settled(office)
     async with office.client(str(team.ben)) as ben, office.client(str(team.ann)) as ann:
@@ -179,7 +177,7 @@ async def decide(team: Team, client: Client) -> tuple[int, list[Frame]]:
     return decision, told
 
 
-async def test_a_decision_is_told_with_its_history_and_with_who_did_it(office: Daemon, team: Team) -> None:
+async def test_a_decision_is_published_with_its_audit_log_and_its_actor(office: Daemon, team: Team) -> None:
     async with office.client(str(team.ben)) as ben:
         await ben.subscribe("team:decisions")
         decision, told = await decide(team, ben)
@@ -217,7 +215,7 @@ async def test_a_summary_arrives_when_it_is_generated_and_again_when_it_is_refre
             assert (update, f"number {number}", "Ann") == (newest["id"], newest["title"], newest["author"])
 
 
-async def test_what_is_archived_is_gone_for_clients_until_it_is_taken_back(office: Daemon, team: Team) -> None:
+async def test_an_archived_row_disappears_for_clients_until_it_is_restored(office: Daemon, team: Team) -> None:
     update = await team.post("old")
     await team.settled(office)
     async with office.client(str(team.ben)) as ben:
@@ -231,7 +229,7 @@ async def test_what_is_archived_is_gone_for_clients_until_it_is_taken_back(offic
     assert ("restore", "old") == (restored["kind"], restored["record"]["title"])
 
 
-async def test_a_member_who_was_away_comes_back_with_one_number_and_misses_nothing(
+async def test_a_member_who_was_offline_resumes_from_one_position_and_misses_nothing(
     office: Daemon, team: Team
 ) -> None:
     async with office.client(str(team.ben)) as ben:

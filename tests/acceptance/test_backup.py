@@ -82,7 +82,7 @@ async def test_a_backup_before_a_bad_change_brings_back_what_it_destroyed(
         assert before == await contents(restored, "antone")
 
 
-async def test_a_file_that_is_there_is_not_overwritten(database: str, tmp_path: Path) -> None:
+async def test_an_existing_file_is_not_overwritten(database: str, tmp_path: Path) -> None:
     file = tmp_path / "before.sql"
     file.write_text("precious")
     code, output, errors = await command("backup", str(file), DATABASE_URL=database)
@@ -115,5 +115,5 @@ async def test_a_backup_that_fails_leaves_no_file_and_names_no_password(database
         ("postgresql://u:p@a:1,b:2/d", "postgresql://u@a:1,b:2/d", "p"),
     ],
 )
-def test_no_password_stands_in_the_list_of_processes(dsn: str, shown: str, password: str | None) -> None:
+def test_the_password_is_kept_out_of_the_command_line(dsn: str, shown: str, password: str | None) -> None:
     assert (shown, password) == without_password(dsn)

@@ -24,7 +24,7 @@ from tests.support.daemon import Daemon, token
         ('{"op": "hello", "token": "again"}', "already_greeted"),
     ],
 )
-async def test_a_bad_frame_earns_an_error_and_the_connection_goes_on(
+async def test_a_bad_frame_gets_an_error_and_the_connection_stays_open(
     daemon: Daemon, chat: Chat, text: str, code: str
 ) -> None:
     async with daemon.client(chat.ada) as client:
@@ -52,7 +52,7 @@ async def test_an_error_repeats_the_id_of_the_frame_it_answers(daemon: Daemon, c
         ('{"op": "hello", "token": "a.b.c"}', "token", 4401),
     ],
 )
-async def test_whoever_cannot_say_hello_is_told_and_closed(daemon: Daemon, text: str, code: str, close: int) -> None:
+async def test_a_bad_first_frame_gets_an_error_and_a_close(daemon: Daemon, text: str, code: str, close: int) -> None:
     async with daemon.raw() as client:
         await client.connection.send(text)
         assert code == (await client.next())["code"]
@@ -79,7 +79,7 @@ async def test_a_token_that_expires_ends_the_connection(daemon: Daemon, chat: Ch
         assert 4401 == (await client.closed())[0]
 
 
-async def test_whoever_says_nothing_is_closed_after_five_seconds(daemon: Daemon) -> None:
+async def test_a_silent_client_is_closed_after_five_seconds(daemon: Daemon) -> None:
     began = time.monotonic()
     async with daemon.raw() as client:
         assert "hello_timeout" == (await client.next())["code"]
@@ -87,9 +87,7 @@ async def test_whoever_says_nothing_is_closed_after_five_seconds(daemon: Daemon)
     assert time.monotonic() - began >= 5.0
 
 
-async def test_a_frame_of_two_megabytes_is_closed_with_its_code_and_disturbs_nobody(
-    daemon: Daemon, chat: Chat
-) -> None:
+async def test_a_frame_of_two_megabytes_closes_only_its_own_connection(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as calm, daemon.client(chat.bob) as rude:
         await calm.subscribe(chat.topic)
         await rude.connection.send("x" * 2_000_000)
@@ -98,7 +96,9 @@ async def test_a_frame_of_two_megabytes_is_closed_with_its_code_and_disturbs_nob
         assert "still here" == (await calm.changes())[0]["record"]["content"]
 
 
-async def test_a_client_that_asks_faster_than_it_can_be_answered_is_closed(daemon: Daemon, chat: Chat) -> None:
+async def test_a_client_that_sends_requests_faster_than_they_are_answered_is_closed(
+    daemon: Daemon, chat: Chat
+) -> None:
     async with daemon.client(chat.ada) as calm, daemon.client(chat.bob) as rude:
         await calm.subscribe(chat.topic)
         question = Frame(Opcode.TEXT, b'{"op": "subscribe", "topic": "users"}')
@@ -109,7 +109,7 @@ async def test_a_client_that_asks_faster_than_it_can_be_answered_is_closed(daemo
         assert "still here" == (await calm.changes())[0]["record"]["content"]
 
 
-async def test_the_number_of_topics_of_a_connection_is_bounded(daemon: Daemon, chat: Chat) -> None:
+async def test_the_number_of_topics_of_a_connection_is_limited(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         most = client.welcome["limits"]["topics"]
         channels = await chat.sql.fetch(
@@ -128,7 +128,7 @@ async def test_the_number_of_topics_of_a_connection_is_bounded(daemon: Daemon, c
     assert "too_many_topics" == answers[-1]["code"]
 
 
-async def test_a_topic_can_be_left_and_followed_again_but_not_twice_at_once(daemon: Daemon, chat: Chat) -> None:
+async def test_a_topic_can_be_subscribed_again_but_not_twice_at_once(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         assert "subscribed" == (await client.subscribe("users"))["op"]
         assert "already_subscribed" == (await client.subscribe("users"))["code"]
@@ -137,7 +137,7 @@ async def test_a_topic_can_be_left_and_followed_again_but_not_twice_at_once(daem
         assert "subscribed" == (await client.subscribe("users"))["op"]
 
 
-async def test_nothing_of_what_a_client_sends_is_logged(daemon: Daemon, chat: Chat) -> None:
+async def test_no_client_input_is_logged(daemon: Daemon, chat: Chat) -> None:
     good = token(chat.ada)
     async with daemon.raw() as client:
         await client.say(op="hello", token=good)

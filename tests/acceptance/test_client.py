@@ -79,7 +79,7 @@ def row(seq: int) -> dict[str, Any]:
     return {"seq": seq, "table": "rows", "key": {"id": seq}, "record": {"id": seq}}
 
 
-async def test_a_topic_that_is_added_later_starts_at_the_position(client: Client, stage: Stage) -> None:
+async def test_a_topic_that_is_added_later_starts_at_the_clients_position(client: Client, stage: Stage) -> None:
     line = await live(client, stage)
     line.change("a", row(15), prev="e:10")
     assert ["changes", "a", [15], 0] == await client.event()
@@ -111,7 +111,7 @@ async def test_the_hello_says_how_far_a_topic_was_ahead_of_the_position(client: 
     assert ["live", "e:16"] == await client.event()
 
 
-async def test_a_topic_that_is_revoked_or_refused_is_not_asked_for_again(client: Client, stage: Stage) -> None:
+async def test_a_topic_that_is_revoked_or_refused_is_not_requested_again(client: Client, stage: Stage) -> None:
     line = await live(client, stage)
     await client.run("client.subscribe('b'); client.subscribe('c')")
     refused, granted = await line.grant("b", "c")
@@ -129,7 +129,7 @@ async def test_a_topic_that_is_revoked_or_refused_is_not_asked_for_again(client:
     assert ["live", "e:20"] == await client.event()
 
 
-async def test_a_topic_that_is_unavailable_is_asked_for_again(client: Client, stage: Stage) -> None:
+async def test_a_topic_that_is_unavailable_is_requested_again(client: Client, stage: Stage) -> None:
     line = await live(client, stage)
     await client.run("client.subscribe('b')")
     asked = await line.grant("b")
@@ -142,7 +142,7 @@ async def test_a_topic_that_is_unavailable_is_asked_for_again(client: Client, st
     assert ["changes", "b", [12], 0] == await client.event()
 
 
-async def test_a_reset_is_reported_and_the_topic_goes_on_after_it(client: Client, stage: Stage) -> None:
+async def test_a_reset_is_reported_and_the_topic_continues_after_it(client: Client, stage: Stage) -> None:
     line = await live(client, stage)
     line.say("reset", topic="a", reason="truncate", pos="e:30")
     assert ["reset", "a", "truncate"] == await client.event()

@@ -22,7 +22,7 @@ async def reads(daemon: Daemon) -> tuple[float, float]:
     return values[memory], values[database]
 
 
-async def test_a_crowd_that_comes_back_at_once_misses_nothing_and_does_not_reach_the_log(
+async def test_many_clients_that_resume_at_once_miss_nothing_and_are_served_from_memory(
     daemon: Daemon, chat: Chat
 ) -> None:
     async def enter(stack: AsyncExitStack, since: str | None = None) -> Client:
@@ -54,7 +54,7 @@ async def test_a_crowd_that_comes_back_at_once_misses_nothing_and_does_not_reach
     assert (True, 0) == (memory >= 2 * CROWD, database)
 
 
-async def test_who_comes_back_to_before_the_start_of_the_daemon_is_told_from_the_log(
+async def test_a_client_that_resumes_from_before_the_daemon_started_is_replayed_from_the_log(
     chat: Chat, database: str
 ) -> None:
     async with daemon_process(database) as daemon:
@@ -92,7 +92,7 @@ def shape(frames: list[Frame]) -> list[str]:
     ]
 
 
-async def test_a_too_large_transaction_is_a_reset_of_its_topic_in_its_place_live_and_in_a_replay(
+async def test_a_too_large_transaction_resets_its_topic_in_order_live_and_in_a_replay(
     narrow: Daemon, chat: Chat
 ) -> None:
     async with narrow.client(chat.ada) as client:
@@ -119,7 +119,7 @@ async def test_a_too_large_transaction_is_a_reset_of_its_topic_in_its_place_live
             assert shape(expected) == shape((await client.until("resumed"))[:-1])
 
 
-async def test_a_right_that_ends_in_a_too_large_transaction_has_ended(narrow: Daemon, chat: Chat) -> None:
+async def test_a_right_that_ends_in_a_too_large_transaction_is_revoked(narrow: Daemon, chat: Chat) -> None:
     await chat.sql.execute("insert into chatgenius.channel_members values ($1, $2)", chat.channel, chat.bob)
     await chat.settled(narrow)
     async with narrow.client(chat.ada) as ada, narrow.client(chat.bob) as bob:
@@ -144,7 +144,7 @@ async def test_a_table_truncated_in_a_too_large_transaction_resets_every_topic(n
         assert ["reset limit"] == shape((await client.until("resumed"))[:-1])
 
 
-async def test_the_operator_hears_of_a_too_large_transaction(narrow: Daemon, chat: Chat) -> None:
+async def test_a_too_large_transaction_is_logged(narrow: Daemon, chat: Chat) -> None:
     async with narrow.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         async with chat.sql.transaction():
@@ -158,7 +158,7 @@ async def test_the_operator_hears_of_a_too_large_transaction(narrow: Daemon, cha
     assert {"transaction": tx} == warning["data"]
 
 
-async def test_who_stayed_is_served_while_a_crowd_waits_to_be_let_in(
+async def test_connected_clients_are_served_while_many_subscribes_wait_for_permission_checks(
     daemon: Daemon, chat: Chat, database: str
 ) -> None:
     """No answer about rights comes from the database until the lock is given back, and the live stream goes on."""

@@ -83,7 +83,7 @@ def told(changes: list[Frame]) -> list[tuple[str, str]]:
     return [(change["table"], change["kind"]) for change in changes]
 
 
-async def test_list_shows_one_line_for_each_letter_and_never_its_record(
+async def test_list_shows_one_line_for_each_dead_letter_and_never_its_record(
     follower: Client, chat: Chat, database: str
 ) -> None:
     first, second = await attach(chat, follower), await attach(chat, follower)
@@ -99,7 +99,7 @@ async def test_list_shows_one_line_for_each_letter_and_never_its_record(
     assert "secret-url" not in output
 
 
-async def test_list_is_narrowed_by_pack_table_and_number_and_speaks_json(
+async def test_list_filters_by_pack_table_and_limit_and_prints_json(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -121,7 +121,7 @@ async def test_list_is_narrowed_by_pack_table_and_number_and_speaks_json(
     assert "record" not in letter
 
 
-async def test_a_letter_cannot_command_the_terminal(follower: Client, chat: Chat, database: str) -> None:
+async def test_control_characters_in_a_dead_letter_are_escaped(follower: Client, chat: Chat, database: str) -> None:
     await attach(chat, follower)
     await chat.sql.execute(
         """update rowcast.dead_letters set topic = e'\x1b[2J\nsecond line', record = '{"name": "\u009b2J"}'"""
@@ -133,7 +133,9 @@ async def test_a_letter_cannot_command_the_terminal(follower: Client, chat: Chat
     assert "\x9b2J" == json.loads(shown)["record"]["name"]
 
 
-async def test_show_prints_the_whole_letter_with_every_digit(follower: Client, chat: Chat, database: str) -> None:
+async def test_show_prints_the_whole_dead_letter_with_every_digit(
+    follower: Client, chat: Chat, database: str
+) -> None:
     file = await attach(chat, follower)
     [seq] = await letters(chat)
     code, output, _ = await dead_letters(database, "show", seq)
@@ -150,7 +152,7 @@ async def test_show_prints_the_whole_letter_with_every_digit(follower: Client, c
     assert '"size": 1.00000000000000000000001\n' in (await dead_letters(database, "show", seq))[1]
 
 
-async def test_a_replayed_letter_reaches_who_follows_its_topic_under_a_new_number(
+async def test_a_replayed_dead_letter_reaches_followers_of_its_topic_under_a_new_number(
     follower: Client, chat: Chat, database: str
 ) -> None:
     file = await attach(chat, follower, actor="the uploader")
@@ -171,7 +173,7 @@ async def test_a_replayed_letter_reaches_who_follows_its_topic_under_a_new_numbe
     assert [] == await letters(chat)
 
 
-async def test_a_replayed_letter_that_does_not_fit_either_is_a_letter_again_under_its_new_number(
+async def test_a_replayed_dead_letter_that_is_still_invalid_is_stored_again_under_its_new_number(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -182,7 +184,7 @@ async def test_a_replayed_letter_that_does_not_fit_either_is_a_letter_again_unde
     assert new > old
 
 
-async def test_all_letters_of_a_row_are_replayed_in_their_order(follower: Client, chat: Chat, database: str) -> None:
+async def test_all_dead_letters_of_a_row_are_replayed_in_order(follower: Client, chat: Chat, database: str) -> None:
     await attach(chat, follower)
     await chat.sql.execute("update chatgenius.files set name = 'newer'")
     await settled(chat, follower)
@@ -194,7 +196,7 @@ async def test_all_letters_of_a_row_are_replayed_in_their_order(follower: Client
     ]
 
 
-async def test_the_older_of_two_letters_of_a_row_is_not_replayed_without_the_newer(
+async def test_the_older_of_two_dead_letters_of_a_row_is_not_replayed_alone(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -209,7 +211,7 @@ async def test_the_older_of_two_letters_of_a_row_is_not_replayed_without_the_new
     assert "newer" == (await follower.changes())[0]["record"]["name"]
 
 
-async def test_a_letter_that_cannot_be_kept_at_first_is_kept_later_and_holds_nothing_up(
+async def test_storing_a_dead_letter_is_retried_without_delaying_the_stream(
     daemon: Daemon, follower: Client, chat: Chat
 ) -> None:
     await chat.sql.execute("alter table rowcast.dead_letters rename to elsewhere")
@@ -226,7 +228,7 @@ async def test_a_letter_that_cannot_be_kept_at_first_is_kept_later_and_holds_not
     assert [failed["data"]["first"]] == found
 
 
-async def test_a_letter_whose_row_was_deleted_since_is_not_replayed(
+async def test_a_dead_letter_whose_row_was_deleted_since_is_not_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -246,7 +248,7 @@ async def test_a_letter_whose_row_was_deleted_since_is_not_replayed(
     assert living != dead
 
 
-async def test_a_letter_whose_row_was_deleted_softly_since_is_not_replayed(
+async def test_a_dead_letter_whose_row_was_soft_deleted_since_is_not_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await chat.say("to be deleted")
@@ -259,7 +261,7 @@ async def test_a_letter_whose_row_was_deleted_softly_since_is_not_replayed(
     assert "its row has been deleted since" in errors
 
 
-async def test_a_letter_whose_row_was_put_right_since_is_not_replayed(
+async def test_a_dead_letter_whose_row_was_fixed_since_is_not_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -271,7 +273,7 @@ async def test_a_letter_whose_row_was_put_right_since_is_not_replayed(
     assert "its row has changed since" in errors
 
 
-async def test_of_a_row_that_left_the_topic_only_the_leaving_is_replayed(
+async def test_for_a_row_that_left_the_topic_only_the_leave_is_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await chat.say("to be moved")
@@ -284,7 +286,7 @@ async def test_of_a_row_that_left_the_topic_only_the_leaving_is_replayed(
     assert [True] == [change["left"] for change in await follower.changes()]
 
 
-async def test_a_change_that_no_daemon_has_seen_yet_outdates_a_letter_too(
+async def test_a_change_that_no_daemon_has_read_yet_outdates_a_dead_letter_too(
     daemon: Daemon, follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -295,7 +297,7 @@ async def test_a_change_that_no_daemon_has_seen_yet_outdates_a_letter_too(
     assert "its row has changed since" in errors
 
 
-async def test_a_letter_of_a_table_of_which_changes_were_lost_since_is_not_replayed(
+async def test_a_dead_letter_is_not_replayed_after_changes_of_its_table_were_lost(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -308,7 +310,7 @@ async def test_a_letter_of_a_table_of_which_changes_were_lost_since_is_not_repla
     assert "its row has changed since" in errors
 
 
-async def test_a_letter_whose_row_is_being_deleted_waits_for_the_end_of_that(
+async def test_a_replay_waits_for_a_transaction_that_is_deleting_the_row(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -328,9 +330,7 @@ async def test_a_letter_whose_row_is_being_deleted_waits_for_the_end_of_that(
     assert [("files", "delete")] == told(await follower.changes())
 
 
-async def test_a_letter_that_says_that_a_row_was_deleted_is_replayed(
-    follower: Client, chat: Chat, database: str
-) -> None:
+async def test_a_dead_letter_for_a_delete_is_replayed(follower: Client, chat: Chat, database: str) -> None:
     await attach(chat, follower, size=1)
     await chat.sql.execute("delete from chatgenius.files")
     await follower.changes()
@@ -339,7 +339,7 @@ async def test_a_letter_that_says_that_a_row_was_deleted_is_replayed(
     assert [("files", "delete")] == told(await follower.changes())
 
 
-async def test_a_letter_that_says_that_a_row_was_deleted_which_has_come_back_is_not_replayed(
+async def test_a_dead_letter_for_a_delete_is_not_replayed_after_the_row_was_restored(
     follower: Client, chat: Chat, database: str
 ) -> None:
     message = await chat.say("here")
@@ -352,7 +352,7 @@ async def test_a_letter_that_says_that_a_row_was_deleted_which_has_come_back_is_
     assert "its row has changed since" in errors
 
 
-async def test_a_letter_whose_event_the_log_no_longer_holds_is_not_replayed(
+async def test_a_dead_letter_whose_event_is_no_longer_in_the_log_is_not_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -362,9 +362,7 @@ async def test_a_letter_whose_event_the_log_no_longer_holds_is_not_replayed(
     assert "its event is no longer in the log" in errors
 
 
-async def test_drop_deletes_the_letters_that_are_named_and_no_other(
-    follower: Client, chat: Chat, database: str
-) -> None:
+async def test_drop_deletes_only_the_named_dead_letters(follower: Client, chat: Chat, database: str) -> None:
     for _ in range(3):
         await attach(chat, follower)
     first, second, third = await letters(chat)
@@ -372,7 +370,9 @@ async def test_drop_deletes_the_letters_that_are_named_and_no_other(
     assert [second] == await letters(chat)
 
 
-async def test_all_letters_are_dropped_unasked_only_with_yes(follower: Client, chat: Chat, database: str) -> None:
+async def test_dropping_all_dead_letters_without_a_prompt_requires_yes(
+    follower: Client, chat: Chat, database: str
+) -> None:
     await attach(chat, follower)
     code, _, errors = await dead_letters(database, "drop", "--all")
     assert (2, 1) == (code, len(await letters(chat)))
@@ -397,7 +397,7 @@ async def terminal(answer: str) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("n", 1, 1), ("y", 0, 0)])
-async def test_on_a_terminal_drop_asks_first(
+async def test_drop_asks_for_confirmation_on_a_terminal(
     answer: str, code: int, left: int, follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -415,7 +415,7 @@ async def test_on_a_terminal_drop_asks_first(
 
 
 @pytest.mark.parametrize("verb", ["show", "replay", "drop"])
-async def test_a_letter_that_is_not_there_is_a_fault_with_its_own_code(
+async def test_an_unknown_dead_letter_has_its_own_exit_code(
     verb: str, follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -439,14 +439,14 @@ async def test_a_letter_that_is_not_there_is_a_fault_with_its_own_code(
         ("drop", 2**63),
     ],
 )
-async def test_a_slip_on_the_command_line_is_told_before_any_database_is_asked(arguments: tuple[object, ...]) -> None:
+async def test_a_usage_error_is_reported_before_any_connection_to_the_database(arguments: tuple[object, ...]) -> None:
     code, output, errors = await dead_letters("postgresql://127.0.0.1:9/x", *arguments)
     assert (2, "") == (code, output)
     assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("show", 1), ("replay", "--all"), ("drop", "--all", "--yes")])
-async def test_a_database_that_is_not_rowcasts_is_told_in_one_line(
+async def test_a_database_without_the_rowcast_schema_is_reported_in_one_line(
     arguments: tuple[object, ...], empty_database: str
 ) -> None:
     assert (

@@ -104,7 +104,7 @@ async def test_the_owner_sees_a_disclosure_step_by_step_and_in_order(served: Dae
     assert not any(word in everything for word in ("example.com", "Will", "hidden", b"hidden".hex(), "main"))
 
 
-async def test_the_owner_sees_a_secret_fail_for_good_after_six_attempts(served: Daemon, job: Job) -> None:
+async def test_the_owner_sees_a_secret_fail_permanently_after_six_attempts(served: Daemon, job: Job) -> None:
     async with served.client(ANN) as client:
         await client.subscribe(f"owner:{ANN}")
         assert ["active"] * 5 + ["failed"] == [await job.fail() for _ in range(6)]
@@ -113,7 +113,7 @@ async def test_the_owner_sees_a_secret_fail_for_good_after_six_attempts(served: 
     assert [*expected[:-1], ("failed", 6, False)] == [state(change) for change in told]
 
 
-async def test_an_owner_who_was_away_misses_no_step(served: Daemon, job: Job) -> None:
+async def test_an_owner_who_was_offline_misses_no_step(served: Daemon, job: Job) -> None:
     topic = f"secret:{job.secret}"
     async with served.client(ANN) as client:
         await client.subscribe(topic)
@@ -144,7 +144,7 @@ async def test_a_check_in_stops_a_disclosure_that_has_begun(served: Daemon, job:
         assert await job.sql.fetchval(begin, job.secret, stamp, RECIPIENTS[0]) is None
 
 
-async def test_nobody_but_the_owner_follows_a_secret_and_not_after_it_was_handed_on(served: Daemon, job: Job) -> None:
+async def test_only_the_current_owner_can_follow_a_secret(served: Daemon, job: Job) -> None:
     topic = f"secret:{job.secret}"
     async with served.client(ANN) as ann, served.client(BEN) as ben:
         for forbidden in (topic, f"owner:{ANN}", "secret:999", "secret:0"):

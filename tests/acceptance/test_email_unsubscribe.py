@@ -72,7 +72,7 @@ async def test_a_client_sees_an_attempt_that_the_application_records(postgres: S
         assert secret not in heard
 
 
-async def test_a_user_follows_sessions_of_his_own_and_a_stranger_follows_nothing(postgres: Server) -> None:
+async def test_a_user_can_follow_only_their_own_sessions_and_a_stranger_nothing(postgres: Server) -> None:
     async with (
         unsubscriber(postgres) as dsn,
         daemon_process(dsn, "--pack", "email_unsubscribe") as daemon,

@@ -63,7 +63,7 @@ async def first_user(sql: Connection, pack: str) -> str:
     return str(rows[0]["id"])
 
 
-async def test_every_pack_tells_its_own_client_live_and_nobody_elses(filled: str, sql: Connection) -> None:
+async def test_every_pack_publishes_to_its_own_client_only(filled: str, sql: Connection) -> None:
     assert set(bundled()) == set(WRITES)
     users = {pack: await first_user(sql, pack) for pack in WRITES}
     topics = {pack: topic.format(user=users[pack]) for pack, (topic, _) in WRITES.items()}
@@ -93,7 +93,7 @@ async def test_every_pack_tells_its_own_client_live_and_nobody_elses(filled: str
     } == told
 
 
-async def test_each_pack_can_be_taken_back_while_the_others_stay(filled: str, sql: Connection) -> None:
+async def test_each_pack_can_be_rolled_back_while_the_others_stay(filled: str, sql: Connection) -> None:
     remaining = list(bundled())
     while remaining:
         pack = remaining.pop()

@@ -91,7 +91,7 @@ async def test_the_page_shows_what_sql_does_to_a_message(
     assert [] == complaints.but_for(CUT)
 
 
-async def test_a_user_who_joins_and_leaves_a_channel_sees_it_come_and_go(
+async def test_a_user_who_joins_and_leaves_a_channel_sees_it_appear_and_disappear(
     page: Page, complaints: Complaints, database: str, sql: Connection, tmp_path: Path
 ) -> None:
     async with daemon_process(database, "up", "--data-dir", str(tmp_path)) as daemon:
@@ -115,7 +115,7 @@ async def test_a_user_who_joins_and_leaves_a_channel_sees_it_come_and_go(
     assert [] == complaints.but_for(CUT)
 
 
-async def test_the_page_reconnects_by_itself_and_shows_once_what_was_written_meanwhile(
+async def test_the_page_reconnects_by_itself_and_shows_writes_made_meanwhile_once(
     page: Page, complaints: Complaints, database: str, sql: Connection, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -197,7 +197,7 @@ def people(page: Page) -> Locator:
     return page.locator("#people .person")
 
 
-async def test_a_silent_line_is_given_up_and_resumed(page: Page, stage: Stage) -> None:
+async def test_a_silent_connection_is_dropped_and_resumed(page: Page, stage: Stage) -> None:
     await page.clock.install()
     line = await settled(stage)
     await is_live(page)
@@ -212,7 +212,7 @@ async def test_a_silent_line_is_given_up_and_resumed(page: Page, stage: Stage) -
     await expect(page.locator("#position")).to_have_text("100")
 
 
-async def test_the_position_stands_still_until_the_replay_is_complete(page: Page, stage: Stage) -> None:
+async def test_the_position_does_not_advance_until_the_replay_is_complete(page: Page, stage: Stage) -> None:
     line = await settled(stage)
     await is_live(page)
     await line.close(1012)
@@ -230,7 +230,7 @@ async def test_the_position_stands_still_until_the_replay_is_complete(page: Page
     await expect(page.locator("#position")).to_have_text("100")
 
 
-async def test_a_gap_is_noticed_and_the_page_resumes_from_before_it(page: Page, stage: Stage) -> None:
+async def test_a_gap_is_detected_and_the_page_resumes_from_before_it(page: Page, stage: Stage) -> None:
     line = await settled(stage)
     await is_live(page)
     line.change("users", user(11, "Bob"), prev="e:5")
@@ -242,7 +242,7 @@ async def test_a_gap_is_noticed_and_the_page_resumes_from_before_it(page: Page, 
     await expect(page.locator("#count-gaps")).to_have_text("1")
 
 
-async def test_after_a_crash_the_topic_is_read_anew(page: Page, stage: Stage) -> None:
+async def test_after_a_crash_the_topic_is_read_again(page: Page, stage: Stage) -> None:
     line = await settled(stage)
     await is_live(page)
     line.change("users", user(11, "Bob"), prev="e:5")
@@ -259,7 +259,7 @@ async def test_after_a_crash_the_topic_is_read_anew(page: Page, stage: Stage) ->
     await expect(page.locator("#position")).to_have_text("1001")
 
 
-async def test_another_epoch_is_another_log(page: Page, stage: Stage) -> None:
+async def test_a_new_epoch_discards_the_old_state(page: Page, stage: Stage) -> None:
     line = await settled(stage)
     await is_live(page)
     await line.close(1001)
@@ -273,7 +273,7 @@ async def test_another_epoch_is_another_log(page: Page, stage: Stage) -> None:
     await expect(people(page)).to_have_text(["offlineZoe"])
 
 
-async def test_where_the_log_begins_too_late_the_page_goes_on_from_now(page: Page, stage: Stage) -> None:
+async def test_if_the_log_begins_too_late_the_page_continues_from_now(page: Page, stage: Stage) -> None:
     line = await stage.open()
     await line.welcome("e:50")
     asked = await line.grant(*TOPICS)
@@ -287,7 +287,7 @@ async def test_where_the_log_begins_too_late_the_page_goes_on_from_now(page: Pag
     await come_back(stage, since="e:51")
 
 
-async def test_a_planned_close_says_when_to_come_back(page: Page, stage: Stage) -> None:
+async def test_a_planned_close_says_when_to_reconnect(page: Page, stage: Stage) -> None:
     await page.clock.install()
     line = await settled(stage)
     await is_live(page)
@@ -312,7 +312,7 @@ async def test_a_refused_token_is_renewed_once(page: Page, stage: Stage) -> None
     assert 2 == stage.tokens_fetched
 
 
-async def test_the_page_shows_that_the_database_does_not_answer_and_that_it_does_again(
+async def test_the_page_shows_when_the_database_stops_answering_and_when_it_recovers(
     page: Page, stage: Stage
 ) -> None:
     line = await settled(stage)
@@ -328,7 +328,7 @@ async def test_the_page_shows_that_the_database_does_not_answer_and_that_it_does
     await expect(page.locator("#state-text")).to_have_text("Live")
 
 
-async def test_the_page_asks_why_it_was_cut_and_shows_it(page: Page, stage: Stage) -> None:
+async def test_the_page_asks_why_it_was_disconnected_and_shows_it(page: Page, stage: Stage) -> None:
     line = await settled(stage)
     await is_live(page)
     await line.close(1006)
@@ -346,7 +346,7 @@ async def test_the_page_asks_why_it_was_cut_and_shows_it(page: Page, stage: Stag
     await expect(page.locator("#lines")).to_contain_text("cut before: too_slow (4408)")
 
 
-async def test_a_client_that_was_slow_is_not_taken_for_one_with_a_gap(page: Page, stage: Stage) -> None:
+async def test_a_client_that_fell_behind_is_not_counted_as_a_gap(page: Page, stage: Stage) -> None:
     line = await settled(stage)
     await is_live(page)
     line.change("users", user(11, "Bob"), prev="e:5")
@@ -359,7 +359,7 @@ async def test_a_client_that_was_slow_is_not_taken_for_one_with_a_gap(page: Page
     await expect(page.locator("#position")).to_have_text("21")
 
 
-async def test_a_close_that_says_stop_is_obeyed(page: Page, stage: Stage) -> None:
+async def test_a_close_code_that_forbids_reconnecting_is_obeyed(page: Page, stage: Stage) -> None:
     line = await settled(stage)
     await is_live(page)
     await line.close(4403, "forbidden")
@@ -369,7 +369,7 @@ async def test_a_close_that_says_stop_is_obeyed(page: Page, stage: Stage) -> Non
     await (await again).welcome("e:10")
 
 
-async def test_the_page_keeps_the_newest_lines_and_messages_only(page: Page, stage: Stage) -> None:
+async def test_the_page_keeps_only_the_newest_lines_and_messages(page: Page, stage: Stage) -> None:
     line = await settled(stage)
     await is_live(page)
     joined = {"seq": 11, "table": "channel_members", "key": {"channel_id": "c", "user_id": "ada"}, "record": {}}

@@ -23,7 +23,9 @@ def seq_of(frame: Frame) -> int:
     return int(frame["pos"].rpartition(":")[2])
 
 
-async def test_a_removed_member_is_told_so_and_hears_nothing_more_while_others_do(daemon: Daemon, chat: Chat) -> None:
+async def test_a_removed_member_is_revoked_and_receives_nothing_more_while_others_do(
+    daemon: Daemon, chat: Chat
+) -> None:
     await join(chat, chat.bob)
     await chat.settled(daemon)
     async with daemon.client(chat.ada) as ada, daemon.client(chat.bob) as bob:
@@ -44,9 +46,7 @@ async def test_a_removed_member_is_told_so_and_hears_nothing_more_while_others_d
     assert told[1]["seq"] == seq_of(revoked)
 
 
-async def test_whoever_is_taken_in_reads_from_there_on_and_is_told_that_the_time_before_is_missing(
-    daemon: Daemon, chat: Chat
-) -> None:
+async def test_a_new_member_gets_a_reset_and_everything_since_joining(daemon: Daemon, chat: Chat) -> None:
     await chat.settled(daemon)
     async with daemon.client(chat.bob) as bob:
         before = bob.welcome["pos"]
@@ -66,7 +66,7 @@ async def test_whoever_is_taken_in_reads_from_there_on_and_is_told_that_the_time
     assert "to Bob as well" == told["record"]["content"]
 
 
-async def test_who_lost_a_right_and_got_it_back_does_not_see_the_time_between(daemon: Daemon, chat: Chat) -> None:
+async def test_a_member_who_left_and_rejoined_does_not_see_the_time_between(daemon: Daemon, chat: Chat) -> None:
     await join(chat, chat.bob)
     await chat.settled(daemon)
     async with daemon.client(chat.bob) as bob:
@@ -85,7 +85,7 @@ async def test_who_lost_a_right_and_got_it_back_does_not_see_the_time_between(da
     assert "Bob is back" == told[-1]["record"]["content"]
 
 
-async def test_who_resumes_from_where_the_right_began_misses_nothing_and_gets_no_reset(
+async def test_resuming_from_where_the_right_began_misses_nothing_and_gets_no_reset(
     daemon: Daemon, chat: Chat
 ) -> None:
     await chat.settled(daemon)
@@ -100,7 +100,7 @@ async def test_who_resumes_from_where_the_right_began_misses_nothing_and_gets_no
     assert "hello Bob" == frames[-1]["changes"][0]["record"]["content"]
 
 
-async def test_a_deleted_channel_that_comes_back_tells_nobody_of_the_time_between(daemon: Daemon, chat: Chat) -> None:
+async def test_a_restored_channel_does_not_replay_the_time_it_was_deleted(daemon: Daemon, chat: Chat) -> None:
     await chat.settled(daemon)
     async with daemon.client(chat.ada) as ada:
         before = ada.welcome["pos"]
@@ -114,7 +114,7 @@ async def test_a_deleted_channel_that_comes_back_tells_nobody_of_the_time_betwee
         assert ["restore"] == [change["kind"] for change in await ada.changes()]
 
 
-async def test_members_that_are_truncated_away_lose_every_topic_of_the_pack(daemon: Daemon, chat: Chat) -> None:
+async def test_truncating_the_members_revokes_their_topics(daemon: Daemon, chat: Chat) -> None:
     await chat.settled(daemon)
     async with daemon.client(chat.ada) as ada:
         await ada.subscribe(chat.topic)
@@ -126,7 +126,7 @@ async def test_members_that_are_truncated_away_lose_every_topic_of_the_pack(daem
     assert chat.topic == frames[-1]["topic"]
 
 
-async def test_a_right_that_ends_with_a_changed_column_is_lost_as_well(daemon: Daemon, chat: Chat) -> None:
+async def test_a_right_that_ends_by_an_update_is_revoked_as_well(daemon: Daemon, chat: Chat) -> None:
     """The row lives on and keeps its key, and gives another user the right."""
     await chat.sql.execute("""
         create table chatgenius.seats (id text primary key, user_id text not null, room text not null);
@@ -142,7 +142,7 @@ async def test_a_right_that_ends_with_a_changed_column_is_lost_as_well(daemon: D
     assert ("revoked", chat.topic) == (revoked["op"], revoked["topic"])
 
 
-async def test_a_right_that_is_given_again_can_be_used_again(daemon: Daemon, chat: Chat) -> None:
+async def test_a_right_that_is_granted_again_can_be_used_again(daemon: Daemon, chat: Chat) -> None:
     await join(chat, chat.bob)
     await chat.settled(daemon)
     async with daemon.client(chat.bob) as bob:
@@ -156,7 +156,7 @@ async def test_a_right_that_is_given_again_can_be_used_again(daemon: Daemon, cha
         assert "welcome back" == (await bob.changes())[0]["record"]["content"]
 
 
-async def test_a_deleted_channel_is_lost_to_all_its_members(daemon: Daemon, chat: Chat) -> None:
+async def test_deleting_a_channel_revokes_it_for_all_members(daemon: Daemon, chat: Chat) -> None:
     await join(chat, chat.bob)
     await chat.settled(daemon)
     async with daemon.client(chat.ada) as ada, daemon.client(chat.bob) as bob:
@@ -181,9 +181,7 @@ async def test_a_deleted_user_loses_every_topic(daemon: Daemon, chat: Chat) -> N
     assert topics == {frame["topic"] for frame in frames}
 
 
-async def test_under_load_nothing_comes_behind_the_end_of_a_right_live_or_in_a_replay(
-    daemon: Daemon, chat: Chat
-) -> None:
+async def test_under_load_nothing_follows_a_revoked_right_live_or_in_a_replay(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         start = client.welcome["pos"]
     await chat.sql.execute(

@@ -108,9 +108,7 @@ def check_by_the_rules(frames: list[Frame], start: str, topics: dict[str, str]) 
             position = seq_of(frame["pos"])
 
 
-async def test_a_client_that_reads_on_later_gets_everything_once_while_others_go_on(
-    daemon: Daemon, chat: Chat
-) -> None:
+async def test_a_slow_client_receives_everything_once_while_others_are_served(daemon: Daemon, chat: Chat) -> None:
     other = f"channel:{chat.other}"
     async with daemon.client(chat.ada) as fast, sleeper(daemon, chat.ada, chat.topic, other) as slow:
         await fast.subscribe(chat.topic)
@@ -132,7 +130,7 @@ async def test_a_client_that_reads_on_later_gets_everything_once_while_others_go
     check_by_the_rules(frames, start, {chat.topic: start, other: start})
 
 
-async def test_every_position_on_the_way_restores_all_topics(daemon: Daemon, chat: Chat) -> None:
+async def test_resuming_from_any_position_of_a_slow_client_restores_all_topics(daemon: Daemon, chat: Chat) -> None:
     topics = (chat.topic, f"channel:{chat.other}")
     async with sleeper(daemon, chat.ada, *topics) as slow:
         for _ in range(10):
@@ -153,7 +151,7 @@ async def test_every_position_on_the_way_restores_all_topics(daemon: Daemon, cha
         assert sorted(rest) == sorted(found)
 
 
-async def test_a_topic_that_a_slow_client_asks_for_comes_in_its_place(daemon: Daemon, chat: Chat) -> None:
+async def test_a_topic_that_a_slow_client_subscribes_to_is_delivered_in_order(daemon: Daemon, chat: Chat) -> None:
     other = f"channel:{chat.other}"
     async with sleeper(daemon, chat.ada, chat.topic) as slow:
         await write_much(chat)
@@ -169,7 +167,7 @@ async def test_a_topic_that_a_slow_client_asks_for_comes_in_its_place(daemon: Da
     check_by_the_rules(frames, slow.welcome["pos"], {chat.topic: slow.welcome["pos"]})
 
 
-async def test_a_slow_client_hears_nothing_that_came_after_its_right_had_ended(daemon: Daemon, chat: Chat) -> None:
+async def test_a_slow_client_receives_nothing_from_after_its_right_ended(daemon: Daemon, chat: Chat) -> None:
     key = (chat.channel, chat.bob)
     await chat.sql.execute("insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", *key)
     await chat.settled(daemon)
@@ -192,7 +190,7 @@ async def test_a_slow_client_hears_nothing_that_came_after_its_right_had_ended(d
     assert ["users"] == [topic for topic, _ in heard if topic != chat.topic]
 
 
-async def test_a_transaction_larger_than_what_may_wait_is_one_frame_and_the_stream_goes_on(
+async def test_a_transaction_larger_than_the_queue_is_one_frame_and_the_stream_continues(
     daemon: Daemon, chat: Chat
 ) -> None:
     async with sleeper(daemon, chat.ada, chat.topic) as slow:
@@ -214,7 +212,7 @@ async def test_a_transaction_larger_than_what_may_wait_is_one_frame_and_the_stre
     check_by_the_rules(frames, slow.welcome["pos"], {chat.topic: slow.welcome["pos"]})
 
 
-async def test_no_heartbeat_names_a_position_while_something_is_replayed(daemon: Daemon, chat: Chat) -> None:
+async def test_no_heartbeat_names_a_position_during_a_replay(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         start = client.welcome["pos"]
     await write_much(chat)
@@ -271,7 +269,9 @@ async def last_close(daemon: Daemon, user: str, session: str) -> Any:
         return (await client.next()).get("last_close")
 
 
-async def test_clients_that_never_read_are_cut_and_learn_why_when_they_come_back(daemon: Daemon, chat: Chat) -> None:
+async def test_clients_that_never_read_are_disconnected_and_learn_why_when_they_return(
+    daemon: Daemon, chat: Chat
+) -> None:
     """Takes as long as a client has: half a minute."""
     async with (
         daemon.client(chat.ada) as fast,
@@ -294,7 +294,7 @@ async def test_clients_that_never_read_are_cut_and_learn_why_when_they_come_back
         assert await last_close(daemon, chat.ada, fast.welcome["session"]) is None
 
 
-async def test_a_flood_of_pings_ends_its_own_connection_and_no_other(daemon: Daemon, chat: Chat) -> None:
+async def test_a_flood_of_pings_closes_only_its_own_connection(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as bystander, sleeper(daemon, chat.ada, chat.topic) as flooding:
         await bystander.subscribe(chat.topic)
         flood = 20_000 * bytes_of(Opcode.PING, b"p" * 100)

@@ -76,7 +76,7 @@ async def sample_client(daemon: Daemon, user: dict[str, str]) -> AsyncIterator[C
         yield client
 
 
-async def test_up_starts_everything_says_where_to_look_and_stops_cleanly(home: Path) -> None:
+async def test_up_starts_everything_prints_the_url_and_stops_cleanly(home: Path) -> None:
     async with up(home) as (daemon, said):
         facts = connection(home)
         assert f"http://127.0.0.1:{daemon.address[1]}/" == facts["http_url"]
@@ -102,7 +102,7 @@ async def test_up_starts_everything_says_where_to_look_and_stops_cleanly(home: P
     assert not Path(f"/proc/{server}").exists()
 
 
-async def test_the_demos_bot_keeps_something_moving(home: Path) -> None:
+async def test_the_demo_bot_keeps_writing_messages(home: Path) -> None:
     async with up(home) as (daemon, _):
         facts = connection(home)
         sql = await asyncpg.connect(facts["database_url"])
@@ -134,7 +134,7 @@ async def test_a_configured_database_is_used_instead_of_an_embedded_one(home: Pa
         assert not (home / "state" / "postgres").exists()
 
 
-async def test_a_killed_up_takes_its_postgres_along_and_the_next_one_goes_on(home: Path) -> None:
+async def test_killing_up_ends_its_postgres_and_the_next_run_continues(home: Path) -> None:
     async with up(home, "--no-demo") as (daemon, _):
         url = connection(home)["database_url"]
         sql = await asyncpg.connect(url)
@@ -149,7 +149,7 @@ async def test_a_killed_up_takes_its_postgres_along_and_the_next_one_goes_on(hom
         await sql.close()
 
 
-async def test_a_data_directory_that_cannot_be_used_is_one_clear_line(home: Path) -> None:
+async def test_an_unusable_data_directory_is_reported_in_one_line(home: Path) -> None:
     (home / "state").write_text("in the way")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "daemon", "up", "--data-dir", str(home / "state" / "here"),
@@ -160,7 +160,7 @@ async def test_a_data_directory_that_cannot_be_used_is_one_clear_line(home: Path
     assert re.fullmatch(r"daemon: .*/here cannot be used \(Not a directory\): .*--data-dir\.\n", errors.decode())
 
 
-async def test_a_port_that_is_taken_is_one_clear_line(home: Path, empty_database: str) -> None:
+async def test_a_port_that_is_in_use_is_reported_in_one_line(home: Path, empty_database: str) -> None:
     async with up(home, "--no-demo", DATABASE_URL=empty_database) as (daemon, _):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "daemon", "up", "--no-demo", "--data-dir", str(home / "other"),

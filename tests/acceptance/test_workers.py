@@ -63,9 +63,7 @@ async def one_on_each(daemon: Daemon, user: str) -> AsyncIterator[dict[int, Clie
         yield found
 
 
-async def test_clients_of_two_workers_hear_every_change_in_one_order_and_under_one_number(
-    crew: Daemon, chat: Chat
-) -> None:
+async def test_clients_of_two_workers_receive_the_same_changes_in_the_same_order(crew: Daemon, chat: Chat) -> None:
     async with one_on_each(crew, chat.ada) as clients:
         for client in clients.values():
             await client.subscribe(chat.topic)
@@ -78,7 +76,7 @@ async def test_clients_of_two_workers_hear_every_change_in_one_order_and_under_o
     assert 1 == len(lines(crew, "leader_elected"))
 
 
-async def test_a_hundred_connections_are_shared_among_the_workers(crew: Daemon, chat: Chat) -> None:
+async def test_a_hundred_connections_are_distributed_among_the_workers(crew: Daemon, chat: Chat) -> None:
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(crew.client(chat.ada)) for _ in range(100)]
         shares = Counter([await worker_of(crew, client) for client in clients])
@@ -88,7 +86,7 @@ async def test_a_hundred_connections_are_shared_among_the_workers(crew: Daemon, 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("leads", [True, False])
-async def test_a_worker_that_dies_or_hangs_is_noticed_by_its_own_clients_alone_and_they_miss_nothing(
+async def test_a_worker_that_dies_or_hangs_disconnects_only_its_own_clients_and_they_miss_nothing(
     database: str, how: signal.Signals, leads: bool
 ) -> None:
     soon = {"ROWCAST_WORKER_SILENCE": "4"} if how == signal.SIGSTOP else {}
@@ -121,7 +119,7 @@ async def test_a_worker_that_dies_or_hangs_is_noticed_by_its_own_clients_alone_a
         assert ([leader, 1 - leader] if leads else [leader]) == leaders
 
 
-async def test_who_comes_while_no_worker_lives_waits_for_the_next(crew: Daemon, chat: Chat) -> None:
+async def test_a_client_that_connects_while_no_worker_runs_waits_for_the_next_one(crew: Daemon, chat: Chat) -> None:
     for pid in pids(crew).values():
         with until_it_ends(pid):
             os.kill(pid, signal.SIGKILL)
@@ -148,7 +146,7 @@ async def test_a_signal_to_the_parent_drains_all_workers(crew: Daemon, chat: Cha
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-async def test_a_signal_while_the_workers_start_ends_them_all_and_is_no_fault(
+async def test_a_signal_during_worker_startup_ends_all_workers_cleanly(
     database: str, chat: Chat, terminal: bool
 ) -> None:
     process = await asyncio.create_subprocess_exec(
@@ -172,20 +170,22 @@ async def test_a_signal_while_the_workers_start_ends_them_all_and_is_no_fault(
     assert not {"worker_ended", "internal_error"} & {json.loads(line)["event"] for line in said.splitlines()}
 
 
-async def test_a_worker_that_hangs_while_all_stop_is_killed_and_counts(database: str, chat: Chat) -> None:
+async def test_a_worker_that_hangs_during_shutdown_is_killed_and_sets_the_exit_code(
+    database: str, chat: Chat
+) -> None:
     async with daemon_process(database, "--workers", "2", environment={"ROWCAST_WORKER_SILENCE": "1"}) as daemon:
         os.kill(pids(daemon)[1], signal.SIGSTOP)
         assert 128 + signal.SIGKILL == await daemon.stop()
 
 
-async def test_a_parent_that_is_killed_takes_its_workers_along(crew: Daemon) -> None:
+async def test_workers_end_when_their_parent_is_killed(crew: Daemon) -> None:
     one, other = pids(crew).values()
     os.kill(one, signal.SIGSTOP)  # who cannot run cannot notice that its parent is gone
     with until_it_ends(one), until_it_ends(other):
         assert -signal.SIGKILL == await crew.stop(signal.SIGKILL)
 
 
-async def test_a_fault_at_the_start_is_one_line_and_one_exit_code(empty_database: str) -> None:
+async def test_a_startup_fault_is_one_line_and_one_exit_code(empty_database: str) -> None:
     quiet = {"DATABASE_URL": empty_database, "ROWCAST_LOG_LEVEL": "error", "ROWCAST_LISTEN": "127.0.0.1:0"}
     code, output, errors = await command("--workers", "3", **quiet)
     assert (32, "") == (code, output)
@@ -198,9 +198,7 @@ async def test_a_fault_at_the_start_is_one_line_and_one_exit_code(empty_database
     assert (78, 1) == (code, errors.count("\n")), errors
 
 
-async def test_the_daemon_is_ready_when_all_workers_are_and_tells_systemd_so_as_long_as_they_live(
-    database: str, chat: Chat
-) -> None:
+async def test_the_daemon_is_ready_when_all_workers_are_and_reports_to_systemd(database: str, chat: Chat) -> None:
     async with daemon_process(database, "--workers", "2", environment={"WATCHDOG_USEC": "400000"}) as daemon:
         assert [0, 1] == sorted(line["worker"] for line in lines(daemon, "serving"))
         for _ in range(3):
@@ -226,7 +224,7 @@ main()
 """
 
 
-async def test_workers_accept_from_the_socket_that_systemd_hands_over(database: str, chat: Chat) -> None:
+async def test_workers_accept_from_a_socket_passed_by_systemd(database: str, chat: Chat) -> None:
     elsewhere = {"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}
     arguments = ("-c", HANDED, "--workers", "2")
     async with daemon_process(database, program=arguments, environment=elsewhere) as daemon:
@@ -242,7 +240,7 @@ def workers_in(page: str) -> set[str | None]:
     return {found[1] if (found := re.search(r'[{,]worker="(\d+)"', sample)) else None for sample in samples}
 
 
-async def test_every_metric_names_its_worker_and_each_worker_has_a_port_for_them(database: str, chat: Chat) -> None:
+async def test_every_metric_names_its_worker_and_each_worker_has_a_metrics_port(database: str, chat: Chat) -> None:
     own = {"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}
     async with daemon_process(database, "--workers", "2", environment=own) as daemon:
         for line in lines(daemon, "serving"):
@@ -250,7 +248,7 @@ async def test_every_metric_names_its_worker_and_each_worker_has_a_port_for_them
         assert workers_in((await get(f"{daemon.http}/metrics"))[1]) in ({"0"}, {"1"})
 
 
-async def test_one_process_has_metrics_without_a_worker_and_a_port_for_them_if_asked(
+async def test_a_single_process_has_metrics_without_a_worker_and_an_optional_metrics_port(
     database: str, chat: Chat
 ) -> None:
     async with daemon_process(database, environment={"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}) as daemon:

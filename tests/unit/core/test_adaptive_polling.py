@@ -35,11 +35,11 @@ def steadily(leader: AdaptivePoller, rate: float, since: float) -> set[State]:
     return states
 
 
-def test_left_alone_it_sleeps_until_it_is_rung_for_or_its_longest_sleep_is_over() -> None:
+def test_an_idle_leader_sleeps_until_it_is_notified_or_the_maximum_delay_has_passed() -> None:
     assert POLL == asleep().delay
 
 
-def test_when_the_lock_is_lost_it_is_not_asleep_any_more() -> None:
+def test_a_leader_that_loses_the_lock_is_no_longer_asleep() -> None:
     leader = asleep()
     leader.record_poll(61.0, 0, 0.0, held=False)
     assert State.FALLING_ASLEEP == leader.state
@@ -50,14 +50,14 @@ def test_when_the_lock_is_lost_it_is_not_asleep_any_more() -> None:
     ("rate", "was_asleep", "was_awake"),
     [(20, "asleep", "asleep"), (200, "asleep", "awake"), (2000, "awake", "awake")],
 )
-def test_it_is_rung_for_while_little_is_written_and_looks_by_itself_while_much_is(
+def test_the_leader_relies_on_notifications_at_low_rates_and_polls_at_high_rates(
     rate: float, was_asleep: str, was_awake: str
 ) -> None:
     assert {State(was_asleep)} == steadily(asleep(), rate, 61.0)
     assert {State(was_awake)} == steadily(awake(), rate, 0.0)
 
 
-def test_many_transactions_in_one_look_are_a_rush_and_one_large_one_is_none() -> None:
+def test_many_transactions_in_one_poll_wake_the_leader_and_a_single_large_one_does_not() -> None:
     states = []
     leader = asleep()
     for now, found in ((61.0, 1), (62.0, 100)):
@@ -66,7 +66,7 @@ def test_many_transactions_in_one_look_are_a_rush_and_one_large_one_is_none() ->
     assert [State.ASLEEP, State.AWAKE] == states
 
 
-def test_awake_it_looks_at_an_even_pace_and_lets_more_gather_where_a_look_takes_long() -> None:
+def test_an_awake_leader_polls_at_an_even_pace_and_waits_longer_after_slow_polls() -> None:
     leader = awake()
     for took, delay in (
         (0.0, POLL_DELAY),
@@ -79,7 +79,7 @@ def test_awake_it_looks_at_an_even_pace_and_lets_more_gather_where_a_look_takes_
         assert delay == leader.delay
 
 
-def test_when_writers_come_back_while_it_falls_asleep_it_gives_the_lock_up() -> None:
+def test_a_leader_that_is_falling_asleep_gives_up_the_lock_when_writers_return() -> None:
     leader = awake()
     leader.record_poll(60.0, 0, 0.0005, held=False)
     assert leader.wants_sleep_lock
@@ -198,10 +198,10 @@ def losing(rules: Rules) -> World | None:
     return None
 
 
-def test_no_interleaving_of_writers_ring_looks_and_lock_loses_a_wake_up() -> None:
+def test_no_interleaving_of_writers_notifications_polls_and_lock_loses_a_wakeup() -> None:
     assert losing(Rules()) is None
 
 
 @pytest.mark.parametrize("rule", Rules.__dataclass_fields__)
-def test_without_any_one_of_its_rules_a_wake_up_can_be_lost(rule: str) -> None:
+def test_without_any_one_of_its_rules_a_wakeup_can_be_lost(rule: str) -> None:
     assert losing(replace(Rules(), **{rule: False})) is not None

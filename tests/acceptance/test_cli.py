@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, their output and exit codes."""
+"""The command line: real processes, their output and exit codes."""
 
 import asyncio
 import json
@@ -28,9 +28,9 @@ async def test_apply_ddl_reports_what_it_did_and_is_idempotent(empty_database: s
 
 
 async def test_four_concurrent_runs_apply_once(empty_database: str) -> None:
-    ends = await asyncio.gather(*(command("--apply-ddl", DATABASE_URL=empty_database) for _ in range(4)))
-    assert [0] * 4 == [code for code, _, _ in ends]
-    assert 1 == sum("chatgenius: nothing -> chatgenius_0003" in output for _, output, _ in ends)
+    runs = await asyncio.gather(*(command("--apply-ddl", DATABASE_URL=empty_database) for _ in range(4)))
+    assert [0] * 4 == [code for code, _, _ in runs]
+    assert 1 == sum("chatgenius: nothing -> chatgenius_0003" in output for _, output, _ in runs)
 
 
 async def test_applying_after_a_rollback_restores_the_same_schema(empty_database: str) -> None:
@@ -83,10 +83,10 @@ async def test_a_user_error_has_its_own_exit_code_and_one_line(
         ended, output, errors = await command(
             *arguments, ROWCAST_DATA_DIR=home, ROWCAST_CONNECT_ATTEMPTS="1", **environment
         )
-    said = [line for line in errors.splitlines() if not line.startswith(("Usage:", "Try ", "{")) and line]
+    messages = [line for line in errors.splitlines() if not line.startswith(("Usage:", "Try ", "{")) and line]
     assert (code, "") == (ended, output)
-    assert 1 == len(said)
-    assert words in said[0]
+    assert 1 == len(messages)
+    assert words in messages[0]
     assert "hunter2" not in errors
     assert "Traceback" not in errors
 
@@ -99,7 +99,7 @@ async def test_a_token_names_its_user_and_expires_after_its_ttl() -> None:
 
 @asynccontextmanager
 async def tail(database: str, *arguments: str) -> AsyncIterator[asyncio.StreamReader]:
-    """What `daemon tail` prints; it follows once this is entered."""
+    """The output of `daemon tail`, which is already following when the block is entered."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -143,8 +143,8 @@ async def test_tail_prints_json_and_can_start_from_an_earlier_position(
         await client.changes()
     async with tail(database, chat.topic, "--json", "--since", start) as lines:
         await chat.say("after")
-        told = [json.loads(await lines.readline()) for _ in range(2)]
-    assert ["before", "after"] == [change["record"]["content"] for change in told]
+        changes = [json.loads(await lines.readline()) for _ in range(2)]
+    assert ["before", "after"] == [change["record"]["content"] for change in changes]
 
 
 async def test_tail_hides_the_content_of_a_deleted_row(daemon: Daemon, chat: Chat, database: str) -> None:
@@ -156,8 +156,8 @@ async def test_tail_hides_the_content_of_a_deleted_row(daemon: Daemon, chat: Cha
         await chat.sql.execute("delete from chatgenius.messages where id = $1", message)
         await client.changes()
     async with tail(database, chat.topic, "--json", "--since", start) as lines:
-        told = json.loads(await lines.readline())
-    assert ("delete", {"id": message}) == (told["kind"], told["key"])
+        change = json.loads(await lines.readline())
+    assert ("delete", {"id": message}) == (change["kind"], change["key"])
 
 
 async def test_tail_refuses_a_position_it_cannot_continue_from(daemon: Daemon, database: str) -> None:

@@ -1,4 +1,4 @@
-"""From INSERT to a frame in a client's hands: a real daemon, a real Postgres, a real websocket."""
+"""From an INSERT to the frame that a client receives: a real daemon, a real Postgres, a real websocket."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ async def test_every_change_of_a_message_is_delivered_in_order(daemon: Daemon, c
         await client.subscribe(chat.topic)
         message = await chat.say("hello")
         [insert] = await client.changes()
-        told = []
+        changes = []
         for statement in (
             "update chatgenius.messages set content = 'edited' where id = $1",
             "update chatgenius.messages set deleted_at = now() where id = $1",
@@ -34,8 +34,8 @@ async def test_every_change_of_a_message_is_delivered_in_order(daemon: Daemon, c
             "delete from chatgenius.messages where id = $1",
         ):
             await chat.sql.execute(statement, message)
-            told += await client.changes()  # before its deletion takes the content away
-        update, soft_delete, restore, delete = told
+            changes += await client.changes()  # read before the next deletion hides the content
+        update, soft_delete, restore, delete = changes
     assert ["insert", "update", "delete", "restore", "delete"] == [
         change["kind"] for change in (insert, update, soft_delete, restore, delete)
     ]
@@ -133,7 +133,7 @@ async def test_an_update_of_ten_thousand_rows_is_ten_thousand_changes_in_one_fra
         await client.subscribe(chat.topic)
         await chat.sql.execute("update chatgenius.messages set content = content || '!'")
         frame = await client.next()
-        while frame["changes"][0]["kind"] == "insert":  # what was written before may still be on its way
+        while frame["changes"][0]["kind"] == "insert":  # earlier changes may still arrive
             frame = await client.next()
     assert 10_000 == len({change["key"]["id"] for change in frame["changes"]})
     assert {"update"} == {change["kind"] for change in frame["changes"]}
@@ -176,7 +176,7 @@ async def test_writes_while_a_client_is_offline_are_replayed_once_before_it_is_l
         since = (await client.until("changes"))[-1]["pos"]
         for content in ("one", "two", "three"):
             await chat.say(content)
-        await client.changes(3)  # so that the daemon has read them, and only a replay can tell them again
+        await client.changes(3)  # the daemon has read them: from here on only a replay can deliver them
     async with daemon.client(chat.ada, since=since) as client:
         assert since == (await client.subscribe(chat.topic))["pos"]
         frames = await client.until("resumed")
@@ -222,14 +222,14 @@ async def test_resuming_from_the_position_of_any_live_frame_restores_all_topics(
 
 
 async def _replayed(daemon: Daemon, chat: Chat, topics: list[str], since: str) -> list[int]:
-    """The seqs that a client hears which comes back with this position."""
-    heard: list[int] = []
+    """The numbers of the changes that a client receives when it resumes from this position."""
+    received: list[int] = []
     async with daemon.client(chat.ada, since=since) as client:
         for topic in topics:
             await client.say(op="subscribe", topic=topic)
             for frame in await client.until("resumed"):
-                heard += [change["seq"] for change in frame.get("changes", ())]
-    return sorted(heard)
+                received += [change["seq"] for change in frame.get("changes", ())]
+    return sorted(received)
 
 
 async def test_replay_and_live_stream_join_without_gap_or_repeat_during_writes(daemon: Daemon, chat: Chat) -> None:
@@ -247,13 +247,13 @@ async def test_replay_and_live_stream_join_without_gap_or_repeat_during_writes(d
     await writing.wait()
     async with daemon.client(chat.ada, since=start) as client:
         await client.subscribe(chat.topic)
-        heard: list[str] = []
-        while len(heard) < 300:
+        received: list[str] = []
+        while len(received) < 300:
             frame = await client.next()
             if frame["op"] == "changes":
-                heard += [change["record"]["content"] for change in frame["changes"]]
+                received += [change["record"]["content"] for change in frame["changes"]]
     await writer
-    assert [str(number) for number in range(300)] == heard
+    assert [str(number) for number in range(300)] == received
 
 
 async def test_two_clients_with_different_rights_receive_different_changes(daemon: Daemon, chat: Chat) -> None:
@@ -309,7 +309,7 @@ async def test_a_position_of_another_epoch_or_beyond_the_head_is_reset(daemon: D
 async def test_an_invalid_change_becomes_a_dead_letter_and_the_stream_continues(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
-        # Only a check that an operator has dropped lets such a row in.
+        # The table's own check would refuse such a row.
         await chat.sql.execute("alter table chatgenius.files drop constraint files_size_not_negative")
         message = await chat.say("before")
         await chat.sql.execute(
@@ -319,12 +319,12 @@ async def test_an_invalid_change_becomes_a_dead_letter_and_the_stream_continues(
         )
         await chat.say("after")
         assert ["before", "after"] == [change["record"]["content"] for change in await client.changes(2)]
-        await chat.say("the letter is kept before anything later is read")
+        await chat.say("the dead letter is stored before anything later is read")
         await client.changes()
-    letter = await chat.sql.fetchrow(
+    dead_letter = await chat.sql.fetchrow(
         "select pack, table_name, reason, record->>'size' as size from rowcast.dead_letters"
     )
-    assert ("chatgenius", "files", "record: greater_than_equal size", "-1") == tuple(letter or ())
+    assert ("chatgenius", "files", "record: greater_than_equal size", "-1") == tuple(dead_letter or ())
     [logged] = [line for line in daemon.events() if line["event"] == "change_invalid"]
     assert ("files", "error") == (logged["data"]["table"], logged["level"])
     assert "secret-url" not in daemon.log.read_text()

@@ -1,4 +1,4 @@
-"""What an operator relies on: readiness, the log's form, signals, crashes and restarts."""
+"""What an operator relies on: readiness, the format of the log, signals, crashes and restarts."""
 
 import asyncio
 import json
@@ -174,14 +174,14 @@ async def test_a_daemon_that_starts_with_a_disabled_trigger_serves_and_says_why_
         assert ("error", "chatgenius.messages") == (error["level"], error["data"]["table"])
         async with daemon.client(chat.ada) as client:
             await client.subscribe(chat.topic)
-            await chat.say("what is captured is told")
-            assert "what is captured is told" == (await client.changes())[0]["record"]["content"]
+            await chat.say("what is captured is delivered")
+            assert "what is captured is delivered" == (await client.changes())[0]["record"]["content"]
 
 
 async def test_drift_is_logged_once_while_it_lasts_and_once_when_it_is_over(database: str, sql: Connection) -> None:
     pool = await open_pool(database, application_name="test")
     schema = SchemaHealth(pool, Settings())
-    said, problems, drifted = [], [], []
+    events, problems, drifted = [], [], []
     for change in (
         "alter table chatgenius.messages disable trigger rowcast_update",
         "select",
@@ -191,11 +191,11 @@ async def test_drift_is_logged_once_while_it_lasts_and_once_when_it_is_over(data
         await sql.execute(change)
         with capture_logs() as logged:
             await schema.refresh()
-        said.append([line["event"] for line in logged])
+        events.append([line["event"] for line in logged])
         problems.append(schema.problems)
         drifted.append(REGISTRY.get_sample_value("rowcast_capture_drift"))
     await pool.close()
-    assert [["trigger_error"], [], ["capture_restored"], []] == said
+    assert [["trigger_error"], [], ["capture_restored"], []] == events
     assert [[DISABLED], [DISABLED], [], []] == problems
     assert [1, 1, 0, 0] == drifted
 

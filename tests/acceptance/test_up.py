@@ -1,4 +1,4 @@
-"""`daemon up`, as a stranger meets it: from nothing to a live page, and back."""
+"""`daemon up`: from an empty directory to a live page, and a clean stop."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ def home() -> Iterator[Path]:
 
 @asynccontextmanager
 async def up(home: Path, *arguments: str, **environment: str) -> AsyncIterator[tuple[Daemon, str]]:
-    """A `daemon up` that has said that it runs, and what it said; ended by Ctrl-C."""
+    """A running `daemon up` and its output so far; ended by Ctrl-C."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -45,20 +45,20 @@ async def up(home: Path, *arguments: str, **environment: str) -> AsyncIterator[t
         stderr=asyncio.subprocess.STDOUT,
     )
     assert process.stdout is not None
-    said = b""
+    output = b""
     try:
-        while b"Ctrl-C" not in said:
+        while b"Ctrl-C" not in output:
             line = await process.stdout.readline()
-            assert line, said.decode()
-            said += line
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/", said.decode())
+            assert line, output.decode()
+            output += line
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", output.decode())
         assert found
-        yield Daemon(process, ("127.0.0.1", int(found[1])), home, None), said.decode()  # type: ignore[arg-type]
+        yield Daemon(process, ("127.0.0.1", int(found[1])), home, None), output.decode()  # type: ignore[arg-type]
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
         rest, _ = await process.communicate()
-    assert b"Traceback" not in said + rest, (said + rest).decode()
+    assert b"Traceback" not in output + rest, (output + rest).decode()
 
 
 def connection(home: Path) -> dict[str, Any]:
@@ -77,11 +77,11 @@ async def sample_client(daemon: Daemon, user: dict[str, str]) -> AsyncIterator[C
 
 
 async def test_up_starts_everything_prints_the_url_and_stops_cleanly(home: Path) -> None:
-    async with up(home) as (daemon, said):
+    async with up(home) as (daemon, output):
         facts = connection(home)
         assert f"http://127.0.0.1:{daemon.address[1]}/" == facts["http_url"]
         assert daemon.url == facts["websocket_url"]
-        assert facts["http_url"] in said
+        assert facts["http_url"] in output
         assert 5 == len(facts["users"])
         assert all(re.fullmatch(ULID, user["id"]) for user in facts["users"])
         sql = await asyncpg.connect(facts["database_url"])

@@ -8,19 +8,19 @@ from tests.unit.core.test_wire import a_change
 
 
 class Recorder:
-    """A follower that keeps what it is told, one entry a call."""
+    """A follower that records what it is sent, one entry for each call."""
 
     def __init__(self, user: str = "ada") -> None:
         self.user = user
         self.calls: list[list[dict[str, Any]]] = []
-        self.lost: list[Topic] = []
+        self.revocations: list[Topic] = []
         self.moves = 0
 
     def moved(self) -> None:
         self.moves += 1
 
     def revoked(self, topic: Topic) -> None:
-        self.lost.append(topic)
+        self.revocations.append(topic)
 
     def deliver(self, frames: bytes) -> None:
         self.calls.append([json.loads(line) for line in frames.splitlines()])
@@ -73,26 +73,26 @@ def test_all_frames_of_a_batch_are_one_call() -> None:
 
 def test_all_followers_receive_the_same_bytes_object() -> None:
     hub = a_hub()
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     class Listener(Recorder):
         def deliver(self, frames: bytes) -> None:
-            heard.append(frames)
+            received.append(frames)
 
     for _ in range(3):
         hub.follow(Topic("a"), Listener())
     assert publish(hub, a_change(11, "a")) == (1, 3)
-    assert len({id(frames) for frames in heard}) == 1
+    assert len({id(frames) for frames in received}) == 1
 
 
 def test_followers_of_the_same_frames_share_one_bytes_object_whatever_else_they_follow() -> None:
     hub = a_hub()
-    heard: dict[str, bytes] = {}
+    received: dict[str, bytes] = {}
 
     class Listener(Recorder):
         def deliver(self, frames: bytes) -> None:
-            assert self.user not in heard
-            heard[self.user] = frames
+            assert self.user not in received
+            received[self.user] = frames
 
     for user, topics in {"1": "ab", "2": "ba", "3": "a", "4": "abd", "5": "ac", "6": "b", "7": "d"}.items():
         listener = Listener(user)
@@ -100,11 +100,11 @@ def test_followers_of_the_same_frames_share_one_bytes_object_whatever_else_they_
             hub.follow(Topic(topic), listener)
     published = publish(hub, a_change(11, "a"), a_change(12, "b"), a_change(13, "a"))
     assert (3, 3 * 3 + 2 * 2 + 1) == published
-    assert {"1", "2", "3", "4", "5", "6"} == heard.keys()
-    assert heard["1"] is heard["2"] is heard["4"]
-    assert heard["3"] is heard["5"]
-    [first, second, third] = heard["1"].splitlines(keepends=True)
-    assert (first + third, second) == (heard["3"], heard["6"])
+    assert {"1", "2", "3", "4", "5", "6"} == received.keys()
+    assert received["1"] is received["2"] is received["4"]
+    assert received["3"] is received["5"]
+    [first, second, third] = received["1"].splitlines(keepends=True)
+    assert (first + third, second) == (received["3"], received["6"])
 
 
 def test_a_follower_that_unfollows_receives_nothing_more() -> None:
@@ -157,11 +157,11 @@ def test_suspending_a_follower_stops_delivery_and_returns_the_last_position_of_e
     for topic in ("a", "b"):
         hub.follow(Topic(topic), ada)
     hub.follow(Topic("a"), bob)
-    hub.wait(Topic("asked for"), ada)
-    publish(hub, a_change(11, "a"), a_change(12, "of nobody"))
-    asked = [Topic(topic) for topic in ("a", "b", "asked for")]
-    assert {"a": 11, "b": 10} == hub.suspend(asked, ada)
-    assert {} == hub.suspend(asked, ada)
+    hub.wait(Topic("requested"), ada)
+    publish(hub, a_change(11, "a"), a_change(12, "unfollowed"))
+    topics = [Topic(topic) for topic in ("a", "b", "requested")]
+    assert {"a": 11, "b": 10} == hub.suspend(topics, ada)
+    assert {} == hub.suspend(topics, ada)
     publish(hub, a_change(13, "a"))
     assert ([11], [11, 13]) == (ada.seqs, bob.seqs)
 
@@ -171,7 +171,7 @@ def test_a_suspended_follower_is_notified_when_its_right_ends() -> None:
     hub.follow(Topic("a"), ada)
     hub.suspend([Topic("a")], ada)
     publish(hub, an_end(11, "a", user="ada", of="a"))
-    assert ([Topic("a")], ["revoked"]) == (ada.lost, [frame["op"] for frame in ada.frames])
+    assert ([Topic("a")], ["revoked"]) == (ada.revocations, [frame["op"] for frame in ada.frames])
 
 
 def test_suspending_a_follower_during_delivery_does_not_affect_others() -> None:
@@ -200,7 +200,7 @@ def test_suspending_a_follower_during_delivery_does_not_affect_others() -> None:
 
 
 def an_end(seq: int, topic: str, *, user: str | None = None, of: str | None = None) -> Change:
-    """A row that goes, and with it the right of `user` (all) to the topic `of` (all)."""
+    """A delete that ends the right of `user` (None: of all) to the topic `of` (None: to all)."""
     return a_change(seq, topic, Kind.DELETE, record=None, ends=Right(user, Topic(of) if of else None))
 
 
@@ -212,7 +212,7 @@ def test_a_follower_that_loses_its_right_receives_what_came_before_and_nothing_a
     publish(hub, a_change(14, "a"))
     assert ([11], [11, 12, 13, 14]) == (ada.seqs, bob.seqs)
     assert {"op": "revoked", "topic": "a", "pos": "e:12"} == ada.frames[-1]
-    assert ([Topic("a")], []) == (ada.lost, bob.lost)
+    assert ([Topic("a")], []) == (ada.revocations, bob.revocations)
 
 
 def test_followers_that_keep_their_right_receive_a_transaction_in_one_frame() -> None:
@@ -229,7 +229,7 @@ def test_a_right_can_end_by_a_change_in_a_topic_without_followers() -> None:
     hub.follow(Topic("b"), ada)
     publish(hub, a_change(11, "a"), an_end(12, "users", user="ada"), a_change(13, "b"))
     assert [11] == ada.seqs
-    assert {Topic("a"), Topic("b")} == set(ada.lost)
+    assert {Topic("a"), Topic("b")} == set(ada.revocations)
     assert 0 == hub.subscriptions
 
 
@@ -239,7 +239,7 @@ def test_a_topic_that_ends_is_revoked_for_all_followers() -> None:
     hub.follow(Topic("a"), bob)
     hub.follow(Topic("b"), bob)
     publish(hub, an_end(11, "a", of="a"), a_change(12, "b"))
-    assert ([Topic("a")], [Topic("a")]) == (ada.lost, bob.lost)
+    assert ([Topic("a")], [Topic("a")]) == (ada.revocations, bob.revocations)
     assert [12] == bob.seqs
 
 
@@ -248,7 +248,7 @@ def test_a_waiting_follower_is_notified_when_its_right_ends() -> None:
     hub.wait(Topic("a"), ada)
     publish(hub, an_end(11, "a", user="ada", of="a"))
     publish(hub, an_end(12, "a", user="ada", of="a"))
-    assert [Topic("a")] == ada.lost
+    assert [Topic("a")] == ada.revocations
     assert ["e:11"] == [frame["pos"] for frame in ada.frames]
 
 
@@ -265,7 +265,7 @@ def test_the_end_of_all_rights_of_a_pack_leaves_other_packs_alone() -> None:
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("other"), ada)
     publish(hub, an_end(11, "a", user="ada"), a_change(12, "a"), a_change(13, "other"))
-    assert [Topic("a")] == ada.lost
+    assert [Topic("a")] == ada.revocations
     assert [13] == ada.seqs
 
 

@@ -31,7 +31,7 @@ def a_live_session(since: Position | None = None) -> Session:
 
 
 def codes(actions: list[Action]) -> list[str | int]:
-    """The error codes that are said and the close codes, in order."""
+    """The error codes and close codes of these actions, in order."""
     return [
         json.loads(a.payload)["code"] if isinstance(a, Say) else a.code
         for a in actions

@@ -9,7 +9,7 @@ from tests.support.daemon import Daemon, daemon_process
 
 @dataclass
 class Chat:
-    """A small ChatGenius: two users, of whom only Ada is in the channel."""
+    """A small ChatGenius: two users; only Ada is a member of the channels."""
 
     sql: Connection
     ada: str
@@ -32,7 +32,7 @@ class Chat:
         return found
 
     async def settled(self, daemon: Daemon) -> None:
-        """Wait until the daemon has told everything that was written up to now."""
+        """Wait until the daemon has delivered everything written so far."""
         async with daemon.client(self.ada) as client:
             await client.subscribe(f"user:{self.ada}")
             marker = await self.sql.fetchval(
@@ -57,7 +57,7 @@ async def chat(sql: Connection) -> Chat:
         found: str = await sql.fetchval("insert into chatgenius.channels (name) values ($1) returning id", name)
         return found
 
-    async with sql.transaction():  # whoever is taken in may read all of it
+    async with sql.transaction():  # members of the first transaction may read all of it
         chat = Chat(sql, await user("ada"), await user("bob"), await channel("general"), await channel("random"))
         for joined in (chat.channel, chat.other):
             await sql.execute(

@@ -1,4 +1,4 @@
-"""Antone live: an operator sees a post come in, the decision on it, the reply, and its approval."""
+"""Antone live: an operator sees a post, the decision on it, the reply, and its approval as they happen."""
 
 import asyncio
 import re
@@ -21,8 +21,8 @@ STRANGER = "00000000-0000-4000-8000-999999999999"
 
 
 @dataclass
-class Desk:
-    """The database as the application sees it, and one operator."""
+class App:
+    """A connection with the application's role, and one operator."""
 
     dsn: str
     sql: Connection
@@ -61,7 +61,7 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(postgres: Server) -> AsyncIterator[Desk]:
+async def app(postgres: Server) -> AsyncIterator[App]:
     async def build(dsn: str) -> None:
         await migrate.apply(dsn, ["antone"], report=lambda _: None)
 
@@ -69,79 +69,81 @@ async def desk(postgres: Server) -> AsyncIterator[Desk]:
         owner = await asyncpg.connect(dsn)
         operator = await owner.fetchval("insert into antone.operators (name) values ('Olga') returning id::text")
         await owner.execute("set role antone_app")  # the application writes as the restricted role
-        yield Desk(dsn, owner, operator)
+        yield App(dsn, owner, operator)
         await owner.close()
 
 
 @pytest.fixture
-async def daemon(desk: Desk) -> AsyncIterator[Daemon]:
-    async with daemon_process(desk.dsn, "--pack", "antone") as process:
+async def daemon(app: App) -> AsyncIterator[Daemon]:
+    async with daemon_process(app.dsn, "--pack", "antone") as process:
         yield process
 
 
-async def test_an_operator_sees_a_post_its_decision_the_reply_and_the_approval_live(
-    daemon: Daemon, desk: Desk
-) -> None:
-    async with daemon.client(desk.operator) as client:
+async def test_an_operator_sees_a_post_its_decision_the_reply_and_the_approval_live(daemon: Daemon, app: App) -> None:
+    async with daemon.client(app.operator) as client:
         assert "subscribed" == (await client.subscribe("platform:REDDIT"))["op"]
-        post = await desk.post()
-        [told] = await client.changes()
-        assert ("posts", "insert", {"id": post}) == (told["table"], told["kind"], told["key"])
-        assert ("I cannot sleep.", ["sleep"]) == (told["record"]["content"], told["record"]["keyword_matches"])
+        post = await app.post()
+        [change] = await client.changes()
+        assert ("posts", "insert", {"id": post}) == (change["table"], change["kind"], change["key"])
+        assert ("I cannot sleep.", ["sleep"]) == (change["record"]["content"], change["record"]["keyword_matches"])
 
-        decision = await desk.decide(post)
-        [told] = await client.changes()
-        assert ("decisions", post, "HELPFUL") == (told["table"], told["record"]["post_id"], told["record"]["mode"])
-        scores = [told["record"][f"{score}_score"] for score in ("sss", "ars", "evs", "trs", "composite")]
+        decision = await app.decide(post)
+        [change] = await client.changes()
+        assert ("decisions", post, "HELPFUL") == (
+            change["table"],
+            change["record"]["post_id"],
+            change["record"]["mode"],
+        )
+        scores = [change["record"][f"{score}_score"] for score in ("sss", "ars", "evs", "trs", "composite")]
         assert [0.1, 0.2, 0.3, 1, 0] == scores
 
-        reply = await desk.reply(decision)
-        [told] = await client.changes()
+        reply = await app.reply(decision)
+        [change] = await client.changes()
         assert ("replies", CONTENT, "PENDING") == (
-            told["table"],
-            told["record"]["content"],
-            told["record"]["approval_status"],
+            change["table"],
+            change["record"]["content"],
+            change["record"]["approval_status"],
         )
 
-        await desk.sql.execute(
+        await app.sql.execute(
             "update antone.replies set approval_status = 'APPROVED', approved_by = 'Olga', approved_at = now()"
             " where id = $1",
             reply,
         )
-        [told] = await client.changes()
-        assert ("replies", "update", {"id": reply}) == (told["table"], told["kind"], told["key"])
-        assert {"approval_status", "approved_by", "approved_at", "updated_at"} == set(told["changed"])
-        assert ("APPROVED", "Olga") == (told["record"]["approval_status"], told["record"]["approved_by"])
+        [change] = await client.changes()
+        assert ("replies", "update", {"id": reply}) == (change["table"], change["kind"], change["key"])
+        assert {"approval_status", "approved_by", "approved_at", "updated_at"} == set(change["changed"])
+        assert ("APPROVED", "Olga") == (change["record"]["approval_status"], change["record"]["approved_by"])
 
 
-async def test_who_follows_one_post_hears_of_it_alone_and_of_nothing_on_other_platforms(
-    daemon: Daemon, desk: Desk
+async def test_a_client_that_follows_one_post_receives_only_the_changes_of_that_post(
+    daemon: Daemon, app: App
 ) -> None:
-    post, other = await desk.post(), await desk.post("THREADS")
-    async with daemon.client(desk.operator) as client:
+    post, other = await app.post(), await app.post("THREADS")
+    async with daemon.client(app.operator) as client:
         await client.subscribe(f"post:{post}")
-        await desk.decide(other)
-        reply = await desk.reply(await desk.decide(post))
-        told: list[Frame] = []
-        while {"id": reply} not in [change["key"] for change in told]:
-            told += (await client.next())["changes"]
-    if told[0]["key"] == {"id": post}:  # it had no number yet when it was subscribed to
-        del told[0]
-    assert ["decisions", "replies"] == [change["table"] for change in told]
+        await app.decide(other)
+        reply = await app.reply(await app.decide(post))
+        changes: list[Frame] = []
+        while {"id": reply} not in [change["key"] for change in changes]:
+            changes += (await client.next())["changes"]
+    if changes[0]["key"] == {"id": post}:  # it was not numbered yet at the subscribe
+        del changes[0]
+    assert ["decisions", "replies"] == [change["table"] for change in changes]
 
 
-async def test_an_escalation_is_told_from_its_opening_to_its_end_without_its_notes(
-    daemon: Daemon, desk: Desk
+async def test_an_escalation_is_published_from_opening_to_resolution_without_its_notes(
+    daemon: Daemon, app: App
 ) -> None:
-    post = await desk.post()
-    async with daemon.client(desk.operator) as client:
+    post = await app.post()
+    async with daemon.client(app.operator) as client:
         await client.subscribe("escalations")
-        await desk.sql.execute(
+        await app.sql.execute(
             "insert into antone.escalations (post_id, reason_id, priority) values ($1, $2, 'HIGH')",
             post,
             MEDICAL_CLAIM,
         )
-        await desk.sql.execute(
+        await app.sql.execute(
             "update antone.escalations set status = 'RESOLVED', resolved_by = 'Olga', resolved_at = now(),"
             " resolution_notes = 'a secret note'"
         )
@@ -151,39 +153,39 @@ async def test_an_escalation_is_told_from_its_opening_to_its_end_without_its_not
     assert "secret" not in str(resolved)
 
 
-async def test_nobody_but_operators_follows_anything(daemon: Daemon, desk: Desk) -> None:
-    post = await desk.post()
+async def test_only_operators_can_subscribe_to_anything(daemon: Daemon, app: App) -> None:
+    post = await app.post()
     async with daemon.client(STRANGER) as client:
-        for topic in ("platform:REDDIT", f"post:{post}", "escalations", f"operator:{desk.operator}"):
+        for topic in ("platform:REDDIT", f"post:{post}", "escalations", f"operator:{app.operator}"):
             assert "no_such_topic" == (await client.subscribe(topic))["code"]
 
 
-async def test_an_operator_who_leaves_hears_nothing_more_at_once(daemon: Daemon, desk: Desk) -> None:
-    async with daemon.client(desk.operator) as client:
+async def test_an_operator_who_leaves_is_revoked_immediately(daemon: Daemon, app: App) -> None:
+    async with daemon.client(app.operator) as client:
         await client.subscribe("platform:REDDIT")
-        await desk.post()
+        await app.post()
         await client.changes()
-        await desk.sql.execute("reset role")
-        await desk.sql.execute("update antone.operators set deleted_at = now()")
+        await app.sql.execute("reset role")
+        await app.sql.execute("update antone.operators set deleted_at = now()")
         revoked = await client.next()
         assert ("revoked", "platform:REDDIT") == (revoked["op"], revoked["topic"])
         assert "no_such_topic" == (await client.subscribe("platform:REDDIT"))["code"]
 
 
-async def test_who_was_away_while_posts_were_archived_is_told_that_they_are_gone(daemon: Daemon, desk: Desk) -> None:
-    post = await desk.post()
-    async with daemon.client(desk.operator) as client:
+async def test_a_client_that_was_offline_during_archiving_receives_the_deletes(daemon: Daemon, app: App) -> None:
+    post = await app.post()
+    async with daemon.client(app.operator) as client:
         await client.subscribe(f"post:{post}")
-        await desk.decide(post)
+        await app.decide(post)
         since = (await client.next())["pos"]
-    await desk.sql.execute("reset role")
-    await desk.sql.execute("delete from antone.posts where id = $1", post)
-    async with daemon.client(desk.operator, since=since) as client:
+    await app.sql.execute("reset role")
+    await app.sql.execute("delete from antone.posts where id = $1", post)
+    async with daemon.client(app.operator, since=since) as client:
         await client.subscribe(f"post:{post}")
-        told = [change for frame in await client.until("resumed") for change in frame.get("changes", [])]
-        if len(told) < 2:  # the daemon may not have read the rest before it answered
-            told += await client.changes(2 - len(told))
-    assert [("decisions", "delete"), ("posts", "delete")] == [(one["table"], one["kind"]) for one in told]
+        changes = [change for frame in await client.until("resumed") for change in frame.get("changes", [])]
+        if len(changes) < 2:  # the daemon may have answered before it read the rest
+            changes += await client.changes(2 - len(changes))
+    assert [("decisions", "delete"), ("posts", "delete")] == [(one["table"], one["kind"]) for one in changes]
 
 
 def ready(daemon: Daemon) -> tuple[int, bytes]:
@@ -196,20 +198,20 @@ def ready(daemon: Daemon) -> tuple[int, bytes]:
         connection.close()
 
 
-async def test_the_health_page_answers_by_what_the_database_has_answered(daemon: Daemon, desk: Desk) -> None:
+async def test_readyz_reports_whether_the_database_answers(daemon: Daemon, app: App) -> None:
     assert (200, b'{"ready":true,"reasons":[]}') == await asyncio.to_thread(ready, daemon)
 
 
-async def test_sample_data_are_refused_in_production_and_the_database_stays_empty(desk: Desk) -> None:
+async def test_sample_data_is_refused_in_production_and_the_database_stays_empty(app: App) -> None:
     code, _, errors = await command(
-        "--pack", "antone", "seed", DATABASE_URL=desk.dsn, ROWCAST_ENVIRONMENT="production"
+        "--pack", "antone", "seed", DATABASE_URL=app.dsn, ROWCAST_ENVIRONMENT="production"
     )
     assert 35 == code
     assert "Sample data has no place in production" in errors
-    assert 0 == await desk.sql.fetchval("select count(*) from antone.posts")
+    assert 0 == await app.sql.fetchval("select count(*) from antone.posts")
 
 
-async def test_production_refuses_an_unguarded_database_in_one_line_without_its_password() -> None:
+async def test_production_refuses_an_insecure_database_url_in_one_line_without_its_password() -> None:
     for url in ("postgresql://u:hunter2@localhost/d", "postgresql://u:hunter2@db.example/d"):
         code, output, errors = await command("--pack", "antone", DATABASE_URL=url, ROWCAST_ENVIRONMENT="production")
         assert (78, "", 1) == (code, output, len(errors.splitlines()))

@@ -1,4 +1,4 @@
-"""A team that works asynchronously: a daemon that serves the pack asyncops, and clients with numbers for names."""
+"""The pack asyncops served by a real daemon, to clients whose user ids are numbers."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Team:
         await self.sql.execute("update asyncops.users set is_active = $1 where id = $2", active, user)
 
     async def settled(self, daemon: Daemon) -> None:
-        """Wait until the daemon has told everything that was written up to now."""
+        """Wait until the daemon has delivered everything written so far."""
         async with daemon.client(str(self.ann)) as client:
             await client.subscribe("team:blockers")
             marker = await self.sql.fetchval(
@@ -86,7 +86,7 @@ async def team(dsn: str) -> AsyncIterator[Team]:
 
 
 @pytest.fixture
-async def office(dsn: str, team: Team) -> AsyncIterator[Daemon]:
+async def daemon(dsn: str, team: Team) -> AsyncIterator[Daemon]:
     async with daemon_process(dsn, "--pack", "asyncops") as daemon:
         await team.settled(daemon)
         yield daemon
@@ -96,20 +96,20 @@ def facts(changes: list[Frame]) -> list[tuple[str, str, dict[str, int]]]:
     return [(change["table"], change["kind"], change["key"]) for change in changes]
 
 
-async def test_a_member_sees_a_status_update_an_incident_assigned_to_him_and_nothing_once_he_is_deactivated(
-    office: Daemon, team: Team
+async def test_a_member_sees_status_updates_and_assigned_incidents_until_deactivated(
+    daemon: Daemon, team: Team
 ) -> None:
     topics = {"team:status_updates", f"user:{team.ben}"}
-    async with office.client(str(team.ben)) as ben, office.client(str(team.ann)) as ann:
+    async with daemon.client(str(team.ben)) as ben, daemon.client(str(team.ann)) as ann:
         for topic in topics:
             assert "subscribed" == (await ben.subscribe(topic))["op"]
         assert "subscribed" == (await ann.subscribe("team:status_updates"))["op"]
 
         update = await team.post("Release 2.4 is out")
-        [told] = await ben.changes()
-        assert ("status_updates", "insert", {"id": update}) == facts([told])[0]
+        [change] = await ben.changes()
+        assert ("status_updates", "insert", {"id": update}) == facts([change])[0]
         assert ("Release 2.4 is out", "**done**", ["release"], team.ann) == tuple(
-            told["record"][name] for name in ("title", "content", "tags", "user_id")
+            change["record"][name] for name in ("title", "content", "tags", "user_id")
         )
 
         incident = await team.report("API outage", team.ben)
@@ -129,29 +129,27 @@ async def test_a_member_sees_a_status_update_an_incident_assigned_to_him_and_not
             assert "no_such_topic" == (await ben.subscribe(topic))["code"]
 
         await team.activate(team.ben)
-        await team.settled(office)
+        await team.settled(daemon)
         assert "subscribed" == (await ben.subscribe("team:status_updates"))["op"]
         await team.post("welcome back")
         assert ["welcome back"] == [change["record"]["title"] for change in await ben.changes()]
 
 
-async def test_every_feed_is_open_to_members_and_the_affairs_of_others_are_not(office: Daemon, team: Team) -> None:
-    async with office.client(str(team.ben)) as ben:
+async def test_members_can_follow_every_feed_but_no_other_users_topic(daemon: Daemon, team: Team) -> None:
+    async with daemon.client(str(team.ben)) as ben:
         for feed in FEEDS:
             assert "subscribed" == (await ben.subscribe(f"team:{feed}"))["op"]
         for topic in (f"user:{team.ann}", "users", "team:secrets", f"user:0{team.ben}"):
             assert "no_such_topic" == (await ben.subscribe(topic))["code"]
-    async with office.client("somebody") as stranger:
+    async with daemon.client("somebody") as stranger:
         for topic in ("team:members", "user:somebody", f"user:{team.ben}"):
             assert "no_such_topic" == (await stranger.subscribe(topic))["code"]
 
 
-async def test_an_incident_that_goes_to_somebody_else_leaves_one_and_enters_the_other(
-    office: Daemon, team: Team
-) -> None:
+async def test_a_reassigned_incident_leaves_one_users_topic_and_enters_the_other(daemon: Daemon, team: Team) -> None:
     incident = await team.report("API outage", team.ben)
-    await team.settled(office)
-    async with office.client(str(team.ben)) as ben, office.client(str(team.ann)) as ann:
+    await team.settled(daemon)
+    async with daemon.client(str(team.ben)) as ben, daemon.client(str(team.ann)) as ann:
         await ben.subscribe(f"user:{team.ben}")
         await ann.subscribe(f"user:{team.ann}")
         await team.sql.execute("update asyncops.incidents set assigned_to_id = $1", team.ann)
@@ -161,13 +159,13 @@ async def test_an_incident_that_goes_to_somebody_else_leaves_one_and_enters_the_
 
 
 async def decide(team: Team, client: Client) -> tuple[int, list[Frame]]:
-    """Ann decides, Ben changes his mind, Ann takes it back; the decision's id and what was told."""
+    """Ann creates a decision, Ben changes it, Ann deletes it. Returns its id and all changes that arrived."""
     decision = await team.sql.fetchval(
         "insert into asyncops.decisions (created_by_id, title, description, context, outcome, decision_date)"
         " values ($1, 'Thursdays', 'd', 'c', 'o', '2026-01-14') returning id",
         team.ann,
     )
-    told = await client.changes(2)
+    changes = await client.changes(2)
     for actor, statement in [
         (team.ben, "update asyncops.decisions set title = 'Wednesdays', decision_date = '2026-01-15'"),
         (team.ann, "delete from asyncops.decisions"),
@@ -175,15 +173,15 @@ async def decide(team: Team, client: Client) -> tuple[int, list[Frame]]:
         async with team.sql.transaction():
             await team.sql.execute("select set_config('rowcast.actor', $1, true)", str(actor))
             await team.sql.execute(statement)
-        told += await client.changes(3 if actor == team.ben else 2)
-    return decision, told
+        changes += await client.changes(3 if actor == team.ben else 2)
+    return decision, changes
 
 
-async def test_a_decision_is_told_with_its_history_and_with_who_did_it(office: Daemon, team: Team) -> None:
-    async with office.client(str(team.ben)) as ben:
+async def test_a_decision_is_published_with_its_audit_log_and_its_actor(daemon: Daemon, team: Team) -> None:
+    async with daemon.client(str(team.ben)) as ben:
         await ben.subscribe("team:decisions")
-        decision, told = await decide(team, ben)
-    entries = [change["record"] for change in told if change["table"] == "decision_audit_log"]
+        decision, changes = await decide(team, ben)
+    entries = [change["record"] for change in changes if change["table"] == "decision_audit_log"]
     assert {decision} == {entry["decision_id"] for entry in entries}
     assert [
         (team.ann, "created", None, None, None),
@@ -194,7 +192,7 @@ async def test_a_decision_is_told_with_its_history_and_with_who_did_it(office: D
         tuple(entry[name] for name in ("changed_by_id", "change_type", "field_name", "old_value", "new_value"))
         for entry in entries
     ]
-    kinds = [(change["kind"], change.get("meta")) for change in told if change["table"] == "decisions"]
+    kinds = [(change["kind"], change.get("meta")) for change in changes if change["table"] == "decisions"]
     assert [
         ("insert", None),
         ("update", {"actor": str(team.ben)}),
@@ -203,24 +201,24 @@ async def test_a_decision_is_told_with_its_history_and_with_who_did_it(office: D
 
 
 async def test_a_summary_arrives_when_it_is_generated_and_again_when_it_is_refreshed(
-    office: Daemon, team: Team
+    daemon: Daemon, team: Team
 ) -> None:
-    async with office.client(str(team.ben)) as ben:
+    async with daemon.client(str(team.ben)) as ben:
         await ben.subscribe("team:summaries")
         for number, kind in enumerate(["insert", "update"], 1):
             update = await team.post(f"number {number}")
             await team.sql.execute("select asyncops.generate_daily_summary()")
-            [told] = await ben.changes()
-            assert kind == told["kind"]
-            assert number == told["record"]["status_updates_count"]
-            newest = told["record"]["content"]["status_updates"][-1]
+            [change] = await ben.changes()
+            assert kind == change["kind"]
+            assert number == change["record"]["status_updates_count"]
+            newest = change["record"]["content"]["status_updates"][-1]
             assert (update, f"number {number}", "Ann") == (newest["id"], newest["title"], newest["author"])
 
 
-async def test_what_is_archived_is_gone_for_clients_until_it_is_taken_back(office: Daemon, team: Team) -> None:
+async def test_an_archived_row_disappears_for_clients_until_it_is_restored(daemon: Daemon, team: Team) -> None:
     update = await team.post("old")
-    await team.settled(office)
-    async with office.client(str(team.ben)) as ben:
+    await team.settled(daemon)
+    async with daemon.client(str(team.ben)) as ben:
         await ben.subscribe("team:status_updates")
         await team.sql.execute("update asyncops.status_updates set created_at = now() - interval '2 years'")
         assert [("status_updates", "update", {"id": update})] == facts(await ben.changes())
@@ -231,14 +229,14 @@ async def test_what_is_archived_is_gone_for_clients_until_it_is_taken_back(offic
     assert ("restore", "old") == (restored["kind"], restored["record"]["title"])
 
 
-async def test_a_member_who_was_away_comes_back_with_one_number_and_misses_nothing(
-    office: Daemon, team: Team
+async def test_a_member_who_was_offline_resumes_from_one_position_and_misses_nothing(
+    daemon: Daemon, team: Team
 ) -> None:
-    async with office.client(str(team.ben)) as ben:
+    async with daemon.client(str(team.ben)) as ben:
         since = ben.welcome["pos"]
     for number in range(3):
         await team.post(str(number))
-    async with office.client(str(team.ben), since=since) as ben:
+    async with daemon.client(str(team.ben), since=since) as ben:
         await ben.subscribe("team:status_updates")
         frames = await ben.until("changes")
         while sum(len(frame.get("changes", ())) for frame in frames) < 3:

@@ -1,4 +1,4 @@
-"""`daemon backup`: a file that restores the database, or one line that says why there is none."""
+"""`daemon backup`: it writes a file that restores the database, or prints one line that says why it cannot."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.postgres import Server
 
 
 async def run_script(dsn: str, path: Path) -> None:
-    """What psql does with the file; lines that begin with a backslash are for psql itself."""
+    """Run the file as psql does; lines that begin with a backslash are psql's own commands."""
     text = "".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith("\\"))
     connection = await asyncpg.connect(dsn)
     async with connection.transaction():
@@ -26,18 +26,18 @@ async def run_script(dsn: str, path: Path) -> None:
 
 
 def meaning(catalog: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A catalog without what a dump spells otherwise: casts that say nothing, and rights that go without saying."""
+    """A catalog without what a dump spells differently: redundant casts, and privileges that are the default."""
     found = {}
     for name, facts in catalog.items():
-        told = dict(facts)
+        kept = dict(facts)
         if name.startswith("constraint "):
-            told["definition"] = re.sub(r"::(character varying|text)(\[\])?|[()]", "", facts["definition"])
+            kept["definition"] = re.sub(r"::(character varying|text)(\[\])?|[()]", "", facts["definition"])
         if "acl" in facts and facts.get("owner"):
             owner = facts["owner"]
-            unsaid = [f"=X/{owner}"] if name.startswith("function ") else []
-            granted = facts["acl"] if facts["acl"] is not None else unsaid
-            told["acl"] = [right for right in granted if not right.startswith(f"{owner}=")]
-        found[name] = told
+            default = [f"=X/{owner}"] if name.startswith("function ") else []
+            granted = facts["acl"] if facts["acl"] is not None else default
+            kept["acl"] = [right for right in granted if not right.startswith(f"{owner}=")]
+        found[name] = kept
     return found
 
 
@@ -82,7 +82,7 @@ async def test_a_backup_before_a_bad_change_brings_back_what_it_destroyed(
         assert before == await contents(restored, "antone")
 
 
-async def test_a_file_that_is_there_is_not_overwritten(database: str, tmp_path: Path) -> None:
+async def test_an_existing_file_is_not_overwritten(database: str, tmp_path: Path) -> None:
     file = tmp_path / "before.sql"
     file.write_text("precious")
     code, output, errors = await command("backup", str(file), DATABASE_URL=database)
@@ -115,5 +115,5 @@ async def test_a_backup_that_fails_leaves_no_file_and_names_no_password(database
         ("postgresql://u:p@a:1,b:2/d", "postgresql://u@a:1,b:2/d", "p"),
     ],
 )
-def test_no_password_stands_in_the_list_of_processes(dsn: str, shown: str, password: str | None) -> None:
+def test_the_password_is_kept_out_of_the_command_line(dsn: str, shown: str, password: str | None) -> None:
     assert (shown, password) == without_password(dsn)

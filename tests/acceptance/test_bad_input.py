@@ -1,4 +1,4 @@
-"""What a client does wrong gets its code, and costs nobody else anything."""
+"""Client errors: each gets its code and affects no other client."""
 
 import json
 import time
@@ -24,7 +24,7 @@ from tests.support.daemon import Daemon, token
         ('{"op": "hello", "token": "again"}', "already_greeted"),
     ],
 )
-async def test_a_bad_frame_earns_an_error_and_the_connection_goes_on(
+async def test_a_bad_frame_gets_an_error_and_the_connection_stays_open(
     daemon: Daemon, chat: Chat, text: str, code: str
 ) -> None:
     async with daemon.client(chat.ada) as client:
@@ -52,7 +52,7 @@ async def test_an_error_repeats_the_id_of_the_frame_it_answers(daemon: Daemon, c
         ('{"op": "hello", "token": "a.b.c"}', "token", 4401),
     ],
 )
-async def test_whoever_cannot_say_hello_is_told_and_closed(daemon: Daemon, text: str, code: str, close: int) -> None:
+async def test_a_bad_first_frame_gets_an_error_and_a_close(daemon: Daemon, text: str, code: str, close: int) -> None:
     async with daemon.raw() as client:
         await client.connection.send(text)
         assert code == (await client.next())["code"]
@@ -71,7 +71,7 @@ async def test_an_expired_and_a_forged_token_get_the_same_answer(daemon: Daemon,
 
 
 async def test_a_token_that_expires_ends_the_connection(daemon: Daemon, chat: Chat) -> None:
-    # Whole seconds, and the leeway for clocks that differ counts only when the token is looked at.
+    # Whole seconds: the leeway for clock skew applies only when the token is checked.
     async with daemon.raw() as client:
         await client.say(op="hello", token=token(chat.ada, ttl=2))
         assert "welcome" == (await client.next())["op"]
@@ -79,7 +79,7 @@ async def test_a_token_that_expires_ends_the_connection(daemon: Daemon, chat: Ch
         assert 4401 == (await client.closed())[0]
 
 
-async def test_whoever_says_nothing_is_closed_after_five_seconds(daemon: Daemon) -> None:
+async def test_a_silent_client_is_closed_after_five_seconds(daemon: Daemon) -> None:
     began = time.monotonic()
     async with daemon.raw() as client:
         assert "hello_timeout" == (await client.next())["code"]
@@ -87,34 +87,34 @@ async def test_whoever_says_nothing_is_closed_after_five_seconds(daemon: Daemon)
     assert time.monotonic() - began >= 5.0
 
 
-async def test_a_frame_of_two_megabytes_is_closed_with_its_code_and_disturbs_nobody(
+async def test_a_frame_of_two_megabytes_closes_only_its_own_connection(daemon: Daemon, chat: Chat) -> None:
+    async with daemon.client(chat.ada) as bystander, daemon.client(chat.bob) as offender:
+        await bystander.subscribe(chat.topic)
+        await offender.connection.send("x" * 2_000_000)
+        assert 1009 == (await offender.closed())[0]
+        await chat.say("still here")
+        assert "still here" == (await bystander.changes())[0]["record"]["content"]
+
+
+async def test_a_client_that_sends_requests_faster_than_they_are_answered_is_closed(
     daemon: Daemon, chat: Chat
 ) -> None:
-    async with daemon.client(chat.ada) as calm, daemon.client(chat.bob) as rude:
-        await calm.subscribe(chat.topic)
-        await rude.connection.send("x" * 2_000_000)
-        assert 1009 == (await rude.closed())[0]
+    async with daemon.client(chat.ada) as bystander, daemon.client(chat.bob) as offender:
+        await bystander.subscribe(chat.topic)
+        request = Frame(Opcode.TEXT, b'{"op": "subscribe", "topic": "users"}')
+        # In one write, so that the daemon reads them together: all but the first wait for the answer to the first.
+        offender.connection.transport.write(b"".join(request.serialize(mask=True) for _ in range(1000)))
+        assert 4429 == (await offender.closed())[0]
         await chat.say("still here")
-        assert "still here" == (await calm.changes())[0]["record"]["content"]
+        assert "still here" == (await bystander.changes())[0]["record"]["content"]
 
 
-async def test_a_client_that_asks_faster_than_it_can_be_answered_is_closed(daemon: Daemon, chat: Chat) -> None:
-    async with daemon.client(chat.ada) as calm, daemon.client(chat.bob) as rude:
-        await calm.subscribe(chat.topic)
-        question = Frame(Opcode.TEXT, b'{"op": "subscribe", "topic": "users"}')
-        # One write: they are read together, and all but the first wait for the answer to the first.
-        rude.connection.transport.write(b"".join(question.serialize(mask=True) for _ in range(1000)))
-        assert 4429 == (await rude.closed())[0]
-        await chat.say("still here")
-        assert "still here" == (await calm.changes())[0]["record"]["content"]
-
-
-async def test_the_number_of_topics_of_a_connection_is_bounded(daemon: Daemon, chat: Chat) -> None:
+async def test_the_number_of_topics_of_a_connection_is_limited(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
-        most = client.welcome["limits"]["topics"]
+        limit = client.welcome["limits"]["topics"]
         channels = await chat.sql.fetch(
             "insert into chatgenius.channels (name) select 'c' || n from generate_series(1, $1) as n returning id",
-            most + 1,
+            limit + 1,
         )
         await chat.sql.executemany(
             "insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)",
@@ -124,11 +124,11 @@ async def test_the_number_of_topics_of_a_connection_is_bounded(daemon: Daemon, c
             await client.say(op="subscribe", topic=f"channel:{row['id']}", id=row["id"])
         frames = await client.until("error")
     answers = [frame for frame in frames if "id" in frame]
-    assert ["subscribed"] * most + ["error"] == [answer["op"] for answer in answers]
+    assert ["subscribed"] * limit + ["error"] == [answer["op"] for answer in answers]
     assert "too_many_topics" == answers[-1]["code"]
 
 
-async def test_a_topic_can_be_left_and_followed_again_but_not_twice_at_once(daemon: Daemon, chat: Chat) -> None:
+async def test_a_topic_can_be_subscribed_again_but_not_twice_at_once(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         assert "subscribed" == (await client.subscribe("users"))["op"]
         assert "already_subscribed" == (await client.subscribe("users"))["code"]
@@ -137,7 +137,7 @@ async def test_a_topic_can_be_left_and_followed_again_but_not_twice_at_once(daem
         assert "subscribed" == (await client.subscribe("users"))["op"]
 
 
-async def test_nothing_of_what_a_client_sends_is_logged(daemon: Daemon, chat: Chat) -> None:
+async def test_no_client_input_is_logged(daemon: Daemon, chat: Chat) -> None:
     good = token(chat.ada)
     async with daemon.raw() as client:
         await client.say(op="hello", token=good)

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, their output and exit codes."""
+"""The command line: real processes, their output and exit codes."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from tests.support.catalog import catalog
 from tests.support.daemon import SECRET, Daemon, clean_environment, command
 
 
-async def test_apply_ddl_says_what_it_did_and_does_it_once(empty_database: str) -> None:
+async def test_apply_ddl_reports_what_it_did_and_is_idempotent(empty_database: str) -> None:
     code, first, _ = await command("--apply-ddl", DATABASE_URL=empty_database)
     assert 0 == code
     assert ["rowcast: nothing -> rowcast_0002", "chatgenius: nothing -> chatgenius_0003"] == [
@@ -27,13 +27,13 @@ async def test_apply_ddl_says_what_it_did_and_does_it_once(empty_database: str) 
     assert ["rowcast: already at rowcast_0002", "chatgenius: already at chatgenius_0003"] == second.splitlines()
 
 
-async def test_four_starts_at_once_apply_once(empty_database: str) -> None:
-    ends = await asyncio.gather(*(command("--apply-ddl", DATABASE_URL=empty_database) for _ in range(4)))
-    assert [0] * 4 == [code for code, _, _ in ends]
-    assert 1 == sum("chatgenius: nothing -> chatgenius_0003" in output for _, output, _ in ends)
+async def test_four_concurrent_runs_apply_once(empty_database: str) -> None:
+    runs = await asyncio.gather(*(command("--apply-ddl", DATABASE_URL=empty_database) for _ in range(4)))
+    assert [0] * 4 == [code for code, _, _ in runs]
+    assert 1 == sum("chatgenius: nothing -> chatgenius_0003" in output for _, output, _ in runs)
 
 
-async def test_rollback_undoes_a_pack_and_apply_brings_the_same_back(empty_database: str) -> None:
+async def test_applying_after_a_rollback_restores_the_same_schema(empty_database: str) -> None:
     await command("--apply-ddl", DATABASE_URL=empty_database)
     before = await catalog(empty_database, ["rowcast", "chatgenius"])
     code, output, _ = await command("rollback", "chatgenius", "--to", "chatgenius_0002", DATABASE_URL=empty_database)
@@ -44,13 +44,13 @@ async def test_rollback_undoes_a_pack_and_apply_brings_the_same_back(empty_datab
     assert before == await catalog(empty_database, ["rowcast", "chatgenius"])
 
 
-async def test_a_pack_can_be_put_into_another_schema(empty_database: str) -> None:
+async def test_a_pack_can_be_applied_to_another_schema(empty_database: str) -> None:
     code, output, _ = await command("--apply-ddl", "--schema", "test", DATABASE_URL=empty_database)
     assert 0 == code
     assert "chatgenius in schema test: nothing -> chatgenius_0003" in output
 
 
-async def test_the_sql_of_the_ddl_can_be_printed_without_any_database() -> None:
+async def test_the_ddl_can_be_printed_without_a_database() -> None:
     code, output, errors = await command("--apply-ddl", "--sql")
     assert (0, "") == (code, errors)
     assert "create table chatgenius.messages" in output
@@ -76,22 +76,22 @@ async def test_the_sql_of_the_ddl_can_be_printed_without_any_database() -> None:
         (("token", "--user", ""), {}, 2, "--user"),
     ],
 )
-async def test_a_slip_ends_with_its_own_code_and_one_line(
+async def test_a_user_error_has_its_own_exit_code_and_one_line(
     arguments: tuple[str, ...], environment: dict[str, str], code: int, words: str
 ) -> None:
     with tempfile.TemporaryDirectory() as home:
         ended, output, errors = await command(
             *arguments, ROWCAST_DATA_DIR=home, ROWCAST_CONNECT_ATTEMPTS="1", **environment
         )
-    said = [line for line in errors.splitlines() if not line.startswith(("Usage:", "Try ", "{")) and line]
+    messages = [line for line in errors.splitlines() if not line.startswith(("Usage:", "Try ", "{")) and line]
     assert (code, "") == (ended, output)
-    assert 1 == len(said)
-    assert words in said[0]
+    assert 1 == len(messages)
+    assert words in messages[0]
     assert "hunter2" not in errors
     assert "Traceback" not in errors
 
 
-async def test_a_token_names_its_user_and_ends_in_time() -> None:
+async def test_a_token_names_its_user_and_expires_after_its_ttl() -> None:
     code, output, _ = await command("token", "--user", "ada", "--ttl", "15m")
     claims = jwt.decode(output.strip(), SECRET, ["HS256"], audience="rowcast")
     assert (0, "ada", 900) == (code, claims["sub"], claims["exp"] - claims["iat"])
@@ -99,7 +99,7 @@ async def test_a_token_names_its_user_and_ends_in_time() -> None:
 
 @asynccontextmanager
 async def tail(database: str, *arguments: str) -> AsyncIterator[asyncio.StreamReader]:
-    """What `daemon tail` prints; it follows once this is entered."""
+    """The output of `daemon tail`, which is already following when the block is entered."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -123,7 +123,7 @@ async def tail(database: str, *arguments: str) -> AsyncIterator[asyncio.StreamRe
         await process.communicate()
 
 
-async def test_tail_shows_one_readable_line_for_each_change(daemon: Daemon, chat: Chat, database: str) -> None:
+async def test_tail_prints_one_readable_line_for_each_change(daemon: Daemon, chat: Chat, database: str) -> None:
     async with tail(database, chat.topic) as lines:
         message = await chat.say("hello\nworld " + "x" * 1000)
         line = (await lines.readline()).decode()
@@ -133,7 +133,7 @@ async def test_tail_shows_one_readable_line_for_each_change(daemon: Daemon, chat
     assert line.endswith(" characters)\n")
 
 
-async def test_tail_prints_json_for_programs_and_can_begin_in_the_past(
+async def test_tail_prints_json_and_can_start_from_an_earlier_position(
     daemon: Daemon, chat: Chat, database: str
 ) -> None:
     async with daemon.client(chat.ada) as client:
@@ -143,13 +143,11 @@ async def test_tail_prints_json_for_programs_and_can_begin_in_the_past(
         await client.changes()
     async with tail(database, chat.topic, "--json", "--since", start) as lines:
         await chat.say("after")
-        told = [json.loads(await lines.readline()) for _ in range(2)]
-    assert ["before", "after"] == [change["record"]["content"] for change in told]
+        changes = [json.loads(await lines.readline()) for _ in range(2)]
+    assert ["before", "after"] == [change["record"]["content"] for change in changes]
 
 
-async def test_tail_leaves_out_what_was_in_a_row_that_has_been_deleted(
-    daemon: Daemon, chat: Chat, database: str
-) -> None:
+async def test_tail_hides_the_content_of_a_deleted_row(daemon: Daemon, chat: Chat, database: str) -> None:
     async with daemon.client(chat.ada) as client:
         start = client.welcome["pos"]
         await client.subscribe(chat.topic)
@@ -158,10 +156,10 @@ async def test_tail_leaves_out_what_was_in_a_row_that_has_been_deleted(
         await chat.sql.execute("delete from chatgenius.messages where id = $1", message)
         await client.changes()
     async with tail(database, chat.topic, "--json", "--since", start) as lines:
-        told = json.loads(await lines.readline())
-    assert ("delete", {"id": message}) == (told["kind"], told["key"])
+        change = json.loads(await lines.readline())
+    assert ("delete", {"id": message}) == (change["kind"], change["key"])
 
 
-async def test_tail_refuses_a_position_from_which_it_cannot_go_on(daemon: Daemon, database: str) -> None:
+async def test_tail_refuses_a_position_it_cannot_continue_from(daemon: Daemon, database: str) -> None:
     code, _, errors = await command("tail", "users", "--since", "elsewhere:1", DATABASE_URL=database)
     assert (43, "daemon: Cannot continue from that position (epoch): omit --since.\n") == (code, errors)

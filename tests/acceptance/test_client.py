@@ -1,4 +1,4 @@
-"""web/rowcast-client.js by itself, in a real browser, in front of a server that the test plays."""
+"""web/rowcast-client.js alone, in a real browser, against a server that the test scripts."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Page
 
 from daemon.files import folder
-from tests.support.browser import Line, Stage, browser_page
+from tests.support.browser import PageConnection, ScriptedSite, browser_page
 
 CREATE = """async () => {
   const { RowcastClient } = await import("/rowcast-client.js");
@@ -50,101 +50,101 @@ async def page() -> AsyncIterator[Page]:
 
 
 @pytest.fixture
-async def stage(page: Page) -> Stage:
-    stage = Stage(page, folder("web"), {})
-    await stage.visit("/empty")
-    return stage
+async def site(page: Page) -> ScriptedSite:
+    site = ScriptedSite(page, folder("web"), {})
+    await site.visit("/empty")
+    return site
 
 
 @pytest.fixture
-async def client(page: Page, stage: Stage) -> Client:
+async def client(page: Page, site: ScriptedSite) -> Client:
     client = Client(page)
     await client.create()
     return client
 
 
-async def live(client: Client, stage: Stage, topic: str = "a") -> Line:
+async def live(client: Client, site: ScriptedSite, topic: str = "a") -> PageConnection:
     """The client's first connection, on which it follows one topic from e:10 on."""
     await client.run(f"client.subscribe('{topic}'); client.connect();")
-    line = await stage.line()
-    await line.welcome("e:10")
-    asked = await line.grant(topic)
-    assert "since" not in asked[0]
-    line.subscribed(asked, "e:10")
+    connection = await site.connection()
+    await connection.welcome("e:10")
+    requests = await connection.subscribes(topic)
+    assert "since" not in requests[0]
+    connection.subscribed(requests, "e:10")
     assert ["live", "e:10"] == await client.event()
-    return line
+    return connection
 
 
 def row(seq: int) -> dict[str, Any]:
     return {"seq": seq, "table": "rows", "key": {"id": seq}, "record": {"id": seq}}
 
 
-async def test_a_topic_that_is_added_later_starts_at_the_position(client: Client, stage: Stage) -> None:
-    line = await live(client, stage)
-    line.change("a", row(15), prev="e:10")
+async def test_a_topic_that_is_added_later_starts_at_the_clients_position(client: Client, site: ScriptedSite) -> None:
+    connection = await live(client, site)
+    connection.change("a", row(15), prev="e:10")
     assert ["changes", "a", [15], 0] == await client.event()
     await client.run("client.subscribe('b')")
-    asked = await line.grant("b")
-    assert "e:15" == asked[0]["since"]
-    line.subscribed(asked, "e:15")
-    line.say("resumed", pos="e:20", replayed=0)
-    line.change("b", row(21), prev="e:20")
+    requests = await connection.subscribes("b")
+    assert "e:15" == requests[0]["since"]
+    connection.subscribed(requests, "e:15")
+    connection.send("resumed", pos="e:20", replayed=0)
+    connection.change("b", row(21), prev="e:20")
     assert ["changes", "b", [21], 0] == await client.event()
 
 
-async def test_the_hello_says_how_far_a_topic_was_ahead_of_the_position(client: Client, stage: Stage) -> None:
-    line = await live(client, stage)
+async def test_the_hello_says_how_far_a_topic_was_ahead_of_the_position(client: Client, site: ScriptedSite) -> None:
+    connection = await live(client, site)
     await client.run("client.subscribe('b')")
-    line.subscribed(await line.grant("b"), "e:10")
-    line.change("a", row(15), prev="e:10")  # while b is being replayed
+    connection.subscribed(await connection.subscribes("b"), "e:10")
+    connection.change("a", row(15), prev="e:10")  # while b is being replayed
     assert ["changes", "a", [15], 0] == await client.event()
-    await line.close(1012)
-    line = await stage.line()
-    hello = await line.welcome("e:16")
+    await connection.close(1012)
+    connection = await site.connection()
+    hello = await connection.welcome("e:16")
     assert ("e:10", "e:15") == (hello["since"], hello["seen"])
-    asked = await line.grant("a", "b")
-    assert [False, False] == ["since" in frame for frame in asked]
-    line.subscribed(asked, "e:10")
-    line.change("a", row(15), row(16), prev="e:10")
+    requests = await connection.subscribes("a", "b")
+    assert [False, False] == ["since" in frame for frame in requests]
+    connection.subscribed(requests, "e:10")
+    connection.change("a", row(15), row(16), prev="e:10")
     assert ["changes", "a", [16], 1] == await client.event()
-    line.say("resumed", pos="e:16", replayed=2)
+    connection.send("resumed", pos="e:16", replayed=2)
     assert ["live", "e:16"] == await client.event()
 
 
-async def test_a_topic_that_is_revoked_or_refused_is_not_asked_for_again(client: Client, stage: Stage) -> None:
-    line = await live(client, stage)
+async def test_a_topic_that_is_revoked_or_refused_is_not_requested_again(client: Client, site: ScriptedSite) -> None:
+    connection = await live(client, site)
     await client.run("client.subscribe('b'); client.subscribe('c')")
-    refused, granted = await line.grant("b", "c")
-    line.say("error", id=refused["id"], code="no_such_topic", message="", retry=False)
+    refused, granted = await connection.subscribes("b", "c")
+    connection.send("error", id=refused["id"], code="no_such_topic", message="", retry=False)
     assert ["removed", "b", "no_such_topic"] == await client.event()
-    line.subscribed([granted], "e:10")
-    line.say("resumed", pos="e:10", replayed=0)
-    line.say("revoked", topic="a", pos="e:12")
+    connection.subscribed([granted], "e:10")
+    connection.send("resumed", pos="e:10", replayed=0)
+    connection.send("revoked", topic="a", pos="e:12")
     assert ["removed", "a", "revoked"] == await client.event()
-    await line.close(1012)
-    line = await stage.line()
-    await line.welcome("e:20")
-    line.subscribed(await line.grant("c"), "e:10")
-    line.say("resumed", pos="e:20", replayed=0)
+    await connection.close(1012)
+    connection = await site.connection()
+    await connection.welcome("e:20")
+    connection.subscribed(await connection.subscribes("c"), "e:10")
+    connection.send("resumed", pos="e:20", replayed=0)
     assert ["live", "e:20"] == await client.event()
 
 
-async def test_a_topic_that_is_unavailable_is_asked_for_again(client: Client, stage: Stage) -> None:
-    line = await live(client, stage)
+async def test_a_topic_that_is_unavailable_is_requested_again(client: Client, site: ScriptedSite) -> None:
+    connection = await live(client, site)
     await client.run("client.subscribe('b')")
-    asked = await line.grant("b")
-    line.say("error", id=asked[0]["id"], code="unavailable", message="", retry=True)
-    again = await line.grant("b")
+    requests = await connection.subscribes("b")
+    connection.send("error", id=requests[0]["id"], code="unavailable", message="", retry=True)
+    again = await connection.subscribes("b")
     assert "e:10" == again[0]["since"]
-    line.subscribed(again, "e:10")
-    line.say("resumed", pos="e:11", replayed=0)
-    line.change("b", row(12), prev="e:11")
+    connection.subscribed(again, "e:10")
+    connection.send("resumed", pos="e:11", replayed=0)
+    connection.change("b", row(12), prev="e:11")
     assert ["changes", "b", [12], 0] == await client.event()
 
 
-async def test_a_reset_is_reported_and_the_topic_goes_on_after_it(client: Client, stage: Stage) -> None:
-    line = await live(client, stage)
-    line.say("reset", topic="a", reason="truncate", pos="e:30")
+async def test_a_reset_is_reported_and_the_topic_continues_after_it(client: Client, site: ScriptedSite) -> None:
+    connection = await live(client, site)
+    connection.send("reset", topic="a", reason="truncate", pos="e:30")
     assert ["reset", "a", "truncate"] == await client.event()
-    line.change("a", row(31), prev="e:30")
+    connection.change("a", row(31), prev="e:30")
     assert ["changes", "a", [31], 0] == await client.event()

@@ -1,4 +1,4 @@
-"""What the operator does with dead letters: the real command beside a real daemon."""
+"""Dead letters as an operator handles them: the real command beside a real daemon."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from tests.support.daemon import Client, Daemon, Frame, clean_environment, comma
 
 @pytest.fixture
 async def follower(daemon: Daemon, chat: Chat) -> AsyncIterator[Client]:
-    """A client that follows the channel. No check of the database's holds back what the row model refuses."""
+    """A client that follows the channel, with the check removed that would refuse what the row model refuses."""
     await chat.sql.execute("alter table chatgenius.files drop constraint files_size_not_negative")
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
@@ -25,7 +25,7 @@ async def follower(daemon: Daemon, chat: Chat) -> AsyncIterator[Client]:
 
 
 async def attach(chat: Chat, follower: Client, size: int = -1, *, actor: str = "") -> str:
-    """Ada attaches a file to a new message; its id. One of a negative size is a dead letter now."""
+    """Ada attaches a file to a new message; its id. With a negative size it becomes a dead letter."""
     await chat.sql.execute("select set_config('rowcast.actor', $1, false)", actor)
     message = await chat.say("a message with a file")
     file: str = await chat.sql.fetchval(
@@ -39,31 +39,32 @@ async def attach(chat: Chat, follower: Client, size: int = -1, *, actor: str = "
     while size < 0 and not await chat.sql.fetchval(
         "select exists (select from rowcast.dead_letters where key ->> 'id' = $1)", file
     ):
-        await asyncio.sleep(0)  # what cannot be kept at once is kept a moment later
+        await asyncio.sleep(0)  # storing is retried if it fails at first
     return file
 
 
 async def settled(chat: Chat, follower: Client) -> None:
-    """Everything that was written before has been read, and the letters among it are kept."""
-    for content in ("read after the letter", "read after the letter was kept"):
+    """Wait until everything written so far has been read and its dead letters are stored."""
+    for content in ("read after the dead letter", "read after the dead letter was stored"):
         await chat.say(content)
         [change] = await follower.changes()
         assert content == change["record"]["content"]
 
 
-async def letters(chat: Chat) -> list[int]:
+async def stored(chat: Chat) -> list[int]:
+    """The numbers of all dead letters."""
     return [row["seq"] for row in await chat.sql.fetch("select seq from rowcast.dead_letters order by seq")]
 
 
-async def mend(chat: Chat) -> None:
-    """What a newer row model would do: the records of all letters fit."""
+async def repair(chat: Chat) -> None:
+    """Make the records of all dead letters valid, as a newer row model would."""
     await chat.sql.execute(
         "update rowcast.dead_letters set record = jsonb_set(record::jsonb, '{size}', '1') where record is not null"
     )
 
 
-async def store_dead_letters(chat: Chat, kind: str) -> int:
-    """Keep the newest change of this kind in the channel as a letter; its seq."""
+async def store_dead_letter(chat: Chat, kind: str) -> int:
+    """Store the channel's newest change of this kind as a dead letter; its number."""
     found: int = await chat.sql.fetchval(
         """insert into rowcast.dead_letters (seq, pack, schema_name, table_name, topic, kind, key, record, reason)
            select seq, 'chatgenius', schema_name, table_name, topic, kind::rowcast.kind, key::json, record::json, ''
@@ -79,11 +80,11 @@ async def dead_letters(database: str, *arguments: object) -> tuple[int, str, str
     return await command("dead-letters", *map(str, arguments), DATABASE_URL=database)
 
 
-def told(changes: list[Frame]) -> list[tuple[str, str]]:
+def kinds(changes: list[Frame]) -> list[tuple[str, str]]:
     return [(change["table"], change["kind"]) for change in changes]
 
 
-async def test_list_shows_one_line_for_each_letter_and_never_its_record(
+async def test_list_shows_one_line_for_each_dead_letter_and_never_its_record(
     follower: Client, chat: Chat, database: str
 ) -> None:
     first, second = await attach(chat, follower), await attach(chat, follower)
@@ -99,7 +100,7 @@ async def test_list_shows_one_line_for_each_letter_and_never_its_record(
     assert "secret-url" not in output
 
 
-async def test_list_is_narrowed_by_pack_table_and_number_and_speaks_json(
+async def test_list_filters_by_pack_table_and_limit_and_prints_json(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -112,52 +113,54 @@ async def test_list_is_narrowed_by_pack_table_and_number_and_speaks_json(
     ):
         assert count == len((await dead_letters(database, "list", *filter_))[1].splitlines())
     _, output, _ = await dead_letters(database, "list", "--limit", 1, "--json")
-    letter = json.loads(output)
-    assert ({"id": newest}, "files", (await letters(chat))[-1]) == (
-        letter["key"],
-        letter["table_name"],
-        letter["seq"],
+    dead_letter = json.loads(output)
+    assert ({"id": newest}, "files", (await stored(chat))[-1]) == (
+        dead_letter["key"],
+        dead_letter["table_name"],
+        dead_letter["seq"],
     )
-    assert "record" not in letter
+    assert "record" not in dead_letter
 
 
-async def test_a_letter_cannot_command_the_terminal(follower: Client, chat: Chat, database: str) -> None:
+async def test_control_characters_in_a_dead_letter_are_escaped(follower: Client, chat: Chat, database: str) -> None:
     await attach(chat, follower)
     await chat.sql.execute(
         """update rowcast.dead_letters set topic = e'\x1b[2J\nsecond line', record = '{"name": "\u009b2J"}'"""
     )
     _, listed, _ = await dead_letters(database, "list")
-    _, shown, _ = await dead_letters(database, "show", *await letters(chat))
+    _, shown, _ = await dead_letters(database, "show", *await stored(chat))
     assert r"\u001b[2J\u000asecond line" in listed
     assert not set(map(chr, [*range(0x0A), *range(0x0B, 0x20), *range(0x7F, 0xA0)])) & set(listed + shown)
     assert "\x9b2J" == json.loads(shown)["record"]["name"]
 
 
-async def test_show_prints_the_whole_letter_with_every_digit(follower: Client, chat: Chat, database: str) -> None:
+async def test_show_prints_the_whole_dead_letter_with_every_digit(
+    follower: Client, chat: Chat, database: str
+) -> None:
     file = await attach(chat, follower)
-    [seq] = await letters(chat)
+    [seq] = await stored(chat)
     code, output, _ = await dead_letters(database, "show", seq)
-    letter = json.loads(output)
+    dead_letter = json.loads(output)
     assert (0, seq, file, -1, "secret-url") == (
         code,
-        letter["seq"],
-        letter["record"]["id"],
-        letter["record"]["size"],
-        letter["record"]["url"],
+        dead_letter["seq"],
+        dead_letter["record"]["id"],
+        dead_letter["record"]["size"],
+        dead_letter["record"]["url"],
     )
     assert len(output.splitlines()) > 10
     await chat.sql.execute("""update rowcast.dead_letters set record = '{"size": 1.00000000000000000000001}'""")
     assert '"size": 1.00000000000000000000001\n' in (await dead_letters(database, "show", seq))[1]
 
 
-async def test_a_replayed_letter_reaches_who_follows_its_topic_under_a_new_number(
+async def test_a_replayed_dead_letter_reaches_followers_of_its_topic_under_a_new_number(
     follower: Client, chat: Chat, database: str
 ) -> None:
     file = await attach(chat, follower, actor="the uploader")
     await attach(chat, follower, size=1)
-    [seq] = await letters(chat)
+    [seq] = await stored(chat)
     newest = await chat.sql.fetchval("select max(seq) from rowcast.log")
-    await mend(chat)
+    await repair(chat)
     assert (0, "replayed 1 dead letter\n", "") == await dead_letters(database, "replay", seq)
     [change] = await follower.changes()
     assert ("files", "insert", {"id": file}, 1) == (
@@ -168,25 +171,25 @@ async def test_a_replayed_letter_reaches_who_follows_its_topic_under_a_new_numbe
     )
     assert newest + 1 == change["seq"]
     assert "the uploader" == await chat.sql.fetchval("select actor from rowcast.changes where seq = $1", newest + 1)
-    assert [] == await letters(chat)
+    assert [] == await stored(chat)
 
 
-async def test_a_replayed_letter_that_does_not_fit_either_is_a_letter_again_under_its_new_number(
+async def test_a_replayed_dead_letter_that_is_still_invalid_is_stored_again_under_its_new_number(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
-    [old] = await letters(chat)
+    [old] = await stored(chat)
     assert 0 == (await dead_letters(database, "replay", "--all"))[0]
     await settled(chat, follower)
-    [new] = await letters(chat)
+    [new] = await stored(chat)
     assert new > old
 
 
-async def test_all_letters_of_a_row_are_replayed_in_their_order(follower: Client, chat: Chat, database: str) -> None:
+async def test_all_dead_letters_of_a_row_are_replayed_in_order(follower: Client, chat: Chat, database: str) -> None:
     await attach(chat, follower)
     await chat.sql.execute("update chatgenius.files set name = 'newer'")
     await settled(chat, follower)
-    await mend(chat)
+    await repair(chat)
     assert (0, "replayed 2 dead letters\n", "") == await dead_letters(database, "replay", "--all", "--table", "files")
     changes = await follower.changes(2)
     assert [("insert", "n", None), ("update", "newer", ["name"])] == [
@@ -194,14 +197,14 @@ async def test_all_letters_of_a_row_are_replayed_in_their_order(follower: Client
     ]
 
 
-async def test_the_older_of_two_letters_of_a_row_is_not_replayed_without_the_newer(
+async def test_the_older_of_two_dead_letters_of_a_row_is_not_replayed_alone(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
     await chat.sql.execute("update chatgenius.files set name = 'newer'")
     await settled(chat, follower)
-    await mend(chat)
-    older, newer = await letters(chat)
+    await repair(chat)
+    older, newer = await stored(chat)
     code, _, errors = await dead_letters(database, "replay", older)
     assert 38 == code
     assert f"{older} of chatgenius.files stays: its row has changed since" == errors.splitlines()[0]
@@ -209,7 +212,7 @@ async def test_the_older_of_two_letters_of_a_row_is_not_replayed_without_the_new
     assert "newer" == (await follower.changes())[0]["record"]["name"]
 
 
-async def test_a_letter_that_cannot_be_kept_at_first_is_kept_later_and_holds_nothing_up(
+async def test_storing_a_dead_letter_is_retried_without_delaying_the_stream(
     daemon: Daemon, follower: Client, chat: Chat
 ) -> None:
     await chat.sql.execute("alter table rowcast.dead_letters rename to elsewhere")
@@ -221,37 +224,37 @@ async def test_a_letter_that_cannot_be_kept_at_first_is_kept_later_and_holds_not
     await settled(chat, follower)
     [failed, *_] = [event for event in daemon.events() if event["event"] == "dead_letter_failed"]
     await chat.sql.execute("alter table rowcast.elsewhere rename to dead_letters")
-    while not (found := await letters(chat)):
+    while not (found := await stored(chat)):
         await asyncio.sleep(0)
     assert [failed["data"]["first"]] == found
 
 
-async def test_a_letter_whose_row_was_deleted_since_is_not_replayed(
+async def test_a_dead_letter_whose_row_was_deleted_since_is_not_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
     await chat.sql.execute("delete from chatgenius.files")
-    assert [("files", "delete")] == told(await follower.changes())
+    assert [("files", "delete")] == kinds(await follower.changes())
     await attach(chat, follower)
-    dead, living = await letters(chat)
-    await mend(chat)
+    dead, living = await stored(chat)
+    await repair(chat)
     code, output, errors = await dead_letters(database, "replay", "--all")
     assert (38, "replayed 1 dead letter\n") == (code, output)
     assert [
         f"{dead} of chatgenius.files stays: its row has been deleted since",
         "daemon: Not replayed because they are out of date: 1 (see above). Drop them.",
     ] == errors.splitlines()
-    assert [("files", "insert")] == told(await follower.changes())
-    assert [dead] == await letters(chat)
+    assert [("files", "insert")] == kinds(await follower.changes())
+    assert [dead] == await stored(chat)
     assert living != dead
 
 
-async def test_a_letter_whose_row_was_deleted_softly_since_is_not_replayed(
+async def test_a_dead_letter_whose_row_was_soft_deleted_since_is_not_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await chat.say("to be deleted")
     await follower.changes()
-    seq = await store_dead_letters(chat, "insert")
+    seq = await store_dead_letter(chat, "insert")
     await chat.sql.execute("update chatgenius.messages set deleted_at = now()")
     await follower.changes()
     code, output, errors = await dead_letters(database, "replay", seq)
@@ -259,32 +262,32 @@ async def test_a_letter_whose_row_was_deleted_softly_since_is_not_replayed(
     assert "its row has been deleted since" in errors
 
 
-async def test_a_letter_whose_row_was_put_right_since_is_not_replayed(
+async def test_a_dead_letter_whose_row_was_fixed_since_is_not_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
     await chat.sql.execute("update chatgenius.files set size = 5")
     assert 5 == (await follower.changes())[0]["record"]["size"]
-    await mend(chat)
+    await repair(chat)
     code, _, errors = await dead_letters(database, "replay", "--all")
     assert 38 == code
     assert "its row has changed since" in errors
 
 
-async def test_of_a_row_that_left_the_topic_only_the_leaving_is_replayed(
+async def test_for_a_row_that_left_the_topic_only_the_leave_is_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await chat.say("to be moved")
     await chat.sql.execute("update chatgenius.messages set channel_id = $1", chat.other)
     await follower.changes(2)
-    entered, left = await store_dead_letters(chat, "insert"), await store_dead_letters(chat, "leave")
+    entered, left = await store_dead_letter(chat, "insert"), await store_dead_letter(chat, "leave")
     code, output, errors = await dead_letters(database, "replay", entered, left)
     assert (38, "replayed 1 dead letter\n") == (code, output)
     assert f"{entered} of chatgenius.messages stays: its row has changed since" in errors
     assert [True] == [change["left"] for change in await follower.changes()]
 
 
-async def test_a_change_that_no_daemon_has_seen_yet_outdates_a_letter_too(
+async def test_a_change_that_no_daemon_has_read_yet_outdates_a_dead_letter_too(
     daemon: Daemon, follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -295,7 +298,7 @@ async def test_a_change_that_no_daemon_has_seen_yet_outdates_a_letter_too(
     assert "its row has changed since" in errors
 
 
-async def test_a_letter_of_a_table_of_which_changes_were_lost_since_is_not_replayed(
+async def test_a_dead_letter_is_not_replayed_after_changes_of_its_table_were_lost(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -308,13 +311,13 @@ async def test_a_letter_of_a_table_of_which_changes_were_lost_since_is_not_repla
     assert "its row has changed since" in errors
 
 
-async def test_a_letter_whose_row_is_being_deleted_waits_for_the_end_of_that(
+async def test_a_replay_waits_for_a_transaction_that_is_deleting_the_row(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
-    await mend(chat)
+    await repair(chat)
     other = await connect(database, application_name="the application")
-    async with other.transaction():  # the row is gone for nobody else yet
+    async with other.transaction():  # other transactions still see the row
         await other.execute("delete from chatgenius.files")
         replaying = asyncio.create_task(dead_letters(database, "replay", "--all"))
         while not await chat.sql.fetchval(
@@ -325,21 +328,19 @@ async def test_a_letter_whose_row_is_being_deleted_waits_for_the_end_of_that(
     code, output, errors = await replaying
     assert (38, "replayed 0 dead letters\n") == (code, output)
     assert "its row has been deleted since" in errors
-    assert [("files", "delete")] == told(await follower.changes())
+    assert [("files", "delete")] == kinds(await follower.changes())
 
 
-async def test_a_letter_that_says_that_a_row_was_deleted_is_replayed(
-    follower: Client, chat: Chat, database: str
-) -> None:
+async def test_a_dead_letter_for_a_delete_is_replayed(follower: Client, chat: Chat, database: str) -> None:
     await attach(chat, follower, size=1)
     await chat.sql.execute("delete from chatgenius.files")
     await follower.changes()
-    seq = await store_dead_letters(chat, "delete")
+    seq = await store_dead_letter(chat, "delete")
     assert (0, "replayed 1 dead letter\n", "") == await dead_letters(database, "replay", seq)
-    assert [("files", "delete")] == told(await follower.changes())
+    assert [("files", "delete")] == kinds(await follower.changes())
 
 
-async def test_a_letter_that_says_that_a_row_was_deleted_which_has_come_back_is_not_replayed(
+async def test_a_dead_letter_for_a_delete_is_not_replayed_after_the_row_was_restored(
     follower: Client, chat: Chat, database: str
 ) -> None:
     message = await chat.say("here")
@@ -347,12 +348,12 @@ async def test_a_letter_that_says_that_a_row_was_deleted_which_has_come_back_is_
     for deleted_at in ("now()", "null"):
         await chat.sql.execute(f"update chatgenius.messages set deleted_at = {deleted_at} where id = $1", message)
         await follower.changes()
-    code, _, errors = await dead_letters(database, "replay", await store_dead_letters(chat, "delete"))
+    code, _, errors = await dead_letters(database, "replay", await store_dead_letter(chat, "delete"))
     assert 38 == code
     assert "its row has changed since" in errors
 
 
-async def test_a_letter_whose_event_the_log_no_longer_holds_is_not_replayed(
+async def test_a_dead_letter_whose_event_is_no_longer_in_the_log_is_not_replayed(
     follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -362,31 +363,31 @@ async def test_a_letter_whose_event_the_log_no_longer_holds_is_not_replayed(
     assert "its event is no longer in the log" in errors
 
 
-async def test_drop_deletes_the_letters_that_are_named_and_no_other(
-    follower: Client, chat: Chat, database: str
-) -> None:
+async def test_drop_deletes_only_the_named_dead_letters(follower: Client, chat: Chat, database: str) -> None:
     for _ in range(3):
         await attach(chat, follower)
-    first, second, third = await letters(chat)
+    first, second, third = await stored(chat)
     assert (0, "dropped 2 dead letters\n", "") == await dead_letters(database, "drop", first, third)
-    assert [second] == await letters(chat)
+    assert [second] == await stored(chat)
 
 
-async def test_all_letters_are_dropped_unasked_only_with_yes(follower: Client, chat: Chat, database: str) -> None:
+async def test_dropping_all_dead_letters_without_a_prompt_requires_yes(
+    follower: Client, chat: Chat, database: str
+) -> None:
     await attach(chat, follower)
     code, _, errors = await dead_letters(database, "drop", "--all")
-    assert (2, 1) == (code, len(await letters(chat)))
+    assert (2, 1) == (code, len(await stored(chat)))
     assert "--yes" in errors
     assert (0, "dropped 0 dead letters\n", "") == await dead_letters(
         database, "drop", "--all", "--yes", "--table", "messages"
     )
     assert (0, "dropped 1 dead letter\n", "") == await dead_letters(database, "drop", "--all", "--yes")
-    assert [] == await letters(chat)
+    assert [] == await stored(chat)
 
 
 @asynccontextmanager
 async def terminal(answer: str) -> AsyncIterator[int]:
-    """The end of a terminal for a process to read, on which somebody has typed this line."""
+    """The terminal's end for a process to read; this line has been typed on it."""
     keyboard, screen = os.openpty()
     try:
         os.write(keyboard, f"{answer}\n".encode())
@@ -397,7 +398,7 @@ async def terminal(answer: str) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("n", 1, 1), ("y", 0, 0)])
-async def test_on_a_terminal_drop_asks_first(
+async def test_drop_asks_for_confirmation_on_a_terminal(
     answer: str, code: int, left: int, follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
@@ -411,21 +412,21 @@ async def test_on_a_terminal_drop_asks_first(
         )
         output, _ = await process.communicate()
     assert b"permanently?" in output
-    assert (code, left) == (process.returncode, len(await letters(chat)))
+    assert (code, left) == (process.returncode, len(await stored(chat)))
 
 
 @pytest.mark.parametrize("verb", ["show", "replay", "drop"])
-async def test_a_letter_that_is_not_there_is_a_fault_with_its_own_code(
+async def test_an_unknown_dead_letter_has_its_own_exit_code(
     verb: str, follower: Client, chat: Chat, database: str
 ) -> None:
     await attach(chat, follower)
-    known = () if verb == "show" else await letters(chat)
+    known = () if verb == "show" else await stored(chat)
     assert (
         37,
         "",
         "daemon: There is no dead letter 77: run `daemon dead-letters list` to see which exist.\n",
     ) == await dead_letters(database, verb, *known, 77)
-    assert 1 == len(await letters(chat))
+    assert 1 == len(await stored(chat))
 
 
 @pytest.mark.parametrize(
@@ -439,14 +440,14 @@ async def test_a_letter_that_is_not_there_is_a_fault_with_its_own_code(
         ("drop", 2**63),
     ],
 )
-async def test_a_slip_on_the_command_line_is_told_before_any_database_is_asked(arguments: tuple[object, ...]) -> None:
+async def test_a_usage_error_is_reported_before_any_connection_to_the_database(arguments: tuple[object, ...]) -> None:
     code, output, errors = await dead_letters("postgresql://127.0.0.1:9/x", *arguments)
     assert (2, "") == (code, output)
     assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("show", 1), ("replay", "--all"), ("drop", "--all", "--yes")])
-async def test_a_database_that_is_not_rowcasts_is_told_in_one_line(
+async def test_a_database_without_the_rowcast_schema_is_reported_in_one_line(
     arguments: tuple[object, ...], empty_database: str
 ) -> None:
     assert (

@@ -1,4 +1,4 @@
-"""From INSERT to a frame in a client's hands: a real daemon, a real Postgres, a real websocket."""
+"""From an INSERT to the frame that a client receives: a real daemon, a real Postgres, a real websocket."""
 
 import asyncio
 import json
@@ -11,9 +11,7 @@ def kinds(changes: list[Frame]) -> list[tuple[str, str]]:
     return [(change["table"], change["kind"]) for change in changes]
 
 
-async def test_a_message_that_is_written_reaches_the_member_who_follows_its_channel(
-    daemon: Daemon, chat: Chat
-) -> None:
+async def test_a_message_reaches_a_member_who_follows_its_channel(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         assert "subscribed" == (await client.subscribe(chat.topic, id=7))["op"]
         message = await chat.say("hello")
@@ -23,12 +21,12 @@ async def test_a_message_that_is_written_reaches_the_member_who_follows_its_chan
     assert "hello" == change["record"]["content"]
 
 
-async def test_the_life_of_a_message_is_told_step_by_step(daemon: Daemon, chat: Chat) -> None:
+async def test_every_change_of_a_message_is_delivered_in_order(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         message = await chat.say("hello")
         [insert] = await client.changes()
-        told = []
+        changes = []
         for statement in (
             "update chatgenius.messages set content = 'edited' where id = $1",
             "update chatgenius.messages set deleted_at = now() where id = $1",
@@ -36,8 +34,8 @@ async def test_the_life_of_a_message_is_told_step_by_step(daemon: Daemon, chat: 
             "delete from chatgenius.messages where id = $1",
         ):
             await chat.sql.execute(statement, message)
-            told += await client.changes()  # before its deletion takes the content away
-        update, soft_delete, restore, delete = told
+            changes += await client.changes()  # read before the next deletion hides the content
+        update, soft_delete, restore, delete = changes
     assert ["insert", "update", "delete", "restore", "delete"] == [
         change["kind"] for change in (insert, update, soft_delete, restore, delete)
     ]
@@ -61,7 +59,7 @@ async def test_a_message_that_moves_leaves_one_channel_and_enters_the_other(daem
     assert ("insert", "hello") == (entered["kind"], entered["record"]["content"])
 
 
-async def test_everything_that_belongs_to_a_channel_is_told_in_its_topic(daemon: Daemon, chat: Chat) -> None:
+async def test_everything_that_belongs_to_a_channel_is_published_in_its_topic(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         message = await chat.say("hello")
@@ -90,7 +88,7 @@ async def test_everything_that_belongs_to_a_channel_is_told_in_its_topic(daemon:
     assert "messages" == gone[-1]["table"]
 
 
-async def test_users_and_their_own_affairs_are_told_without_personal_data(daemon: Daemon, chat: Chat) -> None:
+async def test_users_and_their_own_rows_are_published_without_personal_data(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         await client.subscribe("users")
         await client.subscribe(f"user:{chat.ada}")
@@ -135,7 +133,7 @@ async def test_an_update_of_ten_thousand_rows_is_ten_thousand_changes_in_one_fra
         await client.subscribe(chat.topic)
         await chat.sql.execute("update chatgenius.messages set content = content || '!'")
         frame = await client.next()
-        while frame["changes"][0]["kind"] == "insert":  # what was written before may still be on its way
+        while frame["changes"][0]["kind"] == "insert":  # earlier changes may still arrive
             frame = await client.next()
     assert 10_000 == len({change["key"]["id"] for change in frame["changes"]})
     assert {"update"} == {change["kind"] for change in frame["changes"]}
@@ -158,7 +156,7 @@ async def test_all_changes_of_a_transaction_in_a_topic_are_one_frame_that_names_
     assert {tx} == {change["tx"] for frame in (one, two) for change in frame["changes"]}
 
 
-async def test_what_is_written_right_after_subscribing_arrives(daemon: Daemon, chat: Chat) -> None:
+async def test_a_write_right_after_subscribing_arrives(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         for attempt in range(20):
             await client.subscribe(chat.topic)
@@ -169,14 +167,16 @@ async def test_what_is_written_right_after_subscribing_arrives(daemon: Daemon, c
             assert "unsubscribed" == (await client.next())["op"]
 
 
-async def test_what_was_written_while_away_is_replayed_once_and_then_it_is_live(daemon: Daemon, chat: Chat) -> None:
+async def test_writes_while_a_client_is_offline_are_replayed_once_before_it_is_live(
+    daemon: Daemon, chat: Chat
+) -> None:
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         await chat.say("before")
         since = (await client.until("changes"))[-1]["pos"]
         for content in ("one", "two", "three"):
             await chat.say(content)
-        await client.changes(3)  # so that the daemon has read them, and only a replay can tell them again
+        await client.changes(3)  # the daemon has read them: from here on only a replay can deliver them
     async with daemon.client(chat.ada, since=since) as client:
         assert since == (await client.subscribe(chat.topic))["pos"]
         frames = await client.until("resumed")
@@ -189,7 +189,7 @@ async def test_what_was_written_while_away_is_replayed_once_and_then_it_is_live(
     assert sorted({change["seq"] for change in [*replayed, live]}) == [change["seq"] for change in [*replayed, live]]
 
 
-async def test_a_replay_larger_than_what_may_wait_for_a_client_arrives_whole(chat: Chat, database: str) -> None:
+async def test_a_replay_larger_than_the_clients_queue_arrives_whole(chat: Chat, database: str) -> None:
     async with daemon_process(database, environment={"ROWCAST_QUEUE_BYTES": "100000"}) as daemon:
         async with daemon.client(chat.ada) as client:
             start = client.welcome["pos"]
@@ -203,7 +203,7 @@ async def test_a_replay_larger_than_what_may_wait_for_a_client_arrives_whole(cha
     assert [*map(str, range(100))] == contents
 
 
-async def test_every_position_of_a_live_frame_restores_all_topics(daemon: Daemon, chat: Chat) -> None:
+async def test_resuming_from_the_position_of_any_live_frame_restores_all_topics(daemon: Daemon, chat: Chat) -> None:
     topics = [chat.topic, f"channel:{chat.other}"]
     async with daemon.client(chat.ada) as client:
         for topic in topics:
@@ -222,17 +222,17 @@ async def test_every_position_of_a_live_frame_restores_all_topics(daemon: Daemon
 
 
 async def _replayed(daemon: Daemon, chat: Chat, topics: list[str], since: str) -> list[int]:
-    """The seqs that a client hears which comes back with this position."""
-    heard: list[int] = []
+    """The numbers of the changes that a client receives when it resumes from this position."""
+    received: list[int] = []
     async with daemon.client(chat.ada, since=since) as client:
         for topic in topics:
             await client.say(op="subscribe", topic=topic)
             for frame in await client.until("resumed"):
-                heard += [change["seq"] for change in frame.get("changes", ())]
-    return sorted(heard)
+                received += [change["seq"] for change in frame.get("changes", ())]
+    return sorted(received)
 
 
-async def test_replay_and_live_join_without_gap_or_repeat_while_writing_goes_on(daemon: Daemon, chat: Chat) -> None:
+async def test_replay_and_live_stream_join_without_gap_or_repeat_during_writes(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         start = client.welcome["pos"]
     writing = asyncio.Event()
@@ -247,16 +247,16 @@ async def test_replay_and_live_join_without_gap_or_repeat_while_writing_goes_on(
     await writing.wait()
     async with daemon.client(chat.ada, since=start) as client:
         await client.subscribe(chat.topic)
-        heard: list[str] = []
-        while len(heard) < 300:
+        received: list[str] = []
+        while len(received) < 300:
             frame = await client.next()
             if frame["op"] == "changes":
-                heard += [change["record"]["content"] for change in frame["changes"]]
+                received += [change["record"]["content"] for change in frame["changes"]]
     await writer
-    assert [str(number) for number in range(300)] == heard
+    assert [str(number) for number in range(300)] == received
 
 
-async def test_two_clients_with_different_rights_hear_different_things(daemon: Daemon, chat: Chat) -> None:
+async def test_two_clients_with_different_rights_receive_different_changes(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as ada, daemon.client(chat.bob) as bob:
         assert "subscribed" == (await ada.subscribe(chat.topic))["op"]
         assert "no_such_topic" == (await bob.subscribe(chat.topic, id=1))["code"]
@@ -283,7 +283,7 @@ async def test_a_forbidden_topic_and_one_that_does_not_exist_get_the_same_answer
     assert "no_such_topic" == answers[0]["code"]
 
 
-async def test_a_truncated_table_is_a_reset_with_its_reason(daemon: Daemon, chat: Chat) -> None:
+async def test_truncating_a_table_resets_its_topics(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         start = client.welcome["pos"]
@@ -295,7 +295,7 @@ async def test_a_truncated_table_is_a_reset_with_its_reason(daemon: Daemon, chat
         assert "truncate" == (await client.next())["reason"]
 
 
-async def test_a_position_of_another_epoch_or_one_never_given_out_is_reset(daemon: Daemon, chat: Chat) -> None:
+async def test_a_position_of_another_epoch_or_beyond_the_head_is_reset(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         epoch, _, seq = client.welcome["pos"].rpartition(":")
     for since, reason in ((f"elsewhere:{seq}", "epoch"), (f"{epoch}:{int(seq) + 1000}", "crash")):
@@ -306,12 +306,10 @@ async def test_a_position_of_another_epoch_or_one_never_given_out_is_reset(daemo
             assert "live" == (await client.changes())[0]["record"]["content"]
 
 
-async def test_a_change_that_does_not_fit_its_model_is_kept_as_a_dead_letter_and_stops_nothing(
-    daemon: Daemon, chat: Chat
-) -> None:
+async def test_an_invalid_change_becomes_a_dead_letter_and_the_stream_continues(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
-        # Only a check that an operator has dropped lets such a row in.
+        # The table's own check would refuse such a row.
         await chat.sql.execute("alter table chatgenius.files drop constraint files_size_not_negative")
         message = await chat.say("before")
         await chat.sql.execute(
@@ -321,12 +319,12 @@ async def test_a_change_that_does_not_fit_its_model_is_kept_as_a_dead_letter_and
         )
         await chat.say("after")
         assert ["before", "after"] == [change["record"]["content"] for change in await client.changes(2)]
-        await chat.say("the letter is kept before anything later is read")
+        await chat.say("the dead letter is stored before anything later is read")
         await client.changes()
-    letter = await chat.sql.fetchrow(
+    dead_letter = await chat.sql.fetchrow(
         "select pack, table_name, reason, record->>'size' as size from rowcast.dead_letters"
     )
-    assert ("chatgenius", "files", "record: greater_than_equal size", "-1") == tuple(letter or ())
+    assert ("chatgenius", "files", "record: greater_than_equal size", "-1") == tuple(dead_letter or ())
     [logged] = [line for line in daemon.events() if line["event"] == "change_invalid"]
     assert ("files", "error") == (logged["data"]["table"], logged["level"])
     assert "secret-url" not in daemon.log.read_text()

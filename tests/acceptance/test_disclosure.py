@@ -1,4 +1,4 @@
-"""A secret's life as its owner sees it: a daemon serves the pack, a job calls its functions, a client listens."""
+"""A secret as its owner sees it: a daemon serves the pack, a job calls its functions, a client follows."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -22,27 +22,27 @@ ROW = """
 
 
 class Job:
-    """What a cron job does, by the functions of the pack and by nothing else."""
+    """What a cron job does; it calls nothing but the functions of the pack."""
 
     def __init__(self, sql: Connection, secret: int) -> None:
         self.sql, self.secret = sql, secret
 
     async def claim(self) -> datetime:
-        """Claim what is due, and hold it."""
+        """Claim the secret that is due; the time of the claim."""
         [row] = await self.sql.fetch("select * from disclosure.claim_due(retry_after => '0')")
         assert self.secret == row["secret_id"]
         claimed_at: datetime = row["claimed_at"]
         return claimed_at
 
     async def fail(self) -> str:
-        """One attempt that fails; the status that the secret has then."""
+        """Make one attempt that fails; the secret's status after it."""
         status: str = await self.sql.fetchval(
             "select disclosure.record_failure($1, $2)", self.secret, await self.claim()
         )
         return status
 
     async def disclose(self) -> None:
-        """An attempt that succeeds."""
+        """Make an attempt that succeeds."""
         stamp = await self.claim()
         for row in await self.sql.fetch("select disclosure.recipients_due($1, $2) as email", self.secret, stamp):
             attempt = await self.sql.fetchval(
@@ -76,46 +76,48 @@ async def job(disclosures: str) -> AsyncIterator[Job]:
 
 
 @pytest.fixture
-async def served(disclosures: str, job: Job) -> AsyncIterator[Daemon]:
+async def daemon(disclosures: str, job: Job) -> AsyncIterator[Daemon]:
     async with daemon_process(disclosures, "--pack", "disclosure") as process:
         yield process
 
 
 def state(change: Frame) -> tuple[str, int, bool]:
-    """Of a secret: status, failed attempts, whether a job is at work on it."""
+    """The state of a secret: status, failed attempts, whether a job is processing it."""
     assert "secrets" == change["table"]
     record = change["record"]
     return record["status"], record["retry_count"], record["processing_started_at"] is not None
 
 
-async def test_the_owner_sees_a_disclosure_step_by_step_and_in_order(served: Daemon, job: Job) -> None:
-    async with served.client(ANN) as client:
+async def test_the_owner_sees_a_disclosure_step_by_step_and_in_order(daemon: Daemon, job: Job) -> None:
+    async with daemon.client(ANN) as client:
         assert "subscribed" == (await client.subscribe(f"secret:{job.secret}"))["op"]
         await job.fail()
         await job.disclose()
-        told = await client.changes(8)
-    assert [("active", 0, True), ("active", 1, False), ("active", 1, True)] == [state(change) for change in told[:3]]
-    assert [("disclosure_log", status) for _ in RECIPIENTS for status in ("pending", "sent")] == [
-        (change["table"], change["record"]["status"]) for change in told[3:7]
+        changes = await client.changes(8)
+    assert [("active", 0, True), ("active", 1, False), ("active", 1, True)] == [
+        state(change) for change in changes[:3]
     ]
-    assert ("triggered", 1, False) == state(told[7])
-    assert [change["seq"] for change in told] == sorted(change["seq"] for change in told)
-    everything = str(told)
+    assert [("disclosure_log", status) for _ in RECIPIENTS for status in ("pending", "sent")] == [
+        (change["table"], change["record"]["status"]) for change in changes[3:7]
+    ]
+    assert ("triggered", 1, False) == state(changes[7])
+    assert [change["seq"] for change in changes] == sorted(change["seq"] for change in changes)
+    everything = str(changes)
     assert not any(word in everything for word in ("example.com", "Will", "hidden", b"hidden".hex(), "main"))
 
 
-async def test_the_owner_sees_a_secret_fail_for_good_after_six_attempts(served: Daemon, job: Job) -> None:
-    async with served.client(ANN) as client:
+async def test_the_owner_sees_a_secret_fail_permanently_after_six_attempts(daemon: Daemon, job: Job) -> None:
+    async with daemon.client(ANN) as client:
         await client.subscribe(f"owner:{ANN}")
         assert ["active"] * 5 + ["failed"] == [await job.fail() for _ in range(6)]
-        told = await client.changes(12)
+        changes = await client.changes(12)
     expected = [step for n in range(6) for step in (("active", n, True), ("active", n + 1, False))]
-    assert [*expected[:-1], ("failed", 6, False)] == [state(change) for change in told]
+    assert [*expected[:-1], ("failed", 6, False)] == [state(change) for change in changes]
 
 
-async def test_an_owner_who_was_away_misses_no_step(served: Daemon, job: Job) -> None:
+async def test_an_owner_who_was_offline_misses_no_step(daemon: Daemon, job: Job) -> None:
     topic = f"secret:{job.secret}"
-    async with served.client(ANN) as client:
+    async with daemon.client(ANN) as client:
         await client.subscribe(topic)
         await job.fail()
         frames: list[Frame] = []
@@ -123,18 +125,18 @@ async def test_an_owner_who_was_away_misses_no_step(served: Daemon, job: Job) ->
             frames.append(await client.next())
     assert [("active", 0, True), ("active", 1, False)] == [state(c) for frame in frames for c in frame["changes"]]
     await job.disclose()
-    async with served.client(ANN, since=frames[-1]["pos"]) as client:
+    async with daemon.client(ANN, since=frames[-1]["pos"]) as client:
         await client.subscribe(topic)
-        told: list[Frame] = []
-        while 6 > len(told):  # "resumed" comes where the numbers had come to by then
+        changes: list[Frame] = []
+        while 6 > len(changes):  # "resumed" comes at the head of that moment: the rest may follow live
             frame = await client.next()
-            told += frame["changes"] if "changes" == frame["op"] else []
-    assert ["secrets", *["disclosure_log"] * 4, "secrets"] == [change["table"] for change in told]
-    assert [("active", 1, True), ("triggered", 1, False)] == [state(told[0]), state(told[-1])]
+            changes += frame["changes"] if "changes" == frame["op"] else []
+    assert ["secrets", *["disclosure_log"] * 4, "secrets"] == [change["table"] for change in changes]
+    assert [("active", 1, True), ("triggered", 1, False)] == [state(changes[0]), state(changes[-1])]
 
 
-async def test_a_check_in_stops_a_disclosure_that_has_begun(served: Daemon, job: Job) -> None:
-    async with served.client(ANN) as client:
+async def test_a_check_in_stops_a_disclosure_that_has_begun(daemon: Daemon, job: Job) -> None:
+    async with daemon.client(ANN) as client:
         await client.subscribe(f"secret:{job.secret}")
         stamp = await job.claim()
         assert [("active", 0, True)] == [state(change) for change in await client.changes()]
@@ -144,9 +146,9 @@ async def test_a_check_in_stops_a_disclosure_that_has_begun(served: Daemon, job:
         assert await job.sql.fetchval(begin, job.secret, stamp, RECIPIENTS[0]) is None
 
 
-async def test_nobody_but_the_owner_follows_a_secret_and_not_after_it_was_handed_on(served: Daemon, job: Job) -> None:
+async def test_only_the_current_owner_can_follow_a_secret(daemon: Daemon, job: Job) -> None:
     topic = f"secret:{job.secret}"
-    async with served.client(ANN) as ann, served.client(BEN) as ben:
+    async with daemon.client(ANN) as ann, daemon.client(BEN) as ben:
         for forbidden in (topic, f"owner:{ANN}", "secret:999", "secret:0"):
             assert "no_such_topic" == (await ben.subscribe(forbidden))["code"]
         await ann.subscribe(topic)

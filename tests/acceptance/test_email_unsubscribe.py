@@ -1,4 +1,4 @@
-"""From the unsubscriber's data layer, with its own credentials, to a client in whose hands it is a frame."""
+"""From the unsubscriber's data layer, with its own credentials, to the frames that a client receives."""
 
 import json
 from base64 import urlsafe_b64encode
@@ -17,12 +17,12 @@ KEY = urlsafe_b64encode(b"a key that is only for the tests").decode()
 TOPICS = ("senders", "history", "allow_list", "audit")
 
 
-def told(changes: list[Frame]) -> list[tuple[str, str]]:
+def kinds(changes: list[Frame]) -> list[tuple[str, str]]:
     return sorted((change["table"], change["kind"]) for change in changes)
 
 
 async def settle(store: Store, client: Client) -> None:
-    """Let the client hear all that was written up to now."""
+    """Let the client read everything written so far."""
     await store.allow("domain", "marker.example")
     waiting = {"allow_list", "audit_log"}
     while waiting:
@@ -56,23 +56,23 @@ async def test_a_client_sees_an_attempt_that_the_application_records(postgres: S
 
             await store.log_out(session.id)
             [logged_out] = await client.changes(1)
-    assert [("audit_log", "insert"), ("senders", "insert"), ("unsubscribe_history", "insert")] == told(begun)
-    assert [("audit_log", "insert"), ("senders", "update"), ("unsubscribe_history", "update")] == told(settled)
+    assert [("audit_log", "insert"), ("senders", "insert"), ("unsubscribe_history", "insert")] == kinds(begun)
+    assert [("audit_log", "insert"), ("senders", "update"), ("unsubscribe_history", "update")] == kinds(settled)
     statuses = [c["record"]["status"] for c in [*begun, *settled] if c["table"] == "unsubscribe_history"]
     assert ["pending", "succeeded"] == statuses
     assert ("shop.example", 1) == (counted["record"]["domain"], counted["record"]["emails_after_unsubscribe"])
-    assert [("allow_list", "insert"), ("audit_log", "insert")] == told(allowed)
+    assert [("allow_list", "insert"), ("audit_log", "insert")] == kinds(allowed)
     assert ("audit_log", "logout", session.user_id) == (
         logged_out["table"],
         logged_out["record"]["action"],
         logged_out["record"]["user_id"],
     )
-    heard = json.dumps([begun, settled, counted, allowed, logged_out])
+    received = json.dumps([begun, settled, counted, allowed, logged_out])
     for secret in ("@", "https:", "s3cr3t", "canary", "provider|"):
-        assert secret not in heard
+        assert secret not in received
 
 
-async def test_a_user_follows_sessions_of_his_own_and_a_stranger_follows_nothing(postgres: Server) -> None:
+async def test_a_user_can_follow_only_their_own_sessions_and_a_stranger_nothing(postgres: Server) -> None:
     async with (
         unsubscriber(postgres) as dsn,
         daemon_process(dsn, "--pack", "email_unsubscribe") as daemon,
@@ -87,7 +87,7 @@ async def test_a_user_follows_sessions_of_his_own_and_a_stranger_follows_nothing
             await store.log_out(two.id)
             await store.log_out(one.id, "revoked")
             change = (await client.next())["changes"][-1]
-            while "update" != change["kind"]:  # what was written before may still be on its way
+            while "update" != change["kind"]:  # earlier changes may still arrive
                 change = (await client.next())["changes"][-1]
             assert (one.id, "revoked") == (change["record"]["id"], change["record"]["end_reason"])
             await store.run(

@@ -1,4 +1,4 @@
-"""All packs at once: one database with their sample data, one daemon, and a live client in each of them."""
+"""All packs at once: one database with their sample data, one daemon, and a live client for each pack."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -11,7 +11,7 @@ from daemon.postgres.connect import Connection, connect
 from daemon.settings import load
 from tests.support.daemon import command, daemon_process
 
-# By pack: a topic that the first of its sample users follows, and what changes something there. $1 is that user.
+# By pack: a topic that its first sample user follows, and a statement that publishes to it. $1 is that user's id.
 WRITES = {
     "antone": (
         "platform:TWITTER",
@@ -57,24 +57,24 @@ async def sql(filled: str) -> AsyncIterator[Connection]:
 
 
 async def first_user(sql: Connection, pack: str) -> str:
-    """The id of whom the live page would sign in first."""
+    """The id of the first user that the live page offers."""
     [text] = statements(load(packs=(pack,)), "demo_users.sql")
     rows = await sql.fetch(text)
     return str(rows[0]["id"])
 
 
-async def test_every_pack_tells_its_own_client_live_and_nobody_elses(filled: str, sql: Connection) -> None:
+async def test_every_pack_publishes_to_its_own_client_only(filled: str, sql: Connection) -> None:
     assert set(bundled()) == set(WRITES)
     users = {pack: await first_user(sql, pack) for pack in WRITES}
     topics = {pack: topic.format(user=users[pack]) for pack, (topic, _) in WRITES.items()}
-    told = {}
+    tables = {}
     async with AsyncExitStack() as stack:
         daemon = await stack.enter_async_context(daemon_process(filled, "--pack", "all"))
         clients = {pack: await stack.enter_async_context(daemon.client(user)) for pack, user in users.items()}
         for pack, client in clients.items():
             for other, topic in topics.items():
                 answer = await client.subscribe(topic)
-                known = users[other] == users[pack]  # a person may be known to two packs by the same id
+                known = users[other] == users[pack]  # two packs may use the same user id
                 assert ("subscribed" if known else "no_such_topic") == answer.get("code", answer["op"])
                 if known and other != pack:
                     await client.say(op="unsubscribe", topic=topic)
@@ -83,17 +83,17 @@ async def test_every_pack_tells_its_own_client_live_and_nobody_elses(filled: str
             await sql.execute(WRITES[pack][1], users[pack])
             frame = await client.next()
             assert ("changes", topics[pack]) == (frame["op"], frame["topic"])
-            told[pack] = {change["table"] for change in frame["changes"]}
+            tables[pack] = {change["table"] for change in frame["changes"]}
     assert {
         "antone": {"posts"},
         "asyncops": {"blockers"},
         "chatgenius": {"messages"},
         "disclosure": {"secrets"},
         "email_unsubscribe": {"allow_list"},
-    } == told
+    } == tables
 
 
-async def test_each_pack_can_be_taken_back_while_the_others_stay(filled: str, sql: Connection) -> None:
+async def test_each_pack_can_be_rolled_back_while_the_others_stay(filled: str, sql: Connection) -> None:
     remaining = list(bundled())
     while remaining:
         pack = remaining.pop()

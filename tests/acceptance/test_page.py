@@ -1,4 +1,4 @@
-"""The live page in a real browser: in front of a real daemon, and in front of a server that the test plays."""
+"""The live page in a real browser: against a real daemon, and against a server that the test scripts."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,14 +10,14 @@ from playwright.async_api import Locator, Page, expect
 from daemon.files import folder
 from daemon.postgres.connect import Connection
 from tests.acceptance.conftest import Chat
-from tests.support.browser import Complaints, Frame, Line, Stage, browser_page
+from tests.support.browser import Complaints, Frame, PageConnection, ScriptedSite, browser_page
 from tests.support.daemon import daemon_process, free_port, token
 
 expect.set_options(timeout=60_000)
 
 ALICE, BOB = "01JH000000VSER0000000A11CE", "01JH000000VSER000000000B0B"
 GENERAL, LEADS = "01JH000000CHAN00000GENERA1", "01JH000000CHAN00000001EADS"
-CUT = "WebSocket connection to"  # what Chromium itself says of a line that it cannot open
+CUT = "WebSocket connection to"  # how Chromium reports a connection that it cannot open
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def say(sql: Connection, content: str, channel: str = GENERAL, user: str =
     return found
 
 
-# In front of a daemon
+# Against a daemon
 
 
 async def test_the_page_shows_what_sql_does_to_a_message(
@@ -91,7 +91,7 @@ async def test_the_page_shows_what_sql_does_to_a_message(
     assert [] == complaints.but_for(CUT)
 
 
-async def test_a_user_who_joins_and_leaves_a_channel_sees_it_come_and_go(
+async def test_a_user_who_joins_and_leaves_a_channel_sees_it_appear_and_disappear(
     page: Page, complaints: Complaints, database: str, sql: Connection, tmp_path: Path
 ) -> None:
     async with daemon_process(database, "up", "--data-dir", str(tmp_path)) as daemon:
@@ -101,21 +101,23 @@ async def test_a_user_who_joins_and_leaves_a_channel_sees_it_come_and_go(
         await expect(channels).to_have_text(["general", "random"])
         carol = await page.locator("#who").input_value()
         key = (LEADS, carol)
-        async with sql.transaction():  # it shows all of what gives her the right, and with it the channel's name
+        async with (
+            sql.transaction()
+        ):  # she may read all of the transaction that adds her, including the channel's name
             await sql.execute("insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", *key)
             await sql.execute("update chatgenius.channels set description = 'Carol too' where id = $1", LEADS)
         await expect(channels).to_have_text(["general", "leads", "random"])
         await page.locator("#channels button", has_text="leads").click()
         await say(sql, "Welcome, Carol.", LEADS)
         await expect(message(page, "Welcome, Carol.")).to_be_visible()
-        await expect(message(page, "Friday it is.")).to_have_count(0)  # that was before her time
+        await expect(message(page, "Friday it is.")).to_have_count(0)  # written before she joined
         await sql.execute("delete from chatgenius.channel_members where channel_id = $1 and user_id = $2", *key)
         await expect(channels).to_have_text(["general", "random"])
         await expect(message(page, "Welcome, Carol.")).to_have_count(0)
     assert [] == complaints.but_for(CUT)
 
 
-async def test_the_page_reconnects_by_itself_and_shows_once_what_was_written_meanwhile(
+async def test_the_page_reconnects_by_itself_and_shows_writes_made_meanwhile_once(
     page: Page, complaints: Complaints, database: str, sql: Connection, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -156,7 +158,7 @@ async def test_without_sample_users_the_page_asks_for_a_token(
     assert [] == complaints.but_for(CUT, "Failed to load resource: the server responded with a status of 404")
 
 
-# In front of a server that the test plays
+# Against a server that the test scripts
 
 TOPICS = ("users", "user:ada")
 
@@ -166,175 +168,175 @@ def user(seq: int, name: str) -> Frame:
 
 
 @pytest.fixture
-def stage(page: Page) -> Stage:
-    return Stage(page, folder("web"), {"users": [{"id": "ada", "name": "Ada", "token": "a token"}]})
+def site(page: Page) -> ScriptedSite:
+    return ScriptedSite(page, folder("web"), {"users": [{"id": "ada", "name": "Ada", "token": "a token"}]})
 
 
-async def settled(stage: Stage) -> Line:
-    """The page has read the log up to e:10, in which there is Ada, and is live."""
-    line = await stage.open()
-    hello = await line.welcome("e:10")
+async def settled(site: ScriptedSite) -> PageConnection:
+    """The page is live and has read the log up to e:10, which contains Ada."""
+    connection = await site.open()
+    hello = await connection.welcome("e:10")
     assert ("a token", False) == (hello["token"], "since" in hello)
-    asked = await line.grant(*TOPICS)
-    assert ["e:0", "e:0"] == [frame["since"] for frame in asked]
-    line.subscribed(asked, "e:0")
-    line.change("users", user(5, "Ada"), prev="e:0")
-    line.say("resumed", pos="e:10", replayed=1)
-    return line
+    requests = await connection.subscribes(*TOPICS)
+    assert ["e:0", "e:0"] == [frame["since"] for frame in requests]
+    connection.subscribed(requests, "e:0")
+    connection.change("users", user(5, "Ada"), prev="e:0")
+    connection.send("resumed", pos="e:10", replayed=1)
+    return connection
 
 
-async def come_back(stage: Stage, since: str) -> tuple[Line, list[Frame]]:
-    """The page opens its next line and resumes all topics from `since`."""
-    line = await stage.line()
-    assert since == (await line.welcome("e:100"))["since"]
-    asked = await line.grant(*TOPICS)
-    assert [False, False] == ["since" in frame for frame in asked]
-    line.subscribed(asked, since)
-    return line, asked
+async def resume(site: ScriptedSite, since: str) -> tuple[PageConnection, list[Frame]]:
+    """The page opens its next connection and resumes all topics from `since`."""
+    connection = await site.connection()
+    assert since == (await connection.welcome("e:100"))["since"]
+    requests = await connection.subscribes(*TOPICS)
+    assert [False, False] == ["since" in frame for frame in requests]
+    connection.subscribed(requests, since)
+    return connection, requests
 
 
 def people(page: Page) -> Locator:
     return page.locator("#people .person")
 
 
-async def test_a_silent_line_is_given_up_and_resumed(page: Page, stage: Stage) -> None:
+async def test_a_silent_connection_is_dropped_and_resumed(page: Page, site: ScriptedSite) -> None:
     await page.clock.install()
-    line = await settled(stage)
+    connection = await settled(site)
     await is_live(page)
-    line.say("head", pos="e:17")
+    connection.send("head", pos="e:17")
     await expect(page.locator("#position")).to_have_text("17")
     await page.clock.fast_forward("00:33")  # more than one and a half heartbeats
     await expect(page.locator("#state")).not_to_have_attribute("data-state", "live")
     await page.clock.fast_forward("00:02")
-    line, _ = await come_back(stage, since="e:17")
-    line.say("resumed", pos="e:100", replayed=0)
+    connection, _ = await resume(site, since="e:17")
+    connection.send("resumed", pos="e:100", replayed=0)
     await is_live(page)
     await expect(page.locator("#position")).to_have_text("100")
 
 
-async def test_the_position_stands_still_until_the_replay_is_complete(page: Page, stage: Stage) -> None:
-    line = await settled(stage)
+async def test_the_position_does_not_advance_until_the_replay_is_complete(page: Page, site: ScriptedSite) -> None:
+    connection = await settled(site)
     await is_live(page)
-    await line.close(1012)
-    line, _ = await come_back(stage, since="e:10")
-    line.say("head", pos="e:90")
-    line.change("users", user(20, "Bob"), prev="e:10")
+    await connection.close(1012)
+    connection, _ = await resume(site, since="e:10")
+    connection.send("head", pos="e:90")
+    connection.change("users", user(20, "Bob"), prev="e:10")
     await expect(people(page)).to_have_text(["offlineAda", "offlineBob"])
-    await line.close(1012)  # before the replay of the other topic
-    line, _ = await come_back(stage, since="e:10")
-    line.change("users", user(20, "Bob"), user(21, "Cleo"), prev="e:10")
-    line.say("resumed", pos="e:100", replayed=2)
+    await connection.close(1012)  # before the replay of the other topic
+    connection, _ = await resume(site, since="e:10")
+    connection.change("users", user(20, "Bob"), user(21, "Cleo"), prev="e:10")
+    connection.send("resumed", pos="e:100", replayed=2)
     await is_live(page)
     await expect(people(page)).to_have_text(["offlineAda", "offlineBob", "offlineCleo"])
     await expect(page.locator("#count-repeats")).to_have_text("1")
     await expect(page.locator("#position")).to_have_text("100")
 
 
-async def test_a_gap_is_noticed_and_the_page_resumes_from_before_it(page: Page, stage: Stage) -> None:
-    line = await settled(stage)
+async def test_a_gap_is_detected_and_the_page_resumes_from_before_it(page: Page, site: ScriptedSite) -> None:
+    connection = await settled(site)
     await is_live(page)
-    line.change("users", user(11, "Bob"), prev="e:5")
-    line.change("users", user(14, "Dora"), prev="e:12")
-    line, _ = await come_back(stage, since="e:11")
-    line.change("users", user(12, "Cleo"), user(14, "Dora"), prev="e:11")
-    line.say("resumed", pos="e:100", replayed=2)
+    connection.change("users", user(11, "Bob"), prev="e:5")
+    connection.change("users", user(14, "Dora"), prev="e:12")
+    connection, _ = await resume(site, since="e:11")
+    connection.change("users", user(12, "Cleo"), user(14, "Dora"), prev="e:11")
+    connection.send("resumed", pos="e:100", replayed=2)
     await expect(people(page)).to_have_text(["offlineAda", "offlineBob", "offlineCleo", "offlineDora"])
     await expect(page.locator("#count-gaps")).to_have_text("1")
 
 
-async def test_after_a_crash_the_topic_is_read_anew(page: Page, stage: Stage) -> None:
-    line = await settled(stage)
+async def test_after_a_crash_the_topic_is_read_again(page: Page, site: ScriptedSite) -> None:
+    connection = await settled(site)
     await is_live(page)
-    line.change("users", user(11, "Bob"), prev="e:5")
+    connection.change("users", user(11, "Bob"), prev="e:5")
     await expect(people(page)).to_have_text(["offlineAda", "offlineBob"])
-    line.say("reset", topic="users", reason="crash", pos="e:1000")
-    await line.hear("unsubscribe")
-    asked = await line.grant("users")
-    assert "e:0" == asked[0]["since"]
-    line.say("unsubscribed", topic="users")
-    line.subscribed(asked, "e:0")
-    line.change("users", user(5, "Ada"), user(1001, "Cleo"), prev="e:0")
-    line.say("resumed", pos="e:1001", replayed=2)
+    connection.send("reset", topic="users", reason="crash", pos="e:1000")
+    await connection.receive("unsubscribe")
+    requests = await connection.subscribes("users")
+    assert "e:0" == requests[0]["since"]
+    connection.send("unsubscribed", topic="users")
+    connection.subscribed(requests, "e:0")
+    connection.change("users", user(5, "Ada"), user(1001, "Cleo"), prev="e:0")
+    connection.send("resumed", pos="e:1001", replayed=2)
     await expect(people(page)).to_have_text(["offlineAda", "offlineCleo"])
     await expect(page.locator("#position")).to_have_text("1001")
 
 
-async def test_another_epoch_is_another_log(page: Page, stage: Stage) -> None:
-    line = await settled(stage)
+async def test_a_new_epoch_discards_the_old_state(page: Page, site: ScriptedSite) -> None:
+    connection = await settled(site)
     await is_live(page)
-    await line.close(1001)
-    line = await stage.line()
-    await line.welcome("f:3")
-    asked = await line.grant(*TOPICS)
-    assert ["f:0", "f:0"] == [frame["since"] for frame in asked]
-    line.subscribed(asked, "f:0")
-    line.change("users", user(2, "Zoe"), prev="f:0")
-    line.say("resumed", pos="f:3", replayed=1)
+    await connection.close(1001)
+    connection = await site.connection()
+    await connection.welcome("f:3")
+    requests = await connection.subscribes(*TOPICS)
+    assert ["f:0", "f:0"] == [frame["since"] for frame in requests]
+    connection.subscribed(requests, "f:0")
+    connection.change("users", user(2, "Zoe"), prev="f:0")
+    connection.send("resumed", pos="f:3", replayed=1)
     await expect(people(page)).to_have_text(["offlineZoe"])
 
 
-async def test_where_the_log_begins_too_late_the_page_goes_on_from_now(page: Page, stage: Stage) -> None:
-    line = await stage.open()
-    await line.welcome("e:50")
-    asked = await line.grant(*TOPICS)
-    line.subscribed(asked, "e:50")
+async def test_if_the_log_begins_too_late_the_page_continues_from_now(page: Page, site: ScriptedSite) -> None:
+    connection = await site.open()
+    await connection.welcome("e:50")
+    requests = await connection.subscribes(*TOPICS)
+    connection.subscribed(requests, "e:50")
     for topic in TOPICS:
-        line.say("reset", topic=topic, reason="retention", pos="e:50")
+        connection.send("reset", topic=topic, reason="retention", pos="e:50")
     await is_live(page)
-    line.change("users", user(51, "Ada"), prev="e:50")
+    connection.change("users", user(51, "Ada"), prev="e:50")
     await expect(people(page)).to_have_text(["offlineAda"])
-    await line.close(1012)
-    await come_back(stage, since="e:51")
+    await connection.close(1012)
+    await resume(site, since="e:51")
 
 
-async def test_a_planned_close_says_when_to_come_back(page: Page, stage: Stage) -> None:
+async def test_a_planned_close_says_when_to_reconnect(page: Page, site: ScriptedSite) -> None:
     await page.clock.install()
-    line = await settled(stage)
+    connection = await settled(site)
     await is_live(page)
-    line.say("bye", reason="restart", retry_ms=7_000_000)
-    await line.close(1012)
+    connection.send("bye", reason="restart", retry_ms=7_000_000)
+    await connection.close(1012)
     await expect(page.locator("#state")).to_have_attribute("data-state", "waiting")
     await page.clock.fast_forward("01:56:00")
     await expect(page.locator("#state-text")).to_contain_text("Offline, retrying in")
     await page.clock.fast_forward("00:41")
-    await come_back(stage, since="e:10")
+    await resume(site, since="e:10")
 
 
-async def test_a_refused_token_is_renewed_once(page: Page, stage: Stage) -> None:
-    line = await settled(stage)
+async def test_a_refused_token_is_renewed_once(page: Page, site: ScriptedSite) -> None:
+    connection = await settled(site)
     await is_live(page)
-    await line.close(4401, "token")
-    line = await stage.line()
-    await line.hear("hello")
-    assert 2 == stage.tokens_fetched
-    await line.close(4401, "token")
+    await connection.close(4401, "token")
+    connection = await site.connection()
+    await connection.receive("hello")
+    assert 2 == site.tokens_fetched
+    await connection.close(4401, "token")
     await expect(page.get_by_role("alert")).to_have_text("The token is invalid or has expired.")
-    assert 2 == stage.tokens_fetched
+    assert 2 == site.tokens_fetched
 
 
-async def test_the_page_shows_that_the_database_does_not_answer_and_that_it_does_again(
-    page: Page, stage: Stage
+async def test_the_page_shows_when_the_database_stops_answering_and_when_it_recovers(
+    page: Page, site: ScriptedSite
 ) -> None:
-    line = await settled(stage)
+    connection = await settled(site)
     await is_live(page)
-    line.say("head", pos="e:10", stale=True)
+    connection.send("head", pos="e:10", stale=True)
     await expect(page.locator("#state-text")).to_have_text("Live, but the database does not answer")
-    line.say("head", pos="e:10")
+    connection.send("head", pos="e:10")
     await expect(page.locator("#state-text")).to_have_text("Live")
-    line.say("head", pos="e:10", stale=True)
-    await line.close(1012)
-    line, _ = await come_back(stage, since="e:10")
-    line.say("resumed", pos="e:100", replayed=0)
+    connection.send("head", pos="e:10", stale=True)
+    await connection.close(1012)
+    connection, _ = await resume(site, since="e:10")
+    connection.send("resumed", pos="e:100", replayed=0)
     await expect(page.locator("#state-text")).to_have_text("Live")
 
 
-async def test_the_page_asks_why_it_was_cut_and_shows_it(page: Page, stage: Stage) -> None:
-    line = await settled(stage)
+async def test_the_page_asks_why_it_was_disconnected_and_shows_it(page: Page, site: ScriptedSite) -> None:
+    connection = await settled(site)
     await is_live(page)
-    await line.close(1006)
-    line = await stage.line()
-    hello = await line.hear("hello")
-    line.say(
+    await connection.close(1006)
+    connection = await site.connection()
+    hello = await connection.receive("hello")
+    connection.send(
         "welcome",
         session="another",
         user="ada",
@@ -346,40 +348,40 @@ async def test_the_page_asks_why_it_was_cut_and_shows_it(page: Page, stage: Stag
     await expect(page.locator("#lines")).to_contain_text("cut before: too_slow (4408)")
 
 
-async def test_a_client_that_was_slow_is_not_taken_for_one_with_a_gap(page: Page, stage: Stage) -> None:
-    line = await settled(stage)
+async def test_a_client_that_fell_behind_is_not_counted_as_a_gap(page: Page, site: ScriptedSite) -> None:
+    connection = await settled(site)
     await is_live(page)
-    line.change("users", user(11, "Bob"), prev="e:5")
-    line.say("head", stale=True)  # names no position: something is still to come
+    connection.change("users", user(11, "Bob"), prev="e:5")
+    connection.send("head", stale=True)  # without a position: more is still to come
     await expect(page.locator("#position")).to_have_text("11")
-    line.say("resumed", pos="e:20", replayed=0)
-    line.change("users", user(21, "Cleo"), prev="e:20")
+    connection.send("resumed", pos="e:20", replayed=0)
+    connection.change("users", user(21, "Cleo"), prev="e:20")
     await expect(people(page)).to_have_text(["offlineAda", "offlineBob", "offlineCleo"])
     await expect(page.locator("#count-gaps")).to_have_text("0")
     await expect(page.locator("#position")).to_have_text("21")
 
 
-async def test_a_close_that_says_stop_is_obeyed(page: Page, stage: Stage) -> None:
-    line = await settled(stage)
+async def test_a_close_code_that_forbids_reconnecting_is_obeyed(page: Page, site: ScriptedSite) -> None:
+    connection = await settled(site)
     await is_live(page)
-    await line.close(4403, "forbidden")
+    await connection.close(4403, "forbidden")
     await expect(page.locator("#state-text")).to_have_text("Stopped: forbidden (4403)")
-    again = asyncio.create_task(stage.line())
+    again = asyncio.create_task(site.connection())
     await page.get_by_role("button", name="Try again").click()
     await (await again).welcome("e:10")
 
 
-async def test_the_page_keeps_the_newest_lines_and_messages_only(page: Page, stage: Stage) -> None:
-    line = await settled(stage)
+async def test_the_page_keeps_only_the_newest_lines_and_messages(page: Page, site: ScriptedSite) -> None:
+    connection = await settled(site)
     await is_live(page)
     joined = {"seq": 11, "table": "channel_members", "key": {"channel_id": "c", "user_id": "ada"}, "record": {}}
-    line.change("user:ada", joined, prev="e:0")
-    asked = await line.grant("channel:c")
-    line.subscribed(asked, "e:0")
+    connection.change("user:ada", joined, prev="e:0")
+    requests = await connection.subscribes("channel:c")
+    connection.subscribed(requests, "e:0")
     channel = {"seq": 1, "table": "channels", "key": {"id": "c"}, "record": {"id": "c", "name": "general"}}
-    line.change("channel:c", channel, prev="e:0")
+    connection.change("channel:c", channel, prev="e:0")
     for start in range(20, 2020, 100):
-        line.change(
+        connection.change(
             "channel:c",
             *(
                 {
@@ -397,7 +399,7 @@ async def test_the_page_keeps_the_newest_lines_and_messages_only(page: Page, sta
             ),
             prev=f"e:{start}",
         )
-    line.say("resumed", pos="e:2020", replayed=2001)
+    connection.send("resumed", pos="e:2020", replayed=2001)
     await is_live(page)
     await expect(message(page, "message 2019")).to_be_attached()
     await expect(message(page, "message 1500")).to_have_count(0)

@@ -1,4 +1,4 @@
-"""Rights that end: in log order, at once, for whoever follows or is being replayed."""
+"""Rights that end: revoked in log order and immediately, for live clients and for replays."""
 
 import asyncio
 import random
@@ -23,7 +23,9 @@ def seq_of(frame: Frame) -> int:
     return int(frame["pos"].rpartition(":")[2])
 
 
-async def test_a_removed_member_is_told_so_and_hears_nothing_more_while_others_do(daemon: Daemon, chat: Chat) -> None:
+async def test_a_removed_member_is_revoked_and_receives_nothing_more_while_others_do(
+    daemon: Daemon, chat: Chat
+) -> None:
     await join(chat, chat.bob)
     await chat.settled(daemon)
     async with daemon.client(chat.ada) as ada, daemon.client(chat.bob) as bob:
@@ -39,14 +41,12 @@ async def test_a_removed_member_is_told_so_and_hears_nothing_more_while_others_d
         await chat.sql.execute("update chatgenius.users set full_name = 'Bob' where id = $1", chat.bob)
         assert ["users"] == [change["table"] for change in await bob.changes()]
         assert "no_such_topic" == (await bob.subscribe(chat.topic))["code"]
-        told = await ada.changes(3)
-    assert ["messages", "channel_members", "messages"] == [change["table"] for change in told]
-    assert told[1]["seq"] == seq_of(revoked)
+        changes = await ada.changes(3)
+    assert ["messages", "channel_members", "messages"] == [change["table"] for change in changes]
+    assert changes[1]["seq"] == seq_of(revoked)
 
 
-async def test_whoever_is_taken_in_reads_from_there_on_and_is_told_that_the_time_before_is_missing(
-    daemon: Daemon, chat: Chat
-) -> None:
+async def test_a_new_member_gets_a_reset_and_everything_since_joining(daemon: Daemon, chat: Chat) -> None:
     await chat.settled(daemon)
     async with daemon.client(chat.bob) as bob:
         before = bob.welcome["pos"]
@@ -57,16 +57,16 @@ async def test_whoever_is_taken_in_reads_from_there_on_and_is_told_that_the_time
     async with daemon.client(chat.bob, since=before) as bob:
         subscribed = await bob.subscribe(chat.topic)
         reset = await bob.next()
-        joined, told = await bob.changes(2)
+        joined, message = await bob.changes(2)
         assert "resumed" == (await bob.next())["op"]
     assert ("reset", "rights", chat.topic) == (reset["op"], reset["reason"], reset["topic"])
     assert before == subscribed["pos"]
     assert ("channel_members", chat.bob) == (joined["table"], joined["record"]["user_id"])
     assert joined["seq"] == seq_of(reset) + 1
-    assert "to Bob as well" == told["record"]["content"]
+    assert "to Bob as well" == message["record"]["content"]
 
 
-async def test_who_lost_a_right_and_got_it_back_does_not_see_the_time_between(daemon: Daemon, chat: Chat) -> None:
+async def test_a_member_who_left_and_rejoined_does_not_see_the_time_between(daemon: Daemon, chat: Chat) -> None:
     await join(chat, chat.bob)
     await chat.settled(daemon)
     async with daemon.client(chat.bob) as bob:
@@ -80,12 +80,12 @@ async def test_who_lost_a_right_and_got_it_back_does_not_see_the_time_between(da
     async with daemon.client(chat.bob, since=before) as bob:
         await bob.subscribe(chat.topic)
         assert "rights" == (await bob.next())["reason"]
-        told = await bob.changes(2)
-    assert ["channel_members", "messages"] == [change["table"] for change in told]
-    assert "Bob is back" == told[-1]["record"]["content"]
+        changes = await bob.changes(2)
+    assert ["channel_members", "messages"] == [change["table"] for change in changes]
+    assert "Bob is back" == changes[-1]["record"]["content"]
 
 
-async def test_who_resumes_from_where_the_right_began_misses_nothing_and_gets_no_reset(
+async def test_resuming_from_where_the_right_began_misses_nothing_and_gets_no_reset(
     daemon: Daemon, chat: Chat
 ) -> None:
     await chat.settled(daemon)
@@ -96,11 +96,11 @@ async def test_who_resumes_from_where_the_right_began_misses_nothing_and_gets_no
         await chat.say("hello Bob")
         await bob.subscribe(chat.topic, since=frame["pos"])
         frames = await bob.until("changes")
-    assert {"changes", "resumed"} >= {frame["op"] for frame in frames}  # in a replay, or live behind it
+    assert {"changes", "resumed"} >= {frame["op"] for frame in frames}  # in the replay, or live after it
     assert "hello Bob" == frames[-1]["changes"][0]["record"]["content"]
 
 
-async def test_a_deleted_channel_that_comes_back_tells_nobody_of_the_time_between(daemon: Daemon, chat: Chat) -> None:
+async def test_a_restored_channel_does_not_replay_the_time_it_was_deleted(daemon: Daemon, chat: Chat) -> None:
     await chat.settled(daemon)
     async with daemon.client(chat.ada) as ada:
         before = ada.welcome["pos"]
@@ -114,7 +114,7 @@ async def test_a_deleted_channel_that_comes_back_tells_nobody_of_the_time_betwee
         assert ["restore"] == [change["kind"] for change in await ada.changes()]
 
 
-async def test_members_that_are_truncated_away_lose_every_topic_of_the_pack(daemon: Daemon, chat: Chat) -> None:
+async def test_truncating_the_members_revokes_their_topics(daemon: Daemon, chat: Chat) -> None:
     await chat.settled(daemon)
     async with daemon.client(chat.ada) as ada:
         await ada.subscribe(chat.topic)
@@ -126,8 +126,8 @@ async def test_members_that_are_truncated_away_lose_every_topic_of_the_pack(daem
     assert chat.topic == frames[-1]["topic"]
 
 
-async def test_a_right_that_ends_with_a_changed_column_is_lost_as_well(daemon: Daemon, chat: Chat) -> None:
-    """The row lives on and keeps its key, and gives another user the right."""
+async def test_a_right_that_ends_by_an_update_is_revoked_as_well(daemon: Daemon, chat: Chat) -> None:
+    """The row keeps its key and grants the right to another user instead."""
     await chat.sql.execute("""
         create table chatgenius.seats (id text primary key, user_id text not null, room text not null);
         select rowcast.watch('chatgenius.seats', $$'users'$$, '{id}', pack => 'chatgenius', model => 'users',
@@ -142,7 +142,7 @@ async def test_a_right_that_ends_with_a_changed_column_is_lost_as_well(daemon: D
     assert ("revoked", chat.topic) == (revoked["op"], revoked["topic"])
 
 
-async def test_a_right_that_is_given_again_can_be_used_again(daemon: Daemon, chat: Chat) -> None:
+async def test_a_right_that_is_granted_again_can_be_used_again(daemon: Daemon, chat: Chat) -> None:
     await join(chat, chat.bob)
     await chat.settled(daemon)
     async with daemon.client(chat.bob) as bob:
@@ -156,7 +156,7 @@ async def test_a_right_that_is_given_again_can_be_used_again(daemon: Daemon, cha
         assert "welcome back" == (await bob.changes())[0]["record"]["content"]
 
 
-async def test_a_deleted_channel_is_lost_to_all_its_members(daemon: Daemon, chat: Chat) -> None:
+async def test_deleting_a_channel_revokes_it_for_all_members(daemon: Daemon, chat: Chat) -> None:
     await join(chat, chat.bob)
     await chat.settled(daemon)
     async with daemon.client(chat.ada) as ada, daemon.client(chat.bob) as bob:
@@ -181,9 +181,7 @@ async def test_a_deleted_user_loses_every_topic(daemon: Daemon, chat: Chat) -> N
     assert topics == {frame["topic"] for frame in frames}
 
 
-async def test_under_load_nothing_comes_behind_the_end_of_a_right_live_or_in_a_replay(
-    daemon: Daemon, chat: Chat
-) -> None:
+async def test_under_load_nothing_follows_a_revoked_right_live_or_in_a_replay(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         start = client.welcome["pos"]
     await chat.sql.execute(
@@ -197,13 +195,13 @@ async def test_under_load_nothing_comes_behind_the_end_of_a_right_live_or_in_a_r
         async with daemon.client(chat.bob) as live, daemon.client(chat.bob, since=start) as returning:
             await live.subscribe(chat.topic)
             await returning.subscribe(chat.topic)
-            hearing = [asyncio.create_task(_until_revoked(client)) for client in (live, returning)]
+            receiving = [asyncio.create_task(_until_revoked(client)) for client in (live, returning)]
             for _ in range(random.randint(0, 10)):
                 await chat.say("more")
             await leave(chat, chat.bob)
             for _ in range(5):
                 await chat.say("not to Bob")
-            for seqs, end in await asyncio.gather(*hearing):
+            for seqs, end in await asyncio.gather(*receiving):
                 assert all(seq < end for seq in seqs)
                 assert sorted(set(seqs)) == seqs
             await chat.sql.execute("update chatgenius.users set updated_at = now() where id = $1", chat.bob)
@@ -212,7 +210,7 @@ async def test_under_load_nothing_comes_behind_the_end_of_a_right_live_or_in_a_r
 
 
 async def _until_revoked(client: Client) -> tuple[list[int], int]:
-    """The numbers of the topic's changes, and where the right to it ended."""
+    """The numbers of the topic's changes, and the number at which the right ended."""
     seqs: list[int] = []
     while (frame := await client.next())["op"] != "revoked":
         seqs += [change["seq"] for change in frame.get("changes", ())]
@@ -220,7 +218,7 @@ async def _until_revoked(client: Client) -> tuple[list[int], int]:
 
 
 async def _answer(client: Client) -> Frame:
-    """What comes next, if not the end of the replay: a pong, unless something came that must not."""
+    """The next frame after a ping, other than `resumed`: a pong, unless something was sent that must not be."""
     await client.say(op="ping")
     frame = await client.next()
     return await client.next() if frame["op"] == "resumed" else frame

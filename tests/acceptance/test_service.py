@@ -1,4 +1,4 @@
-"""What an operator relies on: readiness, the log's form, signals, crashes and restarts."""
+"""What an operator relies on: readiness, the format of the log, signals, crashes and restarts."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ async def test_a_schema_that_is_not_current_is_refused_at_the_start(empty_databa
     assert re.fullmatch(r"daemon: The schema is not current \(.*\): run `daemon --apply-ddl` first\.\n", errors)
 
 
-async def test_a_listener_that_was_cut_comes_back_and_nothing_is_missed(daemon: Daemon, chat: Chat) -> None:
+async def test_a_terminated_listener_reconnects_and_nothing_is_missed(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         for number in range(5):
@@ -56,7 +56,7 @@ async def test_a_listener_that_was_cut_comes_back_and_nothing_is_missed(daemon: 
             assert str(number) == (await client.changes())[0]["record"]["content"]
 
 
-async def test_a_leader_that_was_cut_is_followed_by_a_new_term_and_nothing_is_missed(
+async def test_a_terminated_leader_is_followed_by_a_new_term_and_nothing_is_missed(
     daemon: Daemon, chat: Chat
 ) -> None:
     async with daemon.client(chat.ada) as client:
@@ -70,7 +70,7 @@ async def test_a_leader_that_was_cut_is_followed_by_a_new_term_and_nothing_is_mi
             assert str(number) == (await client.changes())[0]["record"]["content"]
 
 
-async def test_a_second_daemon_on_the_same_database_tells_the_same_and_takes_over(
+async def test_a_second_daemon_on_the_same_database_sends_the_same_and_takes_over(
     daemon: Daemon, chat: Chat, database: str
 ) -> None:
     async with daemon_process(database) as second, second.client(chat.ada) as there:
@@ -103,7 +103,7 @@ async def test_sigterm_says_bye_closes_with_1012_and_ends_at_once(daemon: Daemon
     await daemon.notices.wait_for("STOPPING=1")
 
 
-async def test_a_killed_daemon_comes_back_and_its_clients_miss_nothing(chat: Chat, database: str) -> None:
+async def test_clients_of_a_killed_and_restarted_daemon_miss_nothing(chat: Chat, database: str) -> None:
     async with daemon_process(database) as daemon, daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         await chat.say("before")
@@ -163,7 +163,7 @@ DISABLED = (
 )
 
 
-async def test_a_daemon_that_starts_beside_a_disabled_trigger_serves_and_says_why_it_is_not_ready(
+async def test_a_daemon_that_starts_with_a_disabled_trigger_serves_and_says_why_it_is_not_ready(
     chat: Chat, database: str
 ) -> None:
     await chat.sql.execute("alter table chatgenius.messages disable trigger rowcast_update")
@@ -174,14 +174,14 @@ async def test_a_daemon_that_starts_beside_a_disabled_trigger_serves_and_says_wh
         assert ("error", "chatgenius.messages") == (error["level"], error["data"]["table"])
         async with daemon.client(chat.ada) as client:
             await client.subscribe(chat.topic)
-            await chat.say("what is captured is told")
-            assert "what is captured is told" == (await client.changes())[0]["record"]["content"]
+            await chat.say("what is captured is delivered")
+            assert "what is captured is delivered" == (await client.changes())[0]["record"]["content"]
 
 
 async def test_drift_is_logged_once_while_it_lasts_and_once_when_it_is_over(database: str, sql: Connection) -> None:
     pool = await open_pool(database, application_name="test")
     schema = SchemaHealth(pool, Settings())
-    said, problems, drifted = [], [], []
+    events, problems, drifted = [], [], []
     for change in (
         "alter table chatgenius.messages disable trigger rowcast_update",
         "select",
@@ -191,16 +191,16 @@ async def test_drift_is_logged_once_while_it_lasts_and_once_when_it_is_over(data
         await sql.execute(change)
         with capture_logs() as logged:
             await schema.refresh()
-        said.append([line["event"] for line in logged])
+        events.append([line["event"] for line in logged])
         problems.append(schema.problems)
         drifted.append(REGISTRY.get_sample_value("rowcast_capture_drift"))
     await pool.close()
-    assert [["trigger_error"], [], ["capture_restored"], []] == said
+    assert [["trigger_error"], [], ["capture_restored"], []] == events
     assert [[DISABLED], [DISABLED], [], []] == problems
     assert [1, 1, 0, 0] == drifted
 
 
-async def test_check_prints_a_line_for_each_problem_until_applying_mends_it(
+async def test_check_prints_a_line_for_each_problem_until_apply_ddl_fixes_it(
     database: str, sql: Connection, empty_database: str
 ) -> None:
     watched = await sql.fetchval("select count(*) from rowcast.watched")

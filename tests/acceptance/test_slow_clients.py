@@ -1,4 +1,4 @@
-"""Clients that read slowly, or not at all: each is served at its own pace, and nobody else notices."""
+"""Clients that read slowly or not at all: each is served at its own pace without delaying others."""
 
 import asyncio
 import json
@@ -18,8 +18,8 @@ from tests.gateway.peers import frame as bytes_of
 from tests.support.daemon import Client, Daemon, Frame, daemon_process, token
 
 SMALL = 4096  # bytes of a receive buffer
-LIMIT = 100_000  # bytes that may wait
-LONG = 60_000  # characters of a message: kernels take megabytes for a client that does not read
+LIMIT = 100_000  # bytes that may be queued for a client
+LONG = 60_000  # characters of a message: kernels buffer megabytes for a client that does not read
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ async def daemon(database: str, chat: Chat) -> AsyncIterator[Daemon]:
 
 @asynccontextmanager
 async def sleeper(daemon: Daemon, user: str, *topics: str, since: str | None = None) -> AsyncIterator[Client]:
-    """A client that follows these topics, and then reads only when it is asked for a frame."""
+    """A client that follows these topics and then reads only when the test asks it for a frame."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
     connection.setblocking(False)
@@ -44,11 +44,11 @@ async def sleeper(daemon: Daemon, user: str, *topics: str, since: str | None = N
         try:
             yield client
         finally:
-            client.connection.transport.abort()  # who does not read does not hear an answer to a close frame
+            client.connection.transport.abort()  # it would not read the answer to a close frame
 
 
 async def write_much(chat: Chat, *, count: int = 150, channel: str | None = None) -> None:
-    """Long messages, each in a transaction of its own, and more than all buffers hold."""
+    """Write long messages, each in its own transaction: more than all buffers hold."""
     for number in range(count):
         await chat.say(f"{number} " + "x" * LONG, channel)
 
@@ -83,7 +83,7 @@ def first_words(frames: list[Frame]) -> list[str]:
 
 
 async def all_until(client: Client, last: str) -> list[Frame]:
-    """Every frame, heartbeats among them, up to the message that begins with this word."""
+    """Every frame, including heartbeats, up to the message that begins with this word."""
     frames: list[Frame] = []
     while last not in first_words(frames[-1:]):
         frames.append(json.loads(await client.connection.recv()))
@@ -91,7 +91,7 @@ async def all_until(client: Client, last: str) -> list[Frame]:
 
 
 def check_by_the_rules(frames: list[Frame], start: str, topics: dict[str, str]) -> None:
-    """What a client finds that knows nothing of being slow: no gap, and positions that only grow."""
+    """Check what the protocol promises every client: no gaps, no repeats, and positions that only grow."""
     known = {topic: seq_of(pos) for topic, pos in topics.items()}
     position = seq_of(start)
     for frame in frames:
@@ -108,9 +108,7 @@ def check_by_the_rules(frames: list[Frame], start: str, topics: dict[str, str]) 
             position = seq_of(frame["pos"])
 
 
-async def test_a_client_that_reads_on_later_gets_everything_once_while_others_go_on(
-    daemon: Daemon, chat: Chat
-) -> None:
+async def test_a_slow_client_receives_everything_once_while_others_are_served(daemon: Daemon, chat: Chat) -> None:
     other = f"channel:{chat.other}"
     async with daemon.client(chat.ada) as fast, sleeper(daemon, chat.ada, chat.topic, other) as slow:
         await fast.subscribe(chat.topic)
@@ -132,7 +130,7 @@ async def test_a_client_that_reads_on_later_gets_everything_once_while_others_go
     check_by_the_rules(frames, start, {chat.topic: start, other: start})
 
 
-async def test_every_position_on_the_way_restores_all_topics(daemon: Daemon, chat: Chat) -> None:
+async def test_resuming_from_any_position_of_a_slow_client_restores_all_topics(daemon: Daemon, chat: Chat) -> None:
     topics = (chat.topic, f"channel:{chat.other}")
     async with sleeper(daemon, chat.ada, *topics) as slow:
         for _ in range(10):
@@ -153,14 +151,14 @@ async def test_every_position_on_the_way_restores_all_topics(daemon: Daemon, cha
         assert sorted(rest) == sorted(found)
 
 
-async def test_a_topic_that_a_slow_client_asks_for_comes_in_its_place(daemon: Daemon, chat: Chat) -> None:
+async def test_a_topic_that_a_slow_client_subscribes_to_is_delivered_in_order(daemon: Daemon, chat: Chat) -> None:
     other = f"channel:{chat.other}"
     async with sleeper(daemon, chat.ada, chat.topic) as slow:
         await write_much(chat)
         await until_behind(daemon)
         await slow.say(op="subscribe", topic=other)
         frames = [await slow.next()]
-        while frames[-1]["op"] != "subscribed":  # the daemon reads again as soon as the client does
+        while frames[-1]["op"] != "subscribed":  # once the client reads again, the daemon does too
             frames.append(await slow.next())
         await write_much(chat, channel=chat.other)
         await chat.say("last", chat.other)
@@ -169,7 +167,7 @@ async def test_a_topic_that_a_slow_client_asks_for_comes_in_its_place(daemon: Da
     check_by_the_rules(frames, slow.welcome["pos"], {chat.topic: slow.welcome["pos"]})
 
 
-async def test_a_slow_client_hears_nothing_that_came_after_its_right_had_ended(daemon: Daemon, chat: Chat) -> None:
+async def test_a_slow_client_receives_nothing_from_after_its_right_ended(daemon: Daemon, chat: Chat) -> None:
     key = (chat.channel, chat.bob)
     await chat.sql.execute("insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", *key)
     await chat.settled(daemon)
@@ -182,17 +180,17 @@ async def test_a_slow_client_hears_nothing_that_came_after_its_right_had_ended(d
         await chat.settled(daemon)
         frames = await slow.until("resumed")
     [revoked] = [frame for frame in frames if frame["op"] == "revoked"]
-    heard = [
+    received = [
         (frame["topic"], change["seq"]) for frame in frames if frame["op"] == "changes" for change in frame["changes"]
     ]
-    assert all(seq < seq_of(revoked["pos"]) for topic, seq in heard if topic == chat.topic)
-    assert sorted({seq for topic, seq in heard if topic == chat.topic}) == [
-        seq for topic, seq in heard if topic == chat.topic
+    assert all(seq < seq_of(revoked["pos"]) for topic, seq in received if topic == chat.topic)
+    assert sorted({seq for topic, seq in received if topic == chat.topic}) == [
+        seq for topic, seq in received if topic == chat.topic
     ]
-    assert ["users"] == [topic for topic, _ in heard if topic != chat.topic]
+    assert ["users"] == [topic for topic, _ in received if topic != chat.topic]
 
 
-async def test_a_transaction_larger_than_what_may_wait_is_one_frame_and_the_stream_goes_on(
+async def test_a_transaction_larger_than_the_queue_is_one_frame_and_the_stream_continues(
     daemon: Daemon, chat: Chat
 ) -> None:
     async with sleeper(daemon, chat.ada, chat.topic) as slow:
@@ -214,7 +212,7 @@ async def test_a_transaction_larger_than_what_may_wait_is_one_frame_and_the_stre
     check_by_the_rules(frames, slow.welcome["pos"], {chat.topic: slow.welcome["pos"]})
 
 
-async def test_no_heartbeat_names_a_position_while_something_is_replayed(daemon: Daemon, chat: Chat) -> None:
+async def test_no_heartbeat_names_a_position_during_a_replay(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         start = client.welcome["pos"]
     await write_much(chat)
@@ -250,7 +248,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 @asynccontextmanager
 async def stopped_client(daemon: Daemon, user: str, topic: str) -> AsyncIterator[str]:
-    """A client process that follows a topic, and is stopped; its session."""
+    """A client process that follows a topic and is then stopped; yields its session."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", CLIENT, daemon.url, token(user), topic, stdout=asyncio.subprocess.PIPE
     )
@@ -271,8 +269,10 @@ async def last_close(daemon: Daemon, user: str, session: str) -> Any:
         return (await client.next()).get("last_close")
 
 
-async def test_clients_that_never_read_are_cut_and_learn_why_when_they_come_back(daemon: Daemon, chat: Chat) -> None:
-    """Takes as long as a client has: half a minute."""
+async def test_clients_that_never_read_are_disconnected_and_learn_why_when_they_return(
+    daemon: Daemon, chat: Chat
+) -> None:
+    """Takes as long as the drain timeout: half a minute."""
     async with (
         daemon.client(chat.ada) as fast,
         sleeper(daemon, chat.ada, chat.topic) as slow,
@@ -294,7 +294,7 @@ async def test_clients_that_never_read_are_cut_and_learn_why_when_they_come_back
         assert await last_close(daemon, chat.ada, fast.welcome["session"]) is None
 
 
-async def test_a_flood_of_pings_ends_its_own_connection_and_no_other(daemon: Daemon, chat: Chat) -> None:
+async def test_a_flood_of_pings_closes_only_its_own_connection(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as bystander, sleeper(daemon, chat.ada, chat.topic) as flooding:
         await bystander.subscribe(chat.topic)
         flood = 20_000 * bytes_of(Opcode.PING, b"p" * 100)

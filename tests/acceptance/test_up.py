@@ -1,4 +1,4 @@
-"""`daemon up`, as a stranger meets it: from nothing to a live page, and back."""
+"""`daemon up`: from an empty directory to a live page, and a clean stop."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ def home() -> Iterator[Path]:
 
 @asynccontextmanager
 async def up(home: Path, *arguments: str, **environment: str) -> AsyncIterator[tuple[Daemon, str]]:
-    """A `daemon up` that has said that it runs, and what it said; ended by Ctrl-C."""
+    """A running `daemon up` and its output so far; ended by Ctrl-C."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -45,20 +45,20 @@ async def up(home: Path, *arguments: str, **environment: str) -> AsyncIterator[t
         stderr=asyncio.subprocess.STDOUT,
     )
     assert process.stdout is not None
-    said = b""
+    output = b""
     try:
-        while b"Ctrl-C" not in said:
+        while b"Ctrl-C" not in output:
             line = await process.stdout.readline()
-            assert line, said.decode()
-            said += line
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/", said.decode())
+            assert line, output.decode()
+            output += line
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", output.decode())
         assert found
-        yield Daemon(process, ("127.0.0.1", int(found[1])), home, None), said.decode()  # type: ignore[arg-type]
+        yield Daemon(process, ("127.0.0.1", int(found[1])), home, None), output.decode()  # type: ignore[arg-type]
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
         rest, _ = await process.communicate()
-    assert b"Traceback" not in said + rest, (said + rest).decode()
+    assert b"Traceback" not in output + rest, (output + rest).decode()
 
 
 def connection(home: Path) -> dict[str, Any]:
@@ -76,12 +76,12 @@ async def sample_client(daemon: Daemon, user: dict[str, str]) -> AsyncIterator[C
         yield client
 
 
-async def test_up_starts_everything_says_where_to_look_and_stops_cleanly(home: Path) -> None:
-    async with up(home) as (daemon, said):
+async def test_up_starts_everything_prints_the_url_and_stops_cleanly(home: Path) -> None:
+    async with up(home) as (daemon, output):
         facts = connection(home)
         assert f"http://127.0.0.1:{daemon.address[1]}/" == facts["http_url"]
         assert daemon.url == facts["websocket_url"]
-        assert facts["http_url"] in said
+        assert facts["http_url"] in output
         assert 5 == len(facts["users"])
         assert all(re.fullmatch(ULID, user["id"]) for user in facts["users"])
         sql = await asyncpg.connect(facts["database_url"])
@@ -102,7 +102,7 @@ async def test_up_starts_everything_says_where_to_look_and_stops_cleanly(home: P
     assert not Path(f"/proc/{server}").exists()
 
 
-async def test_the_demos_bot_keeps_something_moving(home: Path) -> None:
+async def test_the_demo_bot_keeps_writing_messages(home: Path) -> None:
     async with up(home) as (daemon, _):
         facts = connection(home)
         sql = await asyncpg.connect(facts["database_url"])
@@ -134,7 +134,7 @@ async def test_a_configured_database_is_used_instead_of_an_embedded_one(home: Pa
         assert not (home / "state" / "postgres").exists()
 
 
-async def test_a_killed_up_takes_its_postgres_along_and_the_next_one_goes_on(home: Path) -> None:
+async def test_killing_up_ends_its_postgres_and_the_next_run_continues(home: Path) -> None:
     async with up(home, "--no-demo") as (daemon, _):
         url = connection(home)["database_url"]
         sql = await asyncpg.connect(url)
@@ -149,7 +149,7 @@ async def test_a_killed_up_takes_its_postgres_along_and_the_next_one_goes_on(hom
         await sql.close()
 
 
-async def test_a_data_directory_that_cannot_be_used_is_one_clear_line(home: Path) -> None:
+async def test_an_unusable_data_directory_is_reported_in_one_line(home: Path) -> None:
     (home / "state").write_text("in the way")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "daemon", "up", "--data-dir", str(home / "state" / "here"),
@@ -160,7 +160,7 @@ async def test_a_data_directory_that_cannot_be_used_is_one_clear_line(home: Path
     assert re.fullmatch(r"daemon: .*/here cannot be used \(Not a directory\): .*--data-dir\.\n", errors.decode())
 
 
-async def test_a_port_that_is_taken_is_one_clear_line(home: Path, empty_database: str) -> None:
+async def test_a_port_that_is_in_use_is_reported_in_one_line(home: Path, empty_database: str) -> None:
     async with up(home, "--no-demo", DATABASE_URL=empty_database) as (daemon, _):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "daemon", "up", "--no-demo", "--data-dir", str(home / "other"),

@@ -1,4 +1,4 @@
-"""Several processes behind one socket: what clients notice of them, and what an operator does."""
+"""Several worker processes behind one socket, as clients and operators see them."""
 
 import asyncio
 import json
@@ -22,14 +22,14 @@ from tests.support.processes import until_it_ends
 
 
 @pytest.fixture
-async def crew(database: str, chat: Chat) -> AsyncIterator[Daemon]:
-    """A daemon of two workers."""
+async def daemon(database: str, chat: Chat) -> AsyncIterator[Daemon]:
+    """A daemon with two workers."""
     async with daemon_process(database, "--workers", "2") as daemon:
         yield daemon
 
 
 def lines(daemon: Daemon, event: str) -> list[Frame]:
-    """The data of each line of this kind."""
+    """The data of each log line of this event."""
     return [line["data"] for line in daemon.events() if line["event"] == event]
 
 
@@ -54,7 +54,7 @@ async def worker_of(daemon: Daemon, client: Client) -> int:
 
 @asynccontextmanager
 async def one_on_each(daemon: Daemon, user: str) -> AsyncIterator[dict[int, Client]]:
-    """Clients, one of each of two workers."""
+    """Two clients, one on each of two workers, by the worker's number."""
     async with AsyncExitStack() as stack:
         found: dict[int, Client] = {}
         while len(found) < 2:
@@ -63,10 +63,8 @@ async def one_on_each(daemon: Daemon, user: str) -> AsyncIterator[dict[int, Clie
         yield found
 
 
-async def test_clients_of_two_workers_hear_every_change_in_one_order_and_under_one_number(
-    crew: Daemon, chat: Chat
-) -> None:
-    async with one_on_each(crew, chat.ada) as clients:
+async def test_clients_of_two_workers_receive_the_same_changes_in_the_same_order(daemon: Daemon, chat: Chat) -> None:
+    async with one_on_each(daemon, chat.ada) as clients:
         for client in clients.values():
             await client.subscribe(chat.topic)
         for number in range(40):
@@ -75,20 +73,20 @@ async def test_clients_of_two_workers_hear_every_change_in_one_order_and_under_o
         assert one == other
         assert [str(number) for number in range(40)] == [change["record"]["content"] for change in one]
         assert sorted({change["seq"] for change in one}) == [change["seq"] for change in one]
-    assert 1 == len(lines(crew, "leader_elected"))
+    assert 1 == len(lines(daemon, "leader_elected"))
 
 
-async def test_a_hundred_connections_are_shared_among_the_workers(crew: Daemon, chat: Chat) -> None:
+async def test_a_hundred_connections_are_distributed_among_the_workers(daemon: Daemon, chat: Chat) -> None:
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(crew.client(chat.ada)) for _ in range(100)]
-        shares = Counter([await worker_of(crew, client) for client in clients])
+        clients = [await stack.enter_async_context(daemon.client(chat.ada)) for _ in range(100)]
+        shares = Counter([await worker_of(daemon, client) for client in clients])
     assert {0, 1} == shares.keys()
     assert 20 <= min(shares.values()), shares
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("leads", [True, False])
-async def test_a_worker_that_dies_or_hangs_is_noticed_by_its_own_clients_alone_and_they_miss_nothing(
+async def test_a_worker_that_dies_or_hangs_disconnects_only_its_own_clients_and_they_miss_nothing(
     database: str, how: signal.Signals, leads: bool
 ) -> None:
     soon = {"ROWCAST_WORKER_SILENCE": "4"} if how == signal.SIGSTOP else {}
@@ -96,7 +94,9 @@ async def test_a_worker_that_dies_or_hangs_is_noticed_by_its_own_clients_alone_a
         daemon = play.daemons[0].daemon
         assert daemon
         clients = await play.follow(16)
-        while len({line["worker"] for line in lines(daemon, "client_connected")}) < 2:  # one may be slow to accept
+        while (
+            len({line["worker"] for line in lines(daemon, "client_connected")}) < 2
+        ):  # one worker may be slow to accept
             clients += await play.follow(4)
         leader = lines(daemon, "leader_elected")[-1]["worker"]
         victim = leader if leads else 1 - leader
@@ -121,34 +121,34 @@ async def test_a_worker_that_dies_or_hangs_is_noticed_by_its_own_clients_alone_a
         assert ([leader, 1 - leader] if leads else [leader]) == leaders
 
 
-async def test_who_comes_while_no_worker_lives_waits_for_the_next(crew: Daemon, chat: Chat) -> None:
-    for pid in pids(crew).values():
+async def test_a_client_that_connects_while_no_worker_runs_waits_for_the_next_one(daemon: Daemon, chat: Chat) -> None:
+    for pid in pids(daemon).values():
         with until_it_ends(pid):
             os.kill(pid, signal.SIGKILL)
-    async with crew.raw(open_timeout=None) as client:
+    async with daemon.raw(open_timeout=None) as client:
         await client.say(op="hello", token=token(chat.ada))
         assert "welcome" == (await client.next())["op"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_to_the_parent_drains_all_workers(crew: Daemon, chat: Chat, how: signal.Signals) -> None:
-    async with one_on_each(crew, chat.ada) as clients:
-        ended = asyncio.create_task(crew.stop(how))
+async def test_a_signal_to_the_parent_drains_all_workers(daemon: Daemon, chat: Chat, how: signal.Signals) -> None:
+    async with one_on_each(daemon, chat.ada) as clients:
+        ended = asyncio.create_task(daemon.stop(how))
         for client in clients.values():
             bye = await client.next()
             assert ("bye", "restart") == (bye["op"], bye["reason"])
             assert (1012, "restart") == await client.closed()
         assert 0 == await ended
-    assert [0, 1] == sorted(line["worker"] for line in lines(crew, "stopped"))
-    assert [] == lines(crew, "worker_ended")
-    await crew.notices.wait_for("STOPPING=1")
-    for pid in pids(crew).values():
+    assert [0, 1] == sorted(line["worker"] for line in lines(daemon, "stopped"))
+    assert [] == lines(daemon, "worker_ended")
+    await daemon.notices.wait_for("STOPPING=1")
+    for pid in pids(daemon).values():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-async def test_a_signal_while_the_workers_start_ends_them_all_and_is_no_fault(
+async def test_a_signal_during_worker_startup_ends_all_workers_cleanly(
     database: str, chat: Chat, terminal: bool
 ) -> None:
     process = await asyncio.create_subprocess_exec(
@@ -158,34 +158,36 @@ async def test_a_signal_while_the_workers_start_ends_them_all_and_is_no_fault(
         start_new_session=True,
     )
     assert process.stderr
-    said = await process.stderr.readline()  # the first worker has just been forked
+    errors = await process.stderr.readline()  # the first worker has just been forked
     try:
         if terminal:
-            os.killpg(process.pid, signal.SIGINT)  # Ctrl-C is for all who belong to the terminal
+            os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches every process of the terminal
         else:
             process.terminate()
-        said += await process.stderr.read()
-        assert 0 == await process.wait(), said
+        errors += await process.stderr.read()
+        assert 0 == await process.wait(), errors
     finally:
         if process.returncode is None:
             process.kill()
-    assert not {"worker_ended", "internal_error"} & {json.loads(line)["event"] for line in said.splitlines()}
+    assert not {"worker_ended", "internal_error"} & {json.loads(line)["event"] for line in errors.splitlines()}
 
 
-async def test_a_worker_that_hangs_while_all_stop_is_killed_and_counts(database: str, chat: Chat) -> None:
+async def test_a_worker_that_hangs_during_shutdown_is_killed_and_sets_the_exit_code(
+    database: str, chat: Chat
+) -> None:
     async with daemon_process(database, "--workers", "2", environment={"ROWCAST_WORKER_SILENCE": "1"}) as daemon:
         os.kill(pids(daemon)[1], signal.SIGSTOP)
         assert 128 + signal.SIGKILL == await daemon.stop()
 
 
-async def test_a_parent_that_is_killed_takes_its_workers_along(crew: Daemon) -> None:
-    one, other = pids(crew).values()
-    os.kill(one, signal.SIGSTOP)  # who cannot run cannot notice that its parent is gone
+async def test_workers_end_when_their_parent_is_killed(daemon: Daemon) -> None:
+    one, other = pids(daemon).values()
+    os.kill(one, signal.SIGSTOP)  # a stopped process cannot notice that its parent is gone
     with until_it_ends(one), until_it_ends(other):
-        assert -signal.SIGKILL == await crew.stop(signal.SIGKILL)
+        assert -signal.SIGKILL == await daemon.stop(signal.SIGKILL)
 
 
-async def test_a_fault_at_the_start_is_one_line_and_one_exit_code(empty_database: str) -> None:
+async def test_a_startup_fault_is_one_line_and_one_exit_code(empty_database: str) -> None:
     quiet = {"DATABASE_URL": empty_database, "ROWCAST_LOG_LEVEL": "error", "ROWCAST_LISTEN": "127.0.0.1:0"}
     code, output, errors = await command("--workers", "3", **quiet)
     assert (32, "") == (code, output)
@@ -198,9 +200,7 @@ async def test_a_fault_at_the_start_is_one_line_and_one_exit_code(empty_database
     assert (78, 1) == (code, errors.count("\n")), errors
 
 
-async def test_the_daemon_is_ready_when_all_workers_are_and_tells_systemd_so_as_long_as_they_live(
-    database: str, chat: Chat
-) -> None:
+async def test_the_daemon_is_ready_when_all_workers_are_and_reports_to_systemd(database: str, chat: Chat) -> None:
     async with daemon_process(database, "--workers", "2", environment={"WATCHDOG_USEC": "400000"}) as daemon:
         assert [0, 1] == sorted(line["worker"] for line in lines(daemon, "serving"))
         for _ in range(3):
@@ -216,19 +216,19 @@ async def test_the_daemon_is_ready_when_all_workers_are_and_tells_systemd_so_as_
         await daemon.notices.wait_for(f"STATUS=worker 0: {reason}; worker 1: {reason}")
 
 
-HANDED = """
+SOCKET_ACTIVATED = """
 import os, socket
 listening = socket.create_server(("127.0.0.1", 0))
-os.dup2(listening.fileno(), 3)  # where systemd puts it
+os.dup2(listening.fileno(), 3)  # where systemd passes it
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 from daemon.__main__ import main
 main()
 """
 
 
-async def test_workers_accept_from_the_socket_that_systemd_hands_over(database: str, chat: Chat) -> None:
+async def test_workers_accept_from_a_socket_passed_by_systemd(database: str, chat: Chat) -> None:
     elsewhere = {"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}
-    arguments = ("-c", HANDED, "--workers", "2")
+    arguments = ("-c", SOCKET_ACTIVATED, "--workers", "2")
     async with daemon_process(database, program=arguments, environment=elsewhere) as daemon:
         places = {line["listen"] for line in lines(daemon, "serving")}
         assert 1 == len(places)
@@ -237,12 +237,12 @@ async def test_workers_accept_from_the_socket_that_systemd_hands_over(database: 
 
 
 def workers_in(page: str) -> set[str | None]:
-    """What the samples of a page of metrics have as label `worker`."""
+    """The values of the label `worker` on a page of metrics; None for samples without it."""
     samples = [line for line in page.splitlines() if not line.startswith("#")]
     return {found[1] if (found := re.search(r'[{,]worker="(\d+)"', sample)) else None for sample in samples}
 
 
-async def test_every_metric_names_its_worker_and_each_worker_has_a_port_for_them(database: str, chat: Chat) -> None:
+async def test_every_metric_names_its_worker_and_each_worker_has_a_metrics_port(database: str, chat: Chat) -> None:
     own = {"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}
     async with daemon_process(database, "--workers", "2", environment=own) as daemon:
         for line in lines(daemon, "serving"):
@@ -250,7 +250,7 @@ async def test_every_metric_names_its_worker_and_each_worker_has_a_port_for_them
         assert workers_in((await get(f"{daemon.http}/metrics"))[1]) in ({"0"}, {"1"})
 
 
-async def test_one_process_has_metrics_without_a_worker_and_a_port_for_them_if_asked(
+async def test_a_single_process_has_metrics_without_a_worker_and_an_optional_metrics_port(
     database: str, chat: Chat
 ) -> None:
     async with daemon_process(database, environment={"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}) as daemon:

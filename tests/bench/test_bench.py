@@ -27,7 +27,7 @@ from tests.support import postgres as support
 
 
 @pytest.mark.parametrize("by_pgbench", [True, False], ids=["pgbench", "asyncpg"])
-async def test_what_writers_write_comes_through_a_daemon_to_every_client(database: str, by_pgbench: bool) -> None:
+async def test_every_client_receives_what_the_writers_insert(database: str, by_pgbench: bool) -> None:
     await data.fill(database, 3, 2, [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2)])
     async with Rowcast().serving(database) as service, service.clients([[0, 1], [0, 1]]) as clients:
         await clients.open()
@@ -57,14 +57,14 @@ async def test_the_relay_passes_on_every_row(database: str, sql: Connection) -> 
         assert 0 == await sql.fetchval("select count(*) from rowcast.events where topic like 'channel:%'")
 
 
-async def test_a_process_that_ends_before_it_is_ready_says_why() -> None:
+async def test_a_process_that_ends_before_it_is_ready_is_reported_with_its_output() -> None:
     command = ["/bin/sh", "-c", "echo no such thing >&2; exit 3"]
     with pytest.raises(Broken, match="ended with 3: no such thing"):
         async with process(command, clean_environment(), asyncio.Event().wait):
             pass
 
 
-async def test_what_a_process_uses_is_counted_with_its_children() -> None:
+async def test_resource_use_includes_child_processes() -> None:
     command = ["/bin/sh", "-c", "sh -c 'while kill -0 $PPID; do :; done' & wait"]  # the child ends with its parent
     async with process(command, clean_environment(), partial(asyncio.sleep, 0)) as pid:
         while cpu(pid) < 0.1:
@@ -72,7 +72,7 @@ async def test_what_a_process_uses_is_counted_with_its_children() -> None:
         assert resident(pid) > 0
 
 
-async def test_a_line_that_fails_is_reported_and_the_others_go_on(
+async def test_a_line_that_fails_is_reported_and_the_others_still_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: support.Server
 ) -> None:
     async def fails(_bench: Bench) -> Samples:
@@ -110,43 +110,43 @@ async def test_an_experiment_runs_from_the_database_to_its_figures(postgres: sup
     ("sense", "bound", "met"),
     [(">=", 0.5, True), (">=", 0.51, False), (">", 0.5, False), ("<=", 0.5, True), ("<=", 0.49, False)],
 )
-def test_a_ratio_is_that_of_the_same_round_and_its_median_is_judged(sense: Sense, bound: float, met: bool) -> None:
+def test_ratios_compare_the_same_round_and_the_median_is_judged(sense: Sense, bound: float, met: bool) -> None:
     samples = Samples({"own": {"tps": [10, 40, 5]}, "peer": {"tps": [20, 10, 50]}})
     target = Target("own", "tps", sense, bound, "peer")
     assert Spread(0.5, 0.1, 4) == target.measured(samples)
     assert met is target.met(samples)
 
 
-def test_a_ratio_to_nothing_is_no_error() -> None:
+def test_a_ratio_to_zero_is_no_error() -> None:
     samples = Samples({"own": {"us": [1]}, "peer": {"us": [0]}})
     assert not Target("own", "us", "<=", 2, "peer").met(samples)
 
 
 @pytest.mark.parametrize(("cost", "met"), [(119, True), (81, True), (121, False), (79, False)])
-def test_flat_means_that_neither_more_nor_less_is_found(cost: float, met: bool) -> None:
+def test_a_target_of_no_change_bounds_the_ratio_on_both_sides(cost: float, met: bool) -> None:
     samples = Samples({"few": {"us": [100]}, "many": {"us": [cost]}})
     assert met is Target("many", "us", "+-", 0.2, "few").met(samples)
 
 
-def test_a_figure_without_a_peer_stands_for_itself() -> None:
+def test_a_figure_without_a_peer_is_judged_by_its_absolute_value() -> None:
     samples = Samples({"own": {"rows": [90_000, 100_000, 300_000]}})
     assert Target("own", "rows", ">=", 100_000).met(samples)
     with pytest.raises(ValueError, match="nothing to take the median of"):
         Spread.of([])
 
 
-def test_every_other_round_takes_the_peers_in_the_opposite_order() -> None:
+def test_every_other_round_reverses_the_order_of_the_peers() -> None:
     assert [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")] == list(in_turn(3, ["a", "b"]))
 
 
-def test_lines_are_chosen_by_their_names_or_by_how_they_begin() -> None:
+def test_lines_are_selected_by_name_or_prefix() -> None:
     assert LINES == tuple(chosen([]))
     assert ["writers", "latency-50", "latency-1000"] == [line.name for line in chosen(["writers", "latency"])]
     with pytest.raises(ValueError, match="there is no line speed; there are writers, "):
         chosen(["speed"])
 
 
-def test_clients_are_shared_out_evenly_among_processes() -> None:
+def test_clients_are_distributed_evenly_among_processes() -> None:
     assert [3, 3, 2, 2] == split(10, 4)
     assert [1, 1] == split(2, 4)
 
@@ -191,7 +191,7 @@ def test_results_and_charts_are_written_from_the_figures(tmp_path: Path) -> None
     assert bars["own"] == pytest.approx(0.75 * bars["other"], abs=0.2)
 
 
-def test_a_run_of_some_lines_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+def test_a_run_of_some_lines_keeps_the_results_of_the_others(tmp_path: Path) -> None:
     publish(tmp_path, [found("writers"), Found("replay", SETUP, failure="no rows")])
     publish(tmp_path, [Found("writers", {"machine": "another"}, failure="out of disk")])
     report = (tmp_path / "RESULTS.md").read_text()
@@ -204,7 +204,7 @@ def test_a_run_of_some_lines_leaves_the_others_as_they_were(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_every_line_says_in_words_what_it_asks(form: Any) -> None:
+def test_every_line_describes_itself_and_its_targets(form: Any) -> None:
     for line in LINES:
         assert line.what
         for target in line.targets(form):

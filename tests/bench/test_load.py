@@ -36,7 +36,7 @@ async def clients_of(attend: OpenClient, count: int, *said: str, in_c: bool, **o
 
 
 @IN_C
-async def test_the_load_client_counts_every_row_and_frame_that_it_is_sent(in_c: bool) -> None:
+async def test_the_load_client_counts_every_row_and_frame_it_receives(in_c: bool) -> None:
     frames = [row(n) * size for n, size in enumerate([1, 2, 3, 700])] + [b'{"op":"head"}', b"x" * 70_000]
 
     async def attend(connection: ServerConnection) -> None:
@@ -57,7 +57,7 @@ async def test_the_load_client_counts_every_row_and_frame_that_it_is_sent(in_c: 
 
 
 @IN_C
-async def test_rows_are_counted_however_their_bytes_are_cut(in_c: bool) -> None:
+async def test_rows_are_counted_however_the_stream_is_split(in_c: bool) -> None:
     stream = b"".join(encode(row(1_000_000 + n) + b"@") for n in range(40))
 
     async def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -83,7 +83,7 @@ async def test_rows_are_counted_however_their_bytes_are_cut(in_c: bool) -> None:
 
 
 @IN_C
-async def test_a_client_says_its_first_frame_and_the_others_when_that_is_answered(in_c: bool) -> None:
+async def test_a_client_sends_its_first_frame_and_the_others_after_the_answer(in_c: bool) -> None:
     heard: list[str] = []
 
     async def attend(connection: ServerConnection) -> None:
@@ -132,7 +132,7 @@ async def hang_up(connection: ServerConnection) -> None:
     ("attend", "why"),
     [(tell_an_error, "no_such_topic"), (close_at_once, "closed with 4401: token"), (hang_up, "lost its connection")],
 )
-async def test_a_client_that_is_not_served_breaks_the_measurement(attend: OpenClient, why: str, in_c: bool) -> None:
+async def test_a_client_that_is_not_served_fails_the_measurement(attend: OpenClient, why: str, in_c: bool) -> None:
     async with clients_of(attend, 1, HELLO, in_c=in_c) as clients:
         with pytest.raises(Broken, match=why):
             await clients.open()
@@ -140,7 +140,7 @@ async def test_a_client_that_is_not_served_breaks_the_measurement(attend: OpenCl
 
 
 @IN_C
-async def test_a_handshake_that_is_refused_breaks_the_measurement(in_c: bool) -> None:
+async def test_a_refused_handshake_fails_the_measurement(in_c: bool) -> None:
     def full(connection: ServerConnection, _request: Request) -> Response:
         return connection.respond(503, "full\n")
 
@@ -149,7 +149,7 @@ async def test_a_handshake_that_is_refused_breaks_the_measurement(in_c: bool) ->
             await clients.open()
 
 
-async def test_more_rows_than_were_written_break_the_measurement() -> None:
+async def test_more_rows_than_were_written_fail_the_measurement() -> None:
     async def attend(connection: ServerConnection) -> None:
         await connection.send((row(1) * 2).decode())
         await connection.wait_closed()

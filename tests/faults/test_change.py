@@ -33,7 +33,7 @@ MIGRATIONS = (
 )
 
 
-async def test_migrations_under_load_lose_nothing_and_hold_writers_up_no_longer_than_their_lock(
+async def test_migrations_under_load_lose_nothing_and_fail_no_write_except_by_deadlock(
     durable: str, results: Results
 ) -> None:
     async with stage(durable) as play:
@@ -63,7 +63,9 @@ async def test_migrations_under_load_lose_nothing_and_hold_writers_up_no_longer_
         )
 
 
-async def test_triggers_that_are_away_for_a_moment_are_a_loss_that_is_noticed(durable: str, results: Results) -> None:
+async def test_dropping_triggers_for_a_moment_loses_changes_and_the_checker_notices(
+    durable: str, results: Results
+) -> None:
     async with stage(durable) as play:
         await play.follow(1)
         play.write(2)
@@ -92,7 +94,7 @@ async def come_back_often(play: Stage, rounds: int) -> list[str]:
     return [line["data"]["session"] for line in events if line["event"] == "client_connected"]
 
 
-async def test_names_that_are_nothing_but_a_time_come_again_when_clocks_jump(durable: str, results: Results) -> None:
+async def test_session_ids_made_from_the_clock_repeat_when_the_clock_jumps(durable: str, results: Results) -> None:
     async with stage(durable, mutants=["wild_clock", "names_by_the_clock"]) as play:
         await play.follow(4, pause=0.05)
         play.write(3)
@@ -101,7 +103,7 @@ async def test_names_that_are_nothing_but_a_time_come_again_when_clocks_jump(dur
     results.caught("21", "names_by_the_clock", f"{len(sessions)} sessions with {len(set(sessions))} names")
 
 
-async def test_clocks_that_jump_change_no_order_and_repeat_no_name(durable: str, results: Results) -> None:
+async def test_clock_jumps_change_no_order_and_repeat_no_id(durable: str, results: Results) -> None:
     async with stage(durable, mutants=["wild_clock"]) as play:
         await play.follow(4, pause=0.05)
         play.write(3)

@@ -45,7 +45,7 @@ async def until_connected(play: Stage, count: int) -> None:
 
 
 @pytest.mark.parametrize("mutants", [["quick_pings"], ["no_pings"]])
-async def test_a_client_behind_a_dead_line_is_freed_and_notices_by_itself(
+async def test_server_and_client_both_detect_a_dead_connection(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
     async with stage(durable, mutants=mutants) as play:
@@ -89,7 +89,7 @@ LITTLE = {"ROWCAST_QUEUE_BYTES": "20000"}
 
 
 @pytest.mark.parametrize("mutants", [["quick_pings"], ["no_pings"]])
-async def test_a_client_that_is_stopped_is_freed_although_its_kernel_answers(
+async def test_a_stopped_client_is_disconnected_although_its_kernel_acknowledges(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
     async with stage(durable, mutants=mutants) as play:
@@ -141,7 +141,7 @@ LONG_MESSAGE = "insert into chatgenius.messages (channel_id, user_id, content) v
 
 
 @pytest.mark.parametrize("mutants", [["quick_drain"], ["no_drain_limit"]])
-async def test_a_client_that_is_stopped_with_full_buffers_is_cut_and_told_why(
+async def test_a_stopped_client_with_full_buffers_is_disconnected_and_learns_why(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
     async with stage(durable, mutants=mutants) as play:
@@ -189,7 +189,7 @@ async def test_a_client_that_is_stopped_with_full_buffers_is_cut_and_told_why(
     )
 
 
-async def test_slow_clients_are_served_at_their_pace_and_fast_ones_do_not_notice(
+async def test_slow_clients_are_served_at_their_pace_without_delaying_fast_ones(
     durable: str, results: Results
 ) -> None:
     async with stage(durable, environment=LITTLE) as play:
@@ -227,7 +227,7 @@ async def test_slow_clients_are_served_at_their_pace_and_fast_ones_do_not_notice
         )
 
 
-async def test_if_all_must_keep_step_a_slow_client_stops_the_fast_ones(durable: str, results: Results) -> None:
+async def test_in_lockstep_a_slow_client_stops_the_fast_ones(durable: str, results: Results) -> None:
     async with stage(durable, mutants=["everybody_in_step"], environment=LITTLE) as play:
         assert play.daemons[0].daemon
         async with Proxy(play.daemons[0].daemon.address, buffer=4096).serving() as proxy:
@@ -264,9 +264,7 @@ def most_clients() -> int:
 
 @pytest.mark.parametrize("jitter", [1.0, 0.0] if not LONG else [30.0, 0.0], ids=["with jitter", "without"])
 @pytest.mark.timeout(1800 if LONG else 120)
-async def test_all_clients_come_back_at_once_and_none_is_refused(
-    durable: str, results: Results, jitter: float
-) -> None:
+async def test_all_clients_reconnect_and_none_is_refused(durable: str, results: Results, jitter: float) -> None:
     clients = times(300, most_clients())
     async with stage(durable, channels=1, environment={"ROWCAST_HEARTBEAT": "20"}) as play:
         for number in range(0, clients, 250):
@@ -305,7 +303,7 @@ async def test_all_clients_come_back_at_once_and_none_is_refused(
 
 
 @pytest.mark.parametrize("mutants", [[], ["resume_from_head"]])
-async def test_what_is_written_while_a_crowd_is_away_is_told_when_they_come_back(
+async def test_writes_while_many_clients_are_offline_are_replayed_when_they_return(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
     async with stage(durable, channels=1, mutants=mutants) as play:
@@ -340,7 +338,7 @@ AT_ONCE = "everybody_asks_at_once"
 
 
 @pytest.mark.parametrize(("mutants", "asking"), [([], 4), ([FOLLOWS], 4), ([FOLLOWS, AT_ONCE], 10)])
-async def test_who_stayed_is_served_while_a_crowd_waits_for_its_rights(
+async def test_connected_clients_are_served_while_many_others_wait_for_permission_checks(
     durable: str, results: Results, mutants: list[str], asking: int
 ) -> None:
     async with stage(durable, channels=1, mutants=mutants) as play:

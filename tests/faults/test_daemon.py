@@ -11,7 +11,7 @@ from tests.faults.oracle import Style
 from tests.faults.results import Results
 
 
-async def test_clients_of_a_killed_daemon_come_back_and_have_lost_nothing(durable: str, results: Results) -> None:
+async def test_clients_of_a_killed_daemon_reconnect_and_lose_nothing(durable: str, results: Results) -> None:
     chance = random.Random(SEED)
     recoveries: list[float] = []
     async with stage(durable) as play:
@@ -35,7 +35,7 @@ async def test_clients_of_a_killed_daemon_come_back_and_have_lost_nothing(durabl
 
 
 @pytest.mark.parametrize(("mutant", "wrong"), [("resume_from_head", "lost"), ("resume_too_early", "duplicate")])
-async def test_without_a_true_resume_a_killed_daemon_is_a_loss_or_a_repeat(
+async def test_without_an_exact_resume_killing_the_daemon_loses_or_repeats_changes(
     durable: str, results: Results, mutant: str, wrong: str
 ) -> None:
     async with stage(durable, mutants=[mutant]) as play:
@@ -53,9 +53,7 @@ async def test_without_a_true_resume_a_killed_daemon_is_a_loss_or_a_repeat(
 
 
 @pytest.mark.parametrize("victim", ["leader", "follower"])
-async def test_of_two_daemons_one_is_killed_and_its_clients_resume_at_the_other(
-    durable: str, results: Results, victim: str
-) -> None:
+async def test_clients_of_a_killed_daemon_resume_at_another(durable: str, results: Results, victim: str) -> None:
     async with stage(durable, daemons=2) as play:
         leading = next(number for number in (0, 1) if play.daemons[number].count("leader_elected"))
         dying = leading if victim == "leader" else 1 - leading
@@ -92,7 +90,7 @@ async def test_of_two_daemons_one_is_killed_and_its_clients_resume_at_the_other(
         ("follower", "resume_from_head"),
     ],
 )
-async def test_what_is_written_while_one_of_two_daemons_dies_is_numbered_and_replayed_by_the_other(
+async def test_writes_while_one_of_two_daemons_dies_are_numbered_and_replayed_by_the_other(
     durable: str, results: Results, victim: str, mutant: str | None
 ) -> None:
     async with stage(durable, daemons=2, mutants=[mutant] if mutant else []) as play:
@@ -135,7 +133,7 @@ async def ahead_of_its_new_daemon(play: Stage, moving: list[Supervised]) -> None
 @pytest.mark.parametrize(
     ("mutants", "clean"), [(["slow_reader"], True), (["slow_reader", "no_wait_for_the_hub"], False)]
 )
-async def test_a_daemon_that_lags_lets_a_client_of_a_faster_one_wait_for_it(
+async def test_a_client_that_is_ahead_of_its_new_daemon_waits_until_it_catches_up(
     durable: str, results: Results, mutants: list[str], clean: bool
 ) -> None:
     async with stage(durable) as play:

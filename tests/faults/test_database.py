@@ -41,7 +41,7 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGQUIT], ids=["kill -9", "immediate"])
-async def test_what_committed_is_delivered_although_postgres_is_killed(
+async def test_every_commit_is_delivered_although_postgres_is_killed(
     server: Server, results: Results, how: signal.Signals
 ) -> None:
     chance = random.Random(SEED)
@@ -73,7 +73,7 @@ async def test_what_committed_is_delivered_although_postgres_is_killed(
     )
 
 
-async def test_a_leader_that_begins_with_what_is_new_loses_what_a_crash_left_unnumbered(
+async def test_a_leader_that_ignores_the_stored_snapshot_loses_what_a_crash_left_unnumbered(
     server: Server, results: Results
 ) -> None:
     await server.weaken("rowcast.open_term", "coalesce(snapshot, '3:3:')", "pg_current_snapshot()")
@@ -115,7 +115,7 @@ def taken_back(play: Stage, truth: dict[str, object]) -> int:
     )
 
 
-async def test_what_a_crash_takes_back_is_followed_by_a_reset_that_every_client_sees(
+async def test_changes_undone_by_a_crash_are_followed_by_a_reset_for_every_client(
     server: Server, results: Results
 ) -> None:
     async with stage(server) as play:
@@ -136,7 +136,7 @@ async def test_what_a_crash_takes_back_is_followed_by_a_reset_that_every_client_
 
 
 @pytest.mark.parametrize(("mutant", "far"), [("no_continuity", True), ("terms without a jump", False)])
-async def test_without_terms_a_crash_leaves_clients_with_what_never_was(
+async def test_without_terms_a_crash_leaves_clients_with_phantom_changes(
     server: Server, results: Results, mutant: str, far: bool
 ) -> None:
     if not far:
@@ -155,9 +155,7 @@ async def test_without_terms_a_crash_leaves_clients_with_what_never_was(
     results.caught("4 (async)", mutant, verdict)
 
 
-async def test_with_synchronous_order_nothing_told_is_taken_back_whoever_wrote_it(
-    server: Server, results: Results
-) -> None:
+async def test_with_synchronous_numbering_no_delivered_change_is_undone(server: Server, results: Results) -> None:
     async with stage(server, environment={"ROWCAST_ORDER_COMMIT": "sync"}) as play:
         await play.follow(4)
         await forgotten(server, play, rounds := times(2, 20))
@@ -199,7 +197,7 @@ async def standby_of(server: Server) -> AsyncIterator[Server]:
 
 
 @pytest.mark.parametrize("clean", [True, False], ids=["as it is", "without epochs and jumps"])
-async def test_a_standby_that_takes_over_resets_everybody_and_skips_nothing_silently(
+async def test_failover_to_a_standby_resets_every_client_and_skips_nothing_silently(
     server: Server, results: Results, clean: bool
 ) -> None:
     if not clean:
@@ -259,7 +257,7 @@ async def test_a_standby_that_takes_over_resets_everybody_and_skips_nothing_sile
     )
 
 
-async def test_what_a_crash_took_back_is_told_although_nobody_writes_any_more(server: Server) -> None:
+async def test_a_crash_that_undoes_changes_causes_a_reset_even_without_further_writes(server: Server) -> None:
     async with stage(server) as play:
         await play.follow(2)
         await play.recovered()

@@ -87,7 +87,7 @@ async def told_of_the_past(play: Stage, secrets: Secrets, count: int) -> int:
 
 
 @pytest.mark.parametrize("memory", ["0", "32000000"], ids=["from the log", "from memory"])
-async def test_content_of_deleted_rows_is_told_to_nobody_who_asks_for_the_past(
+async def test_replays_never_contain_content_of_deleted_rows(
     durable: str, results: Results, memory: str, request: pytest.FixtureRequest
 ) -> None:
     async with stage(durable, environment={"ROWCAST_RECENT_BYTES": memory}) as play:
@@ -111,7 +111,7 @@ async def test_content_of_deleted_rows_is_told_to_nobody_who_asks_for_the_past(
     ("mutant", "memory", "where"),
     [("no_tombstones", "0", "from the log"), ("memory_keeps_content", "32000000", "from memory")],
 )
-async def test_without_tombstones_the_past_of_deleted_rows_is_told(
+async def test_without_tombstones_content_of_deleted_rows_is_replayed(
     durable: str, results: Results, mutant: str, memory: str, where: str
 ) -> None:
     async with stage(durable, mutants=[mutant], environment={"ROWCAST_RECENT_BYTES": memory}) as play:
@@ -123,7 +123,7 @@ async def test_without_tombstones_the_past_of_deleted_rows_is_told(
 
 
 @pytest.mark.parametrize("mutants", [[], ["plain_detach"]])
-async def test_old_segments_are_dropped_under_an_open_reader_and_no_writer_waits(
+async def test_old_segments_are_dropped_despite_an_open_reader_and_no_writer_waits(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
     async with stage(durable, mutants=["short_retention", *mutants]) as play:

@@ -29,7 +29,7 @@ async def cut_listener(play: Stage, rounds: int) -> None:
         await play.daemons[0].logged("listener_lost", round_ + 1)
 
 
-async def test_a_listener_that_is_ended_again_and_again_misses_nothing(durable: str, results: Results) -> None:
+async def test_a_listener_that_is_terminated_again_and_again_misses_nothing(durable: str, results: Results) -> None:
     async with stage(durable, environment=NO_POLL) as play:
         await play.follow(4)
         play.write(2)
@@ -72,7 +72,7 @@ async def missed_rings(play: Stage, rounds: int) -> int:
 
 
 @pytest.mark.parametrize("mutants", [[], ["no_catch_up"]])
-async def test_what_is_written_while_nobody_listens_is_found_when_somebody_does(
+async def test_writes_without_a_listener_are_found_when_it_reconnects(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
     async with stage(durable, mutants=mutants, environment=NO_POLL) as play:
@@ -87,7 +87,7 @@ async def test_what_is_written_while_nobody_listens_is_found_when_somebody_does(
         assert (0, CLEAN) == (missed, verdict)
 
 
-async def test_rings_that_the_driver_drops_while_it_begins_to_listen_are_made_good(
+async def test_notifications_that_the_driver_drops_during_listen_are_recovered(
     durable: str, results: Results
 ) -> None:
     async with stage(durable, environment=NO_POLL) as play:
@@ -137,7 +137,7 @@ def ten_kilobytes(proxy: Proxy) -> None:
     ],
     ids=["cut", "delay", "throttle"],
 )
-async def test_a_bad_way_to_postgres_delays_and_loses_nothing(
+async def test_a_bad_connection_to_postgres_loses_nothing(
     durable: str, results: Results, fault: Callable[[Proxy], None], injected: str, request: pytest.FixtureRequest
 ) -> None:
     async with Proxy(socket_of(durable)).serving() as proxy, stage(durable, through=proxy) as play:
@@ -166,7 +166,7 @@ async def test_a_bad_way_to_postgres_delays_and_loses_nothing(
 
 
 @pytest.mark.parametrize("mutants", [[], ["begins_with_what_is_new"]])
-async def test_what_is_written_while_the_way_is_cut_is_numbered_by_who_leads_next(
+async def test_writes_during_a_cut_connection_are_numbered_by_the_next_leader(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
     async with Proxy(socket_of(durable)).serving() as proxy, stage(durable, through=proxy, mutants=mutants) as play:
@@ -188,7 +188,7 @@ async def test_what_is_written_while_the_way_is_cut_is_numbered_by_who_leads_nex
 
 
 @pytest.mark.parametrize("fault", [late_by_a_tenth, ten_kilobytes], ids=["delay", "throttle"])
-async def test_whoever_has_too_little_patience_gets_nothing_through_a_bad_way(
+async def test_with_too_short_timeouts_nothing_passes_a_bad_connection(
     durable: str, results: Results, fault: Callable[[Proxy], None], request: pytest.FixtureRequest
 ) -> None:
     async with (
@@ -207,7 +207,7 @@ async def test_whoever_has_too_little_patience_gets_nothing_through_a_bad_way(
 
 
 @pytest.mark.parametrize("mutants", [[], ["no_beat_limit"]])
-async def test_a_way_that_a_box_has_forgotten_is_noticed_by_the_beat(
+async def test_a_connection_that_a_middlebox_forgot_is_detected_by_the_heartbeat(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
     async with (
@@ -244,7 +244,7 @@ async def test_a_way_that_a_box_has_forgotten_is_noticed_by_the_beat(
         )
 
 
-async def test_a_daemon_whose_database_is_silent_ends_when_it_is_asked_to(durable: str, results: Results) -> None:
+async def test_a_daemon_with_a_silent_database_stops_on_sigterm(durable: str, results: Results) -> None:
     async with Proxy(socket_of(durable)).serving() as proxy, stage(durable, through=proxy) as play:
         await play.follow(2)
         daemon = play.daemons[0]
@@ -267,7 +267,7 @@ async def until_ready(play: Stage, ready: bool) -> str:
 
 
 @pytest.mark.parametrize("mutants", [[], ["no_beat_limit"]])
-async def test_a_silent_way_to_postgres_is_told_to_operators_and_made_good_when_it_heals(
+async def test_a_silent_connection_to_postgres_is_reported_and_nothing_is_lost(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
     async with (

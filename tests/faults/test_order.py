@@ -41,7 +41,7 @@ async def test_commits_in_any_order_lose_nothing_and_keep_the_order_of_each_row(
     ("mutant", "wrong"),
     [("naive_cursor", "lost"), ("xmin_watermark", "reordered_row"), ("order_by_time", "reordered_row")],
 )
-async def test_a_simpler_way_to_read_what_is_new_loses_or_inverts(
+async def test_simpler_cursors_lose_or_reorder_changes(
     durable: str, results: Results, mutant: str, wrong: str
 ) -> None:
     async with stage(durable, mutants=[mutant], rows=1) as play:
@@ -71,7 +71,9 @@ async def open_transaction(play: Stage, dsn: str, where: str) -> AsyncIterator[N
 
 
 @pytest.mark.parametrize("where", ["here", "in another database"])
-async def test_a_transaction_that_stays_open_delays_nobody_else(durable: str, results: Results, where: str) -> None:
+async def test_a_transaction_that_stays_open_delays_no_other_write(
+    durable: str, results: Results, where: str
+) -> None:
     async with stage(durable) as play:
         await play.follow(3)
         play.write(2)
@@ -91,7 +93,7 @@ async def test_a_transaction_that_stays_open_delays_nobody_else(durable: str, re
 
 
 @pytest.mark.parametrize("where", ["here", "in another database"])
-async def test_with_a_watermark_an_open_transaction_holds_everybody_up(
+async def test_with_a_watermark_an_open_transaction_blocks_all_delivery(
     durable: str, results: Results, where: str
 ) -> None:
     async with stage(durable, mutants=["xmin_watermark"]) as play:

@@ -97,7 +97,7 @@ async def follow(client: Client) -> None:
     assert "subscribed" == (await client.subscribe(f"user:{ADA}"))["op"]
 
 
-async def test_a_crash_loses_no_commit_and_gives_no_number_twice(server: Server) -> None:
+async def test_a_crash_loses_no_commit_and_reuses_no_number(server: Server) -> None:
     async with daemon_process(server.embedded.dsn, environment=QUICK) as daemon, daemon.client(ADA) as client:
         await follow(client)
         everything: list[str] = []
@@ -118,7 +118,7 @@ async def test_a_crash_loses_no_commit_and_gives_no_number_twice(server: Server)
     assert sorted(set(numbers + seqs)) == numbers + seqs
 
 
-async def test_numbers_that_a_crash_took_back_are_told_as_a_reset_and_never_used_again(server: Server) -> None:
+async def test_numbers_undone_by_a_crash_cause_a_reset_and_are_never_reused(server: Server) -> None:
     async with daemon_process(server.embedded.dsn, environment=QUICK) as daemon:
         async with daemon.client(ADA) as client:
             await follow(client)
@@ -142,7 +142,7 @@ async def test_numbers_that_a_crash_took_back_are_told_as_a_reset_and_never_used
             assert "crash" == (await back.next())["reason"]
 
 
-async def test_with_synchronous_order_a_crash_takes_nothing_back_that_was_shown(server: Server) -> None:
+async def test_with_synchronous_numbering_a_crash_undoes_nothing_that_was_delivered(server: Server) -> None:
     environment = QUICK | {"ROWCAST_ORDER_COMMIT": "sync"}
     async with daemon_process(server.embedded.dsn, environment=environment) as daemon, daemon.client(ADA) as client:
         await follow(client)
@@ -161,7 +161,7 @@ async def _resumes_with(daemon: Daemon, since: str, reason: str) -> None:
         assert reason == (await client.next())["reason"]
 
 
-async def test_the_place_where_a_right_began_survives_a_crash_that_takes_other_numbers_back(server: Server) -> None:
+async def test_the_start_of_a_right_survives_a_crash_that_undoes_other_numbers(server: Server) -> None:
     """Or else what came before the right could get the numbers behind it."""
     async with daemon_process(server.embedded.dsn, environment=QUICK) as daemon, daemon.client(ADA) as client:
         await follow(client)

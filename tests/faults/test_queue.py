@@ -61,7 +61,7 @@ async def watch(play: Stage) -> None:
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "unwatched"])
-async def test_a_daemon_that_hangs_is_killed_before_writers_fail(
+async def test_a_daemon_that_hangs_is_killed_before_writes_fail(
     server: Server, results: Results, watched: bool
 ) -> None:
     async with stage(server, environment={"WATCHDOG_USEC": str(int(WATCH * 1e6))}) as play:
@@ -116,7 +116,7 @@ async def queue_usage(play: Stage) -> float:
 
 
 @pytest.mark.parametrize("mutants", [[], ["no_usage"]])
-async def test_a_queue_that_somebody_blocked_is_emptied_as_soon_as_he_has_gone(
+async def test_a_blocked_notify_queue_empties_as_soon_as_the_blocker_is_gone(
     server: Server, results: Results, mutants: list[str]
 ) -> None:
     async with stage(server, mutants=mutants) as play:

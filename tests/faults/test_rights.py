@@ -55,7 +55,7 @@ async def until_revoked(checker: Checker, topic: str) -> None:
 
 @pytest.mark.parametrize("daemons", [1, 2])
 @pytest.mark.parametrize("ring", [True, False], ids=["rung", "nobody rings"])
-async def test_nothing_written_after_a_right_has_ended_is_told_to_who_lost_it(
+async def test_nothing_written_after_a_right_ended_is_delivered(
     durable: str, results: Results, daemons: int, ring: bool
 ) -> None:
     chance = random.Random(SEED)
@@ -86,7 +86,7 @@ async def test_nothing_written_after_a_right_has_ended_is_told_to_who_lost_it(
     )
 
 
-async def test_rights_that_are_looked_up_once_leak_what_is_written_afterwards(durable: str, results: Results) -> None:
+async def test_rights_checked_only_at_subscribe_leak_later_writes(durable: str, results: Results) -> None:
     async with stage(durable, users=2, mutants=["rights_at_subscribe"]) as play:
         play.oracle.tag = "0"
         ended = Ended(play)
@@ -151,7 +151,7 @@ async def test_a_right_that_ends_during_a_replay_ends_for_the_replay_too(
 
 
 @pytest.mark.parametrize("mutants", [[], ["rights_from_the_first"]])
-async def test_who_is_taken_in_while_away_hears_nothing_of_before(
+async def test_a_member_added_while_offline_receives_nothing_from_before(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
     async with stage(durable, users=times(3, 30), mutants=mutants) as play:

@@ -77,7 +77,9 @@ async def heard(client: Client) -> Frame:
     return frame
 
 
-async def test_clients_are_told_that_the_log_is_not_read_and_stay_and_miss_nothing(server: EmbeddedPostgres) -> None:
+async def test_clients_of_a_stalled_database_receive_stale_stay_connected_and_miss_nothing(
+    server: EmbeddedPostgres,
+) -> None:
     async with daemon_process(server.dsn) as daemon, daemon.client(ADA) as client:
         await client.subscribe(TOPIC)
         await say(server, "before")
@@ -99,7 +101,7 @@ async def test_clients_are_told_that_the_log_is_not_read_and_stay_and_miss_nothi
         assert ["after"] == [change["record"]["preferences"]["said"] for change in await client.changes()]
 
 
-async def test_a_read_that_hangs_is_given_up_and_goes_another_way_the_next_time(
+async def test_a_read_that_hangs_times_out_and_the_next_one_uses_another_connection(
     server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = await open_pool(server.dsn, application_name="test", min_size=3, max_size=3)
@@ -118,7 +120,7 @@ async def test_a_read_that_hangs_is_given_up_and_goes_another_way_the_next_time(
         pool.terminate()
 
 
-async def test_a_question_that_is_given_up_by_who_asked_takes_nothing_from_others(server: EmbeddedPostgres) -> None:
+async def test_a_cancelled_query_does_not_block_the_next_one(server: EmbeddedPostgres) -> None:
     pool = await open_pool(server.dsn, application_name="test", max_size=1)
     try:
         async with pool.acquire() as connection:

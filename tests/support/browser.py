@@ -1,4 +1,4 @@
-"""A real browser for the tests, and a server of frames that a test plays itself."""
+"""A real browser for the tests, and a websocket server that a test scripts frame by frame."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chro
 PLACES = ("/usr/bin", "/usr/lib/chromium", "/usr/lib/chromium-browser")
 NONE = "There is no Chromium here: install chromium-headless-shell or chromium (Debian: apt install chromium)."
 
-# A browser that calls nobody. As root it cannot build its sandbox.
+# A browser without background traffic. It cannot create its sandbox as root.
 OPTIONS = [
     "--disable-gpu",
     "--disable-background-networking",
@@ -34,13 +34,13 @@ Frame = dict[str, Any]
 
 
 def find_chromium() -> Path | None:
-    """The browser that the system has."""
+    """The browser that is installed, if there is one."""
     path = os.pathsep.join([os.environ.get("PATH", ""), *PLACES])
     return next((Path(found) for name in NAMES if (found := shutil.which(name, path=path))), None)
 
 
 class Complaints(list[str]):
-    """What a page complained of: errors, refused resources, and whatever its policy did not allow."""
+    """What a page reported: errors, refused resources, and violations of its content security policy."""
 
     def watch(self, page: Page) -> None:
         page.on("console", self._console)
@@ -51,13 +51,13 @@ class Complaints(list[str]):
             self.append(message.text)
 
     def but_for(self, *beginnings: str) -> list[str]:
-        """Those that begin otherwise."""
+        """Those that do not begin so."""
         return [complaint for complaint in self if not complaint.startswith(beginnings)]
 
 
 @asynccontextmanager
 async def browser_page(viewport: ViewportSize | None = None) -> AsyncIterator[tuple[Page, Complaints]]:
-    """An empty page in a browser of its own. Skips the test where no browser is installed."""
+    """An empty page in its own browser. Skips the test if no browser is installed."""
     chromium = find_chromium()
     if chromium is None:
         pytest.skip(NONE)
@@ -73,74 +73,76 @@ async def browser_page(viewport: ViewportSize | None = None) -> AsyncIterator[tu
             await browser.close()
 
 
-class Line:
-    """One websocket that the page has opened: the test is the server."""
+class PageConnection:
+    """One websocket that the page has opened; the test acts as the server."""
 
     def __init__(self, socket: WebSocketRoute) -> None:
         self._socket = socket
-        self._heard: asyncio.Queue[Frame] = asyncio.Queue()
-        socket.on_message(lambda text: self._heard.put_nowait(json.loads(text)))
+        self._received: asyncio.Queue[Frame] = asyncio.Queue()
+        socket.on_message(lambda text: self._received.put_nowait(json.loads(text)))
 
-    async def hear(self, op: str) -> Frame:
-        """The next frame, which has to be of this kind."""
-        frame = await self._heard.get()
+    async def receive(self, op: str) -> Frame:
+        """The next frame of the page, which must be of this kind."""
+        frame = await self._received.get()
         assert op == frame["op"], frame
         return frame
 
-    def say(self, op: str, **members: object) -> None:
+    def send(self, op: str, **members: object) -> None:
         self._socket.send(json.dumps({"op": op, **members}))
 
     def change(self, topic: str, *changes: Frame, prev: str) -> None:
-        """A frame of changes; what a change does not say of itself is made up."""
+        """Send a frame of changes; members that a change leaves out get defaults."""
         epoch = prev.partition(":")[0]
-        made_up = {"tx": "1", "at": "2026-01-10T12:00:00.123456Z", "kind": "insert"}
-        whole = [made_up | change for change in changes]
-        self.say("changes", topic=topic, prev=prev, pos=f"{epoch}:{changes[-1]['seq']}", changes=whole)
+        defaults = {"tx": "1", "at": "2026-01-10T12:00:00.123456Z", "kind": "insert"}
+        whole = [defaults | change for change in changes]
+        self.send("changes", topic=topic, prev=prev, pos=f"{epoch}:{changes[-1]['seq']}", changes=whole)
 
     async def welcome(self, pos: str, heartbeat: float = 20) -> Frame:
-        """Greet; the page's hello."""
-        hello = await self.hear("hello")
-        self.say("welcome", session="01J00000000000000000000000", user="ada", pos=pos, heartbeat=heartbeat)
+        """Read the page's hello and answer it; returns the hello."""
+        hello = await self.receive("hello")
+        self.send("welcome", session="01J00000000000000000000000", user="ada", pos=pos, heartbeat=heartbeat)
         return hello
 
-    async def grant(self, *topics: str) -> list[Frame]:
-        """Answer subscribes to these topics, which come in this order, as the start of a replay; the subscribes."""
-        asked = [await self.hear("subscribe") for _ in topics]
-        assert list(topics) == [frame["topic"] for frame in asked]
-        return asked
+    async def subscribes(self, *topics: str) -> list[Frame]:
+        """Read subscribes to these topics, in this order; returns the frames, to be answered by `subscribed`."""
+        requests = [await self.receive("subscribe") for _ in topics]
+        assert list(topics) == [frame["topic"] for frame in requests]
+        return requests
 
-    def subscribed(self, asked: Iterable[Frame], pos: str) -> None:
-        for frame in asked:
-            self.say("subscribed", id=frame["id"], topic=frame["topic"], pos=pos)
+    def subscribed(self, requests: Iterable[Frame], pos: str) -> None:
+        for frame in requests:
+            self.send("subscribed", id=frame["id"], topic=frame["topic"], pos=pos)
 
     async def close(self, code: int, reason: str = "") -> None:
         await self._socket.close(code=code, reason=reason)
 
 
-class Stage:
-    """A web page from a folder, and every websocket that it opens, in order. No network is involved."""
+class ScriptedSite:
+    """A web page from a folder, and every websocket that it opens, in order. Nothing goes over the network."""
 
     def __init__(self, page: Page, folder: Path, demo: Frame) -> None:
         self._page = page
         self._site = Site({**static_pages(folder), "/demo.json": self._demo_page, "/empty": html_page("")})
         self._demo = demo
-        self._lines: asyncio.Queue[Line] = asyncio.Queue()
+        self._connections: asyncio.Queue[PageConnection] = asyncio.Queue()
         self.tokens_fetched = 0
 
-    async def open(self) -> Line:
-        """Open the page; its first line."""
+    async def open(self) -> PageConnection:
+        """Open the page; its first connection."""
         await self.visit("/")
-        return await self.line()
+        return await self.connection()
 
     async def visit(self, path: str) -> None:
         """Open a path: `/empty` is a page without content, for a test that brings its own script."""
         await self._page.route("http://rowcast.test/**", self._answer)
-        await self._page.route_web_socket("ws://rowcast.test/v1", lambda socket: self._lines.put_nowait(Line(socket)))
+        await self._page.route_web_socket(
+            "ws://rowcast.test/v1", lambda socket: self._connections.put_nowait(PageConnection(socket))
+        )
         await self._page.goto(f"http://rowcast.test{path}")
 
-    async def line(self) -> Line:
-        """The next line that the page opens."""
-        return await self._lines.get()
+    async def connection(self) -> PageConnection:
+        """The next connection that the page opens."""
+        return await self._connections.get()
 
     def _demo_page(self) -> HttpPage:
         self.tokens_fetched += 1

@@ -1,4 +1,4 @@
-"""What a database holds, as a value that two databases can be compared by."""
+"""The contents of a database's catalog as a value, to compare two databases."""
 
 import json
 from collections.abc import Collection
@@ -11,7 +11,7 @@ import asyncpg
 async def catalog(dsn: str, schemas: Collection[str]) -> dict[str, dict[str, Any]]:
     """Every object of the schemas, by kind and name, with its definition, owner, privileges and comment.
 
-    Of other schemas only the names are there, and of the database its extensions, publications and event triggers.
+    Also the names of all other schemas, and the database's extensions, publications and event triggers.
     """
     connection = await asyncpg.connect(dsn, server_settings={"search_path": ""})
     try:
@@ -23,7 +23,7 @@ async def catalog(dsn: str, schemas: Collection[str]) -> dict[str, dict[str, Any
     assert len(rows) == len(found), "two objects of one name"
     for facts in found.values():
         if facts.get("acl"):
-            facts["acl"].sort()  # grants are kept in the order in which they were made
+            facts["acl"].sort()  # grants are stored in the order in which they were made
     return found
 
 

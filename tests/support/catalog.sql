@@ -1,5 +1,5 @@
--- Everything that the given schemas hold, and what a database has beside its schemas: one row per object, its
--- name and all that describes it. Positions and object ids are left out, since a second creation gets others.
+-- Every object of the given schemas, and the database's objects outside of schemas: one row per object, with its
+-- name and definition. Positions and object ids are left out: they change when an object is created again.
 -- $1 schemas text[]
 with schemas as (
     select n.oid, n.nspname from pg_namespace as n where n.nspname = any ($1::text [])
@@ -27,7 +27,7 @@ with schemas as (
     select format('default privileges %s %s %s', d.defaclrole::regrole, d.defaclnamespace::regnamespace, d.defaclobjtype),
            jsonb_build_object('acl', d.defaclacl)
     from pg_default_acl as d
-    union all  -- whatever else lies in the schemas: operators, collations, text search, ...
+    union all  -- all other objects in the schemas: operators, collations, text search, ...
     select 'object ' || pg_describe_object(d.classid, d.objid, d.objsubid), null
     from pg_depend as d join schemas as s on s.oid = d.refobjid
     where d.refclassid = 'pg_namespace'::regclass

@@ -21,7 +21,7 @@ from websockets.typing import Subprotocol
 from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.auth import Authenticator
 
-END_TIMEOUT = 30.0  # seconds after which a daemon that should end is given up
+END_TIMEOUT = 30.0  # seconds until a daemon that should end is killed
 SECRET = "a secret that is only good for tests, and long enough"
 
 Frame = dict[str, Any]
@@ -32,7 +32,7 @@ def token(user: str, ttl: float = 3600) -> str:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """What a service gets: nothing of the tests' own settings."""
+    """The environment of a service: none of the tests' own settings."""
     kept = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR", "PYTHONPATH")
     return {name: os.environ[name] for name in kept if name in os.environ} | more
 
@@ -55,7 +55,7 @@ class Client:
                 return frame
 
     async def until(self, op: str) -> list[Frame]:
-        """All frames up to the next one of this kind, it included."""
+        """All frames up to and including the next one of this kind."""
         frames = [await self.next()]
         while frames[-1]["op"] != op:
             frames.append(await self.next())
@@ -66,7 +66,7 @@ class Client:
         return await self.next()
 
     async def changes(self, count: int = 1) -> list[Frame]:
-        """The next changes, of one or more frames, exactly as many as asked for."""
+        """The next `count` changes, from one or more frames. Fails if the last frame has more."""
         found: list[Frame] = []
         while len(found) < count:
             frame = await self.next()
@@ -83,7 +83,7 @@ class Client:
 
 @dataclass
 class Daemon:
-    """A daemon that is ready, or was."""
+    """A daemon process that has become ready."""
 
     process: asyncio.subprocess.Process
     address: tuple[str, int]
@@ -99,16 +99,16 @@ class Daemon:
         return f"http://{self.address[0]}:{self.address[1]}"
 
     def events(self) -> list[Frame]:
-        """What it has logged, line by line."""
+        """Its log so far, one event a line."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def warnings(self) -> list[Frame]:
-        """What of it an operator should look at."""
+        """The logged warnings and errors."""
         return [event for event in self.events() if event["level"] not in ("debug", "info")]
 
     @asynccontextmanager
     async def raw(self, **options: Any) -> AsyncIterator[Client]:
-        """A client that has not said anything yet."""
+        """A client that has not sent anything yet."""
         async with connect(
             self.url,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
@@ -120,7 +120,7 @@ class Daemon:
 
     @asynccontextmanager
     async def client(self, user: str, since: str | None = None) -> AsyncIterator[Client]:
-        """A client that was welcomed."""
+        """A client that has sent its hello and was welcomed."""
         async with self.raw() as client:
             await client.say(op="hello", token=token(user), **({"since": since} if since else {}))
             client.welcome = await client.next()
@@ -152,7 +152,7 @@ async def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
 
 
 class Notices:
-    """What a service says to systemd: a real socket that it is told to notify."""
+    """What a service tells systemd: a real socket for NOTIFY_SOCKET."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -174,7 +174,7 @@ class Notices:
 
 
 def free_port() -> int:
-    """A port below those that outgoing connections take, which nobody listens on now, and no other test soon."""
+    """A free port, below the ephemeral range and in a range that no other test process uses."""
     while True:
         port = next(_PORTS)
         with socket.socket() as probe, suppress(OSError):
@@ -195,10 +195,9 @@ async def daemon_process(
     environment: Mapping[str, str] = {},
     program: Sequence[str] = ("-m", "daemon"),
 ) -> AsyncIterator[Daemon]:
-    """A daemon that has told systemd that it is ready; ended at the end, and its log must hold no traceback.
+    """A daemon that has told systemd that it is ready; stopped at the end. Its log must contain no traceback.
 
-    Without a `port` it listens on one that the system chooses, which no other test can have. `program` is what
-    Python is to run.
+    Without a `port` it listens on one that the system chooses. `program` is what Python runs.
     """
     with tempfile.TemporaryDirectory() as home, Notices(Path(home, "notify")) as notices:
         log = Path(home, "log")
@@ -236,7 +235,7 @@ async def daemon_process(
 
 
 async def _end(daemon: Daemon) -> None:
-    """End it as an operator would. One that does not end has to say where it hangs, if it has not been stopped."""
+    """Stop it as an operator would. If it does not end, SIGABRT makes it print where it hangs before it is killed."""
     try:
         async with asyncio.timeout(END_TIMEOUT):
             await daemon.stop()

@@ -1,4 +1,4 @@
-"""ddl/ and triggers/ folders of a test's own, with packs of a few lines."""
+"""Private ddl/ and triggers/ folders for a test, with packs of a few lines."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def downgrade() -> None:
 
 
 class Folders:
-    """Where the tests write packs, and calls of daemon.schema.migrate that read them from there."""
+    """Folders into which a test writes packs, and daemon.schema.migrate run on them."""
 
     def __init__(self, root: Path) -> None:
         self.ddl, self.triggers = root / "ddl", root / "triggers"
@@ -34,7 +34,7 @@ class Folders:
         self.revision("rowcast", 1, up="create table rowcast.own ();", down="drop table rowcast.own;")
 
     def revision(self, pack: str, number: int, *, up: str, down: str | None = None) -> Path:
-        """Write one revision's three files; without `down` two. Returns the Python file."""
+        """Write the files of one revision: three, or two without `down`. Returns the Python file."""
         path = self.ddl / pack / f"{number:04}_part.py"
         path.parent.mkdir(exist_ok=True)
         before = f'"{pack}_{number - 1:04}"' if number > 1 else None

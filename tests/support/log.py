@@ -1,4 +1,4 @@
-"""A log with rows in it, and who numbers them."""
+"""A watched table, and a sequencer that numbers its events."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ async def leader(
     max_offered: int = 0,
     leads: bool = True,
 ) -> AsyncIterator[Sequencer]:
-    """A sequencer that leads, or has only just been started, and is told of no event: it polls."""
+    """A sequencer that leads (or, without `leads`, has just been started). Nothing notifies it: it polls."""
     connecting = partial(connect, database, application_name="sequencer", server_settings=SESSION)
     sequencer = Sequencer(
         connecting,
@@ -49,7 +49,7 @@ async def leader(
 
 
 async def until_numbered(pool: Pool) -> None:
-    """Wait until no captured event is without its number."""
+    """Wait until every captured event is numbered."""
     while await pool.fetchval(
         """select exists (
                select from rowcast.events as e

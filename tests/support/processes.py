@@ -1,4 +1,4 @@
-"""Real processes for the tests, and the signal that one has ended."""
+"""Real processes for the tests, and a way to wait for their end."""
 
 import asyncio
 import multiprocessing
@@ -17,7 +17,7 @@ from tests.support.postgres import chosen_binaries
 
 @contextmanager
 def until_it_ends(pid: int) -> Iterator[None]:
-    """Returns from the block when the process, which runs at its beginning, has ended."""
+    """Waits at the end of the block until the process, which must be running at its beginning, has ended."""
     process = os.pidfd_open(pid)
     try:
         yield
@@ -44,7 +44,7 @@ class Holder:
         return int(pid), str(dsn)
 
     def kill(self) -> None:
-        """SIGKILL, and the process is gone."""
+        """Kill it with SIGKILL and wait for its end."""
         self.process.kill()
         self.process.join()
 

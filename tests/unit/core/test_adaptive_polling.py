@@ -1,4 +1,4 @@
-"""The silent doorbell: when the leader sleeps, and that no interleaving loses a wake-up, though no timer helps."""
+"""When the leader sleeps, and that no interleaving loses a wake-up, even without the help of a timer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ def asleep() -> AdaptivePoller:
 
 
 def steadily(leader: AdaptivePoller, rate: float, since: float) -> set[State]:
-    """What it does while so many transactions a second are found, one by one; after the first second."""
+    """The poller's states while it finds `rate` transactions a second, one by one, after the first second."""
     states = set()
     for number in range(int(3 * rate)):
         leader.record_poll(since + number / rate, 1, 0.0005, held=leader.wants_sleep_lock)
@@ -35,11 +35,11 @@ def steadily(leader: AdaptivePoller, rate: float, since: float) -> set[State]:
     return states
 
 
-def test_left_alone_it_sleeps_until_it_is_rung_for_or_its_longest_sleep_is_over() -> None:
+def test_an_idle_leader_sleeps_until_it_is_notified_or_the_maximum_delay_has_passed() -> None:
     assert POLL == asleep().delay
 
 
-def test_when_the_lock_is_lost_it_is_not_asleep_any_more() -> None:
+def test_a_leader_that_loses_the_lock_is_no_longer_asleep() -> None:
     leader = asleep()
     leader.record_poll(61.0, 0, 0.0, held=False)
     assert State.FALLING_ASLEEP == leader.state
@@ -50,14 +50,14 @@ def test_when_the_lock_is_lost_it_is_not_asleep_any_more() -> None:
     ("rate", "was_asleep", "was_awake"),
     [(20, "asleep", "asleep"), (200, "asleep", "awake"), (2000, "awake", "awake")],
 )
-def test_it_is_rung_for_while_little_is_written_and_looks_by_itself_while_much_is(
+def test_the_leader_relies_on_notifications_at_low_rates_and_polls_at_high_rates(
     rate: float, was_asleep: str, was_awake: str
 ) -> None:
     assert {State(was_asleep)} == steadily(asleep(), rate, 61.0)
     assert {State(was_awake)} == steadily(awake(), rate, 0.0)
 
 
-def test_many_transactions_in_one_look_are_a_rush_and_one_large_one_is_none() -> None:
+def test_many_transactions_in_one_poll_wake_the_leader_and_a_single_large_one_does_not() -> None:
     states = []
     leader = asleep()
     for now, found in ((61.0, 1), (62.0, 100)):
@@ -66,7 +66,7 @@ def test_many_transactions_in_one_look_are_a_rush_and_one_large_one_is_none() ->
     assert [State.ASLEEP, State.AWAKE] == states
 
 
-def test_awake_it_looks_at_an_even_pace_and_lets_more_gather_where_a_look_takes_long() -> None:
+def test_an_awake_leader_polls_at_an_even_pace_and_waits_longer_after_slow_polls() -> None:
     leader = awake()
     for took, delay in (
         (0.0, POLL_DELAY),
@@ -79,7 +79,7 @@ def test_awake_it_looks_at_an_even_pace_and_lets_more_gather_where_a_look_takes_
         assert delay == leader.delay
 
 
-def test_when_writers_come_back_while_it_falls_asleep_it_gives_the_lock_up() -> None:
+def test_a_leader_that_is_falling_asleep_gives_up_the_lock_when_writers_return() -> None:
     leader = awake()
     leader.record_poll(60.0, 0, 0.0005, held=False)
     assert leader.wants_sleep_lock
@@ -87,22 +87,22 @@ def test_when_writers_come_back_while_it_falls_asleep_it_gives_the_lock_up() -> 
     assert not leader.wants_sleep_lock
 
 
-# Every interleaving of two writers, the ring, the lock and the leader. Each step is what one party does at once.
+# Every interleaving of two writers, notifications, the lock and the leader. A step is one atomic action of one party.
 
 
 @dataclass(frozen=True)
 class World:
-    """Writers are None before they write; then what they have done: (rings, is visible, holds the lock, ring due)."""
+    """A writer is None before it writes, then (notifies, is visible, holds the lock, notification is due)."""
 
     writers: tuple[tuple[bool, bool, bool, bool] | None, ...] = (None, None)
     numbered: frozenset[int] = frozenset()
-    bell: bool = False
+    wakeup: bool = False
     step: str = "clear"
-    seen: frozenset[int] = frozenset()  # by the look that is on its way
+    seen: frozenset[int] = frozenset()  # by the poll in progress
     state: State = State.AWAKE
-    lock: str = "free"  # as Postgres has it: free, asked, held
-    held: bool = False  # as the leader has it
-    losses: int = 1  # connections that may yet break
+    lock: str = "free"  # in Postgres: free, requested, held
+    held: bool = False  # as far as the leader knows
+    losses: int = 1  # connections that may still break
 
     def visible(self) -> frozenset[int]:
         return frozenset(n for n, writer in enumerate(self.writers) if writer is not None and writer[1])
@@ -110,81 +110,81 @@ class World:
 
 @dataclass(frozen=True)
 class Rules:
-    """What keeps wake-ups from being lost."""
+    """The rules that keep wake-ups from being lost."""
 
-    clears_first: bool = True
-    hears_of_grants: bool = True
-    hears_of_losses: bool = True
+    clears_before_polling: bool = True
+    notified_of_grants: bool = True
+    notified_of_losses: bool = True
     shares_until_visible: bool = True
 
 
 def steps(world: World, rules: Rules) -> Iterator[World]:
-    """What can happen next, but for what a timer would do."""
-    yield from of_writers(world, rules)
-    yield from of_the_lock(world, rules)
-    yield from of_the_leader(world, rules)
+    """Every world that can follow, without the help of a timer."""
+    yield from writer_steps(world, rules)
+    yield from lock_steps(world, rules)
+    yield from leader_steps(world, rules)
 
 
-def of_writers(world: World, rules: Rules) -> Iterator[World]:
+def writer_steps(world: World, rules: Rules) -> Iterator[World]:
     for number, writer in enumerate(world.writers):
 
-        def does(*then: bool, number: int = number, **more: bool) -> World:
+        def after(*then: bool, number: int = number, **more: bool) -> World:
             changed = (*world.writers[:number], then, *world.writers[number + 1 :])
             return replace(world, writers=changed, **more)  # type: ignore[arg-type]
 
         if writer is None:
             shares = world.lock == "free"
-            yield does(not shares, False, shares, not shares)
+            yield after(not shares, False, shares, not shares)
             continue
-        rings, visible, shares, due = writer
+        notifies, visible, shares, due = writer
         if not visible:
-            yield does(rings, True, shares, due)
+            yield after(notifies, True, shares, due)
         if shares and (visible or not rules.shares_until_visible):
-            yield does(rings, visible, False, due)
+            yield after(notifies, visible, False, due)
         if visible and due:
-            yield does(rings, visible, shares, False, bell=True)
+            yield after(notifies, visible, shares, False, wakeup=True)
 
 
-def of_the_lock(world: World, rules: Rules) -> Iterator[World]:
+def lock_steps(world: World, rules: Rules) -> Iterator[World]:
     wanted = world.state is not State.AWAKE
     shared = any(writer is not None and writer[2] for writer in world.writers)
     if world.lock == "free" and wanted and not world.held:
-        yield replace(world, lock="asked")
-    if world.lock == "asked" and not wanted:
+        yield replace(world, lock="requested")
+    if world.lock == "requested" and not wanted:
         yield replace(world, lock="free")
-    if world.lock == "asked" and not shared:
+    if world.lock == "requested" and not shared:
         yield replace(world, lock="held")
     if world.lock == "held" and not world.held:
-        yield replace(world, held=True, bell=world.bell or rules.hears_of_grants)
+        yield replace(world, held=True, wakeup=world.wakeup or rules.notified_of_grants)
     if world.lock == "held" and world.held and not wanted:
-        yield replace(world, held=False, lock="free", bell=True)
+        yield replace(world, held=False, lock="free", wakeup=True)
     if world.lock != "free" and world.losses:
         yield replace(world, lock="free", losses=world.losses - 1)
-    if world.lock == "free" and world.held and rules.hears_of_losses:
-        yield replace(world, held=False, bell=True)
+    if world.lock == "free" and world.held and rules.notified_of_losses:
+        yield replace(world, held=False, wakeup=True)
 
 
-def of_the_leader(world: World, rules: Rules) -> Iterator[World]:
+def leader_steps(world: World, rules: Rules) -> Iterator[World]:
     match world.step:
         case "clear":
-            yield replace(world, bell=world.bell and not rules.clears_first, step="look")
-        case "look":
-            yield replace(world, seen=world.visible(), step="looked")
-        case "looked":
-            for rate in (0.0, 1000.0):  # whatever was before, and however long it took
+            yield replace(world, wakeup=world.wakeup and not rules.clears_before_polling, step="poll")
+        case "poll":
+            yield replace(world, seen=world.visible(), step="polled")
+        case "polled":
+            for rate in (0.0, 1000.0):  # whatever happened before, and however long it took
                 leader = AdaptivePoller(0.0, max_sleep=POLL)
                 leader.state, leader._rate = world.state, rate
                 leader.record_poll(0.0, len(world.seen - world.numbered), 0.0, held=world.held)
                 state = leader.state
                 step = "clear" if state is State.AWAKE else "wait"
-                bell = world.bell and rules.clears_first
-                yield replace(world, numbered=world.numbered | world.seen, state=state, step=step, bell=bell)
-        case "wait" if world.bell:
+                wakeup = world.wakeup and rules.clears_before_polling
+                yield replace(world, numbered=world.numbered | world.seen, state=state, step=step, wakeup=wakeup)
+        case "wait" if world.wakeup:
             yield replace(world, step="clear")
 
 
-def losing(rules: Rules) -> World | None:
-    """A world in which something visible has no number, and nothing will happen any more."""
+def lost_wakeup(rules: Rules) -> World | None:
+    """A reachable world in which a visible write has no number and no further step is possible."""
     known, waiting = {World()}, [World()]
     while waiting:
         world = waiting.pop()
@@ -198,10 +198,10 @@ def losing(rules: Rules) -> World | None:
     return None
 
 
-def test_no_interleaving_of_writers_ring_looks_and_lock_loses_a_wake_up() -> None:
-    assert losing(Rules()) is None
+def test_no_interleaving_of_writers_notifications_polls_and_lock_loses_a_wakeup() -> None:
+    assert lost_wakeup(Rules()) is None
 
 
 @pytest.mark.parametrize("rule", Rules.__dataclass_fields__)
-def test_without_any_one_of_its_rules_a_wake_up_can_be_lost(rule: str) -> None:
-    assert losing(replace(Rules(), **{rule: False})) is not None
+def test_without_any_one_of_its_rules_a_wakeup_can_be_lost(rule: str) -> None:
+    assert lost_wakeup(replace(Rules(), **{rule: False})) is not None

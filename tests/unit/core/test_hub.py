@@ -8,19 +8,19 @@ from tests.unit.core.test_wire import a_change
 
 
 class Recorder:
-    """A follower that keeps what it is told, one entry a call."""
+    """A follower that records what it is sent, one entry for each call."""
 
     def __init__(self, user: str = "ada") -> None:
         self.user = user
         self.calls: list[list[dict[str, Any]]] = []
-        self.lost: list[Topic] = []
+        self.revocations: list[Topic] = []
         self.moves = 0
 
     def discontinued(self) -> None:
         self.moves += 1
 
     def revoked(self, topic: Topic) -> None:
-        self.lost.append(topic)
+        self.revocations.append(topic)
 
     def deliver(self, frames: bytes) -> None:
         self.calls.append([json.loads(line) for line in frames.splitlines()])
@@ -45,14 +45,14 @@ def publish(hub: Hub, *changes: Change, covers: Iterable[Topic] = ()) -> tuple[i
     return hub.publish(changes, Position("e", changes[-1].seq), lambda _: covers, ends)
 
 
-def test_a_follower_hears_its_topic_and_no_other() -> None:
+def test_a_follower_receives_only_its_own_topic() -> None:
     hub, ada = a_hub(), Recorder()
     hub.follow(Topic("a"), ada)
     publish(hub, a_change(11, "a"), a_change(12, "b"), a_change(13, "a"))
     assert ada.seqs == [11, 13]
 
 
-def test_what_nobody_follows_does_not_split_a_frame() -> None:
+def test_a_change_without_followers_does_not_split_a_frame() -> None:
     hub, ada = a_hub(), Recorder()
     hub.follow(Topic("a"), ada)
     assert publish(hub, a_change(11, "a"), a_change(12, "b"), a_change(13, "a")) == (1, 1)
@@ -71,28 +71,28 @@ def test_all_frames_of_a_batch_are_one_call() -> None:
     ]
 
 
-def test_all_followers_are_handed_the_same_bytes() -> None:
+def test_all_followers_receive_the_same_bytes_object() -> None:
     hub = a_hub()
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     class Listener(Recorder):
         def deliver(self, frames: bytes) -> None:
-            heard.append(frames)
+            received.append(frames)
 
     for _ in range(3):
         hub.follow(Topic("a"), Listener())
     assert publish(hub, a_change(11, "a")) == (1, 3)
-    assert len({id(frames) for frames in heard}) == 1
+    assert len({id(frames) for frames in received}) == 1
 
 
-def test_who_hears_the_same_frames_is_handed_the_very_same_bytes_whatever_else_it_follows() -> None:
+def test_followers_of_the_same_frames_share_one_bytes_object_whatever_else_they_follow() -> None:
     hub = a_hub()
-    heard: dict[str, bytes] = {}
+    received: dict[str, bytes] = {}
 
     class Listener(Recorder):
         def deliver(self, frames: bytes) -> None:
-            assert self.user not in heard
-            heard[self.user] = frames
+            assert self.user not in received
+            received[self.user] = frames
 
     for user, topics in {"1": "ab", "2": "ba", "3": "a", "4": "abd", "5": "ac", "6": "b", "7": "d"}.items():
         listener = Listener(user)
@@ -100,14 +100,14 @@ def test_who_hears_the_same_frames_is_handed_the_very_same_bytes_whatever_else_i
             hub.follow(Topic(topic), listener)
     published = publish(hub, a_change(11, "a"), a_change(12, "b"), a_change(13, "a"))
     assert (3, 3 * 3 + 2 * 2 + 1) == published
-    assert {"1", "2", "3", "4", "5", "6"} == heard.keys()
-    assert heard["1"] is heard["2"] is heard["4"]
-    assert heard["3"] is heard["5"]
-    [first, second, third] = heard["1"].splitlines(keepends=True)
-    assert (first + third, second) == (heard["3"], heard["6"])
+    assert {"1", "2", "3", "4", "5", "6"} == received.keys()
+    assert received["1"] is received["2"] is received["4"]
+    assert received["3"] is received["5"]
+    [first, second, third] = received["1"].splitlines(keepends=True)
+    assert (first + third, second) == (received["3"], received["6"])
 
 
-def test_whoever_no_longer_follows_hears_nothing_more() -> None:
+def test_a_follower_that_unfollows_receives_nothing_more() -> None:
     hub, ada, bob = a_hub(), Recorder(), Recorder()
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("a"), bob)
@@ -119,7 +119,7 @@ def test_whoever_no_longer_follows_hears_nothing_more() -> None:
     assert hub.subscriptions == 0
 
 
-def test_a_topic_followed_anew_begins_where_the_hub_is() -> None:
+def test_a_topic_that_is_followed_again_begins_at_the_hubs_position() -> None:
     hub, ada = a_hub(), Recorder()
     hub.follow(Topic("a"), ada)
     hub.unfollow(Topic("a"), ada)
@@ -129,7 +129,7 @@ def test_a_topic_followed_anew_begins_where_the_hub_is() -> None:
     assert ada.calls[0][0]["prev"] == "e:11"
 
 
-def test_a_truncated_table_resets_the_topics_it_puts_in_doubt_in_order() -> None:
+def test_a_truncate_resets_the_topics_it_affects_in_order() -> None:
     hub, ada, bob = a_hub(), Recorder(), Recorder()
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("b"), bob)
@@ -142,7 +142,7 @@ def test_a_truncated_table_resets_the_topics_it_puts_in_doubt_in_order() -> None
     assert bob.calls == []
 
 
-def test_whoever_follows_anything_is_told_once_that_the_hub_has_moved() -> None:
+def test_each_follower_is_notified_once_when_the_hub_moves() -> None:
     hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
     for topic in ("a", "b"):
         hub.follow(Topic(topic), ada)
@@ -152,29 +152,29 @@ def test_whoever_follows_anything_is_told_once_that_the_hub_has_moved() -> None:
     assert Discontinuity(2, "crash", Position("f", Seq(90))) == hub.discontinuity
 
 
-def test_a_suspended_follower_hears_nothing_and_where_its_topics_last_frames_were() -> None:
+def test_suspending_a_follower_stops_delivery_and_returns_the_last_position_of_each_topic() -> None:
     hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
     for topic in ("a", "b"):
         hub.follow(Topic(topic), ada)
     hub.follow(Topic("a"), bob)
-    hub.watch_rights(Topic("asked for"), ada)
-    publish(hub, a_change(11, "a"), a_change(12, "of nobody"))
-    asked = [Topic(topic) for topic in ("a", "b", "asked for")]
-    assert {"a": 11, "b": 10} == hub.suspend(asked, ada)
-    assert {} == hub.suspend(asked, ada)
+    hub.watch_rights(Topic("requested"), ada)
+    publish(hub, a_change(11, "a"), a_change(12, "unfollowed"))
+    topics = [Topic(topic) for topic in ("a", "b", "requested")]
+    assert {"a": 11, "b": 10} == hub.suspend(topics, ada)
+    assert {} == hub.suspend(topics, ada)
     publish(hub, a_change(13, "a"))
     assert ([11], [11, 13]) == (ada.seqs, bob.seqs)
 
 
-def test_a_suspended_follower_learns_that_its_right_has_ended() -> None:
+def test_a_suspended_follower_is_notified_when_its_right_ends() -> None:
     hub, ada = a_hub(), Recorder("ada")
     hub.follow(Topic("a"), ada)
     hub.suspend([Topic("a")], ada)
     publish(hub, an_end(11, "a", user="ada", of="a"))
-    assert ([Topic("a")], ["revoked"]) == (ada.lost, [frame["op"] for frame in ada.frames])
+    assert ([Topic("a")], ["revoked"]) == (ada.revocations, [frame["op"] for frame in ada.frames])
 
 
-def test_a_follower_that_is_suspended_while_it_is_told_something_disturbs_nobody() -> None:
+def test_suspending_a_follower_during_delivery_does_not_affect_others() -> None:
     hub, ada = a_hub(), Recorder("ada")
 
     class Slow(Recorder):
@@ -200,11 +200,11 @@ def test_a_follower_that_is_suspended_while_it_is_told_something_disturbs_nobody
 
 
 def an_end(seq: int, topic: str, *, user: str | None = None, of: str | None = None) -> Change:
-    """A row that goes, and with it the right of `user` (all) to the topic `of` (all)."""
+    """A delete that ends the right of `user` (None: of all) to the topic `of` (None: to all)."""
     return a_change(seq, topic, Kind.DELETE, record=None, ends=Right(user, Topic(of) if of else None))
 
 
-def test_whoever_loses_the_right_hears_what_came_before_and_nothing_after() -> None:
+def test_a_follower_that_loses_its_right_receives_what_came_before_and_nothing_after() -> None:
     hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("a"), bob)
@@ -212,10 +212,10 @@ def test_whoever_loses_the_right_hears_what_came_before_and_nothing_after() -> N
     publish(hub, a_change(14, "a"))
     assert ([11], [11, 12, 13, 14]) == (ada.seqs, bob.seqs)
     assert {"op": "revoked", "topic": "a", "pos": "e:12"} == ada.frames[-1]
-    assert ([Topic("a")], []) == (ada.lost, bob.lost)
+    assert ([Topic("a")], []) == (ada.revocations, bob.revocations)
 
 
-def test_those_who_keep_the_right_hear_a_transaction_in_one_frame() -> None:
+def test_followers_that_keep_their_right_receive_a_transaction_in_one_frame() -> None:
     hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("a"), bob)
@@ -223,36 +223,36 @@ def test_those_who_keep_the_right_hear_a_transaction_in_one_frame() -> None:
     assert ["changes"] == [frame["op"] for frame in bob.frames]
 
 
-def test_a_right_may_end_by_a_change_in_a_topic_that_nobody_follows() -> None:
+def test_a_right_can_end_by_a_change_in_a_topic_without_followers() -> None:
     hub, ada = a_hub(), Recorder("ada")
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("b"), ada)
     publish(hub, a_change(11, "a"), an_end(12, "users", user="ada"), a_change(13, "b"))
     assert [11] == ada.seqs
-    assert {Topic("a"), Topic("b")} == set(ada.lost)
+    assert {Topic("a"), Topic("b")} == set(ada.revocations)
     assert 0 == hub.subscriptions
 
 
-def test_a_topic_that_ends_is_lost_to_all_who_follow_it() -> None:
+def test_a_topic_that_ends_is_revoked_for_all_followers() -> None:
     hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("a"), bob)
     hub.follow(Topic("b"), bob)
     publish(hub, an_end(11, "a", of="a"), a_change(12, "b"))
-    assert ([Topic("a")], [Topic("a")]) == (ada.lost, bob.lost)
+    assert ([Topic("a")], [Topic("a")]) == (ada.revocations, bob.revocations)
     assert [12] == bob.seqs
 
 
-def test_whoever_waits_for_a_topic_learns_that_the_right_to_it_has_ended() -> None:
+def test_a_waiting_follower_is_notified_when_its_right_ends() -> None:
     hub, ada = a_hub(), Recorder("ada")
     hub.watch_rights(Topic("a"), ada)
     publish(hub, an_end(11, "a", user="ada", of="a"))
     publish(hub, an_end(12, "a", user="ada", of="a"))
-    assert [Topic("a")] == ada.lost
+    assert [Topic("a")] == ada.revocations
     assert ["e:11"] == [frame["pos"] for frame in ada.frames]
 
 
-def test_a_truncated_table_is_not_told_to_who_has_lost_the_right_before() -> None:
+def test_a_truncate_does_not_reset_a_follower_that_lost_its_right_before() -> None:
     hub, ada = a_hub(), Recorder("ada")
     hub.follow(Topic("a"), ada)
     truncate = a_change(12, "*chatgenius", Kind.TRUNCATE, key="{}", record=None)
@@ -260,12 +260,12 @@ def test_a_truncated_table_is_not_told_to_who_has_lost_the_right_before() -> Non
     assert ["revoked"] == [frame["op"] for frame in ada.frames]
 
 
-def test_the_end_of_every_right_leaves_topics_of_other_packs_alone() -> None:
+def test_the_end_of_all_rights_of_a_pack_leaves_other_packs_alone() -> None:
     hub, ada = a_hub(), Recorder("ada")
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("other"), ada)
     publish(hub, an_end(11, "a", user="ada"), a_change(12, "a"), a_change(13, "other"))
-    assert [Topic("a")] == ada.lost
+    assert [Topic("a")] == ada.revocations
     assert [13] == ada.seqs
 
 
@@ -278,7 +278,7 @@ def publish_limits(hub: Hub, *changes: Change) -> None:
     hub.publish(changes, Position("e", changes[-1].seq), lambda change: {change.topic} & {*hub.topics}, ends)
 
 
-def test_a_too_large_transaction_resets_each_topic_once_in_its_place() -> None:
+def test_a_too_large_transaction_resets_each_topic_once_in_order() -> None:
     hub, ada = a_hub(), Recorder()
     for topic in ("a", "b", "c"):
         hub.follow(Topic(topic), ada)
@@ -290,7 +290,7 @@ def test_a_too_large_transaction_resets_each_topic_once_in_its_place() -> None:
     assert "e:25" == ada.frames[3]["prev"]
 
 
-def test_whoever_loses_the_right_in_a_too_large_transaction_hears_no_content_and_no_reset() -> None:
+def test_a_follower_that_loses_its_right_in_a_too_large_transaction_gets_no_content_and_no_reset() -> None:
     hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
     hub.follow(Topic("a"), ada)
     hub.follow(Topic("a"), bob)

@@ -30,7 +30,7 @@ def a_live_session(since: Position | None = None) -> Session:
 
 
 def codes(actions: list[Action]) -> list[str | int]:
-    """The error codes that are said and the close codes, in order."""
+    """The error codes and close codes of these actions, in order."""
     return [
         json.loads(a.payload)["code"] if isinstance(a, Say) else a.code
         for a in actions
@@ -38,29 +38,29 @@ def codes(actions: list[Action]) -> list[str | int]:
     ]
 
 
-def test_the_first_frame_of_a_client_is_a_hello_that_is_authenticated() -> None:
+def test_a_hello_as_the_first_frame_is_authenticated() -> None:
     [action] = receive(Session(deadline=5.0), A_HELLO)
     assert isinstance(action, Authenticate)
     assert Hello(op="hello", token="t", id=1) == action.hello
 
 
-def test_whoever_does_not_greet_first_is_told_so_and_closed() -> None:
+def test_a_client_whose_first_frame_is_no_hello_gets_an_error_and_a_close() -> None:
     session = Session(deadline=5.0)
     assert codes(receive(session, b'{"op": "ping"}')) == ["hello_expected", 4400]
     assert Phase.ENDED is session.phase
 
 
-def test_what_cannot_be_read_before_the_hello_ends_the_session() -> None:
+def test_an_unreadable_frame_before_the_hello_ends_the_session() -> None:
     assert codes(Session(deadline=5.0).fault(BadJson())) == ["bad_json", 4400]
 
 
-def test_what_cannot_be_read_after_the_hello_only_earns_an_error() -> None:
+def test_an_unreadable_frame_after_the_hello_only_gets_an_error() -> None:
     session = a_live_session()
     assert codes(session.fault(BadJson())) == ["bad_json"]
     assert Phase.LIVE is session.phase
 
 
-def test_a_hello_that_does_not_come_in_time_ends_the_session_once() -> None:
+def test_a_missing_hello_ends_the_session_once() -> None:
     session = Session(deadline=5.0)
     assert session.tick(4.9) == []
     assert codes(session.tick(5.0)) == ["hello_timeout", 4401]
@@ -73,7 +73,7 @@ def test_a_token_that_expires_ends_a_live_session() -> None:
     assert codes(session.tick(100.0)) == ["token", 4401]
 
 
-def test_a_second_hello_is_an_error_and_the_session_goes_on() -> None:
+def test_a_second_hello_is_an_error_and_the_session_continues() -> None:
     session = a_live_session()
     assert codes(receive(session, A_HELLO)) == ["already_greeted"]
     assert Phase.LIVE is session.phase
@@ -92,7 +92,7 @@ def test_a_refused_topic_is_forgotten_and_may_be_asked_for_again() -> None:
     assert [Follow(Topic("users"), None, None)] == receive(session, b'{"op": "subscribe", "topic": "users"}')
 
 
-def test_a_topic_that_is_followed_already_is_an_error_that_changes_nothing() -> None:
+def test_subscribing_twice_is_an_error_that_changes_nothing() -> None:
     session = a_live_session()
     receive(session, b'{"op": "subscribe", "topic": "users"}')
     assert codes(receive(session, b'{"op": "subscribe", "topic": "users"}')) == ["already_subscribed"]
@@ -115,7 +115,7 @@ def test_an_unsubscribed_topic_is_no_longer_followed() -> None:
     assert {} == session.topics
 
 
-def test_the_number_of_topics_is_bounded() -> None:
+def test_the_number_of_topics_is_limited() -> None:
     session = a_live_session()
     for number in range(MAX_TOPICS):
         receive(session, b'{"op": "subscribe", "topic": "t%d"}' % number)

@@ -55,13 +55,13 @@ def a_change(seq: int, topic: str = "channel:1", kind: Kind = Kind.INSERT, **mem
         (b'{"op": "ping", "id": true}', BadFrame),
     ],
 )
-def test_a_frame_that_cannot_be_read_is_named_and_never_repeated(text: bytes, fault: type[ClientFault]) -> None:
+def test_an_unreadable_frame_raises_its_fault_without_quoting_it(text: bytes, fault: type[ClientFault]) -> None:
     with pytest.raises(fault) as caught:
         wire.parse(text)
     assert SECRET not in str(caught.value)
 
 
-def test_members_that_nobody_knows_are_ignored() -> None:
+def test_unknown_members_of_a_frame_are_ignored() -> None:
     assert wire.Ping(op="ping") == wire.parse(b'{"op": "ping", "colour": "blue"}')
 
 
@@ -76,11 +76,11 @@ def test_members_that_nobody_knows_are_ignored() -> None:
         (b"7", None),
     ],
 )
-def test_the_id_of_a_broken_frame_is_found_where_there_is_one(text: bytes, found: object) -> None:
+def test_the_id_of_a_broken_frame_is_found_if_it_has_one(text: bytes, found: object) -> None:
     assert found == wire.frame_id(text)
 
 
-def test_an_error_says_its_code_and_whether_to_try_again() -> None:
+def test_an_error_has_a_code_and_says_whether_to_retry() -> None:
     assert json.loads(wire.error(NoSuchTopic(), 7)) == {
         "op": "error",
         "id": 7,
@@ -90,7 +90,7 @@ def test_an_error_says_its_code_and_whether_to_try_again() -> None:
     }
 
 
-def test_a_heartbeat_says_only_what_holds() -> None:
+def test_a_heartbeat_contains_only_known_members() -> None:
     assert {"op": "head", "pos": "e:7"} == json.loads(wire.head(Position("e", Seq(7))))
     assert {"op": "head", "stale": True} == json.loads(wire.head(None, stale=True))
 
@@ -133,7 +133,7 @@ def test_a_changes_frame_holds_each_change_as_the_protocol_says() -> None:
     }
 
 
-def test_a_row_that_moved_to_another_topic_is_a_delete_that_says_left() -> None:
+def test_a_row_that_moved_to_another_topic_is_a_delete_with_left() -> None:
     frame = wire.changes(Topic("channel:1"), Position("e", Seq(1)), [a_change(2, kind=Kind.LEAVE, record=None)])
     [change] = json.loads(frame)["changes"]
     assert (change["kind"], change["left"]) == ("delete", True)
@@ -145,7 +145,7 @@ def test_a_table_with_an_awkward_name_stays_valid_json() -> None:
     assert (change["table"], change["meta"]) == ('we"ird\n', {"actor": '"'})
 
 
-def test_neighbours_of_one_topic_share_a_frame_and_the_order_stays() -> None:
+def test_consecutive_changes_of_a_topic_share_a_frame_in_order() -> None:
     changes = [a_change(1, "a"), a_change(2, "a"), a_change(3, "b"), a_change(4, "a")]
     assert [(topic, [change.seq for change in run]) for topic, run in wire.runs(changes)] == [
         ("a", [1, 2]),

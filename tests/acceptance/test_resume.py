@@ -1,4 +1,4 @@
-"""Clients who come back, all at once or to more than can be told."""
+"""Clients that resume: many at once, or after a transaction that is too large to deliver change by change."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,26 +15,26 @@ CROWD = 200
 
 
 async def reads(daemon: Daemon) -> tuple[float, float]:
-    """How many reads for clients were answered from memory, and how many by the database."""
+    """How many reads of resuming clients were answered from memory, and how many by the database."""
     lines = (await get(f"{daemon.http}/metrics"))[1].splitlines()
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
     memory, database = (f'rowcast_resume_reads_total{{source="{source}"}}' for source in ("memory", "database"))
     return values[memory], values[database]
 
 
-async def test_a_crowd_that_comes_back_at_once_misses_nothing_and_does_not_reach_the_log(
+async def test_many_clients_that_resume_at_once_miss_nothing_and_are_served_from_memory(
     daemon: Daemon, chat: Chat
 ) -> None:
-    async def enter(stack: AsyncExitStack, since: str | None = None) -> Client:
+    async def follow(stack: AsyncExitStack, since: str | None = None) -> Client:
         client = await stack.enter_async_context(daemon.client(chat.ada, since))
         assert "subscribed" == (await client.subscribe(chat.topic))["op"]
         return client
 
     async with AsyncExitStack() as stack:
-        crowd = await asyncio.gather(*(enter(stack) for _ in range(CROWD)))
+        crowd = await asyncio.gather(*(follow(stack) for _ in range(CROWD)))
         await chat.say("to all")
-        places = {(await client.until("changes"))[-1]["pos"] for client in crowd}
-        [since] = places
+        positions = {(await client.until("changes"))[-1]["pos"] for client in crowd}
+        [since] = positions
         for client in crowd:
             client.connection.transport.abort()
         for client in crowd:
@@ -44,7 +44,7 @@ async def test_a_crowd_that_comes_back_at_once_misses_nothing_and_does_not_reach
         await chat.say(content)
     await chat.settled(daemon)
     async with AsyncExitStack() as stack:
-        crowd = await asyncio.gather(*(enter(stack, since) for _ in range(CROWD)))
+        crowd = await asyncio.gather(*(follow(stack, since) for _ in range(CROWD)))
         for client in crowd:
             frames = await client.until("resumed")
             assert missed == [c["record"]["content"] for frame in frames[:-1] for c in frame["changes"]]
@@ -54,7 +54,7 @@ async def test_a_crowd_that_comes_back_at_once_misses_nothing_and_does_not_reach
     assert (True, 0) == (memory >= 2 * CROWD, database)
 
 
-async def test_who_comes_back_to_before_the_start_of_the_daemon_is_told_from_the_log(
+async def test_a_client_that_resumes_from_before_the_daemon_started_is_replayed_from_the_log(
     chat: Chat, database: str
 ) -> None:
     async with daemon_process(database) as daemon:
@@ -70,13 +70,13 @@ async def test_who_comes_back_to_before_the_start_of_the_daemon_is_told_from_the
 
 @pytest.fixture
 async def narrow(database: str, chat: Chat) -> AsyncIterator[Daemon]:
-    """A daemon that tells of a transaction 10 changes at most."""
+    """A daemon that delivers transactions of at most 10 changes one by one."""
     async with daemon_process(database, environment={"ROWCAST_TRANSACTION_CHANGES": "10"}) as process:
         yield process
 
 
 async def say_much(chat: Chat, *more: str) -> None:
-    """Twenty messages, and more statements, in one transaction."""
+    """Write twenty messages and run these statements, in one transaction."""
     async with chat.sql.transaction():
         for number in range(20):
             await chat.say(f"too much {number}")
@@ -85,14 +85,14 @@ async def say_much(chat: Chat, *more: str) -> None:
 
 
 def shape(frames: list[Frame]) -> list[str]:
-    """What each frame says, in a word or two."""
+    """Each frame in a word or two."""
     return [
         frame["changes"][0]["record"]["content"] if frame["op"] == "changes" else f"{frame['op']} {frame['reason']}"
         for frame in frames
     ]
 
 
-async def test_a_too_large_transaction_is_a_reset_of_its_topic_in_its_place_live_and_in_a_replay(
+async def test_a_too_large_transaction_resets_its_topic_in_order_live_and_in_a_replay(
     narrow: Daemon, chat: Chat
 ) -> None:
     async with narrow.client(chat.ada) as client:
@@ -119,7 +119,7 @@ async def test_a_too_large_transaction_is_a_reset_of_its_topic_in_its_place_live
             assert shape(expected) == shape((await client.until("resumed"))[:-1])
 
 
-async def test_a_right_that_ends_in_a_too_large_transaction_has_ended(narrow: Daemon, chat: Chat) -> None:
+async def test_a_right_that_ends_in_a_too_large_transaction_is_revoked(narrow: Daemon, chat: Chat) -> None:
     await chat.sql.execute("insert into chatgenius.channel_members values ($1, $2)", chat.channel, chat.bob)
     await chat.settled(narrow)
     async with narrow.client(chat.ada) as ada, narrow.client(chat.bob) as bob:
@@ -144,7 +144,7 @@ async def test_a_table_truncated_in_a_too_large_transaction_resets_every_topic(n
         assert ["reset limit"] == shape((await client.until("resumed"))[:-1])
 
 
-async def test_the_operator_hears_of_a_too_large_transaction(narrow: Daemon, chat: Chat) -> None:
+async def test_a_too_large_transaction_is_logged(narrow: Daemon, chat: Chat) -> None:
     async with narrow.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         async with chat.sql.transaction():
@@ -152,20 +152,20 @@ async def test_the_operator_hears_of_a_too_large_transaction(narrow: Daemon, cha
             for number in range(20):
                 await chat.say(str(number))
         await client.until("reset")
-        await client.say(op="ping")  # whoever answers has done with the transaction
+        await client.say(op="ping")  # the answer comes after the transaction was handled
         await client.until("pong")
     [warning] = [line for line in narrow.events() if line["event"] == "transaction_too_large"]
     assert {"transaction": tx} == warning["data"]
 
 
-async def test_who_stayed_is_served_while_a_crowd_waits_to_be_let_in(
+async def test_connected_clients_are_served_while_many_subscribes_wait_for_permission_checks(
     daemon: Daemon, chat: Chat, database: str
 ) -> None:
-    """No answer about rights comes from the database until the lock is given back, and the live stream goes on."""
+    """No permission check returns until the lock is released; the live stream continues meanwhile."""
     gate = 4711
     async with AsyncExitStack() as stack:
-        stayed, *crowd = [await stack.enter_async_context(daemon.client(chat.ada)) for _ in range(50)]
-        assert "subscribed" == (await stayed.subscribe(chat.topic))["op"]
+        connected, *crowd = [await stack.enter_async_context(daemon.client(chat.ada)) for _ in range(50)]
+        assert "subscribed" == (await connected.subscribe(chat.topic))["op"]
         holder = await connect(database, application_name="gate")
         stack.push_async_callback(holder.close)
         await holder.execute("select pg_advisory_lock($1)", gate)
@@ -177,12 +177,12 @@ async def test_who_stayed_is_served_while_a_crowd_waits_to_be_let_in(
             await client.say(op="subscribe", topic=chat.topic)
         for number in range(20):
             await chat.say(str(number))
-            assert [str(number)] == [change["record"]["content"] for change in await stayed.changes()]
+            assert [str(number)] == [change["record"]["content"] for change in await connected.changes()]
         await holder.execute("select pg_advisory_unlock($1)", gate)
         for client in crowd:
             while (answer := await client.next())["op"] != "subscribed":
-                assert "unavailable" == answer["code"], answer  # the wait for the database has its limit
+                assert "unavailable" == answer["code"], answer  # permission checks time out
                 await client.say(op="subscribe", topic=chat.topic)
         await chat.say("all are in")
-        for client in [*crowd, stayed]:
+        for client in [*crowd, connected]:
             assert "all are in" == (await client.next())["changes"][-1]["record"]["content"]

@@ -1,6 +1,6 @@
-"""What packs bring beside their rows: data layers, jobs, commands. Each is one package, which registers itself.
+"""Extensions of packs: data layers, jobs and commands. Every subpackage is an extension.
 
-The module `commands` of an extension, if there is one, holds COMMANDS: the click commands that it adds.
+An extension that adds verbs to the command line has a module `commands` whose COMMANDS are click commands.
 """
 
 import importlib
@@ -15,13 +15,13 @@ from daemon.settings import Settings
 
 
 class CommandOptions(Protocol):
-    """What stands before the verb on the command line: the object that click passes to a command."""
+    """The options before the verb: the object that click passes to a command."""
 
     def having(self, **more: Any) -> "CommandOptions":  # noqa: ANN401
-        """The same with what an option of a verb says; None says nothing."""
+        """A copy with these options of the verb added; None leaves an option as it is."""
 
     def quiet(self) -> "CommandOptions":
-        """The same with only warnings logged, unless a level was set."""
+        """A copy that logs only warnings, unless a level was set."""
 
     @property
     def settings(self) -> Settings:
@@ -29,10 +29,10 @@ class CommandOptions(Protocol):
 
     @property
     def local_settings(self) -> Settings:
-        """The same, completed by what a `daemon up` in the same data directory uses."""
+        """The settings, completed by those that a `daemon up` in the same data directory uses."""
 
     def run(self, settings: Settings, work: Coroutine[Any, Any, object]) -> None:
-        """Run what the verb does, logging as the settings say."""
+        """Run the verb's work, with logging as the settings say."""
 
 
 def commands() -> Iterator[click.Command]:

@@ -1,6 +1,6 @@
-"""Packs: for each bundled schema, what a published row looks like and which topics there are.
+"""Packs: the row models and topics of each bundled schema.
 
-A pack is one module of this package that holds a `PACK`. It is found by being there: no list names it.
+Every module of this package is a pack and defines `PACK`; `bundled` finds them all.
 """
 
 import importlib
@@ -30,25 +30,25 @@ from daemon.core.change import CONTENT, Change, Kind
 from daemon.core.errors import OperatorFault
 
 ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
-"""What a ULID looks like, to be built into a larger pattern."""
+"""A ULID, as a part of a larger regular expression."""
 
 NUMBER = "[1-9][0-9]{0,17}"
-"""What an id looks like that is counted up, to be built into a larger pattern; it always fits into a bigint."""
+"""A `bigint` id, as a part of a larger regular expression; 18 digits always fit into a bigint."""
 
 Ulid = Annotated[str, StringConstraints(pattern=rf"^{ULID}$")]
-"""An id as the tables' checks have it."""
+"""A ULID, as the checks of the tables require it."""
 
 UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-"""What a UUID looks like as Postgres writes it, to be built into a larger pattern."""
+"""A UUID as Postgres writes it, as a part of a larger regular expression."""
 
 Uuid = Annotated[str, StringConstraints(pattern=rf"^{UUID}$")]
-"""A uuid as Postgres writes it."""
+"""A UUID as Postgres writes it."""
 
 SERIAL = "[1-9][0-9]{0,9}"
-"""What the id of a `serial` column looks like in a topic, to be built into a larger pattern."""
+"""The id of a `serial` column in a topic, as a part of a larger regular expression."""
 
 Serial = Annotated[int, Field(ge=1, le=2**31 - 1)]
-"""The id that a `serial` column gives."""
+"""The id of a `serial` column."""
 
 Timestamp = Annotated[
     str,
@@ -57,13 +57,13 @@ Timestamp = Annotated[
         json_schema_extra={"format": "date-time"},
     ),
 ]
-"""A timestamptz as Postgres writes it into JSON: RFC 3339 with an offset. `infinity` is none."""
+"""A timestamptz as Postgres writes it into JSON: RFC 3339 with an offset, and not `infinity`."""
 
 Date = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", json_schema_extra={"format": "date"})]
-"""A date as Postgres writes it into JSON. `infinity` is none."""
+"""A date as Postgres writes it into JSON, and not `infinity`."""
 
 JsonObject = dict[str, Any]
-"""A jsonb object whose members are the application's own affair."""
+"""A jsonb object; its members are up to the application and not validated."""
 
 
 class UnknownPack(OperatorFault):
@@ -76,12 +76,12 @@ class UnknownPack(OperatorFault):
 
 
 class Row(BaseModel):
-    """The published columns of one table, all of them and no others; it reads JSON text only."""
+    """The base of a row model: exactly the published columns of one table. Validate JSON text, not Python objects."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
     key: ClassVar[tuple[str, ...]] = ("id",)
-    """The columns that tell one row from another, as `rowcast.watch` was given them."""
+    """The key columns, as passed to `rowcast.watch`."""
 
 
 @cache
@@ -94,9 +94,9 @@ def _key_model(row: type[Row]) -> type[BaseModel]:
 
 @dataclass(frozen=True)
 class PackSecret:
-    """A secret that a pack needs: it becomes the settings ROWCAST_<NAME> and ROWCAST_<NAME>_FILE.
+    """A secret that a pack needs. It becomes the settings ROWCAST_<NAME> and ROWCAST_<NAME>_FILE.
 
-    `validate` returns the secret, or raises ValueError with what is needed, and without a word of the secret.
+    `validate` returns the secret, or raises a ValueError that says what is needed and reveals nothing of the secret.
     """
 
     name: str
@@ -107,20 +107,20 @@ class PackSecret:
 
 @dataclass(frozen=True)
 class Pack:
-    """One bundled schema. `topics` are regular expressions that a topic of this pack matches as a whole."""
+    """One bundled schema. `topics` are regular expressions; a topic of the pack fully matches one of them."""
 
     name: str
     tables: Mapping[str, type[Row]]
     topics: tuple[str, ...]
     secrets: tuple[PackSecret, ...] = ()
-    is_default: bool = False  # served where no pack is named
+    is_default: bool = False  # served if no pack is chosen
 
     def serves(self, topic: str) -> bool:
-        """Has this topic one of the pack's shapes?"""
-        return any(re.fullmatch(shape, topic) for shape in self.topics)
+        """Whether this is a topic of the pack."""
+        return any(re.fullmatch(pattern, topic) for pattern in self.topics)
 
     def problem(self, change: Change) -> str | None:
-        """Why a change must not be sent, in a few words that hold nothing of its content; None if it may."""
+        """Why a change must not be sent, in words that reveal nothing of its content; None if it is valid."""
         row = self.tables.get(change.model or change.table)
         if row is None:
             return "table: no_row_model"
@@ -142,18 +142,18 @@ class Pack:
 
 
 @cache
-def _checks(row: type[Row]) -> tuple[Callable[[str], object], Callable[[str], object]]:
+def _validators(row: type[Row]) -> tuple[Callable[[str], object], Callable[[str], object]]:
     return _key_model(row).__pydantic_validator__.validate_json, row.__pydantic_validator__.validate_json
 
 
 def _is_valid(row: type[Row], key: str, record: str) -> bool:
-    """The quick way for what is valid, as nearly everything is; False says nothing."""
-    check_key, check_record = _checks(row)
+    """A fast path for valid records, which nearly all are. False does not prove a record invalid."""
+    validate_key, validate_record = _validators(row)
     if "NaN" in record or "Infinity" in record:
         return False
     try:
-        check_key(key)
-        check_record(record)
+        validate_key(key)
+        validate_record(record)
     except ValidationError:
         return False
     return True
@@ -161,14 +161,14 @@ def _is_valid(row: type[Row], key: str, record: str) -> bool:
 
 def _problem(part: str, model: type[BaseModel], text: str) -> str | None:
     try:
-        # pydantic takes NaN and Infinity for numbers, which a browser would not. As words they are rare, so
-        # that few texts are read twice.
+        # pydantic accepts NaN and Infinity as numbers; a browser's JSON.parse does not. These words are rare in
+        # text, so few records are parsed twice.
         if "NaN" in text or "Infinity" in text:
             from_json(text, allow_inf_nan=False)
         model.__pydantic_validator__.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # A name that the model does not know came with the input, and stays there.
+        # A name that the model does not have is part of the input, and must not be revealed.
         known = [str(place) for place in first["loc"][:1] if place in model.model_fields]
         return " ".join([f"{part}:", first["type"], *known])
     except ValueError:
@@ -178,14 +178,14 @@ def _problem(part: str, model: type[BaseModel], text: str) -> str | None:
 
 @cache
 def bundled() -> Mapping[str, Pack]:
-    """Every pack that comes with Rowcast, by name."""
+    """All bundled packs, by name."""
     names = [f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)]
     packs: list[Pack] = [importlib.import_module(name).PACK for name in names]
     return MappingProxyType({pack.name: pack for pack in packs})
 
 
 def by_schema(schemas: Mapping[str, str]) -> dict[str, Pack]:
-    """The packs named by the keys of `schemas`, under the schema each lives in. Raises UnknownPack."""
+    """The packs named by the keys of `schemas`, by the schema that each lives in. Raises UnknownPack."""
     packs = bundled()
     for name in schemas:
         if name not in packs:
@@ -194,7 +194,7 @@ def by_schema(schemas: Mapping[str, str]) -> dict[str, Pack]:
 
 
 def contract_hash(packs: Iterable[Pack]) -> str:
-    """A short hash of every payload contract: it changes when a row model does."""
+    """A short hash of the row models' JSON schemas: it changes when a payload contract does."""
     contracts = {
         f"{pack.name}.{table}": TypeAdapter(model).json_schema()
         for pack in packs
@@ -204,7 +204,7 @@ def contract_hash(packs: Iterable[Pack]) -> str:
 
 
 def default_packs() -> tuple[str, ...]:
-    """The packs that are served where none is named."""
+    """The names of the packs that are served if none is chosen."""
     return tuple(name for name, pack in bundled().items() if pack.is_default)
 
 

@@ -1,7 +1,7 @@
-"""Antone: the columns of its tables that triggers/antone.sql publishes, and what an application has to check first.
+"""Antone: models of the rows that triggers/antone.sql publishes, and of what an application writes.
 
-`PostContent`, `ReplyContent`, `Author` and `Scores` are for whoever writes: they refuse what the specification
-refuses, before the database does. The row models hold published rows to the same.
+Applications validate with `PostContent`, `ReplyContent`, `Author` and `Scores` before they write: these refuse what
+the specification refuses. The row models apply the same rules to published rows.
 """
 
 import re
@@ -15,10 +15,10 @@ Platform = Literal["TWITTER", "REDDIT", "THREADS"]
 Mode = Literal["HELPFUL", "ENGAGEMENT", "HYBRID", "DISENGAGED"]
 
 SIGNATURE: Final = "—Antone (Vita)"
-"""What every reply holds, so that nobody takes it for a person's."""
+"""Every reply contains it, so that readers do not mistake it for a person's."""
 
 _CLAIM: Final = re.compile(r"cure|prevent|treat|clinically proven", re.IGNORECASE | re.ASCII)
-"""As the specification has it, and so within words too: "secure" holds one."""
+"""As the specification has it, so it also matches within words, such as "secure"."""
 
 
 def _signed(text: str) -> str:
@@ -41,18 +41,18 @@ ReplyText = Annotated[
 PlatformPostId = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[a-zA-Z0-9_-]+$")]
 Handle = Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=r"^[a-zA-Z0-9_]+$")]
 UtmCode = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[a-z0-9_-]+$")]
-Somebody = Annotated[str, Field(max_length=255)]
+Person = Annotated[str, Field(max_length=255)]
 Variant = Annotated[str, Field(max_length=100)]
 
 
 class _Input(BaseModel):
-    """What an application is about to write. An error says what is wrong, and not what was given."""
+    """The base of what an application is about to write. Its errors do not show the input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class PostContent(_Input):
-    """A post as it was found. Raises ValidationError for what is no post, or matches no keyword."""
+    """A post that was detected. Raises ValidationError if it is malformed or matches no keyword."""
 
     content: PostText
     platform: Platform
@@ -62,14 +62,14 @@ class PostContent(_Input):
 
 
 class ReplyContent(_Input):
-    """A reply as it would be posted. Raises ValidationError if it is not signed, or promises a medical effect."""
+    """A reply, ready to post. Raises ValidationError if it is not signed, or makes a medical claim."""
 
     content: ReplyText
     utm_code: UtmCode
 
 
 class Author(_Input):
-    """Somebody on a platform, as far as the platform says."""
+    """An author on a platform, with what the platform publishes about them."""
 
     platform: Platform
     platform_id: Annotated[str, Field(min_length=1, max_length=100)]
@@ -83,7 +83,7 @@ class Author(_Input):
 
 
 class Scores(_Input):
-    """What a decision rests on."""
+    """The scores on which a decision rests."""
 
     sss_score: Score
     ars_score: Score
@@ -93,7 +93,7 @@ class Scores(_Input):
 
 
 class Operator(Row):
-    """Somebody who works with Antone."""
+    """A person who operates Antone."""
 
     id: Uuid
     name: Annotated[str, Field(min_length=1, max_length=255)]
@@ -102,7 +102,7 @@ class Operator(Row):
 
 
 class Post(Row):
-    """What somebody wrote on a platform, and which keywords it matched."""
+    """A post on a platform, and the keywords that it matched."""
 
     id: Uuid
     platform: Platform
@@ -119,7 +119,7 @@ class Post(Row):
 
 
 class Decision(Row):
-    """How to treat a post, and on what grounds."""
+    """A decision how to treat a post, and its grounds."""
 
     id: Uuid
     post_id: Uuid
@@ -141,7 +141,7 @@ class Decision(Row):
 
 
 class Reply(Row):
-    """What is said to a post, from the draft to the platform. `platform_post_id` is its own, once it is posted."""
+    """A reply to a post, from the draft on. `platform_post_id` is the reply's own, set once it is posted."""
 
     id: Uuid
     decision_id: Uuid
@@ -152,7 +152,7 @@ class Reply(Row):
     utm_code: UtmCode
     help_count: Annotated[int, Field(ge=0)]
     approval_status: Literal["PENDING", "APPROVED", "REJECTED"]
-    approved_by: Somebody | None
+    approved_by: Person | None
     approved_at: Timestamp | None
     posted_at: Timestamp | None
     reply_type: Literal["MANUAL", "AUTO"]
@@ -161,7 +161,7 @@ class Reply(Row):
 
 
 class Escalation(Row):
-    """What a person has to look at. What it is about may have been archived since."""
+    """A matter that a person must look at. The post, decision or reply may have been archived since."""
 
     id: Uuid
     post_id: Uuid | None
@@ -170,8 +170,8 @@ class Escalation(Row):
     reason_id: Uuid
     priority: Literal["LOW", "MEDIUM", "HIGH", "CRITICAL"]
     status: Literal["OPEN", "IN_PROGRESS", "RESOLVED", "DISMISSED"]
-    assigned_to: Somebody | None
-    resolved_by: Somebody | None
+    assigned_to: Person | None
+    resolved_by: Person | None
     created_at: Timestamp
     resolved_at: Timestamp | None
 

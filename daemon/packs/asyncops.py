@@ -1,4 +1,4 @@
-"""AsyncOps: the columns of its eight tables that triggers/asyncops.sql publishes."""
+"""AsyncOps: models of the rows that triggers/asyncops.sql publishes."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class User(Row):
-    """Somebody of the team. E-mail address and password hash are not published."""
+    """A member of the team. E-mail address and password hash are not published."""
 
     id: Serial
     full_name: Annotated[str, Field(max_length=255)]
@@ -25,7 +25,7 @@ class User(Row):
 
 
 class StatusUpdate(Row):
-    """What somebody tells the team, in markdown."""
+    """A status update for the team, in markdown."""
 
     id: Serial
     user_id: Serial
@@ -37,7 +37,7 @@ class StatusUpdate(Row):
 
 
 class Incident(Row):
-    """Something that went wrong; `reported_by_id` is null once that account is deleted."""
+    """An incident. `reported_by_id` is null once that account is deleted."""
 
     id: Serial
     reported_by_id: Serial | None
@@ -53,7 +53,7 @@ class Incident(Row):
 
 
 class Blocker(Row):
-    """What keeps somebody from going on; `reported_by_id` is null once that account is deleted."""
+    """A blocker. `reported_by_id` is null once that account is deleted."""
 
     id: Serial
     reported_by_id: Serial | None
@@ -69,7 +69,7 @@ class Blocker(Row):
 
 
 class Decision(Row):
-    """What the team decided, and why; `created_by_id` is null once that account is deleted."""
+    """A decision of the team, and its reasons. `created_by_id` is null once that account is deleted."""
 
     id: Serial
     created_by_id: Serial | None
@@ -84,7 +84,7 @@ class Decision(Row):
 
 
 class DecisionParticipant(Row):
-    """Who took part in a decision."""
+    """A user's part in a decision."""
 
     id: Serial
     decision_id: Serial
@@ -93,7 +93,7 @@ class DecisionParticipant(Row):
 
 
 class DecisionAuditEntry(Row):
-    """One change of a decision, or of one field of it; `changed_by_id` is null once that account is deleted."""
+    """A change of a decision, or of one field of it. `changed_by_id` is null once that account is deleted."""
 
     id: Serial
     decision_id: Serial
@@ -106,7 +106,7 @@ class DecisionAuditEntry(Row):
 
 
 class Part(BaseModel):
-    """A part of a summary's content, as strict as a row."""
+    """The base of the models within a summary's content, as strict as a row model."""
 
     model_config = Row.model_config
 
@@ -127,7 +127,7 @@ class SummarizedStatusUpdate(Part):
 
 
 class SummarizedIncident(Part):
-    """An incident that was active."""
+    """An incident that was active at the end of the day."""
 
     id: Serial
     title: Title
@@ -136,7 +136,7 @@ class SummarizedIncident(Part):
 
 
 class SummarizedBlocker(Part):
-    """A blocker that was active."""
+    """A blocker that was active at the end of the day."""
 
     id: Serial
     description: Annotated[str, Field(max_length=2_000)]
@@ -144,7 +144,7 @@ class SummarizedBlocker(Part):
 
 
 class SummarizedDecision(Part):
-    """A decision of the last seven days."""
+    """A decision of the seven days up to the summary."""
 
     id: Serial
     title: Title
@@ -152,7 +152,7 @@ class SummarizedDecision(Part):
 
 
 class Statistics(Part):
-    """How many there were."""
+    """The counts of a summary."""
 
     total_status_updates: Count
     critical_incidents: Count
@@ -161,7 +161,7 @@ class Statistics(Part):
 
 
 class SummaryContent(Part):
-    """What a summary says."""
+    """The content of a summary."""
 
     status_updates: list[SummarizedStatusUpdate]
     incidents: list[SummarizedIncident]
@@ -171,7 +171,7 @@ class SummaryContent(Part):
 
 
 class DailySummary(Row):
-    """What a day brought, and what was active at its end."""
+    """The summary of a day: its updates, and what was active at its end."""
 
     id: Serial
     summary_date: Date

@@ -1,4 +1,4 @@
-"""ChatGenius: the columns of its ten tables that triggers/chatgenius.sql publishes."""
+"""ChatGenius: models of the rows that triggers/chatgenius.sql publishes."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -10,7 +10,7 @@ Name = Annotated[str, Field(min_length=1, max_length=255)]
 
 
 class User(Row):
-    """Somebody in the directory. E-mail address and auth0_id are not published."""
+    """A user in the directory. E-mail address and auth0_id are not published."""
 
     id: Ulid
     username: Name
@@ -21,7 +21,7 @@ class User(Row):
 
 
 class Channel(Row):
-    """A place to talk."""
+    """A channel of the chat."""
 
     id: Ulid
     name: Name
@@ -31,7 +31,7 @@ class Channel(Row):
 
 
 class Message(Row):
-    """What somebody said. `content` may be empty: a message can consist of its files alone."""
+    """A message. `content` may be empty, since a message can consist of files alone."""
 
     id: Ulid
     channel_id: Ulid
@@ -43,7 +43,7 @@ class Message(Row):
 
 
 class ChannelMember(Row):
-    """Who belongs to a channel, and as what."""
+    """A user's membership of a channel."""
 
     key: ClassVar[tuple[str, ...]] = ("channel_id", "user_id")
 
@@ -54,7 +54,7 @@ class ChannelMember(Row):
 
 
 class Reaction(Row):
-    """One person's emoji on a message."""
+    """A user's emoji on a message."""
 
     id: Ulid
     message_id: Ulid
@@ -64,7 +64,7 @@ class Reaction(Row):
 
 
 class File(Row):
-    """A stored object that came with a message; `size` is in bytes."""
+    """A stored file, usually attached to a message; `size` is in bytes."""
 
     id: Ulid
     message_id: Ulid | None
@@ -76,7 +76,7 @@ class File(Row):
 
 
 class UserSettings(Row):
-    """How somebody wants the application to be."""
+    """A user's preferences."""
 
     key: ClassVar[tuple[str, ...]] = ("user_id",)
 
@@ -87,7 +87,7 @@ class UserSettings(Row):
 
 
 class UserStatus(Row):
-    """Whether somebody is there."""
+    """A user's presence."""
 
     key: ClassVar[tuple[str, ...]] = ("user_id",)
 
@@ -98,7 +98,7 @@ class UserStatus(Row):
 
 
 class MessageRead(Row):
-    """The receipt for a message that somebody has read."""
+    """A read receipt: a user has read a message."""
 
     key: ClassVar[tuple[str, ...]] = ("message_id", "user_id")
 
@@ -108,7 +108,7 @@ class MessageRead(Row):
 
 
 class SyncState(Row):
-    """How far somebody's offline copy has come."""
+    """When a user's offline copy was last synchronised."""
 
     id: Ulid
     user_id: Ulid

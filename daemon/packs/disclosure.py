@@ -1,6 +1,6 @@
-"""Secrets and their disclosure: the columns that triggers/disclosure.sql publishes.
+"""Secrets and their disclosure: models of the rows that triggers/disclosure.sql publishes.
 
-Nothing of what is secret is among them, nor who is told: ids, times, counts and states.
+They contain ids, times, counts and states; secrets and recipients are not published.
 """
 
 from typing import Annotated, Literal
@@ -13,16 +13,16 @@ Id = Annotated[int, Field(ge=1)]
 
 
 class User(Row):
-    """Somebody who keeps secrets."""
+    """A user who keeps secrets."""
 
     id: Ulid
     created_at: Timestamp
 
 
 class Secret(Row):
-    """A secret, seen from outside. It is being disclosed while `processing_started_at` is set.
+    """A secret without its content. It is being disclosed while `processing_started_at` is set.
 
-    A database at disclosure_0001 tells nothing about attempts: there were none, as far as it knows.
+    A database at revision disclosure_0001 does not publish the columns about retries, hence their defaults.
     """
 
     id: Id
@@ -38,7 +38,7 @@ class Secret(Row):
 
 
 class Disclosure(Row):
-    """One attempt to tell one recipient; who that is, is not published."""
+    """One attempt to disclose a secret to one recipient, who is not published."""
 
     id: Id
     secret_id: Id

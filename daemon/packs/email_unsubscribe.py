@@ -1,6 +1,6 @@
-"""The unsubscriber: the columns of its tables that triggers/email_unsubscribe.sql publishes.
+"""The unsubscriber: models of the rows that triggers/email_unsubscribe.sql publishes.
 
-Senders and entries are named by their domains: no e-mail address is published, nor a URL that could unsubscribe.
+Senders and allow list entries appear by domain only: no e-mail address and no unsubscribe URL is published.
 """
 
 from base64 import urlsafe_b64decode
@@ -20,14 +20,14 @@ EntryType = Literal["email", "domain"]
 
 
 class User(Row):
-    """Somebody who may look at the mailbox. What the identity provider calls the account is not published."""
+    """A user of the mailbox. The identity provider's name for the account is not published."""
 
     id: Ulid
     created_at: Timestamp
 
 
 class Session(Row):
-    """From login to logout. Both ends are null while it lasts."""
+    """A session, from login to logout. `ended_at` and `end_reason` are null while it lasts."""
 
     id: Ulid
     user_id: Ulid
@@ -37,7 +37,7 @@ class Session(Row):
 
 
 class Sender(Row):
-    """What is known of a sender; `unsubscribed_at` is the first attempt that succeeded."""
+    """What is known about a sender. `unsubscribed_at` is the time of the first attempt that succeeded."""
 
     id: Ulid
     domain: Domain
@@ -48,7 +48,7 @@ class Sender(Row):
 
 
 class Attempt(Row):
-    """One attempt to unsubscribe. URL and reason of a failure are not published."""
+    """One attempt to unsubscribe. The URL and the reason of a failure are not published."""
 
     id: Ulid
     domain: Domain
@@ -58,7 +58,7 @@ class Attempt(Row):
 
 
 class AllowListEntry(Row):
-    """Somebody the user wants to hear from: an address, of which the domain is published, or a domain."""
+    """An address or a domain that the user wants to hear from. Of an address, only the domain is published."""
 
     id: Ulid
     entry_type: EntryType
@@ -67,7 +67,7 @@ class AllowListEntry(Row):
 
 
 class AuditEntry(Row):
-    """Something that was done. What does not belong to its action is null."""
+    """One logged action. Columns that do not apply to it are null."""
 
     id: Ulid
     occurred_at: Timestamp
@@ -81,13 +81,13 @@ class AuditEntry(Row):
 
 
 def check_token_keys(keys: SecretStr) -> SecretStr:
-    """Raises ValueError for what is not a list of Fernet keys, without a word of it."""
-    written = keys.get_secret_value().split()
+    """Return the keys. Raises ValueError, without their text, unless they are a list of Fernet keys."""
+    texts = keys.get_secret_value().split()
     try:
-        whole = written and all(len(urlsafe_b64decode(key)) == TOKEN_KEY_BYTES for key in written)
+        is_valid = texts and all(len(urlsafe_b64decode(key)) == TOKEN_KEY_BYTES for key in texts)
     except ValueError:
-        whole = False
-    if not whole:
+        is_valid = False
+    if not is_valid:
         raise ValueError(
             f"one key or more is needed, each of {TOKEN_KEY_BYTES} bytes in URL-safe base64, the newest first: "
             "`openssl rand -base64 32 | tr +/ -_` makes a good one"

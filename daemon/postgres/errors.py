@@ -154,7 +154,7 @@ _REFUSED: Final = {errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET}
 def explain(error: BaseException, *, address: str = "the database", place: str = "") -> OperatorFault:
     """What an error of the driver, or one that it caused, means to the operator.
 
-    `place` is where in our files it happened, e.g. " in chatgenius/0001_tables.up.sql, line 3". The answer
+    `place` is where in our files it happened, e.g. " in shop/0001_tables.up.sql, line 3". The answer
     names constraints and objects, never a row's value, a password or the URL.
     """
     for cause in _causes(error):

@@ -5,8 +5,8 @@ last one it cannot be rolled back. The Python file is always this, with its own 
 
     from daemon.schema.revisions import run_sql
 
-    revision = "chatgenius_0002"
-    down_revision = "chatgenius_0001"
+    revision = "shop_0002"
+    down_revision = "shop_0001"
 
 
     def upgrade() -> None:
@@ -16,7 +16,7 @@ last one it cannot be rolled back. The Python file is always this, with its own 
     def downgrade() -> None:
         run_sql(__file__, "down")
 
-The .sql files name everything with its schema, the pack's own by the pack's name; `schemas={"chatgenius": "test"}`
+The .sql files name everything with its schema, the pack's own by the pack's name; `schemas={"shop": "test"}`
 puts another name there. They neither make nor drop that schema, and say no BEGIN or COMMIT: a revision is one
 transaction. A file whose first line is `-- no-transaction` runs statement by statement outside of one; it must
 bear being run again after it failed half-way. triggers/<pack>.sql runs after the revisions at every apply, so it

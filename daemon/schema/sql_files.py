@@ -43,7 +43,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class SqlFile:
-    """A file that may be run. `name` is for people, e.g. `chatgenius/0001_tables.up.sql`."""
+    """A file that may be run. `name` is for people, e.g. `shop/0001_tables.up.sql`."""
 
     name: str
     text: str

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 from pydantic import SecretStr
 
-from daemon.extensions.email_unsubscribe.store import Email, Store, Tokens
+from daemon.extensions.email_unsubscribe.models import Email, Tokens
+from daemon.extensions.email_unsubscribe.store import Store
 from tests.packs.unsubscriber import as_app, unsubscriber
 from tests.support.daemon import Client, Frame, daemon_process
 from tests.support.postgres import Server

@@ -15,16 +15,10 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
-from daemon.extensions import email_unsubscribe as data
-from daemon.extensions.email_unsubscribe.store import (
-    Cipher,
-    Email,
-    EncryptionUnavailable,
-    ExcessivePrivileges,
-    Store,
-    Tokens,
-    TokenUndecryptable,
-)
+from daemon.extensions.email_unsubscribe import store as store_module
+from daemon.extensions.email_unsubscribe.cipher import Cipher, EncryptionUnavailable, TokenUndecryptable
+from daemon.extensions.email_unsubscribe.models import Email, Tokens
+from daemon.extensions.email_unsubscribe.store import ExcessivePrivileges, Store
 from daemon.postgres.connect import Connection
 from daemon.postgres.errors import DatabaseFault, LockContention, TemporarilyUnavailable
 from daemon.schema import migrate
@@ -360,8 +354,8 @@ async def test_the_operator_rotates_keys_by_a_command(dsn: str, store: Store, tm
     keys = tmp_path / "keys"
     keys.write_text(f"{NEW}\n{OLD}\n")
     given = {"DATABASE_URL": dsn, "ROWCAST_TOKEN_KEYS_FILE": str(keys), "ROWCAST_PACKS": "email_unsubscribe"}
-    assert (0, "the tokens of 1 account were encrypted anew\n", "") == await command("rotate-token-keys", **given)
-    assert (0, "the tokens of 0 accounts were encrypted anew\n", "") == await command("rotate-token-keys", **given)
+    assert (0, "re-encrypted the tokens of 1 account\n", "") == await command("rotate-token-keys", **given)
+    assert (0, "re-encrypted the tokens of 0 accounts\n", "") == await command("rotate-token-keys", **given)
     keys.write_text(OTHER)
     code, output, errors = await command("rotate-token-keys", **given)
     assert (42, "") == (code, output)
@@ -479,7 +473,7 @@ def test_what_is_no_address_is_refused_before_it_is_sent(sender: str) -> None:
 
 
 async def test_many_operations_share_a_few_connections(dsn: str, owner: Connection) -> None:
-    async with opened(dsn, most=2) as store:
+    async with opened(dsn, max_size=2) as store:
         meeting = asyncio.Barrier(2)
 
         async def work(connection: Connection) -> int:
@@ -683,12 +677,12 @@ async def test_work_that_was_committed_although_nobody_heard_is_not_done_twice(
 
 
 async def test_a_retry_is_logged_with_its_reason(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, int]] = []
-    monkeypatch.setattr(data, "_log_retry", lambda fault, attempt: told.append((str(fault), attempt)))
+    retries: list[tuple[str, int]] = []
+    monkeypatch.setattr(store_module, "_log_retry", lambda fault, attempt: retries.append((str(fault), attempt)))
 
     async def work(connection: Connection) -> None:
-        if not told:
+        if not retries:
             await connection.execute("do $$ begin raise 'the other one came first' using errcode = '40P01'; end $$")
 
     await store.run(work)
-    assert [("Other transactions were in the way (the other one came first): try again later.", 1)] == told
+    assert [("Other transactions were in the way (the other one came first): try again later.", 1)] == retries

@@ -28,6 +28,7 @@ ABOUT_NO_MODULE = {
     "tests/unit/test_workflow.py": "about what CI runs",
 }
 MIN_WORDS = 4
+PACKS = sorted(path.stem for path in (ROOT / "daemon/packs").glob("*.py") if path.stem != "__init__")
 
 # In two parts, so that this file does not hold what it looks for.
 FORBIDDEN = {
@@ -157,6 +158,23 @@ def test_each_unit_test_bears_the_name_of_the_module_that_it_tests() -> None:
         and not any(f"{path.stem}_".startswith(f"test_{module}_") for module in modules)
     ]
     assert [] == strays
+
+
+def homes_of(pack: str) -> tuple[str, str]:
+    """The module and the folder of daemon/ in which the name of a pack may stand."""
+    return f"daemon/packs/{pack}.py", f"daemon/extensions/{pack}/"
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_only_a_packs_own_files_name_it(pack: str) -> None:
+    places = [
+        f"{name}:{number}: {line.strip()}"
+        for name, path in files("*.py", "*.sql")
+        if name.startswith("daemon/") and not name.startswith(homes_of(pack))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(rf"(?<![a-z]){pack}(?![a-z])", line, re.IGNORECASE)
+    ]
+    assert "" == "\n".join(places), f"only {' and '.join(homes_of(pack))} may name {pack}"
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from daemon.core.errors import OperatorFault
-from daemon.extensions.email_unsubscribe.store import token_keys
+from daemon.extensions.email_unsubscribe.cipher import token_keys
 from daemon.packs import bundled
 from daemon.settings import SECRET_BYTES, VARIABLES, Address, BadSettings, Settings, load
 

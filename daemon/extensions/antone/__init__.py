@@ -1,1 +1,1 @@
-"""What the pack antone brings beside its rows: archiving."""
+"""The extension of the pack antone: the verb `archive`."""

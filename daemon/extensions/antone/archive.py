@@ -1,13 +1,13 @@
-"""Antone's retention: rows that are old enough go from their tables to files, and not one of them on the way.
+"""Antone's retention: moves old rows from their tables to files, without losing or duplicating any.
 
-What is old enough is what the views of 0006_retention.up.sql show. One file, one transaction::
+The views of 0006_retention.up.sql define which rows are old enough. Each file is written in these steps::
 
-    the file's name is written to the ledger, and committed
-    the rows are locked, read, and written to the file, which is made durable
-    the file is read back from the disk, and compared with what the database gave
-    exactly these rows are deleted, the ledger says that the file is complete, and all of it is committed
+    commit the file's name to the ledger
+    begin; lock the rows, read them, write them to the file, and make it durable
+    read the file back from the disk, and compare it with the rows
+    delete exactly these rows, mark the file as complete in the ledger, and commit
 
-Whoever is killed before the last commit leaves all rows where they were, and a file that the ledger does not call
+If a run is killed before the last commit, all rows remain in their tables, and the ledger does not mark the file as
 complete: the next run removes it.
 """
 
@@ -44,9 +44,9 @@ SESSION: Final = {
     "idle_session_timeout": "0",
 }
 _LOCK: Final = 0x726F_7763_6173_7402
-"""The key of the advisory lock that an archiving session holds; migrate.LOCK is the one before."""
+"""The key of the advisory lock that an archiving session holds; migrate.LOCK is the key before it."""
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 Record = dict[str, Any]
 
 
@@ -76,7 +76,7 @@ class ArchiveInProgress(OperatorFault):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How records become a file: its suffix, and the two ways between records, as JSON texts, and bytes."""
+    """A file format. `encode` takes records as JSON texts; `decode` returns them parsed, with numbers as text."""
 
     suffix: str
     encode: Callable[[Sequence[str]], bytes]
@@ -84,33 +84,33 @@ class Format:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """One table that is archived; `rows` go into a file at most."""
+class ArchivedTable:
+    """A table that is archived, at most `rows_per_file` rows to a file."""
 
-    table: str
+    name: str
     format: Format
-    rows: int
-    children: bool = False  # does a row take others along, which are to be locked before and deleted with it?
+    rows_per_file: int
+    has_children: bool = False  # whether rows of other tables are archived, and so locked and deleted, with its rows
 
 
-def _exact(text: str) -> Any:  # noqa: ANN401
-    """JSON with its numbers as they are written: a float holds fewer digits than a number of Postgres'."""
+def _parse_exact(text: str) -> Any:  # noqa: ANN401
+    """Parse JSON with numbers as text, since a float has fewer digits than Postgres' numeric."""
     return json.loads(text, parse_float=str, parse_int=str)
 
 
 def _json(records: Sequence[str]) -> bytes:
-    """One array, a record a line."""
+    """One JSON array, with a record per line."""
     return ("[\n" + ",\n".join(records) + "\n]\n").encode()
 
 
 def _from_json(data: bytes) -> list[Record]:
-    records: list[Record] = _exact(data.decode())
+    records: list[Record] = _parse_exact(data.decode())
     return records
 
 
 def _csv(records: Sequence[str]) -> bytes:
-    """A line of names, then a line for each record, as RFC 4180 has it."""
-    rows: list[Record] = [_exact(record) for record in records]
+    """A header line, then a line for each record, as in RFC 4180."""
+    rows: list[Record] = [_parse_exact(record) for record in records]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -129,21 +129,21 @@ JSON_GZ: Final = Format(
     lambda records: gzip.compress(_json(records), mtime=0),
     lambda data: _from_json(gzip.decompress(data)),
 )
-SUBJECTS: Final = (
-    Subject("posts", JSON, 1000, children=True),
-    Subject("kpi_metrics", CSV, 10_000),
-    Subject("audit_logs", JSON_GZ, 10_000),
+ARCHIVED_TABLES: Final = (
+    ArchivedTable("posts", JSON, 1000, has_children=True),
+    ArchivedTable("kpi_metrics", CSV, 10_000),
+    ArchivedTable("audit_logs", JSON_GZ, 10_000),
 )
 
 
 def fingerprint(records: Sequence[Record]) -> tuple[int, str]:
-    """How many records there are, and a hash of all that they say, in their order."""
+    """The number of records, and a hash of their content and order."""
     lines = (json.dumps(record, sort_keys=True, separators=(",", ":")) for record in records)
     return len(records), sha256("\n".join(lines).encode()).hexdigest()
 
 
 def save(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read: durably, and whole or not at all. Raises NoArchive."""
+    """Write a file durably and atomically, readable by its owner only. Raises ArchiveNotWritable."""
     try:
         with os.fdopen(files.create_partial(path), "wb") as file:
             file.write(data)
@@ -153,7 +153,7 @@ def save(path: Path, data: bytes) -> None:
 
 
 def read_back(path: Path, form: Format, expected: tuple[int, str]) -> str:
-    """The hash of a file's bytes, once its records have proven to be the expected ones. Raises NotReadBack."""
+    """Check that a file contains the expected records, and return the SHA-256 of its bytes. Raises ArchiveCorrupt."""
     try:
         data = path.read_bytes()
         found = fingerprint(form.decode(data))
@@ -162,17 +162,18 @@ def read_back(path: Path, form: Format, expected: tuple[int, str]) -> str:
     if found[0] != expected[0]:
         raise ArchiveCorrupt(path, f"{found[0]} records instead of {expected[0]}")
     if found != expected:
-        raise ArchiveCorrupt(path, "other records")
+        raise ArchiveCorrupt(path, "the records differ")
     return sha256(data).hexdigest()
 
 
 async def archive(
-    settings: Settings, directory: Path, *, dry_run: bool, report: Tell, rows_per_file: int | None = None
+    settings: Settings, directory: Path, *, dry_run: bool, report: Report, rows_per_file: int | None = None
 ) -> int:
-    """Move what is old enough to files in `directory`, and return how many rows went; 0 in a dry run.
+    """Move rows that are old enough to files in `directory`, and return their number; 0 in a dry run.
 
-    `report` is told of each file, or in a dry run of each period. A dry run writes nothing, neither to the directory
-    nor to the database. What is done stays done if a later file fails. Raises an OperatorFault.
+    `report` is called with a line for each file, or in a dry run for each period. A dry run writes nothing, neither
+    to the directory nor to the database. Files that are complete stay complete if a later one fails. Raises an
+    OperatorFault.
     """
     connection = await connect(
         settings.require_dsn(),
@@ -187,9 +188,11 @@ async def archive(
             return 0
         if not await connection.fetchval("select pg_try_advisory_lock($1)", _LOCK):
             raise ArchiveInProgress
-        _make(directory)
-        await job.clear()
-        moved = [rows for subject in SUBJECTS for rows in await job.move(subject, rows_per_file or subject.rows)]
+        _create(directory)
+        await job.remove_unfinished()
+        moved = [
+            rows for table in ARCHIVED_TABLES for rows in await job.move(table, rows_per_file or table.rows_per_file)
+        ]
     except DRIVER_ERRORS as error:
         fault = explain(error, place=" in the archive")
         if isinstance(fault, DatabaseFault) and fault.sqlstate in ("3F000", "42P01"):
@@ -207,7 +210,7 @@ def _statements(schema: str) -> Mapping[str, str]:
     return split_statements(text)
 
 
-def _make(directory: Path) -> None:
+def _create(directory: Path) -> None:
     try:
         files.make_private_directory(directory)
     except OSError as error:
@@ -216,23 +219,23 @@ def _make(directory: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One run, in one session."""
+    """One run, on one connection."""
 
     connection: Connection
     sql: Mapping[str, str]
     directory: Path
-    report: Tell
+    report: Report
 
     async def preview(self, rows_per_file: int | None) -> None:
-        """Say what a run would do now."""
-        due = [(subject, period) for subject in SUBJECTS for period in await self._due(subject)]
-        for subject, period in due:
-            files = -(-period["rows"] // (rows_per_file or subject.rows))
-            self.report(f"{subject.table} {period['period']}: {period['rows']} rows would go to {files} files")
+        """Report what a run would do."""
+        due = [(table, period) for table in ARCHIVED_TABLES for period in await self._due(table)]
+        for table, period in due:
+            file_count = -(-period["rows"] // (rows_per_file or table.rows_per_file))
+            self.report(f"{table.name} {period['period']}: {period['rows']} rows would go to {file_count} files")
         self.report(f"dry run: {sum(period['rows'] for _, period in due)} rows are old enough")
 
-    async def clear(self) -> None:
-        """Remove what runs that were stopped have left; their rows were not deleted."""
+    async def remove_unfinished(self) -> None:
+        """Remove the files of runs that were stopped; the rows in them were not deleted."""
         for (name,) in await self.connection.fetch(self.sql["unfinished"]):
             for path in (self.directory / name, files.partial_path(self.directory / name)):
                 try:
@@ -244,44 +247,48 @@ class _Job:
                 self.report(f"{path.name}: removed, since its run was stopped before its rows were deleted")
             await self.connection.execute(self.sql["forget"], name)
 
-    async def move(self, subject: Subject, rows_per_file: int) -> list[int]:
-        """Move all rows of a table that are old enough; how many there are in each file."""
+    async def move(self, table: ArchivedTable, rows_per_file: int) -> list[int]:
+        """Move all rows of a table that are old enough, and return the number of rows in each file."""
         moved = []
-        for period in await self._due(subject):
+        for period in await self._due(table):
             done = 0
-            while rows := await self._move_file(subject, period, rows_per_file):
+            while rows := await self._move_file(table, period, rows_per_file):
                 done += rows
                 moved.append(rows)
-                self.report(f"{subject.table} {period['period']}: {done} of {period['rows']} rows")
+                self.report(f"{table.name} {period['period']}: {done} of {period['rows']} rows")
         return moved
 
-    async def _due(self, subject: Subject) -> list[asyncpg.Record]:
-        return await self.connection.fetch(self.sql[f"{subject.table}_due"])
+    async def _due(self, table: ArchivedTable) -> list[asyncpg.Record]:
+        return await self.connection.fetch(self.sql[f"{table.name}_due"])
 
-    async def _move_file(self, subject: Subject, period: asyncpg.Record, max_rows: int) -> int:
-        """Move rows of one period to one file; how many, 0 if none are left that nobody else is at work on."""
-        table, sql = subject.table, self.sql
-        name = f"{table}-{period['period']}-{secrets.token_hex(4)}.{subject.format.suffix}"
-        await self.connection.execute(sql["begin_file"], name, table, period["period"])
+    async def _move_file(self, table: ArchivedTable, period: asyncpg.Record, max_rows: int) -> int:
+        """Move up to `max_rows` rows of one period to one file, and return their number.
+
+        It is 0 if no rows are left that no other session has locked.
+        """
+        sql = self.sql
+        name = f"{table.name}-{period['period']}-{secrets.token_hex(4)}.{table.format.suffix}"
+        await self.connection.execute(sql["begin_file"], name, table.name, period["period"])
         async with self.connection.transaction(isolation="read_committed"):
             between = period["first"], period["last"]
-            ids = [row["id"] for row in await self.connection.fetch(sql[f"{table}_lock"], *between, max_rows)]
-            if ids and subject.children:
-                await self.connection.execute(sql[f"{table}_lock_children"], ids)
-            rows = await self.connection.fetch(sql[f"{table}_rows"], ids) if ids else []
+            locked = await self.connection.fetch(sql[f"{table.name}_lock"], *between, max_rows)
+            ids = [row["id"] for row in locked]
+            if ids and table.has_children:
+                await self.connection.execute(sql[f"{table.name}_lock_children"], ids)
+            rows = await self.connection.fetch(sql[f"{table.name}_rows"], ids) if ids else []
             if not rows:
                 await self.connection.execute(sql["forget"], name)
                 return 0
             records = [row["record"] for row in rows]
             path = self.directory / name
-            save(path, subject.format.encode(records))
-            digest = read_back(path, subject.format, fingerprint([_exact(record) for record in records]))
+            save(path, table.format.encode(records))
+            digest = read_back(path, table.format, fingerprint([_parse_exact(record) for record in records]))
             written = [row["id"] for row in rows]
-            if subject.children:
-                await self.connection.execute(sql[f"{table}_delete_children"], written)
-            gone = await self.connection.execute(sql[f"{table}_delete"], written)
-            if gone != f"DELETE {len(rows)}":
-                raise ArchiveCorrupt(path, f"the database says {gone} to {len(rows)} rows")
+            if table.has_children:
+                await self.connection.execute(sql[f"{table.name}_delete_children"], written)
+            deleted = await self.connection.execute(sql[f"{table.name}_delete"], written)
+            if deleted != f"DELETE {len(rows)}":
+                raise ArchiveCorrupt(path, f"the database reports {deleted} for {len(rows)} rows")
             await self.connection.execute(sql["complete_file"], name, len(rows), digest)
         self.report(f"{name}: {len(rows)} rows, sha256 {digest}")
         return len(rows)

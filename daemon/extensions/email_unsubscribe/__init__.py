@@ -1,1 +1,1 @@
-"""What the pack email_unsubscribe brings beside its rows: a data layer."""
+"""The extension of the pack email_unsubscribe: a data layer for Python, and the verb `rotate-token-keys`."""

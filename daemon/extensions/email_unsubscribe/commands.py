@@ -20,7 +20,7 @@ async def _rotate(settings: Settings) -> None:
     from daemon.extensions.email_unsubscribe.store import rotate_token_keys
 
     renewed = await rotate_token_keys(settings)
-    click.echo(f"the tokens of {renewed} account{'' if renewed == 1 else 's'} were encrypted anew")
+    click.echo(f"re-encrypted the tokens of {renewed} account{'' if renewed == 1 else 's'}")
 
 
 COMMANDS: Final = (rotate_token_keys,)

@@ -1,21 +1,21 @@
--- The statements of daemon/extensions/email_unsubscribe/store.py, by name. Where the pack lives in another schema, that one's name
--- is put in place of `email_unsubscribe`.
+-- The statements of store.py, by name. Where the pack lives in another schema, `email_unsubscribe` is replaced by that
+-- schema's name.
 
--- name: reach
--- What the credentials of this session can do beside their work in the schema, one line each.
+-- name: excessive_privileges
+-- What this session's role can do beyond its work in the schema: up to five of them, one a row.
 -- $1 schema text
 with me as (
     select r.oid, r.rolname, r.rolsuper, r.rolcreaterole, r.rolcreatedb, r.rolreplication, r.rolbypassrls
     from pg_catalog.pg_roles as r where r.rolname = current_user
-), home as (
+), pack_schema as (
     select n.oid from pg_catalog.pg_namespace as n where n.nspname = $1
-), held as (
+), dependencies as (
     select d.deptype, d.classid, d.objid, d.objsubid, coalesce(
         case d.classid
             when 'pg_catalog.pg_namespace'::regclass then d.objid
             when 'pg_catalog.pg_class'::regclass then (select c.relnamespace from pg_catalog.pg_class as c where c.oid = d.objid)
             when 'pg_catalog.pg_proc'::regclass then (select p.pronamespace from pg_catalog.pg_proc as p where p.oid = d.objid)
-        end = (select home.oid from home), false) as at_home
+        end = (select pack_schema.oid from pack_schema), false) as in_schema
     from pg_catalog.pg_shdepend as d join me on me.oid = d.refobjid
     where d.refclassid = 'pg_catalog.pg_authid'::regclass and d.deptype in ('o', 'a') and not me.rolsuper
       and d.dbid in (0, (select b.oid from pg_catalog.pg_database as b where b.datname = current_database()))
@@ -33,16 +33,16 @@ select 'it is a member of ' || quote_ident(g.rolname)
 from pg_catalog.pg_auth_members as m join me on me.oid = m.member join pg_catalog.pg_roles as g on g.oid = m.roleid
 union all
 select 'it may create objects in the schema'
-from me cross join home
-where not me.rolsuper and pg_catalog.has_schema_privilege(me.oid, home.oid, 'create')
+from me cross join pack_schema
+where not me.rolsuper and pg_catalog.has_schema_privilege(me.oid, pack_schema.oid, 'create')
 union all
-select case h.deptype when 'o' then 'it owns ' else 'it has rights on ' end
-       || pg_catalog.pg_describe_object(h.classid, h.objid, h.objsubid)
-from held as h
-where h.deptype = 'o'
-   or not h.at_home and not (
-       h.classid = 'pg_catalog.pg_database'::regclass
-       and h.objid = (select b.oid from pg_catalog.pg_database as b where b.datname = current_database())
+select case d.deptype when 'o' then 'it owns ' else 'it has rights on ' end
+       || pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)
+from dependencies as d
+where d.deptype = 'o'
+   or not d.in_schema and not (
+       d.classid = 'pg_catalog.pg_database'::regclass
+       and d.objid = (select b.oid from pg_catalog.pg_database as b where b.datname = current_database())
    )
 limit 5;
 
@@ -68,7 +68,7 @@ update email_unsubscribe.sessions as s set ended_at = greatest(clock_timestamp()
 where s.id = $1 and s.ended_at is null;
 
 -- name: save_tokens
--- Who gets a new access token gets a new refresh token only now and then: without one, the one that is there stays.
+-- A provider sends a new refresh token only now and then; without one, the stored one is kept.
 -- $1 account   $2 access token, encrypted   $3 refresh token, encrypted, or null   $4 expiry
 insert into email_unsubscribe.oauth_tokens as t (account, access_token, refresh_token, expiry, encrypted_at)
 values ($1, $2, $3, $4, clock_timestamp())
@@ -86,8 +86,8 @@ from email_unsubscribe.oauth_tokens as t where t.account = $1;
 delete from email_unsubscribe.oauth_tokens as t where t.account = $1;
 
 -- name: next_tokens
--- Locked, so that tokens that are renewed meanwhile are not put back to what they were.
--- $1 the last account of the batch before   $2 how many
+-- The rows are locked, so that the rotation does not overwrite tokens that are saved meanwhile.
+-- $1 last account of the previous batch   $2 limit
 select t.account, t.access_token, t.refresh_token
 from email_unsubscribe.oauth_tokens as t where t.account > $1 order by t.account limit $2 for update;
 
@@ -109,12 +109,12 @@ where a.entry_type = $1 and a.value = email_unsubscribe.entry_in_one_form($1, $2
 
 -- name: disallow
 -- $1 type   $2 value
-with gone as (
+with deleted as (
     delete from email_unsubscribe.allow_list as a
     where a.entry_type = $1 and a.value = email_unsubscribe.entry_in_one_form($1, $2)
     returning 1
 )
-select count(*) from gone;
+select count(*) from deleted;
 
 -- name: allow_list
 select a.id, a.entry_type, a.value, a.created_at
@@ -122,7 +122,7 @@ from email_unsubscribe.allow_list as a order by a.entry_type, a.value;
 
 -- name: record_emails
 -- $1 message ids   $2 senders   $3 when they were received
-with told as (
+with inserted as (
     insert into email_unsubscribe.sender_emails (message_id, sender, received_at)
     select e.message_id, e.sender, e.received_at
     from unnest($1::text [], $2::text [], $3::timestamptz []) as e (message_id, sender, received_at)
@@ -130,7 +130,7 @@ with told as (
     on conflict do nothing
     returning 1
 )
-select count(*) from told;
+select count(*) from inserted;
 
 -- name: sender
 -- $1 address
@@ -138,7 +138,7 @@ select s.id, s.sender, s.first_seen, s.last_seen, s.unsubscribed_at, s.emails_af
 from email_unsubscribe.senders as s where s.sender = email_unsubscribe.in_one_form($1);
 
 -- name: senders
--- $1 how many
+-- $1 limit
 select s.id, s.sender, s.first_seen, s.last_seen, s.unsubscribed_at, s.emails_after_unsubscribe
 from email_unsubscribe.senders as s order by s.last_seen desc, s.id desc limit $1;
 
@@ -159,12 +159,12 @@ select h.id, h.sender, h.unsubscribe_url, h.method, h.attempted_at, h.status, h.
 from email_unsubscribe.unsubscribe_history as h where h.id = $1;
 
 -- name: history
--- $1 how many
+-- $1 limit
 select h.id, h.sender, h.unsubscribe_url, h.method, h.attempted_at, h.status, h.failure_reason
 from email_unsubscribe.unsubscribe_history as h order by h.attempted_at desc, h.id desc limit $1;
 
 -- name: audit
--- $1 how many
+-- $1 limit
 select a.id, a.occurred_at, a.action, a.db_role, a.sender, a.unsubscribe_url, a.method, a.outcome, a.entry_type,
        a.entry_value, a.user_id, a.session_id
 from email_unsubscribe.audit_log as a order by a.occurred_at desc, a.id desc limit $1;

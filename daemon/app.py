@@ -30,7 +30,7 @@ from daemon.log.dead_letters import DeadLetters
 from daemon.log.grants import PgGrants
 from daemon.log.notifier import Notifier
 from daemon.log.reader import PgLogReader
-from daemon.log.retention import DROPPING, Retention
+from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.sequencer import Sequencer
 from daemon.logs import get_logger
 from daemon.packs import Pack, by_schema, contract_hash
@@ -258,7 +258,7 @@ def _build_log(
     )
     retention = Retention(
         pool,
-        opener("rowcast retention", {**SESSION, **DROPPING}),
+        opener("rowcast retention", {**SESSION, **DROP_SETTINGS}),
         sequencer,
         settings.retention,
         log_cache.forget,

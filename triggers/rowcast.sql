@@ -1,10 +1,11 @@
 -- Capture: rowcast.watch() writes one small static trigger function per table.
--- This file is applied at every `daemon --apply-ddl`, after Rowcast's own revisions; it may run any number of times.
+-- `daemon --apply-ddl` runs this file every time, after Rowcast's own revisions. It is idempotent.
 
--- Does the daemon have to be woken? While it is asleep it holds this lock alone. While it is awake whoever writes shares
--- the lock until his transaction ends, and need not ring: who executes NOTIFY holds, at his commit, a lock of the whole
--- cluster over his flush, so that no two of them can share one. See daemon/log/wakeup_lock.py for the other side.
--- A session that prepares transactions for two-phase commit must do neither: it says `set rowcast.ring = off`, and the
+-- Does this transaction have to notify the daemon? While the leader sleeps, it holds this lock exclusively, so every
+-- writer notifies. While it polls, each writer shares the lock until its transaction ends, and does not notify. That
+-- matters because a transaction that executed NOTIFY holds a lock of the whole cluster during the flush of its commit,
+-- so no two of them can share a flush. daemon/log/wakeup_lock.py is the other side.
+-- A session that prepares transactions for two-phase commit must do neither. It runs `set rowcast.ring = off`, and the
 -- daemon's safety poll finds its events.
 create or replace function rowcast.must_ring() returns boolean
 language sql volatile
@@ -13,7 +14,8 @@ as $$
        and not pg_catalog.pg_try_advisory_xact_lock_shared(23203506649396085)
 $$;
 
--- Wakes the daemon. The payload is empty on purpose: a ring may be folded, forged or missed, the log may not.
+-- Notifies the daemon. The payload is empty on purpose: notifications can be folded, forged or missed, so they carry no
+-- data.
 create or replace function rowcast.ring() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -25,7 +27,7 @@ begin
 end
 $$;
 
--- The columns of a row called `alias`, to be selected.
+-- A select list with the columns of the row `alias`.
 create or replace function rowcast.columns_of(alias text, columns name []) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
@@ -33,7 +35,7 @@ as $$
     select string_agg(format('%s.%I', alias, c), ', ' order by n) from unnest(columns) with ordinality as u (c, n)
 $$;
 
--- The same as one expression, `{"id":...}`.
+-- The same as one JSON expression, `{"id":...}`.
 create or replace function rowcast.json_of(alias text, columns name []) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
@@ -41,7 +43,7 @@ as $$
     select format('(select row_to_json(x) from (select %s) as x)', rowcast.columns_of(alias, columns))
 $$;
 
--- A row that is neither absent nor soft-deleted, as an expression over `alias`.
+-- The condition that the row `alias` is not soft-deleted.
 create or replace function rowcast.live_of(alias text, soft_delete name) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
@@ -49,8 +51,8 @@ as $$
     select case when soft_delete is null then 'true' else format('%s.%I is null', alias, soft_delete) end
 $$;
 
--- What ends when it is not known which rows are gone: every right that rows of this table give, and so every right of
--- the pack.
+-- The rights that end when it is unknown which rows are gone: `{}`, every right of the pack, if rows of this table give
+-- rights.
 create or replace function rowcast.every_right(watched rowcast.watched) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
@@ -58,9 +60,9 @@ as $$
     select case when watched.revokes is null then 'null::jsonb' else $q$'{}'::jsonb$q$ end
 $$;
 
--- The body of a capture function. `topics` is an expression over the row `r`, `each_topic` the same as what to select from;
--- `old_rows` and `new_rows` are what to read the rows from. Names go in by one format(), so that none of them is ever
--- taken for a part of the text.
+-- The body of a capture function. `topics` is an array expression over the row `r`; `each_topic` returns the same topics
+-- as rows. `old_rows` and `new_rows` are the relations to read the rows from. A single format() inserts all names, so
+-- that no name is parsed as part of the template.
 create or replace function rowcast.capture_body(
     watched rowcast.watched, relation regclass, topics text, each_topic text, old_rows text, new_rows text
 ) returns text
@@ -73,7 +75,7 @@ declare
     rights text := 'select null::jsonb as old, null::jsonb as new, false as changed';
 begin
     select string_agg(format('o.%1$I = n.%1$I', c), ' and ') into same_key from unnest(watched.key) as k (c);
-    -- Types that need not have an equality operator, or not one in pg_catalog, are compared as text.
+    -- Types that may lack an equality operator in pg_catalog are compared as text.
     select string_agg(format(
                case when t.typnamespace <> 'pg_catalog'::regnamespace or t.typname in ('json', 'xml', 'point', 'polygon')
                     then 'case when o.%1$I::text is distinct from n.%1$I::text then %2$L end'
@@ -135,11 +137,11 @@ begin
     end if;$body$,
         watched.id,                                          --  1
         topics,                                              --  2  of the row r
-        quote_literal('*' || watched.pack),                  --  3  the topic of what concerns the whole pack
+        quote_literal('*' || watched.pack),                  --  3  the topic for changes that concern the whole pack
         old_rows,                                            --  4
         new_rows,                                            --  5
         same_key,                                            --  6  of o and n
-        changed,                                             --  7  the names of the columns that o and n differ in
+        changed,                                             --  7  the names of the columns in which o and n differ
         coalesce('(' || watched.revokes || ')', 'null::jsonb'),  --  8  of the row r
         rowcast.columns_of('r', watched.key),                --  9
         rowcast.json_of('o', watched.key),                   -- 10
@@ -151,15 +153,15 @@ begin
         rowcast.live_of('n', watched.soft_delete),           -- 16
         format('o.%I is not null', watched.key[1]),          -- 17  is there an o, or only an n?
         format('n.%I is not null', watched.key[1]),          -- 18
-        rights,                                              -- 19  that the row gave before and after, of o and n
+        rights,                                              -- 19  the rights that the row gives before and after
         rowcast.every_right(watched),                        -- 20
         each_topic                                           -- 21
     );
 end
 $$;
 
--- The relation and, of a partitioned table, all its partitions: a statement trigger fires for the table that
--- the statement names, which may be any of them.
+-- The relation and all its partitions, if it has any. A statement trigger fires for the table that the statement names,
+-- which can be any of them.
 create or replace function rowcast.with_partitions(relation regclass) returns setof regclass
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -167,7 +169,7 @@ as $$
     select relation union select p.relid from pg_partition_tree(relation) as p
 $$;
 
--- The capture triggers that a relation (with its partitions) ought to have, and which of them it has.
+-- The capture triggers that a relation and its partitions should have, and whether each exists as it should.
 create or replace function rowcast.capture_triggers(relation regclass, per_row boolean, function_name name)
 returns table (target regclass, trigger_name name, operation text, stands boolean)
 language sql stable
@@ -183,22 +185,24 @@ as $$
     from rowcast.with_partitions(relation) as target
     cross join (values ('rowcast_insert'::name, 'insert'), ('rowcast_update', 'update'),
                        ('rowcast_delete', 'delete'), ('rowcast_truncate', 'truncate')) as w (name, operation)
-    -- Row triggers of a partitioned table are cloned to its partitions by Postgres itself.
+    -- Postgres clones the row triggers of a partitioned table to its partitions.
     where not per_row or operation = 'truncate' or target = relation
 $$;
 
 -- Captures a table: every committed change of a row becomes one event in each of its topics.
---   relation     the table; of a partitioned table all partitions are captured as the one table
---   topic        SQL expression over the row `r`, of type text or text[]; null: nobody hears of this row
---   columns      what is published; a column added later is not, until someone says so
+--   relation     the table; the partitions of a partitioned table are captured as that table
+--   topic        SQL expression over the row `r`, of type text or text[]; null: the row is not published
+--   columns      the published columns; a column added to the table later is not published until it is listed here
 --   key          not null and unique; published with every event
 --   soft_delete  a column that is not null once the row counts as deleted
---   revokes      SQL expression over `r`, jsonb {"user": ..., "topic": ...}: the right that begins and ends with this row;
---                without a member it is everybody's, or to every topic of the pack. The row must have a topic to tell it
---   model        the pack's row model that validates it (default: the table's name)
+--   revokes      SQL expression over `r`, jsonb {"user": ..., "topic": ...}: the right that begins and ends with the row.
+--                Without "user" it is every user's; without "topic" it is to every topic of the pack. Only rows with a
+--                topic begin and end rights
+--   model        the pack's row model that validates the row (default: the table's name)
 --   per_row      row triggers, enabled always: for tables fed by logical replication, which fires no others
---   on_error     strict: what cannot be captured fails; lenient: it is noted in rowcast.lost, and subscribers reset
--- Does nothing, and locks nothing, when the table is captured so already. Returns what it did.
+--   on_error     strict: a statement that cannot be captured fails; lenient: the failure is recorded in rowcast.lost,
+--                and subscribers of the pack get a reset
+-- Does nothing, and takes no lock, if the table is already captured this way. Returns what it did.
 create or replace function rowcast.watch(
     relation regclass, topic text, columns text [], key text [] default '{id}', soft_delete name default null,
     revokes text default null, pack text default null, model text default null,
@@ -254,7 +258,7 @@ begin
             using errcode = 'invalid_parameter_value';
     end if;
 
-    -- Both expressions are tried here, on no row, so that a slip is found now and not in somebody's insert.
+    -- Both expressions are tried here, on no row, so that a mistake fails here and not in an application's insert.
     execute format('select pg_typeof(%s) from (values (1)) as one left join %s as r on false', topic, relation) into type_;
     topics := case
         when type_ in ('text', 'character varying', 'unknown', 'name') then format('array_remove(array[(%s)::text], null)', topic)
@@ -264,7 +268,7 @@ begin
     if topics is null then
         raise exception 'rowcast: a topic is text or text[], this expression gives %', type_ using errcode = 'datatype_mismatch';
     end if;
-    -- One topic needs no array of topics, unless it is looked up: that should be done once.
+    -- A single topic needs no array, unless its expression has a subquery, which should run only once.
     each_topic := case when type_ like '%[]' or topic ~* '\mselect\M' then format('unnest(%s)', topics)
                        else format('(select (%s)::text)', topic) end;
     if revokes is not null then
@@ -287,7 +291,7 @@ begin
     select k.* into known from rowcast.watched as k where (k.schema_name, k.table_name) = (w.schema_name, w.table_name);
     w.id := coalesce(known.id, nextval(pg_get_serial_sequence('rowcast.watched', 'id')));
     w.function_name := left(format('capture_%s_%s', w.id, regexp_replace(lower(w.table_name), '[^a-z0-9_]', '', 'g')), 63);
-    -- `offset 0` keeps the planner from folding the one row into the join, which it could then not perform.
+    -- `offset 0` keeps the planner from folding the single row into the full join, which it could not perform then.
     body := rowcast.capture_body(w, relation, topics, each_topic,
         case when per_row then '(select old.* offset 0)' else 'old_rows' end,
         case when per_row then '(select new.* offset 0)' else 'new_rows' end);
@@ -317,7 +321,7 @@ begin
     execute definition;
     execute format('revoke all on function rowcast.%I() from public', w.function_name);
     if owner_exists and pg_has_role(current_user, 'rowcast_capture', 'MEMBER') then
-        -- A function's owner must be able to create in its schema, for as long as it takes to become the owner.
+        -- To become a function's owner, a role needs the right to create in its schema.
         grant create on schema rowcast to rowcast_capture;
         execute format('alter function rowcast.%I() owner to rowcast_capture', w.function_name);
         revoke create on schema rowcast from rowcast_capture;
@@ -379,7 +383,7 @@ begin
 end
 $$;
 
--- Clears away the capture functions of tables that are gone; their triggers went with them.
+-- Drops the capture functions of tables that were dropped. Their triggers were dropped with the tables.
 create or replace function rowcast.unwatch_dropped() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -403,6 +407,6 @@ do $$
 begin
     grant execute on function rowcast.ring(), rowcast.must_ring() to rowcast_capture;
 exception when undefined_object then
-    null;  -- the role could not be made, and a warning has said so
+    null;  -- the role could not be created; a warning was raised then
 end
 $$;

@@ -1,1 +1,1 @@
-"""The log as Postgres keeps it: sequencing, reading, rights, dead letters, retention."""
+"""The log in Postgres: sequencing, reading, rights, dead letters, retention."""

@@ -1,4 +1,4 @@
-"""Dead letters: changes that their model refused, stored, listed, replayed and dropped."""
+"""Dead letters: storing, listing, replaying and dropping the changes that failed validation."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ STORE_TIMEOUT = 30.0  # seconds
 
 
 class DeadLetters:
-    """Where changes go that their model refused."""
+    """Stores changes that failed validation."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def store_dead_letters(self, letters: Sequence[tuple[Change, str, str]]) -> None:
-        """Keep each (change, pack, reason). Raises LogUnavailable."""
+    async def store_dead_letters(self, dead_letters: Sequence[tuple[Change, str, str]]) -> None:
+        """Store each (change, pack, reason). Raises LogUnavailable."""
         with translated():
             async with acquired(self._pool, STORE_TIMEOUT) as connection:
                 await connection.executemany(
-                    query("store_dead_letters"), [(c.seq, pack, why) for c, pack, why in letters]
+                    query("store_dead_letters"), [(change.seq, pack, reason) for change, pack, reason in dead_letters]
                 )
 
 
@@ -43,7 +43,7 @@ class UnknownDeadLetter(OperatorFault):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which letters are meant. None is no restriction."""
+    """Selects dead letters. None means no restriction."""
 
     seqs: Sequence[int] | None = None
     pack: str | None = None
@@ -52,7 +52,11 @@ class Selection:
 
 
 class Refusal(NamedTuple):
-    """A dead letter that is not replayed, and why: `forgotten`, `gone` or `changed`."""
+    """A dead letter that was not replayed.
+
+    `reason` is `forgotten` (the log no longer has its event), `gone` (its row no longer exists) or `changed` (a later
+    change of the row exists).
+    """
 
     seq: int
     table: str
@@ -60,53 +64,54 @@ class Refusal(NamedTuple):
 
 
 async def find(connection: Connection, selection: Selection) -> list[asyncpg.Record]:
-    """The selected dead letters, oldest first. Raises UnknownDeadLetter if one that is named does not exist."""
-    letters = await connection.fetch(
+    """The selected dead letters, oldest first. Raises UnknownDeadLetter if a selected seq does not exist."""
+    found = await connection.fetch(
         query("dead_letters"), selection.seqs, selection.pack, selection.table, selection.limit
     )
-    if missing := set(selection.seqs or ()) - {letter["seq"] for letter in letters}:
+    if missing := set(selection.seqs or ()) - {dead_letter["seq"] for dead_letter in found}:
         raise UnknownDeadLetter(islice(missing, 10))
-    return letters
+    return found
 
 
 async def fetch(connection: Connection, seq: int) -> str:
-    """One dead letter as JSON, its record included. Raises UnknownDeadLetter."""
-    whole: str | None = await connection.fetchval(query("dead_letter"), seq)
-    if whole is None:
+    """One dead letter as JSON, including its record. Raises UnknownDeadLetter."""
+    text: str | None = await connection.fetchval(query("dead_letter"), seq)
+    if text is None:
         raise UnknownDeadLetter([seq])
-    return whole
+    return text
 
 
 async def replay(connection: Connection, selection: Selection) -> tuple[int, list[Refusal]]:
-    """Append the selected changes to the log under new numbers, unless they are stale.
+    """Replay the selected changes as new ones; stale ones are skipped.
 
     Returns how many were replayed, and those that were not. Raises UnknownDeadLetter.
     """
     replayed = 0
     refusals: list[Refusal] = []
     rows: dict[tuple[str, str, str], list[int]] = {}
-    for letter in await find(connection, selection):
-        rows.setdefault(itemgetter("schema_name", "table_name", "key")(letter), []).append(letter["seq"])
+    for dead_letter in await find(connection, selection):
+        row = itemgetter("schema_name", "table_name", "key")(dead_letter)
+        rows.setdefault(row, []).append(dead_letter["seq"])
     for (schema, table, key), seqs in rows.items():
-        # One transaction per row, so that an application that writes to the row waits no longer than that.
+        # One transaction per row keeps its lock short: applications that write to the row wait for it.
         async with connection.transaction(isolation="read_committed"):
             await connection.execute(query("lock_dead_letters"))
-            exists = await _lock_row(connection, schema, table, key)
-            verdicts = await connection.fetch(query("check_replayable"), seqs, exists)
-            good = [seq for seq, reason in verdicts if reason is None]
-            replayed += await connection.fetchval(query("replay_dead_letters"), good)
+            live = await _lock_row(connection, schema, table, key)
+            verdicts = await connection.fetch(query("check_replayable"), seqs, live)
+            replayable = [seq for seq, reason in verdicts if reason is None]
+            replayed += await connection.fetchval(query("replay_dead_letters"), replayable)
         refusals += [Refusal(seq, f"{schema}.{table}", reason) for seq, reason in verdicts if reason is not None]
     return replayed, refusals
 
 
 async def _lock_row(connection: Connection, schema: str, table: str, key: str) -> bool:
-    """Does the row exist? Until the transaction ends nobody changes that, nor the row."""
+    """Lock the row until the transaction ends. Returns whether it exists and is not soft-deleted."""
     statement = await connection.fetchval(query("lock_row"), schema, table)
     return bool(statement and await connection.fetchval(statement, key))
 
 
 async def drop(connection: Connection, selection: Selection) -> int:
-    """Delete the selected dead letters; how many there were. Raises UnknownDeadLetter."""
-    seqs = [letter["seq"] for letter in await find(connection, selection)]
+    """Delete the selected dead letters; returns how many there were. Raises UnknownDeadLetter."""
+    seqs = [dead_letter["seq"] for dead_letter in await find(connection, selection)]
     dropped: int = await connection.fetchval(query("drop_dead_letters"), seqs)
     return dropped

@@ -1,4 +1,4 @@
-"""The LISTEN connection: it hears the rings, proves that it hears, and comes back when it does not."""
+"""The LISTEN connection, which checks itself with heartbeats and reconnects when they stop."""
 
 import asyncio
 import time
@@ -17,12 +17,11 @@ log = get_logger()
 
 
 class Notifier:
-    """Sets an event for each ring of its channel.
+    """Sets an event for each notification on a channel.
 
-    `bells`: channel -> the event to set. Every `beat_every` seconds a beat goes through Postgres and back;
-    without an echo for `beat_limit` seconds the connection is given up and opened again. After every LISTEN all
-    bells are rung once: what came before it is not known here. What a backend rings of which `is_own` is true is not
-    heard: whoever sent it knows already.
+    `wakeups` maps each channel to its event. Every `beat_every` seconds a heartbeat goes through Postgres and back;
+    after `beat_limit` seconds without one the connection is replaced. After every LISTEN all events are set once,
+    because notifications sent before it are lost. Notifications from backends for which `is_own` is true are ignored.
     """
 
     def __init__(
@@ -45,12 +44,12 @@ class Notifier:
 
     @property
     def silence(self) -> float:
-        """Seconds since the last echo of a beat; infinite before the first."""
+        """Seconds since the last heartbeat came back; infinite before the first."""
         return time.monotonic() - self._echoed_at
 
     @property
     def is_healthy(self) -> bool:
-        """Is the connection proven to hear?"""
+        """Has a recent heartbeat proven that notifications arrive?"""
         return self.listening.is_set() and self.silence < self._beat_limit
 
     async def run(self) -> None:
@@ -72,19 +71,19 @@ class Notifier:
             await asyncio.sleep(backoff_delay(attempt))
             attempt += 1
 
-    def _rung(self, wakeup: asyncio.Event, _: object, pid: int, *__: object) -> None:
+    def _on_notification(self, wakeup: asyncio.Event, _: object, pid: int, *__: object) -> None:
         if not self._is_own(pid):
             wakeup.set()
 
     async def _listen(self) -> None:
-        """One connection's life. Returns or raises one of DATABASE_ERRORS when it is over."""
+        """Listen on one connection until it ends. Raises one of DATABASE_ERRORS."""
         connection = await self._connect()
         try:
             echo, ended = asyncio.Event(), asyncio.Event()
 
             def end(_: object) -> None:
                 ended.set()
-                echo.set()  # nobody waits for an echo any more
+                echo.set()  # end the wait for an echo
 
             connection.add_termination_listener(end)
             self.backend_pid = connection.get_server_pid()
@@ -92,7 +91,7 @@ class Notifier:
             async with asyncio.timeout(self._beat_limit):
                 await connection.add_listener(beat_channel, lambda *_: echo.set())
                 for channel, wakeup in self._wakeups.items():
-                    await connection.add_listener(channel, partial(self._rung, wakeup))
+                    await connection.add_listener(channel, partial(self._on_notification, wakeup))
             while not ended.is_set():
                 echo.clear()
                 async with asyncio.timeout(self._beat_limit - self._beat_every):

@@ -1,4 +1,4 @@
-"""The statements of queries.sql."""
+"""The statements in queries.sql, by name."""
 
 from pathlib import Path
 

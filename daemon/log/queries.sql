@@ -1,23 +1,25 @@
--- The daemon's statements, by name. See daemon/postgres/queries.py.
+-- The statements on the log, by name. See daemon/postgres/queries.py.
 
 -- name: try_lead
--- One leader per database. The lock belongs to the connection that numbers: when it dies, so does the right.
+-- One leader per database. The lock belongs to the connection that numbers, and is released when that ends.
 -- $1 lock bigint
 select pg_try_advisory_lock($1);
 
 -- name: share_follower_lock
--- From now on the leader tells us when the log has grown. He holds this lock alone while he gives numbers.
+-- From now on the leader notifies us when the log has grown. It tries to take this lock exclusively for each batch: if
+-- it cannot, it notifies; if it can, we wait here until the batch is committed.
 -- $1 lock bigint
 select set_config('lock_timeout', '0', true), pg_advisory_lock_shared($1);
 
 -- name: wait_without_timeout
--- For as long as some writer's transaction is open; but who is gone must not stay in the queue.
+-- The wakeup lock is waited for as long as a writer's transaction is open. The check keeps a daemon that died from
+-- staying in the lock's queue.
 set lock_timeout = 0;
 set statement_timeout = 0;
 set client_connection_check_interval = '1s';
 
 -- name: take_wakeup_lock
--- Granted when every writer has ended who did not ring.
+-- Granted when every transaction that wrote without notifying has ended.
 -- $1 lock bigint
 select pg_advisory_lock($1);
 
@@ -28,25 +30,24 @@ select pg_advisory_unlock_all();
 select rowcast.leave_segment();
 
 -- name: open_term
--- $1 in the next segment boolean
+-- $1 open the next segment boolean
 select term, epoch, base, snapshot::text as snapshot, first_segment from rowcast.open_term($1);
 
 -- name: number_events
--- New are the events of transactions that were not visible in the last snapshot and are in this one: those past
--- its xmax, and those that were in progress. Rows, numbers and the new snapshot come from one statement, so from
--- one snapshot. Transactions go by the largest event id each holds, which keeps the versions of a row in order;
--- inside one, a topic's events stand together, so that its frame ends at a place from where one can resume.
--- What rows are gone, and which rights begin, is noted in the same transaction. A right begins with the transaction that
--- gives it, of which everything may be read.
--- Writes nothing under a leader of a newer term.
--- One row, which has no seq, is about all of it; the others are the changes as rowcast.changes has them, unless there are
--- more than $6.
+-- Numbers the events of transactions that are visible in this snapshot and were not in the last one: those at or past
+-- its xmax, and those that were in progress. Rows, numbers and the new snapshot come from one statement, hence from one
+-- snapshot. Transactions are ordered by the largest event id of each, which keeps the versions of a row in order.
+-- Inside a transaction the events of a topic are adjacent, so a frame always ends at a position that can be resumed.
+-- Tombstones and rights that begin are recorded in the same transaction. A right begins at the first change of the
+-- transaction that gives it, all of which may be read.
+-- Writes nothing once a newer term exists.
+-- The row without a seq has the totals. The others are the changes as in rowcast.changes, unless there are more than $6.
 -- $1 term bigint   $2 last seq bigint   $3 xmax text (xid8)   $4 xip text[] (xid8)   $5 first segment integer
--- $6 most changes bigint   $7 lock bigint that every follower shares
+-- $6 max changes bigint   $7 lock bigint that every follower shares
 with superseded as materialized (
-    select exists (select from rowcast.terms as t where t.term > $1) as it
+    select exists (select from rowcast.terms as t where t.term > $1) as newer_term
 ), fresh as materialized (
-    -- Two scans of an index: of one condition with `or` the planner may make a scan of everything.
+    -- Two index scans: for a single condition with `or`, the planner may scan everything.
     select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants from rowcast.events as e
     where e.xid >= $3::text::xid8 and e.id >= $5::bigint << 40
     union all
@@ -54,15 +55,15 @@ with superseded as materialized (
     where e.xid = any ($4::text []::xid8 []) and e.id >= $5::bigint << 40
 ), grouped as (
     select f.*, max(f.id) over (partition by f.xid) as tx, min(f.id) over (partition by f.xid, f.topic) as tx_topic
-    from fresh as f where not (select s.it from superseded as s)
+    from fresh as f where not (select s.newer_term from superseded as s)
 ), numbered as materialized (
     select $2::bigint + row_number() over (order by g.tx, g.tx_topic, g.id) as seq,
            $2::bigint + rank() over (order by g.tx) as tx_begin, $2::bigint + count(*) over (order by g.tx) as tx_end, g.*
     from grouped as g
-), about as materialized (
+), totals as materialized (
     select count(*) as changes, count(*) filter (where n.seq = n.tx_end) as transactions,
            coalesce(max(n.seq), $2::bigint) as last_seq,
-           count(*) filter (where n.kind = 'delete') > 0 as gone, count(n.grants) > 0 as granted
+           count(*) filter (where n.kind = 'delete') > 0 as has_deletes, count(n.grants) > 0 as has_grants
     from numbered as n
 ), logged as (
     insert into rowcast.log (seq, tx_end, xid, event_id, topic, row_hash)
@@ -71,54 +72,54 @@ with superseded as materialized (
     from numbered as n
 ), batch as (
     insert into rowcast.batches (last_seq, term, snapshot)
-    select a.last_seq, $1, pg_current_snapshot() from about as a where a.changes > 0
-), gone as (
+    select t.last_seq, $1, pg_current_snapshot() from totals as t where t.changes > 0
+), tombstoned as (
     insert into rowcast.tombstones (watch, key, seq)
     select n.watch, n.key::text, n.seq from numbered as n where n.kind = 'delete'
 ), granted as (
     insert into rowcast.grants (seq, watch, user_id, topic)
     select n.tx_begin, n.watch, n.grants ->> 'user', n.grants ->> 'topic' from numbered as n where n.grants is not null
 )
-select pg_current_snapshot()::text as snapshot, s.it as superseded, a.transactions, a.last_seq, a.gone,
-       -- Who does not follow yet gets this lock with our commit, and sees in the log what nobody told.
-       a.changes > 0 and not pg_try_advisory_xact_lock($7) as followed,
-       -- Who was let in by a number must not meet it again elsewhere after a crash: these commits wait for their flush.
-       case when a.granted then set_config('synchronous_commit', 'on', true) end as flushed, null::bigint as seq,
+select pg_current_snapshot()::text as snapshot, s.newer_term as superseded, t.transactions, t.last_seq, t.has_deletes,
+       -- A daemon that is about to follow gets its lock after our commit, and then finds these changes in the log.
+       t.changes > 0 and not pg_try_advisory_xact_lock($7) as has_followers,
+       -- Users are admitted by where a right begins, so a crash must not move that: these commits wait for their flush.
+       case when t.has_grants then set_config('synchronous_commit', 'on', true) end as flushed, null::bigint as seq,
        null as tx, null as at, null::name as schema_name, null::name as table_name, null as model, null as topic,
        null as kind, null as key, null as record, null::name [] as changed, null as actor, null::boolean as revokes,
        null as revokes_user, null as revokes_topic
-from about as a cross join superseded as s
+from totals as t cross join superseded as s
 union all
 select null, null, null, null, null, null, null, n.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind,
        c.key, c.record, c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic
 from numbered as n
 cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
-where (select a.changes <= $6 from about as a);
+where (select t.changes <= $6 from totals as t);
 
 -- name: purge
--- $1 most tombstones integer
+-- $1 max tombstones integer
 select p.rows, p.emptied from rowcast.purge($1) as p;
 
 -- name: forget_batches
--- Only the newest snapshot is ever needed.
+-- Only the newest snapshot is needed.
 -- $1 last seq bigint
 delete from rowcast.batches where last_seq < $1;
 
 -- name: head
--- A term without events stands at its base.
+-- The head of a term without events is its base.
 select t.epoch, greatest(t.base, (select max(l.seq) from rowcast.log as l)) as seq
 from rowcast.terms as t order by t.term desc limit 1;
 
 -- name: changes
--- $1 after seq bigint   $2 most bigint
+-- $1 after seq bigint   $2 limit bigint
 select * from rowcast.changes where seq > $1 order by seq limit $2;
 
 -- name: changes_of_topics
--- Topic by topic, and at most so many of each. Topic and place are compared as rows, which only the index of both can do:
--- where one topic makes up most of the log, the planner would rather walk all of it by its place, for every topic.
--- `large` is true in a transaction of more than $5 changes: numbers are dense in it, so the one that lies so far before
--- its end belongs to it. Not `exists`, which the planner may answer by reading the whole log.
--- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 most bigint   $5 most of a transaction bigint
+-- Topic by topic, at most $4 of each. Topic and seq are compared as one row, which only their common index can answer:
+-- otherwise, where one topic makes up most of the log, the planner may walk the whole log by seq, once for each topic.
+-- `large` is true in a transaction of more than $5 changes: numbers are dense within a transaction, so the change $5
+-- before its end is part of it too. Not `exists`, which the planner may answer by reading the whole log.
+-- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 limit bigint   $5 max changes of a transaction bigint
 with chunk as materialized (
     select c.seq from unnest($3::text []) as t (topic)
     cross join lateral (
@@ -131,7 +132,7 @@ select c.*, (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx
 from chunk cross join lateral (select o.* from rowcast.changes as o where o.seq = chunk.seq offset 0) as c order by c.seq;
 
 -- name: rest_of_transaction
--- What a chunk has cut off. Both ends are given, so the planner knows how little that is.
+-- The part of a transaction that a chunk cut off. Both ends are given, so the planner knows how small it is.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[], null for all
 select * from rowcast.changes
 where seq > $1 and seq <= $2 and ($3::text [] is null or topic = any ($3)) order by seq;
@@ -140,10 +141,10 @@ where seq > $1 and seq <= $2 and ($3::text [] is null or topic = any ($3)) order
 select rowcast.log_floor();
 
 -- name: limits
--- What is told of a transaction that is too large: of each topic its last change, without its content, and every
--- change that ends a right. If more than $4 rights of one schema end, the first one stands for all of that schema's;
--- if more than $3 topics were touched, what is told is of all topics.
--- $1 first seq bigint   $2 last seq bigint   $3 most topics bigint   $4 most rights bigint
+-- Replaces a transaction that is too large to deliver: the last change of each topic, without its content, and every
+-- change that ends a right. If more than $4 rights of one schema end, its first one stands for every right of that
+-- schema. If more than $3 topics were touched, one change stands for all topics.
+-- $1 first seq bigint   $2 last seq bigint   $3 max topics bigint   $4 max rights bigint
 with last as materialized (
     select max(l.seq) as seq from rowcast.log as l where l.seq >= $1 and l.seq <= $2 group by l.topic
 ), size as materialized (
@@ -156,7 +157,7 @@ with last as materialized (
         select c.* from rowcast.contents as c where c.xid = l.xid and c.id = l.event_id offset 0
     ) as e
     where l.seq >= $1 and l.seq <= $2 and e.revokes
-), told as materialized (
+), sent as materialized (
     select t.seq, bool_or(t.too_many) as all_rights from (
         select l.seq, null::boolean as too_many from last as l cross join size as s where not s.too_many or l.seq = $2
         union all
@@ -167,11 +168,11 @@ select c.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, case when s.too_
        'limit' as kind, '{}' as key, null as record, null as changed, null as actor, t.all_rights is not null as revokes,
        case when not t.all_rights then c.revokes_user end as revokes_user,
        case when not t.all_rights then c.revokes_topic end as revokes_topic
-from told as t cross join lateral (select o.* from rowcast.changes as o where o.seq = t.seq offset 0) as c
+from sent as t cross join lateral (select o.* from rowcast.changes as o where o.seq = t.seq offset 0) as c
 cross join size as s order by c.seq;
 
 -- name: limits_of_topics
--- The same for some topics, and without the rights that end. From the index, however many changes there are.
+-- The same for some topics, without the rights that end. Index look-ups only, however many changes there are.
 -- $1 first seq bigint   $2 last seq bigint   $3 topics text[]
 select c.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, 'limit' as kind, '{}' as key, null as record,
        null as changed, null as actor, false as revokes, null as revokes_user, null as revokes_topic
@@ -184,10 +185,11 @@ cross join lateral (
 cross join lateral (select o.* from rowcast.changes as o where o.seq = last.seq offset 0) as c order by c.seq;
 
 -- name: continuity
--- The term that a position lies in, and how far that term's numbers are on record, or were until they were dropped. A
--- position beyond that was given out and lost in a crash, or never given out at all. Below the floor nothing is known.
+-- The current epoch, the log's floor, and the last number on record of the term that the position lies in (segments
+-- keep it after they are dropped). A position past that was lost in a crash, or never given out. Below the floor
+-- nothing is known.
 -- $1 seq bigint
-with mine as (
+with own_term as (
     select t.term, t.base, (select min(n.base) from rowcast.terms as n where n.term > t.term) as next
     from rowcast.terms as t where t.base <= $1 order by t.term desc limit 1
 )
@@ -199,11 +201,11 @@ select
         (select max(l.seq) from rowcast.log as l where l.seq < coalesce(m.next, 9223372036854775807)),
         (select max(s.last_seq) from rowcast.segments as s
          where s.last_seq >= m.base and s.last_seq < coalesce(m.next, 9223372036854775807)))
-     from mine as m) as recorded_end;
+     from own_term as m) as recorded_end;
 
 -- name: expired
--- The statements that do away with tables of segments that are retired, in their order. Detached concurrently, since
--- otherwise everybody who writes would wait behind one who reads; a detaching that was cut off is brought to its end.
+-- The statements that drop the tables of retired segments, in order. They detach concurrently first: otherwise every
+-- writer would queue behind one open reader. An interrupted detach is finalized.
 select step.statement
 from rowcast.segments as s
 cross join (values ('log', 1), ('events', 2)) as t (parent, place)
@@ -223,7 +225,7 @@ order by s.segment, t.place, step.place;
 select rowcast.retire_segments($1);
 
 -- name: make_segment
--- One is always ready to be opened.
+-- Keeps one segment ahead, ready to be opened.
 select rowcast.make_segment() where not exists (select from rowcast.segments as s where s.opened_at is null);
 
 -- name: segment_due
@@ -231,26 +233,26 @@ select rowcast.make_segment() where not exists (select from rowcast.segments as 
 select rowcast.segment_due($1);
 
 -- name: segments
--- How many lie ahead, and where the log begins.
+-- How many segments are ready to be opened, and the floor of the log.
 select count(*) filter (where s.opened_at is null) as ahead, rowcast.log_floor() as floor
 from rowcast.segments as s;
 
 -- name: readable_from
--- Where in the log each right to a topic began, as far as that is known, and whether a beginning still waits for its
--- number: then its transaction is not in the snapshot in which events were last looked for.
--- $1 schema text   $2 users text[]   $3 topics text[], as many
-select asked.place, asked.user_id, asked.topic, known.begun, known.pending
-from unnest($2::text[], $3::text[]) with ordinality as asked (user_id, topic, place)
+-- Where in the log each right to a topic began (0 if before the log), and whether a beginning still waits for its
+-- number, because its transaction was not visible in the last batch's snapshot.
+-- $1 schema text   $2 users text[]   $3 topics text[], one for each user
+select requested.place, requested.user_id, requested.topic, known.begun, known.pending
+from unnest($2::text[], $3::text[]) with ordinality as requested (user_id, topic, place)
 cross join lateral (
     with given as (
         select max(g.seq) as seq from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
-        where w.schema_name = $1 and g.topic = asked.topic and g.user_id = asked.user_id
+        where w.schema_name = $1 and g.topic = requested.topic and g.user_id = requested.user_id
         union all
         select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
-        where w.schema_name = $1 and g.topic = asked.topic and g.user_id is null
+        where w.schema_name = $1 and g.topic = requested.topic and g.user_id is null
         union all
         select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
-        where w.schema_name = $1 and g.topic is null and g.user_id = asked.user_id
+        where w.schema_name = $1 and g.topic is null and g.user_id = requested.user_id
     )
     select
         coalesce((select max(g.seq) from given as g), 0) as begun,
@@ -259,13 +261,13 @@ cross join lateral (
             join rowcast.events as e on e.xid >= pg_snapshot_xmin(seen.snapshot) and not pg_visible_in_snapshot(e.xid, seen.snapshot)
             join rowcast.watched as w on w.id = e.watch
             where e.grants is not null and w.schema_name = $1
-              and coalesce(e.grants ->> 'user', asked.user_id) = asked.user_id
-              and coalesce(e.grants ->> 'topic', asked.topic) = asked.topic
+              and coalesce(e.grants ->> 'user', requested.user_id) = requested.user_id
+              and coalesce(e.grants ->> 'topic', requested.topic) = requested.topic
         ) as pending
 ) as known;
 
 -- name: store_dead_letters
--- Every daemon reads the log and meets the same invalid change; one letter is enough.
+-- Every daemon reads the log and finds the same invalid change; one dead letter is enough.
 -- $1 seq bigint   $2 pack text   $3 reason text
 insert into rowcast.dead_letters (seq, pack, schema_name, table_name, topic, kind, key, record, reason)
 select c.seq, $2, c.schema_name, c.table_name, c.topic, c.kind::rowcast.kind, c.key::json, c.record::json, $3
@@ -273,18 +275,18 @@ from rowcast.changes as c where c.seq = $1
 on conflict do nothing;
 
 -- name: send_heartbeat
--- Proves the path from NOTIFY to this listener. Asking for the queue's usage also frees what nobody needs any
--- more: a queue that was full stays so until somebody asks.
+-- Proves the path from NOTIFY to this listener. Asking for the queue's usage also advances its tail: a full queue stays
+-- full until someone asks.
 -- $1 channel text
 select pg_notify($1, ''), pg_notification_queue_usage() as usage;
 
 -- name: notify_readers
--- The leader wakes the other daemons. A transaction of its own, that nobody waits for.
+-- The leader wakes the other daemons, in a transaction of its own that nothing waits for.
 select pg_notify('rowcast_log', '');
 
 -- name: dead_letters
--- The newest letters that are meant, oldest first. Never their records: a list is shown, and pasted elsewhere.
--- $1 seqs bigint[], null for all   $2 pack text, null for all   $3 table text, null for all   $4 most bigint, null for all
+-- The newest of the selected dead letters, oldest first. Without their records: lists get pasted elsewhere.
+-- $1 seqs bigint[], null for all   $2 pack text, null for all   $3 table text, null for all   $4 limit bigint, null: none
 select * from (
     select d.seq, to_char(d.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as at, d.pack, d.schema_name, d.table_name,
            d.topic, d.kind::text as kind, d.key::text as key, d.reason, (to_jsonb(d) - 'record')::text as json
@@ -295,17 +297,18 @@ select * from (
 ) as newest order by seq;
 
 -- name: dead_letter
--- Made readable here, where numbers keep all their digits.
+-- Formatted here, since numbers keep all their digits in Postgres.
 -- $1 seq bigint
 select jsonb_pretty(to_jsonb(d)) from rowcast.dead_letters as d where d.seq = $1;
 
 -- name: drop_dead_letters
 -- $1 seqs bigint[]
-with gone as (delete from rowcast.dead_letters where seq = any ($1) returning seq)
-select count(*) from gone;
+with dropped as (delete from rowcast.dead_letters where seq = any ($1) returning seq)
+select count(*) from dropped;
 
 -- name: lock_row
--- The statement that locks the row of a key ($1 json) and says whether it lives; null if its table is gone.
+-- The statement that locks the row with a given key (its $1, json) and returns whether it is live; it returns nothing
+-- if there is no such row. Null if the table is gone.
 -- $1 schema text   $2 table text
 select format(
     'select %s from %I.%I as r where %s for share',
@@ -319,14 +322,14 @@ where w.schema_name = $1 and w.table_name = $2
 group by w.id having count(*) = cardinality(w.key);
 
 -- name: lock_dead_letters
--- Before any letter is locked: whoever purges has locked the table, and would wait for that letter.
+-- Taken before any dead letter is locked, since rowcast.purge locks the table before its rows: no deadlocks.
 lock table rowcast.dead_letters in row exclusive mode;
 
 -- name: check_replayable
--- Why each letter of one row cannot be replayed; null if it can. Its content must still be the newest there is, its
--- removal too: nothing about the row, and nothing lost of its table, came after it in the log or waits for its number.
--- What is replayed together is replayed in order, so a letter that carries content does not outdate an older one.
--- $1 seqs bigint[]   $2 lives boolean, of the row now
+-- Why each dead letter of one row cannot be replayed; null if it can. It must still be the newest change of its row: no
+-- change of the row, and none lost of its table, follows it in the log or waits for its number. Dead letters replayed
+-- together keep their order, so one of them that carries content does not make an older one stale.
+-- $1 seqs bigint[]   $2 is the row live boolean
 with later as (
     select d.seq, f.watch, f.topic, f.kind, f.key::text as key
     from rowcast.dead_letters as d
@@ -364,14 +367,15 @@ left join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
 where d.seq = any ($1) order by d.seq for update of d;
 
 -- name: replay_dead_letters
--- As new events, whose numbers the sequencer gives. The letter says what is told, the event who did it.
+-- Inserted as new events, which the sequencer numbers. Topic, kind, key and record are the dead letter's, the rest is
+-- the event's.
 -- $1 seqs bigint[]
-with letter as (
+with removed as (
     delete from rowcast.dead_letters where seq = any ($1) returning *
 ), replayed as (
     insert into rowcast.events (watch, topic, kind, key, record, changed, actor, revokes)
     select e.watch, d.topic, d.kind, d.key, d.record, e.changed, e.actor, e.revokes
-    from letter as d join rowcast.log as l using (seq)
+    from removed as d join rowcast.log as l using (seq)
     join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
     order by d.seq
     returning id

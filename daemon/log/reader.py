@@ -1,4 +1,4 @@
-"""The log as Postgres keeps it: the LogReader port."""
+"""Reads the log in Postgres: the LogReader port."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +14,16 @@ from daemon.log.queries import query
 from daemon.postgres.connect import Pool, acquired
 from daemon.postgres.errors import DATABASE_ERRORS, describe
 
-MAX_ENDED_RIGHTS = 5000  # rights that end one by one in a transaction that is too large to be told
+MAX_ENDED_RIGHTS = 5000  # ended rights that are listed one by one for a transaction too large to deliver
 
-ANSWER_TIMEOUT = 10.0  # seconds for a small answer
-READ_TIMEOUT = 30.0  # seconds for some changes
+ANSWER_TIMEOUT = 10.0  # seconds for a small result
+READ_TIMEOUT = 30.0  # seconds for a chunk of changes
 TRANSACTION_TIMEOUT = 900.0  # seconds for the rest of a transaction: it may hold millions of changes
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn what the driver raises inside the block into LogUnavailable."""
+    """Turn database errors raised inside the block into LogUnavailable."""
     try:
         yield
     except DATABASE_ERRORS as error:
@@ -31,15 +31,15 @@ def translated() -> Iterator[None]:
 
 
 class PgLogReader:
-    """Reads `rowcast.log`. See the LogReader port for what its methods promise."""
+    """Reads `rowcast.log`. The LogReader port documents its methods."""
 
     def __init__(self, pool: Pool, transaction_changes: int = 100_000) -> None:
-        """A transaction of more than `transaction_changes` is told as `limit`."""
+        """A transaction of more than `transaction_changes` changes is read as `limit`."""
         self._pool = pool
-        self._largest = transaction_changes
+        self._max_transaction = transaction_changes
 
     async def head(self) -> Position:
-        """The newest position; ("", 0) before the first leader has begun. Raises LogUnavailable."""
+        """The newest position; ("", 0) before the first term. Raises LogUnavailable."""
         with translated():
             async with acquired(self._pool, ANSWER_TIMEOUT) as connection:
                 row = await connection.fetchrow(query("head"))
@@ -49,39 +49,41 @@ class PgLogReader:
         """Whole transactions past `after`, oldest first. Raises LogUnavailable."""
         with translated():
             rows = await self._fetch(READ_TIMEOUT, "changes", after, limit)
-            return await self._whole(rows, limit, None)
+            return await self._complete(rows, limit, None)
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
-        """The same for some topics, up to `upto`. Raises LogUnavailable and LogForgotten."""
+        """The same for some topics, up to `upto`. Raises LogUnavailable and LogTruncated."""
         wanted, found, place = list(topics), list[Change](), after
         with translated():
             while True:
-                asked = limit - len(found)
-                rows = await self._fetch(READ_TIMEOUT, "changes_of_topics", place, upto, wanted, asked, self._largest)
-                found += await self._whole(rows, asked, wanted)
-                if len(rows) < asked or len(found) >= limit:
+                chunk = limit - len(found)
+                rows = await self._fetch(
+                    READ_TIMEOUT, "changes_of_topics", place, upto, wanted, chunk, self._max_transaction
+                )
+                found += await self._complete(rows, chunk, wanted)
+                if len(rows) < chunk or len(found) >= limit:
                     break
-                place = rows[-1]["tx_end"]  # many rows of a large transaction have become few changes
-            # Asked behind the reading: a part of it may have been dropped before.
+                place = rows[-1]["tx_end"]  # the many rows of a large transaction became few changes
+            # Checked after reading, because a part of what was read may have been dropped before.
             [[floor]] = await self._fetch(ANSWER_TIMEOUT, "log_floor")
         if floor > after:
             raise LogTruncated
         return Batch(found)
 
-    async def _fetch(self, within: float, name: str, *arguments: object) -> list[asyncpg.Record]:
-        async with acquired(self._pool, within) as connection:
+    async def _fetch(self, time_limit: float, name: str, *arguments: object) -> list[asyncpg.Record]:
+        async with acquired(self._pool, time_limit) as connection:
             return await connection.fetch(query(name), *arguments)
 
-    async def _whole(self, rows: list[asyncpg.Record], limit: int, topics: list[Topic] | None) -> list[Change]:
+    async def _complete(self, rows: list[asyncpg.Record], limit: int, topics: list[Topic] | None) -> list[Change]:
         """The changes of whole transactions, of which these rows are the beginning."""
         changes: list[Change] = []
         for end, group in groupby(rows, key=itemgetter("tx_end")):
             transaction = list(group)
             first, last = transaction[0]["seq"], transaction[-1]["seq"]
-            if topics is None and end - first >= self._largest:
-                # All rows are here but those before `after`, and numbers are dense inside a transaction.
+            if topics is None and end - first >= self._max_transaction:
+                # Numbers are dense inside a transaction, so this is how many of its changes follow `after`.
                 transaction = await self._fetch(
-                    TRANSACTION_TIMEOUT, "limits", first, end, self._largest, MAX_ENDED_RIGHTS
+                    TRANSACTION_TIMEOUT, "limits", first, end, self._max_transaction, MAX_ENDED_RIGHTS
                 )
             elif topics is not None and transaction[0]["large"]:
                 transaction = await self._fetch(READ_TIMEOUT, "limits_of_topics", first, end, topics)
@@ -91,7 +93,7 @@ class PgLogReader:
         return changes
 
     async def continuity(self, since: Position) -> str | None:
-        """Why a stream cannot go on from `since`; None if it can. Raises LogUnavailable."""
+        """Why a stream cannot continue from `since`; None if it can. Raises LogUnavailable."""
         with translated():
             async with acquired(self._pool, ANSWER_TIMEOUT) as connection:
                 row = await connection.fetchrow(query("continuity"), since.seq)
@@ -113,7 +115,7 @@ _COLUMNS = itemgetter(
 
 
 def change_of(row: asyncpg.Record) -> Change:
-    """A row of `rowcast.changes`."""
+    """Convert a row of `rowcast.changes`."""
     seq, tx, at, schema, table, topic, kind, key, record, changed, actor, model, revokes = _COLUMNS(row)
     ends = Right(row["revokes_user"], row["revokes_topic"]) if revokes else None
     changed = tuple(changed) if changed else ()

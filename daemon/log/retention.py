@@ -1,4 +1,4 @@
-"""What the log forgets: earlier content of rows that were deleted, at once; and everything, once it is old enough."""
+"""Retention: purges earlier content of deleted rows at once, and drops segments of the log once they are old."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,25 +17,23 @@ from daemon.postgres.errors import DATABASE_ERRORS, describe
 
 log = get_logger()
 
-SEGMENTS: Final = (
-    4  # that one retention is cut into: with more of them less is kept for too long, but each read looks at all
-)
-ROWS: Final = 1000  # deleted rows whose content goes in one transaction
-PAUSE: Final = 1.0  # seconds from a failure to the next attempt
+SEGMENTS: Final = 4  # per retention period. More segments: tighter retention, slower reads
+PURGE_ROWS: Final = 1000  # deleted rows purged in one transaction
+RETRY_DELAY: Final = 1.0  # seconds from a failure to the next attempt
 CLEANUP_TIMEOUT: Final = 60.0  # seconds for one statement
-DROP_TIMEOUT: Final = 900.0  # seconds for a table to be detached or dropped: it may have to wait for who reads
+DROP_TIMEOUT: Final = 900.0  # seconds to detach or drop a table: that may wait for readers
 
-DROPPING: Final = {"lock_timeout": "60s"}
-"""Detaching waits until nobody reads any more who began before; nobody waits behind it."""
+DROP_SETTINGS: Final = {"lock_timeout": "60s"}
+"""Session settings for dropping. A detach waits for readers that began before it, and nothing waits behind it."""
 
 
 class Retention:
-    """Keeps house while `sequencer` leads, and says where the log begins.
+    """Cleans up while `sequencer` leads, and reports the floor of the log whether or not it leads.
 
-    Rows that were deleted lose their earlier content when the leader says that there are any. Every `look_every`
-    seconds the segments that were closed more than `keep` ago are dropped; there is always one made ahead, and it is
-    opened in time. Whoever leads, `forgotten` is told up to where the log has been dropped. `connect` opens a
-    connection with the settings DROPPING.
+    When the sequencer finds deleted rows, their earlier content is purged. Every `check_every` seconds the segments
+    that were closed more than `keep` ago are dropped, and the next segment is made ahead and opened in time.
+    `on_floor` receives the floor: the last position that has been dropped. `connect` opens a connection with the
+    settings DROP_SETTINGS.
     """
 
     def __init__(
@@ -44,25 +42,25 @@ class Retention:
         connect: Connect,
         sequencer: Sequencer,
         keep: timedelta,
-        forgotten: Callable[[Seq], None] = lambda _: None,
+        on_floor: Callable[[Seq], None] = lambda _: None,
         *,
-        look_every: float | None = None,
+        check_every: float | None = None,
     ) -> None:
         self._pool = pool
         self._connect = connect
         self._sequencer = sequencer
         self._keep = keep
-        self._forgotten = forgotten
-        self._look_every = look_every or min(60.0, keep.total_seconds() / SEGMENTS / 4)
+        self._on_floor = on_floor
+        self._check_every = check_every or min(60.0, keep.total_seconds() / SEGMENTS / 4)
 
     async def run(self) -> None:
-        """Keep house until cancelled."""
+        """Purge, drop and report until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._for_ever(self._sequencer.deletions, self.purge, 0))
-            group.create_task(self._for_ever(self._sequencer.leading, self.sweep, self._look_every))
-            group.create_task(self._for_ever(self._sequencer.settled, self.look, self._look_every))
+            group.create_task(self._repeat(self._sequencer.deletions, self.purge, 0))
+            group.create_task(self._repeat(self._sequencer.leading, self.sweep, self._check_every))
+            group.create_task(self._repeat(self._sequencer.settled, self.check_floor, self._check_every))
 
-    async def _for_ever(self, due: asyncio.Event, work: Callable[[], Awaitable[None]], pause: float) -> None:
+    async def _repeat(self, due: asyncio.Event, work: Callable[[], Awaitable[None]], pause: float) -> None:
         failing = False
         while True:
             await due.wait()
@@ -74,23 +72,23 @@ class Retention:
                 failing = True
             else:
                 failing = False
-            await asyncio.sleep(max(pause, PAUSE) if failing else pause)
+            await asyncio.sleep(max(pause, RETRY_DELAY) if failing else pause)
 
     async def purge(self) -> None:
-        """Empty the earlier events and letters of rows that were deleted. Raises one of DATABASE_ERRORS."""
+        """Empty earlier events and dead letters of deleted rows. Raises one of DATABASE_ERRORS."""
         while True:
             self._sequencer.deletions.clear()
             try:
-                [done] = await self._fetch("purge", ROWS)
+                [done] = await self._fetch("purge", PURGE_ROWS)
             except BaseException:
                 self._sequencer.deletions.set()
                 raise
             metrics.PURGED.inc(done["emptied"])
-            if done["rows"] < ROWS:
+            if done["rows"] < PURGE_ROWS:
                 return
 
     async def sweep(self) -> None:
-        """Open the next segment in time, make one ahead, and drop what is too old. Raises one of DATABASE_ERRORS."""
+        """Drop old segments, make the next one, and open it when due. Raises one of DATABASE_ERRORS."""
         await self._fetch("retire_segments", self._keep)
         expired = [row["statement"] for row in await self._fetch("expired")]
         if expired:
@@ -106,12 +104,12 @@ class Retention:
         if due:
             self._sequencer.open_next_segment()
 
-    async def look(self) -> None:
-        """See how far the log has been dropped. Raises one of DATABASE_ERRORS."""
+    async def check_floor(self) -> None:
+        """Report the floor of the log, and update the metrics. Raises one of DATABASE_ERRORS."""
         [segments] = await self._fetch("segments")
         metrics.SEGMENTS_AHEAD.set(segments["ahead"])
         metrics.LOG_FLOOR.set(segments["floor"])
-        self._forgotten(Seq(segments["floor"]))
+        self._on_floor(Seq(segments["floor"]))
 
     async def _fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
         async with acquired(self._pool, CLEANUP_TIMEOUT) as connection:

@@ -1,12 +1,14 @@
-"""Gives events their order. One leader per database; everybody else reads what it wrote."""
+"""The sequencer: one leader per database numbers captured events; every other daemon reads the log it writes."""
 
 import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
 
 from daemon import metrics
 from daemon.core.adaptive_polling import AdaptivePoller, State
@@ -21,18 +23,18 @@ from daemon.postgres.errors import DATABASE_ERRORS, describe
 
 log = get_logger()
 
-LEADER_LOCK = 0x526F7763617374  # "Rowcast": an advisory lock of the database
-FOLLOWER_LOCK = 0x526F7763617376  # another one, shared by all who are to be told that the log has grown
-ANSWER_TIMEOUT = 30.0  # seconds for one statement: a link that is dead must not keep the leader's lock for ever
-NUMBER_TIMEOUT = 900.0  # seconds for numbering: one transaction may hold millions of events, and has to end some day
-KEPT_BATCHES = 1000  # the store of snapshots is cleared every so many
+LEADER_LOCK = 0x526F7763617374  # "Rowcast": an advisory lock of the database, held by the leader
+FOLLOWER_LOCK = 0x526F7763617376  # another one, shared by the followers: while any holds it, the leader notifies
+ANSWER_TIMEOUT = 30.0  # seconds for one statement: a dead link must not keep the leader lock forever
+NUMBER_TIMEOUT = 900.0  # seconds for numbering: one transaction may hold millions of events
+KEPT_BATCHES = 1000  # old snapshots are deleted every so many batches
 
 Offer = Callable[[Seq, Sequence[Change]], None]
-"""Is given changes that have just got their numbers, and the place before them."""
+"""Receives newly numbered changes, and the position that precedes them."""
 
 
 def without_deleted_content(changes: Sequence[Change]) -> list[Change]:
-    """The same as `rowcast.changes` has them: a row that is deleted among them has no content before that."""
+    """Remove the content of rows that a later change deletes, as `rowcast.changes` does."""
     deleted: set[tuple[str, str, str]] = set()
     kept: list[Change] = []
     for change in reversed(changes):
@@ -43,21 +45,35 @@ def without_deleted_content(changes: Sequence[Change]) -> list[Change]:
     return kept[::-1]
 
 
-def _place(row: asyncpg.Record) -> int:
+def _seq_of(row: asyncpg.Record) -> int:
     return row["seq"] or 0
 
 
 class Superseded(Exception):
-    """A newer term has begun: this leader may not number any more."""
+    """A newer term has begun: this leader must stop numbering."""
+
+
+@dataclass
+class _Term:
+    """How far one term's numbering has come."""
+
+    number: int
+    first_segment: int  # the events of earlier segments are all numbered
+    last_seq: int
+    snapshot: str  # the one that the last batch was read in, as Postgres writes it: xmin:xmax:xip
+    batches: int = 0
 
 
 class Sequencer:
-    """Numbers events while it leads, and waits for its turn while another does.
+    """Numbers events while it leads, and waits for its turn while another daemon does.
 
-    `events` is set when a writer notifies, which happens only while the leader sleeps (see AdaptivePoller). `offer`
-    is given what the log has grown by, so that nobody in this process has to read it; for more than `max_offered`
-    changes `numbers` is set instead. Without a notification the leader polls every `poll_every` seconds. `sync` makes
-    each batch wait for its flush: then nothing that a crash of Postgres could take back is ever shown.
+    `events` is set when a writer notifies, which happens only while the leader sleeps (see AdaptivePoller). Without
+    a notification the leader polls every `poll_every` seconds.
+
+    `offer` receives what the log has grown by, so that this process need not read it back. `numbers` is set instead
+    for more than `max_offered` changes, and when this daemon begins to follow another.
+
+    With `sync` each batch waits for its flush: nothing that a crash of Postgres could undo is ever delivered.
     """
 
     def __init__(
@@ -81,20 +97,20 @@ class Sequencer:
         self._poll_every = poll_every
         self._sync = sync
         self._readers_due = asyncio.Event()
-        self.leading = asyncio.Event()  # set while this daemon leads and has numbered what it found
+        self.leading = asyncio.Event()  # set while this daemon leads and has numbered its first batch
         self.settled = asyncio.Event()  # set once it is known who leads
-        self.failure = ""  # why no event gets its number, once that has failed twice in a row
+        self.failure = ""  # why events are not numbered, once that has failed twice in a row
         self._next_segment = False
         self.deletions = asyncio.Event()  # set when rows were deleted whose earlier content is still in the log
         self.backend_pid: int | None = None
-        self._notifying_pid: int | None = None  # the backend that told the others last
+        self._notifying_pid: int | None = None  # the backend that last notified the other daemons
 
     def is_own_notification(self, pid: int) -> bool:
-        """Did this backend tell the others for us?"""
+        """Did this sequencer send the notification that came from backend `pid`?"""
         return pid == self._notifying_pid
 
     def open_next_segment(self) -> None:
-        """Let the leader go on in the segment that is made ahead, under a new term."""
+        """Make the leader continue in the next segment, under a new term."""
         self._next_segment = True
         self._events.set()
 
@@ -105,10 +121,11 @@ class Sequencer:
             group.create_task(self._lead())
 
     async def _lead(self) -> None:
+        """Lead, or wait to lead, on one connection after another."""
         attempt = 0
         while True:
             try:
-                await self._run_term()
+                await self._lead_on_one_connection()
             except Superseded:
                 pass
             except DATABASE_ERRORS as error:
@@ -123,99 +140,120 @@ class Sequencer:
                 metrics.show_poller_state(None)
             await asyncio.sleep(backoff_delay(attempt))
 
-    async def _run_term(self) -> None:
-        """One connection's life: wait for the lock, open a term, number until something breaks."""
+    async def _lead_on_one_connection(self) -> None:
+        """Wait for the leader lock, then run terms. Ends by raising Superseded or one of DATABASE_ERRORS."""
         connection = await self._connect()
         lock = WakeupLock(self._connect, self._events.set)
         locking: asyncio.Task[None] | None = None
         try:
             self.backend_pid = connection.get_server_pid()
-            following = False
-            # Tried and not waited for: a waiting statement would hold a snapshot, and with it back the vacuum.
-            while not await connection.fetchval(query("try_lead"), LEADER_LOCK, timeout=ANSWER_TIMEOUT):
-                if not following:
-                    await connection.execute(query("share_follower_lock"), FOLLOWER_LOCK, timeout=NUMBER_TIMEOUT)
-                    following = True
-                    self._numbers.set()  # of what came before nobody has told us
-                self.settled.set()
-                await asyncio.sleep(self._poll_every * random.uniform(0.5, 1.0))  # noqa: S311
+            await self._wait_for_leadership(connection)
             self.deletions.set()  # an earlier leader may have left some
             locking = asyncio.create_task(lock.run())
             while True:
-                await self._number(connection, lock)
+                await self._run_term(connection, lock)
         finally:
             connection.terminate()
             if locking is not None:
                 locking.cancel()
                 await asyncio.wait({locking})
 
-    async def _number(self, connection: Connection, lock: WakeupLock) -> None:
-        """One term: number what comes, until it is time for the next segment."""
+    async def _wait_for_leadership(self, connection: Connection) -> None:
+        """Follow until the leader lock is free, and take it."""
+        following = False
+        # Polled, since a statement that waits for the lock would hold a snapshot, and hold back vacuum.
+        while not await connection.fetchval(query("try_lead"), LEADER_LOCK, timeout=ANSWER_TIMEOUT):
+            if not following:
+                await connection.execute(query("share_follower_lock"), FOLLOWER_LOCK, timeout=NUMBER_TIMEOUT)
+                following = True
+                self._numbers.set()  # the leader did not notify us of anything before this
+            self.settled.set()
+            await asyncio.sleep(self._poll_every * random.uniform(0.5, 1.0))  # noqa: S311
+
+    async def _run_term(self, connection: Connection, lock: WakeupLock) -> None:
+        """Open a term and number events until the next segment is due."""
+        term = await self._open_term(connection)
+        statement = await connection.prepare(query("number_events"), timeout=ANSWER_TIMEOUT)
+        poller = AdaptivePoller(time.monotonic(), max_sleep=self._poll_every)
+        while not self._next_segment:
+            self._events.clear()
+            began = time.monotonic()
+            rows = await self._number(statement, term)
+            ended = time.monotonic()
+            totals, *rows = sorted(rows, key=_seq_of)
+            if totals["superseded"]:
+                raise Superseded
+            before, term.last_seq, term.snapshot = term.last_seq, totals["last_seq"], totals["snapshot"]
+            if totals["transactions"]:
+                self._deliver(Seq(before), totals, rows)
+                term.batches += 1
+                if term.batches % KEPT_BATCHES == 0:
+                    await connection.execute(query("forget_batches"), term.last_seq, timeout=ANSWER_TIMEOUT)
+            if totals["has_deletes"]:
+                self.deletions.set()
+            self.leading.set()
+            self.settled.set()
+            poller.record_poll(ended, totals["transactions"], ended - began, held=lock.held)
+            lock.want(poller.wants_sleep_lock)
+            metrics.show_poller_state(poller.state)
+            await self._pause(poller)
+
+    async def _open_term(self, connection: Connection) -> _Term:
+        """Record a new term, in the next segment if that is due."""
         await connection.execute("set synchronous_commit = on", timeout=ANSWER_TIMEOUT)
         opening, self._next_segment = self._next_segment, False
         if opening:
             await connection.execute(query("leave_segment"), timeout=ANSWER_TIMEOUT)
         opened = await connection.fetchrow(query("open_term"), opening, timeout=ANSWER_TIMEOUT)
         assert opened is not None
-        term, last_seq, snapshot = opened["term"], opened["base"], opened["snapshot"]
+        term = _Term(opened["term"], opened["first_segment"], opened["base"], opened["snapshot"])
         if not self._sync:
             await connection.execute("set synchronous_commit = off", timeout=ANSWER_TIMEOUT)
-        log.info("leader_elected", term=term, base=last_seq)
+        log.info("leader_elected", term=term.number, base=term.last_seq)
         metrics.LEADER.set(1)
         self._events.set()
-        number = await connection.prepare(query("number_events"), timeout=ANSWER_TIMEOUT)
-        loop, batches = asyncio.get_running_loop(), 0
-        poller = AdaptivePoller(time.monotonic(), max_sleep=self._poll_every)
-        while not self._next_segment:
-            self._events.clear()
-            began = time.monotonic()
-            _, xmax, in_progress = snapshot.split(":")
-            rows = await number.fetch(
-                term,
-                last_seq,
-                xmax,
-                [xid for xid in in_progress.split(",") if xid],
-                opened["first_segment"],
-                self._max_offered,
-                FOLLOWER_LOCK,
-                timeout=NUMBER_TIMEOUT,
-            )
-            ended = time.monotonic()
-            row, *rows = sorted(rows, key=_place)
-            if row["superseded"]:
-                raise Superseded
-            before, last_seq, snapshot = last_seq, row["last_seq"], row["snapshot"]
-            if row["transactions"]:
-                if rows:
-                    changes = list(map(change_of, rows))
-                    if row["gone"]:
-                        changes = without_deleted_content(changes)
-                    loop.call_soon(self._offer, Seq(before), changes)  # while Postgres looks for the next
-                else:
-                    self._numbers.set()
-                if row["followed"]:
-                    self._readers_due.set()
-                batches += 1
-                if batches % KEPT_BATCHES == 0:
-                    await connection.execute(query("forget_batches"), last_seq, timeout=ANSWER_TIMEOUT)
-            if row["gone"]:
-                self.deletions.set()
-            self.leading.set()
-            self.settled.set()
-            poller.record_poll(ended, row["transactions"], ended - began, held=lock.held)
-            lock.want(poller.wants_sleep_lock)
-            metrics.show_poller_state(poller.state)
-            if poller.state is State.AWAKE:
-                if poller.delay:
-                    await asyncio.sleep(poller.delay)
-                continue
-            # Not wait_for: in Python 3.11 it can swallow a cancellation.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(poller.delay):
-                    await self._events.wait()
+        return term
+
+    async def _number(self, statement: "PreparedStatement[asyncpg.Record]", term: _Term) -> list[asyncpg.Record]:
+        """Number the events that have become visible since the term's last snapshot."""
+        _, xmax, in_progress = term.snapshot.split(":")
+        return await statement.fetch(
+            term.number,
+            term.last_seq,
+            xmax,
+            [xid for xid in in_progress.split(",") if xid],
+            term.first_segment,
+            self._max_offered,
+            FOLLOWER_LOCK,
+            timeout=NUMBER_TIMEOUT,
+        )
+
+    def _deliver(self, before: Seq, totals: asyncpg.Record, rows: Sequence[asyncpg.Record]) -> None:
+        """Offer the changes to this process, and have the followers notified if there are any."""
+        if rows:
+            changes = list(map(change_of, rows))
+            if totals["has_deletes"]:
+                changes = without_deleted_content(changes)
+            # Later, so that it overlaps with Postgres working on the next batch.
+            asyncio.get_running_loop().call_soon(self._offer, before, changes)
+        else:
+            self._numbers.set()
+        if totals["has_followers"]:
+            self._readers_due.set()
+
+    async def _pause(self, poller: AdaptivePoller) -> None:
+        """Wait until the next poll is due or, unless awake, until something sets `events`."""
+        if poller.state is State.AWAKE:
+            if poller.delay:
+                await asyncio.sleep(poller.delay)
+            return
+        # Not wait_for: in Python 3.11 it can swallow a cancellation.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(poller.delay):
+                await self._events.wait()
 
     async def _notify_readers(self) -> None:
-        """Wake the daemons that only read. Its own connection, since NOTIFY may have to wait for its lock."""
+        """Notify the followers, on a connection of its own: NOTIFY can block on a lock of the whole cluster."""
         while True:
             await self._readers_due.wait()
             self._readers_due.clear()

@@ -1,1 +1,1 @@
-"""The driver, asyncpg: connections, pools, errors, named statements. Nothing here knows what Rowcast stores."""
+"""Access to Postgres through asyncpg: connections, pools, errors, named statements. Knows nothing of the log."""

@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt: exponential backoff with full jitter, capped."""
+"""Capped exponential backoff with full jitter."""
 
 import random
 from typing import Final
@@ -11,7 +11,7 @@ MAX_DELAY: Final = 30.0
 
 
 def backoff_delay(attempt: int, *, initial: float = INITIAL_DELAY, maximum: float = MAX_DELAY) -> float:
-    """A random number of seconds between 0 and the bound for `attempt`, which counts from 0 and may be any size.
+    """A random number of seconds between 0 and the bound for `attempt`, which counts from 0.
 
     The bound doubles with each attempt. The jitter keeps a fleet of daemons from reconnecting all at once; see
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.

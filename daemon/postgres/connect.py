@@ -1,4 +1,4 @@
-"""Connections and pools."""
+"""Opens connections and pools, with retries, keepalive and timeouts."""
 
 import asyncio
 import socket
@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 
 Connect = Callable[[], Awaitable[Connection]]
-"""Opens a connection of its own."""
+"""Opens a new connection, which the caller owns."""
 
-# A leader that is waiting must not be cut off for being idle, and a transaction that hangs must not hold others up.
+# An idle leader must not be disconnected, and a transaction that hangs must not block others.
 SESSION: Final[Mapping[str, str]] = MappingProxyType(
     {
         "idle_session_timeout": "0",
@@ -35,8 +35,8 @@ SESSION: Final[Mapping[str, str]] = MappingProxyType(
         "lock_timeout": "5s",
         "statement_timeout": "0",
         "timezone": "UTC",
-        # Few rows are looked for among many, by an index, and always in the same way: no plan may depend on whether
-        # statistics are fresh, and none has to be made anew each time, which would cost more than the statement.
+        # Every statement looks up few rows among many by an index. The settings below keep plans from depending on
+        # fresh statistics, and reuse them: planning would cost more than the statement.
         "plan_cache_mode": "force_generic_plan",
         "enable_seqscan": "off",
         "enable_hashjoin": "off",
@@ -45,13 +45,13 @@ SESSION: Final[Mapping[str, str]] = MappingProxyType(
         "jit": "off",
     }
 )
-"""The server settings of every session that serves, whatever the database or the role has set."""
+"""Settings of every session of a running daemon. They override those of the database and the role."""
 
 OnRetry = Callable[[DatabaseFault, int], None]
-"""Called before each retry with what happened and the number of the attempt that failed, from 1."""
+"""Called before each retry with the fault and the number of the attempt that failed, from 1."""
 
-# The kernel of this end asks a silent peer after 10 s, and gives it up 9 s later. The peer's kernel does the
-# same, so that a lock does not outlive the machine that held it.
+# Our kernel probes a silent peer after 10 s and gives up 9 s later. The server's kernel does the same, so a lock does
+# not outlive the machine that held it.
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 19_000}
 _SERVER_KEEPALIVE: Final = {
     "tcp_keepalives_idle": "10",
@@ -60,7 +60,7 @@ _SERVER_KEEPALIVE: Final = {
     "tcp_user_timeout": "19000",
 }
 
-set_on_retry_hooks(())  # who retries here is told by his own callback, and logs it under a name of ours
+set_on_retry_hooks(())  # callers log retries through `on_retry`
 
 
 async def retry(
@@ -70,9 +70,9 @@ async def retry(
     attempts: int = 5,
     on_retry: OnRetry | None = None,
 ) -> T:
-    """Call `work` until it does not raise one of `on`, at most `attempts` times, with backoff and jitter.
+    """Call `work` until it raises none of `on`, at most `attempts` times, with backoff and jitter.
 
-    Raises what the last attempt raised.
+    Raises the last attempt's fault if all fail.
     """
     async for attempt in stamina.retry_context(
         on=on, attempts=attempts, timeout=None, wait_initial=0.1, wait_max=5.0, wait_jitter=0.5
@@ -97,7 +97,7 @@ async def connect(
     attempts: int = 5,
     on_retry: OnRetry | None = None,
 ) -> Connection:
-    """One connection. Each attempt may take `time_limit` seconds. Raises a DatabaseFault."""
+    """Open a connection. Each attempt may take `time_limit` seconds. Raises a DatabaseFault."""
 
     async def once() -> Connection:
         try:
@@ -109,7 +109,7 @@ async def connect(
             )
         except (*DRIVER_ERRORS, ValueError) as error:
             raise _explain_connecting(error, dsn) from None
-        await _keep_alive(connection)
+        await _enable_keepalive(connection)
         return connection
 
     return await retry(once, attempts=attempts, on_retry=on_retry)
@@ -126,10 +126,10 @@ async def open_pool(
     attempts: int = 5,
     on_retry: OnRetry | None = None,
 ) -> Pool:
-    """A pool with `least` connections open, up to `most`; close it when done. Raises a DatabaseFault.
+    """Open a pool of `min_size` to `max_size` connections; close it when done. Raises a DatabaseFault.
 
-    What a user of a connection sets in its session stays set for the next: nobody should set anything.
-    Connections that it opens later fail with the driver's own errors, DRIVER_ERRORS.
+    A session is not reset between uses, so its users must not change its settings. Connections that the pool opens
+    later fail with DRIVER_ERRORS.
     """
 
     async def once() -> Pool:
@@ -139,8 +139,8 @@ async def open_pool(
                 min_size=min_size,
                 max_size=max_size,
                 timeout=time_limit,
-                init=_keep_alive,
-                reset=_leave_as_it_is,
+                init=_enable_keepalive,
+                reset=_skip_reset,
                 server_settings=_settings(application_name, server_settings),
             )
         except (*DRIVER_ERRORS, ValueError) as error:
@@ -150,17 +150,17 @@ async def open_pool(
 
 
 @asynccontextmanager
-async def acquired(pool: Pool, within: float) -> AsyncIterator[Connection]:
-    """A connection of the pool, for a statement that is given up after `within` seconds: that raises TimeoutError.
+async def acquired(pool: Pool, time_limit: float) -> AsyncIterator[Connection]:
+    """Acquire a connection of the pool for at most `time_limit` seconds. Raises TimeoutError.
 
-    Then no connection that is open now is used again: what has not come through one of them will not through others.
+    After a timeout no open connection of the pool is used again, since the others are likely dead too.
     """
-    async with asyncio.timeout(within) as limit:
+    async with asyncio.timeout(time_limit) as limit:
         connection = await pool.acquire()
         try:
             yield cast("Connection", connection)
         except asyncio.CancelledError:
-            connection.terminate()  # the driver would wait until the server has heard that it shall stop
+            connection.terminate()  # release() would wait for the server to cancel the statement
             if limit.expired():
                 await pool.expire_connections()
             raise
@@ -168,27 +168,27 @@ async def acquired(pool: Pool, within: float) -> AsyncIterator[Connection]:
             await pool.release(connection)
 
 
-def _settings(application_name: str, more: Mapping[str, str] | None) -> dict[str, str]:
-    return {"application_name": application_name, **_SERVER_KEEPALIVE, **(more or {})}
+def _settings(application_name: str, server_settings: Mapping[str, str] | None) -> dict[str, str]:
+    return {"application_name": application_name, **_SERVER_KEEPALIVE, **(server_settings or {})}
 
 
 def _explain_connecting(error: Exception, dsn: str) -> OperatorFault:
-    # The driver reads a port where a password has a slash, and says what it could not read as a number.
+    # With a slash in the password, the driver takes part of it for the port, and quotes it in its ValueError.
     if isinstance(error, ValueError) and not isinstance(error, OSError):
         return BadDatabaseUrl()
     return explain(error, address=address_of(dsn))
 
 
-async def _leave_as_it_is(_: Connection) -> None:
-    """The driver would spend a round trip on resetting a session that nobody has changed."""
+async def _skip_reset(_: Connection) -> None:
+    """Do not reset a released connection: that costs a round trip, and nothing changes the session."""
 
 
-async def _keep_alive(connection: Connection) -> None:
-    """Let the kernel notice a peer that has gone without a word; asyncpg asks for nothing of the kind."""
+async def _enable_keepalive(connection: Connection) -> None:
+    """Let the kernel detect a peer that vanished. asyncpg sets no keepalive."""
     peer = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
     if peer.family == socket.AF_UNIX:
         return
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
-        if (option := getattr(socket, name, None)) is not None:  # Linux has them all
+        if (option := getattr(socket, name, None)) is not None:  # other systems lack some
             peer.setsockopt(socket.IPPROTO_TCP, option, value)

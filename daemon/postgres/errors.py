@@ -1,4 +1,4 @@
-"""What the driver's errors mean to the operator: one fault for each thing that can be done about them."""
+"""Translates errors of the driver into faults: one for each thing that the operator can do about them."""
 
 import errno
 import re
@@ -22,7 +22,7 @@ class DatabaseFault(OperatorFault):
         self.reason, self.sqlstate, self.address, self.place = reason, sqlstate, address, place
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())  # one line, also where the server's message has several
+        return " ".join(super().__str__().split())  # one line, even if the server's message has several
 
 
 class Unreachable(DatabaseFault):
@@ -117,13 +117,13 @@ character in the password as %XX."""
 
 
 TRANSIENT: Final[tuple[type[DatabaseFault], ...]] = (ConnectionRefused, TemporarilyUnavailable)
-"""What may be gone a moment later, and is tried again. An unknown host or a wrong password is not."""
+"""Faults that may pass by themselves, and are retried. An unknown host or a wrong password is not."""
 
 DRIVER_ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What the driver raises when the database or the way to it is at fault."""
+"""What the driver raises when the database or the connection to it fails."""
 
-# By SQLSTATE, or its class where all of it means the same.
-_ANSWERS: Final[Mapping[str, type[DatabaseFault]]] = {
+# By SQLSTATE, or by its class (the first two characters) where the whole class means the same.
+_FAULTS: Final[Mapping[str, type[DatabaseFault]]] = {
     "08": TemporarilyUnavailable,  # the connection was lost
     "2BP01": DependentObjects,
     "28000": AuthenticationFailed,
@@ -142,31 +142,31 @@ _ANSWERS: Final[Mapping[str, type[DatabaseFault]]] = {
     "42P07": ObjectExists,
     "53300": TemporarilyUnavailable,
     "55P03": LockContention,
-    "57P01": TemporarilyUnavailable,  # the server stops, has crashed, starts
+    "57P01": TemporarilyUnavailable,  # the server is stopping, has crashed, or is starting
     "57P02": TemporarilyUnavailable,
     "57P03": TemporarilyUnavailable,
 }
 
-# A socket file that is not there is a server that does not run; one that nobody serves likewise.
+# A missing socket file (ENOENT) means that the server is not running, as does a refused connection.
 _REFUSED: Final = {errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET}
 
 
 def explain(error: BaseException, *, address: str = "the database", place: str = "") -> OperatorFault:
-    """What an error of the driver, or one that it caused, means to the operator.
+    """Translate an error of the driver, or one that it caused, into a fault.
 
-    `place` is where in our files it happened, e.g. " in shop/0001_tables.up.sql, line 3". The answer
-    names constraints and objects, never a row's value, a password or the URL.
+    `place` is where in our files it happened, e.g. " in shop/0001_tables.up.sql, line 3". The fault names
+    constraints and objects, never a row's value, a password or the URL.
     """
     for cause in _causes(error):
         if isinstance(cause, OperatorFault):
             return cause
         if isinstance(cause, asyncpg.PostgresError):
-            return _explain_answer(cause, address, place)
+            return _explain_server_error(cause, address, place)
         if isinstance(cause, asyncpg.ClientConfigurationError):
             return BadDatabaseUrl()
         if isinstance(cause, OSError):
-            return _explain_network(cause, address)
-        # The second is what the driver says of a connection that died while nobody used it.
+            return _explain_network_error(cause, address)
+        # InternalClientError: the connection died while it was idle.
         closed = isinstance(cause, asyncpg.InterfaceError) and "closed" in str(cause)
         if closed or isinstance(cause, asyncpg.InternalClientError):
             return TemporarilyUnavailable("the connection was lost", address=address, place=place)
@@ -180,21 +180,21 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__
 
 
-def _explain_answer(error: asyncpg.PostgresError, address: str, place: str) -> DatabaseFault:
-    """Translate what the server answered. The message of a server never names a password."""
+def _explain_server_error(error: asyncpg.PostgresError, address: str, place: str) -> DatabaseFault:
+    """Translate an error reported by the server. Its message never contains a password."""
     sqlstate = error.sqlstate or "none"
     reason = str(error.args[0])
     if sqlstate.startswith("22"):  # data exceptions quote the value
         reason = re.sub(r'"[^"]*"', '"..."', reason)
-    kind = _ANSWERS.get(sqlstate) or _ANSWERS.get(sqlstate[:2], DatabaseFault)
+    kind = _FAULTS.get(sqlstate) or _FAULTS.get(sqlstate[:2], DatabaseFault)
     fault = kind(reason, sqlstate=sqlstate, address=address, place=place)
     if isinstance(fault, DependentObjects) and error.detail:
-        fault.users = "; ".join(error.detail.splitlines())  # objects, and no rows
+        fault.users = "; ".join(error.detail.splitlines())  # names objects, not rows
     return fault
 
 
-def _explain_network(error: OSError, address: str) -> DatabaseFault:
-    """Translate a connection that did not come about, or broke."""
+def _explain_network_error(error: OSError, address: str) -> DatabaseFault:
+    """Translate a failure to connect, or a broken connection."""
     if isinstance(error, socket.gaierror):
         return UnknownHost(error.strerror or "no address", address=address)
     if isinstance(error, TimeoutError):
@@ -203,7 +203,7 @@ def _explain_network(error: OSError, address: str) -> DatabaseFault:
         return Unreachable(f"TLS: {error.reason or 'handshake failed'}", address=address)
     if "SSL upgrade" in str(error):
         return Unreachable("the server offers no TLS", address=address)
-    # asyncio joins the errors of a host's several addresses to one that has no number, only their texts.
+    # For a host with several addresses, asyncio raises one error without an errno that joins the texts of all.
     numbers = {error.errno} if error.errno else {int(n) for n in re.findall(r"\[Errno (\d+)]", str(error))}
     reason = ", ".join(sorted(errno.errorcode.get(n, str(n)) for n in numbers)) or "connection lost"
     fault = ConnectionRefused if numbers & _REFUSED or isinstance(error, ConnectionError) else Unreachable
@@ -211,7 +211,7 @@ def _explain_network(error: OSError, address: str) -> DatabaseFault:
 
 
 def address_of(dsn: str) -> str:
-    """Host and port of a database URL, the only parts of it that may be shown."""
+    """The host and port of a database URL, the only parts of it that may be shown."""
     try:
         url = urlsplit(dsn)
         options = parse_qs(url.query)
@@ -225,10 +225,10 @@ def address_of(dsn: str) -> str:
 
 
 DATABASE_ERRORS: Final = (*DRIVER_ERRORS, DatabaseFault)
-"""What any statement can raise when Postgres restarts, the link is cut, or an answer takes too long."""
+"""What any statement can raise when Postgres restarts, the connection breaks, or an answer takes too long."""
 
 
 def describe(error: BaseException) -> str:
-    """What to say of a driver's error: its kind and state, never its text, which may hold values of rows."""
+    """Describe an error by its type and SQLSTATE, never by its text, which may hold values of rows."""
     state = getattr(error, "sqlstate", None)
     return f"{type(error).__name__} {state}" if state else type(error).__name__

@@ -8,12 +8,12 @@ _BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | r
 
 
 def split_statements(text: str) -> dict[str, str]:
-    """The statements in `text` by name. What comes before the first `-- name:` line is left out."""
+    """The statements in `text` by name. Text before the first `-- name:` line is ignored."""
     return {name: body.strip() for name, body in _BLOCK.findall(text)}
 
 
 class Queries:
-    """The statements of one file. Call it with a name to get the text; the file is read at the first call."""
+    """The statements of one file. Call it with a name to get the text. The file is read on the first call."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -24,5 +24,5 @@ class Queries:
         return split_statements(self._file.read_text(encoding="utf-8"))
 
     def __call__(self, name: str) -> str:
-        """The text of one statement. Raises KeyError for a name that the file does not have."""
+        """The text of one statement. Raises KeyError if the file has no such name."""
         return self.statements[name]

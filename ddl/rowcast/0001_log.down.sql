@@ -1,4 +1,4 @@
--- The role rowcast_capture stays: it belongs to the cluster, and another database may use it.
+-- The role rowcast_capture stays: it belongs to the cluster, and other databases may use it.
 drop function rowcast.purge(integer);
 drop function rowcast.retire_segments(interval);
 drop function rowcast.log_floor();

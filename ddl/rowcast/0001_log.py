@@ -1,4 +1,4 @@
-"""Events, the log that orders them, and what a pack needs of Rowcast."""
+"""Events, the log that orders them, and the functions that packs use."""
 
 from daemon.schema.revisions import run_sql
 

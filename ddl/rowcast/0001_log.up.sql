@@ -1,7 +1,7 @@
--- Rowcast's own schema: what the capture triggers write, and the one order that every client sees.
+-- Rowcast's own schema: the events that capture triggers write, and the log, the one order that every client sees.
 
--- The capture functions belong to this role. It may write events and nothing else, so that a hostile caller
--- who bends a trigger gains nothing by it. Roles are shared by all databases of the cluster.
+-- The owner of the capture functions. It may insert events and nothing else, so subverting a trigger gains an attacker
+-- nothing. Roles are shared by all databases of the cluster.
 do $$
 begin
     if not exists (select from pg_catalog.pg_roles where rolname = 'rowcast_capture') then
@@ -12,22 +12,22 @@ begin
     end if;
 exception
     when duplicate_object or unique_violation then
-        null;  -- another database of this cluster was faster
+        null;  -- another database of this cluster created it at the same time
     when insufficient_privilege then
         raise warning 'rowcast: % may not create the role rowcast_capture; capture functions will run as %. '
             'Create the role and grant it to % to separate them.', current_user, current_user, current_user;
 end
 $$;
 
--- A ULID: 48 bits of milliseconds, 10 bits of microseconds within, 70 random bits. Ids of one statement sort
--- in the order they were made; no state is kept, since a rolled-back counter would hand out an id twice.
--- plpgsql, since it keeps its expressions prepared between calls: a fifth of the cost of the same in SQL.
+-- A ULID: 48 bits of milliseconds, 10 bits of microseconds within the millisecond, 70 random bits. Ids made in one
+-- statement sort in the order they were made. It keeps no state: a counter that is rolled back would give an id twice.
+-- In plpgsql, which keeps its expressions prepared between calls: a fifth of the cost of the same in SQL.
 create function rowcast.ulid() returns text
 language plpgsql volatile parallel safe
 as $$
 declare
     a constant bytea := '0123456789ABCDEFGHJKMNPQRSTVWXYZ';
-    u constant bytea := uuid_send(gen_random_uuid());  -- its byte 6 holds a version, the rest is random
+    u constant bytea := uuid_send(gen_random_uuid());  -- byte 6 holds the version; the low bits of the others are random
     us constant bigint := extract(epoch from clock_timestamp()) * 1000000;
     hi constant integer := us / 1000 >> 25;
     lo constant integer := us / 1000 & 33554431;
@@ -51,7 +51,7 @@ comment on function rowcast.ulid() is 'A new ULID, for a primary key''s default.
 
 create type rowcast.kind as enum ('insert', 'update', 'delete', 'restore', 'leave', 'truncate', 'lost');
 
--- Which tables are captured, and how. Written by rowcast.watch(); a row outlives its table, since events name it.
+-- Which tables are captured, and how. Written by rowcast.watch(). A row outlives its table, since events refer to it.
 create table rowcast.watched (
     id integer generated always as identity primary key,
     schema_name name not null,
@@ -65,28 +65,28 @@ create table rowcast.watched (
     revokes text,
     per_row boolean not null,
     on_error text not null constraint watched_on_error_known check (on_error in ('strict', 'lenient')),
-    function_name name,  -- null once it is no longer watched
+    function_name name,  -- null once the table is unwatched
     definition text not null,
     constraint watched_table_once unique (schema_name, table_name)
 );
 
--- Events and log are kept in segments, which are dropped as a whole once they are old enough. Which one a row goes
--- into is in its number, and no clock has a say in it: segment n of the events holds the ids from n << 40 on, segment n
--- of the log the seqs from n << 32 on. A new segment is begun by going on from there, which no writer notices.
+-- Events and log are stored in segments, which are dropped as a whole once they are old enough. A row's number alone
+-- decides its segment: segment n of the events holds the ids from n << 40, segment n of the log the seqs from n << 32.
+-- Numbering opens a segment by jumping to its first number, which blocks no writer.
 create table rowcast.segments (
     segment integer primary key,
-    opened_at timestamptz,  -- null: made ahead
-    closed_xid xid8,        -- transactions from here on have written no event into it; null: it is still open
-    last_seq bigint,        -- its newest number, once it is closed
-    numbered_xid xid8,      -- the events of all transactions before this one have numbers up to last_seq
+    opened_at timestamptz,  -- null: made ahead, not opened yet
+    closed_xid xid8,        -- transactions from this one on have written no event into it; null: still open
+    last_seq bigint,        -- its last seq, once it is closed
+    numbered_xid xid8,      -- the events of all transactions before this one have a seq up to last_seq
     log_dropped boolean not null default false,
     events_dropped boolean not null default false
 );
 
 create sequence rowcast.event_ids as bigint;
 
--- One row per change and topic, written in the application's own transaction. Its id says nothing about the
--- order of commits: only the log does. There are no foreign keys here, since writers must never wait.
+-- One row per change and topic, written in the application's transaction. Ids do not follow the order of commits: only
+-- the log defines an order. No foreign keys, since writers must never wait.
 create table rowcast.events (
     id bigint not null default nextval('rowcast.event_ids'),
     xid xid8 not null default pg_current_xact_id(),
@@ -95,30 +95,30 @@ create table rowcast.events (
     topic text not null,
     kind rowcast.kind not null,
     key json not null,
-    record json,  -- null for what carries none, and for the earlier content of a row that was deleted
+    record json,  -- null if the kind carries none, or the row was deleted and purged
     changed name [],
     actor text,
     grants jsonb,  -- the right that began with this row
     revokes jsonb  -- the right that ended with this row
 ) partition by range (id);
--- By this the sequencer looks up what became visible since its last snapshot, and the log what it orders: every index
--- more costs every writer.
+-- The sequencer looks up newly visible transactions by this index, and the log its events. Each further index would cost
+-- every writer.
 create index events_xid on rowcast.events (xid, id);
 create index events_grants on rowcast.events (xid) where grants is not null;
 
--- The order. Dense within a term; transactions are whole, and so are the topics within each of them.
+-- The order. Dense within a term. The events of a transaction are adjacent, and so are those of a topic within it.
 create table rowcast.log (
     seq bigint primary key,
     tx_end bigint not null,  -- the seq of the last event of the same transaction
     xid xid8 not null,
     event_id bigint not null,
     topic text collate "C" not null,
-    row_hash bigint  -- of the row that the event is about; null for what is about no single row
+    row_hash bigint  -- of the event's row; null for events that concern no single row
 ) partition by range (seq);
 create index log_topic on rowcast.log (topic, seq);
 create index log_row on rowcast.log (row_hash) where row_hash is not null;
 
--- Rows that were deleted, and where, for as long as earlier events of theirs may still have content.
+-- The deleted rows whose earlier events may still have content, and the seq of their deletion.
 create table rowcast.tombstones (
     watch integer not null,
     key text not null,
@@ -126,7 +126,7 @@ create table rowcast.tombstones (
     primary key (watch, key, seq)
 );
 
--- Where rights began. Null stands for every user, or every topic.
+-- Where rights began. Null means every user, or every topic.
 create table rowcast.grants (
     seq bigint not null,
     watch integer not null,
@@ -136,7 +136,7 @@ create table rowcast.grants (
 create index grants_who on rowcast.grants (topic, user_id, seq);
 create index grants_seq on rowcast.grants (seq);
 
--- The log with what it orders, for whoever reads: the daemon, and people in psql. Times are RFC 3339 in UTC.
+-- The log joined with its events, for the daemon and for people in psql. Times are RFC 3339 in UTC.
 create view rowcast.changes as
 select l.seq, l.tx_end, e.xid::text as tx,
        to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
@@ -150,8 +150,8 @@ from rowcast.log as l
 join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
 join rowcast.watched as w on w.id = e.watch;
 
--- One row per reign of a leader. Its numbers are above `base`, which lies far beyond every number that an
--- earlier leader can have given out and lost in a crash: a number once sent never names another event.
+-- One row per term of a leader. Its numbers are above `base`, which lies far beyond every number that an earlier term
+-- can have given out and lost in a crash: a number that was sent never names another event.
 create table rowcast.terms (
     term bigint primary key,
     base bigint not null,
@@ -162,14 +162,14 @@ create table rowcast.terms (
     started_at timestamptz not null default clock_timestamp()
 );
 
--- How far the numbering has come: the snapshot in which events were last looked for. A new leader goes on there.
+-- How far the numbering has come: the snapshot of each batch. A new leader continues from the newest one.
 create table rowcast.batches (
     last_seq bigint primary key,
     term bigint not null,
     snapshot pg_snapshot not null
 );
 
--- Changes that their row model refused. They were not sent.
+-- Changes that failed validation by their row model. They were not sent.
 create table rowcast.dead_letters (
     seq bigint primary key,
     at timestamptz not null default clock_timestamp(),
@@ -183,7 +183,7 @@ create table rowcast.dead_letters (
     reason text not null
 );
 
--- Statements of lenient tables whose capture failed. Every subscriber of the pack was told to start afresh.
+-- Statements on lenient tables that could not be captured. Every subscriber of the pack got a reset.
 create table rowcast.lost (
     id bigint generated always as identity primary key,
     at timestamptz not null default clock_timestamp(),
@@ -194,7 +194,7 @@ create table rowcast.lost (
     reason text not null
 );
 
--- Which extensions a pack asked for, and whether it was Rowcast that created them.
+-- The extensions that packs asked for, and whether Rowcast created them.
 create table rowcast.extensions (
     name name not null,
     wanted_by name not null,  -- a pack's schema
@@ -202,7 +202,7 @@ create table rowcast.extensions (
     primary key (name, wanted_by)
 );
 
--- Creates an extension where the server can load it; elsewhere warns, since nothing may depend on it.
+-- Creates an extension if the server can load it. Otherwise warns, since nothing may depend on it.
 create function rowcast.want_extension(wanted_by name, name name) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -227,7 +227,7 @@ begin
 end
 $$;
 
--- Forgets what a pack asked for, and drops what Rowcast created and no other pack wants.
+-- Withdraws a pack's requests, and drops the extensions that Rowcast created and no other pack asked for.
 create function rowcast.drop_extensions(wanted_by name) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -250,8 +250,8 @@ begin
 end
 $$;
 
--- Makes the next segment, to be there when it is needed. It is attached and not created in its place, since creating
--- it there would lock out everybody who writes.
+-- Makes the next segment ahead of its use. Its tables are created on their own and attached, since `create table ...
+-- partition of` would lock out all writers.
 create function rowcast.make_segment() returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -270,7 +270,7 @@ begin
 end
 $$;
 
--- Is it time for the next segment? The one that is open is old enough, or most of its numbers are taken.
+-- Is the next segment due? It is once the open one is older than `age`, or has used most of its numbers.
 create function rowcast.segment_due(age interval) returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -279,8 +279,8 @@ as $$
     from rowcast.segments as s where s.opened_at is not null and s.closed_xid is null
 $$;
 
--- Lets events go on in the next segment, if that is made. A statement and transaction of its own, before open_term:
--- then transactions that begin later than that one write there.
+-- Makes events continue in the next segment, if there is one. Run it in a transaction of its own before open_term: then
+-- every transaction that begins after open_term's writes there.
 create function rowcast.leave_segment() returns void
 language sql
 set search_path = pg_catalog, pg_temp
@@ -291,11 +291,11 @@ as $$
     order by s.segment limit 1
 $$;
 
--- Begins the reign of a new leader, who must hold the leader's lock, or of one that goes on in the next segment after
--- leave_segment(). Commit it synchronously.
--- Within one database and timeline the numbering goes on from the stored snapshot. On a new timeline too, under
--- a new epoch. In another cluster or database (a restore) old transaction ids mean nothing: the log starts anew.
--- `first_segment`: the events of those before it all have their numbers.
+-- Opens a term for a new leader, or, after leave_segment(), for a leader that continues in the next segment. The caller
+-- must hold the leader lock, and commit synchronously.
+-- The numbering continues from the stored snapshot: on the same timeline in the same epoch, on a new timeline in a new
+-- one. In another cluster or database (a restore) old transaction ids mean nothing, so the log is emptied.
+-- `first_segment`: the events of all segments before it are numbered.
 create function rowcast.open_term(
     next_segment boolean,
     out term bigint, out epoch text, out base bigint, out snapshot pg_snapshot, out first_segment integer
@@ -322,11 +322,11 @@ begin
         snapshot := pg_current_snapshot();
     else
         select b.snapshot into snapshot from rowcast.batches as b order by b.last_seq desc limit 1;
-        snapshot := coalesce(snapshot, '3:3:');  -- 3 is the first transaction id there is: everything is new
+        snapshot := coalesce(snapshot, '3:3:');  -- 3 is the first normal transaction id: every event is new
     end if;
     term := coalesce(previous.term, 0) + 1;
     epoch := left(md5(concat_ws('/', system_identifier, database_oid, timeline)), 12);
-    -- A standby that took over may know nothing of the last reigns: then much farther.
+    -- A promoted standby may have missed the last terms, so it jumps much farther.
     base := coalesce(newest + case when previous.timeline = timeline then far else 100 * far end, 0);
     if next_segment then
         select min(s.segment) into opening from rowcast.segments as s where s.opened_at is null;
@@ -346,7 +346,7 @@ begin
 end
 $$;
 
--- Up to where the log has been dropped: what came before cannot be told any more.
+-- The last seq that was dropped from the log: changes up to it cannot be read any more.
 create function rowcast.log_floor() returns bigint
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -354,9 +354,9 @@ as $$
     select coalesce(max(s.last_seq), 0) from rowcast.segments as s where s.log_dropped
 $$;
 
--- Closed segments that nobody needs any more are marked here, and their tables detached and dropped afterwards: who
--- reads the log asks for the floor after it has read. Events go only when all of them were numbered in segments of
--- the log that are gone too: a transaction that was open for long has its numbers in a later one.
+-- Marks segments that were closed more than `keep` ago. Their tables are detached and dropped afterwards: readers check
+-- the floor after reading, so they notice. A segment's events are dropped only once every log segment that numbers them
+-- is dropped too: the events of a long transaction get their numbers in a later segment.
 create function rowcast.retire_segments(keep interval) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -381,9 +381,8 @@ begin
 end
 $$;
 
--- Takes the content out of the earlier events and letters of rows that were deleted, and forgets their tombstones.
--- Nobody writes a letter meanwhile, since its content would come from before this: hence the lock, and a statement
--- behind it that sees all letters.
+-- Removes the content of earlier events and dead letters of deleted rows, then the rows' tombstones. The lock keeps dead
+-- letters with that content from being stored meanwhile, and the statement after it sees all that are stored.
 create function rowcast.purge(most integer, out rows bigint, out emptied bigint)
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -429,6 +428,6 @@ begin
     grant insert on rowcast.events, rowcast.lost to rowcast_capture;
     grant usage on sequence rowcast.event_ids to rowcast_capture;
 exception when undefined_object then
-    null;  -- the role could not be made, and a warning has said so
+    null;  -- the role could not be created; a warning was raised then
 end
 $$;

@@ -1,4 +1,4 @@
-"""The log's view and the purge, written so that no plan walks over all events."""
+"""The view of the log and the purge, written so that no plan scans all events."""
 
 from daemon.schema.revisions import run_sql
 

@@ -1,4 +1,4 @@
--- What the events say, for whoever reads. Times are RFC 3339 in UTC.
+-- The events with the names of their tables, in a readable form. Times are RFC 3339 in UTC.
 create or replace view rowcast.contents as
 select e.xid, e.id, e.xid::text as tx, to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
        w.schema_name, w.table_name, w.model, e.topic, e.kind::text as kind, e.key::text as key, e.record::text as record,
@@ -8,8 +8,8 @@ select e.xid, e.id, e.xid::text as tx, to_char(e.at at time zone 'UTC', 'YYYY-MM
 from rowcast.events as e
 cross join lateral (select o.* from rowcast.watched as o where o.id = e.watch offset 0) as w;
 
--- The log with what it orders, for the daemon and for people in psql. A row that has been deleted has no content any
--- more. Each event is looked up by itself (`offset 0`): joined freely, the planner may walk all events for each place.
+-- The log joined with its events, for the daemon and for people in psql. Earlier changes of a deleted row have no
+-- content. `offset 0` makes the planner look up each event by itself: otherwise it may scan all events for each log entry.
 create or replace view rowcast.changes as
 select l.seq, l.tx_end, e.tx, e.at, e.schema_name, e.table_name, e.model, l.topic, e.kind, e.key,
        case when not exists (
@@ -19,9 +19,9 @@ select l.seq, l.tx_end, e.tx, e.at, e.schema_name, e.table_name, e.model, l.topi
 from rowcast.log as l
 cross join lateral (select c.* from rowcast.contents as c where c.xid = l.xid and c.id = l.event_id offset 0) as e;
 
--- Takes the content out of the earlier events and letters of rows that were deleted, and forgets their tombstones.
--- Nobody writes a letter meanwhile, since its content would come from before this: hence the lock, and statements
--- behind it that see all letters. One event at a time, since of a join the planner may make a walk over all events.
+-- Removes the content of earlier events and dead letters of deleted rows, then the rows' tombstones. The lock keeps dead
+-- letters with that content from being stored meanwhile, and the statements after it see all that are stored.
+-- One event at a time, since the planner may turn a join into a scan of all events.
 create or replace function rowcast.purge(most integer, out rows bigint, out emptied bigint)
 language plpgsql
 set search_path = pg_catalog, pg_temp

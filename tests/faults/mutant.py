@@ -138,7 +138,7 @@ def no_patience() -> None:
 
 def everybody_asks_at_once() -> None:
     """Questions about rights may take every connection."""
-    _put(grants, "ASKERS", 1_000_000)
+    _put(grants, "MAX_CONCURRENT_QUERIES", 1_000_000)
 
 
 def nothing_is_handed_over() -> None:

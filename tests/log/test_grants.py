@@ -7,7 +7,7 @@ import pytest
 
 from daemon.core.change import Seq, Topic
 from daemon.core.errors import GrantsUnavailable
-from daemon.log.grants import ASKERS, PgGrants
+from daemon.log.grants import MAX_CONCURRENT_QUERIES, PgGrants
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Connection, Pool, open_pool
 from tests.support.log import leader, until_numbered
@@ -134,7 +134,7 @@ async def test_a_crowd_of_questions_is_asked_in_few_statements_and_each_has_its_
     calls = await sql.fetchval("select count(*) from public.asked")
     statements = await sql.fetchval("select count(distinct (backend, at)) from public.asked")
     assert len(crowd) + 5 == calls
-    assert statements <= 2 * ASKERS + 5 + 5
+    assert statements <= 2 * MAX_CONCURRENT_QUERIES + 5 + 5
 
 
 async def test_a_question_that_fails_spoils_no_other_that_is_asked_with_it(

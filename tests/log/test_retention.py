@@ -12,7 +12,7 @@ import pytest
 from daemon.core.change import Position, Seq, Topic
 from daemon.core.errors import LogTruncated
 from daemon.log.reader import PgLogReader
-from daemon.log.retention import DROPPING, Retention
+from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.sequencer import Sequencer
 from daemon.postgres.connect import Connection, Pool, connect
 from tests.support.log import leader, until_numbered
@@ -23,7 +23,7 @@ WEEK = timedelta(days=7)
 
 
 def house(database: str, pool: Pool, sequencer: Sequencer) -> Retention:
-    connecting = partial(connect, database, application_name="retention", server_settings=DROPPING)
+    connecting = partial(connect, database, application_name="retention", server_settings=DROP_SETTINGS)
     return Retention(pool, connecting, sequencer, WEEK)
 
 
@@ -120,16 +120,16 @@ async def test_a_segment_that_ends_with_an_idle_term_does_not_record_what_the_te
 
 async def test_whoever_serves_is_told_where_the_log_begins(database: str, pool: Pool, sql: Connection) -> None:
     told: list[Seq] = []
-    connecting = partial(connect, database, application_name="retention", server_settings=DROPPING)
+    connecting = partial(connect, database, application_name="retention", server_settings=DROP_SETTINGS)
     async with leader(database, pool) as sequencer:
         keeper = Retention(pool, connecting, sequencer, WEEK, told.append)
         await keeper.sweep()
         head = await write(sql, pool, 1)
         await next_segment(pool, sequencer)
         await age(pool)
-        await keeper.look()
+        await keeper.check_floor()
         await keeper.sweep()
-        await keeper.look()
+        await keeper.check_floor()
     assert [0, head] == told
 
 

@@ -79,7 +79,7 @@ ASKERS: dict[str, Callable[[str, Pool], Asker]] = {
     "leads": leader,
     "purges": lambda dsn, pool: Asker(house(dsn, pool).purge),
     "sweeps": lambda dsn, pool: Asker(house(dsn, pool).sweep),
-    "looks for the floor": lambda dsn, pool: Asker(house(dsn, pool).look),
+    "looks for the floor": lambda dsn, pool: Asker(house(dsn, pool).check_floor),
     "looks at the schemas": lambda _, pool: Asker(SchemaHealth(pool, Settings()).refresh),
     "reads the head": lambda _, pool: Asker(PgLogReader(pool).head),
     "reads the log": lambda _, pool: Asker(lambda: PgLogReader(pool).read(Seq(0), 10)),

@@ -12,12 +12,12 @@ BENCH ?= short
 
 .PHONY: help install run test faults bench check format wheel lock clean
 
-help: ## say what there is
+help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
 install: $(READY) ## build .venv from the lock file
 
-# The stamp makes the second run need no network: only a changed lock or pyproject installs again.
+# The stamp keeps later runs offline: dependencies are installed again only if the lock file or pyproject.toml changed.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Rowcast needs Python 3.11 or newer; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3."; exit 1; }
 ifdef UV
@@ -34,33 +34,33 @@ endif
 run: $(READY) ## start Rowcast with a database, sample data and a live page
 	@exec $(BIN)/daemon up $(DAEMON_ARGS)
 
-test: $(READY) ## all tests, against a real Postgres; PG=15 or PG=wheel chooses which
+test: $(READY) ## run all tests against a real Postgres; choose it with PG=15 or PG=wheel
 	$(if $(PG),ROWCAST_TEST_PG=$(PG) )$(BIN)/pytest -n auto $(PYTEST_ARGS)
 
-faults: $(READY) ## faults at length (an hour); writes docs/reliability.md
+faults: $(READY) ## run the long fault tests (an hour); writes docs/reliability.md
 	ROWCAST_TEST_FAULTS=long $(BIN)/pytest tests/faults --timeout 7200 $(PYTEST_ARGS)
 
-# A shell may have a LINES of its own: only one given to make counts.
-bench: $(READY) ## what it costs, against its peers; LINES="writers latency" BENCH=short|long; writes bench/RESULTS.md
+# Shells set LINES to the height of the terminal, so only a LINES given to make counts.
+bench: $(READY) ## measure Rowcast against its peers; LINES="writers latency" BENCH=short|long; writes bench/RESULTS.md
 	$(BIN)/python -m bench --form $(BENCH) $(if $(findstring command,$(origin LINES)),$(LINES))
 
-check: $(READY) ## lint, types, floors, SQL
+check: $(READY) ## check style, types, import layers and SQL
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/squawk --config .squawk.toml $$(git ls-files --cached --others --exclude-standard '*.sql')
 
-format: $(READY) ## put the code in its form
+format: $(READY) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 wheel: $(READY) ## build dist/*.whl
 	$(BIN)/python -m hatchling build -t wheel
 
-lock: ## write requirements.lock anew (needs uv)
+lock: ## regenerate requirements.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command "make lock" --group dev --all-extras pyproject.toml -o requirements.lock
 
-clean: ## remove what make built
+clean: ## remove everything that make built
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache

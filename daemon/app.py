@@ -1,4 +1,4 @@
-"""Composition: builds every part, connects them, runs them and stops them in order."""
+"""Composition: builds the parts, connects them, runs them and stops them in order."""
 
 import asyncio
 import gc
@@ -44,12 +44,12 @@ log = get_logger()
 Demo = Callable[[], Mapping[str, Any]]
 """The response of `/demo.json`: sample users and their tokens."""
 
-START_TIMEOUT = 30.0  # seconds for the first echo of NOTIFY, and until a start that goes on is reported
+START_TIMEOUT = 30.0  # seconds to wait for the first heartbeat, and between two reports of a long start
 CLOSE_TIMEOUT = 2.0  # seconds for the database connections to close
-MAX_READ_AGE = 10.0  # seconds without a read of the log until this daemon counts as not ready
+MAX_READ_AGE = 10.0  # seconds without a read of the log after which this daemon is not ready
 
-# A full pass of the garbage collector stops everybody for 0.3 s where 10,000 clients follow ten topics each. Frequent
-# work leaves it nothing to collect, so a full pass runs a hundred times more rarely than by default.
+# When 10,000 clients follow ten topics each, a full garbage collection stops the process for 0.3 s. Frequent work
+# leaves it nothing to collect, so it runs a hundred times less often than by default.
 GC_THRESHOLDS = 700, 10, 1000
 
 
@@ -70,7 +70,7 @@ class SequencingFailed(OperatorFault):
 
 @dataclass(frozen=True)
 class Running:
-    """A daemon that serves: where, and what its operator may want to say about it."""
+    """A serving daemon: its addresses, its pool and its readiness."""
 
     host: str
     port: int
@@ -80,18 +80,18 @@ class Running:
 
     @property
     def http_url(self) -> str:
-        """Where the live page is."""
+        """The URL of the live page."""
         return f"http://{Address(self.host, self.port)}/"
 
     @property
     def websocket_url(self) -> str:
-        """Where clients connect."""
+        """The URL that clients connect to."""
         return f"ws{self.http_url.removeprefix('http')}v1"
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What runs, once it is built and before it is started."""
+    """The parts, connected but not started."""
 
     notifier: Notifier
     sequencer: Sequencer
@@ -103,7 +103,7 @@ class _Parts:
 
 
 def site(readiness: Readiness, demo: Demo | None) -> Site:
-    """The pages beside the websocket."""
+    """The pages that are served beside the websocket."""
     pages: dict[str, Page | Callable[[], Page]] = {
         **static_pages(folder("web")),
         "/healthz": lambda: text_page(f"ok {__version__}\n"),
@@ -134,11 +134,11 @@ async def running(
     inherited: Sequence[socket.socket] = (),
     should_accept: Callable[[int], bool] = lambda _: True,
 ) -> AsyncIterator[Running]:
-    """Serve for as long as the block lasts; leaving it says bye to the clients. Raises an OperatorFault.
+    """Serve while the block runs, and say bye to the clients at its end. Raises an OperatorFault.
 
-    It listens on the `inherited` sockets, if there are any, else at `settings.listen`; `should_accept` is for the
-    gateway. Once the block is entered, everything has proven itself: the schema is current, the listener hears, the
-    log has been read, and the port is open.
+    Listens on the `inherited` sockets if there are any, else at `settings.listen`; `should_accept` is passed to the
+    gateway. When the block begins, the schema is current, the listener receives notifications, the log has been read
+    and the port is open.
     """
     packs = by_schema(settings.schemas)
     async with AsyncExitStack() as stack:
@@ -162,7 +162,7 @@ async def running(
 
 
 async def _check_database(settings: Settings, pool: Pool, schema: SchemaHealth) -> None:
-    """Raises an OperatorFault where this database cannot be served from."""
+    """Raises an OperatorFault unless the server is a primary with a current schema."""
     try:
         await check_primary(pool)
         await schema.refresh()
@@ -232,7 +232,7 @@ def _build_log(
     events: asyncio.Event,
     numbers: asyncio.Event,
 ) -> tuple[Notifier, Sequencer, Retention]:
-    """The parts that keep the log: what wakes this daemon, what numbers events, what drops old ones."""
+    """Make the parts that maintain the log: the notifier, the sequencer and the retention."""
 
     def opener(name: str, server_settings: Mapping[str, str] = SESSION) -> Connect:
         return partial(
@@ -267,7 +267,7 @@ def _build_log(
 
 
 async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any, None]], None]) -> None:
-    """Start every part but the gateway, and wait until each has proven itself. Raises an OperatorFault."""
+    """Start every part but the gateway, and wait until each works. Raises an OperatorFault."""
     run_in_background(parts.notifier.run())
     run_in_background(parts.sequencer.run())
     run_in_background(parts.schema.watch())
@@ -277,8 +277,8 @@ async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any,
             await parts.notifier.listening.wait()
     except TimeoutError:
         raise NotifyUnavailable from None
-    # What was written while no daemon ran is history for whoever connects now: it gets its numbers first.
-    await until_ordered(parts.sequencer)
+    # Events written while no daemon was running are history to every client that connects: they are numbered first.
+    await wait_until_sequenced(parts.sequencer)
     run_in_background(parts.pump.run())
     try:
         async with asyncio.timeout(START_TIMEOUT):
@@ -293,7 +293,7 @@ async def _listen(
     inherited: Sequence[socket.socket],
     should_accept: Callable[[int], bool],
 ) -> tuple[list[socket.socket], tuple[str, int]]:
-    """Open the ports. Returns the sockets for metrics alone, and where clients connect. Raises ListenFailed."""
+    """Open the ports. Returns the metrics sockets, and the host and port for clients. Raises ListenFailed."""
     own = [] if settings.metrics_listen is None else await bind(*astuple(settings.metrics_listen))
     try:
         sockets = inherited or await bind(*astuple(settings.listen))
@@ -304,11 +304,14 @@ async def _listen(
     return own, await gateway.start(sockets=[*sockets, *own], should_accept=should_accept)
 
 
-async def until_ordered(sequencer: Sequencer, within: float = START_TIMEOUT) -> None:
-    """Wait until all that was written has its number, for as long as that takes. Raises Unordered if it fails."""
+async def wait_until_sequenced(sequencer: Sequencer, report_every: float = START_TIMEOUT) -> None:
+    """Wait until every event written so far is numbered, however long that takes.
+
+    Logs `catching_up` every `report_every` seconds; raises SequencingFailed if numbering fails by then.
+    """
     while not sequencer.settled.is_set():
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(report_every):
                 await sequencer.settled.wait()
         except TimeoutError:
             if sequencer.failure:
@@ -318,31 +321,32 @@ async def until_ordered(sequencer: Sequencer, within: float = START_TIMEOUT) -> 
 
 @asynccontextmanager
 async def _in_background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], None]]:
-    """Run coroutines beside the block, until it ends. One that fails ends the block, with its error."""
+    """Yields a function that runs a coroutine until the block ends. One that fails ends the block with its error."""
     async with asyncio.TaskGroup() as group:
         tasks: list[asyncio.Task[None]] = []
         try:
-            yield lambda work: tasks.append(group.create_task(work))
+            yield lambda coroutine: tasks.append(group.create_task(coroutine))
         finally:
             for task in tasks:
                 task.cancel()
 
 
 async def _close(pool: Pool) -> None:
-    """Let the last statements end, but wait for no peer that is gone."""
+    """Close the pool; statements that still run have CLOSE_TIMEOUT to end."""
     with suppress(TimeoutError, *DRIVER_ERRORS):
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await pool.close()
     pool.terminate()
 
 
-async def _show_life(
-    manager: systemd.Manager, reasons: Callable[[], Sequence[str]], starts: Callable[[], bool]
+async def _feed_watchdog(
+    manager: systemd.Manager, reasons: Callable[[], Sequence[str]], is_starting: Callable[[], bool]
 ) -> None:
-    """Feed the watchdog for as long as the loop turns, and say for which reasons the daemon is not ready."""
+    """Feed the watchdog while the event loop runs; the status is "ready", or the reasons why not."""
     interval = manager.watchdog_interval()
     while interval is not None:
-        manager.notify(systemd.alive("; ".join(reasons()) or "ready", interval, starts=starts()))
+        status = "; ".join(reasons()) or "ready"
+        manager.notify(systemd.watchdog_message(status, interval, starting=is_starting()))
         await asyncio.sleep(interval)
 
 
@@ -350,13 +354,14 @@ async def serve(
     settings: Settings,
     *,
     demo: Demo | None = None,
-    beside: Callable[[Running], Coroutine[Any, Any, None]] | None = None,
+    on_ready: Callable[[Running], Coroutine[Any, Any, None]] | None = None,
     manager: systemd.Manager = systemd,
     should_accept: Callable[[int], bool] = lambda _: True,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; `beside` runs from when the daemon is ready. Raises an OperatorFault.
+    """Serve until SIGTERM or SIGINT. Raises an OperatorFault.
 
-    `manager` hears how it goes, and may hand sockets over; `my_turn` is for the gateway.
+    `on_ready` is started once the daemon is ready, and cancelled when it stops. `manager` is notified of the daemon's
+    state and may pass listening sockets; `should_accept` is passed to the gateway.
     """
     gc.collect()
     gc.freeze()
@@ -364,19 +369,21 @@ async def serve(
     stop, ready = asyncio.Event(), asyncio.Event()
     reasons: Callable[[], Sequence[str]] = lambda: ["starting"]  # noqa: E731
 
-    async def life() -> None:
+    async def run() -> None:
         nonlocal reasons
-        async with _in_background() as lasting:
-            lasting(_show_life(manager, lambda: reasons(), lambda: not ready.is_set()))  # noqa: PLW0108 - it changes
-            opening = running(settings, demo=demo, inherited=manager.listen_fds(), should_accept=should_accept)
-            async with opening as daemon, _in_background() as tasks:
+        async with _in_background() as run_throughout:
+            run_throughout(
+                _feed_watchdog(manager, lambda: reasons(), lambda: not ready.is_set())  # noqa: PLW0108 - rebound below
+            )
+            serving = running(settings, demo=demo, inherited=manager.listen_fds(), should_accept=should_accept)
+            async with serving as daemon, _in_background() as run_while_ready:
                 ready.set()
                 reasons = daemon.readiness.reasons
-                places = {"listen": daemon.http_url} | ({"metrics": daemon.metrics_url} if daemon.metrics_url else {})
-                log.info("serving", **places, packs=list(settings.packs), version=__version__)
+                urls = {"listen": daemon.http_url} | ({"metrics": daemon.metrics_url} if daemon.metrics_url else {})
+                log.info("serving", **urls, packs=list(settings.packs), version=__version__)
                 manager.notify("READY=1")
-                if beside is not None:
-                    tasks(beside(daemon))
+                if on_ready is not None:
+                    run_while_ready(on_ready(daemon))
                 await stop.wait()
                 log.info("stopping")
                 manager.notify("STOPPING=1")
@@ -385,13 +392,15 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # a worker begins with both held back
-    living, stopping = asyncio.create_task(life()), asyncio.create_task(stop.wait())
-    await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT)
+    )  # workers are forked with both blocked
+    serving, stopping = asyncio.create_task(run()), asyncio.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    if not ready.is_set() and not living.done():
-        living.cancel()  # it still waits for the database, and there is nobody to say bye to
+    if not ready.is_set() and not serving.done():
+        serving.cancel()  # it is still starting: there are no clients to say bye to
         with suppress(asyncio.CancelledError):
-            await living
+            await serving
         return
-    await living
+    await serving

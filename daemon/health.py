@@ -1,4 +1,4 @@
-"""Whether this daemon is ready: the reasons why not, collected from its parts."""
+"""The readiness of this daemon, collected from its parts."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,11 +7,11 @@ Check = Callable[[], Iterable[str]]
 
 
 class Readiness:
-    """The answer to /readyz and to the watchdog: what its checks say, in their order."""
+    """The readiness for /readyz and the watchdog: the reasons of all checks, in order."""
 
     def __init__(self, *checks: Check) -> None:
         self._checks = checks
 
     def reasons(self) -> list[str]:
-        """Why this daemon is not ready; empty if it is."""
+        """The reasons why this daemon is not ready; empty if it is."""
         return [reason for check in self._checks for reason in check()]

@@ -1,4 +1,4 @@
-"""What operators read: one line for each event, all in one form, with nothing in it that is secret.
+"""Logging: one line for each event, all in the same format, without secrets.
 
 {"timestamp": "2026-01-10T12:00:00.123Z", "correlationId": "01J...", "level": "info", "event": "serving", "data": {}}
 """
@@ -28,7 +28,7 @@ Level = Literal["debug", "info", "warn", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One kind of log line: the loudest level that it comes in, and what it means."""
+    """A kind of log line: its highest level, and its meaning."""
 
     level: Level
     meaning: str
@@ -82,27 +82,27 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
 )
 """Every event that is logged; the table in docs/operate.md."""
 
-LONGEST: Final = 500  # characters of one text
-MOST: Final = 50  # values in one list or object
+MAX_TEXT: Final = 500  # characters in a string
+MAX_ITEMS: Final = 50  # values in a list or an object
 
 _REDACTED: Final = "[redacted]"
 _SECRET_NAME: Final = re.compile(
     r"passw|token|secret|dsn|authorization|cookie|credential|database_url", re.IGNORECASE
 )
-# Who logs in by a URL, with which password; and a JSON Web Token.
+# The user and password of a URL; a JSON Web Token.
 _SECRET_TEXT: Final = re.compile(r"(?<=://)[^\s@]*(?=@)|\beyJ[\w-]+\.[\w-]+\.[\w-]*")
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 RUN: Final = str(ULID())
-"""The correlation id of what belongs to no session: the same for one run of the daemon, in all its processes."""
+"""The correlation id of lines outside a session: one for each run of the daemon, the same in all its processes."""
 
 _correlation: ContextVar[str] = ContextVar("correlation", default=RUN)
 
 
 @contextmanager
 def correlate(correlation_id: str) -> Iterator[None]:
-    """Lines logged inside the block, and in tasks begun there, carry this id."""
+    """Lines that are logged in the block, and in tasks that start there, have this correlation id."""
     token = _correlation.set(correlation_id)
     try:
         yield
@@ -111,7 +111,7 @@ def correlate(correlation_id: str) -> Iterator[None]:
 
 
 def get_logger() -> FilteringBoundLogger:
-    """A logger. It may be asked for at import: `configure` reaches it later."""
+    """A logger. Modules can get it at import: a later `configure` applies to it."""
     logger: FilteringBoundLogger = structlog.get_logger()
     return logger
 
@@ -123,16 +123,16 @@ def configure(
     *,
     worker: int | None = None,
 ) -> None:
-    """Log to `stream` (stderr) from `level` on. `auto` is `pretty` on a terminal and `json` elsewhere.
+    """Log to `stream` (default: stderr) from `level` on. `auto` is `pretty` on a terminal and `json` elsewhere.
 
-    What libraries log by the standard library's logging comes in the same form, from warnings on. The data of every
-    line name the `worker`, if there is one.
+    What libraries log with the logging module, from warnings on, appears in the same format. If `worker` is given, it
+    is in the data of every line.
     """
     _configure(format, level, stream, {} if worker is None else {"worker": worker})
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, _Libraries)]:
+    for handler in [handler for handler in root.handlers if isinstance(handler, _LibraryHandler)]:
         root.removeHandler(handler)
-    root.addHandler(_Libraries())
+    root.addHandler(_LibraryHandler())
     root.setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
 
@@ -148,13 +148,13 @@ def _configure(
     structlog.configure(
         processors=[partial(_line, always), _Pretty(colours=terminal) if pretty else _json],
         wrapper_class=structlog.make_filtering_bound_logger("warning" if level == "warn" else level),
-        logger_factory=lambda: _Lines(stream),
+        logger_factory=lambda: _LineWriter(stream),
         cache_logger_on_first_use=False,  # loggers are made at import, before this is called
     )
 
 
-class _Lines:
-    """Writes lines. A log that cannot be written stops nothing."""
+class _LineWriter:
+    """Writes lines. Errors of the stream are ignored: a broken log must not stop the daemon."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -168,16 +168,16 @@ class _Lines:
     debug = info = warning = error = critical = msg
 
 
-class _Libraries(logging.Handler):
-    """Takes what libraries say, and of that the first line: what follows may quote anything."""
+class _LibraryHandler(logging.Handler):
+    """Logs the messages of libraries, but only their first line: the rest may quote anything."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = logging.ERROR if record.levelno >= logging.ERROR else logging.WARNING
-        lost = level == logging.ERROR and record.exc_info
+        is_bug = level == logging.ERROR and record.exc_info
         try:
             get_logger().log(
                 level,
-                "internal_error" if lost else "library_message",
+                "internal_error" if is_bug else "library_message",
                 logger=record.name,
                 message=record.getMessage().partition("\n")[0],
                 exc_info=record.exc_info,
@@ -187,7 +187,7 @@ class _Libraries(logging.Handler):
 
 
 def _line(always: Mapping[str, Any], _: object, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Give a log call the one form that all lines have, with what is `always` among its data."""
+    """Turn a log call into the object that is written; `always` is added to its data."""
     name = event.pop("event")
     error = _error(event.pop("exc_info", None))
     data = {**always, **{key: _plain(value, key) for key, value in event.items()}}
@@ -218,7 +218,7 @@ def _error(exc_info: object) -> BaseException | None:
 
 
 def _traceback(error: BaseException) -> str:
-    """Where it happened, and of each error the first line: what follows, as in Postgres's DETAIL, quotes rows."""
+    """A traceback with only the first line of each error: the rest, such as Postgres's DETAIL, may quote rows."""
     parts: list[str] = []
     seen: set[int] = set()
     link: BaseException | None = error
@@ -232,8 +232,8 @@ def _traceback(error: BaseException) -> str:
     return "\n\n".join(reversed(parts))
 
 
-def _plain(value: object, name: str = "") -> Any:  # noqa: ANN401 - whatever JSON has
-    """A value as JSON has it: short, and without secrets."""
+def _plain(value: object, name: str = "") -> Any:  # noqa: ANN401 - any JSON value
+    """A value as JSON: truncated, and without secrets."""
     if _SECRET_NAME.search(name):
         return _REDACTED
     match value:
@@ -246,15 +246,15 @@ def _plain(value: object, name: str = "") -> Any:  # noqa: ANN401 - whatever JSO
         case BaseException():
             return type(value).__name__
         case Mapping():
-            return {str(key): _plain(item, str(key)) for key, item in list(value.items())[:MOST]}
+            return {str(key): _plain(item, str(key)) for key, item in list(value.items())[:MAX_ITEMS]}
         case list() | tuple() | set() | frozenset():
-            return [_plain(item) for item in list(value)[:MOST]]
+            return [_plain(item) for item in list(value)[:MAX_ITEMS]]
     return _clean(str(value))
 
 
 def _clean(text: str) -> str:
-    text = _SECRET_TEXT.sub(_REDACTED, text[: 2 * LONGEST])
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    text = _SECRET_TEXT.sub(_REDACTED, text[: 2 * MAX_TEXT])
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
 
 
 def _json(_: object, __: str, line: MutableMapping[str, Any]) -> str:
@@ -262,7 +262,7 @@ def _json(_: object, __: str, line: MutableMapping[str, Any]) -> str:
 
 
 class _Pretty:
-    """A line for people. Nothing that a client sent can steer the terminal: what is not printable is escaped."""
+    """Renders a line for a terminal, which no text can control: unprintable characters are escaped."""
 
     _COLOURS: Final = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
 
@@ -289,4 +289,4 @@ def _word(value: object) -> str:
     return json.dumps(value)
 
 
-_configure("auto", "info")  # structlog's own default shows local variables, and with them what is secret
+_configure("auto", "info")  # structlog's default shows local variables, which may be secret

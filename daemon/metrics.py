@@ -1,6 +1,6 @@
-"""What operators measure: every metric by name, and the page that shows them all.
+"""Metrics: their definitions, and the page that exposes them.
 
-Labels take only values that Rowcast itself chooses, or that the schema has: no user, topic or address.
+Label values come only from Rowcast itself or from the schema: no users, topics or addresses.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from daemon.core.adaptive_polling import State
 from daemon.core.change import Kind
 
-# A second series for each counter, of when it began: nobody asks for it.
+# Without the extra series that holds the creation time of each counter.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY: Final = CollectorRegistry()
@@ -55,7 +55,7 @@ DEAD_LETTERS: Final = Counter(
 )
 LOG_POSITION: Final = Gauge("rowcast_log_position", "Number of the newest log entry delivered.", registry=REGISTRY)
 LEADER: Final = Gauge("rowcast_leader", "1 while this daemon is the leader, else 0.", registry=REGISTRY)
-VIGIL: Final = Gauge(
+LEADER_STATE: Final = Gauge(
     "rowcast_leader_state",
     "1 for the leader's current state: asleep (writers notify), falling_asleep, awake (it polls).",
     ["state"],
@@ -119,7 +119,7 @@ QUEUE_USAGE: Final = Gauge(
     "rowcast_queue_usage", "Fill level of the NOTIFY queue of Postgres, from 0 to 1.", registry=REGISTRY
 )
 
-# A series that exists from the start shows its first increase; one that begins with 1 does not.
+# Prometheus cannot see the increase from nothing to 1, so these series start with 0.
 for _kind in Kind:
     CHANGES.labels(kind=_kind.value)
 for _outcome in ("lossless", "replayed"):
@@ -133,7 +133,7 @@ METRICS: Final[Mapping[str, str]] = MappingProxyType(
         for family in REGISTRY.collect()
     }
 )
-"""What each of our own metrics means, by name; the table in docs/operate.md."""
+"""The meaning of each metric of Rowcast, by name; the table in docs/operate.md."""
 
 ProcessCollector(registry=REGISTRY)  # process_*: memory, open files, CPU time
 
@@ -142,11 +142,11 @@ _worker: dict[str, str] = {}
 
 
 def name_worker(number: int) -> None:
-    """From now on every metric of this process bears the label `worker`, for there are others like it."""
+    """Add the label `worker` to every metric of this process, to tell workers apart."""
     _worker["worker"] = str(number)
 
 
-class _Named(Collector):
+class _WorkerLabelled(Collector):
     def collect(self) -> Iterator[Metric]:
         for family in REGISTRY.collect():
             family.samples = [sample._replace(labels=_worker | sample.labels) for sample in family.samples]
@@ -154,18 +154,18 @@ class _Named(Collector):
 
 
 _PAGE: Final = CollectorRegistry()
-_PAGE.register(_Named())
+_PAGE.register(_WorkerLabelled())
 
 
 def exposition() -> tuple[bytes, str]:
-    """Every metric in Prometheus' text format, and its MIME type."""
+    """All metrics in the text format of Prometheus, and its MIME type."""
     return generate_latest(_PAGE), CONTENT_TYPE_LATEST
 
 
-_VIGIL: Final = {state: VIGIL.labels(state=state.value) for state in State}
+_LEADER_STATES: Final = {state: LEADER_STATE.labels(state=state.value) for state in State}
 
 
 def show_poller_state(state: State | None) -> None:
-    """Let `rowcast_leader_state` say what the leader does; None: this daemon does not lead."""
-    for known, gauge in _VIGIL.items():
+    """Set `rowcast_leader_state`; None if this daemon is not the leader."""
+    for known, gauge in _LEADER_STATES.items():
         gauge.set(known is state)

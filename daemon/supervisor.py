@@ -1,12 +1,11 @@
-"""Several processes behind one listening socket, which share nothing but the log; and the parent that minds them.
+"""The parent of several worker processes, which share one listening socket and nothing else but the log.
 
-The parent listens, forks, and then waits: for what its workers say, for their end, for its own signals. It has no
-event loop, no thread and no connection, so that a fork of it is sound at any time, and the pages of memory with the
-program in them are shared by all.
+The parent listens, forks, and then waits for messages from its workers, for their end, and for its own signals. It
+has no event loop, no threads and no connections, so it can fork at any time, and the workers share its memory pages.
 
-All workers accept from the same socket. With SO_REUSEPORT each would have a socket and a queue of its own, and who
-waits in that of a worker that hangs would wait in vain. So that each gets its share, one that has more connections
-than another leaves the next to it for a moment.
+All workers accept from the same socket. With SO_REUSEPORT each would have its own queue, and connections in the queue
+of a hung worker would wait in vain. To balance the load, a worker with more connections than another leaves the next
+connection to it for a moment.
 """
 
 import asyncio
@@ -15,7 +14,6 @@ import gc
 import math
 import mmap
 import os
-import random
 import selectors
 import signal
 import socket
@@ -34,50 +32,49 @@ from daemon import logs, metrics, systemd
 from daemon.app import serve
 from daemon.core.errors import fault_in
 from daemon.gateway.server import bind
+from daemon.postgres.backoff import backoff_delay
 from daemon.settings import Settings
 
 log = logs.get_logger()
 
-BEATS: Final = 5  # signs of life that a worker owes in the time after which it counts as hung
-INITIAL_DELAY: Final = (
-    0.5  # seconds, at most, from a worker's end until another takes its place; twice that the next time
-)
-MAX_DELAY: Final = 30.0  # seconds; a worker that lived longer than this begins anew with the first pause
+BEATS: Final = 5  # messages that a worker sends in the time after which it counts as hung
+INITIAL_DELAY: Final = 0.5  # seconds: the upper bound of the restart delay; it doubles with each quick end in a row
+MAX_DELAY: Final = 30.0  # seconds: its maximum; a worker that ends within this time of its start ended quickly
 
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG: Final = 1
 
 
-class Shares:
-    """How many connections each worker has, in memory that all of them see. Each writes its own number only."""
+class ConnectionCounts:
+    """How many connections each worker has, in shared memory. Each worker writes its own count only."""
 
     _ABSENT: Final = 2**64 - 1
 
     def __init__(self, workers: int) -> None:
         self._counts = memoryview(mmap.mmap(-1, 8 * workers)).cast("Q")
         for number in range(workers):
-            self.leave(number)
+            self.remove(number)
 
-    def leave(self, number: int) -> None:
-        """This worker accepts nothing: let nobody wait for it."""
+    def remove(self, number: int) -> None:
+        """Take a worker that accepts nothing out of the balance, so the others do not leave connections to it."""
         self._counts[number] = self._ABSENT
 
     def should_accept(self, number: int, connections: int) -> bool:
-        """Is the next connection for this worker, which has so many?"""
+        """Record the connections of this worker; True if no other worker has fewer."""
         self._counts[number] = connections
         return connections <= min(self._counts)
 
 
 @dataclass(frozen=True)
-class Parent:
-    """The `systemd.Manager` of a worker: what a service tells systemd, a worker tells its parent."""
+class ParentLink:
+    """The `systemd.Manager` of a worker: it sends to its parent what a service sends to systemd."""
 
     link: socket.socket
     sockets: Sequence[socket.socket]
     beat_every: float
 
     def notify(self, state: str) -> bool:
-        """Tell it. False if it cannot be told just now."""
+        """Send a state to the parent. Returns False if the parent does not take it."""
         try:
             self.link.send(state.encode())
         except OSError:
@@ -85,40 +82,40 @@ class Parent:
         return True
 
     def watchdog_interval(self) -> float:
-        """Seconds between two signs of life."""
+        """Seconds between two messages to the parent."""
         return self.beat_every
 
     def listen_fds(self) -> list[socket.socket]:
-        """The sockets that all workers accept from."""
+        """The listening sockets that all workers share."""
         return list(self.sockets)
 
 
 @dataclass(eq=False)
 class Worker:
-    """One process, as its parent sees it."""
+    """One worker process, as seen by the parent."""
 
     number: int
     pid: int
     link: socket.socket
-    began: float
+    started: float
     ready: bool = False
     status: str = "starting"
     fault: str = ""
-    missed: int = 0  # beats of the parent since it last said anything
+    missed: int = 0  # beats of the parent since the worker's last message
 
 
 class Supervisor:
-    """Starts the workers, starts anew those that end or hang, and ends with all of them.
+    """Starts the workers, restarts those that end or hang, and stops them all when it stops.
 
-    Until all have been ready once, one that ends by a fault or an error of its own ends everything.
+    Until all workers have been ready once, a worker that exits with an error code stops everything.
     """
 
     def __init__(self, settings: Settings, sockets: Sequence[socket.socket]) -> None:
         self._settings, self._sockets = settings, sockets
-        self._shares = Shares(settings.workers)
-        self._living: dict[int, Worker] = {}
-        self._due = dict.fromkeys(range(settings.workers), 0.0)  # those that are to start, and when
-        self._ends: Counter[int] = Counter()  # in a row, each soon after the start
+        self._connections = ConnectionCounts(settings.workers)
+        self._running: dict[int, Worker] = {}
+        self._due = dict.fromkeys(range(settings.workers), 0.0)  # start time by number
+        self._quick_ends: Counter[int] = Counter()  # by number, in a row
         self._beat_every = min(settings.worker_silence / BEATS, systemd.watchdog_interval() or math.inf)
         self._max_missed = math.ceil(settings.worker_silence / self._beat_every)
         self._selector = selectors.DefaultSelector()
@@ -126,19 +123,19 @@ class Supervisor:
         self._code = 0
 
     def run(self) -> int:
-        """Supervise until SIGTERM, SIGINT or a fault at the start; returns the worst exit code of a worker."""
+        """Supervise until SIGTERM, SIGINT or a fault at the start; returns the highest exit code of a worker."""
         gc.collect()
-        gc.freeze()  # the collector writes to what it looks at, and a page that is written to is no longer shared
+        gc.freeze()  # a collection writes to the objects it visits, and a page that is written to is not shared
         next_beat = time.monotonic() + self._beat_every
         with self._signals():
-            while self._living or not self._stopping:
+            while self._running or not self._stopping:
                 now = time.monotonic()
                 for number in [number for number, due in self._due.items() if due <= now]:
                     self._start(number)
                 next_due = min([next_beat, *self._due.values()])
                 for key, _ in self._selector.select(max(0.0, next_due - time.monotonic())):
                     key.data()
-                # All that was said while this process slept or was stopped has been heard by now.
+                # By now all messages have been read that arrived while this process slept or was stopped.
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + self._beat_every
                     self._beat()
@@ -146,13 +143,13 @@ class Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """A signal to stop wakes the selector."""
-        waking, waker = socket.socketpair()
-        waking.setblocking(False)
-        waker.setblocking(False)
-        with waking, waker, self._selector:
-            self._selector.register(waking, selectors.EVENT_READ, partial(self._woken, waking))
-            signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        """Stop when SIGTERM or SIGINT arrives; the signal wakes the selector."""
+        receiver, sender = socket.socketpair()
+        receiver.setblocking(False)
+        sender.setblocking(False)
+        with receiver, sender, self._selector:
+            self._selector.register(receiver, selectors.EVENT_READ, partial(self._on_signal, receiver))
+            signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
             for number in _STOPS:
                 signal.signal(number, lambda *_: None)
             try:
@@ -160,8 +157,8 @@ class Supervisor:
             finally:
                 signal.set_wakeup_fd(-1)
 
-    def _woken(self, waking: socket.socket) -> None:
-        waking.recv(64)
+    def _on_signal(self, receiver: socket.socket) -> None:
+        receiver.recv(64)
         self._stop()
 
     def _stop(self) -> None:
@@ -172,7 +169,7 @@ class Supervisor:
         systemd.notify("STOPPING=1")
         for listening in self._sockets:
             listening.close()
-        for worker in self._living.values():
+        for worker in self._running.values():
             os.kill(worker.pid, signal.SIGTERM)
 
     def _start(self, number: int) -> None:
@@ -180,34 +177,34 @@ class Supervisor:
         ours.setblocking(False)
         theirs.setblocking(False)
         parent = os.getpid()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # they wait until the worker can mind them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # they stay pending until the worker handles them
         try:
             pid = os.fork()
             if pid == 0:
-                self._live(number, theirs, parent)
-        except OSError as error:  # there is no room for another process just now
+                self._run_worker(number, theirs, parent)
+        except OSError as error:  # no memory, or too many processes, at the moment
             ours.close()
-            self._again(number, 0.0, os.strerror(error.errno or 0))
+            self._schedule_restart(number, 0.0, os.strerror(error.errno or 0))
             return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         del self._due[number]
-        self._living[number] = worker = Worker(number, pid, ours, time.monotonic())
-        self._selector.register(ours, selectors.EVENT_READ, partial(self._hear, worker))
+        self._running[number] = worker = Worker(number, pid, ours, time.monotonic())
+        self._selector.register(ours, selectors.EVENT_READ, partial(self._read_messages, worker))
         log.info("worker_started", worker=number, pid=pid)
 
-    def _hear(self, worker: Worker) -> None:
+    def _read_messages(self, worker: Worker) -> None:
         try:
-            while said := worker.link.recv(4096):
-                self._note(worker, said.decode())
+            while message := worker.link.recv(4096):
+                self._handle_message(worker, message.decode())
         except BlockingIOError:
             return
-        self._ended(worker)
+        self._reap(worker)
 
-    def _note(self, worker: Worker, said: str) -> None:
+    def _handle_message(self, worker: Worker, message: str) -> None:
         worker.missed = 0
-        for line in said.splitlines():
+        for line in message.splitlines():
             match line.split("=", 1):
                 case ["STATUS", status]:
                     worker.status = status
@@ -215,15 +212,15 @@ class Supervisor:
                     worker.fault = fault
                 case ["READY", _]:
                     worker.ready = True
-        if not self._ready and [True] * self._settings.workers == [each.ready for each in self._living.values()]:
+        if not self._ready and [True] * self._settings.workers == [each.ready for each in self._running.values()]:
             self._ready = True
             systemd.notify("READY=1")
 
-    def _ended(self, worker: Worker) -> None:
+    def _reap(self, worker: Worker) -> None:
         self._selector.unregister(worker.link)
         worker.link.close()
-        del self._living[worker.number]
-        self._shares.leave(worker.number)
+        del self._running[worker.number]
+        self._connections.remove(worker.number)
         _, status = os.waitpid(worker.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         if self._stopping:
@@ -235,47 +232,48 @@ class Supervisor:
             self._stop()
         else:
             how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
-            self._again(worker.number, time.monotonic() - worker.began, worker.fault or how or "", pid=worker.pid)
+            lifetime = time.monotonic() - worker.started
+            self._schedule_restart(worker.number, lifetime, worker.fault or how or "", pid=worker.pid)
 
-    def _again(self, number: int, lived: float, reason: str, **more: object) -> None:
-        """Start this worker anew, after a pause that grows with each end that follows the last one soon."""
-        self._ends[number] = 0 if lived > MAX_DELAY else self._ends[number] + 1
-        pause = random.uniform(0, min(MAX_DELAY, INITIAL_DELAY * 2 ** min(self._ends[number], 10)))  # noqa: S311
-        self._due[number] = time.monotonic() + pause
-        log.warning("worker_ended", worker=number, **more, reason=reason, pause=round(pause, 3))
+    def _schedule_restart(self, number: int, lifetime: float, reason: str, **more: object) -> None:
+        """Restart this worker after a delay that grows with each quick end in a row."""
+        self._quick_ends[number] = 0 if lifetime > MAX_DELAY else self._quick_ends[number] + 1
+        delay = backoff_delay(self._quick_ends[number], initial=INITIAL_DELAY, maximum=MAX_DELAY)
+        self._due[number] = time.monotonic() + delay
+        log.warning("worker_ended", worker=number, **more, reason=reason, pause=round(delay, 3))
 
     def _beat(self) -> None:
-        """Kill who hangs, and tell systemd that all live. One that not even SIGKILL ends is for systemd to see."""
-        for worker in self._living.values():
+        """Kill hung workers, and feed the watchdog of systemd, unless a worker survives even SIGKILL."""
+        for worker in self._running.values():
             worker.missed += 1
             if worker.missed > self._max_missed:
                 os.kill(worker.pid, signal.SIGKILL)
             if worker.missed == self._max_missed + 1:
                 log.error("worker_hung", worker=worker.number, pid=worker.pid)
-        if all(worker.missed <= self._max_missed + 1 for worker in self._living.values()):
+        if all(worker.missed <= self._max_missed + 1 for worker in self._running.values()):
             states = dict.fromkeys(self._due, "to be started again")
-            states |= {worker.number: worker.status for worker in self._living.values() if worker.status != "ready"}
-            said = "; ".join(f"worker {number}: {state}" for number, state in sorted(states.items()))
-            systemd.notify(systemd.alive(said or "ready", self._beat_every, starts=not self._ready))
+            states |= {worker.number: worker.status for worker in self._running.values() if worker.status != "ready"}
+            status = "; ".join(f"worker {number}: {state}" for number, state in sorted(states.items()))
+            systemd.notify(systemd.watchdog_message(status or "ready", self._beat_every, starting=not self._ready))
 
-    def _live(self, number: int, link: socket.socket, parent: int) -> NoReturn:
-        """What the new process does from the fork to its end."""
+    def _run_worker(self, number: int, link: socket.socket, parent: int) -> NoReturn:
+        """Run the forked process until it exits."""
         code = 70
         try:
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:  # it ended before it could take us along
+            if os.getppid() != parent:  # the parent ended before prctl took effect
                 os._exit(code)
-            os.setsid()  # Ctrl-C is for the parent, who asks us to stop
+            os.setsid()  # Ctrl-C reaches only the parent, which stops its workers
             signal.set_wakeup_fd(-1)
             for stop in _STOPS:
                 signal.signal(stop, signal.SIG_DFL)
             self._selector.close()
-            for worker in self._living.values():
+            for worker in self._running.values():
                 worker.link.close()
             logs.configure(self._settings.log_format, self._settings.log_level, worker=number)
             metrics.name_worker(number)
-            asyncio.run(self._serve(number, Parent(link, self._sockets, self._beat_every)))
+            asyncio.run(self._serve(number, ParentLink(link, self._sockets, self._beat_every)))
             code = 0
         except Exception as error:
             fault = fault_in(error)
@@ -285,18 +283,18 @@ class Supervisor:
                 code = fault.exit_code
                 link.send(f"FAULT={fault}".encode())
         finally:
-            os._exit(code)  # the rest of this program is the parent's
+            os._exit(code)  # the rest of this program is for the parent
 
-    async def _serve(self, number: int, parent: Parent) -> None:
-        settings = _settings_of(number, self._settings)
+    async def _serve(self, number: int, parent: ParentLink) -> None:
+        settings = _settings_of_worker(number, self._settings)
         try:
-            await serve(settings, manager=parent, should_accept=partial(self._shares.should_accept, number))
-        finally:  # who ends anyway need not be asked to, and a loop that is being closed minds no signal
+            await serve(settings, manager=parent, should_accept=partial(self._connections.should_accept, number))
+        finally:  # a worker that is exiting needs no signal, and a closing event loop cannot handle one
             signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
 
 
-def _settings_of(number: int, settings: Settings) -> Settings:
-    """The same, with the port for metrics that is this worker's."""
+def _settings_of_worker(number: int, settings: Settings) -> Settings:
+    """The settings, with this worker's own port for metrics."""
     first = settings.metrics_listen
     if first is None or not first.port:
         return settings
@@ -304,7 +302,7 @@ def _settings_of(number: int, settings: Settings) -> Settings:
 
 
 def _exit_code(code: int) -> int:
-    """An exit code as a shell has it: a signal counts from 128 on."""
+    """The exit code that a shell would report: 128 plus the number of a signal."""
     return 128 - code if code < 0 else code
 
 

@@ -1,1 +1,1 @@
-"""The command line: arguments to one call. What a verb does is in daemon/commands and the extensions."""
+"""The command line: parses the arguments of each command. daemon/commands and the extensions implement them."""

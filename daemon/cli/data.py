@@ -1,4 +1,4 @@
-"""Verbs about data: seed, backup."""
+"""The commands for data: seed and backup."""
 
 from pathlib import Path
 

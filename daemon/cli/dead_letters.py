@@ -1,4 +1,4 @@
-"""The verb dead-letters and its subcommands."""
+"""The command dead-letters and its subcommands."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ def dead_letters(ctx: click.Context, *, data_dir: Path | None) -> None:
     ctx.obj = options.having(data_dir=data_dir).quiet()
 
 
-# Those that are meant: as SEQ ..., or as --all, which --pack and --table narrow.
+# Dead letters are selected by SEQ ..., or by --all, which --pack and --table narrow down.
 _SEQ = click.IntRange(0, 2**63 - 1)
 _pack_filter = click.option("--pack", metavar="NAME", help="Only this pack.")
 _table_filter = click.option("--table", metavar="NAME", help="Only this table.")

@@ -1,4 +1,4 @@
-"""Verbs about a running daemon: up, tail, token."""
+"""The commands up, tail and token."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the verbs share: the options that stand before them, and how they run and report."""
+"""What the commands share: the global options, and how commands run and report."""
 
 import asyncio
 import sys
@@ -16,39 +16,39 @@ from daemon.settings.local import with_local_instance
 
 log = get_logger()
 
-Verb = TypeVar("Verb", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def data_dir_option(purpose: str) -> Callable[[Verb], Verb]:
-    """The option --data-dir; its help text is `purpose`."""
-    return click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help=purpose)
+def data_dir_option(help_text: str) -> Callable[[Command], Command]:
+    """The option --data-dir, with a help text for one command."""
+    return click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help=help_text)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What stands before the verb."""
+    """The global options, which stand before the command."""
 
     config: Path | None
     overrides: dict[str, Any]
 
     def having(self, **more: Any) -> "Options":  # noqa: ANN401
-        """The same with what an option of a verb says; None says nothing."""
+        """These options with others added; those that are None are ignored."""
         return Options(
             self.config, self.overrides | {name: value for name, value in more.items() if value is not None}
         )
 
     def quiet(self) -> "Options":
-        """The same for a verb whose terminal is for a person: only warnings are logged, unless a level was set."""
+        """These options, logging only warnings unless a level is set; for commands whose output people read."""
         return self if "log_level" in self.settings.model_fields_set else self.having(log_level="warn")
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings, with what the command line says. Raises BadSettings."""
+        """The settings, including those of the command line. Raises BadSettings."""
         return load(self.config, **self.overrides)
 
     @property
     def local_settings(self) -> Settings:
-        """The same, completed by what a `daemon up` in the same data directory uses."""
+        """The settings, completed with those of a `daemon up` in the same data directory. Raises an OperatorFault."""
         return with_local_instance(self.settings)
 
     def run(self, settings: Settings, work: Coroutine[Any, Any, object]) -> None:
@@ -57,7 +57,7 @@ class Options:
 
 
 def run(settings: Settings, work: Coroutine[Any, Any, object]) -> None:
-    """Run what a verb does, logging as the settings say. Ctrl-C ends the process with exit code 130."""
+    """Run a command with logging configured. Ctrl-C ends the process with exit code 130."""
     configure_logs(settings)
     try:
         asyncio.run(work)
@@ -66,12 +66,12 @@ def run(settings: Settings, work: Coroutine[Any, Any, object]) -> None:
 
 
 def configure_logs(settings: Settings) -> None:
-    """Log as the settings say."""
+    """Configure logging as in the settings."""
     configure(settings.log_format, settings.log_level)
 
 
 def report(line: str) -> None:
-    """Say what was done: to whoever reads the output, and in a service's log."""
+    """Print what was done; also log it unless stderr is a terminal."""
     click.echo(line)
     if not sys.stderr.isatty():
         name = "schema_warning" if line.lower().startswith("warning") else "schema_migration"

@@ -1,4 +1,4 @@
-"""The command `daemon`: its own options, and its verbs. Errors become one line and an exit code."""
+"""The command `daemon`: its global options and its subcommands. Faults become one line and an exit code."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ from daemon.logs import get_logger
 
 
 class _Faults(click.Group):
-    """Ends with one line and the fault's own exit code where the operator can mend it."""
+    """Prints an OperatorFault in one line, and exits with its code."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         try:
@@ -83,17 +83,17 @@ def cli(
         sys.exit(supervise(options.settings))
 
 
-for _verb in (up, seed, rollback, check, backup, token, tail, dead_letters, *extensions.commands()):
-    cli.add_command(_verb)
+for _command in (up, seed, rollback, check, backup, token, tail, dead_letters, *extensions.commands()):
+    cli.add_command(_command)
 
 
 def main() -> None:
-    """Run the command line. What nobody foresaw is logged with its traceback, and ends with 70."""
+    """Run the command line. An unexpected error is logged with its traceback, and exits with 70 (EX_SOFTWARE)."""
     try:
         cli()
     except (click.Abort, RowcastError) as error:
         click.echo(f"daemon: {error}", err=True)
         sys.exit(1)
-    except Exception:  # noqa: BLE001 - the last one to see it
+    except Exception:  # noqa: BLE001 - the outermost handler
         get_logger().exception("internal_error")
         sys.exit(70)

@@ -1,4 +1,4 @@
-"""Verbs about the schemas: apply, rollback, check."""
+"""The commands for schemas: --apply-ddl, rollback and check."""
 
 import sys
 from collections.abc import Coroutine

@@ -1,1 +1,1 @@
-"""What the verbs of the command line do."""
+"""The implementation of the commands."""

@@ -1,4 +1,4 @@
-"""A backup of the whole database, as SQL that psql runs in an empty one; pg_dump makes it."""
+"""`daemon backup`: dumps the whole database with pg_dump, as SQL for psql and an empty database."""
 
 import asyncio
 import os
@@ -16,10 +16,10 @@ from daemon.embedded.binaries import installed
 from daemon.postgres.connect import connect
 from daemon.settings import Settings
 
-# Inserts, since any client can run them; `copy` is a matter between pg_dump and psql.
+# Any client can run INSERTs, while COPY data requires psql.
 _OPTIONS: Final = ("--format=plain", "--inserts", "--rows-per-insert=1000", "--no-password")
 _END: Final = b"-- PostgreSQL database dump complete"
-_TAIL: Final = 4096  # bytes of the end of a file, in which that line is
+_TAIL: Final = 4096  # bytes at the end of the file that contain that line
 
 
 class NoPgDump(OperatorFault):
@@ -50,9 +50,9 @@ class DumpFailed(OperatorFault):
 
 
 async def backup(settings: Settings, path: Path, *, report: Callable[[str], None]) -> None:
-    """Write the database to a new file, which only its owner may read, and say how large it is.
+    """Write the database to a new file that only its owner may read, and report its size.
 
-    The file is there once it is whole. Raises an OperatorFault.
+    The file appears only when it is complete. Raises an OperatorFault.
     """
     dsn = settings.require_dsn()
     connection = await connect(dsn, application_name="rowcast backup", attempts=settings.connect_attempts)
@@ -60,12 +60,12 @@ async def backup(settings: Settings, path: Path, *, report: Callable[[str], None
     await connection.close()
     program, environment = await _pg_dump(major)
     url, password = without_password(dsn)
-    given = {name: value for name, value in settings.as_environment().items() if name.startswith("PG")}
+    pg_variables = {name: value for name, value in settings.as_environment().items() if name.startswith("PG")}
     try:
-        _begin(path)
+        _create(path)
         command = [str(program), f"--dbname={url}", f"--file={files.partial_path(path)}", *_OPTIONS]
-        await _run(command, {**given, **environment, **({"PGPASSWORD": password} if password else {})})
-        if not _is_whole(files.partial_path(path)):
+        await _run(command, {**pg_variables, **environment, **({"PGPASSWORD": password} if password else {})})
+        if not _is_complete(files.partial_path(path)):
             raise DumpFailed("pg_dump did not finish")
         files.commit_partial(path)
         size = _size(path)
@@ -78,7 +78,7 @@ async def backup(settings: Settings, path: Path, *, report: Callable[[str], None
 
 
 def without_password(dsn: str) -> tuple[str, str | None]:
-    """A database URL as it may stand in a list of processes, and the password that was in it."""
+    """Split a database URL into a URL that process lists may show, and its password."""
     url = urlsplit(dsn)
     account, at, hosts = url.netloc.rpartition("@")
     user, _, password = account.partition(":")
@@ -89,25 +89,25 @@ def without_password(dsn: str) -> tuple[str, str | None]:
     return url._replace(netloc=f"{user}{at}{hosts}", query=kept).geturl(), found
 
 
-async def _pg_dump(least: int) -> tuple[Path, Mapping[str, str]]:
-    """A pg_dump that knows a server of this major version, and its environment. Raises NoPgDump."""
+async def _pg_dump(major: int) -> tuple[Path, Mapping[str, str]]:
+    """A pg_dump for servers of this major version, and its environment. Raises NoPgDump."""
     for program, environment in _candidates():
         with suppress(OSError, DumpFailed):
             version = re.search(r"\d+", await _run([str(program), "--version"], environment))
-            if version and int(version[0]) >= least:
+            if version and int(version[0]) >= major:
                 return program, environment
-    raise NoPgDump(least)
+    raise NoPgDump(major)
 
 
 def _candidates() -> Iterator[tuple[Path, Mapping[str, str]]]:
     for binaries in installed():
         yield binaries.bindir / "pg_dump", binaries.environment()
-    if on_path := shutil.which("pg_dump"):  # where there are clients and no server
+    if on_path := shutil.which("pg_dump"):  # where only the client programs are installed
         yield Path(on_path), {"PATH": os.defpath}
 
 
 async def _run(command: list[str], environment: Mapping[str, str]) -> str:
-    """Its output. Raises OSError, and DumpFailed with what it said last."""
+    """Run a program and return its output. Raises OSError, and DumpFailed with its error message."""
     process = await asyncio.create_subprocess_exec(
         *command,
         env=environment,
@@ -127,8 +127,8 @@ async def _run(command: list[str], environment: Mapping[str, str]) -> str:
     return output.decode(errors="replace")
 
 
-def _begin(path: Path) -> None:
-    """Have an empty file, ours, before anything is written to it. Raises NoBackup and OSError."""
+def _create(path: Path) -> None:
+    """Create the private, empty file that pg_dump writes to. Raises BackupNotWritable and OSError."""
     if path.exists():
         raise BackupNotWritable(path, "it is there already")
     os.close(files.create_partial(path))
@@ -138,7 +138,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
         return _END in file.read()

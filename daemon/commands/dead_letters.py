@@ -1,4 +1,4 @@
-"""What `daemon dead-letters` does: list, show, replay and drop changes that their row model refused."""
+"""`daemon dead-letters`: lists, shows, replays and drops changes that did not fit their row model."""
 
 import re
 from collections.abc import AsyncIterator
@@ -33,28 +33,28 @@ class StaleDeadLetters(OperatorFault):
 
 
 async def show_list(settings: Settings, selection: Selection, *, as_json: bool) -> None:
-    """Print one line for each letter, without its record, the newest last. Raises an OperatorFault."""
+    """Print a line for each dead letter, without its record, the newest last. Raises an OperatorFault."""
     async with _database(settings) as connection:
-        for letter in await dead_letters.find(connection, selection):
-            click.echo(_visible(letter["json"]) if as_json else line(letter))
+        for dead_letter in await dead_letters.find(connection, selection):
+            click.echo(_escape(dead_letter["json"]) if as_json else line(dead_letter))
 
 
-def line(letter: Record) -> str:
-    """One letter as a person reads it: when, which number it had, what happened to which row, and what is wrong."""
+def line(dead_letter: Record) -> str:
+    """A dead letter for the terminal: its time, number, table, topic, kind, key, and the reason."""
     parts = [
-        click.style(letter["at"], dim=True),
-        f"{letter['seq']:>9}",
-        f"{letter['pack']}.{letter['table_name']}",
-        _visible(letter["topic"]),
-        click.style(letter["kind"], bold=True),
-        _visible(letter["key"]),
-        click.style(_visible(letter["reason"]), fg="red"),
+        click.style(dead_letter["at"], dim=True),
+        f"{dead_letter['seq']:>9}",
+        f"{dead_letter['pack']}.{dead_letter['table_name']}",
+        _escape(dead_letter["topic"]),
+        click.style(dead_letter["kind"], bold=True),
+        _escape(dead_letter["key"]),
+        click.style(_escape(dead_letter["reason"]), fg="red"),
     ]
     return " ".join(parts)
 
 
-def _visible(text: str) -> str:
-    """The same on one line that no terminal obeys."""
+def _escape(text: str) -> str:
+    """Escape control characters, so that the text is one line and cannot control the terminal."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -62,13 +62,13 @@ async def show(settings: Settings, seq: int) -> None:
     """Print all of one letter, its record included, as JSON. Raises an OperatorFault."""
     async with _database(settings) as connection:
         whole = await dead_letters.fetch(connection, seq)
-    click.echo("\n".join(map(_visible, whole.split("\n"))))
+    click.echo("\n".join(map(_escape, whole.split("\n"))))
 
 
 async def replay(settings: Settings, selection: Selection) -> None:
-    """Replay the selected changes, and print how many. Raises an OperatorFault.
+    """Replay the selected dead letters, and print how many. Raises an OperatorFault.
 
-    Stale changes stay, each with a line that says why; then this ends with StaleDeadLetters.
+    Stale ones are kept, with a line each that says why, and StaleDeadLetters is raised at the end.
     """
     async with _database(settings) as connection:
         replayed, refusals = await dead_letters.replay(connection, selection)
@@ -80,7 +80,7 @@ async def replay(settings: Settings, selection: Selection) -> None:
 
 
 async def drop(settings: Settings, selection: Selection) -> None:
-    """Delete the selected letters, and print how many. Raises an OperatorFault."""
+    """Delete the selected dead letters, and print how many. Raises an OperatorFault."""
     async with _database(settings) as connection:
         dropped = await dead_letters.drop(connection, selection)
     click.echo(f"dropped {_counted(dropped)}")
@@ -92,7 +92,7 @@ def _counted(number: int) -> str:
 
 @asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[Connection]:
-    """A connection for the block. Raises an OperatorFault for what goes wrong with it there."""
+    """A database connection. Driver errors in the block are raised as an OperatorFault."""
     dsn = settings.require_dsn()
     connection = await connect(
         dsn,

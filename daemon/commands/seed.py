@@ -1,4 +1,4 @@
-"""The packs' sample data, for whoever tries them out or develops with them; never in production."""
+"""`daemon seed`: loads the packs' sample data, for development; never in production."""
 
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ class SeedRefused(OperatorFault):
 
 
 def statements(settings: Settings, name: str) -> list[str]:
-    """The text of this file of each chosen pack that has one, for the schema that the pack lives in."""
+    """The SQL in the file `name` of each configured pack that has one, for the pack's schema."""
     return [
         sql_files.read(path, pack=pack, schema=schema).text
         for pack, schema in settings.schemas.items()
@@ -26,9 +26,9 @@ def statements(settings: Settings, name: str) -> list[str]:
 
 
 async def seed(settings: Settings) -> list[dict[str, str]]:
-    """Load the sample data, all of it or nothing.
+    """Load the sample data, in one transaction.
 
-    Returns the sample users, each with `id` and `name`. Raises InProduction and a DatabaseFault.
+    Returns the sample users, each with `id` and `name`. Raises SeedRefused and a DatabaseFault.
     """
     if settings.environment == "production":
         raise SeedRefused

@@ -1,4 +1,4 @@
-"""Follow a topic in the terminal, straight from the log: no token, no websocket, just the database."""
+"""`daemon tail`: follows a topic in the terminal, straight from the log in the database."""
 
 import asyncio
 from contextlib import suppress
@@ -25,7 +25,7 @@ COLOURS = {
     Kind.LOST: "red",
     Kind.LIMIT: "red",
 }
-WIDEST = 160  # characters of a record on one line; --json shows all of it
+MAX_RECORD = 160  # characters of a record on a line; --json prints all of it
 
 
 class CannotResume(OperatorFault):
@@ -38,10 +38,10 @@ class CannotResume(OperatorFault):
 
 
 def line(change: Change) -> str:
-    """One change as a person reads it: when, where it stands, what happened to which row."""
+    """A change for the terminal: its time, number, kind, table, key, changed columns and record."""
     record = change.record or ""
-    if len(record) > WIDEST:
-        record = f"{record[:WIDEST]}… ({len(record):,} characters)"
+    if len(record) > MAX_RECORD:
+        record = f"{record[:MAX_RECORD]}… ({len(record):,} characters)"
     parts = [
         click.style(change.at[11:23], dim=True),
         f"{change.seq:>9}",
@@ -55,12 +55,12 @@ def line(change: Change) -> str:
 
 
 async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | None) -> None:
-    """Print the topic's changes as they come, until interrupted. Raises an OperatorFault."""
+    """Print the topic's changes as they arrive, until interrupted. Raises an OperatorFault."""
     dsn = settings.require_dsn()
     pool = await open_pool(dsn, application_name="rowcast tail", server_settings=SESSION, max_size=1)
     log_reader = PgLogReader(pool, settings.transaction_changes)
     try:
-        position = await _begin(log_reader, since)
+        position = await _start_position(log_reader, since)
     except LogUnavailable as error:
         raise LogUnreadable(error.reason) from None
     wakeup = asyncio.Event()
@@ -71,20 +71,20 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
         beat_limit=settings.beat_limit,
     )
     listening = asyncio.create_task(notifier.run())
-    stale = False
+    delayed = False
     try:
         while True:
             wakeup.clear()
             try:
                 position = await _print_new(log_reader, Topic(topic), position, as_json=as_json)
-                if stale:
+                if delayed:
                     click.echo("daemon: The log can be read again.", err=True)
-                stale = False
+                delayed = False
             except LogUnavailable as error:
-                if not stale:
+                if not delayed:
                     click.echo(f"daemon: {error} Output may be delayed.", err=True)
-                stale = True
-            # Not wait_for: in Python 3.11 it can swallow a cancellation.
+                delayed = True
+            # Not asyncio.wait_for(): in Python 3.11 it can swallow a cancellation.
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.poll_every):
                     await wakeup.wait()
@@ -93,7 +93,7 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
         pool.terminate()
 
 
-async def _begin(log_reader: PgLogReader, since: str | None) -> Position:
+async def _start_position(log_reader: PgLogReader, since: str | None) -> Position:
     if since is None:
         return await log_reader.head()
     try:
@@ -107,7 +107,7 @@ async def _begin(log_reader: PgLogReader, since: str | None) -> Position:
 
 
 async def _print_new(log_reader: PgLogReader, topic: Topic, position: Position, *, as_json: bool) -> Position:
-    """Print what came after `position`; returns where that ends."""
+    """Print the changes after `position`, and return the position after them."""
     head = await log_reader.head()
     seq = position.seq
     while seq < head.seq:

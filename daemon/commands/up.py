@@ -1,4 +1,4 @@
-"""The first run: a database if there is none, the DDL, sample data, a key; then the daemon, and where to look."""
+"""`daemon up`: sets up a database, the DDL, sample data and a key as needed, and runs the daemon."""
 
 import asyncio
 import json
@@ -29,9 +29,9 @@ from daemon.settings.local import DataDirUnusable, connection_file, with_local_i
 
 log = get_logger()
 
-TOKEN_TTL = 7 * 86400.0  # seconds that a sample user's token is good for
-BOT_PAUSE = (1.5, 5.0)  # seconds between two things that the demo's bot does, at random
-STEP_TIMEOUT = 10.0  # seconds for one thing that it does
+TOKEN_TTL = 7 * 86400.0  # seconds that the token of a sample user is valid
+BOT_DELAY = (1.5, 5.0)  # seconds: the range of the random delay between two steps of the demo bot
+STEP_TIMEOUT = 10.0  # seconds for one step
 
 
 class SetupFailed(OperatorFault):
@@ -42,7 +42,7 @@ class SetupFailed(OperatorFault):
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
+    """Write a file that only its owner may read, atomically."""
     fresh = path.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -51,7 +51,7 @@ def _write_private(path: Path, text: str) -> None:
 
 
 async def up(settings: Settings, *, demo: bool) -> None:
-    """Serve out of the data directory until SIGINT or SIGTERM. Raises an OperatorFault."""
+    """Set everything up and serve until SIGINT or SIGTERM. Raises an OperatorFault."""
     data_dir = settings.data_dir
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -72,24 +72,24 @@ async def up(settings: Settings, *, demo: bool) -> None:
         def users() -> list[dict[str, str]]:
             return [user | {"token": authenticator.issue(user["id"], TOKEN_TTL)} for user in sample]
 
-        async def began(daemon: Running) -> None:
-            facts = {
+        async def on_ready(daemon: Running) -> None:
+            connection = {
                 "database_url": settings.require_dsn(),
                 "websocket_url": daemon.websocket_url,
                 "http_url": daemon.http_url,
                 "users": users(),
             }
-            _write_private(connection_file(data_dir), json.dumps(facts, indent=2))
-            _greet(settings, daemon, sample)
+            _write_private(connection_file(data_dir), json.dumps(connection, indent=2))
+            _print_welcome(settings, daemon, sample)
             if demo:
                 await _bot(settings, daemon.pool)
 
-        await serve(settings, demo=(lambda: {"users": users()}) if demo else None, beside=began)
+        await serve(settings, demo=(lambda: {"users": users()}) if demo else None, on_ready=on_ready)
     click.echo("Stopped.")
 
 
 async def _apply_ddl(settings: Settings) -> None:
-    """In a process of its own: what applies the DDL takes memory that a daemon would keep for ever."""
+    """Apply the DDL in a child process, so that the daemon does not keep the memory that Alembic takes."""
     command = [sys.executable, "-m", "daemon", "--apply-ddl"]
     process = await asyncio.create_subprocess_exec(
         *command, env=settings.as_environment(), stdout=asyncio.subprocess.DEVNULL
@@ -99,10 +99,10 @@ async def _apply_ddl(settings: Settings) -> None:
 
 
 async def _bot(settings: Settings, pool: Pool) -> None:
-    """Write something now and then, so that something moves."""
+    """Write sample changes from time to time, so that there is something to see."""
     steps = statements(settings, "demo_step.sql")
     while steps:
-        await asyncio.sleep(random.uniform(*BOT_PAUSE))  # noqa: S311
+        await asyncio.sleep(random.uniform(*BOT_DELAY))  # noqa: S311
         for step in steps:
             try:
                 async with acquired(pool, STEP_TIMEOUT) as connection:
@@ -115,20 +115,20 @@ def _bold(text: str) -> str:
     return click.style(text, bold=True)
 
 
-def a_topic(pack: Pack, users: Sequence[Mapping[str, str]]) -> str:
-    """One that everybody can follow right away, as far as the pack has such a one: a plain name, or a user's own."""
+def example_topic(pack: Pack, users: Sequence[Mapping[str, str]]) -> str:
+    """A topic to try out: one that needs no id, or else one of a sample user, or else a placeholder."""
     kinds = [shape.partition(":")[0] for shape in pack.topics]
     names = [*pack.topics, *(f"{kind}:{user['id']}" for user in users for kind in kinds)]
     return next(filter(pack.serves, names), f"{kinds[0]}:...")
 
 
-def _greet(settings: Settings, daemon: Running, sample: Sequence[Mapping[str, str]]) -> None:
-    """Say where to look and what to type next."""
+def _print_welcome(settings: Settings, daemon: Running, sample: Sequence[Mapping[str, str]]) -> None:
+    """Print the addresses, and commands to try."""
     file = connection_file(settings.data_dir)
-    home = (
+    data_dir_option = (
         ""
         if settings.data_dir == Settings.model_fields["data_dir"].get_default(call_default_factory=True)
-        else (f" --data-dir {settings.data_dir}")
+        else f" --data-dir {settings.data_dir}"
     )
     lines = [
         "",
@@ -138,7 +138,7 @@ def _greet(settings: Settings, daemon: Running, sample: Sequence[Mapping[str, st
         f"  database    in {file}" + (", with the sample users' tokens" if sample else ""),
         "",
         "  Open the page, or follow along in another terminal:",
-        f"    {_bold(f'{_command()} tail {a_topic(bundled()[settings.packs[0]], sample)}{home}')}",
+        f"    {_bold(f'{_command()} tail {example_topic(bundled()[settings.packs[0]], sample)}{data_dir_option}')}",
     ]
     if sample and not _is_local(daemon.host):
         lines[-3:-3] = [
@@ -159,7 +159,7 @@ def _is_local(host: str) -> bool:
 
 
 def _command() -> str:
-    """What the person has typed to get here."""
+    """The command as the user typed it."""
     script = Path(sys.argv[0])
     if script.name != "daemon":
         return f"{Path(sys.executable).name} -m daemon"

@@ -1,1 +1,1 @@
-"""A Postgres server of our own, as a child process."""
+"""The embedded Postgres: a server that runs as a child process."""

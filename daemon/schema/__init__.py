@@ -1,1 +1,1 @@
-"""Schemas and capture triggers: applying, rolling back and checking them."""
+"""Schemas and capture triggers: applied, rolled back and checked."""

@@ -1,4 +1,4 @@
-"""Whether every watched table is still captured as rowcast.watch() set it up, and a pack's schema as it was made."""
+"""Checks of the capture triggers of watched tables, and of the packs' schemas, in a live database."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,38 +10,39 @@ from daemon.postgres.errors import DRIVER_ERRORS, explain
 from daemon.schema import sql_files
 from daemon.schema.queries import query
 
-# Applying makes anew what watch() finds missing or switched off. What it does not look at has to go first.
-_RENEW: Final = "run `daemon --apply-ddl`, or rowcast.watch() again if no pack watches it"
-_AFRESH: Final = "in one transaction, rowcast.unwatch() it and rowcast.watch() it again"
+# rowcast.watch() restores triggers that are missing or disabled, but does not look at anything else: unwatch() has to
+# remove that first.
+_REAPPLY: Final = "run `daemon --apply-ddl`, or call rowcast.watch() again if the table belongs to no pack"
+_RECREATE: Final = "call rowcast.unwatch() and rowcast.watch() for it in one transaction"
 
 _TRIGGER: Final = "its capture trigger on {place} for {operations} "
 _PROBLEMS: Final = {
     "gone": (
-        "the table is gone or has another name",
+        "the table was dropped or renamed",
         "rename it back, or call rowcast.unwatch_dropped() if it was dropped",
     ),
-    "function_missing": ("its capture function {place} is missing", _RENEW),
-    "function_altered": ("its capture function {place} is not what rowcast.watch() made", _AFRESH),
-    "function_owner": ("its capture function {place} does not belong to rowcast_capture", _AFRESH),
-    "missing": (_TRIGGER + "is missing", _RENEW),
-    "disabled": (_TRIGGER + "is disabled", _RENEW),
-    "replica": (_TRIGGER + "fires in replica mode only", _RENEW),
-    "not_always": (_TRIGGER + "is not enabled always, as row triggers are here", _RENEW),
-    "always": (_TRIGGER + "is enabled always, so replication would fire it too", _RENEW),
-    "trigger_altered": (_TRIGGER + "is not what rowcast.watch() made", _AFRESH),
-    "stray": ("{place} is captured as this table", "drop its triggers {operations}, or give it its old place again"),
+    "function_missing": ("its capture function {place} is missing", _REAPPLY),
+    "function_altered": ("its capture function {place} differs from what rowcast.watch() created", _RECREATE),
+    "function_owner": ("its capture function {place} is not owned by rowcast_capture", _RECREATE),
+    "missing": (_TRIGGER + "is missing", _REAPPLY),
+    "disabled": (_TRIGGER + "is disabled", _REAPPLY),
+    "replica": (_TRIGGER + "fires in replica mode only", _REAPPLY),
+    "not_always": (_TRIGGER + "is not ENABLE ALWAYS, as per_row requires", _REAPPLY),
+    "always": (_TRIGGER + "is ENABLE ALWAYS, so replication would fire it too", _REAPPLY),
+    "trigger_altered": (_TRIGGER + "differs from what rowcast.watch() created", _RECREATE),
+    "stray": ("{place} is captured as this table", "drop its triggers {operations}, or attach or rename it back"),
     "subscription": (
-        "a subscription feeds {place}, and replication fires no statement triggers",
-        "rowcast.watch() it again with per_row => true",
+        "a subscription writes to {place}, but replication does not fire statement triggers",
+        "call rowcast.watch() for it again with per_row => true",
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One way in which a watched table is not captured, or something in a pack's schema is not, as it should be."""
+    """One way in which a watched table, or another object of a pack's schema, differs from its definition."""
 
-    table: str  # with its schema, quoted where SQL would need it; or another object, by whatever names it
+    table: str  # qualified, and quoted where SQL requires it; or the name of another object
     problem: str
     remedy: str
 
@@ -50,28 +51,28 @@ class Problem:
 
 
 async def check_captures(connection: Connection) -> list[Problem]:
-    """What has drifted, by table; empty if all is captured. Needs Rowcast's own schema. Raises a DatabaseFault."""
+    """Problems with the capture of watched tables, by table. Needs Rowcast's own schema. Raises a DatabaseFault."""
     try:
         rows = await connection.fetch(query("capture_problems"))
     except DRIVER_ERRORS as error:
         raise explain(error) from None
-    found = []
+    problems = []
     for row in rows:
         problem, remedy = _PROBLEMS[row["problem"]]
-        if row["cloned"]:  # watch() looks at the parent's trigger, which may well stand
-            remedy = _AFRESH
-        words = {"place": row["place"], "operations": row["operations"]}
-        found.append(Problem(row["name"], problem.format(**words), remedy.format(**words)))
-    return found
+        if row["cloned"]:  # watch() looks at the parent's trigger only, which may be fine
+            remedy = _RECREATE
+        facts = {"place": row["place"], "operations": row["operations"]}
+        problems.append(Problem(row["name"], problem.format(**facts), remedy.format(**facts)))
+    return problems
 
 
 async def check_rules(
     connection: Connection, pack: str, schema: str, *, ddl_folder: Path | None = None
 ) -> list[Problem]:
-    """What ddl/<pack>/check.sql finds in the pack's schema; nothing for a pack that has no such file.
+    """The problems that ddl/<pack>/check.sql finds in the pack's schema; none if the pack has no such file.
 
-    The file is one query that writes nothing, with the columns place, problem and remedy, each a text; it finds no
-    name that has no schema. Raises BadSqlFile and a DatabaseFault.
+    The file is one read-only query with the text columns `place`, `problem` and `remedy`. It runs with an empty
+    search_path, so its names must be qualified. Raises BadSqlFile and a DatabaseFault.
     """
     path = (ddl_folder or files.folder("ddl")) / pack / "check.sql"
     if not path.is_file():
@@ -87,7 +88,7 @@ async def check_rules(
 
 
 async def count_watched(connection: Connection) -> int:
-    """How many tables are watched. Raises a DatabaseFault."""
+    """The number of watched tables. Raises a DatabaseFault."""
     try:
         return int(await connection.fetchval(query("count_watched")))
     except DRIVER_ERRORS as error:

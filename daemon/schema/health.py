@@ -1,4 +1,4 @@
-"""Whether the schemas are current and every watched table is captured: for readiness, and for `daemon check`."""
+"""Whether the schemas are current and the watched tables captured, for /readyz and `daemon check`."""
 
 import asyncio
 from contextlib import suppress
@@ -35,14 +35,14 @@ class SchemaNotCurrent(OperatorFault):
 
 
 async def check_primary(pool: Pool) -> None:
-    """Raises StandbyDatabase where the server takes no writes, or one of DRIVER_ERRORS."""
+    """Raises StandbyDatabase if the server is a standby, or one of DRIVER_ERRORS."""
     async with acquired(pool, CHECK_TIMEOUT) as connection:
         if await connection.fetchval(query("in_recovery")):
             raise StandbyDatabase
 
 
 class SchemaHealth:
-    """What is wrong with the schemas and the captures in the database. Somebody may change them at any time."""
+    """The problems of the schemas and the captures, checked periodically: anybody may change them at any time."""
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self.stale: str | None = None
@@ -51,23 +51,23 @@ class SchemaHealth:
 
     @property
     def problems(self) -> list[str]:
-        """One line each; empty if all is well."""
+        """One line for each problem."""
         return [*filter(None, [self.stale]), *map(str, self.captures)]
 
     async def refresh(self) -> None:
-        """Look it up anew, and log what is new about the captures. Raises a DatabaseFault or the driver's errors."""
+        """Check again, and log changes of the captures. Raises a DatabaseFault or one of DRIVER_ERRORS."""
         async with acquired(self._pool, CHECK_TIMEOUT) as connection:
-            self.stale, found = await examine(connection, self._settings)
-        for one in found:
-            if one not in self.captures:
-                log.error("trigger_error", table=one.table, problem=one.problem, remedy=one.remedy)
-        if self.captures and not found and not self.stale:
+            self.stale, problems = await examine(connection, self._settings)
+        for problem in problems:
+            if problem not in self.captures:
+                log.error("trigger_error", table=problem.table, problem=problem.problem, remedy=problem.remedy)
+        if self.captures and not problems and not self.stale:
             log.info("capture_restored")
-        self.captures = found
-        metrics.CAPTURE_DRIFT.set(len({one.table for one in found}))
+        self.captures = problems
+        metrics.CAPTURE_DRIFT.set(len({problem.table for problem in problems}))
 
     async def watch(self, every: float = 60.0) -> None:
-        """Look every so many seconds, for ever. While the database does not answer, what was last seen stands."""
+        """Refresh every `every` seconds, forever. While the database does not answer, the last result is kept."""
         while True:
             await asyncio.sleep(every)
             with suppress(OperatorFault, *DRIVER_ERRORS):
@@ -75,16 +75,16 @@ class SchemaHealth:
 
 
 async def examine(connection: Connection, settings: Settings) -> tuple[str | None, list[Problem]]:
-    """Why the schemas are not current, or None; and what has drifted. Raises an OperatorFault or a driver error."""
+    """Why the schemas are not current, or None; and the capture problems. Raises an OperatorFault or driver error."""
     stale = await migrate.stale(connection, settings.packs, schemas=settings.schemas)
     present = await migrate.current(connection, migrate.ROWCAST) is not None
     return stale, await check_captures(connection) if present else []
 
 
 async def check(settings: Settings) -> tuple[list[str], int]:
-    """A line for each problem of the schemas and the captures, and how many tables are watched.
+    """A line for each problem, and the number of watched tables (0 if there are problems).
 
-    Beside what `examine` finds, these are the problems that the packs' own check.sql find. Raises an OperatorFault.
+    Besides the problems that `examine` finds, these are those of the packs' check.sql. Raises an OperatorFault.
     """
     connection = await connect(
         settings.require_dsn(),
@@ -93,9 +93,9 @@ async def check(settings: Settings) -> tuple[list[str], int]:
         attempts=settings.connect_attempts,
     )
     try:
-        stale, found = await examine(connection, settings)
+        stale, problems = await examine(connection, settings)
         lines = [str(SchemaNotCurrent(stale))] if stale else []
-        lines += map(str, found)
+        lines += map(str, problems)
         for pack, schema in settings.schemas.items():
             if await migrate.current(connection, schema) is not None:
                 lines += map(str, await check_rules(connection, pack, schema))

@@ -1,6 +1,6 @@
-"""Bring the schemas of ddl/ and the captures of triggers/ into a database, and take them out again.
+"""Applies the schemas of ddl/ and the captures of triggers/ to a database, and rolls them back.
 
-A revision is three files in ddl/<pack>/: `NNNN_name.py`, `NNNN_name.up.sql` and `NNNN_name.down.sql`; without the
+A revision is three files in ddl/<pack>/: `NNNN_name.py`, `NNNN_name.up.sql` and `NNNN_name.down.sql`. Without the
 last one it cannot be rolled back. The Python file is always this, with its own numbers::
 
     from daemon.schema.revisions import run_sql
@@ -16,11 +16,12 @@ last one it cannot be rolled back. The Python file is always this, with its own 
     def downgrade() -> None:
         run_sql(__file__, "down")
 
-The .sql files name everything with its schema, the pack's own by the pack's name; `schemas={"shop": "test"}`
-puts another name there. They neither make nor drop that schema, and say no BEGIN or COMMIT: a revision is one
-transaction. A file whose first line is `-- no-transaction` runs statement by statement outside of one; it must
-bear being run again after it failed half-way. triggers/<pack>.sql runs after the revisions at every apply, so it
-must bear that too; what it leaves in the schema, triggers/<pack>.down.sql removes before the last revision goes.
+The .sql files qualify every name. The pack's own schema is written as the pack's name, which is replaced with
+`schemas={"shop": "test"}`. The files do not create or drop that schema and contain no BEGIN or COMMIT: each
+revision is one transaction. A file whose first line is `-- no-transaction` runs statement by statement, outside a
+transaction, and must be safe to run again after it failed half-way. triggers/<pack>.sql runs after the revisions at
+every apply, so it must be safe to repeat as well. When all revisions are rolled back, triggers/<pack>.down.sql runs
+first; it drops what triggers/<pack>.sql has created in the schema.
 """
 
 import asyncio
@@ -55,24 +56,24 @@ if TYPE_CHECKING:
 __all__ = ["Move", "Report", "apply", "bundled", "current", "heads", "offline", "rollback", "stale"]
 
 ROWCAST: Final = "rowcast"
-"""Rowcast's own history and schema, which every pack stands on."""
+"""Rowcast's own history and schema, which every pack requires."""
 
 LOCK: Final = 0x726F_7763_6173_7401
-"""The key of the advisory lock that whoever changes schemas here holds."""
+"""The key of the advisory lock that is held while schemas are changed."""
 
 SESSION: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "search_path": "",  # what a file does not qualify must not be found, least of all in `public`
+        "search_path": "",  # a name that a file forgot to qualify must not be found, least of all in `public`
         "timezone": "UTC",
         "standard_conforming_strings": "on",
         "statement_timeout": "0",
         "idle_in_transaction_session_timeout": "0",
     }
 )
-"""So that a file means the same in every database, whatever its owner or role has set."""
+"""Session settings that make a file mean the same in every database, whatever is set for its owner or role."""
 
-AFRESH: Final = "reset session authorization; reset all;"
-"""So that a file means the same whichever file ran before it in the session."""
+RESET_SESSION: Final = "reset session authorization; reset all;"
+"""Run before each file, so that no file sees the settings of the one before it."""
 
 SESSION_ERRORS: Final = (
     asyncpg.PostgresError,
@@ -80,10 +81,10 @@ SESSION_ERRORS: Final = (
     asyncpg.InternalClientError,
     ConnectionResetError,
 )
-"""What an open connection can raise. Other errors of the system are not about the database: a closed pipe, say."""
+"""What an open connection can raise. Other OSErrors are not about the database, such as those of a closed pipe."""
 
-Tell = Callable[[str], None]
-"""Told, in one line each, what happens."""
+Reporter = Callable[[str], None]
+"""Called with a line for each thing that happens."""
 
 
 class LockTimeout(LockContention):
@@ -114,7 +115,7 @@ class SchemaInUse(OperatorFault):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What happened to one schema: from which revision to which; None is nothing at all."""
+    """The change of one schema: the revisions before and after; None means that it has no revision."""
 
     pack: str
     schema: str
@@ -130,33 +131,33 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was done, in order."""
+    """What an apply or a rollback did, in order."""
 
     moves: tuple[Move, ...]
 
     @property
     def changed(self) -> bool:
-        """Was anything not at its revision already?"""
+        """True unless every schema was at its revision already."""
         return any(move.before != move.after for move in self.moves)
 
 
 def bundled(ddl_folder: Path | None = None) -> tuple[str, ...]:
-    """The packs there are, by name."""
+    """The names of the bundled packs."""
     return tuple(pack for pack in packs_in(_ddl(ddl_folder)) if pack != ROWCAST)
 
 
 def heads(
     packs: Collection[str], *, schemas: Mapping[str, str] = MappingProxyType({}), ddl_folder: Path | None = None
 ) -> dict[str, str]:
-    """Schema -> the newest revision of it that the files hold, Rowcast's own first.
+    """The newest revision in the files for each schema, Rowcast's own first.
 
-    Raises UnknownPack, BrokenHistory, BadSchemaName.
+    Raises UnknownPack, InvalidRevisions, BadSchemaName.
     """
     return {history.schema: history.newest for history in _histories(packs, schemas, ddl_folder)}
 
 
 async def current(connection: Connection, schema: str) -> str | None:
-    """The revision that a schema is at; None if it has no history. Raises ForeignHistory."""
+    """The revision that a schema is at; None if it has no history. Raises UnknownHistory."""
     sql_files.check_schema_name(schema, own=True)
     if await connection.fetchval("select pg_catalog.to_regclass($1)", f"{schema}.{VERSION_TABLE}") is None:
         return None
@@ -173,7 +174,7 @@ async def stale(
     schemas: Mapping[str, str] = MappingProxyType({}),
     ddl_folder: Path | None = None,
 ) -> str | None:
-    """Why the live schemas are not those of the files; None if they are. Raises the driver's errors."""
+    """Why the schemas in the database are not current; None if they are. Raises the driver's errors."""
     for schema, newest in heads(packs, schemas=schemas, ddl_folder=ddl_folder).items():
         if (revision := await current(connection, schema)) != newest:
             return f"schema {schema} is at {revision or 'nothing'}, not at {newest}"
@@ -184,19 +185,19 @@ async def apply(
     dsn: str,
     packs: Collection[str],
     *,
-    report: Tell,
+    report: Reporter,
     schemas: Mapping[str, str] = MappingProxyType({}),
     ddl_folder: Path | None = None,
     triggers_folder: Path | None = None,
     lock_timeout: float = 5.0,
     attempts: int = 5,
 ) -> Report:
-    """Bring Rowcast's own schema, then the packs, to their newest revisions, and renew their captures.
+    """Bring Rowcast's own schema, then the packs, to their newest revisions, and run their trigger files.
 
-    Only one apply or rollback runs in a database at a time; others wait for it. `lock_timeout` is how long, in
-    seconds, a statement waits for the locks of others; then its revision is undone and tried again. Connecting,
-    and each revision, has `attempts` tries. `report` is told what was done, and what the server says meanwhile.
-    Raises an OperatorFault; what was done before it stays, revision by revision.
+    Only one apply or rollback runs in a database at a time; others wait for it. A statement waits `lock_timeout`
+    seconds for a lock; then its revision is rolled back and tried again. Connecting, and each revision, is tried at
+    most `attempts` times. `report` is called with what was done, and with notices and warnings of the server. Raises
+    an OperatorFault; the revisions that were applied before it stay.
     """
     histories = _histories(packs, schemas, ddl_folder)
     captures = [_triggers(history, triggers_folder) for history in histories]
@@ -219,7 +220,7 @@ async def rollback(
     dsn: str,
     pack: str,
     *,
-    report: Tell,
+    report: Reporter,
     to: str | None = None,
     schema: str | None = None,
     ddl_folder: Path | None = None,
@@ -227,33 +228,33 @@ async def rollback(
     lock_timeout: float = 5.0,
     attempts: int = 5,
 ) -> Report:
-    """Undo a pack's revisions, newest first: those after `to`, or all, and then its version table and schema too.
+    """Roll back a pack's revisions after `to`, newest first. Without `to`: all, the version table and the schema.
 
-    Of extensions and schemas only those go that Rowcast created. See `apply` for the rest.
+    Only schemas and extensions that Rowcast created are dropped. The other parameters are those of `apply`.
     """
     history = _history(pack, schema, _ddl(ddl_folder))
     if to is not None and to not in history.revisions:
         raise UnknownRevision(pack, to, history.revisions)
-    clearing = _triggers(history, triggers_folder, ".down.sql")
+    triggers_down = _triggers(history, triggers_folder, ".down.sql")
     async with _session(dsn, lock_timeout, attempts, report) as session:
         await session.check_name(history.schema)
         before = await current(session.driver, history.schema)
-        standing, staying = history.place(before), history.place(to)
-        if standing < staying:
-            raise RevisionNotReached(history.schema, before, history.revisions[staying - 1])
-        doomed = history.revisions[staying:standing][::-1]
-        for revision in doomed:
-            history.down_file(revision)  # before anything is undone
-        if doomed and not staying:
+        applied, kept = history.place(before), history.place(to)
+        if applied < kept:
+            raise RevisionNotReached(history.schema, before, history.revisions[kept - 1])
+        undone = history.revisions[kept:applied][::-1]
+        for revision in undone:
+            history.down_file(revision)  # raises before anything is changed
+        if undone and not kept:
             if pack == ROWCAST:
-                await session.check_unneeded(bundled(ddl_folder))
-            await session.run_file(clearing)
-        for revision in doomed:
+                await session.check_unused(bundled(ddl_folder))
+            await session.run_file(triggers_down)
+        for revision in undone:
             last = "" if pack == ROWCAST else query("forget_captures")
             if revision == history.revisions[0]:
                 last += query_for("leave", history.schema)
             await session.run(history, "down", revision, last=last)
-        move = Move(pack, history.schema, before, to if doomed else before)
+        move = Move(pack, history.schema, before, to if undone else before)
         report(str(move))
     return Report((move,))
 
@@ -266,17 +267,17 @@ def offline(
     ddl_folder: Path | None = None,
     triggers_folder: Path | None = None,
 ) -> None:
-    """Write the SQL by which `apply` would fill an empty database, for psql. Raises an OperatorFault."""
+    """Write the SQL with which `apply` would fill an empty database, for psql. Raises an OperatorFault."""
     out.write("-- Rowcast's schema and packs, for an empty database: psql -X -v ON_ERROR_STOP=1 -f FILE\n\n")
     session = "".join(f"set {name} = '{value}';\n" for name, value in SESSION.items())
     for history in _histories(packs, schemas, ddl_folder):
         first = query_for("make_schema", history.schema)
         for revision in history.revisions:
-            out.write(f"{AFRESH}\n{session}\n")
+            out.write(f"{RESET_SESSION}\n{session}\n")
             history.run("up", revision, out, first=first)
             first = ""
         if file := _triggers(history, triggers_folder):
-            out.write(f"{AFRESH}\n{session}\nbegin;\n\n{file.script}\ncommit;\n\n")
+            out.write(f"{RESET_SESSION}\n{session}\nbegin;\n\n{file.script}\ncommit;\n\n")
 
 
 def _ddl(folder: Path | None) -> Path:
@@ -291,7 +292,7 @@ def _triggers(history: RevisionHistory, folder: Path | None, suffix: str = ".sql
 def _histories(
     packs: Collection[str], schemas: Mapping[str, str], ddl_folder: Path | None
 ) -> Sequence[RevisionHistory]:
-    """Rowcast's own history and those of the packs, in the order in which they are applied."""
+    """Rowcast's own history and those of the packs, in the order of applying."""
     ddl = _ddl(ddl_folder)
     histories = [_history(pack, schemas.get(pack), ddl) for pack in dict.fromkeys((ROWCAST, *packs))]
     owners: dict[str, str] = {}
@@ -308,8 +309,8 @@ def _history(pack: str, schema: str | None, ddl: Path) -> RevisionHistory:
 
 
 @asynccontextmanager
-async def _session(dsn: str, lock_timeout: float, attempts: int, report: Tell) -> AsyncIterator["_Session"]:
-    """The only session that changes schemas in this database. Translates the errors of what is done in it."""
+async def _session(dsn: str, lock_timeout: float, attempts: int, report: Reporter) -> AsyncIterator["_Session"]:
+    """A session that holds the lock for changing schemas. Errors in the block are raised as an OperatorFault."""
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
     from sqlalchemy.pool import NullPool  # noqa: PLC0415
@@ -324,7 +325,7 @@ async def _session(dsn: str, lock_timeout: float, attempts: int, report: Tell) -
     )
 
     async def same_connection() -> Connection:
-        return driver  # SQLAlchemy reads no URL, and what it begins and what we send is one session
+        return driver  # so SQLAlchemy needs no URL, and its transactions are those of our own statements
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=same_connection, poolclass=NullPool)
     try:
@@ -339,15 +340,15 @@ async def _session(dsn: str, lock_timeout: float, attempts: int, report: Tell) -
         driver.terminate()
 
 
-def _report_retries(report: Tell) -> OnRetry:
+def _report_retries(report: Reporter) -> OnRetry:
     return lambda fault, attempt: report(f"{fault} (attempt {attempt} failed)")
 
 
-async def _wait_for_lock(driver: Connection, report: Tell) -> None:
-    """Wait until nobody else changes schemas here. The lock goes with the connection."""
+async def _wait_for_lock(driver: Connection, report: Reporter) -> None:
+    """Take the advisory lock, which is released with the connection; wait while another session holds it."""
     reported = False
-    # Asking again and again, instead of waiting in the server, since CREATE INDEX CONCURRENTLY waits for every
-    # statement that has begun: whoever has the lock would wait for us.
+    # Polled, since pg_advisory_lock() would deadlock with CREATE INDEX CONCURRENTLY: that waits for every statement
+    # that has begun, so the holder of the lock would wait for us.
     while not await driver.fetchval("select pg_catalog.pg_try_advisory_lock($1)", LOCK):
         holders = await driver.fetch(query("lock_holder"), LOCK)
         if holders and not reported:
@@ -358,22 +359,22 @@ async def _wait_for_lock(driver: Connection, report: Tell) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """One connection, known to asyncpg and to Alembic."""
+    """One connection, used through asyncpg and through Alembic."""
 
     driver: Connection
     alembic: "AsyncConnection"
     dsn: str
     lock_timeout: float
     attempts: int
-    report: Tell
+    report: Reporter
 
     async def check_name(self, schema: str) -> None:
-        """A reserved word would need quotes. Raises BadSchemaName."""
+        """Raises BadSchemaName for a reserved word, which would need quotes."""
         if not await self.driver.fetchval("select pg_catalog.quote_ident($1) = $1", schema):
             raise sql_files.BadSchemaName(schema, "it is a reserved word of SQL")
 
-    async def check_unneeded(self, packs: Collection[str]) -> None:
-        """Raises StillNeeded while a pack stands, or a table is watched."""
+    async def check_unused(self, packs: Collection[str]) -> None:
+        """Raises SchemaInUse if a pack is applied or a table is watched."""
         users, schemas = [], []
         for row in await self.driver.fetch(query("histories")):
             with suppress(sql_files.BadSchemaName, UnknownHistory):
@@ -391,7 +392,7 @@ class _Session:
     async def run(
         self, history: RevisionHistory, direction: Direction, revision: str, *, first: str = "", last: str = ""
     ) -> None:
-        """One revision, in one transaction."""
+        """Run one revision in one transaction."""
 
         async def work() -> None:
             await self.alembic.run_sync(
@@ -401,7 +402,7 @@ class _Session:
         await self._with_retries(work)
 
     async def run_file(self, file: SqlFile | None) -> None:
-        """A file of triggers/, if there is one, in one transaction."""
+        """Run a file of triggers/, if there is one, in one transaction."""
         if file is None or not file.statements:
             return
 
@@ -415,12 +416,12 @@ class _Session:
         await self._with_retries(work)
 
     async def _with_retries(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do one transaction's work. While others are in its way, say who they are, and try again."""
+        """Run one transaction, and try again if it gets no lock. Raises LockTimeout, which names the blockers."""
 
         async def once() -> None:
             async with self._blockers() as blockers:
                 try:
-                    await self.driver.execute(AFRESH)
+                    await self.driver.execute(RESET_SESSION)
                     await work()
                 except LockContention as fault:
                     if blockers and fault.sqlstate == asyncpg.LockNotAvailableError.sqlstate:
@@ -431,20 +432,20 @@ class _Session:
 
     @asynccontextmanager
     async def _blockers(self) -> AsyncIterator[list[str]]:
-        """Collects, while it is open, who kept this session waiting for more than half of the lock timeout."""
+        """Collects the sessions that block this one for more than half of the lock timeout."""
         seen: list[str] = []
-        watch = asyncio.create_task(self._watch(seen))
+        watch = asyncio.create_task(self._watch_blockers(seen))
         try:
             yield seen
         finally:
             watch.cancel()
             await asyncio.wait([watch])
 
-    async def _watch(self, seen: list[str]) -> None:
+    async def _watch_blockers(self, seen: list[str]) -> None:
         if not self.lock_timeout:
-            return  # whoever never gives up need not say why
+            return  # without a timeout there is no LockTimeout to explain
         await asyncio.sleep(self.lock_timeout / 2)
-        with suppress(DatabaseFault, *DRIVER_ERRORS):  # the names are a courtesy
+        with suppress(DatabaseFault, *DRIVER_ERRORS):  # naming the blockers is optional
             watcher = await connect(self.dsn, application_name="rowcast ddl watch", attempts=1)
             try:
                 while True:
@@ -457,7 +458,7 @@ class _Session:
 
 
 def _names(rows: Iterable[asyncpg.Record]) -> str:
-    """Sessions, for people."""
+    """A description of sessions for a message."""
     return ", ".join(
         f"process {row['pid']} ({row['application_name'] or 'no name'} of {row['user_name'] or 'the server'}"
         + (f", {row['state']}" if row["state"] else "")

@@ -8,5 +8,5 @@ query = Queries(Path(__file__).with_suffix(".sql"))
 
 
 def query_for(name: str, schema: str) -> str:
-    """A statement about one schema, whose name must have been checked: it is put in without quotes."""
+    """A statement for one schema. The name is inserted without quotes, so it must have been checked."""
     return query(name).replace("the_schema", schema)

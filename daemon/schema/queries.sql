@@ -1,4 +1,4 @@
--- The statements of daemon/schema. In those for one schema, its name is put in place of `the_schema`.
+-- The statements of daemon/schema. In those for one schema, its name replaces `the_schema`.
 
 -- name: current
 select version_num from the_schema.alembic_version;
@@ -13,8 +13,8 @@ where l.locktype = 'advisory' and l.granted and d.datname = pg_catalog.current_d
   and (l.classid::bigint << 32 | l.objid::bigint) = $1 and l.objsubid = 1;
 
 -- name: blockers
--- What they run is not asked: it may hold values of rows.
--- $1 the process that waits
+-- Their queries are left out, since they may contain values of rows.
+-- $1 pid of the process that waits
 select a.pid, a.usename::text as user_name, a.application_name, a.state,
        extract(epoch from pg_catalog.clock_timestamp() - a.xact_start)::int as seconds
 from pg_catalog.pg_stat_activity as a
@@ -22,7 +22,7 @@ where a.pid = any (pg_catalog.pg_blocking_pids($1))
 order by a.xact_start;
 
 -- name: make_schema
--- A schema that was there before is not Rowcast's to drop: the comment tells a rollback which one it is.
+-- The comment marks a schema that Rowcast created: a rollback drops no other.
 do $$
 begin
     if pg_catalog.to_regnamespace('the_schema') is null then
@@ -33,7 +33,7 @@ end
 $$;
 
 -- name: forget_captures
--- Tables that went take their triggers with them, but not the functions of these triggers.
+-- Dropping a table drops its triggers, but not their functions.
 do $$
 begin
     if pg_catalog.to_regprocedure('rowcast.unwatch_dropped()') is not null then
@@ -43,8 +43,8 @@ end
 $$;
 
 -- name: leave
--- When nothing of a pack is left: its extensions (only those that Rowcast created, and no other pack wants), its
--- version table, and its schema, if Rowcast created that and nobody put anything into it.
+-- Runs when a pack is rolled back completely. Drops its extensions (those that Rowcast created and no other pack
+-- wants), its version table, and its schema if Rowcast created it and it is empty.
 do $$
 begin
     if pg_catalog.to_regprocedure('rowcast.drop_extensions(name)') is not null then
@@ -62,15 +62,15 @@ end
 $$;
 
 -- name: histories
--- Which schemas hold a history of revisions.
+-- The schemas that hold a history of revisions.
 select n.nspname::text as schema_name
 from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
 where c.relname = 'alembic_version' and c.relkind = 'r' and n.nspname <> 'rowcast'
 order by n.nspname;
 
 -- name: watched
--- Tables that are captured outside of the packs' own schemas.
--- $1 these schemas text[]
+-- The captured tables outside the packs' schemas.
+-- $1 the packs' schemas, text[]
 select pg_catalog.format('%I.%I', w.schema_name, w.table_name) as table_name
 from rowcast.watched as w
 where w.function_name is not null and w.schema_name <> all ($1::text [])
@@ -80,9 +80,9 @@ order by 1;
 select pg_is_in_recovery();
 
 -- name: capture_problems
--- What keeps watched tables from being captured as rowcast.watch() has set it up: by row the table, what is wrong,
--- and with what of it. The function's definition is put together as watch() does, from what the catalog holds.
--- An owner is expected only where whoever owns Rowcast's schema could have handed the function over.
+-- The differences between the catalog and what rowcast.watch() set up: a row for each table, problem and place. The
+-- function's definition is assembled from the catalog in the same way as in watch(). The owner is checked only where the
+-- owner of Rowcast's schema is a member of rowcast_capture: otherwise watch() could not change the owner.
 with watched as (
     select format('%I.%I', w.schema_name, w.table_name) as name, w.per_row, w.function_name, w.definition,
            (select c.oid from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
@@ -91,7 +91,7 @@ with watched as (
             where p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0) as function
     from rowcast.watched as w where w.function_name is not null
 ), target as (
-    -- A statement trigger fires for the table that the statement names: for a partition, the partition's own.
+    -- A statement trigger fires for the table that the statement names, so partitions need their own.
     select w.name, w.per_row, w.function, t.relation, format('%I.%I', n.nspname, c.relname) as target
     from watched as w
     cross join lateral (select w.relation union select p.relid from pg_partition_tree(w.relation) as p) as t (relation)
@@ -149,7 +149,7 @@ join pg_namespace as n on n.oid = c.relnamespace
 where not exists (select from target as t where t.name = w.name and t.relation = g.tgrelid)
 group by w.name, n.nspname, c.relname
 union all
--- What logical replication applies fires no statement triggers, and none that is not enabled always.
+-- Logical replication fires row triggers only, and of these only those that are ENABLE ALWAYS.
 select distinct t.name, 'subscription', t.target, '', false
 from target as t
 join pg_subscription_rel as s on s.srrelid = t.relation

@@ -1,4 +1,4 @@
-"""One pack's revisions, run by Alembic: a version table in the pack's own schema, a transaction per revision."""
+"""The revisions of a pack, run by Alembic, with a version table in the pack's schema and a transaction for each."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from daemon.packs import UnknownPack
 from daemon.postgres.errors import explain
 from daemon.schema import sql_files
 
-if TYPE_CHECKING:  # Alembic and SQLAlchemy cost 0.4 s and 57 MB: only who changes a schema pays
+if TYPE_CHECKING:  # importing Alembic and SQLAlchemy takes 0.4 s and 57 MB, so only schema changes do
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
     from sqlalchemy import Connection
@@ -73,7 +73,7 @@ class IrreversibleRevision(OperatorFault):
 
 @dataclass(frozen=True, slots=True)
 class RevisionHistory:
-    """A pack's revisions, oldest first, and the schema they are for."""
+    """The revisions of a pack, oldest first, and the schema that they are for."""
 
     pack: str
     schema: str
@@ -81,14 +81,16 @@ class RevisionHistory:
 
     @classmethod
     def read(cls, pack: str, schema: str, ddl: Path) -> Self:
-        """What ddl/<pack> holds. Raises UnknownPack, BrokenHistory."""
+        """Read ddl/<pack>. Raises UnknownPack, InvalidRevisions."""
         if pack not in packs_in(ddl):
             raise UnknownPack(pack, packs_in(ddl))
         paths = sorted((ddl / pack).glob("[0-9]*.py"))
         stems = {path.stem for path in paths}
         for number, path in enumerate(paths, 1):
             if not re.fullmatch(rf"{number:04}_\w+", path.stem):
-                raise InvalidRevisions(pack, f"{path.name} should be {number:04}_<name>.py, without a gap or a twin")
+                raise InvalidRevisions(
+                    pack, f"{path.name} should be {number:04}_<name>.py, without gaps or duplicates"
+                )
             if not path.with_suffix(".up.sql").exists():
                 raise InvalidRevisions(pack, f"there is no {path.stem}.up.sql")
         for path in sorted((ddl / pack).glob("[0-9]*.sql")):
@@ -107,9 +109,9 @@ class RevisionHistory:
         return self.revisions[-1]
 
     def place(self, revision: str | None) -> int:
-        """How many revisions stand at `revision`; None is the beginning.
+        """The number of revisions up to and including `revision`; 0 for None.
 
-        Raises NewerDatabase, ForeignHistory.
+        Raises NewerDatabase, UnknownHistory.
         """
         if revision is None:
             return 0
@@ -125,7 +127,7 @@ class RevisionHistory:
         return self.revisions[index - 1] if index else None
 
     def down_file(self, revision: str) -> Path:
-        """The file that takes a revision back. Raises Irreversible."""
+        """The file that rolls a revision back. Raises IrreversibleRevision."""
         path = self.files[revision].with_suffix(".down.sql")
         if not path.exists():
             raise IrreversibleRevision(revision, f"{self.pack}/{path.name}")
@@ -140,10 +142,10 @@ class RevisionHistory:
         first: str = "",
         last: str = "",
     ) -> None:
-        """Take one revision up or down, in one transaction with the SQL texts `first` and `last` around it.
+        """Apply or roll back one revision, in one transaction that begins with the SQL `first` and ends with `last`.
 
-        `target` is a connection, to be called from SQLAlchemy's greenlet, or where to write what it would be told.
-        Raises BrokenHistory and what the files can raise, of which nothing is left in the database then.
+        `target` is a connection, inside SQLAlchemy's greenlet, or a stream to write the SQL to. Raises
+        InvalidRevisions and the errors of `run_sql`; the transaction is then rolled back.
         """
         from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
         from sqlalchemy import Connection  # noqa: PLC0415
@@ -180,7 +182,7 @@ class RevisionHistory:
         from alembic.util import CommandError  # noqa: PLC0415
 
         if not logging.getLogger().isEnabledFor(logging.DEBUG):
-            logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells each step to whoever asks for INFO
+            logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs each step at INFO
         folder = self.files[self.newest].parent
         scripts = ScriptDirectory(folder.parent, version_locations=[folder])
         try:
@@ -199,7 +201,7 @@ class RevisionHistory:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """What a revision that runs knows of its surroundings."""
+    """The context of the revision that is running, for run_sql."""
 
     history: RevisionHistory
     context: "MigrationContext"
@@ -210,18 +212,18 @@ _RUNNING: ContextVar[_Running] = ContextVar("_RUNNING")
 
 
 def run_sql(revision_file: str, direction: Direction) -> None:
-    """Run the .up.sql or .down.sql file beside a revision; only from within its upgrade() or downgrade().
+    """Run the .up.sql or .down.sql file of a revision; call it only in the revision's upgrade() or downgrade().
 
-    The text reaches the server as it is, in one message: what looks like a bind parameter stays what it is.
-    Raises BadSqlFile, and a DatabaseFault that names file and line.
+    The text is sent unchanged in one message, so nothing in it is taken for a bind parameter. Raises BadSqlFile, and
+    a DatabaseFault that names file and line.
     """
     running = _RUNNING.get()
     history = running.history
     path = Path(revision_file).with_suffix(f".{direction}.sql")
     file = sql_files.read(path, pack=history.pack, schema=history.schema)
     if not file.statements:
-        return  # the driver takes the answer to nothing for an error of its own
-    if not file.alone:
+        return  # asyncpg raises an error when the server answers an empty query
+    if file.in_transaction:
         try:
             running.execute(file.script)
         except asyncpg.PostgresError as error:
@@ -236,12 +238,12 @@ def run_sql(revision_file: str, direction: Direction) -> None:
 
 
 def _send(connection: "Connection", text: str) -> None:
-    """Hand SQL to asyncpg untouched; SQLAlchemy's own ways to execute take `:name` or allow one statement."""
-    connection.exec_driver_sql("select 1")  # the adapter's BEGIN is lazy, and would not come without it
+    """Send SQL unchanged through asyncpg: SQLAlchemy would parse `:name`, or accept only one statement."""
+    connection.exec_driver_sql("select 1")  # the adapter sends BEGIN only with the first statement of its own
     adapter: Any = connection.connection.dbapi_connection
     adapter.run_async(lambda driver: driver.execute(text))
 
 
 def packs_in(ddl: Path) -> tuple[str, ...]:
-    """The packs that a ddl folder holds, Rowcast's own history among them, by name."""
+    """The names of the packs in a ddl folder, including Rowcast's own history."""
     return tuple(sorted(path.name for path in ddl.iterdir() if any(path.glob("[0-9]*.py"))))

@@ -1,4 +1,4 @@
-"""The .sql files of ddl/ and triggers/: read, put into a schema, and checked for what they may not say."""
+"""The .sql files of ddl/ and triggers/: read, put into a schema, and checked for statements that are not allowed."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import asyncpg
 
 from daemon.core.errors import OperatorFault
 
-ALONE: Final = "-- no-transaction"
+NO_TRANSACTION: Final = "-- no-transaction"
 """The first line of a file whose statements run one by one, each outside a transaction."""
 
 
@@ -34,7 +34,7 @@ class BadSchemaName(OperatorFault):
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement of a file: its text, its words outside of quotes and comments, and its place in the file."""
+    """A statement: its text, its words outside quotes and comments, and its offset in the file."""
 
     text: str
     words: tuple[str, ...]
@@ -43,21 +43,21 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class SqlFile:
-    """A file that may be run. `name` is for people, e.g. `shop/0001_tables.up.sql`."""
+    """A file that passed the checks. `name` is for messages, e.g. `shop/0001_tables.up.sql`."""
 
     name: str
     text: str
     statements: tuple[Statement, ...]
-    alone: bool
+    in_transaction: bool
 
     @property
     def script(self) -> str:
-        """The text so that another statement may follow it."""
+        """The text, terminated so that another statement can follow."""
         closed = not self.statements or self.statements[-1].text.endswith(";")
         return self.text.rstrip() + ("\n" if closed else "\n;\n")
 
     def place(self, error: asyncpg.PostgresError, statement: Statement | None = None) -> str:
-        """Where the error of the whole file, or of one statement of it, is: its name, and the line if known."""
+        """The place of an error in the file, or in one statement of it: the name, and the line if known."""
         start = statement.start if statement else 0
         position: str | None = getattr(error, "position", None)  # in characters, from 1
         if position is None and statement is None:
@@ -66,9 +66,9 @@ class SqlFile:
 
 
 def check_schema_name(name: str, *, own: bool = False) -> None:
-    """Only a name that needs no quotes can be put into a file without care. Raises BadSchemaName.
+    """Raises BadSchemaName for a name that needs quotes or is taken. With `own`, Rowcast's own schema is allowed.
 
-    `own`: Rowcast's own schema is allowed too. Reserved words pass here: only the server knows them all.
+    The name is inserted into files without quotes. Reserved words pass: only the server knows them all.
     """
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
         raise BadSchemaName(name, "use small letters, digits and underscores, at most 63, no digit first")
@@ -77,7 +77,7 @@ def check_schema_name(name: str, *, own: bool = False) -> None:
 
 
 def read(path: Path, *, pack: str, schema: str) -> SqlFile:
-    """A pack's file, with `pack.` turned into `schema.` wherever it stands as a word. Raises BadSqlFile."""
+    """Read a pack's file, with every `pack.` replaced by `schema.`. Raises BadSqlFile."""
     name = f"{path.parent.name}/{path.name}"
     try:
         text = path.read_text(encoding="utf-8")
@@ -86,25 +86,25 @@ def read(path: Path, *, pack: str, schema: str) -> SqlFile:
     except OSError as error:
         raise BadSqlFile(name, 1, f"it cannot be read ({error.strerror})") from None
     text = re.sub(rf"\b{re.escape(pack)}\.", f"{schema}.", text)
-    alone = text.partition("\n")[0].rstrip() == ALONE
+    in_transaction = text.partition("\n")[0].rstrip() != NO_TRANSACTION
     statements = tuple(_statements(text))
     for statement in statements:
-        if problem := _problem(statement, alone=alone):
+        if problem := _problem(statement, in_transaction=in_transaction):
             raise BadSqlFile(name, _line(text, statement.start), problem)
-    return SqlFile(name, text, statements, alone)
+    return SqlFile(name, text, statements, in_transaction)
 
 
-def _problem(statement: Statement, *, alone: bool) -> str | None:
-    """What keeps a statement from being run as part of a revision."""
+def _problem(statement: Statement, *, in_transaction: bool) -> str | None:
+    """Why a statement must not be part of a revision, or None."""
     match statement.words:
         case ("begin" | "commit" | "rollback" | "abort" | "end" as word, *_):
-            return f"{word.upper()} is not for a file to say: each revision is one transaction"
+            return f"{word.upper()} is not allowed: each revision is one transaction"
         case ("start", "transaction", *_) | ("prepare", "transaction", *_):
-            return "a file does not handle transactions: each revision is one"
+            return "transaction control is not allowed: each revision is one transaction"
         case ("refresh", *_):
             return None  # a materialized view may be refreshed concurrently inside a transaction
-        case words if "concurrently" in words and not alone:
-            return f'CONCURRENTLY needs a file of its own, with "{ALONE}" as its first line'
+        case words if "concurrently" in words and in_transaction:
+            return f'CONCURRENTLY needs a file of its own, with "{NO_TRANSACTION}" as its first line'
     return None
 
 
@@ -123,7 +123,7 @@ _TOKEN: Final = re.compile(
 
 
 def _statements(text: str) -> Iterator[Statement]:
-    """Split at the semicolons that end a statement, not at those within quotes, comments, lists and bodies."""
+    """Split at the semicolons that end statements, not those in quotes, comments, parentheses and function bodies."""
     start: int | None = None  # of the statement, at its first token
     words: list[str] = []
     parentheses = bodies = position = 0
@@ -145,7 +145,7 @@ def _statements(text: str) -> Iterator[Statement]:
         elif kind == "word":
             words.append(token[0].lower())
             if words[-2:] == ["begin", "atomic"] or (bodies and words[-1] == "case"):
-                bodies += 1  # a function body that is not quoted; `case` has an `end` of its own
+                bodies += 1  # an unquoted function body; `case` has its own `end`
             elif bodies and words[-1] == "end":
                 bodies -= 1
         elif kind == "open":
@@ -165,7 +165,7 @@ def _line(text: str, index: int) -> int:
 
 
 def _end_of_comment(text: str, position: int) -> int:
-    """The place after a block comment, of which others may be part."""
+    """The offset after a block comment, which may contain others."""
     depth = 1
     for mark in re.compile(r"/\*|\*/").finditer(text, position):
         depth += 1 if mark[0] == "/*" else -1

@@ -1,4 +1,4 @@
-"""What the operator decides, read once at the start and validated whole."""
+"""Settings: read once at startup, and validated together."""
 
 from daemon.settings.errors import BadSettings
 from daemon.settings.load import VARIABLES, load

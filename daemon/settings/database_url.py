@@ -1,4 +1,4 @@
-"""Which database URLs are understood, and which are safe enough for production."""
+"""Checks of the database URL: whether it is well-formed, and whether it is safe for production."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _HOST_AND_PORT: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 
 
 def check_database_url(url: SecretStr) -> SecretStr:
-    """Find what would make the driver misunderstand it, and say so without a word of the URL."""
+    """Raises ValueError for a URL that the driver would misread. The message contains nothing of the URL."""
     text = url.get_secret_value().strip()
     scheme, separator, _ = text.partition("://")
     if not separator or scheme not in {"postgres", "postgresql"}:
@@ -44,7 +44,7 @@ _ENCRYPTED: Final = {"require", "verify-ca", "verify-full"}
 
 
 def _is_this_machine(host: str) -> bool:
-    """Does this host mean the machine itself? No name is looked up."""
+    """True if this host is the machine itself, without a name lookup."""
     name = host.strip().rstrip(".").lower()
     if not name or name in _LOCAL_NAMES or name.endswith(".localhost"):
         return True
@@ -53,7 +53,7 @@ def _is_this_machine(host: str) -> bool:
         address = ip_address(name)
     except ValueError:
         try:
-            address = IPv4Address(socket.inet_aton(name))  # 127.1 and 0x7f000001 are addresses to a resolver too
+            address = IPv4Address(socket.inet_aton(name))  # resolvers accept 127.1 and 0x7f000001 too
         except (OSError, UnicodeError):
             return False
     address = getattr(address, "ipv4_mapped", None) or address
@@ -61,16 +61,16 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _host(place: str) -> str:
-    """The host of HOST:PORT, [IPv6]:PORT or a directory, as the driver finds it."""
+    """The host of HOST:PORT or [IPv6]:PORT, or a directory, as the driver reads it."""
     if place.startswith("/"):
         return place
     return place[1:].partition("]")[0] if place.startswith("[") else unquote(place.partition(":")[0])
 
 
 def production_problem(dsn: str) -> str | None:
-    """Why this way to the database is none for production, without a word of the URL; None if it is one.
+    """Why this URL is not allowed in production, or None. The text contains nothing of the URL.
 
-    Read as the driver reads it: a host before the `?` wins, and what is missing comes from its own variables.
+    The URL is read as the driver reads it: a host before the `?` wins, and PGHOST and PGSSLMODE are the defaults.
     """
     url = urlsplit(dsn)
     options = dict(parse_qsl(url.query))

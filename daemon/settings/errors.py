@@ -1,4 +1,4 @@
-"""What is wrong with the settings."""
+"""The fault of invalid settings."""
 
 from typing import ClassVar
 

@@ -1,6 +1,6 @@
-"""Where settings come from: options, the environment, .env.local, .env, and a TOML file, in this order.
+"""Loading of settings from options, the environment, .env.local, .env and a TOML file; the first source wins.
 
-Nothing else in Rowcast reads the environment, but for daemon/systemd.py and what is said of the database's URL.
+Apart from this, only daemon/systemd.py and the other modules of this package read the environment.
 """
 
 import os
@@ -22,8 +22,8 @@ from daemon.packs import pack_secrets
 from daemon.settings.errors import BadSettings
 from daemon.settings.model import Settings
 
-# Kubernetes and Docker put the addresses of a service called "rowcast" into the environment of its neighbours, and
-# ROWCAST_TEST_* is for the tests. None of them is a mistyped setting.
+# Kubernetes and Docker set the addresses of a service named "rowcast" in the environment of other containers, and
+# ROWCAST_TEST_* is for the tests. These are not mistyped settings.
 _NOT_OURS: Final = re.compile(r"ROWCAST_(SERVICE_(HOST|PORT)|PORT|TEST)(_\w+)?")
 
 VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
@@ -32,18 +32,17 @@ VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
         for field in Settings.model_fields.values()
     }
 )
-"""Each setting's name, as `load` and the file given by --config have it, and its environment variable."""
-
+"""The environment variable of each setting, by its name in `load` and in the file of --config."""
 
 _IN_FILES: Final[Mapping[str, str]] = MappingProxyType(
     {"ROWCAST_SECRET": "secret"} | {f"ROWCAST_{name.upper()}": name for name in pack_secrets()}
 )
-"""Secrets that may lie in a file, and what it is called among the credentials of a unit."""
+"""The variables of secrets that may be in a file, and the name of that file among systemd's credentials."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """One of the places that settings come from: what it sets, by environment variable, and where it is."""
+class _Source:
+    """A source of settings: its values by environment variable, and its description for messages."""
 
     values: dict[str, Any]
     where: str = ""
@@ -61,7 +60,7 @@ class _Place:
         return cls(values, where, by_variable=False)
 
     def problem(self, variable: str, problem: str | None) -> str:
-        """One line. `problem` None: there is no such setting."""
+        """One line for a problem with a variable. None means that there is no such setting."""
         names = {variable: name for name, variable in VARIABLES.items()}
         name = variable if self.by_variable else names.get(variable, variable)
         if problem is None:
@@ -72,45 +71,45 @@ class _Place:
 
 
 def load(config: Path | None = None, **options: Any) -> Settings:  # noqa: ANN401 - they are validated here
-    """The settings. `config` is a TOML file; `options` come from the command line, None or () for what was not given.
+    """Load the settings. `config` is a TOML file; `options` are those of the command line, None or () if not given.
 
-    Raises BadSettings, which has a line for each problem.
+    Raises BadSettings with a line for each problem.
     """
-    places = [
-        _Place.of_names(options, " (option)"),
-        _Place.of_variables(os.environ),
-        *(_Place.of_variables(_dotenv(Path(name)), f" in {name}") for name in (".env.local", ".env")),
+    sources = [
+        _Source.of_names(options, " (option)"),
+        _Source.of_variables(os.environ),
+        *(_Source.of_variables(_dotenv(Path(name)), f" in {name}") for name in (".env.local", ".env")),
     ]
     if config is not None:
-        places.append(_Place.of_names(_toml(config), f" in {config}"))
+        sources.append(_Source.of_names(_toml(config), f" in {config}"))
     for variable, credential in _IN_FILES.items():
-        if secret := _secret_file(variable, credential, ChainMap(*(place.values for place in places))):
-            places.append(secret)
+        if secret := _secret_file(variable, credential, ChainMap(*(source.values for source in sources))):
+            sources.append(secret)
     try:
-        return Settings(**ChainMap(*(place.values for place in places)))
+        return Settings(**ChainMap(*(source.values for source in sources)))
     except ValidationError as error:
-        # Not chained: the error holds what was given, which may be a secret.
+        # Raised below, outside this block: a chained error would contain the input, which may be a secret.
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-    raise BadSettings(*(_sentence(problem, places) for problem in problems))
+    raise BadSettings(*(_describe(problem, sources) for problem in problems))
 
 
-def _sentence(problem: ErrorDetails, places: Sequence[_Place]) -> str:
-    """What a problem says to the operator: where it is, what is wrong, and what the setting is for."""
+def _describe(problem: ErrorDetails, sources: Sequence[_Source]) -> str:
+    """One line for the operator: the setting and its source, the problem, and what the setting is for."""
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
-        return message  # of two settings, both of which it names
+        return message  # it is about several settings, and names them
     variable = str(problem["loc"][0])
-    place = next(place for place in places if variable in place.values)
+    source = next(source for source in sources if variable in source.values)
     if problem["type"] == "extra_forbidden":
-        return place.problem(variable, None)
+        return source.problem(variable, None)
     if problem["type"] != "value_error":
         field = next(field for field in Settings.model_fields.values() if field.validation_alias == variable)
         message = f"{message[0].lower()}{message[1:]} ({field.description})"
-    return place.problem(variable, message)
+    return source.problem(variable, message)
 
 
-def _secret_file(variable: str, credential: str, values: Mapping[str, Any]) -> _Place | None:
-    """A secret that is not set but lies in a file; `credential` is the file's name among systemd's."""
+def _secret_file(variable: str, credential: str, values: Mapping[str, Any]) -> _Source | None:
+    """The source of a secret that is in a file instead of a variable. `credential` is its name among systemd's."""
     file = values.get(f"{variable}_FILE")
     if variable in values:
         if file:
@@ -121,7 +120,7 @@ def _secret_file(variable: str, credential: str, values: Mapping[str, Any]) -> _
         if not (file.is_absolute() and file.exists()):
             return None
     try:
-        return _Place({variable: Path(str(file)).read_text().strip()}, f" in {file}")
+        return _Source({variable: Path(str(file)).read_text().strip()}, f" in {file}")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from None
 

@@ -1,4 +1,4 @@
-"""The settings of a `daemon up` on this machine: what other commands need in order to reach its database."""
+"""The database and the secret of a local `daemon up`, for other commands on the same machine."""
 
 import json
 from pathlib import Path
@@ -20,12 +20,15 @@ class DataDirUnusable(OperatorFault):
 
 
 def connection_file(data_dir: Path) -> Path:
-    """Where `up` writes what others need to know: URLs, and the sample users with their tokens."""
+    """The file to which `up` writes its URLs, and the sample users with their tokens."""
     return data_dir / "connection.json"
 
 
 def with_local_instance(settings: Settings) -> Settings:
-    """The settings, completed by what a `daemon up` in the same data directory uses."""
+    """The settings, completed with the database and the secret of a `daemon up` in the same data directory.
+
+    Raises DataDirUnusable.
+    """
     if settings.dsn is None and (found := _read(connection_file(settings.data_dir))):
         url = json.loads(found)["database_url"]
         settings = settings.model_copy(update={"database_url": SecretStr(url)})

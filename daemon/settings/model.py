@@ -1,4 +1,4 @@
-"""What the operator decides: one frozen object, validated whole."""
+"""The model of the settings: one frozen object, with its validation."""
 
 import os
 from datetime import timedelta
@@ -43,7 +43,7 @@ def _variable(field: str) -> str:
 
 
 class BaseRowcastSettings(BaseSettings):
-    """Every setting that belongs to no pack. The descriptions are the table in docs/operate.md."""
+    """The settings that do not belong to a pack. The descriptions make up the table in docs/operate.md."""
 
     model_config = SettingsConfigDict(
         alias_generator=AliasGenerator(validation_alias=_variable),
@@ -159,24 +159,24 @@ class BaseRowcastSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is given: `load` looks everywhere, since it must know where it found what is wrong."""
+        """Only the arguments: `load` reads the other sources itself, to name the source of a problem."""
         return (init_settings,)
 
     @model_validator(mode="before")
     @classmethod
-    def _one_database(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _prefer_the_url(cls, given: dict[str, Any]) -> dict[str, Any]:
         if not given.get("DATABASE_URL"):
             return given
         return {name: value for name, value in given.items() if not name.startswith("POSTGRES_")}
 
     @model_validator(mode="after")
-    def _beat_before_the_limit(self) -> Self:
+    def _check_beat_limit(self) -> Self:
         if self.beat_every < self.beat_limit:
             return self
         raise ValueError("ROWCAST_BEAT_LIMIT must be more than ROWCAST_BEAT_EVERY")
 
     @model_validator(mode="after")
-    def _a_schema_for_one_pack(self) -> Self:
+    def _check_schema_name(self) -> Self:
         if self.schema_name is None or len(self.packs) == 1:
             return self
         raise ValueError(
@@ -184,14 +184,14 @@ class BaseRowcastSettings(BaseSettings):
         )
 
     @model_validator(mode="after")
-    def _a_guarded_database_in_production(self) -> Self:
+    def _check_production_database(self) -> Self:
         problem = production_problem(self.dsn) if self.environment == "production" and self.dsn else None
         if problem is None:
             return self
         raise ValueError(f"ROWCAST_ENVIRONMENT is production, where there is {problem}")
 
     @model_validator(mode="after")
-    def _a_port_for_each_worker(self) -> Self:
+    def _check_metrics_ports(self) -> Self:
         if self.metrics_listen is None or self.metrics_listen.port + self.workers - 1 <= 65535:
             return self
         raise ValueError(
@@ -200,7 +200,7 @@ class BaseRowcastSettings(BaseSettings):
 
     @property
     def schemas(self) -> dict[str, str]:
-        """The chosen packs, each with the schema that it lives in."""
+        """The schema of each configured pack."""
         return {pack: self.schema_name or pack for pack in self.packs}
 
     @property
@@ -211,7 +211,7 @@ class BaseRowcastSettings(BaseSettings):
         parts = (self.postgres_host, self.postgres_db, self.postgres_user, self.postgres_password)
         if parts == (None, None, None, None):
             return None
-        # What is missing is what the postgres image makes of the same variables.
+        # The defaults are those of the postgres image for the same variables.
         host, user = self.postgres_host or "localhost", self.postgres_user or "postgres"
         password = f":{_quoted(self.postgres_password.get_secret_value())}" if self.postgres_password else ""
         account, database = f"{_quoted(user)}{password}", _quoted(self.postgres_db or user)
@@ -229,18 +229,18 @@ class BaseRowcastSettings(BaseSettings):
         return self.dsn
 
     def require_secret(self) -> bytes:
-        """The key that signs tokens. Raises BadSettings if there is none."""
+        """The key that signs tokens. Raises BadSettings if it is not set."""
         if self.secret is None:
             raise BadSettings("No key for tokens is configured: set ROWCAST_SECRET or ROWCAST_SECRET_FILE.")
         return self.secret.get_secret_value().encode()
 
     def pack_secret(self, name: str) -> SecretStr | None:
-        """A secret that a pack declares; None if it is not set."""
+        """A secret that a pack declares, or None if it is not set."""
         secret: SecretStr | None = getattr(self, name)
         return secret
 
     def as_environment(self) -> dict[str, str]:
-        """The environment for another process of ours that is to have the same settings, but for the secret."""
+        """The environment that gives a child process the same settings, but no secrets except the database URL."""
         given = {
             str(type(self).model_fields[field].validation_alias): ",".join(value) if field == "packs" else str(value)
             for field, value in self
@@ -254,7 +254,7 @@ def _quoted(text: str) -> str:
 
 
 def _pack_fields() -> dict[str, Any]:
-    """The settings that packs declare: each a secret, and a file that may hold it."""
+    """The settings that packs declare: for each secret, one for its value and one for a file that contains it."""
     fields: dict[str, Any] = {}
     for name, secret in pack_secrets().items():
         kind = Annotated[SecretStr, AfterValidator(secret.validate)] | None
@@ -267,4 +267,4 @@ if TYPE_CHECKING:
     Settings = BaseRowcastSettings
 else:
     Settings = create_model("Settings", __base__=BaseRowcastSettings, **_pack_fields())
-    Settings.__doc__ = """Everything that can be set. Made by `load`."""
+    Settings.__doc__ = """All settings, including those of packs. Use `load` to create them."""

@@ -1,4 +1,4 @@
-"""How a setting is read from text, and what is refused. Each reader raises ValueError with what is needed instead."""
+"""Parsers and checks of single settings. Each raises ValueError with a message that says what is expected."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from pydantic import AfterValidator, Field, SecretStr
 from daemon.packs import bundled
 
 SECRET_BYTES: Final = 32
-"""The least that signs a token: as much as HS256 makes of it."""
+"""The minimum length of the signing key: RFC 7518, section 3.2, requires the size of the hash for HS256."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen. Port 0 lets the system choose one."""
+    """A host and a port to listen on. With port 0 the system chooses one."""
 
     host: str
     port: int
@@ -28,7 +28,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read HOST:PORT or [IPv6]:PORT. Raises ValueError."""
+        """Parse HOST:PORT or [IPv6]:PORT. Raises ValueError."""
         form = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:\[\]]+)):([0-9]{1,5})", text.strip())
         if not form or int(form[3]) > 65535:
             raise ValueError(
@@ -38,12 +38,12 @@ class Address:
 
 
 def read_address(value: object) -> object:
-    """HOST:PORT as an Address. Raises ValueError."""
+    """Turn HOST:PORT into an Address. Raises ValueError."""
     return Address.parse(value) if isinstance(value, str) else value
 
 
 def read_names(value: object) -> object:
-    """A comma-separated or JSON list as a list."""
+    """Turn a comma-separated list or a JSON array into a list. Raises ValueError."""
     if not isinstance(value, str):
         return value
     if not value.lstrip().startswith("["):
@@ -55,12 +55,12 @@ def read_names(value: object) -> object:
 
 
 def expand_all(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Every bundled pack where `all` is asked for."""
+    """Replace `all` with the names of the bundled packs."""
     return tuple(bundled()) if "all" in names else names
 
 
 def check_name(name: str) -> str:
-    """Raises ValueError for what cannot be the name of a pack or a schema without quotes."""
+    """Raises ValueError for a name that a pack cannot have, or that a schema can have only in quotes."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
         raise ValueError(
             "a name consists of the characters a-z, 0-9 and _, does not begin with a digit, and has 63 at most"
@@ -69,17 +69,17 @@ def check_name(name: str) -> str:
 
 
 def without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Each name once, in order."""
+    """Remove duplicates, keeping the order."""
     return tuple(dict.fromkeys(names))
 
 
 def lower(value: object) -> object:
-    """Text in small letters."""
+    """Turn text into lower case."""
     return value.lower() if isinstance(value, str) else value
 
 
 def read_port(value: object) -> object:
-    """Raises ValueError for an address where a port is needed."""
+    """Raises ValueError for a URL, which container links may set instead of a port."""
     if isinstance(value, str) and "://" in value:
         raise ValueError(
             "a number such as 5432 is needed. An address is what Kubernetes or Docker put here for a service "
@@ -89,27 +89,27 @@ def read_port(value: object) -> object:
 
 
 def check_secret(secret: SecretStr) -> SecretStr:
-    """Raises ValueError for a key that is too short."""
+    """Raises ValueError if the key is too short."""
     if len(secret.get_secret_value().encode()) < SECRET_BYTES:
         raise ValueError(f"{SECRET_BYTES} bytes or more are needed: `openssl rand -base64 48` makes a good one")
     return secret
 
 
 def state_home() -> Path:
-    """Where a user's programs keep what must outlive them (XDG Base Directory Specification)."""
+    """The default data directory, in the user's state directory (XDG Base Directory Specification)."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if not state.is_absolute():
-        if os.geteuid() == 0:  # Postgres does not run as root, and the user that it gets may not enter root's home
+        if os.geteuid() == 0:  # Postgres does not run as root, and its user cannot enter root's home
             return Path("/var/lib/rowcast")
         try:
             state = Path.home() / ".local/state"
-        except RuntimeError:  # a container whose user has neither HOME nor a line in /etc/passwd
+        except RuntimeError:  # in a container the user may have neither HOME nor an entry in /etc/passwd
             state = Path("/var/tmp")  # noqa: S108
     return state / "rowcast"
 
 
 def read_duration(value: object) -> object:
-    """A number and its unit, as people write it."""
+    """Turn a number with a unit, such as 90m, into a timedelta. Raises ValueError."""
     if not isinstance(value, str):
         return value
     written = re.fullmatch(r"(\d{1,6})\s*([smhd])", value.strip().lower())

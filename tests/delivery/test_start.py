@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.app import SequencingFailed, until_ordered
+from daemon.app import SequencingFailed, wait_until_sequenced
 from daemon.postgres.connect import Connection, Pool
 from tests.support.log import leader
 
@@ -22,7 +22,7 @@ async def test_it_waits_for_as_long_as_what_was_written_before_is_being_numbered
     await sql.execute("lock table rowcast.log in access exclusive mode")
     with capture_logs() as lines:
         async with leader(database, pool, leads=False) as sequencer:
-            waiting = asyncio.create_task(until_ordered(sequencer, SOON))
+            waiting = asyncio.create_task(wait_until_sequenced(sequencer, SOON))
             while 3 > [line["event"] for line in lines].count("catching_up"):
                 await asyncio.sleep(0)
             assert not waiting.done()
@@ -34,4 +34,4 @@ async def test_it_ends_and_says_why_if_nothing_can_be_numbered(database: str, po
     await sql.execute("drop view rowcast.contents cascade")
     async with leader(database, pool, leads=False) as sequencer:
         with pytest.raises(SequencingFailed, match=r"Cannot sequence events \(UndefinedTableError 42P01\)"):
-            await until_ordered(sequencer, SOON)
+            await wait_until_sequenced(sequencer, SOON)

@@ -166,7 +166,7 @@ async def test_a_start_waits_for_the_server_of_a_killed_process(
         os.kill(pid, signal.SIGSTOP)  # it will not follow its parent before it is let go
         holder.kill()
         with monkeypatch.context() as impatience:
-            impatience.setattr(embed, "ORPHAN_LIMIT", 0.1)
+            impatience.setattr(embed, "ORPHAN_TIMEOUT", 0.1)
             with pytest.raises(DirectoryInUse, match=f"in use by process {pid}:"):
                 await embedded.start()
         asyncio.get_running_loop().call_later(0.1, os.kill, pid, signal.SIGCONT)

@@ -273,7 +273,7 @@ async def test_a_database_newer_than_the_files_is_refused(folders: Folders, empt
     folders.shop()
     await folders.apply(empty_database, "shop")
     await execute(empty_database, "update shop.alembic_version set version_num = 'shop_0007'")
-    with pytest.raises(NewerDatabase, match="Schema shop is at shop_0007, past shop_0002") as caught:
+    with pytest.raises(NewerDatabase, match="Schema shop is at shop_0007, newer than shop_0002") as caught:
         await folders.apply(empty_database, "shop")
     assert 21 == caught.value.exit_code
 
@@ -287,7 +287,7 @@ async def test_a_schema_with_the_applications_own_alembic_history_is_refused(
         "create table public.alembic_version (version_num text);"
         "insert into public.alembic_version values ('ae1027a6acf');",
     )
-    with pytest.raises(UnknownHistory, match="Schema public holds the history of something else") as caught:
+    with pytest.raises(UnknownHistory, match="Schema public has another application's Alembic history") as caught:
         await folders.apply(empty_database, "shop", schemas={"shop": "public"})
     assert 22 == caught.value.exit_code
 

@@ -148,7 +148,7 @@ async def test_what_a_trigger_file_left_goes_before_the_first_revision(folders: 
 async def test_rowcasts_own_schema_stays_while_a_pack_needs_it(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await folders.apply(empty_database, "shop", schemas={"shop": "test"})
-    with pytest.raises(SchemaInUse, match=r"still needed by shop \(schema test\)") as caught:
+    with pytest.raises(SchemaInUse, match=r"still used by shop \(schema test\)") as caught:
         await folders.rollback(empty_database, "rowcast")
     assert 24 == caught.value.exit_code
     await folders.rollback(empty_database, "shop", schema="test")

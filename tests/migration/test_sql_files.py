@@ -81,7 +81,7 @@ def test_what_only_looks_like_it_is_not(tmp_path: Path, text: str) -> None:
 def test_the_refusal_names_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(BadSqlFile) as caught:
         read(tmp_path, "select 1;\n\n  -- why\n  commit;")
-    assert f"{tmp_path.name}/0001_part.up.sql, line 4: COMMIT is not for a file to say: " in str(caught.value)
+    assert f"{tmp_path.name}/0001_part.up.sql, line 4: COMMIT is not allowed: " in str(caught.value)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

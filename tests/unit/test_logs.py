@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import structlog
 
-from daemon.logs import EVENTS, LONGEST, MOST, RUN, configure, correlate, get_logger
+from daemon.logs import EVENTS, MAX_ITEMS, MAX_TEXT, RUN, configure, correlate, get_logger
 
 log = get_logger()  # at import, as every module of daemon/ does it
 
@@ -126,10 +126,10 @@ def test_values_are_short_and_never_bytes(lines: Lines) -> None:
         "serving", text="x" * 10_000, many=list(range(10_000)), payload=b"canary", keys={n: n for n in range(99)}
     )
     found = data(lines)
-    assert LONGEST == len(found["text"])
-    assert list(range(MOST)) == found["many"]
+    assert MAX_TEXT == len(found["text"])
+    assert list(range(MAX_ITEMS)) == found["many"]
     assert "6 bytes" == found["payload"]
-    assert MOST == len(found["keys"])
+    assert MAX_ITEMS == len(found["keys"])
 
 
 def test_a_value_that_json_has_no_word_for_is_written_as_text(lines: Lines) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 from pydantic import ValidationError
 
-from daemon.commands.up import a_topic
+from daemon.commands.up import example_topic
 from daemon.core.change import Change, Kind, Seq, Topic
 from daemon.packs import Date, JsonObject, Pack, Row, Serial, Timestamp, Ulid, bundled
 
@@ -287,9 +287,9 @@ def test_packs_are_found_by_their_modules_under_their_own_names() -> None:
 
 @pytest.mark.parametrize("pack", bundled().values(), ids=bundled())
 def test_the_topic_that_a_stranger_is_told_to_look_at_is_one_of_the_pack(pack: Pack) -> None:
-    assert pack.serves(a_topic(pack, [{"id": "01JH000000VSER000000000001"}]))
+    assert pack.serves(example_topic(pack, [{"id": "01JH000000VSER000000000001"}]))
 
 
 def test_the_topic_that_a_stranger_is_told_to_look_at_needs_no_id_where_the_pack_has_such_a_one() -> None:
-    assert "users" == a_topic(bundled()["chatgenius"], [])
-    assert "owner:..." == a_topic(bundled()["disclosure"], [])
+    assert "users" == example_topic(bundled()["chatgenius"], [])
+    assert "owner:..." == example_topic(bundled()["disclosure"], [])

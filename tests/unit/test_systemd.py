@@ -1,4 +1,4 @@
-"""What the daemon and systemd say to each other, and that systemd has nothing to say against the unit."""
+"""The systemd protocol, and the unit."""
 
 import os
 import re
@@ -15,50 +15,48 @@ import pytest
 from daemon import systemd
 from daemon.files import folder
 from daemon.settings import Settings
-from daemon.systemd import alive, listen_fds, notify, watchdog_interval
+from daemon.systemd import listen_fds, notify, watchdog_interval, watchdog_message
 
 UNIT = folder("systemd") / "rowcast.service"
-MIN_MAJOR_VERSION = 250  # the first systemd-analyze that can judge a unit by its file alone
-MAX_EXPOSED = 1.5  # of 10, as `systemd-analyze security` counts; a unit that hardens nothing has more than 9
+MIN_SYSTEMD = 250  # the first systemd-analyze that can check a unit file without a running systemd
+MAX_EXPOSURE = 1.5  # of 10, as reported by `systemd-analyze security`; a unit without hardening has more than 9
 
 
 @pytest.fixture
-def systemd_hears() -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
-        heard.setblocking(False)  # a datagram to a local socket is there at once
-        yield heard
+def receiver() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.setblocking(False)  # a datagram to a local socket arrives at once
+        yield receiver
 
 
-# What is said.
+# The protocol.
 
 
-def test_systemd_hears_what_it_is_told(
-    systemd_hears: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_notifications_reach_the_socket_of_systemd(
+    receiver: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    systemd_hears.bind(str(tmp_path / "notify"))
+    receiver.bind(str(tmp_path / "notify"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     assert notify("READY=1")
     assert notify("WATCHDOG=1\nSTATUS=ready")
-    assert [b"READY=1", b"WATCHDOG=1\nSTATUS=ready"] == [systemd_hears.recv(100), systemd_hears.recv(100)]
+    assert [b"READY=1", b"WATCHDOG=1\nSTATUS=ready"] == [receiver.recv(100), receiver.recv(100)]
 
 
-def test_the_socket_of_systemd_may_be_an_abstract_one(
-    systemd_hears: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_notifications_reach_an_abstract_socket(receiver: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"rowcast-{secrets.token_hex(8)}"
-    systemd_hears.bind(f"\0{name}")
+    receiver.bind(f"\0{name}")
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
     assert notify("STOPPING=1")
-    assert b"STOPPING=1" == systemd_hears.recv(100)
+    assert b"STOPPING=1" == receiver.recv(100)
 
 
 @pytest.mark.parametrize("address", ["", "/nowhere/notify", "@nobody-listens-here", "vsock:2:1234"])
-def test_where_nobody_hears_nothing_fails(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notification_that_nobody_receives_raises_nothing(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     assert not notify("READY=1")
 
 
-def test_without_systemd_there_is_nobody_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_systemd_there_is_no_watchdog_and_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS"):
         monkeypatch.delenv(name, raising=False)
     assert not notify("READY=1")
@@ -66,18 +64,18 @@ def test_without_systemd_there_is_nobody_to_tell(monkeypatch: pytest.MonkeyPatch
     assert [] == listen_fds()
 
 
-def test_a_full_socket_does_not_hold_the_watchdog_up(
-    systemd_hears: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_socket_does_not_block_a_notification(
+    receiver: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    systemd_hears.bind(str(tmp_path / "notify"))
+    receiver.bind(str(tmp_path / "notify"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    told = 0
+    sent = 0
     while notify("WATCHDOG=1"):
-        told += 1
-    assert told > 0
+        sent += 1
+    assert sent > 0
 
 
-def test_the_watchdog_is_fed_twice_as_often_as_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watchdog_is_fed_twice_per_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "15000000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     assert 7.5 == watchdog_interval()
@@ -85,20 +83,21 @@ def test_the_watchdog_is_fed_twice_as_often_as_it_must_be(monkeypatch: pytest.Mo
     assert 7.5 == watchdog_interval()
 
 
-def test_who_starts_asks_for_more_time_than_passes_until_it_asks_again() -> None:
-    assert "WATCHDOG=1\nSTATUS=ready" == alive("ready", 7.5, starts=False)
-    assert "WATCHDOG=1\nSTATUS=starting\nEXTEND_TIMEOUT_USEC=60000000" == alive("starting", 7.5, starts=True)
-    assert alive("starting", 60, starts=True).endswith("\nEXTEND_TIMEOUT_USEC=240000000")
+def test_each_message_of_a_start_extends_the_timeout_past_the_next_message() -> None:
+    assert "WATCHDOG=1\nSTATUS=ready" == watchdog_message("ready", 7.5, starting=False)
+    expected = "WATCHDOG=1\nSTATUS=starting\nEXTEND_TIMEOUT_USEC=60000000"
+    assert expected == watchdog_message("starting", 7.5, starting=True)
+    assert watchdog_message("starting", 60, starting=True).endswith("\nEXTEND_TIMEOUT_USEC=240000000")
 
 
 @pytest.mark.parametrize(("allowed", "pid"), [("15000000", "1"), ("0", ""), ("", ""), ("soon", "")])
-def test_a_watchdog_of_somebody_else_is_not_fed(allowed: str, pid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watchdog_of_another_process_is_not_fed(allowed: str, pid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", allowed)
     monkeypatch.setenv("WATCHDOG_PID", pid or str(os.getpid()))
     assert None is watchdog_interval()
 
 
-TAKE_OVER = """
+TAKE_SOCKETS = """
 import os
 from daemon.systemd import listen_fds
 os.environ["LISTEN_PID"] = str(os.getpid())  # as systemd does between fork and exec
@@ -110,23 +109,23 @@ print(listen_fds())
 """
 
 
-def test_handed_sockets_are_taken_over_once_and_passed_on_to_nobody() -> None:
+def test_passed_sockets_are_returned_once_and_not_inherited() -> None:
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         ports = [first.getsockname()[1], second.getsockname()[1]]
-        # The shell puts them where systemd would: from descriptor 3 on.
+        # Like systemd, the shell passes them from descriptor 3 on.
         places = f"3<&{first.fileno()} 4<&{second.fileno()}"
-        told = subprocess.run(
-            ["bash", "-c", f'exec {places} "$@"', "bash", sys.executable, "-c", TAKE_OVER],
+        process = subprocess.run(
+            ["bash", "-c", f'exec {places} "$@"', "bash", sys.executable, "-c", TAKE_SOCKETS],
             env={**os.environ, "LISTEN_FDS": "2", "PYTHONPATH": os.pathsep.join(sys.path)},
             pass_fds=(first.fileno(), second.fileno()),
             capture_output=True,
             text=True,
             check=True,
         )
-    assert [str(ports), "[False, False] []", "[]"] == told.stdout.splitlines()
+    assert [str(ports), "[False, False] []", "[]"] == process.stdout.splitlines()
 
 
-def test_sockets_handed_to_another_process_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sockets_passed_to_another_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_PID", "1")
     monkeypatch.setenv("LISTEN_FDS", "1")
     assert [] == listen_fds()
@@ -138,7 +137,7 @@ def test_sockets_handed_to_another_process_are_not_ours(monkeypatch: pytest.Monk
 
 
 def settings_of(unit: str) -> dict[str, list[str]]:
-    """Its settings by "Section.Name", with what each of its lines says. Raises AssertionError for anything else."""
+    """The values of the unit's settings, by "Section.Name". Raises AssertionError for a line that is no setting."""
     section, found = "", dict[str, list[str]]()
     for line in unit.splitlines():
         if not line.strip() or line.startswith(("#", ";")):
@@ -154,39 +153,37 @@ def settings_of(unit: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The unit with a program that this machine has: systemd looks whether it is there."""
+    """The unit with a program that exists on this machine, since systemd-analyze looks for it."""
     unit = tmp_path / UNIT.name
     unit.write_text(re.sub(r"(?m)^(Exec\w+=).*", rf"\g<1>{sys.executable}", UNIT.read_text()))
     return unit
 
 
-def analyzed(*command: str | Path) -> tuple[int, str]:
-    """The exit code of a systemd-analyze command, and what it said."""
-    told = subprocess.run(["systemd-analyze", *command], capture_output=True, text=True)
-    return told.returncode, told.stdout + told.stderr
+def analyze(*command: str | Path) -> tuple[int, str]:
+    """The exit code and the output of a systemd-analyze command."""
+    process = subprocess.run(["systemd-analyze", *command], capture_output=True, text=True)
+    return process.returncode, process.stdout + process.stderr
 
 
 @pytest.fixture
 def without_systemd(capsys: pytest.CaptureFixture[str]) -> bool:
-    """Is there no systemd-analyze? Then it is said, and the tests look at what they can see for themselves."""
-    version = analyzed("--version")[1].split() if shutil.which("systemd-analyze") else ["systemd", "0"]
-    if int(version[1]) >= MIN_MAJOR_VERSION:
+    """True if there is no usable systemd-analyze. It is printed, and the tests check what they can on their own."""
+    version = analyze("--version")[1].split() if shutil.which("systemd-analyze") else ["systemd", "0"]
+    if int(version[1]) >= MIN_SYSTEMD:
         return False
     with capsys.disabled():
-        sys.stdout.write(
-            f" (no systemd-analyze {MIN_MAJOR_VERSION} or newer here: the unit is read, but not verified) "
-        )
+        sys.stdout.write(f" (no systemd-analyze {MIN_SYSTEMD} or newer here: the unit is read, but not verified) ")
     return True
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(installed: Path, without_systemd: bool) -> None:
+def test_systemd_accepts_the_unit(installed: Path, without_systemd: bool) -> None:
     if without_systemd:
         assert settings_of(UNIT.read_text())
         return
-    assert (0, "") == analyzed("verify", "--recursive-errors=no", installed)
+    assert (0, "") == analyze("verify", "--recursive-errors=no", installed)
 
 
-def test_the_unit_leaves_little_to_attack(installed: Path, without_systemd: bool) -> None:
+def test_the_unit_is_hardened_against_attacks(installed: Path, without_systemd: bool) -> None:
     if without_systemd:
         hardening = settings_of(UNIT.read_text())
         for name in ("NoNewPrivileges", "PrivateDevices", "ProtectHome", "MemoryDenyWriteExecute", "DynamicUser"):
@@ -194,12 +191,12 @@ def test_the_unit_leaves_little_to_attack(installed: Path, without_systemd: bool
         assert ["strict"] == hardening["Service.ProtectSystem"]
         assert [""] == hardening["Service.CapabilityBoundingSet"]
         return
-    threshold = f"--threshold={MAX_EXPOSED * 10:.0f}"
-    code, told = analyzed("security", "--offline=true", threshold, "--no-pager", installed)
-    assert 0 == code, told
+    threshold = f"--threshold={MAX_EXPOSURE * 10:.0f}"
+    code, output = analyze("security", "--offline=true", threshold, "--no-pager", installed)
+    assert 0 == code, output
 
 
-def test_the_unit_waits_for_the_daemon_and_watches_it() -> None:
+def test_the_unit_waits_for_readiness_and_has_a_watchdog() -> None:
     unit = settings_of(UNIT.read_text())
     assert ["notify"] == unit["Service.Type"]
     assert ["main"] == unit["Service.NotifyAccess"]
@@ -208,12 +205,12 @@ def test_the_unit_waits_for_the_daemon_and_watches_it() -> None:
     assert ["on-failure"] == unit["Service.Restart"]
 
 
-def test_the_daemon_has_longer_to_stop_than_its_clients_have_to_leave() -> None:
+def test_the_stop_timeout_is_longer_than_the_drain_of_clients() -> None:
     unit = settings_of(UNIT.read_text())
     assert float(unit["Service.TimeoutStopSec"][0]) > Settings.model_fields["drain_seconds"].default
 
 
-def test_the_unit_holds_no_secret_but_says_where_it_lies() -> None:
+def test_the_unit_loads_the_secret_from_a_file() -> None:
     unit = settings_of(UNIT.read_text())
     assert ["secret:/etc/rowcast/secret"] == unit["Service.LoadCredential"]
     assert ["-/etc/rowcast/rowcast.env"] == unit["Service.EnvironmentFile"]

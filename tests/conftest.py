@@ -1,32 +1,41 @@
 """Fixtures for every test."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from functools import partial
+from collections.abc import AsyncIterator
 
 import pytest
 
-from daemon.embedded.server import EmbeddedPostgres
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
-from daemon.schema import migrate
 from tests.support.log import ROWS
-from tests.support.postgres import FAST, Server, chosen_binaries, passable_directory
+from tests.support.postgres import FAST, Server, remove_prepared_clusters, running_server
+from tests.support.preloaded import Forker
 
 
-def ignore(line: str) -> None:
-    """For whoever reports to nobody."""
+@pytest.fixture(autouse=True)
+async def tasks() -> AsyncIterator[None]:
+    """All tests of a process share an event loop: a task that a test has begun ends with the test."""
+    loop, before = asyncio.get_running_loop(), asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    loop.set_exception_handler(None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def shared() -> AsyncIterator[None]:
+    """What tests share without asking for it ends with them."""
+    yield
+    await Forker.close_shared()
+    remove_prepared_clusters()
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Server]:
-    """One server for all tests of this process; it is bound to no event loop."""
-    with passable_directory() as directory:
-        embedded = EmbeddedPostgres(directory, binaries=chosen_binaries(), settings=FAST)
-        asyncio.run(embedded.start())
-        try:
-            yield Server(embedded)
-        finally:
-            asyncio.run(embedded.stop())
+async def postgres() -> AsyncIterator[Server]:
+    """One server for all tests of this process."""
+    async with running_server(FAST) as server:
+        yield server
 
 
 @pytest.fixture
@@ -39,8 +48,7 @@ async def empty_database(postgres: Server) -> AsyncIterator[str]:
 @pytest.fixture
 async def database(postgres: Server) -> AsyncIterator[str]:
     """The DSN of a database with Rowcast's own schema and ChatGenius in it."""
-    template = await postgres.template("chatgenius", partial(migrate.apply, packs=("chatgenius",), report=ignore))
-    async with postgres.database(template) as dsn:
+    async with postgres.chatgenius() as dsn:
         yield dsn
 
 

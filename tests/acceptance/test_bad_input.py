@@ -2,13 +2,33 @@
 
 import json
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 from websockets.frames import Frame, Opcode
 
 from daemon.gateway.auth import Authenticator
-from tests.acceptance.conftest import Chat
-from tests.support.daemon import Daemon, token
+from daemon.postgres.connect import Connection
+from tests.acceptance.chat import Chat
+from tests.support.daemon import Daemon, daemon_process, token
+from tests.support.postgres import Server
+
+
+@pytest.fixture(scope="module")
+async def database(postgres: Server) -> AsyncIterator[str]:
+    async with postgres.chatgenius() as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+async def daemon(database: str) -> AsyncIterator[Daemon]:
+    async with daemon_process(database) as process:
+        yield process
+
+
+@pytest.fixture
+async def chat(daemon: Daemon, sql: Connection) -> Chat:
+    return await Chat.begin_again(sql, daemon)
 
 
 @pytest.mark.parametrize(
@@ -137,17 +157,18 @@ async def test_a_topic_can_be_subscribed_again_but_not_twice_at_once(daemon: Dae
         assert "subscribed" == (await client.subscribe("users"))["op"]
 
 
-async def test_no_client_input_is_logged(daemon: Daemon, chat: Chat) -> None:
+async def test_no_client_input_is_logged(chat: Chat, database: str) -> None:
     good = token(chat.ada)
-    async with daemon.raw() as client:
-        await client.say(op="hello", token=good)
-        await client.next()
-        await client.say(op="subscribe", topic="canary-topic")
-        await client.next()
-        await client.connection.send('{"op": "canary-op"}')
-        await client.next()
-    await daemon.stop()
-    text = daemon.log.read_text()
+    async with daemon_process(database) as daemon:
+        async with daemon.raw() as client:
+            await client.say(op="hello", token=good)
+            await client.next()
+            await client.say(op="subscribe", topic="canary-topic")
+            await client.next()
+            await client.connection.send('{"op": "canary-op"}')
+            await client.next()
+        await daemon.stop()
+        text = daemon.log.read_text()
     assert good not in text
     assert "canary" not in text
     assert json.loads(text.splitlines()[-1])["event"] == "stopped"

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import jwt
 import pytest
 
-from tests.acceptance.conftest import Chat
+from tests.acceptance.chat import Chat
 from tests.support.catalog import catalog
 from tests.support.daemon import SECRET, Daemon, clean_environment, command
 

@@ -10,15 +10,39 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from daemon.postgres.connect import connect
-from tests.acceptance.conftest import Chat
-from tests.support.daemon import Client, Daemon, Frame, clean_environment, command
+from daemon.postgres.connect import Connection, connect
+from tests.acceptance.chat import Chat
+from tests.support.daemon import Client, Daemon, Frame, clean_environment, command, daemon_process
+from tests.support.postgres import Server
+
+
+@pytest.fixture(scope="module")
+async def database(postgres: Server) -> AsyncIterator[str]:
+    async with postgres.chatgenius() as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+async def daemon(database: str) -> AsyncIterator[Daemon]:
+    async with daemon_process(database) as process:
+        yield process
+
+
+@pytest.fixture
+async def chat(daemon: Daemon, sql: Connection) -> Chat:
+    return await Chat.begin_again(sql, daemon)
 
 
 @pytest.fixture
 async def follower(daemon: Daemon, chat: Chat) -> AsyncIterator[Client]:
+    async with following(daemon, chat) as client:
+        yield client
+
+
+@asynccontextmanager
+async def following(daemon: Daemon, chat: Chat) -> AsyncIterator[Client]:
     """A client that follows the channel, with the check removed that would refuse what the row model refuses."""
-    await chat.sql.execute("alter table chatgenius.files drop constraint files_size_not_negative")
+    await chat.sql.execute("alter table chatgenius.files drop constraint if exists files_size_not_negative")
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         yield client
@@ -287,13 +311,15 @@ async def test_for_a_row_that_left_the_topic_only_the_leave_is_replayed(
     assert [True] == [change["left"] for change in await follower.changes()]
 
 
-async def test_a_change_that_no_daemon_has_read_yet_outdates_a_dead_letter_too(
-    daemon: Daemon, follower: Client, chat: Chat, database: str
-) -> None:
-    await attach(chat, follower)
-    await daemon.stop()
-    await chat.sql.execute("update chatgenius.files set size = 5")
-    code, _, errors = await dead_letters(database, "replay", "--all")
+async def test_a_change_that_no_daemon_has_read_yet_outdates_a_dead_letter_too(postgres: Server) -> None:
+    async with postgres.chatgenius() as database:
+        sql = await connect(database, application_name="test")
+        chat = await Chat.begin(sql)
+        async with daemon_process(database) as daemon, following(daemon, chat) as follower:
+            await attach(chat, follower)
+        await sql.execute("update chatgenius.files set size = 5")
+        code, _, errors = await dead_letters(database, "replay", "--all")
+        await sql.close()
     assert 38 == code
     assert "its row has changed since" in errors
 

@@ -9,7 +9,7 @@ from playwright.async_api import Locator, Page, expect
 
 from daemon.files import folder
 from daemon.postgres.connect import Connection
-from tests.acceptance.conftest import Chat
+from tests.acceptance.chat import Chat
 from tests.support.browser import Complaints, Frame, PageConnection, ScriptedSite, browser_page
 from tests.support.daemon import daemon_process, free_port, token
 

@@ -7,9 +7,8 @@ from contextlib import AsyncExitStack
 import pytest
 
 from daemon.postgres.connect import connect
-from tests.acceptance.conftest import Chat
-from tests.acceptance.test_service import get
-from tests.support.daemon import Client, Daemon, Frame, daemon_process
+from tests.acceptance.chat import Chat
+from tests.support.daemon import Client, Daemon, Frame, daemon_process, get
 
 CROWD = 200
 

@@ -2,9 +2,31 @@
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 
-from tests.acceptance.conftest import Chat
-from tests.support.daemon import Client, Daemon, Frame
+import pytest
+
+from daemon.postgres.connect import Connection
+from tests.acceptance.chat import Chat
+from tests.support.daemon import Client, Daemon, Frame, daemon_process
+from tests.support.postgres import Server
+
+
+@pytest.fixture(scope="module")
+async def database(postgres: Server) -> AsyncIterator[str]:
+    async with postgres.chatgenius() as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+async def daemon(database: str) -> AsyncIterator[Daemon]:
+    async with daemon_process(database) as process:
+        yield process
+
+
+@pytest.fixture
+async def chat(daemon: Daemon, sql: Connection) -> Chat:
+    return await Chat.begin_again(sql, daemon)
 
 
 async def join(chat: Chat, user: str) -> None:

@@ -4,8 +4,6 @@ import asyncio
 import json
 import re
 import signal
-import urllib.request
-from urllib.error import HTTPError
 
 from structlog.testing import capture_logs
 
@@ -13,20 +11,8 @@ from daemon.metrics import REGISTRY
 from daemon.postgres.connect import Connection, connect, open_pool
 from daemon.schema.health import SchemaHealth
 from daemon.settings import Settings
-from tests.acceptance.conftest import Chat
-from tests.support.daemon import Daemon, command, daemon_process
-
-
-async def get(url: str) -> tuple[int, str]:
-    def fetch() -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(url) as answer:
-                return answer.status, answer.read().decode()
-        except HTTPError as refusal:
-            with refusal:
-                return refusal.code, refusal.read().decode()
-
-    return await asyncio.to_thread(fetch)
+from tests.acceptance.chat import Chat
+from tests.support.daemon import Daemon, command, daemon_process, get
 
 
 async def test_a_daemon_that_serves_is_alive_and_ready(daemon: Daemon) -> None:

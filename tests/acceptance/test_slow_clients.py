@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from websockets.frames import Opcode
 
-from tests.acceptance.conftest import Chat
+from tests.acceptance.chat import Chat
 from tests.gateway.peers import frame as bytes_of
 from tests.support.daemon import Client, Daemon, Frame, daemon_process, token
 

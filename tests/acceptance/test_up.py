@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from daemon.packs import ULID
-from tests.support.daemon import Client, Daemon, clean_environment
+from tests.support.daemon import Client, Daemon, clean_environment, start
 from tests.support.postgres import passable_directory
 from tests.support.processes import until_it_ends
 
@@ -28,37 +28,27 @@ def home() -> Iterator[Path]:
 
 @asynccontextmanager
 async def up(home: Path, *arguments: str, **environment: str) -> AsyncIterator[tuple[Daemon, str]]:
-    """A running `daemon up` and its output so far; ended by Ctrl-C."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "daemon",
-        "up",
-        "--data-dir",
-        str(home / "state"),
-        "--listen",
-        "127.0.0.1:0",
-        *arguments,
-        env=clean_environment(**environment),
-        cwd=home,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    output = b""
+    """A `daemon up` that has said that it runs, and what it said; ended by Ctrl-C."""
+    screen = home / "screen"
+    with screen.open("wb") as output:
+        process = await start(
+            *("up", "--data-dir", str(home / "state"), "--listen", "127.0.0.1:0", *arguments),
+            environment=clean_environment(**environment),
+            directory=home,
+            output=output.fileno(),
+            errors=output.fileno(),
+        )
     try:
-        while b"Ctrl-C" not in output:
-            line = await process.stdout.readline()
-            assert line, output.decode()
-            output += line
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/", output.decode())
+        while "Ctrl-C" not in (said := screen.read_text()):
+            assert process.returncode is None, said
+            await asyncio.sleep(0.01)
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", said)
         assert found
-        yield Daemon(process, ("127.0.0.1", int(found[1])), home, None), output.decode()  # type: ignore[arg-type]
+        yield Daemon(process, ("127.0.0.1", int(found[1])), home, None), said  # type: ignore[arg-type]
     finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGINT)
-        rest, _ = await process.communicate()
-    assert b"Traceback" not in output + rest, (output + rest).decode()
+        process.send_signal(signal.SIGINT)
+        await process.wait()
+    assert "Traceback" not in screen.read_text(), screen.read_text()
 
 
 def connection(home: Path) -> dict[str, Any]:

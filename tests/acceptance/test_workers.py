@@ -13,11 +13,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from tests.acceptance.conftest import Chat
-from tests.acceptance.test_service import get
+from tests.acceptance.chat import Chat
 from tests.faults.checker import CLEAN
 from tests.faults.harness import stage
-from tests.support.daemon import SECRET, Client, Daemon, Frame, clean_environment, command, daemon_process, token
+from tests.support.daemon import SECRET, Client, Daemon, Frame, clean_environment, command, daemon_process, get, token
 from tests.support.processes import until_it_ends
 
 
@@ -216,20 +215,10 @@ async def test_the_daemon_is_ready_when_all_workers_are_and_reports_to_systemd(d
         await daemon.notices.wait_for(f"STATUS=worker 0: {reason}; worker 1: {reason}")
 
 
-SOCKET_ACTIVATED = """
-import os, socket
-listening = socket.create_server(("127.0.0.1", 0))
-os.dup2(listening.fileno(), 3)  # where systemd passes it
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
-from daemon.__main__ import main
-main()
-"""
-
-
 async def test_workers_accept_from_a_socket_passed_by_systemd(database: str, chat: Chat) -> None:
     elsewhere = {"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}
-    arguments = ("-c", SOCKET_ACTIVATED, "--workers", "2")
-    async with daemon_process(database, program=arguments, environment=elsewhere) as daemon:
+    handed_over = "tests.acceptance.handed_over"
+    async with daemon_process(database, "--workers", "2", module=handed_over, environment=elsewhere) as daemon:
         places = {line["listen"] for line in lines(daemon, "serving")}
         assert 1 == len(places)
         async with one_on_each(daemon, chat.ada) as clients:

@@ -11,8 +11,9 @@ from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
 from daemon.log.reader import PgLogReader
 from daemon.packs import Pack, Row
-from daemon.postgres.connect import Connection, Pool, open_pool
+from daemon.postgres.connect import Pool, connect, open_pool
 from tests.support.log import ROWS, leader, until_numbered
+from tests.support.postgres import Server
 
 
 class Version(Row):
@@ -35,18 +36,21 @@ FIRST_TERM = (
 SECOND_TERM = ("update app.rows set version = 7", "update app.rows set version = 8 where id > 4")
 
 
-@pytest.fixture
-async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
+@pytest.fixture(scope="module")
+async def pool(postgres: Server) -> AsyncIterator[Pool]:
     """A log of two terms, with a truncated table and a transaction that is too large in the first."""
-    await sql.execute(ROWS)
-    pool = await open_pool(database, application_name="test", max_size=5)
-    for statements in (FIRST_TERM, SECOND_TERM):
-        async with leader(database, pool):
-            for statement in statements:
-                await sql.execute(statement)
-            await until_numbered(pool)
-    yield pool
-    await pool.close()
+    async with postgres.chatgenius() as database:
+        pool = await open_pool(database, application_name="test", max_size=5)
+        sql = await connect(database, application_name="test")
+        await sql.execute(ROWS)
+        for statements in (FIRST_TERM, SECOND_TERM):
+            async with leader(database, pool):
+                for statement in statements:
+                    await sql.execute(statement)
+                await until_numbered(pool)
+        await sql.close()
+        yield pool
+        await pool.close()
 
 
 async def everything(log: LogReader, chunk: int = 1000) -> list[Change]:

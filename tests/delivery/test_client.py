@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -16,13 +16,21 @@ from daemon.delivery.client import Client, ClientContext
 from daemon.delivery.replay import ReplayReader
 from daemon.delivery.rights import Rights
 from daemon.log.reader import PgLogReader
-from daemon.postgres.connect import Pool
-from tests.delivery.test_replay import ONE, SERVED, THREE, TWO, GatedLog, a_hub, pool
+from daemon.postgres.connect import Pool, connect
+from tests.delivery.versions import ONE, SERVED, THREE, TWO, GatedLog, a_hub, versions
 from tests.gateway.peers import until
-
-__all__ = ["pool"]  # the fixture: a log in which each of eight rows has three versions, up to 24
+from tests.support.postgres import Server
 
 LIMIT = 1000  # bytes that may wait
+
+
+@pytest.fixture(scope="module")
+async def pool(postgres: Server) -> AsyncIterator[Pool]:
+    async with postgres.chatgenius() as database:
+        sql = await connect(database, application_name="test")
+        async with versions(database, sql) as pool:
+            yield pool
+        await sql.close()
 
 
 class Claims:

@@ -1,6 +1,7 @@
 """A transaction with more changes than are told: its topics are reset in its place, and its rights end."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -13,8 +14,9 @@ from daemon.delivery.pump import Pump
 from daemon.log.dead_letters import DeadLetters
 from daemon.log.reader import PgLogReader
 from daemon.packs import Pack
-from daemon.postgres.connect import Connection, Pool
+from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from tests.support.log import ROWS, leader, until_numbered
+from tests.support.postgres import Server
 
 MOST = 5
 ONE, TWO = Topic("row:1"), Topic("row:2")
@@ -45,19 +47,29 @@ async def everything(log: PgLogReader, limit: int = 1000, after: int = 0) -> lis
     return found
 
 
-@pytest.fixture
-async def log(database: str, pool: Pool, sql: Connection) -> PgLogReader:
+@pytest.fixture(scope="module")
+async def written(postgres: Server) -> AsyncIterator[Pool]:
     """Changes 1 and 2 of a small transaction, 3 to 10 of one that is too large, and 11 of another small one."""
-    await sql.execute(ROWS)
-    await write(
-        database,
-        pool,
-        sql,
-        "update app.rows set version = 1 where id <= 2",
-        f"begin; {'update app.rows set version = version + 1 where id <= 2; ' * 4} commit",
-        "update app.rows set version = 10 where id = 1",
-    )
-    return PgLogReader(pool, MOST)
+    async with postgres.chatgenius() as database:
+        pool = await open_pool(database, application_name="test", max_size=5)
+        sql = await connect(database, application_name="test")
+        await sql.execute(ROWS)
+        await write(
+            database,
+            pool,
+            sql,
+            "update app.rows set version = 1 where id <= 2",
+            f"begin; {'update app.rows set version = version + 1 where id <= 2; ' * 4} commit",
+            "update app.rows set version = 10 where id = 1",
+        )
+        await sql.close()
+        yield pool
+        await pool.close()
+
+
+@pytest.fixture
+def log(written: Pool) -> PgLogReader:
+    return PgLogReader(written, MOST)
 
 
 SMALL, LARGE, LAST = (
@@ -77,9 +89,9 @@ async def test_a_too_large_transaction_is_one_change_in_each_topic_that_it_touch
     assert 1 == len({change.tx for change in changes if change.kind is Kind.LIMIT})
 
 
-async def test_a_transaction_as_large_as_the_limit_is_told(log: PgLogReader, pool: Pool) -> None:
-    assert Kind.LIMIT in {change.kind for change in await everything(PgLogReader(pool, 7))}
-    assert Kind.LIMIT not in {change.kind for change in await everything(PgLogReader(pool, 8))}
+async def test_a_transaction_as_large_as_the_limit_is_told(log: PgLogReader, written: Pool) -> None:
+    assert Kind.LIMIT in {change.kind for change in await everything(PgLogReader(written, 7))}
+    assert Kind.LIMIT not in {change.kind for change in await everything(PgLogReader(written, 8))}
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 10, 1000])
@@ -127,8 +139,8 @@ class Counted(PgLogReader):
         return rows
 
 
-async def test_a_too_large_transaction_is_never_fetched_whole(log: PgLogReader, pool: Pool) -> None:
-    counted = Counted(pool, MOST)
+async def test_a_too_large_transaction_is_never_fetched_whole(log: PgLogReader, written: Pool) -> None:
+    counted = Counted(written, MOST)
     await everything(counted, limit=3)
     await counted.read_topics([ONE, TWO], Seq(0), Seq(11), 3)
     assert 3 == max(counted.counts)

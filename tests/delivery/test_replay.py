@@ -11,36 +11,12 @@ from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.errors import LogUnavailable
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
-from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.replay import Replay, ReplayReader, RetryingLogReader
 from daemon.log.reader import PgLogReader
-from daemon.packs import Pack, Row
-from daemon.postgres.connect import Connection, Pool, open_pool
-from tests.support.log import ROWS, leader, until_numbered
-
-
-class Version(Row):
-    id: int
-    version: int
-
-
-SERVED = PackRouter({"app": Pack("app", {"rows": Version}, (r"row:\d+",))})
-ONE, TWO, THREE = (Topic(f"row:{number}") for number in (1, 2, 3))
-
-
-class GatedLog(PgLogReader):
-    """The real log; each read waits, before it answers, until the test lets it go."""
-
-    def __init__(self, pool: Pool) -> None:
-        super().__init__(pool)
-        self.reading = asyncio.Event()
-        self.go = asyncio.Event()
-
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
-        found = await super().read_topics(topics, after, upto, limit)
-        self.reading.set()
-        await self.go.wait()
-        return found
+from daemon.postgres.connect import Connection, Pool, connect
+from tests.delivery.versions import ONE, SERVED, THREE, TWO, GatedLog, a_hub, versions
+from tests.support.log import leader, until_numbered
+from tests.support.postgres import Server
 
 
 class Reader:
@@ -71,17 +47,23 @@ class Reader:
         ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+async def database(postgres: Server) -> AsyncIterator[str]:
+    async with postgres.chatgenius() as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+async def sql(database: str) -> AsyncIterator[Connection]:
+    connection = await connect(database, application_name="test")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture(scope="module")
 async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
-    """A log in which each of eight rows has the versions 1 to 3, in transactions of their own."""
-    await sql.execute(ROWS)
-    pool = await open_pool(database, application_name="test", max_size=5)
-    async with leader(database, pool):
-        for version in (1, 2, 3):
-            await sql.execute("update app.rows set version = $1", version)
-        await until_numbered(pool)
-    yield pool
-    await pool.close()
+    async with versions(database, sql) as pool:
+        yield pool
 
 
 def a_replay(hub: Hub, reader: Reader, log: ReplayReader, places: dict[Topic, int], *, limit: int = 1000) -> Replay:
@@ -90,14 +72,6 @@ def a_replay(hub: Hub, reader: Reader, log: ReplayReader, places: dict[Topic, in
     for topic, place in places.items():
         replay.add(topic, Seq(place))
     return replay
-
-
-async def a_hub(pool: Pool) -> Hub:
-    """A hub at the head; its frames are lines."""
-    hub = Hub(encode=lambda payload: payload + b"\n")
-    head = await PgLogReader(pool).head()
-    hub.move(Position(head.epoch, Seq(24)), "epoch")
-    return hub
 
 
 async def test_what_was_missed_is_told_in_order_and_then_the_topic_joins(pool: Pool) -> None:

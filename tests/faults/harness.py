@@ -17,12 +17,11 @@ import asyncpg
 
 from daemon.embedded.binaries import Binaries, installed
 from daemon.embedded.server import EmbeddedPostgres
-from daemon.schema import migrate
 from tests.faults.checker import Checker, Verdict, judge
 from tests.faults.oracle import Oracle, Style, Write
 from tests.faults.proxy import Proxy
 from tests.support.daemon import Daemon, daemon_process
-from tests.support.postgres import chosen_binaries, passable_directory
+from tests.support.postgres import chosen_binaries, passable_directory, prepare_cluster
 from tests.support.processes import until_it_ends
 
 Number = TypeVar("Number", int, float)
@@ -138,9 +137,9 @@ async def own_server(*, binaries: Binaries | None = None, settings: Mapping[str,
     """A server with Rowcast and ChatGenius in it."""
     with passable_directory() as directory:
         server = Server(directory, binaries=binaries, settings=settings)
+        await prepare_cluster(directory, server.binaries)
         await server.start()
         try:
-            await migrate.apply(server.dsn, ["chatgenius"], report=lambda _: None)
             yield server
         finally:
             server.wake()
@@ -159,11 +158,15 @@ class Supervised:
 
     async def start(self) -> Daemon:
         """Returns when it is ready."""
-        program = ("-m", "tests.faults.mutant", ",".join(self.mutants)) if self.mutants else ("-m", "daemon")
-        environment = {**QUICK, **self.environment} | ({"PYTHONPATH": str(ROOT)} if self.mutants else {})
+        mutants = [",".join(self.mutants)] if self.mutants else []
         self._life = AsyncExitStack()
         self.daemon = await self._life.enter_async_context(
-            daemon_process(self.dsn, environment=environment, program=program)
+            daemon_process(
+                self.dsn,
+                *mutants,
+                module="tests.faults.mutant" if mutants else "daemon",
+                environment={**QUICK, **self.environment},
+            )
         )
         return self.daemon
 

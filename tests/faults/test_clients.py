@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.test_service import get
 from tests.faults.checker import CLEAN, Checker
 from tests.faults.harness import LONG, MUTANT_NET, NET, NOWHERE, Stage, late, middle, stage, times
 from tests.faults.oracle import Style
 from tests.faults.proxy import Proxy
 from tests.faults.results import Results
-from tests.support.daemon import token
+from tests.support.daemon import get, token
 
 SLEEPER = """
 import sys

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from daemon.postgres.connect import connect
-from tests.acceptance.test_service import get
 from tests.faults.checker import CLEAN
 from tests.faults.harness import MUTANT_NET, NET, NO_POLL, QUICK, Stage, late, middle, socket_of, stage, times
 from tests.faults.oracle import Style
 from tests.faults.proxy import Proxy
 from tests.faults.results import Results
+from tests.support.daemon import get
 
 CUT_LISTENER = (
     "select pg_terminate_backend(pid) from pg_stat_activity "

@@ -12,9 +12,8 @@ import asyncpg
 import pytest
 
 from daemon.embedded.server import EmbeddedPostgres
-from daemon.schema import migrate
 from tests.support.daemon import Client, Daemon, daemon_process, token
-from tests.support.postgres import chosen_binaries, passable_directory
+from tests.support.postgres import chosen_binaries, passable_directory, prepare_cluster
 from tests.support.processes import until_it_ends
 
 ADA = "01JGQ4ZV8M0000000000000ADA"
@@ -68,8 +67,8 @@ class Server:
 async def server() -> AsyncIterator[Server]:
     with passable_directory() as directory:
         server = Server(directory)
+        await prepare_cluster(directory, chosen_binaries())
         await server.embedded.start()
-        await migrate.apply(server.embedded.dsn, ["chatgenius"], report=lambda _: None)
         await server.execute(
             f"""insert into chatgenius.users (id, auth0_id, email, username)
                 values ('{ADA}', 'a', 'a@example.com', 'ada')"""

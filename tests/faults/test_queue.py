@@ -10,11 +10,11 @@ import asyncpg
 import pytest
 
 from daemon.postgres.connect import Connection
-from tests.acceptance.test_service import get
 from tests.faults.checker import CLEAN
 from tests.faults.harness import MUTANT_NET, Server, Stage, newest_binaries, own_server, stage
 from tests.faults.oracle import Style
 from tests.faults.results import Results
+from tests.support.daemon import get
 
 PAGES = 64  # the least; each of the notes below takes one
 FULL = "54000"

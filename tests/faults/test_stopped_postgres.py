@@ -16,9 +16,8 @@ from daemon.core.errors import LogUnavailable
 from daemon.embedded.server import EmbeddedPostgres
 from daemon.log import reader
 from daemon.postgres.connect import open_pool
-from daemon.schema import migrate
 from tests.support.daemon import Client, Frame, daemon_process
-from tests.support.postgres import chosen_binaries, passable_directory
+from tests.support.postgres import chosen_binaries, passable_directory, prepare_cluster
 
 ADA = "01JGQ4ZV8M0000000000000ADA"
 TOPIC = f"user:{ADA}"
@@ -45,8 +44,8 @@ def family(pid: int) -> list[int]:
 @pytest.fixture
 async def server() -> AsyncIterator[EmbeddedPostgres]:
     with passable_directory() as directory:
+        await prepare_cluster(directory, chosen_binaries())
         async with EmbeddedPostgres(directory, binaries=chosen_binaries()) as server:
-            await migrate.apply(server.dsn, ["chatgenius"], report=lambda _: None)
             await execute(
                 server,
                 f"""insert into chatgenius.users (id, auth0_id, email, username)

@@ -16,6 +16,8 @@ from daemon.core.ports import Socket
 from daemon.gateway.http import Page, Site
 from daemon.gateway.server import Gateway, Limits, encode
 
+SMALL = 4096  # bytes of a receive buffer
+LARGE = encode(b"x" * 65000)
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 UPGRADE = {
     "Host": "localhost",
@@ -201,6 +203,13 @@ def request(start: str, headers: Mapping[str, str] | None = None, version: str =
     """The head of a request; `start` is its method and target."""
     lines = [f"{start} {version}", *(f"{name}: {value}" for name, value in (headers or {}).items())]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def fill(recorder: Recorder) -> None:
+    """Write until the peer's and both kernels' buffers are full, and some more."""
+    for _ in range(250):
+        recorder.socket.write(LARGE)
+    assert recorder.socket.queued() > 2**20
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -5,8 +5,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 
 from daemon.gateway.server import encode
-from tests.gateway.peers import UPGRADE, request, serving, until
-from tests.gateway.test_slow_peers import SMALL, fill
+from tests.gateway.peers import SMALL, UPGRADE, fill, request, serving, until
 
 
 async def test_drain_says_bye_to_each_session_and_closes_with_1012() -> None:

@@ -10,8 +10,7 @@ from websockets.frames import Opcode
 from daemon.gateway.http import text_page
 from daemon.gateway.server import encode
 from daemon.logs import EVENTS
-from tests.gateway.peers import UPGRADE, request, serving, until
-from tests.gateway.test_slow_peers import SMALL, fill
+from tests.gateway.peers import SMALL, UPGRADE, fill, request, serving, until
 
 Lines = list[MutableMapping[str, Any]]
 

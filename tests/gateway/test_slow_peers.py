@@ -5,17 +5,7 @@ import asyncio
 from websockets.frames import Opcode
 
 from daemon.gateway.server import encode
-from tests.gateway.peers import RawPeer, Recorder, frame, serving, silence, until
-
-SMALL = 4096  # bytes of a receive buffer
-LARGE = encode(b"x" * 65000)
-
-
-def fill(recorder: Recorder) -> None:
-    """Write until the peer's and both kernels' buffers are full, and some more."""
-    for _ in range(250):
-        recorder.socket.write(LARGE)
-    assert recorder.socket.queued() > 2**20
+from tests.gateway.peers import LARGE, SMALL, RawPeer, fill, frame, serving, silence, until
 
 
 async def test_a_client_is_pinged_every_twenty_seconds_and_kept_while_it_answers() -> None:

@@ -8,11 +8,10 @@ import pytest
 
 from daemon.postgres.connect import Connection, Pool
 from daemon.schema import migrate
-from tests.migration.test_offline import replay
 from tests.support.catalog import catalog
 from tests.support.folders import execute, value
 from tests.support.log import leader, until_numbered
-from tests.support.postgres import Server
+from tests.support.postgres import Server, replay
 
 every_pack = pytest.mark.parametrize("pack", migrate.bundled())
 

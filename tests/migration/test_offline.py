@@ -1,26 +1,13 @@
 """The SQL that --sql prints."""
 
-import asyncio
 import io
-import subprocess
 
 from daemon.schema import migrate
 from tests.support.catalog import catalog
 from tests.support.folders import Folders, value
-from tests.support.postgres import Server, chosen_binaries
+from tests.support.postgres import Server, replay
 
 SCHEMAS = ("rowcast", "shop", "test")
-
-
-async def replay(dsn: str, script: str) -> None:
-    """Let psql run a script."""
-    binaries = chosen_binaries()
-    psql = await asyncio.create_subprocess_exec(
-        binaries.bindir / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", dsn, "-f", "-",
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=binaries.environment(),
-    )  # fmt: skip
-    _, errors = await psql.communicate(script.encode())
-    assert 0 == psql.returncode, errors.decode()
 
 
 async def test_the_script_builds_what_apply_builds(folders: Folders, empty_database: str, postgres: Server) -> None:

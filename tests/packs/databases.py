@@ -34,12 +34,8 @@ async def undone(
         async with session(dsn) as connection:
             await fill(connection)
 
-    template = await postgres.template(name, build)
-    async with session(postgres.embedded.dsn_for(template)) as connection:
-        transaction = connection.transaction()
-        await transaction.start()
+    async with postgres.undone(name, build) as connection:
         yield connection
-        await transaction.rollback()
 
 
 class Events:

@@ -4,27 +4,21 @@ Nothing is left to chance but the program, which its number decides: each statem
 what would wait for a row is not tried.
 """
 
-import asyncio
 import json
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import permutations, product
 from typing import Any
 
 import pytest
 
 from daemon.core.change import Change, Seq
-from daemon.embedded.server import EmbeddedPostgres
 from daemon.log.queries import query
 from daemon.log.reader import PgLogReader
 from daemon.log.sequencer import FOLLOWER_LOCK
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
-from daemon.schema import migrate
-from tests.conftest import ignore
 from tests.support.log import ROWS
-from tests.support.postgres import FAST, Server, chosen_binaries, passable_directory
 
 NEW = "e.xid >= $3::text::xid8"
 RUNNING = "e.xid = any ($4::text []::xid8 [])"
@@ -47,19 +41,6 @@ MUTANTS = {
     "the order of first events": ((ORDER, "min(f.id) over (partition by f.xid) as tx,"),),
     "running transactions are forgotten": (NONE,),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """A server that knows prepared transactions."""
-    with passable_directory() as directory:
-        settings = FAST | {"max_prepared_transactions": "10"}
-        embedded = EmbeddedPostgres(directory, binaries=chosen_binaries(), settings=settings)
-        asyncio.run(embedded.start())
-        try:
-            yield Server(embedded)
-        finally:
-            asyncio.run(embedded.stop())
 
 
 class Numbering:
@@ -144,29 +125,27 @@ Make = Callable[..., Awaitable[Bench]]
 
 
 @pytest.fixture
-async def bench(server: Server) -> AsyncIterator[Make]:
+async def bench(database: str) -> AsyncIterator[Make]:
     """Makes a bench; given changes to the statement that numbers, that of a mutant."""
-    template = await server.template("chatgenius", partial(migrate.apply, packs=("chatgenius",), report=ignore))
-    async with server.database(template) as dsn:
-        pool = await open_pool(dsn, application_name="test", max_size=2)
-        connections = [await connect(dsn, application_name=f"writer {number}") for number in range(4)]
-        await connections[0].execute(ROWS)
-        for connection in connections:
-            await connection.execute("set rowcast.ring = off")  # what rings cannot be prepared
+    pool = await open_pool(database, application_name="test", max_size=2)
+    connections = [await connect(database, application_name=f"writer {number}") for number in range(4)]
+    await connections[0].execute(ROWS)
+    for connection in connections:
+        await connection.execute("set rowcast.ring = off")  # what rings cannot be prepared
 
-        async def make(changes: Sequence[tuple[str, str]] = ()) -> Bench:
-            statement = query("number_events")
-            for old, new in changes:
-                assert old in statement
-                statement = statement.replace(old, new)
-            numbering = Numbering(connections[3], statement)
-            await numbering.lead()
-            return Bench(dsn, pool, connections[:3], numbering)
+    async def make(changes: Sequence[tuple[str, str]] = ()) -> Bench:
+        statement = query("number_events")
+        for old, new in changes:
+            assert old in statement
+            statement = statement.replace(old, new)
+        numbering = Numbering(connections[3], statement)
+        await numbering.lead()
+        return Bench(database, pool, connections[:3], numbering)
 
-        yield make
-        for connection in connections:
-            await connection.close()
-        await pool.close()
+    yield make
+    for connection in connections:
+        await connection.close()
+    await pool.close()
 
 
 async def run_program(bench: Bench, number: int, steps: int = 40) -> None:

@@ -1,7 +1,7 @@
 """Whoever waits for a database that does not answer any more can be told to stop, and stops at once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -20,6 +20,7 @@ from daemon.schema.health import SchemaHealth
 from daemon.settings import Settings
 from tests.faults.harness import dsn_through, socket_of
 from tests.faults.proxy import Proxy
+from tests.support.postgres import Server
 
 WITHIN = 10.0  # seconds after which somebody who does not stop is given up
 
@@ -90,6 +91,12 @@ ASKERS: dict[str, Callable[[str, Pool], Asker]] = {
     ),
     "buries": lambda _, pool: Asker(lambda: DeadLetters(pool).store_dead_letters([(LETTER, "chatgenius", "why")])),
 }
+
+
+@pytest.fixture(scope="module")
+async def database(postgres: Server) -> AsyncIterator[str]:
+    async with postgres.chatgenius() as dsn:
+        yield dsn
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["from the beginning", "after an answer"])

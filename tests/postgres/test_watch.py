@@ -1,12 +1,16 @@
 """rowcast.watch(), met through what its triggers leave in rowcast.events."""
 
 import json
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import asyncpg
 import pytest
 
-from daemon.postgres.connect import Connection
+from daemon.postgres.connect import Connection, connect
+from daemon.schema import migrate
+from tests.support.postgres import Server, ignore
 
 NOTES = """
 create schema app;
@@ -18,6 +22,13 @@ WATCH_NOTES = """
 select rowcast.watch('app.notes', topic => $$'room:' || r.room$$, columns => '{id,room,body,extra}',
                      soft_delete => 'gone_at', revokes => $$jsonb_build_object('topic', 'room:' || r.room)$$)
 """
+
+
+@pytest.fixture
+async def sql(postgres: Server) -> AsyncIterator[Connection]:
+    """A session in a database with Rowcast's own schema alone; what is done in it is undone."""
+    async with postgres.undone("rowcast", partial(migrate.apply, packs=(), report=ignore)) as connection:
+        yield connection
 
 
 @pytest.fixture
@@ -222,7 +233,8 @@ async def test_a_strict_table_refuses_what_cannot_be_captured_and_names_rowcast(
     await sql.execute("create schema app; create table app.t (id integer primary key, n integer)")
     await sql.execute("select rowcast.watch('app.t', $$'t:' || 10 / r.n$$, '{id}')")
     with pytest.raises(asyncpg.DivisionByZeroError) as caught:
-        await sql.execute("insert into app.t values (1, 0)")
+        async with sql.transaction():
+            await sql.execute("insert into app.t values (1, 0)")
     assert "function rowcast.capture_" in (caught.value.context or "")
     assert 0 == await sql.fetchval("select count(*) from app.t")
 
@@ -251,12 +263,16 @@ async def test_times_are_published_in_utc_whatever_the_writers_time_zone(sql: Co
     assert "2026-01-10T12:00:00+00:00" == json.loads((await event(sql))["record"])["at"]
 
 
-async def test_watching_the_same_way_again_does_nothing_and_locks_nothing(notes: Connection) -> None:
-    async with notes.transaction():
-        assert "app.notes is watched already" == await notes.fetchval(WATCH_NOTES)
-        assert 0 == await notes.fetchval(
+async def test_watching_the_same_way_again_does_nothing_and_locks_nothing(database: str) -> None:
+    connection = await connect(database, application_name="test")
+    await connection.execute(NOTES)
+    await connection.execute(WATCH_NOTES)
+    async with connection.transaction():
+        assert "app.notes is watched already" == await connection.fetchval(WATCH_NOTES)
+        assert 0 == await connection.fetchval(
             "select count(*) from pg_locks where relation = 'app.notes'::regclass and mode <> 'AccessShareLock'"
         )
+    await connection.close()
 
 
 async def test_watching_another_way_replaces_what_was_captured(notes: Connection) -> None:
@@ -343,7 +359,8 @@ async def test_a_writer_needs_no_right_in_rowcast_and_gets_none(notes: Connectio
             "select rowcast.open_term(false)",
         ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                await notes.execute(forbidden)
+                async with notes.transaction():
+                    await notes.execute(forbidden)
     finally:
         await notes.execute("reset role; drop owned by writer_of_notes; drop role writer_of_notes")
     assert [("room:a", "insert", 1)] == await events(notes)

@@ -1,14 +1,16 @@
 """What `drift` finds in the catalog of a real Postgres, one change by hand at a time."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
 from daemon.postgres.connect import Connection, connect
 from daemon.postgres.errors import DatabaseFault
+from daemon.schema import migrate
 from daemon.schema.capture_check import check_captures, count_watched
 from tests.support.folders import execute
-from tests.support.postgres import Server
+from tests.support.postgres import Server, ignore
 
 TABLES = """
 create schema app;
@@ -23,6 +25,13 @@ select rowcast.watch('app.fed', $$'fed'$$, '{id}', per_row => true);
 """
 RENEW = "run `daemon --apply-ddl`, or rowcast.watch() again if no pack watches it"
 AFRESH = "in one transaction, rowcast.unwatch() it and rowcast.watch() it again"
+
+
+@pytest.fixture
+async def sql(postgres: Server) -> AsyncIterator[Connection]:
+    """A session in a database with Rowcast's own schema alone; what is done in it is undone."""
+    async with postgres.undone("rowcast", partial(migrate.apply, packs=(), report=ignore)) as connection:
+        yield connection
 
 
 @pytest.fixture
@@ -85,9 +94,9 @@ async def test_tables_that_are_captured_as_they_were_set_up_have_not_drifted(tab
     ],
 )
 async def test_a_trigger_that_does_not_fire_as_it_should_is_named_and_applying_again_mends_it(
-    tables: Connection, database: str, change: str, said: str
+    tables: Connection, change: str, said: str
 ) -> None:
-    await execute(database, change)
+    await tables.execute(change)
     assert [said] == await found(tables)
     await tables.execute("select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id}')")
     await tables.execute("select rowcast.watch('app.days', $$'days'$$, '{id}')")

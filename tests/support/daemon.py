@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import socket
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -20,6 +21,7 @@ from websockets.typing import Subprotocol
 
 from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.auth import Authenticator
+from tests.support.preloaded import Forker, Process
 
 END_TIMEOUT = 30.0  # seconds until a daemon that should end is killed
 SECRET = "a secret that is only good for tests, and long enough"
@@ -85,7 +87,7 @@ class Client:
 class Daemon:
     """A daemon process that has become ready."""
 
-    process: asyncio.subprocess.Process
+    process: Process
     address: tuple[str, int]
     log: Path
     notices: "Notices"
@@ -136,19 +138,52 @@ class Daemon:
 
 async def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
     """Run `daemon` with these arguments to its end; exit code, output and errors."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "daemon",
-        *arguments,
-        env=clean_environment(**{"ROWCAST_SECRET": SECRET} | environment),
-        cwd=tempfile.gettempdir(),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await process.communicate()
-    return process.returncode or 0, output.decode(), errors.decode()
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = await start(
+            *arguments,
+            environment=clean_environment(**{"ROWCAST_SECRET": SECRET} | environment),
+            directory=tempfile.gettempdir(),
+            output=output.fileno(),
+            errors=errors.fileno(),
+        )
+        code = await process.wait()
+        for file in (output, errors):
+            file.seek(0)
+        return code, output.read().decode(), errors.read().decode()
+
+
+async def start(
+    *arguments: str,
+    module: str = "daemon",
+    environment: Mapping[str, str],
+    directory: Path | str,
+    output: int,
+    errors: int,
+) -> Process:
+    """Begin `python -m MODULE ARGUMENTS` with nothing to read; see `tests.support.preloaded`."""
+    forker = await Forker.of_this_process(clean_environment())
+    with Path(os.devnull).open("rb") as nothing:
+        return await forker.run(
+            module,
+            *arguments,
+            environment=environment,
+            directory=directory,
+            files=(nothing.fileno(), output, errors),
+        )
+
+
+async def get(url: str) -> tuple[int, str]:
+    """A page's status and text."""
+
+    def fetch() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(url) as answer:
+                return answer.status, answer.read().decode()
+        except HTTPError as refusal:
+            with refusal:
+                return refusal.code, refusal.read().decode()
+
+    return await asyncio.to_thread(fetch)
 
 
 class Notices:
@@ -193,20 +228,19 @@ async def daemon_process(
     *arguments: str,
     port: int | None = None,
     environment: Mapping[str, str] = {},
-    program: Sequence[str] = ("-m", "daemon"),
+    module: str = "daemon",
 ) -> AsyncIterator[Daemon]:
     """A daemon that has told systemd that it is ready; stopped at the end. Its log must contain no traceback.
 
-    Without a `port` it listens on one that the system chooses. `program` is what Python runs.
+    Without a `port` it listens on one that the system chooses. `module` is what Python runs.
     """
     with tempfile.TemporaryDirectory() as home, Notices(Path(home, "notify")) as notices:
         log = Path(home, "log")
         with log.open("wb") as stderr:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *program,
+            process = await start(
                 *arguments,
-                env=clean_environment(
+                module=module,
+                environment=clean_environment(
                     DATABASE_URL=dsn,
                     NOTIFY_SOCKET=str(notices.path),
                     ROWCAST_SECRET=SECRET,
@@ -216,9 +250,9 @@ async def daemon_process(
                     PYTHONFAULTHANDLER="1",
                     **environment,
                 ),
-                cwd=home,
-                stderr=stderr,
-                stdin=asyncio.subprocess.DEVNULL,
+                directory=home,
+                output=stderr.fileno(),
+                errors=stderr.fileno(),
             )
         daemon = Daemon(process, ("127.0.0.1", port or 0), log, notices)
         try:

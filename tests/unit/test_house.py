@@ -133,6 +133,21 @@ def statements_of_a_pool(tree: ast.AST) -> Iterator[ast.AST]:
                 yield node
 
 
+def imports_from_tests(tree: ast.AST) -> Iterator[ast.AST]:
+    """What two test modules share is in `tests/support`, or in a module of their folder without tests."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                modules = [alias.name for alias in names]
+            case ast.ImportFrom(module=str(module), names=names):
+                modules = [f"{module}.{alias.name}" for alias in names]
+            case _:
+                continue
+        parts = [part for name in modules if name.startswith("tests.") for part in name.split(".")]
+        if any(part.startswith("test_") or part == "conftest" for part in parts):
+            yield node
+
+
 @pytest.mark.parametrize(
     ("rule", "folder", "exceptions"),
     [
@@ -141,6 +156,7 @@ def statements_of_a_pool(tree: ast.AST) -> Iterator[ast.AST]:
         (skips, "tests", SKIPS),
         (statements_of_a_pool, "daemon", {"daemon/postgres/connect.py": "it lends them"}),
         (names_that_are_no_sentence, "tests", {}),
+        (imports_from_tests, "tests", {}),
     ],
 )
 def test_a_rule_is_broken_only_where_a_reason_is_listed(rule: Rule, folder: str, exceptions: dict[str, str]) -> None:
@@ -217,6 +233,10 @@ def test_what_must_not_be_said_is_recognized(what: str, line: str) -> None:
         (statements_of_a_pool, "await self._pool.fetch('select')", "await connection.fetch('select')"),
         (names_that_are_no_sentence, "def test_it(): ...", "def test_it_has_four_words(): ..."),
         (names_that_are_no_sentence, "async def test_one_two_three(): ...", "async def one(): ..."),
+        (imports_from_tests, "from tests.gateway.test_http import get", "from tests.gateway.peers import until"),
+        (imports_from_tests, "from tests.gateway import test_http", "from tests.gateway import peers"),
+        (imports_from_tests, "from tests.conftest import ignore", "from tests.support.postgres import ignore"),
+        (imports_from_tests, "import tests.gateway.test_http as http", "import tests.gateway.peers as peers"),
     ],
 )
 def test_each_rule_finds_what_it_is_against(rule: Rule, against: str, fine: str) -> None:

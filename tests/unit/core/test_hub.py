@@ -4,7 +4,7 @@ from typing import Any
 
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
 from daemon.core.hub import Discontinuity, Hub, RightEnd
-from tests.unit.core.test_wire import a_change
+from tests.unit.core.changes import a_change
 
 
 class Recorder:

@@ -1,0 +1,91 @@
+"""A small ChatGenius, for the tests to write in."""
+
+from dataclasses import dataclass
+
+from daemon.postgres.connect import Connection
+from tests.support.daemon import Daemon
+
+# What a replica does, no trigger captures.
+EMPTY = """
+set session_replication_role = replica;
+do $$
+declare name text;
+begin
+    for name in
+        select c.oid::regclass from pg_class as c
+        where c.relnamespace = 'chatgenius'::regnamespace and c.relkind = 'r' and c.relname <> 'alembic_version'
+    loop
+        execute 'delete from ' || name;
+    end loop;
+    delete from rowcast.dead_letters;
+end $$;
+reset session_replication_role;
+"""
+
+
+@dataclass
+class Chat:
+    """A small ChatGenius: two users, of whom only Ada is in the channel."""
+
+    sql: Connection
+    ada: str
+    bob: str
+    channel: str
+    other: str
+
+    @property
+    def topic(self) -> str:
+        return f"channel:{self.channel}"
+
+    @classmethod
+    async def begin(cls, sql: Connection) -> "Chat":
+        """Write the users and their channels into an empty ChatGenius."""
+
+        async def user(name: str) -> str:
+            found: str = await sql.fetchval(
+                "insert into chatgenius.users (auth0_id, email, username) values ($1, $2, $1) returning id",
+                name,
+                f"{name}@example.com",
+            )
+            return found
+
+        async def channel(name: str) -> str:
+            found: str = await sql.fetchval("insert into chatgenius.channels (name) values ($1) returning id", name)
+            return found
+
+        async with sql.transaction():  # whoever is taken in may read all of it
+            chat = cls(sql, await user("ada"), await user("bob"), await channel("general"), await channel("random"))
+            for joined in (chat.channel, chat.other):
+                await sql.execute(
+                    "insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", joined, chat.ada
+                )
+        return chat
+
+    @classmethod
+    async def begin_again(cls, sql: Connection, daemon: Daemon) -> "Chat":
+        """Empty a ChatGenius that other tests have used, begin anew, and wait until this daemon knows it."""
+        await sql.execute(EMPTY)
+        chat = await cls.begin(sql)
+        await chat.settled(daemon)
+        return chat
+
+    async def say(self, content: str, channel: str | None = None) -> str:
+        """Ada writes a message; its id."""
+        found: str = await self.sql.fetchval(
+            "insert into chatgenius.messages (channel_id, user_id, content) values ($1, $2, $3) returning id",
+            channel or self.channel,
+            self.ada,
+            content,
+        )
+        return found
+
+    async def settled(self, daemon: Daemon) -> None:
+        """Wait until the daemon has told everything that was written up to now."""
+        async with daemon.client(self.ada) as client:
+            await client.subscribe(f"user:{self.ada}")
+            marker = await self.sql.fetchval(
+                "insert into chatgenius.sync_state (user_id, sync_type) values ($1, 'full') returning id", self.ada
+            )
+            keys: list[str | None] = []
+            while marker not in keys:
+                keys += [change["key"].get("id") for change in (await client.next())["changes"]]

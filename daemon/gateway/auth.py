@@ -70,9 +70,8 @@ class Authenticator:
             # PyJWT refuses a public key as the secret of an HMAC: anybody could sign with it.
             raise BadSecret("looks like a key or certificate of another algorithm") from None
         encoded = base64.urlsafe_b64encode(secret).rstrip(b"=").decode()
-        self._key = jwt.PyJWK(
-            {"kty": "oct", "k": encoded, "alg": ALGORITHM}
-        )  # prepared once; PyJWT would check plain bytes again for each token
+        # A prepared key: PyJWT would check plain bytes again for each token.
+        self._key = jwt.PyJWK({"kty": "oct", "k": encoded, "alg": ALGORITHM})
 
     def issue(self, user: str, ttl: float) -> str:
         """A token for `user`, valid for `ttl` seconds. Raises ValueError if `user` is not a valid user."""

@@ -40,7 +40,7 @@ def negotiate(offers: str) -> tuple[str, Extension] | None:
 
 
 class Deflate:
-    """Compresses frames whose payload is at min_size `min_size` bytes, if that makes them smaller.
+    """Compresses frames whose payload is at least `min_size` bytes, if that makes them smaller.
 
     A call with the same object as the previous call returns the same result without compressing again.
     """

@@ -5,7 +5,7 @@ from ulid import ULID
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Frame, Opcode
 
-from daemon.gateway.server import SOME, encode
+from daemon.gateway.server import TICK_BATCH, encode
 from tests.gateway.peers import Recorder, frame, serving, silence, until
 
 
@@ -303,16 +303,16 @@ async def test_the_gateway_ticks_by_itself() -> None:
 
 async def test_who_has_something_to_say_is_heard_before_everybody_has_been_told_the_time() -> None:
     async with serving() as served:
-        opened = [await served.open() for _ in range(SOME + 44)]
+        opened = [await served.open() for _ in range(TICK_BATCH + 44)]
         told: list[Recorder] = []
         for _, recorder in opened:
             recorder.tick = lambda _, recorder=recorder: told.append(recorder)  # type: ignore[misc, method-assign]
         heard: list[int] = []
         asyncio.get_running_loop().call_soon(lambda: heard.append(len(told)))
         served.gateway.housekeep()
-        await until(lambda: len(told) == SOME + 44)
-    assert [SOME] == heard
-    assert len(set(map(id, told))) == SOME + 44
+        await until(lambda: len(told) == TICK_BATCH + 44)
+    assert [TICK_BATCH] == heard
+    assert len(set(map(id, told))) == TICK_BATCH + 44
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 70_000])

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.gateway.transport import HIGH, Transport
+from daemon.gateway.transport import HIGH_WATER, Transport
 from tests.gateway.peers import until
 
 
@@ -70,7 +70,7 @@ CHUNK = bytes(range(256)) * 100
 def fill(transport: Transport) -> int:
     """Write until the user is told that the peer is full; how many chunks that took."""
     count = 0
-    while transport.queued <= HIGH:
+    while transport.queued <= HIGH_WATER:
         transport.write(CHUNK)
         count += 1
     return count
@@ -85,8 +85,8 @@ async def test_what_waits_is_the_very_object_that_was_written(pair: Pair) -> Non
     fill(pair.transport)
     frames = bytes(5000)
     assert pair.transport.write(frames) > len(frames)
-    assert pair.transport._waiting is not None
-    assert pair.transport._waiting[-1] is frames
+    assert pair.transport._queue is not None
+    assert pair.transport._queue[-1] is frames
 
 
 async def test_everything_arrives_in_order_and_the_user_hears_once_of_full_and_empty(pair: Pair) -> None:

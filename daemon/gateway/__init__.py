@@ -1,1 +1,1 @@
-"""The public side: websockets, a few pages over plain HTTP, and tokens."""
+"""The public side: websocket sessions, a few pages over plain HTTP, and token authentication."""

@@ -1,4 +1,4 @@
-"""Where connections come in."""
+"""Listening sockets: bind them, accept connections in batches, refuse those beyond the limit."""
 
 import asyncio
 import errno
@@ -12,13 +12,13 @@ from daemon.core.errors import OperatorFault
 from daemon.gateway.http import Page
 from daemon.gateway.state import address_name, log
 
-BACKLOG: Final = 4096  # connections that may wait in the kernel, in a storm or while the daemon restarts
-ACCEPTS: Final = 64  # connections accepted in a row before anybody else has a turn
-COURTESY: Final = 0.005  # seconds that a connection is left to another process which should have it
-USER_TIMEOUT: Final = 60_000  # milliseconds without an acknowledgement; we cut sooner, and know why
+BACKLOG: Final = 4096  # connections that wait in the kernel during a storm, or while the daemon restarts
+ACCEPT_BATCH: Final = 64  # connections accepted in one iteration of the event loop
+YIELD_DELAY: Final = 0.005  # seconds for which a connection is left to another process
+USER_TIMEOUT: Final = 60_000  # milliseconds without an acknowledgement; pings normally find a dead peer sooner
 
 # "localhost" has an IPv6 address on machines that have no IPv6.
-_NOT_HERE: Final = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+_UNAVAILABLE: Final = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 class ListenFailed(OperatorFault):
@@ -32,10 +32,13 @@ class ListenFailed(OperatorFault):
 
 
 class Acceptor:
-    """Accepts what comes in at one socket, some at a time, and hands it over before anything is made of it.
+    """Accepts connections from one listening socket, in batches, and passes each to `admit`.
 
-    asyncio's own server would accept as many in a row as may wait in the kernel, and make a transport of each
-    before it can be refused: a storm would starve the loop and take every descriptor.
+    asyncio's own server accepts up to a whole backlog in one go, and builds a transport for each connection before
+    it could be refused. A storm of connections would block the loop and use up every file descriptor.
+
+    `should_accept` says whether this process should take the next connection. If not, it is left for a moment to
+    the other processes that share the socket.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Acceptor:
     ) -> None:
         listening.setblocking(False)
         listening.listen(BACKLOG)
-        # Accepted sockets inherit these; asyncio sets the first only where it has made the socket itself.
+        # Accepted sockets inherit both options. asyncio sets the first only on sockets that it creates.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
@@ -56,37 +59,37 @@ class Acceptor:
         self.resume()
 
     def resume(self) -> None:
-        """Accept, or again after descriptors ran out; harmless if it does already."""
+        """Start accepting, or start again after descriptors ran out. Harmless if already accepting."""
         if self._socket.fileno() >= 0:
-            asyncio.get_running_loop().add_reader(self._socket, self._arrived)
+            asyncio.get_running_loop().add_reader(self._socket, self._on_readable)
 
     def close(self) -> None:
-        """Accept no more. Others who hold the same socket, such as systemd, still may."""
+        """Stop accepting. Other processes with the same socket, such as systemd, are not affected."""
         if self._socket.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
 
-    def _arrived(self) -> None:
+    def _on_readable(self) -> None:
         if self._should_accept():
             self._accept()
-        else:  # whoever shares this socket with us hears of it too, and may be there before us
+        else:  # the processes that share this socket are notified too, and can accept first
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._socket)
-            loop.call_later(COURTESY, self._insist)
+            loop.call_later(YIELD_DELAY, self._accept_anyway)
 
-    def _insist(self) -> None:
+    def _accept_anyway(self) -> None:
         if self._socket.fileno() >= 0:
             self.resume()
             self._accept()
 
     def _accept(self) -> None:
-        for _ in range(ACCEPTS):
+        for _ in range(ACCEPT_BATCH):
             try:
                 connection, _ = self._socket.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:
-                continue  # it has gone again
+                continue  # the client gave up before it was accepted
             except OSError as error:
                 log.info("client_refused", status=None, reason=os.strerror(error.errno or 0))
                 asyncio.get_running_loop().remove_reader(self._socket)
@@ -96,16 +99,16 @@ class Acceptor:
 
 
 def refuse(connection: socket.socket, page: Page) -> None:
-    """Answer without waiting for the question, and close."""
+    """Send `page` without reading the request, and close."""
     log.debug("client_refused", status=page.status, reason="full")
     with connection, suppress(OSError):
         connection.send(page.serialize())
 
 
 async def bind(host: str, port: int) -> list[socket.socket]:
-    """A socket for every address of `host`, all with the same port. Raises ListenFailed."""
+    """Bind one socket for each address of `host`, all to the same port. Raises ListenFailed."""
     bound: list[socket.socket] = []
-    absent: OSError | None = None
+    unavailable: OSError | None = None
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         for family, address in dict.fromkeys((family, address) for family, *_, address in found):
@@ -113,11 +116,11 @@ async def bind(host: str, port: int) -> list[socket.socket]:
             try:
                 bound.append(socket.create_server((address[0], chosen, *address[2:]), family=family))
             except OSError as error:
-                if error.errno not in _NOT_HERE:
+                if error.errno not in _UNAVAILABLE:
                     raise
-                absent = error
-        if absent is not None and not bound:
-            raise absent
+                unavailable = error
+        if unavailable is not None and not bound:
+            raise unavailable
     except (OSError, UnicodeError) as error:
         for listening in bound:
             listening.close()
@@ -127,7 +130,7 @@ async def bind(host: str, port: int) -> list[socket.socket]:
 
 def _reason(error: OSError | UnicodeError) -> str:
     if isinstance(error, UnicodeError):
-        return "this is no host name"
+        return "not a valid host name"
     if isinstance(error, socket.gaierror):
         return error.strerror or str(error)
     return os.strerror(error.errno or 0)

@@ -1,4 +1,4 @@
-"""From a token to who sent it."""
+"""Token authentication: JWTs signed with HS256 (RFC 7519), issued and verified with one shared secret."""
 
 import base64
 import hashlib
@@ -15,11 +15,11 @@ from daemon.core.errors import BadToken, OperatorFault
 
 ALGORITHM: Final = "HS256"
 MIN_SECRET: Final = 32  # bytes
-MAX_TOKEN: Final = 8 * 1024  # bytes, looked at before anything is parsed
+MAX_TOKEN: Final = 8 * 1024  # bytes; checked before anything is parsed
 MAX_USER: Final = 128  # characters
-MAX_KNOWN_TOKENS: Final = 10_000  # tokens
+MAX_KNOWN_TOKENS: Final = 10_000
 
-_FORM: Final = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_COMPACT_JWS: Final = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 class BadSecret(OperatorFault):
@@ -33,18 +33,18 @@ class BadSecret(OperatorFault):
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a good token says: who, and until when, in seconds since 1970."""
+    """The claims of a valid token: its user, and when it expires in seconds since 1970."""
 
     user: str
     expires: float
 
 
 class Authenticator:
-    """Issues and verifies the tokens of one secret. Raises BadSecret for one that is no secret.
+    """Issues and verifies tokens with one secret. Raises BadSecret if the secret is unsuitable.
 
-    The algorithm belongs to the secret; what a token says about it is only compared. `leeway` is how many
-    seconds the clocks of issuer and verifier may differ. What the newest `most_known` good tokens say is kept, by
-    their digests, for as long as they are good: a crowd that comes back does so with the tokens that it had.
+    The algorithm is fixed; a token that names another one is invalid. `leeway` is how many seconds the clocks of
+    issuer and verifier may differ. The claims of the newest `max_known` valid tokens are cached by the token's
+    digest until they expire: clients that reconnect all at once do so with the tokens they had.
     """
 
     def __init__(
@@ -67,13 +67,14 @@ class Authenticator:
         try:
             self._jwt.encode({}, secret, ALGORITHM)
         except jwt.PyJWTError:
-            # A public key as the secret of an HMAC: everybody could sign.
+            # PyJWT refuses a public key as the secret of an HMAC: anybody could sign with it.
             raise BadSecret("looks like a key or certificate of another algorithm") from None
         encoded = base64.urlsafe_b64encode(secret).rstrip(b"=").decode()
-        self._key = jwt.PyJWK({"kty": "oct", "k": encoded, "alg": ALGORITHM})  # bytes are looked at for each token
+        # A prepared key: PyJWT would check plain bytes again for each token.
+        self._key = jwt.PyJWK({"kty": "oct", "k": encoded, "alg": ALGORITHM})
 
     def issue(self, user: str, ttl: float) -> str:
-        """A token for `user`, good for `ttl` seconds. Raises ValueError for what cannot be a user."""
+        """A token for `user`, valid for `ttl` seconds. Raises ValueError if `user` is not a valid user."""
         if not _is_user(user):
             raise ValueError(f"a user is 1 to {MAX_USER} printable characters")
         now = int(time.time())
@@ -81,7 +82,7 @@ class Authenticator:
         return self._jwt.encode(claims, self._key)
 
     def verify(self, token: str) -> Claims:
-        """Who this is. Raises BadToken, the same for every reason."""
+        """The claims of `token`. Raises BadToken, which does not reveal the reason."""
         digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         known = self._known.get(digest)
         if known is not None and known.expires > time.time() - self._leeway:
@@ -108,27 +109,27 @@ class Authenticator:
 
 
 class _StrictJwt(jwt.PyJWT):
-    """PyJWT, for which a payload with two meanings has none."""
+    """PyJWT that rejects ambiguous payloads, such as one that repeats a name."""
 
     def _decode_payload(self, decoded: dict[str, Any]) -> dict[str, Any]:
         return _json_object(decoded["payload"])
 
 
 def _check_header(token: str) -> None:
-    """Refuse every header but the plainest: there is one key, and nothing in a token can point to another."""
-    if len(token) > MAX_TOKEN or not (form := _FORM.fullmatch(token)):
+    """Allow only the two plainest headers: there is one key, and no token can name another. Raises ValueError."""
+    if len(token) > MAX_TOKEN or not (compact := _COMPACT_JWS.fullmatch(token)):
         raise ValueError("not a compact JWS")
-    header = _json_object(base64.urlsafe_b64decode(form[1] + "=" * (-len(form[1]) % 4)))
+    header = _json_object(base64.urlsafe_b64decode(compact[1] + "=" * (-len(compact[1]) % 4)))
     if header not in ({"alg": ALGORITHM}, {"alg": ALGORITHM, "typ": "JWT"}):
-        raise ValueError("not a header of ours")
+        raise ValueError("unexpected header")
 
 
 def _claims(claims: dict[str, Any]) -> Claims:
-    # PyJWT reads "1e3" and True as numbers too.
+    # PyJWT also accepts "1e3" and True as numbers.
     if any(type(claims[name]) not in {int, float} for name in ("exp", "iat", "nbf") if name in claims):
-        raise ValueError("a time is a number")
+        raise ValueError("a time is not a number")
     if not _is_user(claims["sub"]):
-        raise ValueError("sub is no user")
+        raise ValueError("sub is not a valid user")
     return Claims(claims["sub"], float(claims["exp"]))
 
 
@@ -137,19 +138,19 @@ def _is_user(user: str) -> bool:
 
 
 def _json_object(text: bytes) -> dict[str, Any]:
-    """One JSON object. Raises ValueError for anything else, and for NaN and names that come twice."""
-    found = json.loads(text.decode(), object_pairs_hook=_without_repeats, parse_constant=_refuse)
+    """Parse one JSON object. Raises ValueError for anything else, for NaN, and for repeated names."""
+    found = json.loads(text.decode(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
     if not isinstance(found, dict):
         raise ValueError("not an object")  # noqa: TRY004 - one kind of error for every bad token
     return found
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name comes twice")
+        raise ValueError("repeated name")
     return found
 
 
-def _refuse(constant: str) -> float:
+def _refuse_constant(constant: str) -> float:
     raise ValueError(constant)

@@ -1,4 +1,4 @@
-"""One websocket session: the transport below, the library's protocol beside, the attendant above."""
+"""A websocket session: connects a transport, the websockets library's protocol, and the client's handler."""
 
 import asyncio
 import fcntl
@@ -21,18 +21,18 @@ from daemon.gateway.state import NEVER, GatewayState, log, peer_name
 from daemon.gateway.transport import Transport
 from daemon.logs import correlate
 
-SLICE: Final = 16 * 1024  # bytes parsed before the frames among them are counted
+SLICE: Final = 16 * 1024  # bytes parsed before their frames are counted
 MAX_REASON: Final = 123  # bytes, in a close frame
 
-# The library has a line for every connection and, at DEBUG, for every frame; only a bug in it is of interest.
+# The library logs every connection and, at DEBUG, every frame; only its errors are of interest here.
 _library_log: Final = logging.getLogger("websockets.server")
 _library_log.setLevel(logging.ERROR)
 
 
 def encode(payload: bytes) -> bytes:
-    """The one final, unmasked text frame that carries `payload`; any number of sessions may be written it.
+    """Encode `payload` as a single unmasked text frame (RFC 6455, section 5.2).
 
-    See RFC 6455, section 5.2. The library's own way takes four times as long.
+    The result can be written to any number of sessions. The library's own encoder takes four times as long.
     """
     size = len(payload)
     if size < 126:
@@ -43,32 +43,32 @@ def encode(payload: bytes) -> bytes:
 
 
 class WebSocketConnection:
-    """The `Socket` of one attendant, from the 101 to the end, and the `User` of its transport.
+    """The `Socket` of one handler, and the `TransportProtocol` of its transport, from the 101 response on.
 
-    It is open until somebody starts to close it: this side, the peer, or an error. From then on nothing is
-    written or passed on, and `deadline` says when it is cut if the peer does not play its part.
+    It is open until this side, the peer or an error starts to close it. From then on no message is written or
+    passed on, and the connection is cut at `_deadline` if the peer has not closed by then.
     """
 
     __slots__ = (
-        "_cut",
+        "_abort_reason",
+        "_acked",
         "_deadline",
         "_deflate",
+        "_drained",
         "_fragments",
         "_frames",
         "_full",
+        "_full_acked",
         "_full_since",
-        "_full_taken",
         "_handler",
         "_next_ping",
         "_open",
+        "_opened_at",
         "_ping_end",
-        "_pinged",
+        "_pinged_at",
         "_protocol",
-        "_room",
         "_sent",
-        "_since",
         "_state",
-        "_taken",
         "_transport",
         "session",
     )
@@ -82,44 +82,44 @@ class WebSocketConnection:
         self._protocol.extensions = extensions
         self._handler: ClientHandler | None = None
         self._open = True
-        self._cut = ""  # why it was cut
-        self._since = now
+        self._abort_reason = ""
+        self._opened_at = now
         self._deadline = 0.0
-        # Inbound: fragments of the message that is coming in.
-        self._fragments: list[bytes] = []
-        self._frames = 0
+        # Inbound.
+        self._fragments: list[bytes] = []  # of the current message
+        self._frames = 0  # since the last tick
         # Outbound.
         self._deflate = state.deflate if extensions else None
         self._full = False
-        self._full_since = now  # when the transport became full, or LEAST bytes less
-        self._full_taken = 0  # what the peer had taken then
-        self._room: asyncio.Event | None = None
-        self._sent = 0
+        self._full_since = now  # when the current `drain_timeout` began
+        self._full_acked = 0  # bytes acknowledged then
+        self._drained: asyncio.Event | None = None
+        self._sent = 0  # bytes written to the transport
         # Keepalive.
         self._next_ping = now + state.limits.ping_every
-        self._pinged: float | None = None  # when, if it has not been answered
-        self._ping_end = 0  # what `_sent` was behind the ping
-        self._taken = 0
+        self._pinged_at: float | None = None  # when the unanswered ping was sent
+        self._ping_end = 0  # `_sent` after the ping
+        self._acked = 0  # bytes acknowledged at the last tick with an unanswered ping
 
-    def begin(self, answer: bytes, early: bytes) -> None:
-        """Send the answer to the request and let the attendant in. `early` is what the peer sent behind it."""
+    def begin(self, response: bytes, early: bytes) -> None:
+        """Send the 101 response and open the handler. `early` is what the peer sent after its request."""
         self._state.add(self)
         self._state.sessions += 1
-        self._sent += len(answer)
-        self._transport.write(answer)
+        self._sent += len(response)
+        self._transport.write(response)
         with correlate(self.session):
             log.info("client_connected", session=self.session, peer=peer_name(self._transport.connection))
             try:
                 self._handler = self._state.open_client(self)
-            except Exception:  # noqa: BLE001 - see _ask
+            except Exception:  # noqa: BLE001 - see _call
                 self._fail_internally()
         if early:
             self.data_received(early)
 
-    # The Socket of the attendant.
+    # The handler's Socket.
 
     def write(self, frames: bytes) -> int:
-        """Hand whole, already encoded frames to the peer, in order. Returns how many bytes wait for it to read."""
+        """Write whole, encoded frames in order; does nothing once closing. Returns how many bytes are queued."""
         if not self._open:
             return 0
         if self._deflate is not None:
@@ -128,78 +128,78 @@ class WebSocketConnection:
         return self._transport.write(frames)
 
     def queued(self) -> int:
-        """How many bytes wait for the peer to read."""
+        """The number of bytes queued for the peer."""
         return self._transport.queued
 
     async def drained(self) -> None:
-        """Wait until the peer has taken most of what was written; at once if little waits, or it has gone."""
+        """Wait until most of the queue has been sent. Returns at once if little is queued, or once closing."""
         if not self._full or not self._open:
             return
-        if self._room is None:
-            self._room = asyncio.Event()
-        await self._room.wait()
+        if self._drained is None:
+            self._drained = asyncio.Event()
+        await self._drained.wait()
 
     def close(self, code: int, reason: str) -> None:
-        """Send a close frame behind what was written, and end. The first call counts, later ones do nothing."""
+        """Send a close frame after everything written so far, and close. Only the first call has an effect."""
         if self._open and self._protocol.state is State.OPEN:
             self._protocol.send_close(code, reason.encode()[:MAX_REASON].decode(errors="ignore"))
             self._flush()
 
-    # The user of the transport.
+    # The transport's protocol.
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in: whatever they are, the peer lives."""
-        self._pinged = None
+        """Process bytes from the peer; any byte shows that it is alive."""
+        self._pinged_at = None
         for start in range(0, len(data), SLICE):
             self._protocol.receive_data(data[start : start + SLICE])
             frames = self._protocol.events_received()
             if self._protocol.state is State.OPEN:
-                self._flush()  # a pong does not wait for the answers to what came with its ping; a close does
+                self._flush()  # a pong goes out before the replies to these frames, a close after them
             with correlate(self.session):
-                self._take(frames)
+                self._receive_frames(frames)
             self._flush()
             self._frames += len(frames)
             if self._frames > self._state.limits.frames:
                 self._fail("rate")
 
     def eof_received(self) -> None:
-        """The peer will send nothing more; the transport closes."""
+        """The peer sends nothing more; the transport closes the connection."""
         self._protocol.receive_eof()
         self._flush()
 
     def pause_writing(self) -> None:
-        """The peer does not read: read nothing from it either, or its pings would fill the memory with pongs."""
+        """Stop reading from a peer that does not read: its pings would fill memory with pongs."""
         self._full = True
         self._full_since = self._state.clock()
-        self._full_taken = self._count_taken()
+        self._full_acked = self._count_acked()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """There is room."""
+        """Read from the peer again, and wake what waits in `drained`."""
         self._full = False
-        self._wake()
+        self._notify_drained()
         self._transport.resume_reading()
 
     def connection_lost(self) -> None:
-        """The end, however it came."""
-        self._shut(NEVER)
+        """Log the end of the connection and tell the handler."""
+        self._stop(NEVER)
         self._state.sessions -= 1
         self._state.discard(self)
         close = self._protocol.close_sent or self._protocol.close_rcvd or Close(1006, "")
-        seconds = round(self._state.clock() - self._since, 3)
+        seconds = round(self._state.clock() - self._opened_at, 3)
         with correlate(self.session):
             log.info("client_disconnected", session=self.session, code=int(close.code), seconds=seconds)
             if self._handler is not None:
-                self._ask(self._handler.connection_lost, self._why())
+                self._call(self._handler.connection_lost, self._close_reason())
                 self._handler = None
-        # Both refer to the protocol, which refers to them: it would wait for the garbage collector.
+        # Both are in reference cycles with the protocol, which would keep it until the garbage collector runs.
         self._protocol.parser.close()
         self._protocol.parser_exc = None
 
-    # The peer of the gateway.
+    # The gateway's Peer.
 
     def tick(self, now: float) -> None:
-        """Ping, find out who is silent, cut what should have ended, and tell the attendant the time."""
+        """Send a ping when due, cut the connection if the peer is silent or too slow, and tick the handler."""
         if not self._open:
             if now >= self._deadline:
                 self.abort("close_timeout")
@@ -208,19 +208,19 @@ class WebSocketConnection:
         if self._full and not self._keeps_pace(now):
             self.abort("too_slow")
             return
-        if self._pinged is not None:
-            if self._is_excused():
-                self._pinged = now
-            elif now >= self._pinged + self._state.limits.ping_timeout:
+        if self._pinged_at is not None:
+            if self._is_ping_in_flight():
+                self._pinged_at = now
+            elif now >= self._pinged_at + self._state.limits.ping_timeout:
                 self.abort("silent")
                 return
         elif now >= self._next_ping:
             self._ping(now)
         if self._handler is not None:
-            self._ask(self._handler.tick, now)
+            self._call(self._handler.tick, now)
 
     def drain(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
-        """Say bye and close; the peer has until `deadline`."""
+        """Send `bye()` if given, close, and give the peer until `deadline` to close too."""
         if self._open:
             if bye is not None:
                 self.write(bye())
@@ -229,19 +229,19 @@ class WebSocketConnection:
                 self._deadline = deadline
 
     def abort(self, reason: str) -> None:
-        """Cut the connection now, whatever waits to be sent."""
+        """Cut the connection now and drop queued data. `reason` is logged and counted."""
         if self._deadline != NEVER:
-            self._cut = reason
-            self._shut(NEVER)
+            self._abort_reason = reason
+            self._stop(NEVER)
             with correlate(self.session):
                 log.warning("client_aborted", session=self.session, reason=reason)
             self._state.aborted[reason] += 1
             self._transport.abort()
 
-    # In.
+    # Inbound.
 
-    def _take(self, frames: Sequence[Request | Response | Frame]) -> None:
-        """Make messages of frames. The protocol has answered pings and close frames, and checked the order."""
+    def _receive_frames(self, frames: Sequence[Request | Response | Frame]) -> None:
+        """Assemble messages. The protocol has already answered pings and close frames and checked the frame order."""
         for frame in frames:
             if not self._open or not isinstance(frame, Frame):
                 return
@@ -252,29 +252,29 @@ class WebSocketConnection:
                 if len(self._fragments) > self._state.limits.fragments:
                     self._fail("too_big")
                 elif frame.fin:
-                    self._message(b"".join(self._fragments))
+                    self._receive_message(b"".join(self._fragments))
                     self._fragments.clear()
 
-    def _message(self, text: bytes) -> None:
+    def _receive_message(self, text: bytes) -> None:
         try:
             text.decode()
         except UnicodeDecodeError:
             self._fail("not_utf8")
             return
         if self._handler is not None:
-            self._ask(self._handler.message_received, text)
+            self._call(self._handler.message_received, text)
 
-    def _ask(self, question: Callable[..., None], *arguments: object) -> None:
-        """Call the attendant. One that raises has a bug: its client is closed, and no other notices."""
+    def _call(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call the handler. An exception is a bug and closes this session only."""
         try:
-            question(*arguments)
-        except Exception:  # noqa: BLE001 - whatever it is, it stays with this client
+            callback(*arguments)
+        except Exception:  # noqa: BLE001 - a bug costs this client only
             self._fail_internally()
 
-    # Out.
+    # Outbound.
 
     def _flush(self) -> None:
-        """Send what the protocol has to say, and notice when it has left the open state."""
+        """Send the output of the protocol, and start closing when it has left the open state."""
         writes = self._protocol.data_to_send()
         if data := b"".join(writes):
             self._sent += len(data)
@@ -282,21 +282,21 @@ class WebSocketConnection:
         if writes and writes[-1] == SEND_EOF:
             self._transport.write_eof()
         if self._open and self._protocol.state is not State.OPEN:
-            self._shut(self._state.clock() + self._state.limits.close_timeout)
+            self._stop(self._state.clock() + self._state.limits.close_timeout)
 
-    def _shut(self, deadline: float) -> None:
+    def _stop(self, deadline: float) -> None:
         self._open = False
         self._deadline = deadline
-        self._wake()
+        self._notify_drained()
 
-    def _wake(self) -> None:
-        """Let go on who waits in `drained`."""
-        if self._room is not None:
-            self._room.set()
-            self._room = None
+    def _notify_drained(self) -> None:
+        """Wake what waits in `drained`."""
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
 
     def _fail(self, name: str) -> None:
-        """Close for a fault, and hear nothing more from this peer."""
+        """Close with the code `name` of CLOSE_CODES and discard further input."""
         if not self._protocol.eof_sent:
             self._protocol.fail(CLOSE_CODES[name].code, name)
             self._flush()
@@ -307,41 +307,41 @@ class WebSocketConnection:
 
     def _ping(self, now: float) -> None:
         self._next_ping = now + self._state.limits.ping_every
-        self._pinged = now
+        self._pinged_at = now
         self._protocol.send_ping(b"")
         self._flush()
         self._ping_end = self._sent
-        self._taken = self._count_taken()
+        self._acked = self._count_acked()
 
-    def _is_excused(self) -> bool:
-        """May a peer be waited for that has not answered the ping?
+    def _is_ping_in_flight(self) -> bool:
+        """Whether the ping may still be on its way to the peer.
 
-        Until it has the ping, as long as it takes something, or is given the time that a full transport has: what
-        is sent before the ping may be long, and the line slow.
+        Much data can be queued before the ping, on a slow line. Until the peer has acknowledged the ping, it is
+        enough that it acknowledges something, or that the transport is full: `drain_timeout` applies then.
         """
-        before, self._taken = self._taken, self._count_taken()
-        return self._taken < self._ping_end and (self._taken > before or self._full)
+        before, self._acked = self._acked, self._count_acked()
+        return self._acked < self._ping_end and (self._acked > before or self._full)
 
     def _keeps_pace(self, now: float) -> bool:
-        """Does the peer read, slowly as it may, while the transport is full?"""
+        """Whether a peer with a full transport has acknowledged MIN_DRAIN_BYTES in each `drain_timeout`."""
         if now >= self._full_since + self._state.limits.drain_timeout:
-            taken = self._count_taken()
-            if taken < self._full_taken + MIN_DRAIN_BYTES:
+            acked = self._count_acked()
+            if acked < self._full_acked + MIN_DRAIN_BYTES:
                 return False
-            self._full_since, self._full_taken = now, taken
+            self._full_since, self._full_acked = now, acked
         return True
 
-    def _why(self) -> Close | None:
-        """Why this side has ended the connection; None if it has not."""
-        if self._cut in CLOSE_CODES:
-            return Close(CLOSE_CODES[self._cut].code, self._cut)
+    def _close_reason(self) -> Close | None:
+        """Why this side ended the connection; None if the peer did."""
+        if self._abort_reason in CLOSE_CODES:
+            return Close(CLOSE_CODES[self._abort_reason].code, self._abort_reason)
         sent = self._protocol.close_sent
         return Close(int(sent.code), sent.reason) if sent and not self._protocol.close_rcvd_then_sent else None
 
-    def _count_taken(self) -> int:
-        """How many bytes the peer's kernel has acknowledged; our own kernel's buffer can hold megabytes."""
+    def _count_acked(self) -> int:
+        """The number of bytes that the peer's kernel has acknowledged; our own kernel can buffer megabytes more."""
         try:
-            held = fcntl.ioctl(self._transport.connection, termios.TIOCOUTQ, bytes(4))
+            unacked = fcntl.ioctl(self._transport.connection, termios.TIOCOUTQ, bytes(4))
         except OSError:  # not on this system
             return self._sent - self.queued()
-        return self._sent - self.queued() - int.from_bytes(held, sys.byteorder)
+        return self._sent - self.queued() - int.from_bytes(unacked, sys.byteorder)

@@ -1,4 +1,4 @@
-"""permessage-deflate (RFC 7692), in such a way that what many are written is compressed once."""
+"""permessage-deflate (RFC 7692), arranged so that a frame sent to many clients is compressed once."""
 
 import zlib
 from typing import Final
@@ -9,46 +9,49 @@ from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFact
 from websockets.frames import Frame, Opcode
 from websockets.headers import build_extension, parse_extension
 
-WINDOW: Final = 12  # bits: what clients grant who keep their own memory small
+WINDOW: Final = 12  # bits; small enough for clients that save memory
 LEVEL: Final = 6
-COMPRESSED: Final = 0x40  # in the first byte of a frame
-TAIL: Final = 4  # bytes at the end of a flushed message that are not sent
+COMPRESSED: Final = 0x40  # RSV1, in the first byte of a frame
+TAIL: Final = 4  # bytes that end a flushed message and are not sent: RFC 7692, section 7.2.1
 
-# No message leans on an earlier one: so all peers can have the same bytes, and none costs memory between messages.
+# Without context takeover each message stands alone: all peers get the same bytes, and an idle one costs no memory.
 _NEGOTIATION: Final = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True, client_no_context_takeover=True, server_max_window_bits=WINDOW
 )
 
 
 def negotiate(offers: str) -> tuple[str, Extension] | None:
-    """The answer to the offers of `Sec-WebSocket-Extensions`, and what reads the peer's frames; None if none fits."""
+    """The response to the offers in `Sec-WebSocket-Extensions`, and the decoder for the peer's frames.
+
+    None if no offer can be accepted.
+    """
     try:
         for name, parameters in parse_extension(offers):
             if name == _NEGOTIATION.name:
                 try:
-                    answered, extension = _NEGOTIATION.process_request_params(parameters, [])
+                    accepted, extension = _NEGOTIATION.process_request_params(parameters, [])
                 except NegotiationError:
                     continue
-                if extension.local_max_window_bits == WINDOW:  # else the peer could not read what the others can
-                    return build_extension([(name, list(answered))]), extension
+                if extension.local_max_window_bits == WINDOW:  # a smaller window could not read the shared frames
+                    return build_extension([(name, list(accepted))]), extension
     except InvalidHeaderFormat:
-        pass  # nobody has to be understood who offers something optional
+        pass  # the extension is optional, so a malformed offer is ignored
     return None
 
 
 class Deflate:
-    """Compresses frames for those who take it, each that has `least` bytes or more and becomes smaller.
+    """Compresses frames whose payload is at least `min_size` bytes, if that makes them smaller.
 
-    Whoever is handed the same object as the one before gets the same object back.
+    A call with the same object as the previous call returns the same result without compressing again.
     """
 
-    def __init__(self, least: int) -> None:
-        self._least = least
+    def __init__(self, min_size: int) -> None:
+        self._min_size = min_size
         self._plain = self._deflated = b""
 
     def __call__(self, frames: bytes) -> bytes:
-        """`frames` are whole, final, unmasked and uncompressed."""
-        if len(frames) < self._least:
+        """Compress `frames`: one or more whole frames, each final, unmasked and uncompressed."""
+        if len(frames) < self._min_size:
             return frames
         if frames is not self._plain:
             self._plain, self._deflated = frames, self._compress(frames)
@@ -68,7 +71,7 @@ class Deflate:
         return b"".join(done)
 
     def _smaller(self, frame: bytes, payload: bytes) -> bytes:
-        if len(payload) < self._least:
+        if len(payload) < self._min_size:
             return frame
         compressor = zlib.compressobj(LEVEL, wbits=-WINDOW)
         deflated = (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-TAIL]

@@ -1,4 +1,4 @@
-"""A connection until it is known what it wants: a page, or a websocket."""
+"""The first request of a connection: a page is served, or a websocket session takes over."""
 
 from collections.abc import Callable
 from typing import Final
@@ -10,21 +10,22 @@ from daemon.gateway.transport import Transport
 from daemon.gateway.upgrade import upgrade
 
 PATH: Final = "/v1"
-MAX_LOGGED: Final = 200  # characters of what a stranger sent
+MAX_LOGGED: Final = 200  # characters of client-supplied text in a log line
 
-FULL: Final = text_page("All connections are taken: come back later.", 503, {"Retry-After": "5"})
-_GOING: Final = text_page("The server restarts: come back.", 503, {"Retry-After": "1"})
-_GET_ONLY: Final = text_page("A websocket is opened with GET.", 405, {"Allow": "GET"})
-_NO_SOCKET: Final = text_page(f"There is no websocket here, but at {PATH}.", 404)
-_UNFINISHED: Final = text_page("The request is not complete.", 400)
-_FAILED: Final = text_page("The page could not be made.", 500)
+FULL: Final = text_page("All connections are taken: try again later.", 503, {"Retry-After": "5"})
+_RESTARTING: Final = text_page("The server is restarting: try again.", 503, {"Retry-After": "1"})
+_GET_ONLY: Final = text_page("A WebSocket handshake uses GET.", 405, {"Allow": "GET"})
+_NO_WEBSOCKET: Final = text_page(f"The WebSocket endpoint is {PATH}.", 404)
+_INCOMPLETE: Final = text_page("The request is not complete.", 400)
+_FAILED: Final = text_page("Internal server error.", 500)
 
 
 class Handshake:
-    """Reads one request, and answers it with a page or becomes a `Connection`.
+    """Reads one request, then responds with a page or passes the transport to a `WebSocketConnection`.
 
-    After a page it reads on until the peer has closed, for a socket that is closed with unread bytes takes its
-    answer with it. `deadline` bounds both: the wait for the request, and the wait for the peer.
+    After a page it discards what still arrives until the peer closes: closing a socket with unread data sends a
+    reset, which can destroy the response before the peer reads it. `_deadline` limits the wait for the request,
+    and then the wait for the peer to close.
     """
 
     __slots__ = ("_answered", "_deadline", "_received", "_state", "_transport")
@@ -37,7 +38,7 @@ class Handshake:
         self._deadline = state.clock() + state.limits.open_timeout
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in; what comes behind the request of a page is thrown away."""
+        """Read the request. Anything that follows the request of a page is discarded."""
         if self._answered:
             return
         self._received += data
@@ -48,35 +49,35 @@ class Handshake:
             self._respond(request)
 
     def eof_received(self) -> None:
-        """The peer has said all; the transport closes once the answer is out."""
+        """The peer sends nothing more; the transport closes once the response is out."""
         if self._received and not self._answered:
-            self._refuse(_UNFINISHED)
+            self._refuse(_INCOMPLETE)
 
     def pause_writing(self) -> None:
-        """The page is large."""
+        """A large page is queued; nothing else will be written."""
 
     def resume_writing(self) -> None:
-        """Most of the page is on its way."""
+        """Most of the page has been sent."""
 
     def connection_lost(self) -> None:
-        """The end."""
+        """The connection has ended."""
         self._state.discard(self)
 
     def tick(self, now: float) -> None:
-        """Cut a peer that takes too long."""
+        """Cut the connection if its deadline has passed."""
         if now >= self._deadline:
             self.abort("answer_timeout" if self._answered else "open_timeout")
 
     def drain(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
-        """The server goes, before the peer has finished asking."""
+        """Refuse an unfinished request, and give the peer until `deadline` to read the response."""
         if not self._answered:
-            self._refuse(_GOING)
+            self._refuse(_RESTARTING)
         if self._deadline != NEVER:
             self._deadline = deadline
             self._transport.close()
 
     def abort(self, reason: str) -> None:
-        """Cut the connection now, whatever waits to be sent."""
+        """Cut the connection now and drop queued data. `reason` is logged and counted."""
         if self._deadline != NEVER:
             self._deadline = NEVER
             log.info("client_aborted", peer=peer_name(self._transport.connection), reason=reason)
@@ -90,14 +91,14 @@ class Handshake:
         elif request.path == PATH:
             self._refuse(_GET_ONLY, with_body=with_body)
         elif request.lists("upgrade", "websocket"):
-            self._refuse(_NO_SOCKET, with_body=with_body)
+            self._refuse(_NO_WEBSOCKET, with_body=with_body)
         else:
             self._answer(self._page(request), with_body=with_body)
 
     def _page(self, request: Request) -> Page:
         try:
             return self._state.site.answer(request.method, request.path)
-        except Exception:  # noqa: BLE001 - whatever it is, it stays with this page
+        except Exception:  # noqa: BLE001 - a bug costs this page only
             log.exception("internal_error", path=request.path[:MAX_LOGGED])
             return _FAILED
 
@@ -111,7 +112,7 @@ class Handshake:
             return
         connection = WebSocketConnection(self._state, self._transport, accepted.extensions)
         self._transport.protocol = connection
-        connection.begin(accepted.answer, bytes(self._received[request.size :]))
+        connection.begin(accepted.response, bytes(self._received[request.size :]))
         self._state.discard(self)
 
     def _refuse(self, page: Page, *, with_body: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Plain HTTP beside the websocket: one request in, one page out, then the end. Bytes only, no socket."""
+"""Plain HTTP on bytes, without a socket: parse one request, make one page, and the connection ends."""
 
 import json
 import re
@@ -11,11 +11,11 @@ from typing import Any, Final
 
 MAX_LINE: Final = 8190  # bytes of the request line or of one header, without its CRLF
 MAX_HEADERS: Final = 128
-MAX_HEAD: Final = 32 * 1024  # bytes: what a socket may cost before it has said what it wants
+MAX_HEAD: Final = 32 * 1024  # bytes; bounds the memory of a connection before its request is complete
 
-# The grammar of RFC 9110 and 9112, read strictly: two readers of one request must never see two requests.
+# The grammar of RFC 9110 and RFC 9112, read strictly: a proxy and this parser must never read a request differently.
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_BEGINNING: Final = re.compile(_TOKEN)
+_TOKEN_START: Final = re.compile(_TOKEN)
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/(\d\.\d)")
 _HEADER: Final = re.compile(rb"(" + _TOKEN + rb"+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
 
@@ -29,7 +29,7 @@ _COMMON: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer: HTTP status, body, MIME type, and headers beyond those that every answer has."""
+    """One response: HTTP status, body, MIME type, and headers beyond those of every response."""
 
     status: int
     body: bytes
@@ -37,7 +37,7 @@ class Page:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def serialize(self, *, with_body: bool = True) -> bytes:
-        """The whole answer; without its body, but with its true length, for HEAD."""
+        """The whole response. For HEAD, leave out the body; Content-Length still gives its size."""
         headers = {
             "Date": formatdate(usegmt=True),
             "Content-Type": self.content_type,
@@ -52,18 +52,18 @@ class Page:
 
 
 def text_page(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Page:
-    """Plain text that ends in one newline."""
+    """A page of plain text that ends in one newline."""
     return Page(status, f"{text.rstrip()}\n".encode(), "text/plain; charset=utf-8", headers or {})
 
 
 def json_page(obj: Any, status: int = 200) -> Page:  # noqa: ANN401 - whatever json takes
-    """`obj` as JSON. Raises ValueError for NaN and TypeError for what JSON cannot hold."""
+    """A page of `obj` as compact JSON. Raises ValueError for NaN, TypeError for what JSON cannot represent."""
     body = json.dumps(obj, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Page(status, body.encode(), "application/json")
 
 
 def html_page(text: str) -> Page:
-    """An HTML page. It may load files of its own origin and open websockets; inline code and styles are blocked."""
+    """A page of HTML. It may load files of its own origin and open websockets; inline code and styles are blocked."""
     return Page(200, text.encode(), "text/html; charset=utf-8", {"Content-Security-Policy": _POLICY})
 
 
@@ -74,9 +74,9 @@ _POLICY: Final = (
 
 
 def static_pages(folder: Path) -> dict[str, Page]:
-    """The web page in `folder`, by path: index.html at `/`, its scripts and style sheets under their names.
+    """The pages of `folder` by path: index.html at `/`, scripts and style sheets under their names.
 
-    Other files are not served. All are read here, once: a request never reaches the file system. Raises OSError.
+    Other files are not served. All are read here, so a request never touches the file system. Raises OSError.
     """
     pages = {"/": html_page((folder / "index.html").read_text(encoding="utf-8"))}
     for file in sorted(folder.iterdir()):
@@ -89,21 +89,21 @@ _CONTENT_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascr
 
 
 class Site:
-    """The pages that this server has: a dictionary of paths, never a look into the file system.
+    """Pages by path, held in memory.
 
-    A callable makes its page at every request, on the event loop: it must not wait.
+    A callable makes a fresh page for each request. It runs on the event loop and must not block.
     """
 
     def __init__(self, pages: Mapping[str, Page | Callable[[], Page]]) -> None:
         self._pages = dict(pages)
 
     def answer(self, method: str, path: str) -> Page:
-        """The page at `path`, or the page that says why there is none."""
+        """The page at `path`, or an error page: 404 or 405."""
         page = self._pages.get(path)
         if page is None:
-            return text_page("There is nothing here.", 404)
+            return text_page("Not found.", 404)
         if method not in {"GET", "HEAD"}:
-            return text_page("This page can only be read.", 405, {"Allow": "GET, HEAD"})
+            return text_page("This page is read-only: use GET or HEAD.", 405, {"Allow": "GET, HEAD"})
         return page if isinstance(page, Page) else page()
 
 
@@ -111,8 +111,8 @@ class Site:
 class Request:
     """The head of one request.
 
-    `path` comes without its query, `version` is 1.0 or 1.1, header names are in lower case, repeated headers are
-    joined by commas. `size` is how many bytes the head took.
+    `path` has no query, `version` is 1.0 or 1.1, header names are in lower case, and repeated headers are joined
+    by commas. `size` is the length of the head in bytes.
     """
 
     method: str
@@ -122,14 +122,14 @@ class Request:
     size: int
 
     def lists(self, header: str, token: str) -> bool:
-        """Does a comma-separated header name `token`, in any case?"""
+        """Whether the comma-separated `header` contains `token` (lower case), ignoring case."""
         return token in {item.strip().lower() for item in self.headers.get(header, "").split(",")}
 
 
 def read_head(data: bytearray) -> Request | Page | None:
-    """Read a request from all that has come in so far: None while it is unfinished, a Page if refused."""
-    if data and not _BEGINNING.match(data):
-        return text_page("This is not HTTP.", 400)  # TLS, most often: it is told now, and not after a timeout
+    """Parse a request from the bytes received so far: None while it is incomplete, an error Page if it is refused."""
+    if data and not _TOKEN_START.match(data):
+        return text_page("This is not HTTP.", 400)  # usually TLS: refuse at once, not after a timeout
     if len(data) >= MAX_LINE + 2 and data.find(b"\n", 0, MAX_LINE + 2) < 0:
         return _LINE_TOO_LONG
     end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
@@ -142,7 +142,7 @@ def read_head(data: bytearray) -> Request | Page | None:
 
 _LINE_TOO_LONG: Final = text_page(f"The request line is longer than {MAX_LINE} bytes.", 414)
 _HEADERS_TOO_LARGE: Final = text_page(
-    f"At most {MAX_HEADERS} headers of {MAX_LINE} bytes, {MAX_HEAD} bytes in all.", 431
+    f"The limit is {MAX_HEADERS} headers of {MAX_LINE} bytes, {MAX_HEAD} bytes in all.", 431
 )
 
 
@@ -152,7 +152,7 @@ def _parse(head: bytes, size: int) -> Request | Page:
         return text_page("The request line is malformed.", 400)
     method, target, version = (part.decode("ascii") for part in line.groups())
     if version not in {"1.0", "1.1"}:
-        return text_page("Only HTTP/1.1 is spoken here.", 505)
+        return text_page("Only HTTP/1.0 and HTTP/1.1 are supported.", 505)
     if len(lines) > MAX_HEADERS or any(len(line) > MAX_LINE for line in lines):
         return _HEADERS_TOO_LARGE
     headers: dict[str, str] = {}
@@ -161,18 +161,18 @@ def _parse(head: bytes, size: int) -> Request | Page:
             return text_page("A header is malformed.", 400)
         name, value = line[1].decode("ascii").lower(), line[2].decode("latin-1").rstrip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    if refused := _body(headers):
-        return refused
+    if refusal := _refuse_body(headers):
+        return refusal
     return Request(method, target.partition("?")[0], version, headers, size)
 
 
-def _body(headers: Mapping[str, str]) -> Page | None:
-    """Nothing here takes a body, and where one would end must never be a question."""
+def _refuse_body(headers: Mapping[str, str]) -> Page | None:
+    """Refuse every request with a body, and every one whose length is ambiguous."""
     if "transfer-encoding" in headers:
-        return text_page("Transfer-Encoding is not understood here.", 501)
+        return text_page("Transfer-Encoding is not supported.", 501)
     lengths = {length.strip() for length in headers.get("content-length", "0").split(",")}
     if not all(length.isascii() and length.isdigit() for length in lengths) or len(lengths) > 1:
         return text_page("Content-Length is malformed.", 400)
     if lengths != {"0"}:
-        return text_page("Nothing here takes a body.", 413)
+        return text_page("Requests must not have a body.", 413)
     return None

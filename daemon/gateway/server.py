@@ -1,4 +1,4 @@
-"""The gateway: lets peers in, keeps the time of all of them, and lets them go in order."""
+"""The gateway: accepts connections, ticks them all from one timer, and drains them at shutdown."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ from daemon.gateway.limits import SPARE, Limits
 from daemon.gateway.state import GatewayState, Peer
 from daemon.gateway.transport import Transport
 
-SOME = 256  # connections that are told the time in one turn of the loop
+TICK_BATCH = 256  # connections ticked in one iteration of the event loop
 
 __all__ = ["Gateway", "Limits", "ListenFailed", "bind", "encode"]
 
@@ -27,7 +27,8 @@ __all__ = ["Gateway", "Limits", "ListenFailed", "bind", "encode"]
 class Gateway:
     """Serves `rowcast.v1` at /v1, and the pages of `site` beside it.
 
-    Every websocket gets an attendant from `attend`. `clock` is monotonic, in seconds.
+    `open_client` makes the handler of each websocket session. `clock` is monotonic, in seconds. As a context
+    manager, the gateway drains when its block ends.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Gateway:
             deflate=Deflate(limits.deflate_bytes) if limits.deflate_bytes else None,
         )
         self._acceptors: list[Acceptor] = []
-        self._ticking: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -60,17 +61,17 @@ class Gateway:
 
     @property
     def connections(self) -> int:
-        """How many websocket sessions there are."""
+        """The number of open websocket sessions."""
         return self._state.sessions
 
     @property
     def sockets(self) -> int:
-        """How many connections are accepted, websocket sessions among them."""
+        """The number of accepted connections, including websocket sessions."""
         return len(self._state.peers)
 
     @property
     def aborted(self) -> Counter[str]:
-        """How many connections were cut, by reason."""
+        """The number of connections that were cut, by reason."""
         return self._state.aborted
 
     async def start(
@@ -81,10 +82,10 @@ class Gateway:
         sockets: Sequence[socket.socket] = (),
         should_accept: Callable[[int], bool] = lambda _: True,
     ) -> tuple[str, int]:
-        """Listen on `host` and `port` (0: any that is free), or on `sockets`; returns host and port of the first.
+        """Listen on `host` and `port` (0: any free port), or on `sockets`. Returns the first socket's host and port.
 
-        `my_turn` gets the number of connections, and says whether the next is for us or, since other processes
-        accept from the same sockets, is left to them for a moment. Raises ListenFailed.
+        `should_accept` gets the number of connections and decides whether to accept the next one now, or to leave
+        it for a moment to other processes that listen on the same sockets. Raises ListenFailed.
         """
         sockets = sockets or await bind(host, port)
         address = sockets[0].getsockname()
@@ -95,16 +96,16 @@ class Gateway:
         return str(address[0]), int(address[1])
 
     def housekeep(self) -> None:
-        """Tell every connection the time. The gateway calls this once a tick; nothing else in it has a timer."""
+        """Tick every connection. The gateway calls this once per tick; no connection has a timer of its own."""
         for acceptor in self._acceptors:
             acceptor.resume()
         self._tick_peers(list(self._state.peers))
 
     def _tick_peers(self, peers: list[Peer]) -> None:
-        """Tell some, and the rest when everybody else has had a turn: ten thousand would hold up what is live."""
+        """Tick one batch, and the rest in later iterations: ten thousand at once would delay live traffic."""
         now = self._state.clock()
-        some, rest = peers[:SOME], peers[SOME:]
-        for peer in some:
+        batch, rest = peers[:TICK_BATCH], peers[TICK_BATCH:]
+        for peer in batch:
             if peer in self._state.peers:
                 peer.tick(now)
         if rest:
@@ -118,30 +119,30 @@ class Gateway:
         reason: str = "restart",
         within: float = 5.0,
     ) -> None:
-        """Stop accepting, write a bye to every session, close them with `code`, and wait for the peers.
+        """Stop accepting, send a bye to every session, close it with `code`, and wait for the peers.
 
-        `bye` is asked for the encoded frame of each session. Whoever is still there after `within` seconds is
-        cut. Calling it again does no harm.
+        `bye` returns the encoded frame for one session. Connections that are still open after `within` seconds are
+        cut. Calling `drain` again is harmless.
         """
         state = self._state
         for acceptor in self._acceptors:
             acceptor.close()
         for peer in tuple(state.peers):
             peer.drain(bye, code, reason, state.clock() + within)
-        await self._emptied(within)
+        await self._wait_until_empty(within)
         for peer in tuple(state.peers):
             peer.abort("drain_timeout")
-        await self._emptied(1.0)  # each tells of its end in the next turn
-        if self._ticking is not None:
-            self._ticking.cancel()
+        await self._wait_until_empty(1.0)  # an aborted connection ends in the next iteration
+        if self._timer is not None:
+            self._timer.cancel()
 
-    async def _emptied(self, within: float) -> None:
+    async def _wait_until_empty(self, within: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 await self._state.empty.wait()
 
     def _tick(self) -> None:
-        self._ticking = asyncio.get_running_loop().call_later(self._state.limits.tick_every, self._tick)
+        self._timer = asyncio.get_running_loop().call_later(self._state.limits.tick_every, self._tick)
         self.housekeep()
 
     def _admit(self, connection: socket.socket) -> None:

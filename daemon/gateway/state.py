@@ -1,4 +1,4 @@
-"""What the connections of one gateway share."""
+"""State shared by all connections of one gateway, and how peers are named in the log."""
 
 import asyncio
 import socket
@@ -15,28 +15,29 @@ from daemon.logs import get_logger
 
 log = get_logger()
 
-NEVER: Final = float("inf")  # the deadline of a connection that has been cut, and is not cut again
+NEVER: Final = float("inf")  # the deadline of a connection that was aborted already
 
 
 class Peer(Protocol):
-    """One accepted connection, whatever it has become."""
+    """One accepted connection: a handshake or a websocket session."""
 
     def tick(self, now: float) -> None:
-        """Do what time demands; called once a tick."""
+        """Enforce timeouts; called once per tick."""
 
     def drain(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
-        """The server goes: say so, close, and wait for the peer until `deadline`."""
+        """Shut down: send `bye()`, close, and give the peer until `deadline` to close too."""
 
     def abort(self, reason: str) -> None:
-        """Cut the connection now, whatever waits to be sent."""
+        """Cut the connection now and drop queued data. `reason` is logged and counted."""
 
 
 @dataclass(slots=True, kw_only=True)
 class GatewayState:
-    """`peers` are all connections; `sessions` says how many of them are websockets.
+    """What all connections of a gateway share.
 
-    `clock` is monotonic, in seconds. `deflate` is None if nothing is compressed. `aborted` counts the connections
-    that were cut, by reason.
+    `peers` holds every connection; `sessions` counts those that are websockets. `clock` is monotonic, in seconds.
+    `deflate` is None if compression is off. `aborted` counts the connections that were cut, by reason. `empty` is
+    set while there are no connections.
     """
 
     open_client: OpenClient
@@ -54,12 +55,12 @@ class GatewayState:
         self.empty.set()
 
     def add(self, peer: Peer) -> None:
-        """A connection is here."""
+        """Register a connection."""
         self.peers.add(peer)
         self.empty.clear()
 
     def discard(self, peer: Peer) -> None:
-        """A connection has gone, or become another kind of peer."""
+        """Forget a connection that has ended, or that another peer has replaced."""
         self.peers.discard(peer)
         if not self.peers:
             self.empty.set()
@@ -72,10 +73,10 @@ def peer_name(connection: socket.socket) -> str:
             case (str(host), int(port), *_):
                 return address_name(host, port)
     except OSError:
-        pass  # it has gone
+        pass  # the peer has disconnected
     return "unknown"
 
 
 def address_name(host: str, port: int) -> str:
-    """An address as people write it."""
+    """`host:port`, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

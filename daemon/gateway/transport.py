@@ -1,4 +1,4 @@
-"""One accepted socket: reads it, and writes what any number of others may be written too."""
+"""A transport for one accepted socket, whose write queue shares its buffers with other transports."""
 
 import asyncio
 import socket
@@ -9,48 +9,48 @@ from typing import Final, Protocol
 
 from daemon.gateway.state import log, peer_name
 
-READ: Final = 64 * 1024  # bytes taken from the kernel at once
-HIGH: Final = 64 * 1024  # bytes that wait when the peer counts as full
-LOW: Final = 16 * 1024  # bytes that wait when it no longer does
-MAX_FRAMES_PER_SEND: Final = 64  # frames handed to the kernel at once
+READ_SIZE: Final = 64 * 1024  # bytes read from the kernel at once
+HIGH_WATER: Final = 64 * 1024  # queued bytes above which writing is paused
+LOW_WATER: Final = 16 * 1024  # queued bytes at which writing is resumed
+MAX_SEND_BUFFERS: Final = 64  # buffers passed to one sendmsg
 
 
 class TransportProtocol(Protocol):
-    """Who reads and writes through a `Transport`. Nothing here is called from inside `write`, but for `filled`."""
+    """Callbacks of a `Transport`, named as in asyncio. Inside `write`, only `pause_writing` is ever called."""
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in."""
+        """Bytes were received."""
 
     def eof_received(self) -> None:
-        """The peer will send nothing more. What waits is still written, then the connection is closed."""
+        """The peer will send nothing more. Queued data is still written, then the connection is closed."""
 
     def pause_writing(self) -> None:
-        """More than HIGH bytes wait for the peer."""
+        """More than HIGH_WATER bytes are queued."""
 
     def resume_writing(self) -> None:
-        """Only LOW bytes or less wait, after more than HIGH did."""
+        """The queue has shrunk to LOW_WATER bytes or less after `pause_writing`."""
 
     def connection_lost(self) -> None:
-        """The connection has ended. Called exactly once, and last."""
+        """The connection has ended. Called exactly once, as the last callback."""
 
 
 class Transport:
-    """A socket that does not block, and what waits to be written to it.
+    """A non-blocking socket and its write queue.
 
-    asyncio's own would copy what waits for each peer, and takes three calls and a task more until it reads. `user`
-    may be exchanged at any time. No method raises once the peer has gone.
+    asyncio's own transport copies queued data for each peer, and needs a task and several iterations of the loop
+    before it reads. `protocol` may be replaced at any time. No method raises after the peer has disconnected.
     """
 
     __slots__ = (
         "_closing",
         "_eof",
         "_fd",
-        "_full",
         "_loop",
         "_lost",
+        "_paused",
+        "_queue",
         "_reading",
         "_send",
-        "_waiting",
         "connection",
         "protocol",
         "queued",
@@ -59,23 +59,23 @@ class Transport:
     protocol: TransportProtocol
 
     def __init__(self, connection: socket.socket) -> None:
-        """Set `user`, and call `resume_reading`, to begin."""
+        """To start, set `protocol` and call `resume_reading`."""
         self._loop = asyncio.get_running_loop()
         self.connection = connection
         self._fd = connection.fileno()
         self._send = connection.send
-        self._waiting: deque[bytes | memoryview] | None = None
-        self.queued = 0  # bytes that wait
-        self._full = False
+        self._queue: deque[bytes | memoryview] | None = None
+        self.queued = 0  # bytes
+        self._paused = False
         self._reading = False
-        self._eof = False  # nothing is written behind what waits
-        self._closing = False  # nothing is read any more, and it ends behind what waits
+        self._eof = False  # no writes follow the queued data
+        self._closing = False  # reading has stopped; the connection ends after the queued data
         self._lost = False
 
     def write(self, data: bytes) -> int:
-        """Hand bytes to the peer, or keep them until it takes them. Returns how many wait now."""
+        """Send bytes, or queue what the kernel does not take. Returns how many bytes are queued."""
         if self.queued:
-            self._wait(data)
+            self._enqueue(data)
         elif not self._lost:
             try:
                 sent = self._send(data)
@@ -85,45 +85,45 @@ class Transport:
                 self.abort()
                 return 0
             if sent != len(data):
-                self._wait(memoryview(data)[sent:] if sent else data)
+                self._enqueue(memoryview(data)[sent:] if sent else data)
         return self.queued
 
     def write_eof(self) -> None:
-        """Nothing more will be written."""
+        """Shut down the sending side once the queue is empty. Nothing may be written afterwards."""
         self._eof = True
         if not self.queued:
-            self._finish()
+            self._queue_written()
 
     def close(self) -> None:
-        """Read no more; end once what waits has been written."""
+        """Stop reading, and end the connection once the queue is empty."""
         self._closing = True
         self.pause_reading()
         if not self.queued:
             self.abort()
 
     def abort(self) -> None:
-        """End now, whatever waits. `lost` follows soon, and not from inside this call."""
+        """End the connection now and drop the queue. `connection_lost` follows from the event loop, not this call."""
         if not self._lost:
             self._closing = self._lost = True
             self.pause_reading()
-            self._forget()
-            self._loop.call_soon(self._end)
+            self._clear_queue()
+            self._loop.call_soon(self._finish)
 
     def pause_reading(self) -> None:
-        """Take nothing from the peer for now."""
+        """Stop reading until `resume_reading`."""
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
-        """Take what comes."""
+        """Read what the peer sends. Does nothing after `close` or `abort`."""
         if not self._reading and not self._closing:
             self._reading = True
             self._loop.add_reader(self._fd, self._read)
 
     def _read(self) -> None:
         try:
-            data = self.connection.recv(READ)
+            data = self.connection.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -135,62 +135,62 @@ class Transport:
             else:
                 self.protocol.eof_received()
                 self.close()
-        except Exception:  # noqa: BLE001 - whatever it is, it stays with this peer
+        except Exception:  # noqa: BLE001 - a bug costs this peer only
             log.exception("internal_error", peer=peer_name(self.connection))
             self.abort()
 
-    def _wait(self, data: bytes | memoryview) -> None:
+    def _enqueue(self, data: bytes | memoryview) -> None:
         if self._lost or not data:
             return
-        if self._waiting is None:
-            self._waiting = deque()
-            self._loop.add_writer(self._fd, self._write_on)
-        self._waiting.append(data)
+        if self._queue is None:
+            self._queue = deque()
+            self._loop.add_writer(self._fd, self._flush)
+        self._queue.append(data)
         self.queued += len(data)
-        if self.queued > HIGH and not self._full:
-            self._full = True
+        if self.queued > HIGH_WATER and not self._paused:
+            self._paused = True
             self.protocol.pause_writing()
 
-    def _write_on(self) -> None:
-        """The kernel has room."""
-        assert self._waiting
+    def _flush(self) -> None:
+        """Send queued data; called when the kernel accepts more."""
+        assert self._queue
         try:
-            sent = self.connection.sendmsg(list(islice(self._waiting, MAX_FRAMES_PER_SEND)))
+            sent = self.connection.sendmsg(list(islice(self._queue, MAX_SEND_BUFFERS)))
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self.abort()
             return
         self.queued -= sent
-        while sent and sent >= len(self._waiting[0]):
-            sent -= len(self._waiting.popleft())
+        while sent and sent >= len(self._queue[0]):
+            sent -= len(self._queue.popleft())
         if sent:
-            self._waiting[0] = memoryview(self._waiting[0])[sent:]
+            self._queue[0] = memoryview(self._queue[0])[sent:]
         if not self.queued:
-            self._forget()
-        if self._full and self.queued <= LOW:
-            self._full = False
+            self._clear_queue()
+        if self._paused and self.queued <= LOW_WATER:
+            self._paused = False
             self.protocol.resume_writing()
         if not self.queued:
-            self._finish()
+            self._queue_written()
 
-    def _forget(self) -> None:
-        if self._waiting is not None:
-            self._waiting = None
+    def _clear_queue(self) -> None:
+        if self._queue is not None:
+            self._queue = None
             self._loop.remove_writer(self._fd)
         self.queued = 0
 
-    def _finish(self) -> None:
-        """Everything has been written."""
+    def _queue_written(self) -> None:
+        """Do what had to wait for an empty queue."""
         if self._closing:
             self.abort()
         elif self._eof:
-            with suppress(OSError):  # the peer may have gone a moment ago
+            with suppress(OSError):  # the peer may have disconnected just now
                 self.connection.shutdown(socket.SHUT_WR)
 
-    def _end(self) -> None:
+    def _finish(self) -> None:
         try:
             self.protocol.connection_lost()
         finally:
-            del self.protocol  # or the two would wait for the garbage collector
+            del self.protocol  # breaks the reference cycle, so neither waits for the garbage collector
             self.connection.close()

@@ -1,4 +1,4 @@
-"""Both sides of a gateway under test: an attendant that records, and peers that may misbehave."""
+"""A gateway under test with handlers that record, and peers that may misbehave."""
 
 import asyncio
 import socket
@@ -30,7 +30,7 @@ UPGRADE = {
 
 
 class Clock:
-    """Time passes when a test says so."""
+    """A clock that stands still unless a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -40,7 +40,7 @@ class Clock:
 
 
 class Recorder:
-    """An attendant that keeps what it is told, and answers with `answer`, by default the same text."""
+    """A handler that records its calls, and replies to messages with `answer`."""
 
     def __init__(self, client: Socket, answer: Callable[["Recorder", bytes], None]) -> None:
         self.socket = client
@@ -49,7 +49,7 @@ class Recorder:
         self.ticks: list[float] = []
         self.losses = 0
         self.close: Close | None = None
-        self.gone = asyncio.Event()
+        self.lost = asyncio.Event()
 
     def message_received(self, text: bytes) -> None:
         self.texts.append(text)
@@ -61,7 +61,7 @@ class Recorder:
     def connection_lost(self, close: Close | None) -> None:
         self.losses += 1
         self.close = close
-        self.gone.set()
+        self.lost.set()
 
 
 def echo(recorder: Recorder, text: bytes) -> None:
@@ -69,18 +69,18 @@ def echo(recorder: Recorder, text: bytes) -> None:
 
 
 def silence(recorder: Recorder, text: bytes) -> None:
-    """Answer nothing."""
+    """Do not reply."""
 
 
 @dataclass
-class Served:
-    """A gateway that listens, the attendants it has asked for in their order, and the time it believes in."""
+class Server:
+    """A listening gateway, its handlers in the order they were opened, and its clock."""
 
     gateway: Gateway
     clock: Clock
     host: str
     port: int
-    attendants: asyncio.Queue[Recorder]
+    handlers: asyncio.Queue[Recorder]
     peers: list["RawPeer"] = field(default_factory=list)
 
     @property
@@ -93,7 +93,7 @@ class Served:
         return connect(self.url, **settings | options)
 
     async def raw(self, receive_buffer: int | None = None) -> "RawPeer":
-        """A peer that has only connected."""
+        """A peer that has connected and sent nothing."""
         connection = socket.socket()
         if receive_buffer is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -103,21 +103,21 @@ class Served:
         return self.peers[-1]
 
     async def open(self, receive_buffer: int | None = None) -> tuple["RawPeer", Recorder]:
-        """A peer that has shaken hands, and will read and write what the test says; and its attendant."""
+        """A peer that has completed the handshake, and its handler."""
         peer = await self.raw(receive_buffer)
         await peer.send(request("GET /v1", UPGRADE))
         assert (await peer.read_head()).startswith(b"HTTP/1.1 101 ")
-        return peer, await self.attendants.get()
+        return peer, await self.handlers.get()
 
     def pass_time(self, seconds: float) -> None:
-        """Let the clock go on by whole ticks of a second."""
+        """Advance the clock second by second, with a tick each."""
         for _ in range(round(seconds)):
             self.clock.now += 1
             self.gateway.housekeep()
 
 
 class RawPeer:
-    """A TCP connection in the hands of a test."""
+    """A TCP connection that a test controls byte by byte."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -131,17 +131,17 @@ class RawPeer:
     async def send_frame(self, opcode: Opcode, data: bytes = b"", *, fin: bool = True) -> None:
         await self.send(frame(opcode, data, fin=fin))
 
-    async def read_some(self, most: int = 65536) -> bytes:
-        """What comes next; empty at the end, however the end came."""
-        await asyncio.sleep(0)  # a socket that is always ready would never let the gateway have its turn
+    async def read_some(self, limit: int = 65536) -> bytes:
+        """The next bytes; empty at the end, even after a reset."""
+        await asyncio.sleep(0)  # a socket that is always ready would never let the gateway run
         try:
-            return await self._loop.sock_recv(self._socket, most)
+            return await self._loop.sock_recv(self._socket, limit)
         except ConnectionError:
             self.was_reset = True
             return b""
 
     async def read_head(self) -> bytes:
-        """An HTTP head, up to and with its empty line."""
+        """An HTTP head, including its empty line."""
         while b"\r\n\r\n" not in self.buffer:
             data = await self.read_some()
             assert data, f"the connection ended after {self.buffer!r}"
@@ -150,7 +150,7 @@ class RawPeer:
         return head + b"\r\n\r\n"
 
     async def read_all(self) -> bytes:
-        """Everything until the end."""
+        """Everything until the connection ends."""
         while data := await self.read_some():
             self.buffer += data
         data, self.buffer = self.buffer, b""
@@ -176,7 +176,7 @@ class RawPeer:
         return Opcode(first & 0x0F), await self._exactly(size)
 
     async def read_close(self) -> int:
-        """Read on to the close frame; its code."""
+        """Read up to the close frame. Returns its code."""
         while True:
             opcode, data = await self.read_frame()
             if opcode is Opcode.CLOSE:
@@ -195,7 +195,7 @@ class RawPeer:
 
 
 def frame(opcode: Opcode, data: bytes = b"", *, fin: bool = True) -> bytes:
-    """One masked frame, as a client sends it."""
+    """One masked frame, as clients send."""
     return Frame(opcode, data, fin).serialize(mask=True)
 
 
@@ -213,7 +213,7 @@ def fill(recorder: Recorder) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop turn until it has come to pass; the suite's timeout is the only clock."""
+    """Run the event loop until `condition` holds; only the suite's timeout limits the wait."""
     while not condition():
         await asyncio.sleep(0.001)
 
@@ -224,28 +224,28 @@ async def serving(
     *,
     answer: Callable[[Recorder, bytes], None] = echo,
     **limits: Any,
-) -> AsyncIterator[Served]:
-    """A gateway whose clock stands still, and which ticks only when it is told to.
+) -> AsyncIterator[Server]:
+    """A gateway whose clock stands still, and which ticks only in `pass_time`.
 
-    Whatever the test did to it, nothing may have reached the loop's exception handler.
+    At the end it checks that no exception has reached the event loop's handler.
     """
-    attendants: asyncio.Queue[Recorder] = asyncio.Queue()
+    handlers: asyncio.Queue[Recorder] = asyncio.Queue()
     uncaught: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: uncaught.append(context))
 
     def open_client(client: Socket) -> Recorder:
         recorder = Recorder(client, answer)
-        attendants.put_nowait(recorder)
+        handlers.put_nowait(recorder)
         return recorder
 
     clock = Clock()
     settings = Limits(**{"tick_every": 3600.0, "close_timeout": 0.2, **limits})
     async with Gateway(open_client, Site(pages or {}), limits=settings, clock=clock) as gateway:
         host, port = await gateway.start("127.0.0.1")
-        served = Served(gateway, clock, host, port, attendants)
+        server = Server(gateway, clock, host, port, handlers)
         try:
-            yield served
+            yield server
         finally:
-            for peer in served.peers:
+            for peer in server.peers:
                 peer.close()
     assert uncaught == []

@@ -3,7 +3,7 @@ from websockets.frames import Close
 from daemon.core.close_codes import CLOSE_CODES, ComeBack
 
 
-def test_every_code_may_stand_in_a_close_frame_and_has_one_name() -> None:
+def test_every_code_is_valid_in_a_close_frame_and_has_one_name() -> None:
     for name, closing in CLOSE_CODES.items():
         assert closing.name == name
         Close(closing.code, closing.name).check()

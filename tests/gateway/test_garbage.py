@@ -1,4 +1,4 @@
-"""What is left of a peer that has gone: nothing that would wait for the garbage collector."""
+"""A connection that has ended leaves no reference cycles behind."""
 
 import asyncio
 import gc
@@ -11,7 +11,7 @@ from websockets.protocol import Protocol, Side
 from daemon.gateway.connection import WebSocketConnection
 from daemon.gateway.handshake import Handshake
 from daemon.gateway.transport import Transport
-from tests.gateway.peers import Served, serving, until
+from tests.gateway.peers import Server, serving, until
 
 
 @pytest.fixture
@@ -22,64 +22,64 @@ def without_collector() -> Iterator[None]:
     gc.enable()
 
 
-def remains() -> list[object]:
-    """What the gateway still has for any peer."""
+def live_objects() -> list[object]:
+    """The gateway's objects that are still alive, for any connection."""
     return [
-        thing
-        for thing in gc.get_objects()
-        if type(thing) in {WebSocketConnection, Handshake, Transport}
-        or (type(thing) is Protocol and thing.side is Side.SERVER)
+        obj
+        for obj in gc.get_objects()
+        if type(obj) in {WebSocketConnection, Handshake, Transport}
+        or (type(obj) is Protocol and obj.side is Side.SERVER)
     ]
 
 
-async def says_goodbye(served: Served) -> None:
-    async with served.connect():
-        assert 3 == len(remains())
+async def closes(server: Server) -> None:
+    async with server.connect():
+        assert 3 == len(live_objects())
 
 
-async def breaks_off(served: Served) -> None:
-    peer, _ = await served.open()
+async def resets(server: Server) -> None:
+    peer, _ = await server.open()
     peer.reset()
 
 
-async def ends_its_side(served: Served) -> None:
-    peer, _ = await served.open()
+async def disconnects(server: Server) -> None:
+    peer, _ = await server.open()
     await peer.send_frame(Opcode.TEXT, b"to be answered")
     peer.close()
 
 
-async def breaks_the_rules(served: Served) -> None:
-    peer, _ = await served.open()
+async def violates_the_protocol(server: Server) -> None:
+    peer, _ = await server.open()
     await peer.send_frame(Opcode.BINARY, b"no text")
     assert 1003 == await peer.read_close()
     peer.close()
 
 
-async def asks_for_a_page(served: Served) -> None:
-    peer = await served.raw()
+async def requests_a_page(server: Server) -> None:
+    peer = await server.raw()
     await peer.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     await peer.read_all()
     peer.close()
 
 
-async def is_sent_away(served: Served) -> None:
-    async with served.connect() as client:
-        recorder = await served.attendants.get()
+async def is_closed_by_the_server(server: Server) -> None:
+    async with server.connect() as client:
+        recorder = await server.handlers.get()
         recorder.socket.close(4401, "bad_token")
         await client.wait_closed()
 
 
 @pytest.mark.usefixtures("without_collector")
 @pytest.mark.parametrize(
-    "peer", [says_goodbye, breaks_off, ends_its_side, breaks_the_rules, asks_for_a_page, is_sent_away]
+    "peer", [closes, resets, disconnects, violates_the_protocol, requests_a_page, is_closed_by_the_server]
 )
-async def test_a_peer_that_has_gone_leaves_nothing_to_the_garbage_collector(
-    peer: Callable[[Served], Awaitable[None]],
+async def test_a_closed_connection_leaves_nothing_for_the_garbage_collector(
+    peer: Callable[[Server], Awaitable[None]],
 ) -> None:
-    async with serving() as served:
-        await peer(served)
-        await until(lambda: served.gateway.sockets == 0)
-        while not served.attendants.empty():
-            served.attendants.get_nowait()
-        await asyncio.sleep(0)  # the turn in which the last one went ends
-        assert [] == remains()
+    async with serving() as server:
+        await peer(server)
+        await until(lambda: server.gateway.sockets == 0)
+        while not server.handlers.empty():
+            server.handlers.get_nowait()
+        await asyncio.sleep(0)  # lets the iteration that removed the last connection finish
+        assert [] == live_objects()

@@ -13,45 +13,45 @@ from websockets.typing import Subprotocol
 from daemon.gateway.http import Site, text_page
 from daemon.gateway.limits import SPARE
 from daemon.gateway.server import Gateway, ListenFailed
-from tests.gateway.peers import UPGRADE, RawPeer, Recorder, Served, frame, request, serving, until
+from tests.gateway.peers import UPGRADE, RawPeer, Recorder, Server, frame, request, serving, until
 
 
-async def refused(served: Served, start: str, **changes: str | None) -> tuple[int, bytes]:
-    """Status and body of the answer to an upgrade whose headers are changed, or left out, by `changes`."""
+async def refused(server: Server, start: str, **changes: str | None) -> tuple[int, bytes]:
+    """Status and body of the response to an upgrade with changed headers; None leaves a header out."""
     headers = {name: changes.get(name.replace("-", "_"), value) for name, value in UPGRADE.items()}
-    peer = await served.raw()
+    peer = await server.raw()
     await peer.send(request(start, {name: value for name, value in headers.items() if value is not None}))
     head, _, body = (await peer.read_all()).partition(b"\r\n\r\n")
     assert b"server:" not in head.lower()
     return int(head.split()[1]), body
 
 
-async def test_a_client_that_asks_for_the_subprotocol_gets_it_and_no_extension() -> None:
-    async with serving() as served, served.connect(compression="deflate") as client:
+async def test_a_client_that_offers_the_subprotocol_gets_it_and_no_extension() -> None:
+    async with serving() as server, server.connect(compression="deflate") as client:
         assert client.subprotocol == "rowcast.v1"
         assert client.protocol.extensions == []
         assert client.response is not None
         assert "Server" not in client.response.headers
-        assert served.gateway.connections == 1
-    assert served.gateway.connections == 0
+        assert server.gateway.connections == 1
+    assert server.gateway.connections == 0
 
 
 async def test_the_query_of_the_path_is_ignored() -> None:
-    async with serving() as served:
-        peer = await served.raw()
+    async with serving() as server:
+        peer = await server.raw()
         await peer.send(request("GET /v1?colour=red", UPGRADE))
         assert (await peer.read_head()).startswith(b"HTTP/1.1 101 ")
 
 
 async def test_the_subprotocol_is_found_among_others() -> None:
-    async with serving() as served:
+    async with serving() as server:
         offered = [Subprotocol("other"), Subprotocol("rowcast.v1")]
-        async with served.connect(subprotocols=offered) as client:
+        async with server.connect(subprotocols=offered) as client:
             assert client.subprotocol == "rowcast.v1"
 
 
 @pytest.mark.parametrize(
-    ("start", "changes", "status", "word"),
+    ("start", "changes", "status", "expected"),
     [
         ("GET /v1", {"Sec_WebSocket_Protocol": None}, 400, b"rowcast.v1"),
         ("GET /v1", {"Sec_WebSocket_Protocol": "rowcast.v2"}, 400, b"rowcast.v1"),
@@ -67,125 +67,125 @@ async def test_the_subprotocol_is_found_among_others() -> None:
         ("GET /v1", {"Sec_WebSocket_Version": "8"}, 400, b"Sec-WebSocket-Version"),
     ],
 )
-async def test_an_upgrade_that_is_wrong_is_told_why(
-    start: str, changes: dict[str, str | None], status: int, word: bytes
+async def test_an_invalid_upgrade_is_refused_with_the_reason(
+    start: str, changes: dict[str, str | None], status: int, expected: bytes
 ) -> None:
-    async with serving() as served:
-        answered, body = await refused(served, start, **changes)
-        assert answered == status
-        assert body == b"" if start.startswith("HEAD") else word in body
-        assert served.attendants.empty()
+    async with serving() as server:
+        answered_status, body = await refused(server, start, **changes)
+        assert answered_status == status
+        assert body == b"" if start.startswith("HEAD") else expected in body
+        assert server.handlers.empty()
 
 
 async def test_a_library_client_without_the_subprotocol_sees_status_400() -> None:
-    async with serving() as served:
+    async with serving() as server:
         with pytest.raises(InvalidStatus) as refusal:
-            async with served.connect(subprotocols=None):
+            async with server.connect(subprotocols=None):
                 pass
         assert refusal.value.response.status_code == 400
 
 
-async def test_a_client_may_send_before_it_has_the_answer() -> None:
-    async with serving() as served:
-        peer = await served.raw()
+async def test_a_client_may_send_before_it_has_the_response() -> None:
+    async with serving() as server:
+        peer = await server.raw()
         await peer.send(request("GET /v1", UPGRADE) + frame(Opcode.TEXT, b"early"))
         await peer.read_head()
         assert await peer.read_frame() == (Opcode.TEXT, b"early")
 
 
-async def test_a_handshake_may_come_byte_by_byte() -> None:
-    async with serving() as served:
-        peer = await served.raw()
+async def test_a_handshake_may_arrive_byte_by_byte() -> None:
+    async with serving() as server:
+        peer = await server.raw()
         for byte in request("GET /v1", UPGRADE):
             await peer.send(bytes([byte]))
         assert (await peer.read_head()).startswith(b"HTTP/1.1 101 ")
 
 
-async def test_a_dripping_handshake_is_cut_when_its_time_is_over() -> None:
-    async with serving(open_timeout=5.0) as served:
-        peer = await served.raw()
-        await until(lambda: served.gateway.sockets == 1)
+async def test_a_handshake_that_trickles_in_is_cut_at_the_timeout() -> None:
+    async with serving(open_timeout=5.0) as server:
+        peer = await server.raw()
+        await until(lambda: server.gateway.sockets == 1)
         for byte in b"GET /":
             await peer.send(bytes([byte]))
-            served.pass_time(1)
+            server.pass_time(1)
         assert await peer.read_all() == b""
-        assert served.gateway.aborted == {"open_timeout": 1}
+        assert server.gateway.aborted == {"open_timeout": 1}
 
 
-async def test_a_connection_that_says_nothing_is_cut_and_not_before_its_time() -> None:
-    async with serving(open_timeout=5.0) as served:
-        await served.raw()
-        await until(lambda: served.gateway.sockets == 1)
-        served.pass_time(4)
-        assert served.gateway.aborted == {}
-        served.pass_time(1)
-        await until(lambda: served.gateway.sockets == 0)
-        assert served.gateway.aborted == {"open_timeout": 1}
+async def test_a_connection_that_sends_nothing_is_cut_at_the_timeout_and_not_before() -> None:
+    async with serving(open_timeout=5.0) as server:
+        await server.raw()
+        await until(lambda: server.gateway.sockets == 1)
+        server.pass_time(4)
+        assert server.gateway.aborted == {}
+        server.pass_time(1)
+        await until(lambda: server.gateway.sockets == 0)
+        assert server.gateway.aborted == {"open_timeout": 1}
 
 
-async def test_a_connection_that_is_closed_before_it_says_anything_leaves_nothing() -> None:
-    async with serving() as served:
-        peer = await served.raw()
-        await until(lambda: served.gateway.sockets == 1)
+async def test_a_connection_that_closes_without_a_request_is_not_aborted() -> None:
+    async with serving() as server:
+        peer = await server.raw()
+        await until(lambda: server.gateway.sockets == 1)
         peer.close()
-        await until(lambda: served.gateway.sockets == 0)
-        assert served.gateway.aborted == {}
+        await until(lambda: server.gateway.sockets == 0)
+        assert server.gateway.aborted == {}
 
 
-async def test_a_full_house_refuses_upgrades_with_503_and_serves_pages() -> None:
-    async with serving(connections=1) as served, served.connect() as client:
-        status, body = await refused(served, "GET /v1")
+async def test_a_full_gateway_refuses_upgrades_with_503_and_still_serves_pages() -> None:
+    async with serving(connections=1) as server, server.connect() as client:
+        status, body = await refused(server, "GET /v1")
         assert status == 503
         assert b"later" in body
-        assert (await refused(served, "GET /nowhere", Upgrade=None))[0] == 404
+        assert (await refused(server, "GET /nowhere", Upgrade=None))[0] == 404
         await client.send("still here")
         assert await client.recv() == "still here"
 
 
-async def test_a_place_that_was_given_up_is_given_again() -> None:
-    async with serving(connections=1) as served:
-        async with served.connect():
+async def test_a_session_that_ends_makes_room_for_another() -> None:
+    async with serving(connections=1) as server:
+        async with server.connect():
             pass
-        await until(lambda: served.gateway.connections == 0)
-        async with served.connect() as client:
+        await until(lambda: server.gateway.connections == 0)
+        async with server.connect() as client:
             await client.send("my turn")
             assert await client.recv() == "my turn"
 
 
-async def test_connections_that_never_ask_cannot_take_every_descriptor() -> None:
-    async with serving(connections=1) as served:
+async def test_connections_without_a_request_cannot_use_up_the_descriptors() -> None:
+    async with serving(connections=1) as server:
         spare = 1 + SPARE // 2
         for _ in range(spare):
-            await served.raw()
-        await until(lambda: served.gateway.sockets == spare)
-        one_more = await served.raw()
+            await server.raw()
+        await until(lambda: server.gateway.sockets == spare)
+        one_more = await server.raw()
         assert (await one_more.read_all()).startswith(b"HTTP/1.1 503 ")
-        await until(lambda: served.gateway.sockets == spare)
+        await until(lambda: server.gateway.sockets == spare)
 
 
-async def test_when_descriptors_run_out_the_gateway_waits_and_then_goes_on() -> None:
-    async with serving({"/": lambda: text_page("ok")}) as served:
-        peer = await served.raw()
-        await until(lambda: served.gateway.sockets == 1)
+async def test_the_gateway_recovers_after_running_out_of_descriptors() -> None:
+    async with serving({"/": lambda: text_page("ok")}) as server:
+        peer = await server.raw()
+        await until(lambda: server.gateway.sockets == 1)
         waiting = socket.socket()
         waiting.setblocking(False)
-        served.peers.append(RawPeer(waiting))
+        server.peers.append(RawPeer(waiting))
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with capture_logs() as lines:
             resource.setrlimit(resource.RLIMIT_NOFILE, (waiting.fileno() + 1, hard))
             try:
-                await asyncio.get_running_loop().sock_connect(waiting, (served.host, served.port))
+                await asyncio.get_running_loop().sock_connect(waiting, (server.host, server.port))
                 await until(lambda: bool(lines))
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert [(line["event"], line["reason"]) for line in lines] == [("client_refused", "Too many open files")]
-        served.pass_time(1)
-        for here in (peer, served.peers[-1]):
+        server.pass_time(1)
+        for here in (peer, server.peers[-1]):
             await here.send(request("GET /"))
             assert (await here.read_all()).endswith(b"\r\n\r\nok\n")
 
 
-async def test_localhost_is_every_address_that_it_has() -> None:
+async def test_localhost_listens_on_all_of_its_addresses() -> None:
     async with Gateway(lambda client: Recorder(client, print), Site({"/": lambda: text_page("ok")})) as gateway:
         _, port = await gateway.start("localhost")
         for address in {info[4] for info in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)}:
@@ -200,70 +200,70 @@ async def test_localhost_is_every_address_that_it_has() -> None:
             await writer.wait_closed()
 
 
-async def test_an_attendant_that_cannot_begin_costs_its_client_1011() -> None:
-    async with serving() as served:
+async def test_a_client_whose_handler_cannot_be_opened_is_closed_with_1011() -> None:
+    async with serving() as server:
 
         def open_client(client: object) -> Recorder:
             raise RuntimeError("a bug")
 
         async with Gateway(open_client, Site({})) as broken:
-            served.host, served.port = await broken.start("127.0.0.1")
-            peer = await served.raw()
+            server.host, server.port = await broken.start("127.0.0.1")
+            peer = await server.raw()
             await peer.send(request("GET /v1", UPGRADE))
             await peer.read_head()
             assert await peer.read_close() == 1011
             peer.close()
 
 
-async def test_a_socket_that_already_listens_is_taken_over() -> None:
+async def test_a_socket_that_already_listens_can_be_used() -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    async with serving() as served, Gateway(lambda client: Recorder(client, print), Site({})) as second:
+    async with serving() as server, Gateway(lambda client: Recorder(client, print), Site({})) as second:
         assert await second.start(sockets=[listening]) == ("127.0.0.1", port)
-        served.port = port
-        async with served.connect():
+        server.port = port
+        async with server.connect():
             assert second.connections == 1
 
 
-async def test_who_is_not_at_turn_leaves_a_connection_to_another_and_takes_it_if_nobody_else_does() -> None:
+async def test_a_gateway_that_yields_a_connection_accepts_it_if_no_other_does() -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     shared = listening.dup()
     async with (
-        serving() as served,
-        Gateway(lambda client: Recorder(client, print), Site({})) as shy,
+        serving() as server,
+        Gateway(lambda client: Recorder(client, print), Site({})) as yielding,
         Gateway(lambda client: Recorder(client, print), Site({})) as other,
     ):
-        _, served.port = await shy.start(sockets=[listening], should_accept=lambda _: False)
-        async with served.connect():
-            assert (1, 0) == (shy.connections, other.connections)
+        _, server.port = await yielding.start(sockets=[listening], should_accept=lambda _: False)
+        async with server.connect():
+            assert (1, 0) == (yielding.connections, other.connections)
             await other.start(sockets=[shared])
-            async with served.connect(), served.connect():
-                assert (1, 2) == (shy.connections, other.connections)
+            async with server.connect(), server.connect():
+                assert (1, 2) == (yielding.connections, other.connections)
 
 
-async def test_an_address_that_is_taken_is_the_operators_fault() -> None:
-    async with serving() as served, Gateway(lambda client: Recorder(client, print), Site({})) as second:
-        with pytest.raises(ListenFailed, match=f"Cannot listen on 127.0.0.1:{served.port}: Address already in use."):
-            await second.start("127.0.0.1", served.port)
+async def test_an_address_in_use_is_an_operator_fault() -> None:
+    async with serving() as server, Gateway(lambda client: Recorder(client, print), Site({})) as second:
+        with pytest.raises(ListenFailed, match=f"Cannot listen on 127.0.0.1:{server.port}: Address already in use."):
+            await second.start("127.0.0.1", server.port)
 
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "no..where", "192.0.2.1"])
-async def test_a_host_that_is_not_here_is_the_operators_fault(host: str) -> None:
+async def test_a_host_that_cannot_be_bound_is_an_operator_fault(host: str) -> None:
     async with Gateway(lambda client: Recorder(client, print), Site({})) as gateway:
         with pytest.raises(ListenFailed, match=f"Cannot listen on {re.escape(host)}:0: ."):
             await gateway.start(host)
 
 
-async def test_accepted_sockets_give_up_on_a_peer_that_acknowledges_nothing() -> None:
-    async with serving() as served, served.connect():
-        recorder = await served.attendants.get()
+async def test_accepted_sockets_have_a_user_timeout_and_no_delay() -> None:
+    async with serving() as server, server.connect():
+        recorder = await server.handlers.get()
         accepted = recorder.socket._transport.connection  # type: ignore[attr-defined]
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 async def test_a_storm_of_handshakes_is_answered() -> None:
-    async with serving() as served:
-        clients = await asyncio.gather(*(served.connect() for _ in range(200)))
-        assert served.gateway.connections == 200
+    async with serving() as server:
+        clients = await asyncio.gather(*(server.connect() for _ in range(200)))
+        assert server.gateway.connections == 200
         await asyncio.gather(*(client.close() for client in clients))

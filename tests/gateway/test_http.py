@@ -1,9 +1,9 @@
-"""Plain HTTP over real sockets; what a page looks like is in test_pages.py."""
+"""Plain HTTP over real sockets. The pages themselves are tested in test_pages.py."""
 
 import pytest
 
 from daemon.gateway.http import MAX_HEAD, MAX_HEADERS, MAX_LINE, Page, html_page, json_page, text_page
-from tests.gateway.peers import Served, request, serving, until
+from tests.gateway.peers import Server, request, serving, until
 
 
 def fail() -> Page:
@@ -19,17 +19,17 @@ PAGES = {
 }
 
 
-async def ask(served: Served, data: bytes, *, half_close: bool = False) -> tuple[int, bytes, bytes]:
-    """Status, the other lines of the head, and body of the one answer that comes before the end."""
-    peer = await served.raw()
+async def fetch(server: Server, data: bytes, *, half_close: bool = False) -> tuple[int, bytes, bytes]:
+    """Send `data`. Returns status, remaining head and body of the single response."""
+    peer = await server.raw()
     await peer.send(data)
     if half_close:
         peer.half_close()
-    answer = await peer.read_all()
-    assert not peer.was_reset, "the answer may be lost with what has not been read"
+    response = await peer.read_all()
+    assert not peer.was_reset, "a reset can destroy the response"
     peer.close()
-    head, found, body = answer.partition(b"\r\n\r\n")
-    assert found, answer
+    head, found, body = response.partition(b"\r\n\r\n")
+    assert found, response
     first, _, rest = head.partition(b"\r\n")
     assert b"\r\nConnection: close" in b"\r\n" + rest
     assert first.startswith(b"HTTP/1.1 ")
@@ -37,18 +37,18 @@ async def ask(served: Served, data: bytes, *, half_close: bool = False) -> tuple
 
 
 async def test_a_page_is_served_and_the_connection_closed() -> None:
-    async with serving(PAGES) as served:
-        status, head, body = await ask(served, request("GET /healthz", {"Host": "x"}))
+    async with serving(PAGES) as server:
+        status, head, body = await fetch(server, request("GET /healthz", {"Host": "x"}))
         assert (status, body) == (200, b"ok\n")
         assert b"Content-Length: 3" in head
-        await until(lambda: served.gateway.sockets == 0)
-        assert served.gateway.aborted == {}
+        await until(lambda: server.gateway.sockets == 0)
+        assert server.gateway.aborted == {}
 
 
-async def test_a_page_is_made_anew_for_each_request() -> None:
+async def test_a_page_is_made_afresh_for_each_request() -> None:
     numbers = iter(range(10))
-    async with serving({"/": lambda: text_page(str(next(numbers)))}) as served:
-        assert [(await ask(served, request("GET /")))[2] for _ in range(3)] == [b"0\n", b"1\n", b"2\n"]
+    async with serving({"/": lambda: text_page(str(next(numbers)))}) as server:
+        assert [(await fetch(server, request("GET /")))[2] for _ in range(3)] == [b"0\n", b"1\n", b"2\n"]
 
 
 GET_ROOT = request("GET /")
@@ -56,18 +56,18 @@ CASES = {
     "an unknown path": (request("GET /nowhere"), 404),
     "a path that is not normalised": (request("GET /./healthz"), 404),
     "a path that is not decoded": (request("GET /%68ealthz"), 404),
-    "a way out of the tree": (request("GET /../../etc/passwd"), 404),
+    "a path traversal": (request("GET /../../etc/passwd"), 404),
     "a query": (request("GET /healthz?full=1&x=../.."), 200),
     "an absolute target": (request("GET http://x/healthz"), 404),
     "an upgrade to something else": (request("GET /healthz", {"Connection": "Upgrade", "Upgrade": "h2c"}), 200),
     "POST": (request("POST /healthz"), 405),
     "PUT with a body": (request("PUT /healthz", {"Content-Length": "3"}) + b"abc", 413),
     "OPTIONS": (request("OPTIONS /healthz"), 405),
-    "a method that nobody knows": (request("BREW /healthz"), 405),
+    "an unknown method": (request("BREW /healthz"), 405),
     "HEAD of nothing": (request("HEAD /nowhere"), 404),
     "a body": (request("GET /healthz", {"Content-Length": "5"}) + b"hello", 413),
     "an empty body": (request("GET /healthz", {"Content-Length": "0"}), 200),
-    "a length that is no number": (request("GET /healthz", {"Content-Length": "+0"}), 400),
+    "a length that is not a number": (request("GET /healthz", {"Content-Length": "+0"}), 400),
     "two lengths": (b"GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\nhello", 400),
     "a chunked body": (request("GET /healthz", {"Transfer-Encoding": "chunked"}) + b"0\r\n\r\n", 501),
     "HTTP/1.0": (request("GET /healthz", version="HTTP/1.0"), 200),
@@ -75,7 +75,7 @@ CASES = {
     "HTTP/0.9": (b"GET /\r\n\r\n", 400),
     "a request line of one word": (b"hello\r\n\r\n", 400),
     "two spaces": (b"GET  / HTTP/1.1\r\n\r\n", 400),
-    "a space behind": (b"GET / HTTP/1.1 \r\n\r\n", 400),
+    "a trailing space": (b"GET / HTTP/1.1 \r\n\r\n", 400),
     "a path beyond ASCII": ("GET /grüße HTTP/1.1\r\n\r\n".encode(), 400),
     "a NUL": (b"GET /\0 HTTP/1.1\r\n\r\n", 400),
     "a header without a colon": (b"GET / HTTP/1.1\r\nhello\r\n\r\n", 400),
@@ -90,7 +90,7 @@ CASES = {
     "an endless request line": (b"GET /" + (MAX_LINE + 2) * b"x", 414),
     "a header too long": (request("GET /", {"A": MAX_LINE * "x"}), 431),
     "an endless header": (b"GET / HTTP/1.1\r\nA: " + (MAX_LINE + 2) * b"x", 431),
-    "as many headers as may be": (request("GET /", {f"A{n}": "x" for n in range(MAX_HEADERS)}), 200),
+    "the maximum number of headers": (request("GET /", {f"A{n}": "x" for n in range(MAX_HEADERS)}), 200),
     "one header too many": (request("GET /", {f"A{n}": "x" for n in range(MAX_HEADERS + 1)}), 431),
     "a head too large": (request("GET /", {f"A{n}": 8000 * "x" for n in range(5)}), 431),
     "an endless head": (b"GET / HTTP/1.1\r\n" + MAX_HEAD * b"A: x\r\n", 431),
@@ -100,87 +100,87 @@ CASES = {
 
 
 @pytest.mark.parametrize(("sent", "status"), CASES.values(), ids=CASES.keys())
-async def test_every_request_gets_its_answer_and_the_end(sent: bytes, status: int) -> None:
-    async with serving(PAGES) as served:
-        assert (await ask(served, sent))[0] == status
-        await until(lambda: served.gateway.sockets == 0)
+async def test_every_request_gets_its_response_and_is_closed(sent: bytes, status: int) -> None:
+    async with serving(PAGES) as server:
+        assert (await fetch(server, sent))[0] == status
+        await until(lambda: server.gateway.sockets == 0)
 
 
 @pytest.mark.parametrize(("sent", "status"), CASES.values(), ids=CASES.keys())
-async def test_a_client_that_half_closes_gets_its_answer_too(sent: bytes, status: int) -> None:
-    async with serving(PAGES) as served:
-        assert (await ask(served, sent, half_close=True))[0] == status
+async def test_a_client_that_half_closes_gets_its_response_too(sent: bytes, status: int) -> None:
+    async with serving(PAGES) as server:
+        assert (await fetch(server, sent, half_close=True))[0] == status
 
 
 async def test_head_has_the_length_of_the_page_and_no_body() -> None:
-    async with serving(PAGES) as served:
-        _, got, body = await ask(served, request("GET /"))
-        status, head, nothing = await ask(served, request("HEAD /"))
+    async with serving(PAGES) as server:
+        _, got, body = await fetch(server, request("GET /"))
+        status, head, nothing = await fetch(server, request("HEAD /"))
         assert (status, nothing) == (200, b"")
         assert f"Content-Length: {len(body)}".encode() in head
         undated = [line for line in got.split(b"\r\n") if not line.startswith(b"Date")]
         assert [line for line in head.split(b"\r\n") if not line.startswith(b"Date")] == undated
 
 
-async def test_a_method_that_is_not_allowed_is_told_which_are() -> None:
-    async with serving(PAGES) as served:
-        assert b"Allow: GET, HEAD" in (await ask(served, request("DELETE /healthz")))[1]
+async def test_a_refused_method_gets_the_list_of_allowed_ones() -> None:
+    async with serving(PAGES) as server:
+        assert b"Allow: GET, HEAD" in (await fetch(server, request("DELETE /healthz")))[1]
 
 
-async def test_of_two_requests_in_one_packet_the_first_is_answered() -> None:
-    async with serving(PAGES) as served:
-        status, _, body = await ask(served, request("GET /healthz") + request("GET /"))
+async def test_only_the_first_of_two_requests_in_one_packet_is_answered() -> None:
+    async with serving(PAGES) as server:
+        status, _, body = await fetch(server, request("GET /healthz") + request("GET /"))
         assert (status, body) == (200, b"ok\n")
 
 
-async def test_an_unfinished_request_that_is_half_closed_is_told_so() -> None:
-    async with serving(PAGES) as served:
-        status, _, body = await ask(served, b"GET /healthz HTTP/1.1\r\nHost:", half_close=True)
+async def test_an_incomplete_request_that_is_half_closed_gets_400() -> None:
+    async with serving(PAGES) as server:
+        status, _, body = await fetch(server, b"GET /healthz HTTP/1.1\r\nHost:", half_close=True)
         assert (status, body) == (400, b"The request is not complete.\n")
 
 
-async def test_a_connection_that_is_half_closed_at_once_ends_without_a_word() -> None:
-    async with serving(PAGES) as served:
-        peer = await served.raw()
+async def test_a_connection_that_is_half_closed_at_once_ends_without_a_response() -> None:
+    async with serving(PAGES) as server:
+        peer = await server.raw()
         peer.half_close()
         assert await peer.read_all() == b""
 
 
-async def test_a_large_body_that_is_refused_does_not_take_the_answer_with_it() -> None:
-    async with serving(PAGES) as served:
+async def test_a_large_body_that_is_refused_does_not_destroy_the_response() -> None:
+    async with serving(PAGES) as server:
         sent = request("POST /healthz", {"Content-Length": "3000000"}) + 3_000_000 * b"x"
-        assert (await ask(served, sent))[0] == 413
+        assert (await fetch(server, sent))[0] == 413
 
 
 async def test_a_large_page_arrives_whole() -> None:
-    async with serving(PAGES) as served:
-        assert len((await ask(served, request("GET /large")))[2]) == 8_000_000
+    async with serving(PAGES) as server:
+        assert len((await fetch(server, request("GET /large")))[2]) == 8_000_000
 
 
 async def test_a_peer_that_does_not_read_its_page_is_cut() -> None:
-    async with serving(PAGES, answer_timeout=10.0) as served:
-        peer = await served.raw(receive_buffer=4096)
+    async with serving(PAGES, answer_timeout=10.0) as server:
+        peer = await server.raw(receive_buffer=4096)
         await peer.send(request("GET /large"))
         await peer.read_some(100)
-        served.pass_time(9)
-        assert served.gateway.aborted == {}
-        served.pass_time(1)
-        await until(lambda: served.gateway.sockets == 0)
-        assert served.gateway.aborted == {"answer_timeout": 1}
+        server.pass_time(9)
+        assert server.gateway.aborted == {}
+        server.pass_time(1)
+        await until(lambda: server.gateway.sockets == 0)
+        assert server.gateway.aborted == {"answer_timeout": 1}
 
 
 async def test_a_peer_that_keeps_its_side_open_after_a_page_is_cut() -> None:
-    async with serving(PAGES, answer_timeout=10.0) as served:
-        peer = await served.raw()
+    async with serving(PAGES, answer_timeout=10.0) as server:
+        peer = await server.raw()
         await peer.send(request("GET /healthz"))
         await peer.read_all()
         await peer.send(b"and another thing")
-        served.pass_time(10)
-        await until(lambda: served.gateway.sockets == 0)
+        server.pass_time(10)
+        await until(lambda: server.gateway.sockets == 0)
 
 
 async def test_a_page_does_not_end_a_session() -> None:
-    async with serving(PAGES) as served, served.connect() as client:
-        await ask(served, request("GET /broken"))
+    async with serving(PAGES) as server, server.connect() as client:
+        await fetch(server, request("GET /broken"))
         await client.send("still here")
         assert await client.recv() == "still here"

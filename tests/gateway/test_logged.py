@@ -1,4 +1,4 @@
-"""What operators read about clients."""
+"""The log events about clients."""
 
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -23,12 +23,12 @@ def lines() -> Iterator[Lines]:
 
 
 async def test_a_session_is_logged_when_it_begins_and_ends(lines: Lines) -> None:
-    async with serving() as served:
-        peer, recorder = await served.open()
-        served.pass_time(7)
+    async with serving() as server:
+        peer, recorder = await server.open()
+        server.pass_time(7)
         recorder.socket.close(4401, "token")
         peer.close()
-        await recorder.gone.wait()
+        await recorder.lost.wait()
     session = recorder.socket.session
     began, ended = lines
     assert began["peer"].startswith("127.0.0.1:")
@@ -48,23 +48,25 @@ async def test_a_session_is_logged_when_it_begins_and_ends(lines: Lines) -> None
 
 
 @pytest.mark.parametrize(("sent", "code"), [(b"\x03\xe9", 1001), (b"", 1005), (None, 1006)])
-async def test_the_code_is_the_peers_if_it_ended_the_session(lines: Lines, sent: bytes | None, code: int) -> None:
-    async with serving() as served:
-        peer, recorder = await served.open()
+async def test_the_logged_code_is_the_peers_if_it_ended_the_session(
+    lines: Lines, sent: bytes | None, code: int
+) -> None:
+    async with serving() as server:
+        peer, recorder = await server.open()
         if sent is not None:
             await peer.send_frame(Opcode.CLOSE, sent)
         peer.close()
-        await recorder.gone.wait()
+        await recorder.lost.wait()
     assert lines[-1]["event"] == "client_disconnected"
     assert lines[-1]["code"] == code
 
 
-async def test_a_client_that_is_cut_is_logged_with_the_reason(lines: Lines) -> None:
-    async with serving() as served:
-        _, recorder = await served.open(receive_buffer=SMALL)
+async def test_an_aborted_client_is_logged_with_the_reason(lines: Lines) -> None:
+    async with serving() as server:
+        _, recorder = await server.open(receive_buffer=SMALL)
         recorder.socket.write(encode(bytes(16 * 2**20)))
-        served.pass_time(30)
-        await recorder.gone.wait()
+        server.pass_time(30)
+        await recorder.lost.wait()
     assert [(line["event"], line["log_level"]) for line in lines] == [
         ("client_connected", "info"),
         ("client_aborted", "warning"),
@@ -73,13 +75,13 @@ async def test_a_client_that_is_cut_is_logged_with_the_reason(lines: Lines) -> N
     assert lines[1]["reason"] == "too_slow"
 
 
-async def test_a_refusal_is_logged_and_what_a_stranger_sent_is_cut_short(lines: Lines) -> None:
-    async with serving() as served:
-        peer = await served.raw()
+async def test_a_refusal_is_logged_and_client_supplied_text_is_truncated(lines: Lines) -> None:
+    async with serving() as server:
+        peer = await server.raw()
         await peer.send(request("GET /v1", UPGRADE | {"Sec-WebSocket-Version": "v" * 5000}))
         await peer.read_all()
         peer.close()
-        await until(lambda: served.gateway.sockets == 0)
+        await until(lambda: server.gateway.sockets == 0)
     (refused,) = lines
     assert refused["event"] == "client_refused"
     assert refused["status"] == 400
@@ -87,42 +89,42 @@ async def test_a_refusal_is_logged_and_what_a_stranger_sent_is_cut_short(lines: 
     assert len(refused["reason"]) <= 200
 
 
-async def test_pages_and_ports_that_are_only_knocked_at_are_not_logged(lines: Lines) -> None:
-    async with serving({"/healthz": lambda: text_page("ok")}) as served:
+async def test_page_requests_and_empty_connections_are_not_logged(lines: Lines) -> None:
+    async with serving({"/healthz": lambda: text_page("ok")}) as server:
         for sent in (request("GET /healthz"), request("GET /favicon.ico"), b""):
-            peer = await served.raw()
+            peer = await server.raw()
             await peer.send(sent)
             peer.half_close()
             await peer.read_all()
             peer.close()
-        await until(lambda: served.gateway.sockets == 0)
+        await until(lambda: server.gateway.sockets == 0)
     assert lines == []
 
 
-async def test_no_misdeed_of_a_client_is_an_error_of_ours(lines: Lines) -> None:
-    async with serving() as served:
-        for misdeed in (b"\xff" * 100, b"\x81\x85abcd\xff\xff\xff\xff\xff", b"\x88\x81abcd1", b"\x00" * 1000):
-            peer, recorder = await served.open()
-            await peer.send(misdeed)
+async def test_no_violation_by_a_client_is_logged_as_an_error(lines: Lines) -> None:
+    async with serving() as server:
+        for violation in (b"\xff" * 100, b"\x81\x85abcd\xff\xff\xff\xff\xff", b"\x88\x81abcd1", b"\x00" * 1000):
+            peer, recorder = await server.open()
+            await peer.send(violation)
             await peer.read_all()
             peer.reset()
-            await recorder.gone.wait()
-        peer, recorder = await served.open(receive_buffer=SMALL)
+            await recorder.lost.wait()
+        peer, recorder = await server.open(receive_buffer=SMALL)
         fill(recorder)
         peer.reset()
-        await recorder.gone.wait()
+        await recorder.lost.wait()
     assert {line["log_level"] for line in lines} == {"info"}
 
 
-async def test_a_bug_in_an_attendant_is_logged_as_an_error_of_ours(lines: Lines) -> None:
+async def test_a_bug_in_a_handler_is_logged_as_an_internal_error(lines: Lines) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    async with serving(answer=fail) as served:
-        peer, recorder = await served.open()
+    async with serving(answer=fail) as server:
+        peer, recorder = await server.open()
         await peer.send_frame(Opcode.TEXT, b"provoke")
         assert await peer.read_close() == 1011
         peer.close()
-        await recorder.gone.wait()
+        await recorder.lost.wait()
     assert [line["event"] for line in lines] == ["client_connected", "internal_error", "client_disconnected"]
     assert lines[1]["session"] == recorder.socket.session

@@ -13,7 +13,7 @@ def policy(page: Page) -> dict[str, list[str]]:
     return {name: sources for name, *sources in directives}
 
 
-def test_every_answer_says_what_a_browser_must_not_do_with_it() -> None:
+def test_every_response_has_the_security_headers() -> None:
     head = text_page("hello").serialize().decode()
     assert "X-Content-Type-Options: nosniff\r\n" in head
     assert "Referrer-Policy: no-referrer\r\n" in head
@@ -22,7 +22,7 @@ def test_every_answer_says_what_a_browser_must_not_do_with_it() -> None:
     assert "Server:" not in head
 
 
-def test_a_pages_own_headers_win() -> None:
+def test_a_pages_own_headers_override_the_common_ones() -> None:
     page = Page(200, b"", "text/javascript", {"Cache-Control": "max-age=60"})
     head = page.serialize().decode()
     assert "Cache-Control: max-age=60\r\n" in head
@@ -35,7 +35,7 @@ def test_text_ends_in_one_newline() -> None:
     assert text_page("ok", 503, {"Retry-After": "1"}).headers == {"Retry-After": "1"}
 
 
-def test_json_is_compact_and_refuses_what_json_has_not() -> None:
+def test_json_is_compact_and_nan_is_refused() -> None:
     assert json_page({"name": "Grüße", "n": [1, None]}, 503) == Page(
         503, '{"name":"Grüße","n":[1,null]}'.encode(), "application/json"
     )
@@ -49,7 +49,7 @@ def test_html_may_load_scripts_and_styles_of_its_own_origin_only() -> None:
     assert policy(page)["style-src"] == ["'self'"]
 
 
-def test_html_may_connect_home_and_nobody_may_frame_it() -> None:
+def test_html_may_open_websockets_and_cannot_be_framed() -> None:
     page = html_page("<p>hello</p>")
     assert policy(page)["connect-src"] == ["'self'", "ws:", "wss:"]
     assert policy(page)["frame-ancestors"] == ["'none'"]
@@ -59,7 +59,7 @@ def test_html_may_connect_home_and_nobody_may_frame_it() -> None:
     assert page.content_type == "text/html; charset=utf-8"
 
 
-def test_a_web_page_is_its_index_with_the_scripts_and_style_sheets_beside_it(tmp_path: Path) -> None:
+def test_static_pages_are_the_index_and_its_scripts_and_style_sheets(tmp_path: Path) -> None:
     for name in ("index.html", "app.js", "style.css", "notes.txt", "app.js~", ".hidden"):
         (tmp_path / name).write_text(f"{name}: Grüße", encoding="utf-8")
     pages = static_pages(tmp_path)
@@ -72,7 +72,7 @@ def test_a_web_page_is_its_index_with_the_scripts_and_style_sheets_beside_it(tmp
     assert Site(pages).answer("GET", "/app.js").body == "app.js: Grüße".encode()
 
 
-def test_a_web_page_without_an_index_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         static_pages(tmp_path)
 

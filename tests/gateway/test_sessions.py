@@ -5,7 +5,7 @@ from ulid import ULID
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Frame, Opcode
 
-from daemon.gateway.server import SOME, encode
+from daemon.gateway.server import TICK_BATCH, encode
 from tests.gateway.peers import Recorder, frame, serving, silence, until
 
 
@@ -18,39 +18,39 @@ def test_encode_makes_one_final_unmasked_text_frame(size: int) -> None:
     assert encoded.endswith(payload)
 
 
-async def test_a_message_reaches_the_attendant_and_its_answer_comes_back() -> None:
-    async with serving() as served, served.connect() as client:
+async def test_a_message_reaches_the_handler_and_its_reply_comes_back() -> None:
+    async with serving() as server, server.connect() as client:
         await client.send("grüß dich")
         assert await client.recv() == "grüß dich"
-        recorder = await served.attendants.get()
+        recorder = await server.handlers.get()
         assert recorder.texts == ["grüß dich".encode()]
 
 
-async def test_every_connection_has_a_ulid_of_its_own() -> None:
-    async with serving() as served, served.connect(), served.connect():
-        first = (await served.attendants.get()).socket.session
-        second = (await served.attendants.get()).socket.session
+async def test_every_connection_has_its_own_ulid() -> None:
+    async with serving() as server, server.connect(), server.connect():
+        first = (await server.handlers.get()).socket.session
+        second = (await server.handlers.get()).socket.session
         assert first != second
         assert str(ULID.from_str(first)) == first
 
 
 async def test_many_frames_of_one_write_arrive_in_order() -> None:
-    async with serving() as served, served.connect() as client:
-        recorder = await served.attendants.get()
+    async with serving() as server, server.connect() as client:
+        recorder = await server.handlers.get()
         recorder.socket.write(b"".join(encode(b"%d" % number) for number in range(1000)))
         assert [await client.recv() for _ in range(1000)] == [str(number) for number in range(1000)]
 
 
 async def test_a_message_of_a_megabyte_arrives_whole() -> None:
-    async with serving() as served, served.connect(max_size=None) as client:
-        recorder = await served.attendants.get()
+    async with serving() as server, server.connect(max_size=None) as client:
+        recorder = await server.handlers.get()
         recorder.socket.write(encode(b"m" * 2**20))
         assert await client.recv() == "m" * 2**20
 
 
 async def test_fragments_are_joined_and_a_ping_between_them_is_answered() -> None:
-    async with serving() as served:
-        peer, recorder = await served.open()
+    async with serving() as server:
+        peer, recorder = await server.open()
         whole = "ein Stück für dich".encode()
         await peer.send_frame(Opcode.TEXT, whole[:7], fin=False)
         await peer.send_frame(Opcode.PING, b"there?")
@@ -61,16 +61,16 @@ async def test_fragments_are_joined_and_a_ping_between_them_is_answered() -> Non
         assert recorder.texts == [whole]
 
 
-async def test_a_frame_may_come_byte_by_byte() -> None:
-    async with serving() as served:
-        peer, _ = await served.open()
+async def test_a_frame_may_arrive_byte_by_byte() -> None:
+    async with serving() as server:
+        peer, _ = await server.open()
         for byte in frame(Opcode.TEXT, b"slow"):
             await peer.send(bytes([byte]))
         assert await peer.read_frame() == (Opcode.TEXT, b"slow")
 
 
-async def test_the_largest_message_that_is_allowed_comes_in() -> None:
-    async with serving() as served, served.connect() as client:
+async def test_a_message_of_the_maximum_size_is_accepted() -> None:
+    async with serving() as server, server.connect() as client:
         await client.send("x" * 65536)
         assert await client.recv() == "x" * 65536
 
@@ -88,7 +88,7 @@ VIOLATIONS = {
     "a continuation of nothing": (frame(Opcode.CONT, b"?"), 1002),
     "a text frame inside a message": (frame(Opcode.TEXT, b"a", fin=False) + frame(Opcode.TEXT, b"b"), 1002),
     "a close frame of one byte": (masked(0x88, 0x81, bytes(5)), 1002),
-    "a close code that is none": (frame(Opcode.CLOSE, (999).to_bytes(2, "big")), 1002),
+    "an invalid close code": (frame(Opcode.CLOSE, (999).to_bytes(2, "big")), 1002),
     "a binary message": (frame(Opcode.BINARY, b"\0\1"), 1003),
     "a binary fragment": (frame(Opcode.BINARY, b"\0\1", fin=False), 1003),
     "text that is not UTF-8": (frame(Opcode.TEXT, b"caf\xe9"), 1007),
@@ -98,11 +98,11 @@ VIOLATIONS = {
     "one byte too many": (frame(Opcode.TEXT, b"x" * 65537), 1009),
     "two megabytes": (frame(Opcode.TEXT, b"x" * 2_000_000), 1009),
     "a length of 2^62": (masked(0x81, 0xFF, (2**62).to_bytes(8, "big") + bytes(4)), 1009),
-    "too much in two pieces": (
+    "two fragments that are too big together": (
         frame(Opcode.TEXT, b"x" * 65536, fin=False) + frame(Opcode.CONT, b"x"),
         1009,
     ),
-    "too many pieces": (
+    "too many fragments": (
         frame(Opcode.TEXT, b"", fin=False) + 200 * frame(Opcode.CONT, b"", fin=False),
         1009,
     ),
@@ -110,42 +110,42 @@ VIOLATIONS = {
 
 
 @pytest.mark.parametrize(("sent", "code"), VIOLATIONS.values(), ids=VIOLATIONS.keys())
-async def test_a_violation_closes_with_its_code_and_disturbs_nobody(sent: bytes, code: int) -> None:
-    async with serving() as served, served.connect() as bystander:
-        await served.attendants.get()
-        peer, recorder = await served.open()
+async def test_a_violation_closes_with_its_code_and_disturbs_no_other_client(sent: bytes, code: int) -> None:
+    async with serving() as server, server.connect() as bystander:
+        await server.handlers.get()
+        peer, recorder = await server.open()
         await peer.send(sent)
         assert await peer.read_close() == code
         assert await peer.read_all() == b""
         peer.close()
-        await recorder.gone.wait()
+        await recorder.lost.wait()
         assert recorder.texts == []
         assert recorder.losses == 1
         await bystander.send("undisturbed")
         assert await bystander.recv() == "undisturbed"
 
 
-async def test_what_came_before_a_violation_is_answered_before_the_close() -> None:
-    async with serving() as served:
-        peer, _ = await served.open()
+async def test_messages_before_a_violation_are_answered_before_the_close() -> None:
+    async with serving() as server:
+        peer, _ = await server.open()
         await peer.send(frame(Opcode.TEXT, b"good") + frame(Opcode.BINARY, b"bad") + frame(Opcode.TEXT, b"late"))
         assert await peer.read_frame() == (Opcode.TEXT, b"good")
         assert await peer.read_close() == 1003
         assert await peer.read_all() == b""
 
 
-async def test_the_answer_to_what_came_with_a_close_frame_goes_out_before_the_close() -> None:
-    async with serving() as served:
-        peer, recorder = await served.open()
+async def test_a_message_sent_along_with_a_close_frame_is_answered_before_the_close() -> None:
+    async with serving() as server:
+        peer, recorder = await server.open()
         await peer.send(frame(Opcode.TEXT, b"last words") + frame(Opcode.CLOSE, b"\x03\xe8"))
         assert await peer.read_frame() == (Opcode.TEXT, b"last words")
         assert await peer.read_close() == 1000
         peer.close()
-        await recorder.gone.wait()
+        await recorder.lost.wait()
 
 
-async def test_a_library_client_that_sends_too_much_learns_1009() -> None:
-    async with serving() as served, served.connect() as client:
+async def test_a_library_client_that_sends_too_much_sees_1009() -> None:
+    async with serving() as server, server.connect() as client:
         with pytest.raises(ConnectionClosedError) as closed:
             await client.send("x" * 2_000_000)
             await client.recv()
@@ -154,19 +154,19 @@ async def test_a_library_client_that_sends_too_much_learns_1009() -> None:
 
 
 async def test_more_frames_than_allowed_in_a_tick_close_with_4429() -> None:
-    async with serving(frames=100) as served:
-        peer, _ = await served.open()
+    async with serving(frames=100) as server:
+        peer, _ = await server.open()
         await peer.send(100 * frame(Opcode.PING))
         for _ in range(100):
             assert await peer.read_frame() == (Opcode.PONG, b"")
-        served.pass_time(1)
+        server.pass_time(1)
         await peer.send(101 * frame(Opcode.PING))
         assert await peer.read_close() == 4429
 
 
-async def test_close_sends_its_code_behind_what_was_written_and_only_once() -> None:
-    async with serving() as served:
-        peer, recorder = await served.open()
+async def test_close_sends_its_code_once_and_after_everything_written() -> None:
+    async with serving() as server:
+        peer, recorder = await server.open()
         recorder.socket.write(encode(b"before"))
         recorder.socket.close(4401, "token")
         recorder.socket.close(1000, "again")
@@ -177,37 +177,37 @@ async def test_close_sends_its_code_behind_what_was_written_and_only_once() -> N
         await peer.send_frame(Opcode.CLOSE, (4401).to_bytes(2, "big"))
         assert await peer.read_all() == b""
         peer.close()
-        await recorder.gone.wait()
+        await recorder.lost.wait()
         assert recorder.texts == []
 
 
 async def test_a_reason_that_is_too_long_for_a_close_frame_is_cut_between_characters() -> None:
-    async with serving() as served:
-        peer, recorder = await served.open()
+    async with serving() as server:
+        peer, recorder = await server.open()
         recorder.socket.close(4400, "ü" * 100)
         assert await peer.read_frame() == (Opcode.CLOSE, (4400).to_bytes(2, "big") + 61 * "ü".encode())
 
 
 async def test_a_peer_that_does_not_answer_a_close_is_cut() -> None:
-    async with serving(close_timeout=2.0) as served:
-        peer, recorder = await served.open()
+    async with serving(close_timeout=2.0) as server:
+        peer, recorder = await server.open()
         recorder.socket.close(1012, "restart")
-        served.pass_time(1)
+        server.pass_time(1)
         assert recorder.losses == 0
-        served.pass_time(1)
-        await recorder.gone.wait()
-        assert served.gateway.aborted == {"close_timeout": 1}
+        server.pass_time(1)
+        await recorder.lost.wait()
+        assert server.gateway.aborted == {"close_timeout": 1}
         assert await peer.read_close() == 1012
 
 
 async def test_a_peer_that_keeps_its_side_open_after_a_violation_is_cut() -> None:
-    async with serving(close_timeout=2.0) as served:
-        peer, recorder = await served.open()
+    async with serving(close_timeout=2.0) as server:
+        peer, recorder = await server.open()
         await peer.send_frame(Opcode.BINARY, b"")
         assert await peer.read_close() == 1003
-        served.pass_time(2)
-        await recorder.gone.wait()
-        assert served.gateway.aborted == {"close_timeout": 1}
+        server.pass_time(2)
+        await recorder.lost.wait()
+        assert server.gateway.aborted == {"close_timeout": 1}
 
 
 @pytest.mark.parametrize(
@@ -219,15 +219,15 @@ async def test_a_peer_that_keeps_its_side_open_after_a_violation_is_cut() -> Non
         ("reset", None),
         ("broken frame", 1002),
         ("our close", 1012),
-        ("our close, unheard", 1012),
-        ("our cut", 4408),
+        ("our close, unanswered", 1012),
+        ("our abort", 4408),
     ],
 )
-async def test_an_attendant_learns_once_that_its_client_is_lost_and_why_if_we_ended_it(
+async def test_a_handler_learns_once_that_its_client_is_lost_and_why_if_we_ended_it(
     ending: str, code: int | None
 ) -> None:
-    async with serving() as served:
-        peer, recorder = await served.open()
+    async with serving() as server:
+        peer, recorder = await server.open()
         match ending:
             case "close frame":
                 await peer.send_frame(Opcode.CLOSE, b"\x03\xe8")
@@ -243,76 +243,76 @@ async def test_an_attendant_learns_once_that_its_client_is_lost_and_why_if_we_en
                 await peer.send(b"\xff\xff")
                 assert await peer.read_close() == 1002
                 peer.close()
-            case "our close, unheard":
+            case "our close, unanswered":
                 recorder.socket.close(1012, "restart")
-                served.pass_time(2)
+                server.pass_time(2)
             case "our close":
                 recorder.socket.close(1012, "restart")
                 await peer.read_close()
                 await peer.send_frame(Opcode.CLOSE, b"\x03\xf4")
                 await peer.read_all()
                 peer.close()
-            case "our cut":
+            case "our abort":
                 recorder.socket.write(bytes(32 * 2**20))
-                served.pass_time(30)
-        await recorder.gone.wait()
-        await until(lambda: served.gateway.sockets == 0)
+                server.pass_time(30)
+        await recorder.lost.wait()
+        await until(lambda: server.gateway.sockets == 0)
         recorder.socket.write(encode(b"to nobody"))
         recorder.socket.close(1000, "nobody")
         await recorder.socket.drained()
-        served.pass_time(60)
+        server.pass_time(60)
         assert recorder.losses == 1
-        assert served.gateway.connections == 0
+        assert server.gateway.connections == 0
         assert code == (recorder.close and recorder.close.code)
 
 
-async def test_an_attendant_that_fails_costs_its_own_client_1011_and_no_other() -> None:
+async def test_a_handler_that_raises_closes_only_its_own_client_with_1011() -> None:
     def fail(recorder: Recorder, text: bytes) -> None:
         if text == b"provoke":
             raise RuntimeError("a bug")
         recorder.socket.write(encode(text))
 
-    async with serving(answer=fail) as served, served.connect() as bystander:
-        await served.attendants.get()
-        peer, recorder = await served.open()
+    async with serving(answer=fail) as server, server.connect() as bystander:
+        await server.handlers.get()
+        peer, recorder = await server.open()
         await peer.send_frame(Opcode.TEXT, b"provoke")
         assert await peer.read_close() == 1011
         peer.close()
-        await recorder.gone.wait()
+        await recorder.lost.wait()
         await bystander.send("undisturbed")
         assert await bystander.recv() == "undisturbed"
 
 
-async def test_every_open_client_is_told_the_time_at_every_tick() -> None:
-    async with serving(answer=silence) as served:
-        _, first = await served.open()
-        _, second = await served.open()
-        start = served.clock.now
-        served.pass_time(2)
+async def test_every_tick_reaches_every_open_client() -> None:
+    async with serving(answer=silence) as server:
+        _, first = await server.open()
+        _, second = await server.open()
+        start = server.clock.now
+        server.pass_time(2)
         second.socket.close(1012, "restart")
-        served.pass_time(1)
+        server.pass_time(1)
         assert first.ticks == [start + 1, start + 2, start + 3]
         assert second.ticks == [start + 1, start + 2]
 
 
 async def test_the_gateway_ticks_by_itself() -> None:
-    async with serving(tick_every=0.01) as served:
-        _, recorder = await served.open()
+    async with serving(tick_every=0.01) as server:
+        _, recorder = await server.open()
         await until(lambda: len(recorder.ticks) > 2)
 
 
-async def test_who_has_something_to_say_is_heard_before_everybody_has_been_told_the_time() -> None:
-    async with serving() as served:
-        opened = [await served.open() for _ in range(SOME + 44)]
-        told: list[Recorder] = []
+async def test_other_work_runs_before_every_client_has_been_ticked() -> None:
+    async with serving() as server:
+        opened = [await server.open() for _ in range(TICK_BATCH + 44)]
+        ticked: list[Recorder] = []
         for _, recorder in opened:
-            recorder.tick = lambda _, recorder=recorder: told.append(recorder)  # type: ignore[misc, method-assign]
-        heard: list[int] = []
-        asyncio.get_running_loop().call_soon(lambda: heard.append(len(told)))
-        served.gateway.housekeep()
-        await until(lambda: len(told) == SOME + 44)
-    assert [SOME] == heard
-    assert len(set(map(id, told))) == SOME + 44
+            recorder.tick = lambda _, recorder=recorder: ticked.append(recorder)  # type: ignore[misc, method-assign]
+        ticked_before: list[int] = []
+        asyncio.get_running_loop().call_soon(lambda: ticked_before.append(len(ticked)))
+        server.gateway.housekeep()
+        await until(lambda: len(ticked) == TICK_BATCH + 44)
+    assert [TICK_BATCH] == ticked_before
+    assert len(set(map(id, ticked))) == TICK_BATCH + 44
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 70_000])

@@ -714,7 +714,7 @@ async def test_a_deleted_decision_leaves_its_whole_history(world: Connection) ->
 @pytest.mark.parametrize("statement", ["update asyncops.decisions set title = 'x'", "delete from asyncops.decisions"])
 async def test_a_decision_is_not_changed_by_nobody(world: Connection, statement: str, actor: str) -> None:
     await act_as(world, actor)
-    with pytest.raises(asyncpg.NotNullViolationError, match="who changes this decision"):
+    with pytest.raises(asyncpg.NotNullViolationError, match="the user who changes this decision is not known"):
         await world.execute(statement)
 
 

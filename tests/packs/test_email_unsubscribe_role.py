@@ -357,4 +357,4 @@ async def test_a_role_that_may_do_more_is_warned_of(empty_database: str) -> None
             empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "mighty"}, report=told.append
         )
         await owner.execute("alter role mighty_app nosuperuser")
-    assert [line for line in told if "the role mighty_app may do more than its schema needs" in line]
+    assert [line for line in told if "the role mighty_app has more rights than the application needs" in line]

@@ -404,7 +404,7 @@ async def test_an_attempt_is_noted_before_and_after_it_is_made(store: Store) -> 
     failed = await store.settle_attempt(begun.id, "HTTP 404")
     assert ("failed", "HTTP 404", begun.attempted_at) == (failed.status, failed.failure_reason, failed.attempted_at)
     assert failed == await store.settle_attempt(begun.id, "HTTP 404")
-    with pytest.raises(DatabaseFault, match="is settled once"):
+    with pytest.raises(DatabaseFault, match="can be settled once"):
         await store.settle_attempt(begun.id)
     done = await store.settle_attempt((await store.begin_attempt(SHOP, URL, "link")).id)
     assert [done, failed] == await store.history()

@@ -29,7 +29,7 @@ async def found(sql: Connection) -> list[str]:
     return [str(one) for one in await check_rules(sql, "antone", "antone")]
 
 
-async def test_the_schema_that_the_revisions_make_breaks_no_rule(sql: Connection) -> None:
+async def test_the_schema_that_the_revisions_create_has_no_problems(sql: Connection) -> None:
     assert [] == await found(sql)
 
 
@@ -145,17 +145,17 @@ async def test_the_schema_that_the_revisions_make_breaks_no_rule(sql: Connection
         ),
     ],
 )
-async def test_each_way_to_break_the_schema_is_named_with_its_remedy(sql: Connection, change: str, said: str) -> None:
+async def test_each_problem_is_reported_with_its_remedy(sql: Connection, change: str, said: str) -> None:
     await sql.execute(change)
     assert said in await found(sql)
 
 
-async def test_a_table_that_is_gone_is_named_before_all_that_went_with_it(sql: Connection) -> None:
+async def test_a_missing_table_is_reported_before_what_went_with_it(sql: Connection) -> None:
     await sql.execute("drop table antone.learning_events")
     assert "antone.learning_events: the table is missing: restore it from a backup" == (await found(sql))[0]
 
 
-async def test_what_is_broken_in_another_schema_is_named_there(empty_database: str) -> None:
+async def test_problems_in_another_schema_are_reported_there(empty_database: str) -> None:
     await migrate.apply(empty_database, ["antone"], schemas={"antone": "elsewhere"}, report=lambda _: None)
     options = ("--pack", "antone", "--schema", "elsewhere", "check")
     assert 0 == (await command(*options, DATABASE_URL=empty_database))[0]
@@ -165,7 +165,7 @@ async def test_what_is_broken_in_another_schema_is_named_there(empty_database: s
     assert "elsewhere.posts: no index on (processed_at): create it again\n" == output
 
 
-async def test_daemon_check_prints_a_line_for_each_problem_and_ends_with_one(empty_database: str) -> None:
+async def test_daemon_check_prints_a_line_for_each_problem_and_exits_with_1(empty_database: str) -> None:
     await migrate.apply(empty_database, ["antone"], report=lambda _: None)
     assert 0 == (await command("--pack", "antone", "check", DATABASE_URL=empty_database))[0]
     await execute(
@@ -181,7 +181,7 @@ async def test_daemon_check_prints_a_line_for_each_problem_and_ends_with_one(emp
     ] == output.splitlines()
 
 
-async def test_a_pack_that_is_not_there_yet_is_not_checked(empty_database: str) -> None:
+async def test_a_pack_that_is_not_applied_is_not_checked(empty_database: str) -> None:
     await migrate.apply(empty_database, [], report=lambda _: None)
     code, output, _ = await command("--pack", "antone", "check", DATABASE_URL=empty_database)
     assert 1 == code
@@ -190,11 +190,11 @@ async def test_a_pack_that_is_not_there_yet_is_not_checked(empty_database: str) 
     ] == (output.splitlines())
 
 
-async def test_a_pack_without_a_file_of_rules_breaks_none(sql: Connection, tmp_path: Path) -> None:
+async def test_a_pack_without_a_check_file_has_no_problems(sql: Connection, tmp_path: Path) -> None:
     assert [] == await check_rules(sql, "chatgenius", "chatgenius", ddl_folder=tmp_path)
 
 
-async def test_a_file_of_rules_that_writes_is_stopped_by_the_server(database: str, tmp_path: Path) -> None:
+async def test_a_check_file_that_writes_is_stopped_by_the_server(database: str, tmp_path: Path) -> None:
     (tmp_path / "chatgenius").mkdir()
     (tmp_path / "chatgenius" / "check.sql").write_text("delete from chatgenius.users returning id, id, id")
     async with session(database) as sql:

@@ -12,8 +12,8 @@
 -- databases of the cluster share its roles.
 do $$
 declare
-    home constant name := split_part('email_unsubscribe.users', '.', 1);  -- follows `--schema`
-    app constant name := left(home, 59) || '_app';
+    own_schema constant name := split_part('email_unsubscribe.users', '.', 1);  -- follows `--schema`
+    app constant name := left(own_schema, 59) || '_app';
 begin
     if not exists (select from pg_catalog.pg_roles as r where r.rolname = app) then
         begin
@@ -33,9 +33,9 @@ begin
           and (r.rolsuper or r.rolcreaterole or r.rolcreatedb or r.rolreplication or r.rolbypassrls
                or exists (select from pg_catalog.pg_auth_members as m where m.member = r.oid))
     ) then
-        raise warning 'rowcast: the role % may do more than its schema needs: take that from it', app;
+        raise warning 'rowcast: the role % has more rights than the application needs: revoke them', app;
     end if;
-    execute format('grant usage on schema %I to %I', home, app);
+    execute format('grant usage on schema %I to %I', own_schema, app);
     execute format('grant select, insert, delete on email_unsubscribe.users to %I', app);
     execute format('grant select, insert, update (ended_at, end_reason) on email_unsubscribe.sessions to %I', app);
     execute format('grant select, insert, update, delete on email_unsubscribe.oauth_tokens to %I', app);

@@ -25,7 +25,7 @@ as $$
                false
            )
 $$;
-comment on function antone.may_read(text, text) is 'May this user follow this topic now? Asked at every subscribe.';
+comment on function antone.may_read(text, text) is 'Whether this user may follow this topic. Called at every subscribe.';
 
 revoke execute on function antone.may_read(text, text) from public;
 
@@ -41,8 +41,8 @@ exception
     when duplicate_object or unique_violation then
         null;  -- another database of this cluster created it first
     when insufficient_privilege then
-        raise warning 'antone: % may not create the role antone_app: create it, and grant it what 0005_access.up.sql '
-            'of this pack says.', current_user;
+        raise warning 'antone: % may not create the role antone_app. Create it, then run the grants of '
+            '0005_access.up.sql.', current_user;
 end
 $$;
 

@@ -462,26 +462,26 @@ with pack as (
     from expected_columns as e join tables as t on t.name = e.table_name
     where not exists (select from columns as c where (c.oid, c.name) = (t.oid, e.name))
     union all
-    select c.place, format('it is %s, not %s', c.definition, e.definition), 'alter it back'
+    select c.place, format('it is %s, not %s', c.definition, e.definition), 'change it back'
     from expected_columns as e join columns as c on (c.table_name, c.name) = (e.table_name, e.name)
     where c.definition <> e.definition
     union all
-    select c.place, 'no revision has made this column', 'drop it, or write a revision'
+    select c.place, 'no revision creates this column', 'drop it, or write a revision'
     from columns as c
     where exists (select from expected_columns as e where e.table_name = c.table_name)
       and not exists (select from expected_columns as e where (e.table_name, e.name) = (c.table_name, c.name))
     union all
-    select e.name, 'the constraint is missing', 'add it again, as the revisions have it'
+    select e.name, 'the constraint is missing', 'add it again, as in the revisions'
     from expected_constraints as e
     where not exists (select from constraints as c where c.conname = e.name)
     union all
-    select c.place, format('it says ON DELETE %s, not %s', upper(a.action), upper(e.action)),
-           'make it anew, as the revisions have it'
+    select c.place, format('it has ON DELETE %s, not %s', upper(a.action), upper(e.action)),
+           'drop it and create it again, as in the revisions'
     from expected_constraints as e join constraints as c on c.conname = e.name
     join actions as a on a.code = c.confdeltype::text
     where a.action <> e.action
     union all
-    select c.place, 'it does not say what a DELETE does', 'make it anew with ON DELETE'
+    select c.place, 'it has no ON DELETE action', 'drop it and create it again with one'
     from constraints as c
     where c.contype = 'f' and c.confdeltype = 'a'
       and not exists (select from expected_constraints as e where e.name = c.conname)
@@ -489,7 +489,7 @@ with pack as (
     select c.place, 'it was never validated', 'alter table ... validate constraint'
     from constraints as c where not c.convalidated
     union all
-    select c.place, 'no index finds its rows', 'create an index that begins with its columns'
+    select c.place, 'no index begins with its columns', 'create one'
     from constraints as c
     where c.contype = 'f' and not exists (
         select from indexes as i
@@ -507,20 +507,20 @@ with pack as (
     select i.place, 'the index is invalid', 'reindex it, or drop it and create it again'
     from indexes as i where not i.indisvalid
     union all
-    select c.place, 'a timestamp that must be there has no default', 'alter column ... set default current_timestamp'
+    select c.place, 'the required timestamp has no default', 'alter column ... set default current_timestamp'
     from columns as c where c.type like 'timestamp%' and c.attnotnull and not c.atthasdef
     union all
-    select c.place, 'a timestamp without a time zone', 'make it a timestamptz'
+    select c.place, 'the timestamp has no time zone', 'make it a timestamptz'
     from columns as c where c.type like 'timestamp%without%'
     union all
-    select t.place, 'nothing keeps its updated_at', 'create or enable its trigger again'
+    select t.place, 'no trigger maintains updated_at', 'create or enable its trigger again'
     from tables as t join columns as c on c.oid = t.oid and c.name = 'updated_at'
     where not exists (
         select from pg_trigger as g join pg_proc as f on f.oid = g.tgfoid
         where g.tgrelid = t.oid and f.proname = 'set_updated_at' and g.tgenabled in ('O', 'A')
     )
     union all
-    select t.place, 'a name is small letters, digits and underscores', 'rename it'
+    select t.place, 'the name contains characters other than a-z, 0-9 and _', 'rename it'
     from (select place, name from tables union all select place, name from columns) as t
     where t.name !~ '^[a-z][a-z0-9_]*$'
     union all

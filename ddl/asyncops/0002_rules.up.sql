@@ -87,7 +87,7 @@ begin
         end if;
     end if;
     raise not_null_violation using
-        message = format('null value in column %I of relation %I: a row says who made it', tg_argv[0], tg_table_name),
+        message = format('null value in column %I of relation %I: a new row must name the user who created it', tg_argv[0], tg_table_name),
         schema = tg_table_schema, table = tg_table_name, column = tg_argv[0];
 end
 $$;
@@ -136,8 +136,8 @@ begin
     end if;
     if who is null and not account_deleted then
         raise not_null_violation using
-            message = 'who changes this decision? The audit log has to name a user',
-            hint = 'Say it in the transaction: select set_config(''rowcast.actor'', ''<the id of the user>'', true)',
+            message = 'the user who changes this decision is not known, and the audit log must name one',
+            hint = 'Set the user in the transaction: select set_config(''rowcast.actor'', ''<the id of the user>'', true)',
             schema = tg_table_schema, table = 'decision_audit_log', column = 'changed_by_id';
     end if;
     if tg_op = 'DELETE' then
@@ -175,7 +175,7 @@ begin
         end if;
     end if;
     raise restrict_violation using
-        message = format('%s is not for the audit log of decisions: it is kept as it was written', tg_op),
+        message = format('%s is not allowed on the audit log of decisions: it is append-only', tg_op),
         schema = tg_table_schema, table = tg_table_name;
 end
 $$;
@@ -195,7 +195,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     raise restrict_violation using
-        message = format('%I is not truncated, since the audit log would not hear of it: use delete', tg_table_name),
+        message = format('%I cannot be truncated, since the audit log would miss that: use delete', tg_table_name),
         schema = tg_table_schema, table = tg_table_name;
 end
 $$;

@@ -52,6 +52,6 @@ as $$
                false
            )
 $$;
-comment on function asyncops.may_read(text, text) is 'May this user follow this topic now? Asked at every subscribe.';
+comment on function asyncops.may_read(text, text) is 'Whether this user may follow this topic. Called at every subscribe.';
 
 revoke execute on function asyncops.may_read(text, text) from public;

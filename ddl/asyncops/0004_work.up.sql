@@ -19,8 +19,8 @@ begin
     if hash is null then
         if pgcrypto is null then
             raise feature_not_supported using
-                message = 'the extension pgcrypto, which hashes passwords, is not in this database',
-                hint = 'Create it, or pass a bcrypt hash that was made elsewhere as password_hash.';
+                message = 'this database lacks the extension pgcrypto, which hashes passwords',
+                hint = 'Create it, or pass a bcrypt hash as password_hash.';
         end if;
         execute format('select translate(encode(%I.gen_random_bytes(18), ''base64''), ''+/'', ''-_'')', pgcrypto)
         into password;
@@ -32,7 +32,7 @@ begin
 end
 $$;
 comment on function asyncops.create_admin(text, text, text) is
-'Makes an admin, and answers with the password, once. It must be changed at the first login.';
+'Creates an admin and returns the password, which must be changed at the first login.';
 
 -- Summarises what happened on a day and what was active at its end, or is active now if the day has not ended. Days are
 -- UTC days. Generating a summary again replaces the old one. It includes archived rows, so archiving changes no
@@ -95,14 +95,14 @@ as $$
         decisions_count = excluded.decisions_count, generated_at = excluded.generated_at
     returning kept.*
 $$;
-comment on function asyncops.generate_daily_summary(date) is 'Writes the summary of a day, or writes it anew.';
+comment on function asyncops.generate_daily_summary(date) is 'Writes the summary of a day, or replaces it.';
 
 -- Archives old rows: status updates after a year, incidents after a year if they are resolved or closed, blockers six
 -- months after they were resolved. Nothing else is archived, and nothing is deleted. Each call handles the oldest rows,
--- at most `most` per table, to keep transactions short: call it until it returns three zeros. Rows locked by others
+-- at most `max_rows` per table, to keep transactions short: call it until it returns three zeros. Rows locked by others
 -- wait for the next call, and concurrent calls are safe.
 create function asyncops.archive(
-    most integer default 1000, as_of timestamptz default now(),
+    max_rows integer default 1000, as_of timestamptz default now(),
     out status_updates integer, out incidents integer, out blockers integer
 )
 language plpgsql
@@ -113,27 +113,27 @@ begin
     where s.id in (
         select o.id from asyncops.status_updates as o
         where o.archived_at is null and o.created_at < as_of - interval '1 year'
-        order by o.created_at limit most for update skip locked
+        order by o.created_at limit max_rows for update skip locked
     );
     get diagnostics status_updates = row_count;
     update asyncops.incidents as i set archived_at = clock_timestamp()
     where i.id in (
         select o.id from asyncops.incidents as o
         where o.archived_at is null and o.status in ('resolved', 'closed') and o.created_at < as_of - interval '1 year'
-        order by o.created_at limit most for update skip locked
+        order by o.created_at limit max_rows for update skip locked
     );
     get diagnostics incidents = row_count;
     update asyncops.blockers as b set archived_at = clock_timestamp()
     where b.id in (
         select o.id from asyncops.blockers as o
         where o.archived_at is null and o.status = 'resolved' and o.resolved_at < as_of - interval '6 months'
-        order by o.resolved_at limit most for update skip locked
+        order by o.resolved_at limit max_rows for update skip locked
     );
     get diagnostics blockers = row_count;
 end
 $$;
 comment on function asyncops.archive(integer, timestamptz) is
-'Archives what is old enough, in portions: call it until it answers zeros.';
+'Archives old rows in batches: call it until it returns zeros.';
 
 revoke execute on function asyncops.create_admin(text, text, text) from public;
 revoke execute on function asyncops.generate_daily_summary(date) from public;

@@ -62,14 +62,14 @@ declare
     stamp constant timestamptz := date_trunc('milliseconds', clock);
 begin
     if (max_secrets between 1 and 1000) is not true then
-        raise exception 'max_secrets is a number from 1 to 1000' using errcode = 'invalid_parameter_value';
+        raise exception 'max_secrets must be a number from 1 to 1000' using errcode = 'invalid_parameter_value';
     end if;
     if (expiry >= interval '1 minute') is not true then
-        raise exception 'expiry is one minute or more: a job that lives keeps what it has claimed'
+        raise exception 'expiry must be one minute or more, so that a running job keeps its claims'
             using errcode = 'invalid_parameter_value';
     end if;
     if (retry_after >= interval '0') is not true then
-        raise exception 'retry_after is not negative' using errcode = 'invalid_parameter_value';
+        raise exception 'retry_after must not be negative' using errcode = 'invalid_parameter_value';
     end if;
     return query
     with due as materialized (
@@ -91,7 +91,7 @@ begin
 end
 $$;
 comment on function disclosure.claim_due(integer, interval, interval) is
-'Claims secrets that are due, for the caller alone. Commit before anybody is told.';
+'Claims due secrets for the caller alone. Commit before you send anything to a recipient.';
 
 -- Is this claim still held? Never null. Only for the functions below, which call it with their owner's rights.
 create function disclosure.is_claimed(secret_id bigint, claimed_at timestamptz) returns boolean
@@ -217,7 +217,7 @@ begin
         return true;
     end if;
     if disclosure.is_claimed(record_success.secret_id, record_success.claimed_at) then
-        raise exception 'not every recipient of secret % was told', record_success.secret_id
+        raise exception 'secret % has not been sent to every recipient', record_success.secret_id
             using errcode = 'object_not_in_prerequisite_state';
     end if;
     return false;

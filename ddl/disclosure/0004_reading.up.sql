@@ -17,6 +17,6 @@ as $$
                else false
            end
 $$;
-comment on function disclosure.may_read(text, text) is 'May this user follow this topic now? Asked at every subscribe.';
+comment on function disclosure.may_read(text, text) is 'Whether this user may follow this topic. Called at every subscribe.';
 
 revoke execute on function disclosure.may_read(text, text) from public;

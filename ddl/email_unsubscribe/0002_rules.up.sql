@@ -176,7 +176,7 @@ begin
        or (old.id, old.sender, old.unsubscribe_url, old.method, old.attempted_at)
           is distinct from (new.id, new.sender, new.unsubscribe_url, new.method, new.attempted_at)
     then
-        raise exception 'an unsubscribe attempt is settled once, and is not changed otherwise'
+        raise exception 'an unsubscribe attempt can be settled once, and cannot be changed otherwise'
             using errcode = 'restrict_violation';
     end if;
     return new;
@@ -196,7 +196,7 @@ begin
     if old.ended_at is not null
        or (old.id, old.user_id, old.started_at) is distinct from (new.id, new.user_id, new.started_at)
     then
-        raise exception 'a session ends once, and is not changed otherwise' using errcode = 'restrict_violation';
+        raise exception 'a session can be ended once, and cannot be changed otherwise' using errcode = 'restrict_violation';
     end if;
     return new;
 end
@@ -311,7 +311,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    raise exception 'the audit log is only added to' using errcode = 'restrict_violation';
+    raise exception 'the audit log is append-only' using errcode = 'restrict_violation';
 end
 $$;
 

@@ -11,6 +11,6 @@ as $$
     select exists (select from email_unsubscribe.users as u where u.id = may_read.user_id)
        and coalesce(may_read.topic in ('senders', 'history', 'allow_list', 'audit', 'account:' || may_read.user_id), false)
 $$;
-comment on function email_unsubscribe.may_read(text, text) is 'May this user follow this topic now? Asked at every subscribe.';
+comment on function email_unsubscribe.may_read(text, text) is 'Whether this user may follow this topic. Called at every subscribe.';
 
 revoke execute on function email_unsubscribe.may_read(text, text) from public;

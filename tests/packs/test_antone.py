@@ -433,7 +433,7 @@ async def constraints(db: Connection, kind: str) -> set[str]:
 # --- Structure -------------------------------------------------------------------------------------------------
 
 
-async def test_every_specified_table_is_there_and_few_of_our_own(db: Connection) -> None:
+async def test_the_schema_has_every_specified_table_and_few_others(db: Connection) -> None:
     tables = await db.fetch(
         "select tablename from pg_tables where schemaname = 'antone' and tablename <> 'alembic_version'"
     )
@@ -451,7 +451,7 @@ async def test_a_table_has_the_specified_columns_in_their_order(db: Connection, 
     assert SPECIFIED[table].split() == [column["attname"] for column in columns]
 
 
-async def test_static_words_are_enum_types_with_their_words_in_order(db: Connection) -> None:
+async def test_static_enumerations_are_enum_types_with_their_values_in_order(db: Connection) -> None:
     types = await db.fetch(
         "select t.typname, array_agg(e.enumlabel::text order by e.enumsortorder) as words from pg_type t"
         " join pg_enum e on e.enumtypid = t.oid where t.typnamespace = 'antone'::regnamespace group by t.typname"
@@ -459,7 +459,7 @@ async def test_static_words_are_enum_types_with_their_words_in_order(db: Connect
     assert ENUMS == {row["typname"]: row["words"] for row in types}
 
 
-async def test_a_word_that_is_not_of_the_enum_type_is_refused(world: Connection) -> None:
+async def test_a_value_outside_the_enum_type_is_refused(world: Connection) -> None:
     columns = await world.fetch(
         "select c.relname, a.attname from pg_attribute a join pg_class c on c.oid = a.attrelid and c.relkind = 'r'"
         " join pg_type t on t.oid = a.atttypid where t.typnamespace = 'antone'::regnamespace and t.typtype = 'e'"
@@ -472,7 +472,7 @@ async def test_a_word_that_is_not_of_the_enum_type_is_refused(world: Connection)
 
 
 @pytest.mark.parametrize("table", REFERENCE_TABLES)
-async def test_words_that_may_change_are_rows_that_a_revision_brings(db: Connection, table: str) -> None:
+async def test_changing_enumerations_are_rows_that_a_revision_inserts(db: Connection, table: str) -> None:
     rows = await db.fetch(f"select name from antone.{table} order by id")
     assert REFERENCE_TABLES[table] == [row["name"] for row in rows]
 
@@ -485,7 +485,7 @@ async def test_a_new_archetype_needs_no_revision_and_can_be_retired(world: Conne
     assert 1 == await count(world, "decisions", "archetype_id = $1", new["id"])
 
 
-async def test_ids_are_uuids_that_the_database_makes(world: Connection) -> None:
+async def test_ids_are_uuids_generated_by_the_database(world: Connection) -> None:
     bare = await world.fetch(
         "select table_name from information_schema.columns where table_schema = 'antone' and column_name = 'id'"
         " and table_name not like '%\\_to\\_archive'"
@@ -496,12 +496,12 @@ async def test_ids_are_uuids_that_the_database_makes(world: Connection) -> None:
     assert 100 == len(made)
 
 
-async def test_every_index_of_the_specification_is_there_by_its_name(db: Connection) -> None:
+async def test_every_index_of_the_specification_exists_by_its_name(db: Connection) -> None:
     found = await db.fetch("select indexname from pg_indexes where schemaname = 'antone'")
     assert set() == INDEXES - {row["indexname"] for row in found}
 
 
-async def test_every_foreign_key_has_an_index_that_finds_all_its_rows(db: Connection) -> None:
+async def test_every_foreign_key_is_covered_by_an_index(db: Connection) -> None:
     bare = await db.fetch(
         "select c.conname from pg_constraint c"
         " where c.connamespace = 'antone'::regnamespace and c.contype = 'f' and not exists ("
@@ -511,7 +511,7 @@ async def test_every_foreign_key_has_an_index_that_finds_all_its_rows(db: Connec
     assert [] == [key["conname"] for key in bare]
 
 
-async def test_no_index_repeats_the_start_of_another(db: Connection) -> None:
+async def test_no_index_is_a_prefix_of_another(db: Connection) -> None:
     repeated = await db.fetch(
         "select a.indexrelid::regclass::text as name from pg_index a join pg_index b"
         " on b.indrelid = a.indrelid and b.indexrelid <> a.indexrelid and not a.indisunique"
@@ -529,7 +529,7 @@ def statements(pattern: str) -> list[sql_files.Statement]:
     ]
 
 
-def test_no_revision_drops_a_column_or_mixes_rows_with_tables() -> None:
+def test_no_revision_drops_a_column_or_mixes_data_with_ddl() -> None:
     for path in sorted((ROOT / "ddl/antone").glob("*.up.sql")):
         words = [statement.words for statement in statements(path.name)]
         assert not any("drop" in said and "column" in said for said in words), path
@@ -540,7 +540,7 @@ def test_no_revision_drops_a_column_or_mixes_rows_with_tables() -> None:
 # --- Integrity -------------------------------------------------------------------------------------------------
 
 
-async def test_no_constraint_is_left_untried(db: Connection) -> None:
+async def test_every_constraint_is_tested(db: Connection) -> None:
     assert {*VIOLATIONS, TOO_SHORT} == await constraints(db, "c")
     assert set(UNIQUE) == await constraints(db, "u")
     assert {f"{table}_pkey" for table in SAMPLES} == await constraints(db, "p")
@@ -548,7 +548,7 @@ async def test_no_constraint_is_left_untried(db: Connection) -> None:
 
 
 @pytest.mark.parametrize("table", SAMPLES)
-async def test_a_row_needs_no_more_than_the_specification_asks_for(world: Connection, table: str) -> None:
+async def test_a_row_needs_only_what_the_specification_requires(world: Connection, table: str) -> None:
     row = await insert(world, table)
     assert {name: str(given) for name, given in SAMPLES[table].items()} == {
         name: str(row[name]) for name in SAMPLES[table]
@@ -556,7 +556,7 @@ async def test_a_row_needs_no_more_than_the_specification_asks_for(world: Connec
 
 
 @pytest.mark.parametrize("table", SAMPLES)
-async def test_a_column_that_must_be_there_is_refused_as_null(world: Connection, table: str) -> None:
+async def test_a_required_column_refuses_null(world: Connection, table: str) -> None:
     columns = await world.fetch(
         "select attname from pg_attribute where attrelid = $1::text::regclass and attnum > 0 and attnotnull"
         " and not attisdropped",
@@ -571,7 +571,7 @@ async def test_a_column_that_must_be_there_is_refused_as_null(world: Connection,
 
 
 @pytest.mark.parametrize("constraint", VIOLATIONS)
-async def test_every_check_refuses_what_it_should(world: Connection, constraint: str) -> None:
+async def test_every_check_constraint_refuses_its_violations(world: Connection, constraint: str) -> None:
     table, rows = VIOLATIONS[constraint]
     for row in rows:
         with pytest.raises(asyncpg.CheckViolationError) as caught:
@@ -580,7 +580,7 @@ async def test_every_check_refuses_what_it_should(world: Connection, constraint:
         assert constraint == caught.value.constraint_name, row
 
 
-async def test_a_reply_that_is_too_short_is_refused_even_if_it_were_signed(world: Connection) -> None:
+async def test_a_reply_that_is_too_short_is_refused_even_if_signed(world: Connection) -> None:
     await world.execute("alter table antone.replies drop constraint replies_content_is_signed")
     with pytest.raises(asyncpg.CheckViolationError) as caught:
         await insert(world, "replies", content="Sleep on.")
@@ -603,7 +603,7 @@ async def test_a_reply_that_is_too_short_is_refused_even_if_it_were_signed(world
         ("kpi_metrics", {"value": -1e300}),
     ],
 )
-async def test_what_lies_just_inside_the_limits_is_accepted(
+async def test_values_just_inside_the_limits_are_accepted(
     world: Connection, table: str, values: dict[str, object]
 ) -> None:
     row = await insert(world, table, **values)
@@ -618,13 +618,13 @@ async def test_what_lies_just_inside_the_limits_is_accepted(
         ("authors", {"handle": "a" * 51}),
     ],
 )
-async def test_what_is_too_long_is_refused(world: Connection, table: str, values: dict[str, object]) -> None:
+async def test_values_that_are_too_long_are_refused(world: Connection, table: str, values: dict[str, object]) -> None:
     with pytest.raises(asyncpg.StringDataRightTruncationError):
         await insert(world, table, **values)
 
 
 @pytest.mark.parametrize("constraint", UNIQUE)
-async def test_what_is_unique_cannot_be_there_twice(world: Connection, constraint: str) -> None:
+async def test_a_duplicate_of_a_unique_value_is_refused(world: Connection, constraint: str) -> None:
     table = UNIQUE[constraint]
     await insert(world, table)
     with pytest.raises(asyncpg.UniqueViolationError) as caught:
@@ -656,13 +656,13 @@ async def test_the_same_id_on_another_platform_is_another_author(world: Connecti
 
 
 @pytest.mark.parametrize(("table", "column"), FOREIGN_KEYS, ids=str)
-async def test_no_row_refers_to_what_is_not_there(world: Connection, table: str, column: str) -> None:
+async def test_a_reference_to_a_missing_row_is_refused(world: Connection, table: str, column: str) -> None:
     with pytest.raises(asyncpg.ForeignKeyViolationError) as caught:
         await insert(world, table, **{column: NOBODY})
     assert f"{table}_{column}_fkey" == caught.value.constraint_name
 
 
-async def test_every_foreign_key_says_what_a_deletion_does(db: Connection) -> None:
+async def test_every_foreign_key_has_an_on_delete_action(db: Connection) -> None:
     keys = await db.fetch(
         "select conname, pg_get_constraintdef(oid) as definition from pg_constraint"
         " where connamespace = 'antone'::regnamespace and contype = 'f'"
@@ -674,7 +674,7 @@ async def test_every_foreign_key_says_what_a_deletion_does(db: Connection) -> No
 
 
 @pytest.mark.parametrize(("table", "column"), FOREIGN_KEYS, ids=str)
-async def test_a_deletion_does_to_each_child_what_its_foreign_key_says(
+async def test_a_deletion_applies_the_on_delete_action_to_each_child(
     world: Connection, table: str, column: str
 ) -> None:
     parent_table, action = FOREIGN_KEYS[table, column]
@@ -698,7 +698,7 @@ async def test_a_deletion_does_to_each_child_what_its_foreign_key_says(
         assert 1 == await count(world, table, f"id = $1 and {column} is null", child)
 
 
-async def test_an_author_takes_posts_and_decisions_along_unless_one_was_answered(world: Connection) -> None:
+async def test_deleting_an_author_deletes_posts_and_decisions_unless_one_was_answered(world: Connection) -> None:
     author = (await insert(world, "authors"))["id"]
     post = (await insert(world, "posts", author_id=author))["id"]
     decision = (await insert(world, "decisions", post_id=post))["id"]
@@ -715,7 +715,7 @@ async def test_an_author_takes_posts_and_decisions_along_unless_one_was_answered
     )
 
 
-async def test_rows_can_be_made_read_changed_and_removed(world: Connection) -> None:
+async def test_rows_can_be_created_read_updated_and_deleted(world: Connection) -> None:
     author = (await insert(world, "authors", handle="crud"))["id"]
     assert "crud" == await world.fetchval("select handle from antone.authors where id = $1", author)
     await world.execute("update antone.authors set follower_count = 7 where id = $1", author)
@@ -735,7 +735,7 @@ TOUCHED = {
 }
 
 
-async def test_no_table_with_a_time_of_its_last_change_is_left_out(db: Connection) -> None:
+async def test_every_table_with_updated_at_is_tested(db: Connection) -> None:
     found = await db.fetch(
         "select table_name from information_schema.columns"
         " where (table_schema, column_name) = ('antone', 'updated_at')"
@@ -810,7 +810,7 @@ def test_input_that_the_specification_refuses_is_refused(
 
 
 @pytest.mark.parametrize("model", [PostContent, ReplyContent, Author, Scores])
-def test_no_field_of_an_input_is_taken_for_another(model: type[BaseModel]) -> None:
+def test_an_input_refuses_unknown_and_missing_fields(model: type[BaseModel]) -> None:
     given = next(given for kind, given in INPUTS if kind is model)
     with pytest.raises(ValidationError):
         model(**given, unheard_of=1)
@@ -818,7 +818,7 @@ def test_no_field_of_an_input_is_taken_for_another(model: type[BaseModel]) -> No
         model()
 
 
-def test_a_refusal_does_not_repeat_what_was_given() -> None:
+def test_a_validation_error_does_not_show_the_input() -> None:
     with pytest.raises(ValidationError) as caught:
         ReplyContent(content="It cures canary birds. —Antone (Vita)", utm_code="a")
     assert "canary" not in str(caught.value)
@@ -900,7 +900,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", QUERIES)
-async def test_each_core_query_is_answered_from_its_index(large: Connection, name: str) -> None:
+async def test_each_core_query_is_answered_by_its_index(large: Connection, name: str) -> None:
     index, arguments = QUERIES[name]
     text = await large.fetchval(f"explain (analyze, format json) {queries()[name]}", *arguments)
     plan = nodes(json.loads(text)[0]["Plan"])
@@ -920,7 +920,7 @@ POST_TOPIC = f"post:{some_id('posts')}"
 
 
 @pytest.mark.parametrize("table", SAMPLES)
-async def test_a_new_row_is_told_in_its_topics_or_in_none(world: Connection, table: str) -> None:
+async def test_a_new_row_is_published_in_its_topics_or_in_none(world: Connection, table: str) -> None:
     events = await Events.from_now(world)
     row = await insert(world, table)
     expected = {
@@ -933,7 +933,7 @@ async def test_a_new_row_is_told_in_its_topics_or_in_none(world: Connection, tab
     assert {(table, topic, "insert") for topic in expected} == set(await events.seen())
 
 
-async def test_followers_hear_of_the_decisions_that_go_with_their_post(world: Connection) -> None:
+async def test_followers_receive_the_deletion_of_a_posts_decisions(world: Connection) -> None:
     post = (await insert(world, "posts"))["id"]
     await insert(world, "decisions", post_id=post)
     events = await Events.from_now(world)
@@ -946,7 +946,7 @@ async def test_followers_hear_of_the_decisions_that_go_with_their_post(world: Co
     ] == await events.seen()
 
 
-async def test_a_reply_that_is_taken_back_is_told_as_deleted_and_stays_in_the_table(world: Connection) -> None:
+async def test_a_soft_deleted_reply_is_published_as_deleted_and_stays_in_the_table(world: Connection) -> None:
     events = await Events.from_now(world)
     reply = (await insert(world, "replies"))["id"]
     await world.execute("update antone.replies set deleted_at = now(), delete_reason = 'spam' where id = $1", reply)
@@ -954,7 +954,7 @@ async def test_a_reply_that_is_taken_back_is_told_as_deleted_and_stays_in_the_ta
     assert 1 == await count(world, "replies", "id = $1", reply)
 
 
-async def test_what_is_told_of_people_is_what_they_have_posted(world: Connection) -> None:
+async def test_nothing_but_their_posts_is_published_about_people(world: Connection) -> None:
     published = {
         row["table_name"]: set(row["columns"])
         for row in await world.fetch("select table_name, columns from rowcast.watched where pack = 'antone'")
@@ -967,7 +967,7 @@ async def test_what_is_told_of_people_is_what_they_have_posted(world: Connection
 
 
 @pytest.mark.parametrize("score", [0, 1, 0.1, 1 / 3, 5e-324, 0.1 + 0.2])
-async def test_a_score_reaches_clients_as_the_number_that_it_is(world: Connection, score: float) -> None:
+async def test_a_score_reaches_clients_as_exactly_the_same_number(world: Connection, score: float) -> None:
     await insert(world, "decisions", sss_score=float(score))
     record = await world.fetchval(
         "select record::text from rowcast.events where kind = 'insert' order by id desc limit 1"
@@ -1000,7 +1000,7 @@ OPERATOR = some_id("operators")
     "topic",
     ["platform:TWITTER", "platform:REDDIT", "platform:THREADS", POST_TOPIC, "escalations", f"operator:{OPERATOR}"],
 )
-async def test_an_operator_may_read_every_feed_and_nobody_else_any(world: Connection, topic: str) -> None:
+async def test_operators_may_read_every_feed_and_others_none(world: Connection, topic: str) -> None:
     assert bundled()["antone"].serves(topic)
     assert True is await may_read(world, OPERATOR, topic)
     for stranger in (NOBODY, some_id("authors"), OPERATOR.upper() + " ", "", "operator", None):
@@ -1022,11 +1022,11 @@ async def test_an_operator_may_read_every_feed_and_nobody_else_any(world: Connec
         ),
     ],
 )
-async def test_a_topic_that_is_not_there_is_open_to_nobody(world: Connection, topic: str | None) -> None:
+async def test_nobody_may_read_an_unknown_topic(world: Connection, topic: str | None) -> None:
     assert False is await may_read(world, OPERATOR, topic)
 
 
-async def test_an_operator_whose_id_is_written_in_capitals_is_let_in_nowhere(world: Connection) -> None:
+async def test_an_operator_id_in_capitals_may_read_nothing(world: Connection) -> None:
     known = "abcdef00-0000-4000-8000-000000000001"
     await insert(world, "operators", id=known)
     assert True is await may_read(world, known, "escalations")
@@ -1056,7 +1056,7 @@ async def test_a_hostile_search_path_changes_nothing_about_who_may_read(world: C
     assert False is await may_read(world, OPERATOR, "platform:FACEBOOK")
 
 
-async def test_definers_functions_look_names_up_in_the_catalog_alone_and_are_closed_to_the_public(
+async def test_security_definer_functions_use_only_the_catalog_path_and_are_not_public(
     db: Connection,
 ) -> None:
     functions = await db.fetch(
@@ -1097,7 +1097,7 @@ async def test_the_role_of_the_application_is_no_superuser_and_owns_nothing(worl
     assert 0 == await world.fetchval(owned)
 
 
-async def test_the_application_works_with_rows_from_a_post_to_its_reply(app: Connection) -> None:
+async def test_the_application_can_work_with_rows_from_a_post_to_its_reply(app: Connection) -> None:
     author = (await insert(app, "authors"))["id"]
     post = (await insert(app, "posts", author_id=author))["id"]
     decision = (await insert(app, "decisions", post_id=post))["id"]
@@ -1143,12 +1143,12 @@ async def test_the_application_works_with_rows_from_a_post_to_its_reply(app: Con
         "copy antone.posts to program 'true'",
     ],
 )
-async def test_the_application_may_do_nothing_beyond_its_rows(app: Connection, statement: str) -> None:
+async def test_the_application_may_do_nothing_but_work_with_rows(app: Connection, statement: str) -> None:
     with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError)):
         await app.execute(statement)
 
 
-async def test_the_application_logs_in_with_a_password_of_its_own_and_is_held_to_its_rights(
+async def test_a_login_of_the_application_has_its_own_password_and_only_the_roles_rights(
     empty_database: str,
 ) -> None:
     await migrate.apply(empty_database, ["antone"], report=lambda _: None)
@@ -1169,7 +1169,7 @@ async def test_the_application_logs_in_with_a_password_of_its_own_and_is_held_to
             await owner.execute("alter role antone_app nologin password null")
 
 
-async def test_where_no_role_may_be_made_the_pack_is_applied_with_a_warning(
+async def test_without_the_right_to_create_roles_the_pack_is_applied_with_a_warning(
     postgres: Server, empty_database: str
 ) -> None:
     heard: list[str] = []
@@ -1240,7 +1240,7 @@ async def antone_and_a_broken_revision(tmp_path: Path) -> Folders:
     return folders
 
 
-async def test_a_migration_that_fails_restores_schema_and_rows_by_itself(empty_database: str, tmp_path: Path) -> None:
+async def test_a_failed_migration_restores_schema_and_rows(empty_database: str, tmp_path: Path) -> None:
     await migrate.apply(empty_database, ["antone"], report=lambda _: None)
     async with session(empty_database) as db:
         await db.execute((ROOT / "ddl/antone/demo.sql").read_text())
@@ -1253,7 +1253,7 @@ async def test_a_migration_that_fails_restores_schema_and_rows_by_itself(empty_d
     assert "antone_0006" == await value(empty_database, "select version_num from antone.alembic_version")
 
 
-async def test_a_rollback_takes_the_pack_out_with_its_rows_and_leaves_no_grant(empty_database: str) -> None:
+async def test_a_rollback_removes_the_pack_with_its_rows_and_grants(empty_database: str) -> None:
     await migrate.apply(empty_database, ["antone"], report=lambda _: None)
     async with session(empty_database) as db:
         await db.execute((ROOT / "ddl/antone/demo.sql").read_text())
@@ -1263,7 +1263,7 @@ async def test_a_rollback_takes_the_pack_out_with_its_rows_and_leaves_no_grant(e
     assert await value(empty_database, "select to_regnamespace('antone') is null")
 
 
-def test_each_revision_says_what_and_each_file_why() -> None:
+def test_each_revision_and_each_sql_file_begins_with_a_description() -> None:
     for path in (ROOT / "ddl/antone").glob("0*.py"):
         assert re.match(r'"""[A-Z].{20,}\."""\n', path.read_text()), path
         assert path.with_suffix(".up.sql").read_text().startswith("-- "), path

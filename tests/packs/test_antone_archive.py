@@ -132,7 +132,7 @@ async def standing(sql: Connection) -> set[str]:
     return {row["id"] for row in await sql.fetch("select substr(platform_post_id, 6) as id from antone.posts")}
 
 
-async def test_posts_of_whole_days_that_are_old_enough_go_and_all_others_stay(
+async def test_only_posts_of_whole_days_that_are_old_enough_are_archived(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(OLD + KEPT)
@@ -158,7 +158,7 @@ async def test_replies_are_kept_with_all_that_they_refer_to(dsn: str, sql: Conne
     assert ("HELPFUL", "author") == (found["mode"], found["handle"])
 
 
-async def test_a_post_that_waited_for_a_person_goes_once_that_is_done(
+async def test_a_post_is_archived_once_its_escalations_are_resolved(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(OLD + KEPT)
@@ -175,7 +175,7 @@ async def test_a_post_that_waited_for_a_person_goes_once_that_is_done(
     )
 
 
-async def test_the_file_of_posts_holds_all_that_a_deletion_takes_along(
+async def test_a_file_of_posts_contains_all_rows_that_the_deletion_removes(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(OLD)
@@ -200,7 +200,7 @@ async def test_the_file_of_posts_holds_all_that_a_deletion_takes_along(
     assert 8 == text.count("12345678901234567890.123456789")
 
 
-async def test_the_last_moment_of_the_last_day_goes_and_the_first_of_the_next_stays(
+async def test_the_last_moment_of_the_last_day_is_archived_and_the_next_is_not(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(OLD)
@@ -213,7 +213,9 @@ async def test_the_last_moment_of_the_last_day_goes_and_the_first_of_the_next_st
     assert {"1", "9", "10"} == await standing(sql)
 
 
-async def test_metrics_go_to_csv_by_the_quarter_two_years_after_it(dsn: str, sql: Connection, tmp_path: Path) -> None:
+async def test_metrics_are_archived_to_csv_by_quarter_after_two_years(
+    dsn: str, sql: Connection, tmp_path: Path
+) -> None:
     await sql.execute(OTHERS)
     before = {
         str(row["id"]): row for row in await sql.fetch("select *, value::text as written from antone.kpi_metrics")
@@ -243,7 +245,7 @@ async def test_metrics_go_to_csv_by_the_quarter_two_years_after_it(dsn: str, sql
         assert {(year, quarter)} == {(str(day.year), f"Q{(day.month + 2) // 3}") for day in days}
 
 
-async def test_audit_logs_go_to_compressed_json_by_the_year_three_years_after_it(
+async def test_audit_logs_are_archived_to_compressed_json_by_year_after_three_years(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(OTHERS)
@@ -261,7 +263,9 @@ async def test_audit_logs_go_to_compressed_json_by_the_year_three_years_after_it
         assert {path.name.split("-")[1]} == years
 
 
-async def test_a_dry_run_says_what_a_run_does_and_writes_nothing(dsn: str, sql: Connection, tmp_path: Path) -> None:
+async def test_a_dry_run_reports_what_a_run_would_do_and_writes_nothing(
+    dsn: str, sql: Connection, tmp_path: Path
+) -> None:
     await sql.execute(OLD + KEPT + OTHERS)
     before = await contents(dsn, "antone")
     rows, said = await run(dsn, tmp_path / "archive", dry_run=True)
@@ -277,7 +281,7 @@ async def test_a_dry_run_says_what_a_run_does_and_writes_nothing(dsn: str, sql: 
     assert foretold == done
 
 
-async def test_a_period_with_many_rows_goes_in_several_files_and_each_is_in_the_ledger(
+async def test_a_period_with_many_rows_is_split_into_files_that_are_all_in_the_ledger(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(OLD)
@@ -297,7 +301,7 @@ async def test_a_period_with_many_rows_goes_in_several_files_and_each_is_in_the_
     assert [str(n) for n in range(1, 9)] == numbers(records(tmp_path, "posts"))
 
 
-async def test_followers_hear_that_archived_posts_are_gone(dsn: str, sql: Connection, tmp_path: Path) -> None:
+async def test_followers_receive_the_deletion_of_archived_posts(dsn: str, sql: Connection, tmp_path: Path) -> None:
     await sql.execute(OLD)
     await run(dsn, tmp_path)
     told = await sql.fetchval(
@@ -320,7 +324,7 @@ def with_another_word(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [cut, without_the_last, with_another_word, lambda _: b""])
-async def test_no_row_is_deleted_whose_file_does_not_read_back(
+async def test_no_row_is_deleted_if_its_file_does_not_read_back(
     dsn: str, sql: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any
 ) -> None:
     await sql.execute(OLD)
@@ -341,7 +345,7 @@ async def test_no_row_is_deleted_whose_file_does_not_read_back(
 
 
 @pytest.mark.parametrize("form", [JSON, CSV, JSON_GZ], ids=lambda form: form.suffix)
-def test_what_was_written_reads_back_to_the_last_digit_or_not_at_all(tmp_path: Path, form: Format) -> None:
+def test_a_file_reads_back_to_the_last_digit_or_is_refused(tmp_path: Path, form: Format) -> None:
     texts = ['{"a": "1.10000000000000000000001", "b": "x\\ny, \\"z\\""}', '{"a": "", "b": "—"}']
     expected = fingerprint([json.loads(text) for text in texts])
     path = tmp_path / "file"
@@ -409,7 +413,7 @@ async def test_after_a_kill_every_row_is_in_the_table_or_in_one_complete_file(
     assert 0 == await sql.fetchval("select count(*) from antone.archived_files where completed_at is null")
 
 
-async def test_what_a_run_left_half_written_is_removed_and_files_of_others_are_not(
+async def test_unfinished_files_are_removed_and_other_files_are_not(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(
@@ -427,7 +431,7 @@ async def test_what_a_run_left_half_written_is_removed_and_files_of_others_are_n
     assert 0 == await sql.fetchval("select count(*) from antone.archived_files")
 
 
-async def test_a_database_without_the_pack_is_named_in_one_line(empty_database: str, tmp_path: Path) -> None:
+async def test_a_database_without_the_pack_is_reported_in_one_line(empty_database: str, tmp_path: Path) -> None:
     code, output, errors = await command(
         "archive", "antone", "--to", str(tmp_path / "files"), DATABASE_URL=empty_database
     )
@@ -435,9 +439,7 @@ async def test_a_database_without_the_pack_is_named_in_one_line(empty_database: 
     assert errors.startswith("daemon: The schema is not current (there is nothing to archive in this database)")
 
 
-async def test_what_somebody_is_at_work_on_is_left_for_the_next_run(
-    dsn: str, sql: Connection, tmp_path: Path
-) -> None:
+async def test_rows_locked_by_others_are_left_for_the_next_run(dsn: str, sql: Connection, tmp_path: Path) -> None:
     await sql.execute(OLD)
     async with session(dsn) as other:
         work = other.transaction()
@@ -451,7 +453,7 @@ async def test_what_somebody_is_at_work_on_is_left_for_the_next_run(
     assert "post-3" == late["platform_post_id"]
 
 
-async def test_a_post_that_is_answered_while_the_archive_waits_stays(
+async def test_a_post_that_is_answered_while_the_archive_waits_is_not_archived(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(OLD)
@@ -475,7 +477,7 @@ async def test_only_one_archive_runs_in_a_database_at_a_time(dsn: str, sql: Conn
     assert 75 == caught.value.exit_code
 
 
-async def test_a_directory_that_cannot_be_written_is_one_line_and_costs_no_row(
+async def test_an_unwritable_directory_is_reported_in_one_line_and_no_row_is_lost(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(OLD)
@@ -496,9 +498,7 @@ async def test_a_directory_that_cannot_be_written_is_one_line_and_costs_no_row(
     assert 10 == await sql.fetchval("select count(*) from antone.posts")
 
 
-async def test_the_command_line_archives_and_says_so_also_in_another_schema(
-    empty_database: str, tmp_path: Path
-) -> None:
+async def test_the_command_archives_and_reports_it_in_another_schema_too(empty_database: str, tmp_path: Path) -> None:
     await migrate.apply(empty_database, ["antone"], schemas={"antone": "elsewhere"}, report=lambda _: None)
     connection = await asyncpg.connect(empty_database)
     await connection.execute(OLD.replace("antone.", "elsewhere."))
@@ -512,7 +512,7 @@ async def test_the_command_line_archives_and_says_so_also_in_another_schema(
     assert [tmp_path / "files"] == list(tmp_path.iterdir())
 
 
-async def test_a_pack_without_a_policy_has_nothing_to_archive(database: str) -> None:
+async def test_only_a_pack_with_a_retention_policy_can_be_archived(database: str) -> None:
     code, _, errors = await command("archive", "chatgenius", "--to", "anywhere", DATABASE_URL=database)
     assert 2 == code
     assert "'chatgenius' is not" in errors

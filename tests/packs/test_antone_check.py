@@ -29,7 +29,7 @@ async def found(sql: Connection) -> list[str]:
     return [str(one) for one in await check_rules(sql, "antone", "antone")]
 
 
-async def test_the_schema_that_the_revisions_make_breaks_no_rule(sql: Connection) -> None:
+async def test_the_schema_that_the_revisions_create_has_no_problems(sql: Connection) -> None:
     assert [] == await found(sql)
 
 
@@ -39,34 +39,33 @@ async def test_the_schema_that_the_revisions_make_breaks_no_rule(sql: Connection
         (
             "alter table antone.posts drop constraint posts_author_id_fkey, add constraint posts_author_id_fkey"
             " foreign key (author_id) references antone.authors (id)",
-            "posts_author_id_fkey on antone.posts: it says ON DELETE NO ACTION, not CASCADE: "
-            "make it anew, as the revisions have it",
+            "posts_author_id_fkey on antone.posts: it has ON DELETE NO ACTION, not CASCADE: "
+            "drop it and create it again, as in the revisions",
         ),
         (
             "alter table antone.replies drop constraint replies_decision_id_fkey, add constraint"
             " replies_decision_id_fkey foreign key (decision_id) references antone.decisions (id) on delete cascade",
-            "replies_decision_id_fkey on antone.replies: it says ON DELETE CASCADE, not RESTRICT: "
-            "make it anew, as the revisions have it",
+            "replies_decision_id_fkey on antone.replies: it has ON DELETE CASCADE, not RESTRICT: "
+            "drop it and create it again, as in the revisions",
         ),
         (
             "create table antone.notes (post_id uuid not null, constraint notes_post_id_fkey foreign key (post_id)"
             " references antone.posts (id)); create index notes_post_id_idx on antone.notes (post_id)",
-            "notes_post_id_fkey on antone.notes: it does not say what a DELETE does: make it anew with ON DELETE",
+            "notes_post_id_fkey on antone.notes: it has no ON DELETE action: drop it and create it again with one",
         ),
         (
             "create table antone.notes (post_id uuid not null, constraint notes_post_id_fkey foreign key (post_id)"
             " references antone.posts (id) on delete cascade)",
-            "notes_post_id_fkey on antone.notes: no index finds its rows: "
-            "create an index that begins with its columns",
+            "notes_post_id_fkey on antone.notes: no index begins with its columns: create one",
         ),
         (
             "alter table antone.posts alter column created_at drop default",
-            "antone.posts.created_at: a timestamp that must be there has no default: "
+            "antone.posts.created_at: the required timestamp has no default: "
             "alter column ... set default current_timestamp",
         ),
         (
             "create table antone.notes (written_at timestamp)",
-            "antone.notes.written_at: a timestamp without a time zone: make it a timestamptz",
+            "antone.notes.written_at: the timestamp has no time zone: make it a timestamptz",
         ),
         (
             "drop index antone.replies_platform_post_id_idx",
@@ -95,15 +94,15 @@ async def test_the_schema_that_the_revisions_make_breaks_no_rule(sql: Connection
         ),
         (
             'create table antone."Notes" (id uuid)',
-            'antone."Notes": a name is small letters, digits and underscores: rename it',
+            'antone."Notes": the name contains characters other than a-z, 0-9 and _: rename it',
         ),
         (
             'create table antone.notes ("writtenBy" uuid)',
-            'antone.notes."writtenBy": a name is small letters, digits and underscores: rename it',
+            'antone.notes."writtenBy": the name contains characters other than a-z, 0-9 and _: rename it',
         ),
         (
             "alter table antone.authors drop constraint authors_follower_count_not_negative",
-            "authors_follower_count_not_negative: the constraint is missing: add it again, as the revisions have it",
+            "authors_follower_count_not_negative: the constraint is missing: add it again, as in the revisions",
         ),
         (
             "alter table antone.authors drop constraint authors_handle_is_handle, add constraint"
@@ -116,16 +115,16 @@ async def test_the_schema_that_the_revisions_make_breaks_no_rule(sql: Connection
         ),
         (
             "alter table antone.posts add column mood text",
-            "antone.posts.mood: no revision has made this column: drop it, or write a revision",
+            "antone.posts.mood: no revision creates this column: drop it, or write a revision",
         ),
         (
             "alter table antone.posts alter column error_message type varchar(10)",
-            "antone.posts.error_message: it is character varying(10), not text: alter it back",
+            "antone.posts.error_message: it is character varying(10), not text: change it back",
         ),
         (
             "alter table antone.decisions alter column mode drop not null",
             "antone.decisions.mode: it is antone.operational_mode, not antone.operational_mode not null: "
-            "alter it back",
+            "change it back",
         ),
         (
             "update pg_catalog.pg_index set indisvalid = false where indexrelid = 'antone.posts_processed_at_idx'"
@@ -134,7 +133,7 @@ async def test_the_schema_that_the_revisions_make_breaks_no_rule(sql: Connection
         ),
         (
             "alter table antone.replies disable trigger replies_set_updated_at",
-            "antone.replies: nothing keeps its updated_at: create or enable its trigger again",
+            "antone.replies: no trigger maintains updated_at: create or enable its trigger again",
         ),
         (
             "alter role antone_app superuser",
@@ -146,17 +145,17 @@ async def test_the_schema_that_the_revisions_make_breaks_no_rule(sql: Connection
         ),
     ],
 )
-async def test_each_way_to_break_the_schema_is_named_with_its_remedy(sql: Connection, change: str, said: str) -> None:
+async def test_each_problem_is_reported_with_its_remedy(sql: Connection, change: str, said: str) -> None:
     await sql.execute(change)
     assert said in await found(sql)
 
 
-async def test_a_table_that_is_gone_is_named_before_all_that_went_with_it(sql: Connection) -> None:
+async def test_a_missing_table_is_reported_before_what_went_with_it(sql: Connection) -> None:
     await sql.execute("drop table antone.learning_events")
     assert "antone.learning_events: the table is missing: restore it from a backup" == (await found(sql))[0]
 
 
-async def test_what_is_broken_in_another_schema_is_named_there(empty_database: str) -> None:
+async def test_problems_in_another_schema_are_reported_there(empty_database: str) -> None:
     await migrate.apply(empty_database, ["antone"], schemas={"antone": "elsewhere"}, report=lambda _: None)
     options = ("--pack", "antone", "--schema", "elsewhere", "check")
     assert 0 == (await command(*options, DATABASE_URL=empty_database))[0]
@@ -166,7 +165,7 @@ async def test_what_is_broken_in_another_schema_is_named_there(empty_database: s
     assert "elsewhere.posts: no index on (processed_at): create it again\n" == output
 
 
-async def test_daemon_check_prints_a_line_for_each_problem_and_ends_with_one(empty_database: str) -> None:
+async def test_daemon_check_prints_a_line_for_each_problem_and_exits_with_1(empty_database: str) -> None:
     await migrate.apply(empty_database, ["antone"], report=lambda _: None)
     assert 0 == (await command("--pack", "antone", "check", DATABASE_URL=empty_database))[0]
     await execute(
@@ -177,12 +176,12 @@ async def test_daemon_check_prints_a_line_for_each_problem_and_ends_with_one(emp
     assert (1, "") == (code, errors)
     assert [
         "antone.decisions: no index on (created_at): create it again",
-        "antone.posts.created_at: a timestamp that must be there has no default: "
+        "antone.posts.created_at: the required timestamp has no default: "
         "alter column ... set default current_timestamp",
     ] == output.splitlines()
 
 
-async def test_a_pack_that_is_not_there_yet_is_not_checked(empty_database: str) -> None:
+async def test_a_pack_that_is_not_applied_is_not_checked(empty_database: str) -> None:
     await migrate.apply(empty_database, [], report=lambda _: None)
     code, output, _ = await command("--pack", "antone", "check", DATABASE_URL=empty_database)
     assert 1 == code
@@ -191,11 +190,11 @@ async def test_a_pack_that_is_not_there_yet_is_not_checked(empty_database: str) 
     ] == (output.splitlines())
 
 
-async def test_a_pack_without_a_file_of_rules_breaks_none(sql: Connection, tmp_path: Path) -> None:
+async def test_a_pack_without_a_check_file_has_no_problems(sql: Connection, tmp_path: Path) -> None:
     assert [] == await check_rules(sql, "chatgenius", "chatgenius", ddl_folder=tmp_path)
 
 
-async def test_a_file_of_rules_that_writes_is_stopped_by_the_server(database: str, tmp_path: Path) -> None:
+async def test_a_check_file_that_writes_is_stopped_by_the_server(database: str, tmp_path: Path) -> None:
     (tmp_path / "chatgenius").mkdir()
     (tmp_path / "chatgenius" / "check.sql").write_text("delete from chatgenius.users returning id, id, id")
     async with session(database) as sql:

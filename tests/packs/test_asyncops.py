@@ -329,7 +329,7 @@ async def attempt(db: Connection) -> AsyncIterator[None]:
 # --- Structure -------------------------------------------------------------------------------------------------
 
 
-async def test_there_are_the_eight_tables_of_the_specification(db: Connection) -> None:
+async def test_the_eight_tables_of_the_specification_exist(db: Connection) -> None:
     tables = await db.fetch(
         "select tablename from pg_tables where schemaname = 'asyncops' and tablename <> 'alembic_version'"
     )
@@ -351,7 +351,7 @@ async def test_a_table_has_exactly_the_specified_columns(db: Connection, table: 
     ]
 
 
-async def test_every_time_has_its_time_zone(db: Connection) -> None:
+async def test_every_timestamp_has_a_time_zone(db: Connection) -> None:
     types = await db.fetch(
         "select distinct data_type from information_schema.columns where table_schema = 'asyncops'"
         " and column_name like '%\\_at'"
@@ -368,7 +368,7 @@ async def test_the_keys_are_those_of_the_specification(db: Connection) -> None:
     assert KEYS == {key["conname"]: key["definition"] for key in keys}
 
 
-async def test_every_foreign_key_is_there_and_says_what_a_deletion_does(db: Connection) -> None:
+async def test_every_foreign_key_exists_with_its_on_delete_action(db: Connection) -> None:
     keys = await db.fetch(
         "select conname, pg_get_constraintdef(oid) as definition"
         " from pg_constraint where connamespace = 'asyncops'::regnamespace and contype = 'f'"
@@ -380,7 +380,7 @@ async def test_every_foreign_key_is_there_and_says_what_a_deletion_does(db: Conn
 
 
 @pytest.mark.parametrize("name", INDEXES)
-async def test_every_index_of_the_specification_is_there_by_its_name(db: Connection, name: str) -> None:
+async def test_every_index_of_the_specification_exists_by_its_name(db: Connection, name: str) -> None:
     table, definition = INDEXES[name]
     unique = "UNIQUE " if name in UNIQUE_INDEXES else ""
     assert f"CREATE {unique}INDEX {name} ON asyncops.{table} USING {definition}" == await db.fetchval(
@@ -398,7 +398,7 @@ async def test_all_foreign_key_columns_are_indexed(db: Connection) -> None:
     assert [] == [key["conname"] for key in bare]
 
 
-async def test_the_initial_migration_goes_in_the_order_of_the_specification(db: Connection) -> None:
+async def test_the_initial_migration_follows_the_order_of_the_specification(db: Connection) -> None:
     text = (ROOT / "ddl/asyncops/0001_tables.up.sql").read_text()
     assert re.findall(r"^create table asyncops\.(\w+)", text, re.MULTILINE) == TABLES
     assert text.rindex("create table") < text.index("create index")
@@ -418,13 +418,13 @@ async def test_update_updated_at_is_a_trigger_of_every_table_that_has_the_column
 
 
 @pytest.mark.parametrize("table", TABLES)
-async def test_a_row_needs_no_more_than_the_specification_asks_for(world: Connection, table: str) -> None:
+async def test_a_row_needs_only_what_the_specification_requires(world: Connection, table: str) -> None:
     row = await insert(world, table)
     assert SAMPLES[table].items() <= {**row, "content": SAMPLES[table].get("content")}.items()
 
 
 @pytest.mark.parametrize("table", TABLES)
-async def test_a_column_that_must_be_there_is_refused_as_null(world: Connection, table: str) -> None:
+async def test_a_required_column_refuses_null(world: Connection, table: str) -> None:
     for column in [c[1] for c in COLUMNS if c[0] == table and c[3] == "not null"]:
         with pytest.raises(asyncpg.NotNullViolationError) as caught:
             async with world.transaction():
@@ -433,7 +433,7 @@ async def test_a_column_that_must_be_there_is_refused_as_null(world: Connection,
 
 
 @pytest.mark.parametrize("constraint", VIOLATIONS)
-async def test_every_check_refuses_what_it_should(world: Connection, constraint: str) -> None:
+async def test_every_check_constraint_refuses_its_violations(world: Connection, constraint: str) -> None:
     table, column, values = VIOLATIONS[constraint]
     for value in values:
         with pytest.raises(asyncpg.CheckViolationError) as caught:
@@ -442,7 +442,7 @@ async def test_every_check_refuses_what_it_should(world: Connection, constraint:
         assert constraint == caught.value.constraint_name
 
 
-async def test_no_check_is_left_untried(db: Connection) -> None:
+async def test_every_check_constraint_is_tested(db: Connection) -> None:
     checks = await db.fetch(
         "select conname from pg_constraint where connamespace = 'asyncops'::regnamespace and contype = 'c'"
     )
@@ -450,14 +450,14 @@ async def test_no_check_is_left_untried(db: Connection) -> None:
 
 
 @pytest.mark.parametrize(("table", "column"), ENUMERATIONS, ids=str)
-async def test_every_word_of_an_enumeration_is_accepted(world: Connection, table: str, column: str) -> None:
+async def test_every_value_of_an_enumeration_is_accepted(world: Connection, table: str, column: str) -> None:
     for word in ENUMERATIONS[table, column]:
         async with attempt(world):
             assert word == (await insert(world, table, **{column: word}))[column]
 
 
 @pytest.mark.parametrize(("table", "column"), LIMITS, ids=str)
-async def test_the_longest_text_that_the_specification_allows_is_taken_and_no_longer_one(
+async def test_text_of_the_maximum_length_is_accepted_and_longer_text_is_not(
     world: Connection, table: str, column: str
 ) -> None:
     limit = LIMITS[table, column]
@@ -469,12 +469,12 @@ async def test_the_longest_text_that_the_specification_allows_is_taken_and_no_lo
 
 @pytest.mark.parametrize("tags", [None, [], ["one"], ["one", "two", "one"]], ids=str)
 @pytest.mark.parametrize("table", ["status_updates", "decisions"])
-async def test_tags_are_none_or_any_words(world: Connection, table: str, tags: list[str] | None) -> None:
+async def test_tags_are_null_or_any_words(world: Connection, table: str, tags: list[str] | None) -> None:
     assert tags == (await insert(world, table, tags=tags))["tags"]
 
 
 @pytest.mark.parametrize(("table", "column"), FOREIGN_KEYS, ids=str)
-async def test_a_reference_to_a_row_that_is_not_there_is_refused(world: Connection, table: str, column: str) -> None:
+async def test_a_reference_to_a_missing_row_is_refused(world: Connection, table: str, column: str) -> None:
     with pytest.raises(asyncpg.ForeignKeyViolationError) as caught:
         async with world.transaction():
             await insert(world, table, **{column: NOBODY})
@@ -491,7 +491,7 @@ async def test_a_reference_to_a_row_that_is_not_there_is_refused(world: Connecti
         ("idx_daily_summaries_date", "daily_summaries", {}),
     ],
 )
-async def test_what_is_unique_cannot_be_there_twice(
+async def test_a_duplicate_of_a_unique_value_is_refused(
     world: Connection, constraint: str, table: str, values: dict[str, object]
 ) -> None:
     if table == "daily_summaries":
@@ -507,9 +507,7 @@ AUTHORS = [("incidents", "reported_by_id"), ("blockers", "reported_by_id"), ("de
 
 
 @pytest.mark.parametrize(("table", "column"), AUTHORS)
-async def test_a_row_says_who_made_it_for_as_long_as_the_account_is_there(
-    world: Connection, table: str, column: str
-) -> None:
+async def test_a_row_names_its_creator_while_the_account_exists(world: Connection, table: str, column: str) -> None:
     await act_as(world, ANN)
     for statement in (
         f"insert into asyncops.{table} select (x).* from"
@@ -524,7 +522,7 @@ async def test_a_row_says_who_made_it_for_as_long_as_the_account_is_there(
     assert EVE == await world.fetchval(f"select {column} from asyncops.{table}")
 
 
-async def test_what_somebody_reported_or_decided_outlives_the_account(world: Connection) -> None:
+async def test_incidents_blockers_and_decisions_outlive_the_account(world: Connection) -> None:
     await world.execute("delete from asyncops.users where id in ($1, $2)", ANN, BEN)
     incident = await world.fetchrow("select * from asyncops.incidents")
     blocker = await world.fetchrow("select * from asyncops.blockers")
@@ -542,7 +540,7 @@ async def test_what_somebody_reported_or_decided_outlives_the_account(world: Con
     await world.execute("update asyncops.incidents set title = 'still to be worked on'")
 
 
-async def test_status_updates_and_participations_go_with_the_account(world: Connection) -> None:
+async def test_status_updates_and_participations_are_deleted_with_the_account(world: Connection) -> None:
     await world.execute("delete from asyncops.users where id = $1", BEN)
     assert (0, 0) == (await count(world, "status_updates"), await count(world, "decision_participants"))
 
@@ -556,13 +554,13 @@ async def test_a_blocker_outlives_what_it_is_related_to(world: Connection) -> No
     ]
 
 
-async def test_participants_go_with_their_decision(world: Connection) -> None:
+async def test_participants_are_deleted_with_their_decision(world: Connection) -> None:
     await act_as(world, ANN)
     await world.execute("delete from asyncops.decisions")
     assert 0 == await count(world, "decision_participants")
 
 
-async def test_one_to_many_and_many_to_many_relationships_hold_as_many_as_they_say(world: Connection) -> None:
+async def test_one_to_many_and_many_to_many_relationships_hold_many_rows(world: Connection) -> None:
     for _ in range(2):
         await insert(world, "status_updates")
         await insert(world, "incidents", assigned_to_id=EVE)
@@ -608,7 +606,7 @@ async def test_updated_at_follows_every_change_of_a_row(world: Connection, table
 @pytest.mark.parametrize(
     ("table", "word"), [("incidents", "resolved"), ("incidents", "closed"), ("blockers", "resolved")]
 )
-async def test_what_is_resolved_has_a_time_at_which_it_was(world: Connection, table: str, word: str) -> None:
+async def test_a_resolved_row_has_a_resolution_time(world: Connection, table: str, word: str) -> None:
     change = f"update asyncops.{table} set status = $1 where id = 1 returning resolved_at"
     started = await world.fetchval("select clock_timestamp()")
     assert started < await world.fetchval(change, word)
@@ -619,7 +617,7 @@ async def test_what_is_resolved_has_a_time_at_which_it_was(world: Connection, ta
     assert None is (await insert(world, table, resolved_at=at))["resolved_at"]
 
 
-async def test_an_incident_that_is_closed_was_resolved_when_it_was_resolved(world: Connection) -> None:
+async def test_closing_a_resolved_incident_keeps_its_resolution_time(world: Connection) -> None:
     change = "update asyncops.incidents set status = $1 returning resolved_at"
     assert await world.fetchval(change, "resolved") == await world.fetchval(change, "closed")
 
@@ -639,7 +637,7 @@ async def audit(db: Connection, after: int = 1) -> list[tuple[object, ...]]:
     ]
 
 
-async def test_a_created_decision_is_in_the_audit_log_as_its_creators(world: Connection) -> None:
+async def test_creating_a_decision_is_logged_under_its_creator(world: Connection) -> None:
     decision = await insert(world, "decisions", created_by_id=EVE)
     assert [(EVE, "created", None, None, None)] == await audit(world)
     assert decision["id"] == await world.fetchval("select max(decision_id) from asyncops.decision_audit_log")
@@ -648,7 +646,7 @@ async def test_a_created_decision_is_in_the_audit_log_as_its_creators(world: Con
     assert (ANN, "created", None, None, None) == (await audit(world))[-1]
 
 
-async def test_an_update_is_one_entry_for_each_field_with_its_old_and_new_value(world: Connection) -> None:
+async def test_an_update_logs_an_entry_per_field_with_old_and_new_value(world: Connection) -> None:
     await act_as(world, BEN)
     await world.execute(
         "update asyncops.decisions set title = 'new', outcome = 'sample', decision_date = '2026-02-03',"
@@ -679,26 +677,26 @@ async def test_an_update_is_one_entry_for_each_field_with_its_old_and_new_value(
         ("id", "77"),
     ],
 )
-async def test_no_field_of_a_decision_changes_unseen(world: Connection, column: str, value: str) -> None:
+async def test_a_change_of_any_field_of_a_decision_is_logged(world: Connection, column: str, value: str) -> None:
     await act_as(world, ANN)
     await world.execute("delete from asyncops.decision_participants")  # which know the decision by its id
     await world.execute(f"update asyncops.decisions set {column} = '{value}'")
     assert [(ANN, "updated", column)] == [entry[:3] for entry in await audit(world)]
 
 
-async def test_every_column_of_a_decision_is_tried(db: Connection) -> None:
-    tried = test_no_field_of_a_decision_changes_unseen.pytestmark[0].args[1]  # type: ignore[attr-defined]
+async def test_every_column_of_a_decision_is_tested(db: Connection) -> None:
+    tried = test_a_change_of_any_field_of_a_decision_is_logged.pytestmark[0].args[1]  # type: ignore[attr-defined]
     assert {c[1] for c in COLUMNS if c[0] == "decisions"} == {column for column, _ in tried} | {"updated_at"}
 
 
-async def test_a_column_that_is_added_later_is_audited_by_itself(world: Connection) -> None:
+async def test_a_column_that_is_added_later_is_audited_automatically(world: Connection) -> None:
     await act_as(world, ANN)
     await world.execute("alter table asyncops.decisions add column area text")
     await world.execute("update asyncops.decisions set area = 'process'")
     assert [(ANN, "updated", "area", None, "process")] == await audit(world)
 
 
-async def test_a_deleted_decision_leaves_its_whole_history(world: Connection) -> None:
+async def test_a_deleted_decision_keeps_its_whole_history_in_the_log(world: Connection) -> None:
     await act_as(world, BEN)
     await world.execute("update asyncops.decisions set title = 'new'")
     await world.execute("delete from asyncops.decisions")
@@ -712,20 +710,22 @@ async def test_a_deleted_decision_leaves_its_whole_history(world: Connection) ->
 
 @pytest.mark.parametrize("actor", ["", "ann", "0", "01", "1 ", "-1", str(NOBODY), "99999999999999999999"])
 @pytest.mark.parametrize("statement", ["update asyncops.decisions set title = 'x'", "delete from asyncops.decisions"])
-async def test_a_decision_is_not_changed_by_nobody(world: Connection, statement: str, actor: str) -> None:
+async def test_a_decision_cannot_be_changed_without_naming_a_user(
+    world: Connection, statement: str, actor: str
+) -> None:
     await act_as(world, actor)
-    with pytest.raises(asyncpg.NotNullViolationError, match="who changes this decision"):
+    with pytest.raises(asyncpg.NotNullViolationError, match="the user who changes this decision is not known"):
         await world.execute(statement)
 
 
-async def test_whoever_says_nothing_is_told_what_to_say(world: Connection) -> None:
+async def test_a_change_without_a_user_fails_with_a_hint(world: Connection) -> None:
     with pytest.raises(asyncpg.NotNullViolationError) as caught:
         await world.execute("update asyncops.decisions set title = 'x'")
     assert "rowcast.actor" in str(caught.value.hint)
     assert ("decision_audit_log", "changed_by_id") == (caught.value.table_name, caught.value.column_name)
 
 
-async def test_an_account_that_is_deleted_leaves_its_entries_without_a_name(world: Connection) -> None:
+async def test_entries_of_a_deleted_account_stay_without_a_name(world: Connection) -> None:
     await act_as(world, ANN)
     await world.execute("delete from asyncops.users where id = $1", ANN)
     entries = await audit(world, 0)
@@ -749,7 +749,7 @@ async def test_an_account_that_is_deleted_leaves_its_entries_without_a_name(worl
         "truncate asyncops.users cascade",
     ],
 )
-async def test_the_audit_log_only_grows_even_for_its_owner(world: Connection, statement: str) -> None:
+async def test_the_audit_log_is_append_only_even_for_its_owner(world: Connection, statement: str) -> None:
     before = await audit(world, 0)
     with pytest.raises(asyncpg.RestrictViolationError):
         async with world.transaction():
@@ -758,7 +758,7 @@ async def test_the_audit_log_only_grows_even_for_its_owner(world: Connection, st
     assert 1 == await count(world, "decisions")
 
 
-async def test_a_decision_and_its_entry_are_written_or_undone_together(world: Connection) -> None:
+async def test_a_decision_and_its_entry_are_committed_or_rolled_back_together(world: Connection) -> None:
     async with attempt(world):
         await insert(world, "decisions")
         assert 1 == len(await audit(world))
@@ -872,7 +872,7 @@ async def test_the_counts_of_a_summary_agree_with_its_content(world: Connection)
     )
 
 
-async def test_a_day_without_events_has_a_summary_that_says_so(world: Connection) -> None:
+async def test_a_day_without_events_has_an_empty_summary(world: Connection) -> None:
     content, row = await generate(world, date(2020, 1, 1))
     assert json.loads(EMPTY_CONTENT) == content
     assert 0 == row["status_updates_count"] + row["incidents_count"] + row["blockers_count"] + row["decisions_count"]
@@ -902,7 +902,7 @@ async def test_a_summary_of_today_is_the_default_and_shows_what_is_active_now(wo
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Auckland", "America/Los_Angeles"])
-async def test_days_are_those_of_utc_wherever_the_session_is(world: Connection, zone: str) -> None:
+async def test_days_are_utc_days_in_every_session_time_zone(world: Connection, zone: str) -> None:
     await eventful_day(world)
     await world.execute(f"set local timezone = '{zone}'; set local datestyle = 'SQL, DMY'")
     content, row = await generate(world)
@@ -911,7 +911,7 @@ async def test_days_are_those_of_utc_wherever_the_session_is(world: Connection, 
     assert "2026-01-14" == content["recent_decisions"][1]["decision_date"]
 
 
-async def test_a_summary_that_is_generated_again_after_archiving_says_the_same(world: Connection) -> None:
+async def test_a_summary_that_is_generated_again_after_archiving_is_the_same(world: Connection) -> None:
     await eventful_day(world)
     before, _ = await generate(world)
     await world.execute("update asyncops.status_updates set archived_at = now()")
@@ -920,7 +920,7 @@ async def test_a_summary_that_is_generated_again_after_archiving_says_the_same(w
     assert before == (await generate(world))[0]
 
 
-async def test_the_row_model_knows_the_structure_of_a_summary_exactly(world: Connection) -> None:
+async def test_the_row_model_has_exactly_the_structure_of_a_summary(world: Connection) -> None:
     await eventful_day(world)
     content, _ = await generate(world)
     assert content == SummaryContent.model_validate(content).model_dump()
@@ -993,7 +993,7 @@ async def test_archiving_follows_the_retention_policy(world: Connection) -> None
     assert (0, 0, 0) == await archive(world)
 
 
-async def test_archiving_deletes_nothing_and_leaves_everything_else_for_ever(world: Connection) -> None:
+async def test_archiving_deletes_nothing_and_archives_nothing_else(world: Connection) -> None:
     await old_things(world)
     before = {table: await count(world, table) for table in TABLES}
     await world.execute("select asyncops.archive(as_of => now() + interval '100 years')")
@@ -1015,7 +1015,7 @@ async def test_archiving_goes_in_batches_oldest_first(world: Connection) -> None
         assert (25 - done or None) == await world.fetchval(left)
 
 
-async def test_archiving_does_not_wait_for_rows_that_somebody_is_at_work_on(empty_database: str) -> None:
+async def test_archiving_does_not_wait_for_locked_rows(empty_database: str) -> None:
     await migrate.apply(empty_database, ["asyncops"], report=lambda _: None)
     async with session(empty_database) as first, session(empty_database) as second:
         await small_team(first)
@@ -1029,9 +1029,7 @@ async def test_archiving_does_not_wait_for_rows_that_somebody_is_at_work_on(empt
 
 
 @pytest.mark.parametrize("table", ["status_updates", "incidents", "blockers"])
-async def test_default_reads_leave_archived_rows_out_and_they_are_still_accessible(
-    world: Connection, table: str
-) -> None:
+async def test_default_reads_omit_archived_rows_which_stay_accessible(world: Connection, table: str) -> None:
     assert 1 == await count(world, f"live_{table}")
     await world.execute(f"update asyncops.{table} set archived_at = now()")
     assert (0, 1) == (await count(world, f"live_{table}"), await count(world, table))
@@ -1045,9 +1043,7 @@ async def test_default_reads_leave_archived_rows_out_and_they_are_still_accessib
 
 
 @pytest.mark.parametrize("table", ["status_updates", "incidents", "blockers"])
-async def test_what_is_archived_leaves_the_feed_and_comes_back_when_it_is_restored(
-    world: Connection, table: str
-) -> None:
+async def test_archived_rows_leave_the_feed_and_return_when_restored(world: Connection, table: str) -> None:
     events = await Events.from_now(world)
     await world.execute(f"update asyncops.{table} set archived_at = now()")
     await world.execute(f"update asyncops.{table} set archived_at = null")
@@ -1058,7 +1054,7 @@ async def test_what_is_archived_leaves_the_feed_and_comes_back_when_it_is_restor
 # --- The first admin -------------------------------------------------------------------------------------------
 
 
-async def test_the_first_admin_gets_a_password_that_only_the_answer_holds(db: Connection) -> None:
+async def test_the_first_admin_gets_a_password_that_only_the_result_contains(db: Connection) -> None:
     made = await db.fetchrow("select * from asyncops.create_admin()")
     assert made is not None
     user = await db.fetchrow("select * from asyncops.users where id = $1", made["id"])
@@ -1081,12 +1077,12 @@ async def test_the_first_admin_gets_a_password_that_only_the_answer_holds(db: Co
     assert made["password"] not in everything
 
 
-async def test_every_admin_gets_another_password(db: Connection) -> None:
+async def test_every_admin_gets_a_different_password(db: Connection) -> None:
     made = "select password from asyncops.create_admin($1)"
     assert await db.fetchval(made, "one@example.com") != await db.fetchval(made, "two@example.com")
 
 
-async def test_applying_the_schema_makes_no_account_and_says_no_password(empty_database: str) -> None:
+async def test_applying_the_schema_creates_no_account_and_prints_no_password(empty_database: str) -> None:
     lines: list[str] = []
     await migrate.apply(empty_database, ["asyncops"], report=lines.append)
     async with session(empty_database) as db:
@@ -1094,7 +1090,7 @@ async def test_applying_the_schema_makes_no_account_and_says_no_password(empty_d
     assert not any("password" in line for line in lines)
 
 
-async def test_an_operator_who_brings_a_hash_needs_no_extension_and_another_is_told_so(db: Connection) -> None:
+async def test_an_operator_needs_a_password_hash_or_the_extension(db: Connection) -> None:
     await db.execute("drop extension pgcrypto")
     with pytest.raises(asyncpg.FeatureNotSupportedError, match="pgcrypto") as caught:
         async with db.transaction():
@@ -1106,7 +1102,7 @@ async def test_an_operator_who_brings_a_hash_needs_no_extension_and_another_is_t
     assert 1 == await count(db, "users", "password_hash = $1 and must_change_password", HASH)
 
 
-async def test_a_password_that_is_no_hash_is_refused_for_an_admin_too(db: Connection) -> None:
+async def test_a_password_that_is_not_a_hash_is_refused_for_an_admin_too(db: Connection) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
         await db.fetch("select asyncops.create_admin(password_hash => 'secret')")
 
@@ -1117,7 +1113,7 @@ async def test_a_second_admin_with_the_same_address_is_refused(db: Connection) -
         await db.fetch("select asyncops.create_admin(password_hash => $1)", HASH)
 
 
-async def test_another_password_is_the_change_that_was_asked_for(db: Connection) -> None:
+async def test_changing_the_password_clears_must_change_password(db: Connection) -> None:
     await db.fetch("select asyncops.create_admin(password_hash => $1)", HASH)
     must = "select must_change_password from asyncops.users"
     await db.execute("update asyncops.users set full_name = 'The Admin', password_hash = password_hash")
@@ -1130,7 +1126,7 @@ async def test_another_password_is_the_change_that_was_asked_for(db: Connection)
 
 @pytest.mark.parametrize("version", ["2a", "2b", "2y"])
 @pytest.mark.parametrize("cost", ["04", "12", "31"])
-async def test_every_bcrypt_hash_is_taken_for_a_password(db: Connection, version: str, cost: str) -> None:
+async def test_every_bcrypt_hash_is_accepted_as_a_password(db: Connection, version: str, cost: str) -> None:
     hashed = HASH.replace("2b", version).replace("$12$", f"${cost}$")
     assert hashed == (await insert(db, "users", password_hash=hashed))["password_hash"]
 
@@ -1157,7 +1153,7 @@ async def test_the_application_reads_and_writes_rows(world: Connection, table: s
     assert "DELETE 1" == await world.execute(f"delete from asyncops.{table} where id = $1", row["id"])
 
 
-async def test_the_application_deletes_an_account_whose_name_is_in_the_audit_log(world: Connection) -> None:
+async def test_the_application_can_delete_an_account_that_the_audit_log_names(world: Connection) -> None:
     await world.execute("set local role asyncops_app")
     await act_as(world, BEN)
     await world.execute("delete from asyncops.users where id = $1", ANN)
@@ -1167,7 +1163,7 @@ async def test_the_application_deletes_an_account_whose_name_is_in_the_audit_log
     assert 1 == await count(world, "decisions", "created_by_id is null")
 
 
-async def test_the_application_reads_what_the_database_writes_and_asks_for_it(world: Connection) -> None:
+async def test_the_application_can_generate_summaries_archive_and_read_the_results(world: Connection) -> None:
     await world.execute("set local role asyncops_app")
     await world.fetch("select asyncops.generate_daily_summary()")
     await world.fetch("select asyncops.archive()")
@@ -1199,7 +1195,7 @@ async def test_the_application_reads_what_the_database_writes_and_asks_for_it(wo
         "create role more",
     ],
 )
-async def test_the_application_changes_no_schema_and_nothing_that_is_not_its_own(
+async def test_the_application_can_change_neither_the_schema_nor_rows_that_only_the_database_writes(
     world: Connection, statement: str
 ) -> None:
     await world.execute("set local role asyncops_app")
@@ -1207,7 +1203,7 @@ async def test_the_application_changes_no_schema_and_nothing_that_is_not_its_own
         await world.execute(statement)
 
 
-async def test_the_role_of_the_application_can_neither_log_in_nor_do_anything_special(db: Connection) -> None:
+async def test_the_role_of_the_application_has_no_login_and_no_special_attributes(db: Connection) -> None:
     role = await db.fetchrow(
         "select rolsuper, rolcreaterole, rolcreatedb, rolcanlogin, rolreplication, rolbypassrls"
         " from pg_roles where rolname = 'asyncops_app'"
@@ -1232,7 +1228,7 @@ async def plain_owner(empty_database: str) -> AsyncIterator[str]:
         await db.execute("drop owned by plain_owner; drop role plain_owner")
 
 
-async def test_who_may_not_make_the_role_is_warned_and_applies_again_once_it_is_there(
+async def test_the_pack_can_be_applied_again_once_the_missing_role_exists(
     plain_owner: str, empty_database: str
 ) -> None:
     lines: list[str] = []
@@ -1250,7 +1246,7 @@ async def test_who_may_not_make_the_role_is_warned_and_applies_again_once_it_is_
         await db.execute("alter role asyncops_app rename to asyncops_app_elsewhere")
 
 
-async def test_functions_with_their_definers_rights_look_nothing_up_by_the_callers_path(db: Connection) -> None:
+async def test_security_definer_functions_ignore_the_callers_search_path(db: Connection) -> None:
     functions = await db.fetch(
         "select proname, prosecdef, proconfig, has_function_privilege('public', oid, 'execute') as by_all"
         " from pg_proc where pronamespace = 'asyncops'::regnamespace"
@@ -1262,7 +1258,7 @@ async def test_functions_with_their_definers_rights_look_nothing_up_by_the_calle
     assert not any(f["by_all"] for f in functions)
 
 
-async def test_what_a_caller_puts_in_the_way_is_not_found_by_the_packs_functions(world: Connection) -> None:
+async def test_objects_that_a_caller_puts_first_in_the_path_are_ignored(world: Connection) -> None:
     await world.execute("create role asyncops_sample_stranger")
     await world.execute("grant asyncops_app to asyncops_sample_stranger")
     await world.execute("set local role asyncops_sample_stranger; set local search_path = pg_temp, asyncops, public")
@@ -1302,7 +1298,7 @@ async def test_a_new_row_is_published_in_its_topics(world: Connection, table: st
     assert len(TOPICS[table]) == len(seen)
 
 
-async def test_an_incident_is_told_to_whom_it_is_assigned_for_as_long_as_it_is(world: Connection) -> None:
+async def test_an_incident_is_published_to_its_assignee_while_it_is_assigned(world: Connection) -> None:
     events = await Events.from_now(world)
     incident = (await insert(world, "incidents", assigned_to_id=BEN))["id"]
     assign = "update asyncops.incidents set assigned_to_id = $2 where id = $1"
@@ -1368,7 +1364,7 @@ async def records(world: Connection) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("table", "column"), LIMITS, ids=str)
-async def test_a_row_model_takes_the_longest_text_and_no_longer_one(
+async def test_a_row_model_accepts_the_longest_text_and_no_longer_one(
     records: dict[str, dict[str, Any]], table: str, column: str
 ) -> None:
     assert None is problem(table, records[table] | {column: "ä" * LIMITS[table, column]})
@@ -1399,7 +1395,7 @@ async def test_a_row_model_takes_the_longest_text_and_no_longer_one(
         ("daily_summaries", {"content": []}, "record: model_type content"),
     ],
 )
-async def test_a_row_model_refuses_what_the_specification_does_not_know(
+async def test_a_row_model_refuses_values_that_are_not_specified(
     records: dict[str, dict[str, Any]], table: str, members: dict[str, object], reason: str
 ) -> None:
     assert None is problem(table, records[table])
@@ -1446,7 +1442,7 @@ MAY_READ: list[tuple[str | None, str | None, bool]] = [
 ]
 
 
-async def test_may_read_is_true_for_whom_it_should_and_never_null(world: Connection) -> None:
+async def test_may_read_is_true_for_the_right_users_only_and_never_null(world: Connection) -> None:
     assert MAY_READ == [
         (user, topic, await world.fetchval("select asyncops.may_read($1, $2)", user, topic))
         for user, topic, _ in MAY_READ
@@ -1462,7 +1458,7 @@ async def test_a_deactivated_user_may_read_nothing_until_activated_again(world: 
     assert False is await world.fetchval("select asyncops.may_read('2', $1)", topic)
 
 
-async def test_all_rights_end_with_the_account_or_its_deactivation_and_begin_again_with_it(world: Connection) -> None:
+async def test_all_rights_end_with_deletion_or_deactivation_and_return_with_reactivation(world: Connection) -> None:
     async def told(statement: str) -> list[tuple[object, object]]:
         async with attempt(world):
             events = await Events.from_now(world)
@@ -1583,7 +1579,7 @@ async def test_a_performance_critical_query_is_answered_by_its_index(
 
 
 @pytest.mark.parametrize("table", ["status_updates", "incidents", "blockers", "decisions"])
-async def test_pages_of_a_list_go_on_in_its_order_without_a_gap(crowd: Connection, table: str) -> None:
+async def test_pages_of_a_list_continue_in_order_without_a_gap(crowd: Connection, table: str) -> None:
     column = "decision_date" if table == "decisions" else "created_at"
     ids: list[int] = []
     place: tuple[object, int] | None = None
@@ -1604,9 +1600,7 @@ async def test_pages_of_a_list_go_on_in_its_order_without_a_gap(crowd: Connectio
 
 
 @pytest.mark.parametrize("table", ["status_updates", "incidents", "blockers"])
-async def test_archiving_finds_its_rows_through_an_index_of_what_is_not_archived(
-    crowd: Connection, table: str
-) -> None:
+async def test_archiving_finds_its_rows_through_a_partial_index(crowd: Connection, table: str) -> None:
     await crowd.execute("load 'auto_explain'; set local auto_explain.log_min_duration = 0")
     await crowd.execute("set local auto_explain.log_nested_statements = on; set local auto_explain.log_format = json")
     plans: list[str] = []
@@ -1645,7 +1639,7 @@ async def test_the_sample_data_are_as_many_as_the_specification_says(db: Connect
     assert 0 < await db.fetchval("select min(incidents_count + blockers_count) from asyncops.daily_summaries")
 
 
-async def test_the_sample_people_can_be_signed_in_as_and_read_everything(db: Connection) -> None:
+async def test_the_sample_users_can_sign_in_and_read_everything(db: Connection) -> None:
     await load_demo(db)
     statement = (ROOT / "ddl/asyncops/demo_users.sql").read_text()
     people = await db.fetch(statement)

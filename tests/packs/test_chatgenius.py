@@ -269,7 +269,7 @@ async def test_the_keys_are_those_of_the_specification(db: Connection) -> None:
     assert KEYS == {key["conname"]: key["definition"] for key in keys}
 
 
-async def test_every_foreign_key_is_there_and_says_what_a_deletion_does(db: Connection) -> None:
+async def test_every_foreign_key_exists_with_its_on_delete_action(db: Connection) -> None:
     keys = await db.fetch(
         "select conname, conrelid::regclass::text as table, pg_get_constraintdef(oid) as definition"
         " from pg_constraint where connamespace = 'chatgenius'::regnamespace and contype = 'f'"
@@ -280,7 +280,7 @@ async def test_every_foreign_key_is_there_and_says_what_a_deletion_does(db: Conn
     } == {key["conname"]: key["definition"] for key in keys}
 
 
-async def test_every_foreign_key_has_an_index_that_finds_all_its_rows(db: Connection) -> None:
+async def test_every_foreign_key_is_covered_by_an_index(db: Connection) -> None:
     bare = await db.fetch(
         "select c.conname from pg_constraint c"
         " where c.connamespace = 'chatgenius'::regnamespace and c.contype = 'f' and not exists ("
@@ -290,7 +290,7 @@ async def test_every_foreign_key_has_an_index_that_finds_all_its_rows(db: Connec
     assert [] == [key["conname"] for key in bare]
 
 
-async def test_no_index_repeats_the_start_of_another(db: Connection) -> None:
+async def test_no_index_is_a_prefix_of_another(db: Connection) -> None:
     repeated = await db.fetch(
         "select a.indexrelid::regclass::text as name from pg_index a join pg_index b"
         " on b.indrelid = a.indrelid and b.indexrelid <> a.indexrelid and b.indpred is null"
@@ -301,7 +301,7 @@ async def test_no_index_repeats_the_start_of_another(db: Connection) -> None:
     assert [] == [index["name"] for index in repeated]
 
 
-async def test_extensions_are_there_or_nothing_needs_them(db: Connection) -> None:
+async def test_extensions_exist_or_nothing_needs_them(db: Connection) -> None:
     dependent = await db.fetch(
         "select e.extname from pg_depend d join pg_extension e on e.oid = d.refobjid"
         " and d.refclassid = 'pg_extension'::regclass where e.extname in ('uuid-ossp', 'pgcrypto', 'citext')"
@@ -317,13 +317,13 @@ async def test_extensions_are_there_or_nothing_needs_them(db: Connection) -> Non
 
 
 @pytest.mark.parametrize("table", TABLES)
-async def test_a_row_needs_no_more_than_the_specification_asks_for(world: Connection, table: str) -> None:
+async def test_a_row_needs_only_what_the_specification_requires(world: Connection, table: str) -> None:
     row = await insert(world, table)
     assert SAMPLES[table].items() <= dict(row).items()
 
 
 @pytest.mark.parametrize("table", TABLES)
-async def test_a_column_that_must_be_there_is_refused_as_null(world: Connection, table: str) -> None:
+async def test_a_required_column_refuses_null(world: Connection, table: str) -> None:
     for column in [c[1] for c in COLUMNS if c[0] == table and c[3] == "not null"]:
         with pytest.raises(asyncpg.NotNullViolationError) as caught:
             async with world.transaction():
@@ -332,7 +332,7 @@ async def test_a_column_that_must_be_there_is_refused_as_null(world: Connection,
 
 
 @pytest.mark.parametrize("constraint", VIOLATIONS)
-async def test_every_check_refuses_what_it_should(world: Connection, constraint: str) -> None:
+async def test_every_check_constraint_refuses_its_violations(world: Connection, constraint: str) -> None:
     table, column, values = VIOLATIONS[constraint]
     for value in values:
         with pytest.raises(asyncpg.CheckViolationError) as caught:
@@ -341,7 +341,7 @@ async def test_every_check_refuses_what_it_should(world: Connection, constraint:
         assert constraint == caught.value.constraint_name
 
 
-async def test_no_check_is_left_untried(db: Connection) -> None:
+async def test_every_check_constraint_is_tested(db: Connection) -> None:
     checks = await db.fetch(
         "select conname from pg_constraint where connamespace = 'chatgenius'::regnamespace and contype = 'c'"
     )
@@ -349,7 +349,7 @@ async def test_no_check_is_left_untried(db: Connection) -> None:
 
 
 @pytest.mark.parametrize(("table", "column"), ENUMERATIONS, ids=str)
-async def test_every_word_of_an_enumeration_is_accepted(world: Connection, table: str, column: str) -> None:
+async def test_every_value_of_an_enumeration_is_accepted(world: Connection, table: str, column: str) -> None:
     for word in ENUMERATIONS[table, column]:
         undone = world.transaction()
         await undone.start()
@@ -357,7 +357,7 @@ async def test_every_word_of_an_enumeration_is_accepted(world: Connection, table
         await undone.rollback()
 
 
-async def test_what_may_be_empty_may(world: Connection) -> None:
+async def test_values_that_may_be_empty_are_accepted(world: Connection) -> None:
     assert (await insert(world, "messages", content=""))["content"] == ""
     assert (await insert(world, "files", size=0, message_id=None))["message_id"] is None
 
@@ -388,7 +388,7 @@ async def test_should_enforce_foreign_key_constraints(world: Connection, table: 
         ("message_reads_pkey", "message_reads", {"user_id": ANN}),
     ],
 )
-async def test_what_is_unique_cannot_be_there_twice(
+async def test_a_duplicate_of_a_unique_value_is_refused(
     world: Connection, constraint: str, table: str, values: dict[str, object]
 ) -> None:
     with pytest.raises(asyncpg.UniqueViolationError) as caught:
@@ -396,7 +396,7 @@ async def test_what_is_unique_cannot_be_there_twice(
     assert constraint == caught.value.constraint_name
 
 
-async def test_different_people_may_react_alike_and_one_person_differently(world: Connection) -> None:
+async def test_users_may_share_an_emoji_and_one_user_may_add_several(world: Connection) -> None:
     await insert(world, "reactions", user_id=ANN, emoji="👍")
     await insert(world, "reactions", user_id=BEN, emoji="🎉")
     assert await count(world, "reactions") == 3
@@ -405,14 +405,14 @@ async def test_different_people_may_react_alike_and_one_person_differently(world
 # --- Ids -------------------------------------------------------------------------------------------------------
 
 
-async def test_ids_made_by_the_database_are_ulids_of_their_time(db: Connection) -> None:
+async def test_generated_ids_are_ulids_of_their_time(db: Connection) -> None:
     before = await db.fetchval("select date_trunc('milliseconds', clock_timestamp())")
     ids = [(await insert(db, "channels"))["id"] for _ in range(20)]
     after = await db.fetchval("select clock_timestamp()")
     assert all(before <= ULID.from_str(id_).datetime <= after for id_ in ids)
 
 
-async def test_ids_of_later_rows_sort_behind(db: Connection) -> None:
+async def test_ids_of_later_rows_sort_after_earlier_ones(db: Connection) -> None:
     ids = [(await insert(db, "channels"))["id"] for _ in range(200)]
     assert ids == sorted(ids)
     assert ids == [row["id"] for row in await db.fetch("select id from chatgenius.channels order by id")]
@@ -519,7 +519,7 @@ async def test_the_address_of_a_deleted_user_stays_taken(world: Connection) -> N
 
 
 @pytest.mark.parametrize("table", ["users", "channels", "messages"])
-async def test_a_live_view_shows_all_columns_but_the_mark_of_deletion(db: Connection, table: str) -> None:
+async def test_a_live_view_shows_all_columns_but_deleted_at(db: Connection, table: str) -> None:
     columns = await db.fetch(
         "select column_name from information_schema.columns where table_schema = 'chatgenius' and table_name = $1",
         f"live_{table}",
@@ -529,7 +529,7 @@ async def test_a_live_view_shows_all_columns_but_the_mark_of_deletion(db: Connec
 
 
 @pytest.mark.parametrize("view", ["live_users", "live_channels", "live_messages"])
-async def test_since_15_a_grant_on_a_view_is_no_way_around_the_grants_on_its_table(
+async def test_since_postgres_15_a_grant_on_a_view_does_not_bypass_the_tables_grants(
     world: Connection, view: str
 ) -> None:
     await world.execute("create role chatgenius_sample_reader")
@@ -546,13 +546,13 @@ async def test_since_15_a_grant_on_a_view_is_no_way_around_the_grants_on_its_tab
 # --- Hard delete -----------------------------------------------------------------------------------------------
 
 
-async def test_a_deleted_message_takes_reactions_and_receipts_along_and_lets_its_files_be(world: Connection) -> None:
+async def test_deleting_a_message_deletes_reactions_and_receipts_but_not_files(world: Connection) -> None:
     await world.execute("delete from chatgenius.messages where id = $1", MESSAGE)
     assert (0, 0) == (await count(world, "reactions"), await count(world, "message_reads"))
     assert [(FILE, None)] == [tuple(f) for f in await world.fetch("select id, message_id from chatgenius.files")]
 
 
-async def test_a_deleted_channel_takes_its_history_and_members_along(world: Connection) -> None:
+async def test_deleting_a_channel_deletes_its_history_and_members(world: Connection) -> None:
     await world.execute("delete from chatgenius.channels where id = $1", TEAM)
     for table in ("messages", "channel_members", "reactions", "message_reads"):
         assert await count(world, table) == 0
@@ -569,21 +569,21 @@ async def test_a_user_who_has_written_cannot_be_deleted(world: Connection) -> No
     assert caught.value.constraint_name == "messages_user_id_fkey"
 
 
-async def test_a_deleted_user_who_has_not_written_takes_all_traces_along(world: Connection) -> None:
+async def test_deleting_a_user_who_has_not_written_deletes_all_their_rows(world: Connection) -> None:
     await world.execute("delete from chatgenius.users where id = $1", BEN)
     for table in ("channel_members", "reactions", "user_settings", "user_status", "message_reads", "sync_state"):
         assert await count(world, table, "user_id = $1", BEN) == 0
     assert await count(world, "messages") == 1
 
 
-async def test_children_of_a_message_that_stays_stay(world: Connection) -> None:
+async def test_deleting_a_message_keeps_the_children_of_others(world: Connection) -> None:
     other = (await insert(world, "messages"))["id"]
     await insert(world, "reactions", message_id=other)
     await world.execute("delete from chatgenius.messages where id = $1", MESSAGE)
     assert [other] == [row["message_id"] for row in await world.fetch("select * from chatgenius.reactions")]
 
 
-async def test_who_may_delete_a_message_need_not_own_its_children(world: Connection) -> None:
+async def test_deleting_a_message_needs_no_rights_on_its_children(world: Connection) -> None:
     await world.execute("create role chatgenius_sample_app")
     await world.execute("grant usage on schema chatgenius to chatgenius_sample_app")
     await world.execute("grant select, delete on chatgenius.messages to chatgenius_sample_app")
@@ -598,7 +598,7 @@ async def test_who_may_delete_a_message_need_not_own_its_children(world: Connect
 CHANNEL = f"channel:{TEAM}"
 
 
-async def test_the_channel_hears_of_children_that_go_with_their_message(world: Connection) -> None:
+async def test_the_channel_receives_the_deletion_of_a_messages_children(world: Connection) -> None:
     events = await Events.from_now(world)
     await world.execute("delete from chatgenius.messages where id = $1", MESSAGE)
     assert [
@@ -609,7 +609,7 @@ async def test_the_channel_hears_of_children_that_go_with_their_message(world: C
     ] == await events.seen_with_keys()
 
 
-async def test_the_channel_hears_of_every_child_when_many_messages_go_at_once(world: Connection) -> None:
+async def test_the_channel_receives_every_child_when_many_messages_are_deleted_at_once(world: Connection) -> None:
     for _ in range(10):
         message = (await insert(world, "messages"))["id"]
         await insert(world, "reactions", message_id=message)
@@ -620,7 +620,7 @@ async def test_the_channel_hears_of_every_child_when_many_messages_go_at_once(wo
     assert gone.count(("messages", CHANNEL, "delete")) == 11
 
 
-async def test_members_hear_of_a_channel_that_goes_with_all_that_was_in_it(world: Connection) -> None:
+async def test_members_receive_the_deletion_of_a_channel_and_its_contents(world: Connection) -> None:
     events = await Events.from_now(world)
     await world.execute("delete from chatgenius.channels where id = $1", TEAM)
     seen = await events.seen_with_keys()
@@ -745,7 +745,7 @@ MAY_READ: list[tuple[str | None, str | None, bool]] = [
 ]
 
 
-async def test_may_read_is_true_for_whom_it_should_and_never_null(world: Connection) -> None:
+async def test_may_read_is_true_for_the_right_users_only_and_never_null(world: Connection) -> None:
     assert MAY_READ == [
         (user, topic, await world.fetchval("select chatgenius.may_read($1, $2)", user, topic))
         for user, topic, _ in MAY_READ
@@ -770,7 +770,7 @@ async def test_a_member_who_left_may_no_longer_read_the_channel(world: Connectio
     assert await world.fetchval("select chatgenius.may_read($1, $2)", BEN, CHANNEL) is False
 
 
-async def test_may_read_is_asked_by_those_it_was_granted_to_and_reads_for_them(world: Connection) -> None:
+async def test_only_grantees_may_call_may_read_which_reads_for_them(world: Connection) -> None:
     await world.execute("create role chatgenius_sample_daemon")
     await world.execute("grant usage on schema chatgenius to chatgenius_sample_daemon")
     await world.execute("set local role chatgenius_sample_daemon")
@@ -786,7 +786,7 @@ async def test_may_read_is_asked_by_those_it_was_granted_to_and_reads_for_them(w
     assert await world.fetchval("select chatgenius.may_read($1, $2)", ANN, CHANNEL) is True
 
 
-async def test_the_sample_people_have_visibly_different_rights(db: Connection) -> None:
+async def test_the_sample_users_have_visibly_different_rights(db: Connection) -> None:
     await db.execute((ROOT / "ddl/chatgenius/demo.sql").read_text())
     readable = await db.fetch(
         "select u.username, c.name from chatgenius.users u, chatgenius.channels c"
@@ -797,7 +797,7 @@ async def test_the_sample_people_have_visibly_different_rights(db: Connection) -
     assert (5, 3) == (await count(db, "live_users"), await count(db, "live_channels"))
 
 
-async def test_functions_with_their_definers_rights_look_nothing_up_by_the_callers_path(db: Connection) -> None:
+async def test_security_definer_functions_ignore_the_callers_search_path(db: Connection) -> None:
     functions = await db.fetch(
         "select proname, prosecdef, proconfig from pg_proc where pronamespace = 'chatgenius'::regnamespace"
     )

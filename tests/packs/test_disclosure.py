@@ -232,7 +232,7 @@ async def test_the_tables_are_those_that_are_documented(db: Connection) -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
-async def test_a_column_that_must_be_there_is_refused_as_null(world: Connection, table: str) -> None:
+async def test_a_required_column_refuses_null(world: Connection, table: str) -> None:
     # What next_check_in is given does not matter: it is computed.
     needed = [c[1] for c in COLUMNS if c[0] == table and c[3] == "not null" and c[1] != "next_check_in"]
     for column in needed:
@@ -244,7 +244,7 @@ async def test_a_column_that_must_be_there_is_refused_as_null(world: Connection,
 
 
 @pytest.mark.parametrize("constraint", VIOLATIONS)
-async def test_every_check_refuses_what_it_should(world: Connection, constraint: str) -> None:
+async def test_every_check_constraint_refuses_its_violations(world: Connection, constraint: str) -> None:
     table, column, values = VIOLATIONS[constraint]
     for value in values:
         with pytest.raises(asyncpg.CheckViolationError) as caught:
@@ -254,13 +254,13 @@ async def test_every_check_refuses_what_it_should(world: Connection, constraint:
 
 
 @pytest.mark.parametrize("end", ["infinity", "-infinity"])
-async def test_nobody_checks_in_for_ever(world: Connection, end: str) -> None:
+async def test_a_check_in_at_infinity_is_refused(world: Connection, end: str) -> None:
     with pytest.raises(asyncpg.CheckViolationError) as caught:
         await world.execute("update disclosure.secrets set last_check_in = $1::text::timestamptz", end)
     assert "secrets_last_check_in_finite" == caught.value.constraint_name
 
 
-async def test_no_check_is_left_untried(db: Connection) -> None:
+async def test_every_check_constraint_is_tested(db: Connection) -> None:
     checks = await db.fetch(
         "select conname from pg_constraint where connamespace = 'disclosure'::regnamespace and contype = 'c'"
     )
@@ -268,7 +268,7 @@ async def test_no_check_is_left_untried(db: Connection) -> None:
 
 
 @pytest.mark.parametrize(("table", "column"), ENUMERATIONS, ids=str)
-async def test_every_word_of_an_enumeration_is_accepted(world: Connection, table: str, column: str) -> None:
+async def test_every_value_of_an_enumeration_is_accepted(world: Connection, table: str, column: str) -> None:
     for word in ENUMERATIONS[table, column]:
         undone = world.transaction()
         await undone.start()
@@ -276,7 +276,7 @@ async def test_every_word_of_an_enumeration_is_accepted(world: Connection, table
         await undone.rollback()
 
 
-async def test_every_foreign_key_has_an_index_and_takes_the_children_along(db: Connection) -> None:
+async def test_every_foreign_key_has_an_index_and_cascades(db: Connection) -> None:
     keys = await db.fetch(
         "select c.conname, pg_get_constraintdef(c.oid) as definition, exists ("
         "   select from pg_index i where i.indrelid = c.conrelid and i.indkey[0] = c.conkey[1]"
@@ -296,7 +296,7 @@ async def test_every_foreign_key_has_an_index_and_takes_the_children_along(db: C
     } == {key["conname"]: (key["definition"], key["indexed"]) for key in keys}
 
 
-async def test_no_index_repeats_the_start_of_another(db: Connection) -> None:
+async def test_no_index_is_a_prefix_of_another(db: Connection) -> None:
     repeated = await db.fetch(
         "select a.indexrelid::regclass::text as name from pg_index a join pg_index b"
         " on b.indrelid = a.indrelid and b.indexrelid <> a.indexrelid and b.indpred is null"
@@ -316,7 +316,7 @@ async def test_no_index_repeats_the_start_of_another(db: Connection) -> None:
         ("recipients_secret_id_email_key", "recipients", {"email": TEST}),
     ],
 )
-async def test_what_is_unique_cannot_be_there_twice(
+async def test_a_duplicate_of_a_unique_value_is_refused(
     world: Connection, constraint: str, table: str, values: dict[str, object]
 ) -> None:
     with pytest.raises(asyncpg.UniqueViolationError) as caught:
@@ -324,11 +324,11 @@ async def test_what_is_unique_cannot_be_there_twice(
     assert constraint == caught.value.constraint_name
 
 
-async def test_a_nonce_may_come_again_under_another_key(world: Connection) -> None:
+async def test_a_nonce_may_repeat_under_another_key(world: Connection) -> None:
     assert "rotated" == (await insert(world, "secrets", iv=b"nonce of 123", key_id="rotated"))["key_id"]
 
 
-async def test_a_deleted_user_takes_secrets_recipients_and_log_along(world: Connection) -> None:
+async def test_deleting_a_user_deletes_secrets_recipients_and_log(world: Connection) -> None:
     await insert(world, "disclosure_log")
     await world.execute("delete from disclosure.users where id = $1", ANN)
     for table in ("secrets", "recipients", "disclosure_log"):
@@ -432,7 +432,7 @@ async def test_a_pending_disclosure_cannot_become_a_second_sent_one(world: Conne
     assert [(TEST, "sent"), (TEST, "pending")] == await log_of(world, TEST)
 
 
-async def test_two_jobs_that_told_the_same_recipient_at_once_leave_one_sent_entry(
+async def test_two_concurrent_jobs_leave_one_sent_entry_per_recipient(
     jobs: tuple[Connection, Connection],
 ) -> None:
     one, other = jobs
@@ -525,7 +525,7 @@ async def test_the_index_covers_common_query_patterns(ten_secrets: Connection) -
         assert "secret_id" in step["Index Cond"]
 
 
-async def test_the_function_that_jobs_call_reads_the_index_alone(a_thousand: Connection) -> None:
+async def test_the_function_that_jobs_call_reads_only_the_index(a_thousand: Connection) -> None:
     """Its own text, planned as the server plans it for values that it does not know yet."""
     source = await a_thousand.fetchval("select prosrc from pg_proc where proname = 'existing_disclosures'")
     for place, name in enumerate(("secret_id", "recipient_emails", "status"), 1):
@@ -539,7 +539,7 @@ async def test_the_function_that_jobs_call_reads_the_index_alone(a_thousand: Con
     assert 0 == step["Heap Fetches"]
 
 
-async def test_a_batch_of_addresses_gives_those_that_were_sent_to(world: Connection) -> None:
+async def test_a_batch_query_returns_the_addresses_already_sent_to(world: Connection) -> None:
     await insert(world, "secrets", id=124)
     for secret_id, email, status in (
         (123, TEST, "failed"),
@@ -562,7 +562,7 @@ async def test_a_batch_of_addresses_gives_those_that_were_sent_to(world: Connect
     assert [TEST] == await found("failed")
 
 
-async def test_what_is_due_is_found_through_its_index(world: Connection) -> None:
+async def test_due_secrets_are_found_through_their_index(world: Connection) -> None:
     await world.execute(
         "insert into disclosure.secrets (id, user_id, title, ciphertext, iv, auth_tag, key_id)"
         " select n, $1, 't', 'c', decode(lpad(n::text, 24, '0'), 'hex'), decode(repeat('00', 16), 'hex'), 'many'"
@@ -626,7 +626,7 @@ async def test_a_failed_attempt_waits_before_it_is_repeated(world: Connection) -
     assert {123} == set(await claimed(world, retry_after=timedelta(minutes=5)))
 
 
-async def test_whoever_revives_a_failed_secret_gives_it_all_its_attempts_again(world: Connection) -> None:
+async def test_reactivating_a_failed_secret_restores_all_its_attempts(world: Connection) -> None:
     for revived in ("active", "paused"):
         await world.execute("update disclosure.secrets set retry_count = 6, last_retry_at = now(), status = 'failed'")
         await world.execute("update disclosure.secrets set status = $1", revived)
@@ -658,7 +658,7 @@ async def test_a_day_of_silence_is_24_hours_whatever_the_zone(world: Connection,
     assert timedelta(days=30) == row["next_check_in"] - row["last_check_in"]
 
 
-async def test_nobody_but_the_rule_says_when_the_next_check_in_is(world: Connection) -> None:
+async def test_the_next_check_in_is_always_computed_by_the_rule(world: Connection) -> None:
     await world.execute("update disclosure.secrets set next_check_in = 'infinity'")
     row = await secret(world)
     assert timedelta(days=30) == row["next_check_in"] - row["last_check_in"]
@@ -674,7 +674,7 @@ async def test_a_secret_without_recipients_waits_for_one(world: Connection) -> N
     assert {123} == set(await claimed(world))
 
 
-async def test_those_who_wait_longest_are_claimed_first_and_no_more_than_asked_for(world: Connection) -> None:
+async def test_the_longest_overdue_secrets_are_claimed_first_up_to_the_limit(world: Connection) -> None:
     for id_, days in ((201, 40), (202, 60), (203, 50)):
         overdue = await world.fetchval("select now() - make_interval(days => $1)", days)
         await insert(world, "secrets", id=id_, iv=id_.to_bytes(12, "big"), last_check_in=overdue)
@@ -697,12 +697,14 @@ async def test_those_who_wait_longest_are_claimed_first_and_no_more_than_asked_f
     ],
     ids=str,
 )
-async def test_a_job_cannot_ask_for_claims_that_make_no_sense(world: Connection, wrong: dict[str, object]) -> None:
+async def test_bad_arguments_of_a_claim_are_refused(world: Connection, wrong: dict[str, object]) -> None:
     with pytest.raises(asyncpg.InvalidParameterValueError, match=next(iter(wrong))):
         await claimed(world, **wrong)
 
 
-async def test_of_two_jobs_at_once_one_wins_and_neither_waits(jobs: tuple[Connection, Connection]) -> None:
+async def test_one_of_two_concurrent_jobs_gets_the_claim_and_neither_waits(
+    jobs: tuple[Connection, Connection],
+) -> None:
     one, other = jobs
     transaction = one.transaction()
     await transaction.start()
@@ -713,7 +715,7 @@ async def test_of_two_jobs_at_once_one_wins_and_neither_waits(jobs: tuple[Connec
     assert {} == await claimed(other)
 
 
-async def test_of_many_jobs_each_claims_something_else(committed: str) -> None:
+async def test_concurrent_jobs_claim_different_secrets(committed: str) -> None:
     async with AsyncExitStack() as stack:
         sessions = [await stack.enter_async_context(session(committed)) for _ in range(6)]
         await sessions[0].execute(
@@ -739,7 +741,7 @@ async def test_of_many_jobs_each_claims_something_else(committed: str) -> None:
     assert sorted(everything) == sorted(id_ for mine in found for id_ in mine)
 
 
-async def test_a_claim_that_was_rolled_back_was_none(jobs: tuple[Connection, Connection]) -> None:
+async def test_a_claim_that_is_rolled_back_has_no_effect(jobs: tuple[Connection, Connection]) -> None:
     one, other = jobs
     transaction = one.transaction()
     await transaction.start()
@@ -749,7 +751,7 @@ async def test_a_claim_that_was_rolled_back_was_none(jobs: tuple[Connection, Con
     assert {123} == set(await claimed(other))
 
 
-async def test_the_claim_of_a_job_that_crashed_expires_and_no_sooner(world: Connection) -> None:
+async def test_the_claim_of_a_crashed_job_lasts_until_it_expires(world: Connection) -> None:
     crashed = (await claimed(world))[123]
     age = "update disclosure.secrets set processing_started_at = clock_timestamp() - $1::interval"
     await world.execute(age, timedelta(minutes=5))
@@ -760,7 +762,7 @@ async def test_the_claim_of_a_job_that_crashed_expires_and_no_sooner(world: Conn
     assert 0 == (await secret(world))["retry_count"]
 
 
-async def test_a_job_that_has_lost_its_claim_changes_nothing_about_the_secret(world: Connection) -> None:
+async def test_a_job_that_has_lost_its_claim_cannot_change_the_secret(world: Connection) -> None:
     mine = (await claimed(world))[123] - timedelta(minutes=16)
     await world.execute("update disclosure.secrets set processing_started_at = $1", mine)
     attempt = await call(world, "begin_attempt", 123, mine, TEST)
@@ -786,7 +788,7 @@ async def test_a_job_that_has_lost_its_claim_changes_nothing_about_the_secret(wo
         "check_in_days = 60",
     ],
 )
-async def test_a_sign_of_life_takes_the_claim_away(world: Connection, sign: str) -> None:
+async def test_an_action_of_the_owner_cancels_the_claim(world: Connection, sign: str) -> None:
     stamp = (await claimed(world))[123]
     await world.execute(f"update disclosure.secrets set {sign}")
     assert (await secret(world))["processing_started_at"] is None
@@ -796,13 +798,13 @@ async def test_a_sign_of_life_takes_the_claim_away(world: Connection, sign: str)
     assert [] == await log_of(world, TEST)
 
 
-async def test_a_change_that_is_no_sign_of_life_leaves_the_claim(world: Connection) -> None:
+async def test_an_unrelated_change_keeps_the_claim(world: Connection) -> None:
     stamp = (await claimed(world))[123]
     await world.execute("update disclosure.secrets set title = 'renamed', last_check_in = last_check_in")
     assert stamp == (await secret(world))["processing_started_at"]
 
 
-async def test_a_check_in_starts_the_count_of_failures_anew(world: Connection) -> None:
+async def test_a_check_in_resets_the_count_of_failures(world: Connection) -> None:
     await fail(world)
     await world.execute("update disclosure.secrets set last_check_in = now()")
     row = await secret(world)
@@ -811,7 +813,7 @@ async def test_a_check_in_starts_the_count_of_failures_anew(world: Connection) -
 
 @pytest.mark.parametrize("function", ["record_failure", "record_success"])
 @pytest.mark.parametrize("id_", [123, 999, None])
-async def test_what_was_not_claimed_cannot_be_reported(world: Connection, function: str, id_: int | None) -> None:
+async def test_a_result_without_a_claim_is_refused(world: Connection, function: str, id_: int | None) -> None:
     before = await secret(world)
     for stamp in (before["created_at"], None):
         assert not await call(world, function, id_, stamp)
@@ -821,7 +823,7 @@ async def test_what_was_not_claimed_cannot_be_reported(world: Connection, functi
 # --- Telling the recipients ------------------------------------------------------------------------------------
 
 
-async def test_a_job_goes_from_the_claim_to_the_trigger(world: Connection) -> None:
+async def test_a_job_sends_to_all_recipients_and_triggers_the_secret(world: Connection) -> None:
     stamp = (await claimed(world))[123]
     told = []
     for email in [row[0] for row in await world.fetch("select disclosure.recipients_due(123, $1)", stamp)]:
@@ -835,7 +837,7 @@ async def test_a_job_goes_from_the_claim_to_the_trigger(world: Connection) -> No
     assert [True, True] == [row["later"] for row in sent]
 
 
-async def test_whoever_was_told_is_not_told_again_at_the_next_attempt(world: Connection) -> None:
+async def test_a_recipient_already_sent_to_is_skipped_at_the_next_attempt(world: Connection) -> None:
     stamp = (await claimed(world))[123]
     await tell(world, stamp, TEST)
     attempt = await call(world, "begin_attempt", 123, stamp, SECOND)
@@ -852,7 +854,7 @@ async def test_whoever_was_told_is_not_told_again_at_the_next_attempt(world: Con
     )
 
 
-async def test_what_a_crashed_job_had_begun_is_tried_again(world: Connection) -> None:
+async def test_attempts_that_a_crashed_job_began_are_retried(world: Connection) -> None:
     stamp = (await claimed(world))[123]
     await call(world, "begin_attempt", 123, stamp, TEST)
     await world.execute("update disclosure.secrets set processing_started_at = now() - interval '1 hour'")
@@ -861,7 +863,7 @@ async def test_what_a_crashed_job_had_begun_is_tried_again(world: Connection) ->
     assert [(TEST, "pending"), (TEST, "sent")] == await log_of(world, TEST)
 
 
-async def test_nobody_is_told_who_is_no_recipient(world: Connection) -> None:
+async def test_an_attempt_for_an_address_that_is_no_recipient_is_refused(world: Connection) -> None:
     await insert(world, "secrets", id=124)
     await insert(world, "recipients", secret_id=124, email="other@example.com")
     stamp = (await claimed(world))[123]
@@ -871,7 +873,7 @@ async def test_nobody_is_told_who_is_no_recipient(world: Connection) -> None:
     assert await call(world, "begin_attempt", 123, stamp, SECOND) is None
 
 
-async def test_success_is_refused_while_somebody_has_not_been_told(world: Connection) -> None:
+async def test_success_is_refused_while_a_recipient_is_outstanding(world: Connection) -> None:
     stamp = (await claimed(world))[123]
     await tell(world, stamp, TEST)
     before = await secret(world)
@@ -885,7 +887,7 @@ async def test_success_is_refused_while_somebody_has_not_been_told(world: Connec
         await call(world, "record_success", 123, stamp)
 
 
-async def test_an_attempt_is_closed_once(world: Connection) -> None:
+async def test_an_attempt_can_be_closed_only_once(world: Connection) -> None:
     stamp = (await claimed(world))[123]
     sent = await tell(world, stamp, TEST)
     unsent = await call(world, "begin_attempt", 123, stamp, SECOND)
@@ -946,7 +948,7 @@ async def test_the_documented_role_can_do_a_jobs_work_and_nothing_else(world: Co
                 await world.execute(statement)
 
 
-async def test_nobody_may_call_a_function_who_was_not_granted_it(world: Connection) -> None:
+async def test_functions_can_be_called_by_grantees_only(world: Connection) -> None:
     functions = await world.fetch(
         "select p.oid::regprocedure::text as name, p.proname from pg_proc as p"
         " where p.pronamespace = 'disclosure'::regnamespace and has_function_privilege('public', p.oid, 'execute')"
@@ -956,7 +958,7 @@ async def test_nobody_may_call_a_function_who_was_not_granted_it(world: Connecti
         assert await world.fetchval("select to_regprocedure($1) is not null", f"disclosure.{function}"), function
 
 
-async def test_functions_with_their_definers_rights_look_nothing_up_by_the_callers_path(db: Connection) -> None:
+async def test_security_definer_functions_ignore_the_callers_search_path(db: Connection) -> None:
     functions = await db.fetch(
         "select proname, prosecdef, proconfig from pg_proc where pronamespace = 'disclosure'::regnamespace"
     )
@@ -1083,7 +1085,7 @@ async def test_the_migration_handles_existing_duplicates(empty_database: str, be
     assert "idx_disclosure_log_unique" == caught.value.constraint_name
 
 
-async def test_whoever_follows_a_secret_hears_of_the_duplicates_that_go(
+async def test_followers_of_a_secret_receive_the_deletion_of_duplicates(
     empty_database: str, before: dict[str, Path]
 ) -> None:
     await run_migrations(empty_database, **before)
@@ -1102,7 +1104,7 @@ async def until_kept_waiting(watcher: Connection, sessions: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_nobody_can_add_a_duplicate_while_the_migration_runs(
+async def test_no_duplicate_can_be_added_while_the_migration_runs(
     empty_database: str, before: dict[str, Path]
 ) -> None:
     """A writer that is there first is waited for; one that comes later waits, and is refused."""
@@ -1128,9 +1130,7 @@ async def test_nobody_can_add_a_duplicate_while_the_migration_runs(
     assert [11] == [row["id"] for row in rows]
 
 
-async def test_a_secret_that_was_there_before_becomes_due_by_the_rule(
-    empty_database: str, before: dict[str, Path]
-) -> None:
+async def test_an_existing_secret_becomes_due_by_the_rule(empty_database: str, before: dict[str, Path]) -> None:
     """A job would lose its claim at once on a row whose time the rule corrects."""
     await run_migrations(empty_database, **before)
     await old_world(empty_database)
@@ -1165,7 +1165,7 @@ async def test_a_rollback_removes_the_indexes_and_leaves_the_original_state(
     assert migrated == await catalog(empty_database, schemas)
 
 
-async def test_a_rollback_of_tables_that_nobody_follows_leaves_them_so(
+async def test_a_rollback_does_not_watch_tables_that_were_not_watched(
     empty_database: str, before: dict[str, Path]
 ) -> None:
     (before["triggers_folder"] / "disclosure.sql").unlink()
@@ -1177,7 +1177,7 @@ async def test_a_rollback_of_tables_that_nobody_follows_leaves_them_so(
     assert original == await catalog(empty_database, schemas)
 
 
-async def test_capture_goes_on_over_a_rollback_and_a_new_migration(empty_database: str) -> None:
+async def test_capture_continues_through_a_rollback_and_a_new_migration(empty_database: str) -> None:
     """What is written at the old revision is told as a record of the old columns, which the model takes."""
     await run_migrations(empty_database)
     await fetch(empty_database, "insert into disclosure.users (id, name) values ($1, 'Ann')", ANN)
@@ -1199,7 +1199,7 @@ async def test_capture_goes_on_over_a_rollback_and_a_new_migration(empty_databas
     assert [False, False, False, True] == ["retry_count" in row["record"] for row in told]
 
 
-async def test_a_rollback_leaves_tables_that_can_be_written_in_another_schema_too(empty_database: str) -> None:
+async def test_after_a_rollback_tables_are_writable_in_another_schema_too(empty_database: str) -> None:
     elsewhere = {"disclosure": "elsewhere"}
     await migrate.apply(empty_database, ["disclosure"], report=lambda _: None, schemas=elsewhere)
     await migrate.rollback(
@@ -1216,7 +1216,7 @@ async def test_a_rollback_leaves_tables_that_can_be_written_in_another_schema_to
     assert [("insert", "secret:1")] == [tuple(row) for row in told]
 
 
-async def test_a_secret_that_failed_stays_failed_over_a_rollback(committed: str) -> None:
+async def test_a_failed_secret_stays_failed_through_a_rollback(committed: str) -> None:
     await fetch(committed, "update disclosure.secrets set status = 'failed', retry_count = 6")
     await roll_back(committed)
     assert ["failed"] == [row["status"] for row in await fetch(committed, "select status from disclosure.secrets")]
@@ -1274,7 +1274,7 @@ async def test_nothing_that_is_secret_or_personal_is_ever_published(world: Conne
     assert "example.com" not in everything
 
 
-async def test_the_owner_hears_of_each_step_of_a_disclosure(world: Connection) -> None:
+async def test_the_owner_receives_each_step_of_a_disclosure(world: Connection) -> None:
     events = await Events.from_now(world)
     stamp = (await claimed(world))[123]
     for email in (TEST, SECOND):
@@ -1291,7 +1291,7 @@ async def test_the_owner_hears_of_each_step_of_a_disclosure(world: Connection) -
     ] == [(row["table_name"], row["changed"], json.loads(row["record"])["status"]) for row in told]
 
 
-async def test_rights_end_with_the_secret_its_owner_and_a_change_of_hands(world: Connection) -> None:
+async def test_rights_end_with_the_secret_its_owner_and_a_change_of_owner(world: Connection) -> None:
     async def revoked_by(statement: str) -> list[Any]:
         undone = world.transaction()
         await undone.start()
@@ -1363,7 +1363,7 @@ async def test_may_read_is_true_for_the_owner_alone_and_never_null(world: Connec
     ]
 
 
-async def test_may_read_is_asked_by_those_it_was_granted_to_and_reads_for_them(world: Connection) -> None:
+async def test_only_grantees_may_call_may_read_which_reads_for_them(world: Connection) -> None:
     await world.execute("create role disclosure_sample_daemon")
     await world.execute("grant usage on schema disclosure to disclosure_sample_daemon")
     await world.execute("grant execute on function disclosure.may_read to disclosure_sample_daemon")
@@ -1404,7 +1404,7 @@ RECORD: Mapping[str, object] = {
     ],
     ids=str,
 )
-def test_a_record_that_says_too_much_or_nonsense_is_refused(wrong: dict[str, object]) -> None:
+def test_a_record_with_extra_or_invalid_columns_is_refused(wrong: dict[str, object]) -> None:
     assert 123 == Secret.model_validate_json(json.dumps(RECORD)).id
     with pytest.raises(ValidationError):
         Secret.model_validate_json(json.dumps({**RECORD, **wrong}))
@@ -1419,7 +1419,7 @@ async def test_the_sample_secrets_open_with_the_sample_key(db: Connection) -> No
     assert {"active", "paused", "triggered", "failed"} == {row["status"] for row in rows}
 
 
-async def test_the_sample_data_hold_nothing_that_is_due_and_everybody_sees_their_own(db: Connection) -> None:
+async def test_no_sample_secret_is_due_and_users_see_only_their_own(db: Connection) -> None:
     await db.execute((ROOT / "ddl/disclosure/demo.sql").read_text())
     assert {} == await claimed(db)
     people = await db.fetch((ROOT / "ddl/disclosure/demo_users.sql").read_text())

@@ -268,7 +268,7 @@ async def audited(db: Connection) -> list[dict[str, object]]:
 # --- Structure -------------------------------------------------------------------------------------------------
 
 
-async def test_the_tables_are_those_of_the_specification_and_what_they_need(db: Connection) -> None:
+async def test_the_tables_are_those_specified_and_those_they_need(db: Connection) -> None:
     tables = await db.fetch(
         "select tablename from pg_tables where schemaname = 'email_unsubscribe' and tablename <> 'alembic_version'"
     )
@@ -291,7 +291,7 @@ async def test_a_table_stores_what_the_specification_says(db: Connection, table:
 
 
 @pytest.mark.parametrize("table", TABLES)
-async def test_a_column_that_must_be_there_is_refused_as_null(mailbox: Connection, table: str) -> None:
+async def test_a_required_column_refuses_null(mailbox: Connection, table: str) -> None:
     for column in [c[1] for c in COLUMNS if c[0] == table and c[3] == "not null" and c[4] != "generated"]:
         with pytest.raises(asyncpg.NotNullViolationError) as caught:
             async with mailbox.transaction():
@@ -300,7 +300,7 @@ async def test_a_column_that_must_be_there_is_refused_as_null(mailbox: Connectio
 
 
 @pytest.mark.parametrize("constraint", VIOLATIONS)
-async def test_every_check_refuses_what_it_should(mailbox: Connection, constraint: str) -> None:
+async def test_every_check_constraint_refuses_its_violations(mailbox: Connection, constraint: str) -> None:
     table, rows = VIOLATIONS[constraint]
     for row in rows:
         with pytest.raises(asyncpg.CheckViolationError) as caught:
@@ -309,7 +309,7 @@ async def test_every_check_refuses_what_it_should(mailbox: Connection, constrain
         assert constraint == caught.value.constraint_name, row
 
 
-async def test_no_check_is_left_untried(db: Connection) -> None:
+async def test_every_check_constraint_is_tested(db: Connection) -> None:
     checks = await db.fetch(
         "select conname from pg_constraint where connamespace = 'email_unsubscribe'::regnamespace and contype = 'c'"
     )
@@ -324,7 +324,7 @@ async def test_no_check_is_left_untried(db: Connection) -> None:
         ("senders", {"sender": SHOP}, "senders_sender_key"),
     ],
 )
-async def test_what_is_unique_cannot_be_there_twice(
+async def test_a_duplicate_of_a_unique_value_is_refused(
     mailbox: Connection, table: str, values: dict[str, object], constraint: str
 ) -> None:
     with pytest.raises(asyncpg.UniqueViolationError) as caught:
@@ -344,7 +344,7 @@ async def test_what_is_unique_cannot_be_there_twice(
         ("domain", "@shop.example.", "shop.example", "shop.example"),
     ],
 )
-async def test_an_allow_list_entry_is_kept_in_one_form(
+async def test_an_allow_list_entry_is_stored_normalised(
     db: Connection, entry_type: str, written: str, kept: str, domain: str
 ) -> None:
     row = await insert(db, "allow_list", entry_type=entry_type, value=written)
@@ -352,7 +352,7 @@ async def test_an_allow_list_entry_is_kept_in_one_form(
     assert row["created_at"] == await db.fetchval("select now()")
 
 
-async def test_an_entry_that_is_only_typed_otherwise_is_there_already(db: Connection) -> None:
+async def test_an_entry_that_differs_only_in_spelling_is_a_duplicate(db: Connection) -> None:
     await insert(db, "allow_list", value="friend@family.example")
     with pytest.raises(asyncpg.UniqueViolationError) as caught:
         await insert(db, "allow_list", value="FRIEND@family.example ")
@@ -378,7 +378,7 @@ async def test_a_sender_is_tracked_from_the_first_email_to_the_last(mailbox: Con
     assert (START - timedelta(days=1), START + timedelta(days=5), None, 0) == await facts(mailbox)
 
 
-async def test_a_sender_that_is_written_otherwise_is_the_same_sender(mailbox: Connection) -> None:
+async def test_another_spelling_of_an_address_is_the_same_sender(mailbox: Connection) -> None:
     await insert(mailbox, "sender_emails", sender=" News@SHOP.example\n", received_at=START + timedelta(days=9))
     assert [(SHOP, "shop.example")] == [
         tuple(row) for row in await mailbox.fetch("select sender, domain from email_unsubscribe.senders")
@@ -405,7 +405,7 @@ async def test_an_attempt_that_is_settled_later_counts_from_when_it_was_made(mai
     assert (START, START + timedelta(days=2), at, 1) == await facts(mailbox)
 
 
-async def test_a_second_success_does_not_move_when_the_sender_was_unsubscribed(mailbox: Connection) -> None:
+async def test_a_second_success_does_not_change_unsubscribed_at(mailbox: Connection) -> None:
     await unsubscribe(mailbox, at=START + timedelta(days=1))
     await unsubscribe(mailbox, at=START + timedelta(days=3))
     found = await facts(mailbox)
@@ -413,12 +413,12 @@ async def test_a_second_success_does_not_move_when_the_sender_was_unsubscribed(m
     assert (START + timedelta(days=1), 1) == found[2:]
 
 
-async def test_a_sender_known_only_by_an_attempt_was_seen_then(mailbox: Connection) -> None:
+async def test_a_sender_known_only_by_an_attempt_was_first_seen_at_its_time(mailbox: Connection) -> None:
     await unsubscribe(mailbox, "other@else.example", at=START)
     assert (START, START, START, 0) == await facts(mailbox, "other@else.example")
 
 
-async def test_an_email_that_is_told_twice_counts_once(mailbox: Connection) -> None:
+async def test_an_email_that_is_recorded_twice_counts_once(mailbox: Connection) -> None:
     await unsubscribe(mailbox, at=START)
     again = "insert into email_unsubscribe.sender_emails values ('m-2', $1, $2) on conflict do nothing"
     before = await facts(mailbox)
@@ -427,7 +427,7 @@ async def test_an_email_that_is_told_twice_counts_once(mailbox: Connection) -> N
 
 
 @pytest.mark.parametrize("statement", ["delete from", "truncate"])
-async def test_a_sender_of_whom_nothing_is_left_goes(mailbox: Connection, statement: str) -> None:
+async def test_a_sender_without_emails_or_attempts_is_deleted(mailbox: Connection, statement: str) -> None:
     await mailbox.execute("set constraints all immediate")
     await mailbox.execute(f"{statement} email_unsubscribe.sender_emails")
     assert await facts(mailbox) is None
@@ -449,7 +449,7 @@ TALLY = """
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_the_numbers_do_not_drift_whatever_is_done(db: Connection, seed: int) -> None:
+async def test_the_numbers_of_a_sender_never_drift(db: Connection, seed: int) -> None:
     random = Random(seed)
     people = ["a@x.example", "b@x.example", "c@y.example"]
 
@@ -494,7 +494,7 @@ async def test_the_numbers_do_not_drift_whatever_is_done(db: Connection, seed: i
     assert kept
 
 
-async def test_two_sessions_that_meet_the_same_new_sender_both_count(dsn: str) -> None:
+async def test_two_sessions_that_add_the_same_new_sender_both_count(dsn: str) -> None:
     async with session(dsn) as one, session(dsn) as two, session(dsn) as watcher:
         await unsubscribe(one, at=START)
         late = START + timedelta(days=1)
@@ -535,7 +535,7 @@ async def test_two_sessions_that_count_emails_of_one_sender_miss_none(dsn: str) 
         assert (late, late, START, 2) == await facts(holder)
 
 
-async def test_who_counts_in_an_old_snapshot_fails_rather_than_miscounts(dsn: str) -> None:
+async def test_counting_in_an_old_snapshot_fails_rather_than_miscounts(dsn: str) -> None:
     async with session(dsn) as one, session(dsn) as two:
         for number, days in enumerate((0, 9)):
             await insert(one, "sender_emails", message_id=str(number), received_at=START + timedelta(days=days))
@@ -566,7 +566,7 @@ async def test_an_attempt_is_stored_with_all_that_the_specification_names(mailbo
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed"])
-async def test_an_attempt_is_settled_once_and_stays(mailbox: Connection, status: str) -> None:
+async def test_an_attempt_can_be_settled_only_once(mailbox: Connection, status: str) -> None:
     attempt = await unsubscribe(mailbox, at=START, status="pending")
     settle = "update email_unsubscribe.unsubscribe_history set status = $2, failure_reason = $3 where id = $1"
     reason = "no answer" if status == "failed" else None
@@ -583,7 +583,7 @@ async def test_an_attempt_is_settled_once_and_stays(mailbox: Connection, status:
     "change",
     ["sender = 'other@else.example'", "unsubscribe_url = 'https://a'", "method = 'link'", "attempted_at = now()"],
 )
-async def test_what_was_attempted_is_not_rewritten(mailbox: Connection, change: str) -> None:
+async def test_an_attempt_cannot_be_rewritten(mailbox: Connection, change: str) -> None:
     await unsubscribe(mailbox, at=START, status="pending")
     with pytest.raises(asyncpg.RestrictViolationError):
         await mailbox.execute(f"update email_unsubscribe.unsubscribe_history set {change}")
@@ -647,12 +647,12 @@ async def test_login_and_the_end_of_a_session_are_logged(mailbox: Connection, re
         "truncate email_unsubscribe.sessions",
     ],
 )
-async def test_a_session_that_goes_while_it_is_open_was_revoked(mailbox: Connection, statement: str) -> None:
+async def test_deleting_an_open_session_is_logged_as_revoked(mailbox: Connection, statement: str) -> None:
     await mailbox.execute(statement)
     assert [LOGIN, LOGIN | {"action": "session_revoked"}] == await audited(mailbox)
 
 
-async def test_what_is_undone_is_not_logged(mailbox: Connection) -> None:
+async def test_a_rolled_back_change_is_not_logged(mailbox: Connection) -> None:
     undo = mailbox.transaction()
     await undo.start()
     await insert(mailbox, "allow_list")
@@ -669,7 +669,7 @@ async def test_what_is_undone_is_not_logged(mailbox: Connection) -> None:
         "truncate email_unsubscribe.audit_log",
     ],
 )
-async def test_not_even_the_owner_changes_the_audit_log_by_mistake(mailbox: Connection, statement: str) -> None:
+async def test_not_even_the_owner_can_change_the_audit_log(mailbox: Connection, statement: str) -> None:
     with pytest.raises(asyncpg.RestrictViolationError):
         async with mailbox.transaction():
             await mailbox.execute(statement)
@@ -699,7 +699,7 @@ async def everything(db: Connection) -> str:
     return str(await db.fetchval("select string_agg(e::text, ' ') from rowcast.events e"))
 
 
-async def test_each_change_is_told_in_its_topic(mailbox: Connection) -> None:
+async def test_each_change_is_published_in_its_topic(mailbox: Connection) -> None:
     start = await mailbox.fetchval("select max(id) from rowcast.events")
     await insert(mailbox, "allow_list")
     await unsubscribe(mailbox, at=START)
@@ -713,7 +713,7 @@ async def test_each_change_is_told_in_its_topic(mailbox: Connection) -> None:
     } == set(await told(mailbox, start))
 
 
-async def test_an_email_that_changes_nothing_known_of_its_sender_is_silent(mailbox: Connection) -> None:
+async def test_an_email_that_does_not_change_its_sender_is_not_published(mailbox: Connection) -> None:
     start = await mailbox.fetchval("select max(id) from rowcast.events")
     await insert(mailbox, "sender_emails", received_at=START + timedelta(hours=1))
     assert [] == await told(mailbox, start)
@@ -735,7 +735,7 @@ async def test_tokens_addresses_urls_and_reasons_are_never_published(mailbox: Co
     assert not {"oauth_tokens", "sender_emails"} & {row["table_name"] for row in watched}
 
 
-async def test_capture_reads_none_of_the_tables(db: Connection) -> None:
+async def test_capture_may_read_none_of_the_tables(db: Connection) -> None:
     readable = await db.fetch(
         "select c.relname from pg_class c where c.relnamespace = 'email_unsubscribe'::regnamespace"
         " and c.relkind = 'r' and has_any_column_privilege('rowcast_capture', c.oid, 'select')"
@@ -776,14 +776,14 @@ MAY_READ: list[tuple[str | None, str | None, bool]] = [
 ]
 
 
-async def test_may_read_is_true_for_whom_it_should_and_never_null(mailbox: Connection) -> None:
+async def test_may_read_is_true_for_the_right_users_only_and_never_null(mailbox: Connection) -> None:
     assert MAY_READ == [
         (user, topic, await mailbox.fetchval("select email_unsubscribe.may_read($1, $2)", user, topic))
         for user, topic, _ in MAY_READ
     ]
 
 
-async def test_no_function_looks_anything_up_by_the_callers_path(db: Connection) -> None:
+async def test_no_function_uses_the_callers_search_path(db: Connection) -> None:
     functions = await db.fetch(
         "select proname, proconfig from pg_proc where pronamespace = 'email_unsubscribe'::regnamespace"
     )
@@ -847,7 +847,7 @@ async def crowd(postgres: Server) -> AsyncIterator[Connection]:
         ),
     ],
 )
-async def test_what_is_asked_often_comes_from_its_index(crowd: Connection, statement: str, index: str) -> None:
+async def test_frequent_queries_are_answered_by_their_index(crowd: Connection, statement: str, index: str) -> None:
     steps = nodes(json.loads(await crowd.fetchval(f"explain (format json) {statement}"))[0]["Plan"])
     assert index in {step.get("Index Name") for step in steps}
     assert not {"Seq Scan", "Sort"} & {step["Node Type"] for step in steps}

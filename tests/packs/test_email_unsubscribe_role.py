@@ -174,7 +174,7 @@ async def test_the_role_has_exactly_the_rights_that_its_work_needs(dsn: str) -> 
     assert RIGHTS == found
 
 
-async def test_every_relation_outside_of_the_schema_is_out_of_reach(dsn: str, app: Connection) -> None:
+async def test_no_relation_outside_the_schema_is_accessible(dsn: str, app: Connection) -> None:
     async with session(dsn) as owner:
         relations = await owner.fetch(
             "select c.oid::regclass::text as name, c.relkind::text as kind,"
@@ -196,7 +196,7 @@ async def test_every_relation_outside_of_the_schema_is_out_of_reach(dsn: str, ap
             assert REFUSED == await sqlstate_of(app, statement), statement
 
 
-async def test_no_function_outside_of_the_schema_can_be_called_but_the_one_that_makes_ids(
+async def test_no_function_outside_the_schema_can_be_called_but_the_one_that_generates_ids(
     dsn: str, app: Connection
 ) -> None:
     async with session(dsn) as owner:
@@ -222,7 +222,7 @@ async def test_everything_else_is_refused(app: Connection) -> None:
     assert {} == {statement: answer for statement, answer in answers.items() if answer != REFUSED}
 
 
-async def test_the_role_cannot_hand_its_rights_on(dsn: str, app: Connection) -> None:
+async def test_the_role_cannot_grant_its_rights(dsn: str, app: Connection) -> None:
     await app.execute("grant select on email_unsubscribe.oauth_tokens to public")  # a warning: nothing was granted
     async with session(dsn) as owner:
         acl = await owner.fetchval(
@@ -231,7 +231,7 @@ async def test_the_role_cannot_hand_its_rights_on(dsn: str, app: Connection) -> 
     assert not re.search("[{,]=", acl)
 
 
-async def test_a_superusers_session_cannot_be_ended_or_looked_into(dsn: str, app: Connection) -> None:
+async def test_a_superusers_session_cannot_be_ended_or_inspected(dsn: str, app: Connection) -> None:
     async with session(dsn) as owner:
         pid = owner.get_server_pid()
         assert REFUSED == await sqlstate_of(app, f"select pg_terminate_backend({pid})")
@@ -327,7 +327,9 @@ async def test_the_application_can_neither_forge_nor_rewrite_what_happened(app: 
     assert REFUSED == await sqlstate_of(app, statement)
 
 
-async def test_who_may_not_create_roles_is_told_which_one_to_create(postgres: Server, empty_database: str) -> None:
+async def test_without_the_right_to_create_roles_a_warning_names_the_role(
+    postgres: Server, empty_database: str
+) -> None:
     async with session(empty_database) as owner:
         await owner.execute("drop role if exists modest_owner")
         await owner.execute(f"create role modest_owner login password '{PASSWORD}'")
@@ -348,7 +350,7 @@ async def test_who_may_not_create_roles_is_told_which_one_to_create(postgres: Se
         assert await owner.fetchval("select has_table_privilege('modest_app', 'modest.users', 'insert')") is True
 
 
-async def test_a_role_that_may_do_more_is_warned_of(empty_database: str) -> None:
+async def test_a_role_with_more_rights_than_needed_causes_a_warning(empty_database: str) -> None:
     async with session(empty_database) as owner:
         await owner.execute("drop role if exists mighty_app")
         await owner.execute("create role mighty_app login superuser")
@@ -357,4 +359,4 @@ async def test_a_role_that_may_do_more_is_warned_of(empty_database: str) -> None
             empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "mighty"}, report=told.append
         )
         await owner.execute("alter role mighty_app nosuperuser")
-    assert [line for line in told if "the role mighty_app may do more than its schema needs" in line]
+    assert [line for line in told if "the role mighty_app has more rights than the application needs" in line]

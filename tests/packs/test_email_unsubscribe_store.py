@@ -76,7 +76,7 @@ async def pid_of(connection: Connection) -> int:
 # --- Start: schema, migrations, credentials --------------------------------------------------------------------
 
 
-async def test_the_schema_is_there_once_the_application_has_started(empty_database: str) -> None:
+async def test_starting_the_application_creates_the_schema(empty_database: str) -> None:
     async with session(empty_database) as owner:
         assert await owner.fetchval("select to_regnamespace('email_unsubscribe') is null") is True
         await migrate.apply(empty_database, [], report=lambda _: None)
@@ -110,7 +110,7 @@ async def test_applied_migrations_are_tracked_and_not_applied_again(dsn: str, ow
     assert 1 == await owner.fetchval("select count(*) from email_unsubscribe.alembic_version")
 
 
-async def test_the_command_that_the_unit_offers_for_its_start_applies_what_is_pending_once(
+async def test_the_units_start_command_applies_pending_migrations_once(
     empty_database: str,
 ) -> None:
     unit = (ROOT / "systemd/rowcast.service").read_text()
@@ -143,7 +143,7 @@ async def test_credentials_of_a_superuser_are_refused(dsn: str) -> None:
         ("alter table email_unsubscribe.users owner to {}", "", "it owns table email_unsubscribe.users"),
     ],
 )
-async def test_credentials_that_reach_further_than_the_schema_are_refused(
+async def test_credentials_with_privileges_outside_the_schema_are_refused(
     dsn: str, owner: Connection, gives: str, takes: str, what: str
 ) -> None:
     await owner.execute(gives.format(APP))
@@ -172,7 +172,7 @@ async def test_a_store_works_in_another_schema(empty_database: str) -> None:
 # --- OAuth tokens ----------------------------------------------------------------------------------------------
 
 
-async def test_tokens_come_back_as_they_were_stored(store: Store, owner: Connection) -> None:
+async def test_tokens_are_returned_as_they_were_stored(store: Store, owner: Connection) -> None:
     before = await owner.fetchval("select clock_timestamp()")
     await store.save_tokens("gmail", TOKENS)
     found = await store.tokens("gmail")
@@ -227,7 +227,7 @@ async def test_a_dump_of_the_database_shows_no_token(store: Store, owner: Connec
     assert all(one.startswith("gAAAAA") and one in text for one in stored)
 
 
-async def test_nothing_unencrypted_gets_into_the_table(store: Store) -> None:
+async def test_the_table_refuses_unencrypted_tokens(store: Store) -> None:
     with pytest.raises(DatabaseFault, match="oauth_tokens_access_token_is_encrypted"):
         await store.run(
             lambda connection: connection.execute(
@@ -285,7 +285,7 @@ async def test_the_first_key_encrypts_and_all_of_them_decrypt(dsn: str, store: S
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 100])
-async def test_rotation_encrypts_every_token_anew_in_batches(
+async def test_rotation_re_encrypts_every_token_in_batches(
     dsn: str, store: Store, owner: Connection, batch: int
 ) -> None:
     for number in range(7):
@@ -311,9 +311,7 @@ async def test_rotation_encrypts_every_token_anew_in_batches(
         await store.tokens("account 0")
 
 
-async def test_a_rotation_that_was_interrupted_goes_on_where_it_is_needed(
-    dsn: str, store: Store, owner: Connection
-) -> None:
+async def test_an_interrupted_rotation_continues_where_it_stopped(dsn: str, store: Store, owner: Connection) -> None:
     for number in range(4):
         await store.save_tokens(f"account {number}", TOKENS)
     await owner.execute(
@@ -327,9 +325,7 @@ async def test_a_rotation_that_was_interrupted_goes_on_where_it_is_needed(
         assert 1 == await both.rotate_token_keys(batch=1)  # the two before it are done, and it is new
 
 
-async def test_a_token_that_is_renewed_while_keys_rotate_is_not_put_back(
-    dsn: str, store: Store, owner: Connection
-) -> None:
+async def test_a_token_saved_during_a_rotation_is_not_overwritten(dsn: str, store: Store, owner: Connection) -> None:
     await store.save_tokens("gmail", TOKENS)
     newer = Cipher([OLD]).encrypt(SecretStr("renewed"), "gmail", "access_token")
     renewal = owner.transaction()
@@ -366,7 +362,7 @@ async def test_the_operator_rotates_keys_by_a_command(dsn: str, store: Store, tm
 
 
 @pytest.mark.parametrize("keys", [[], ["short"], [OLD, "canary"]])
-def test_keys_that_are_none_are_refused_without_a_word_of_them(keys: list[str]) -> None:
+def test_malformed_keys_are_refused_without_showing_them(keys: list[str]) -> None:
     with pytest.raises(BadSettings) as caught:
         Cipher(keys)
     assert "canary" not in str(caught.value)
@@ -393,7 +389,7 @@ async def test_the_allow_list_holds_addresses_and_domains_once_each(store: Store
     assert ["allow_list_remove", "allow_list_add", "allow_list_add"] == [e.action for e in await store.audit()]
 
 
-async def test_an_attempt_is_noted_before_and_after_it_is_made(store: Store) -> None:
+async def test_an_attempt_is_recorded_before_and_after_it_is_made(store: Store) -> None:
     begun = await store.begin_attempt(" News@Shop.example", URL, "one_click")
     assert (SHOP, URL, "pending", None) == (
         begun.sender,
@@ -404,7 +400,7 @@ async def test_an_attempt_is_noted_before_and_after_it_is_made(store: Store) -> 
     failed = await store.settle_attempt(begun.id, "HTTP 404")
     assert ("failed", "HTTP 404", begun.attempted_at) == (failed.status, failed.failure_reason, failed.attempted_at)
     assert failed == await store.settle_attempt(begun.id, "HTTP 404")
-    with pytest.raises(DatabaseFault, match="is settled once"):
+    with pytest.raises(DatabaseFault, match="can be settled once"):
         await store.settle_attempt(begun.id)
     done = await store.settle_attempt((await store.begin_attempt(SHOP, URL, "link")).id)
     assert [done, failed] == await store.history()
@@ -414,7 +410,7 @@ async def test_an_attempt_is_noted_before_and_after_it_is_made(store: Store) -> 
         await store.settle_attempt("01JH000000N0B0DY0000000000")
 
 
-async def test_the_audit_log_tells_of_an_attempt_with_all_that_is_asked_for(store: Store) -> None:
+async def test_the_audit_log_has_all_required_details_of_an_attempt(store: Store) -> None:
     begun = await store.begin_attempt(SHOP, URL, "one_click")
     await store.settle_attempt(begun.id)
     newest, first = await store.audit()
@@ -464,7 +460,7 @@ async def test_senders_are_tracked_for_compliance(store: Store, owner: Connectio
 
 
 @pytest.mark.parametrize("sender", ["", "shop.example", "a b@shop.example", "x" * 320 + "@a"])
-def test_what_is_no_address_is_refused_before_it_is_sent(sender: str) -> None:
+def test_a_malformed_address_is_refused_before_it_is_sent(sender: str) -> None:
     with pytest.raises(ValidationError):
         Email(message_id="1", sender=sender, received_at=START)
 
@@ -486,7 +482,7 @@ async def test_many_operations_share_a_few_connections(dsn: str, owner: Connecti
         assert 2 == await owner.fetchval(connections, APP)
 
 
-async def test_an_operation_of_several_steps_is_done_whole_or_not_at_all(store: Store, owner: Connection) -> None:
+async def test_an_operation_of_several_steps_is_atomic(store: Store, owner: Connection) -> None:
     async def work(connection: Connection) -> None:
         await connection.execute("insert into email_unsubscribe.users (subject) values ('provider|1')")
         await connection.execute("insert into email_unsubscribe.sender_emails values ('m', 'a@b.example', now())")
@@ -511,7 +507,7 @@ async def test_a_login_whose_session_cannot_begin_leaves_neither_user_nor_tokens
 ONE, TWO = "one@a.example", "two@b.example"
 
 
-async def test_a_deadlock_is_resolved_and_the_loser_tries_again(store: Store, owner: Connection, dsn: str) -> None:
+async def test_a_deadlock_is_resolved_and_the_loser_retries(store: Store, owner: Connection, dsn: str) -> None:
     await store.record_emails([email(1, sender=ONE), email(2, sender=TWO)])
     # It never gives up by itself, so that the store is the one that Postgres chooses.
     await owner.execute("set deadlock_timeout = '10min'")
@@ -546,7 +542,7 @@ async def test_a_deadlock_is_resolved_and_the_loser_tries_again(store: Store, ow
     )
 
 
-async def test_a_connection_that_is_lost_at_work_is_replaced_and_the_work_done_once(
+async def test_a_connection_lost_during_work_is_replaced_and_the_work_done_once(
     store: Store, owner: Connection
 ) -> None:
     pids: list[int] = []
@@ -564,7 +560,7 @@ async def test_a_connection_that_is_lost_at_work_is_replaced_and_the_work_done_o
     assert 1 == await owner.fetchval("select count(*) from email_unsubscribe.sender_emails")
 
 
-async def test_connections_that_were_lost_while_idle_are_not_noticed(store: Store, owner: Connection) -> None:
+async def test_connections_lost_while_idle_are_replaced_silently(store: Store, owner: Connection) -> None:
     pid = await store.run(pid_of)
     assert await owner.fetchval("select pg_terminate_backend($1)", pid)
     await until_gone(owner, pid)
@@ -572,7 +568,7 @@ async def test_connections_that_were_lost_while_idle_are_not_noticed(store: Stor
     assert 1 == await store.record_emails([email(1)])
 
 
-async def test_a_connection_that_the_driver_is_at_odds_with_is_replaced(store: Store) -> None:
+async def test_a_connection_with_an_internal_driver_error_is_replaced(store: Store) -> None:
     """It says so of one whose server has said goodbye, between reading that and the end of the line."""
     pids: list[int] = []
 
@@ -585,7 +581,7 @@ async def test_a_connection_that_the_driver_is_at_odds_with_is_replaced(store: S
     assert 2 == len(set(pids))
 
 
-async def test_it_is_tried_again_after_pauses_that_double(dsn: str) -> None:
+async def test_retries_wait_for_delays_that_double(dsn: str) -> None:
     pauses: list[float] = []
 
     def heard(details: RetryDetails) -> None:
@@ -609,7 +605,7 @@ async def test_it_is_tried_again_after_pauses_that_double(dsn: str) -> None:
 @pytest.mark.parametrize(
     "sqlstate", ["deadlock_detected", "serialization_failure", "connection_failure", "admin_shutdown"]
 )
-async def test_what_may_pass_is_tried_again_until_it_succeeds(store: Store, sqlstate: str) -> None:
+async def test_transient_errors_are_retried_until_success(store: Store, sqlstate: str) -> None:
     attempts = 0
 
     async def work(connection: Connection) -> str:
@@ -623,7 +619,7 @@ async def test_what_may_pass_is_tried_again_until_it_succeeds(store: Store, sqls
     assert 2 == attempts
 
 
-async def test_what_will_not_pass_is_not_tried_again(store: Store) -> None:
+async def test_permanent_errors_are_not_retried(store: Store) -> None:
     attempts = 0
 
     async def work(connection: Connection) -> None:
@@ -637,7 +633,7 @@ async def test_what_will_not_pass_is_not_tried_again(store: Store) -> None:
     assert 1 == attempts
 
 
-async def test_work_that_was_committed_although_nobody_heard_is_not_done_twice(
+async def test_work_committed_without_a_confirmation_is_not_done_twice(
     store: Store, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each method runs once more behind its own commit, as after an answer that was lost."""

@@ -223,7 +223,7 @@ def test_no_other_pack_serves_a_topic_of_this_one(pack: Pack) -> None:
 
 
 @every_pack
-async def test_may_read_says_no_to_a_stranger_for_every_shape_of_topic(db: Connection, pack: Pack) -> None:
+async def test_may_read_refuses_a_stranger_every_kind_of_topic(db: Connection, pack: Pack) -> None:
     for topic in some_topics(pack):
         assert pack.serves(topic)
         for some_id in SOME_IDS.values():
@@ -231,7 +231,7 @@ async def test_may_read_says_no_to_a_stranger_for_every_shape_of_topic(db: Conne
 
 
 @every_pack
-async def test_the_sample_data_load_twice_and_are_told_once(db: Connection, pack: Pack) -> None:
+async def test_loading_the_sample_data_twice_publishes_them_once(db: Connection, pack: Pack) -> None:
     await load_demo(db, pack)
     once = await captured(db, pack)
     await load_demo(db, pack)
@@ -252,7 +252,7 @@ async def test_the_sample_data_fill_every_table_with_valid_rows_in_topics_that_a
 
 
 @every_pack
-def test_what_tells_rows_apart_is_published(pack: Pack) -> None:
+def test_the_key_columns_are_published(pack: Pack) -> None:
     assert all(issubclass(model, Row) for model in pack.tables.values())
     assert all(set(model.key) <= set(model.model_fields) for model in pack.tables.values())
 

@@ -13,7 +13,7 @@ SCHEMAS = ("rowcast", "shop", "test")
 
 
 async def replay(dsn: str, script: str) -> None:
-    """Let psql run a script."""
+    """Run a script with psql."""
     binaries = chosen_binaries()
     psql = await asyncio.create_subprocess_exec(
         binaries.bindir / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", dsn, "-f", "-",

@@ -392,15 +392,13 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT)
-    )  # workers are forked with both blocked
-    serving, stopping = asyncio.create_task(run()), asyncio.create_task(stop.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not ready.is_set() and not serving.done():
-        serving.cancel()  # it is still starting: there are no clients to say bye to
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # blocked in a forked worker
+    daemon_task, stop_task = asyncio.create_task(run()), asyncio.create_task(stop.wait())
+    await asyncio.wait({daemon_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
+    stop_task.cancel()
+    if not ready.is_set() and not daemon_task.done():
+        daemon_task.cancel()  # it is still starting: there are no clients to say bye to
         with suppress(asyncio.CancelledError):
-            await serving
+            await daemon_task
         return
-    await serving
+    await daemon_task

@@ -59,10 +59,10 @@ def _escape(text: str) -> str:
 
 
 async def show(settings: Settings, seq: int) -> None:
-    """Print all of one letter, its record included, as JSON. Raises an OperatorFault."""
+    """Print one dead letter as JSON, including its record. Raises an OperatorFault."""
     async with _database(settings) as connection:
-        whole = await dead_letters.fetch(connection, seq)
-    click.echo("\n".join(map(_escape, whole.split("\n"))))
+        text = await dead_letters.fetch(connection, seq)
+    click.echo("\n".join(map(_escape, text.split("\n"))))
 
 
 async def replay(settings: Settings, selection: Selection) -> None:
@@ -73,7 +73,7 @@ async def replay(settings: Settings, selection: Selection) -> None:
     async with _database(settings) as connection:
         replayed, refusals = await dead_letters.replay(connection, selection)
     for seq, table, reason in refusals:
-        click.echo(f"{seq} of {table} stays: {_REFUSALS[reason]}", err=True)
+        click.echo(f"{seq} of {table} is not replayed: {_REFUSALS[reason]}", err=True)
     click.echo(f"replayed {_counted(replayed)}")
     if refusals:
         raise StaleDeadLetters(len(refusals))

@@ -16,12 +16,12 @@ last one it cannot be rolled back. The Python file is always this, with its own 
     def downgrade() -> None:
         run_sql(__file__, "down")
 
-The .sql files qualify every name. The pack's own schema is written as the pack's name, which is replaced with
-`schemas={"shop": "test"}`. The files do not create or drop that schema and contain no BEGIN or COMMIT: each
-revision is one transaction. A file whose first line is `-- no-transaction` runs statement by statement, outside a
-transaction, and must be safe to run again after it failed half-way. triggers/<pack>.sql runs after the revisions at
-every apply, so it must be safe to repeat as well. When all revisions are rolled back, triggers/<pack>.down.sql runs
-first; it drops what triggers/<pack>.sql has created in the schema.
+The .sql files qualify every name. They write the pack's name for its schema; `schemas={"shop": "test"}` puts
+another schema there. They neither create nor drop that schema and contain no BEGIN or COMMIT: each revision is one
+transaction. A file whose first line is `-- no-transaction` runs statement by statement, outside a transaction, and
+must be safe to run again after it failed half-way. triggers/<pack>.sql runs after the revisions at every apply, so it
+must be safe to repeat as well. When all revisions are rolled back, triggers/<pack>.down.sql runs first; it drops what
+triggers/<pack>.sql has created in the schema.
 """
 
 import asyncio
@@ -352,7 +352,7 @@ async def _wait_for_lock(driver: Connection, report: Reporter) -> None:
     while not await driver.fetchval("select pg_catalog.pg_try_advisory_lock($1)", LOCK):
         holders = await driver.fetch(query("lock_holder"), LOCK)
         if holders and not reported:
-            report(f"waiting for {_names(holders)}, which changes schemas here")
+            report(f"waiting for {_names(holders)}, which is changing schemas in this database")
             reported = True
         await asyncio.sleep(0.1)
 

@@ -55,7 +55,7 @@ begin
         begin
             drop schema the_schema;
         exception when dependent_objects_still_exist then
-            raise warning 'schema the_schema stays: it holds what Rowcast did not put there';
+            raise warning 'schema the_schema is kept: it contains objects that Rowcast did not create';
         end;
     end if;
 end

@@ -71,7 +71,7 @@ def check_schema_name(name: str, *, own: bool = False) -> None:
     The name is inserted into files without quotes. Reserved words pass: only the server knows them all.
     """
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
-        raise BadSchemaName(name, "use small letters, digits and underscores, at most 63, no digit first")
+        raise BadSchemaName(name, "use at most 63 characters a-z, 0-9 and _, not beginning with a digit")
     if (name == "rowcast" and not own) or name == "information_schema" or name.startswith("pg_"):
         raise BadSchemaName(name, "it belongs to Rowcast or to Postgres")
 

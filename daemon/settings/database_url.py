@@ -77,8 +77,8 @@ def production_problem(dsn: str) -> str | None:
     named = url.netloc.rpartition("@")[2] or options.get("host") or os.environ.get("PGHOST", "")
     over_tcp = [host for host in map(_host, named.split(",")) if not host.startswith("/")]
     if any(map(_is_this_machine, over_tcp)):
-        return "no database on localhost: name its own host, or the directory of its socket"
+        return "a database on localhost over TCP: use its host name, or the directory of its socket"
     mode = options.get("sslmode") or ("service" not in options and os.environ.get("PGSSLMODE"))
     if over_tcp and mode not in _ENCRYPTED:
-        return "no database without TLS: add sslmode=verify-full to its URL, or at least sslmode=require"
+        return "a database without TLS: add sslmode=verify-full to its URL, or at least sslmode=require"
     return None

@@ -188,7 +188,7 @@ class BaseRowcastSettings(BaseSettings):
         problem = production_problem(self.dsn) if self.environment == "production" and self.dsn else None
         if problem is None:
             return self
-        raise ValueError(f"ROWCAST_ENVIRONMENT is production, where there is {problem}")
+        raise ValueError(f"ROWCAST_ENVIRONMENT is production, which does not allow {problem}")
 
     @model_validator(mode="after")
     def _check_metrics_ports(self) -> Self:

@@ -62,9 +62,7 @@ def expand_all(names: tuple[str, ...]) -> tuple[str, ...]:
 def check_name(name: str) -> str:
     """Raises ValueError for a name that a pack cannot have, or that a schema can have only in quotes."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name):
-        raise ValueError(
-            "a name consists of the characters a-z, 0-9 and _, does not begin with a digit, and has 63 at most"
-        )
+        raise ValueError("a name consists of at most 63 characters a-z, 0-9 and _, and does not begin with a digit")
     return name
 
 
@@ -82,8 +80,8 @@ def read_port(value: object) -> object:
     """Raises ValueError for a URL, which container links may set instead of a port."""
     if isinstance(value, str) and "://" in value:
         raise ValueError(
-            "a number such as 5432 is needed. An address is what Kubernetes or Docker put here for a service "
-            "called postgres: set the port yourself, set DATABASE_URL, or switch service links off"
+            "a number such as 5432 is needed. Kubernetes or Docker set this to a URL for a service called postgres: "
+            "set the port yourself, set DATABASE_URL, or turn service links off"
         )
     return value
 

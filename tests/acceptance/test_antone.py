@@ -216,7 +216,7 @@ async def test_production_refuses_an_insecure_database_url_in_one_line_without_i
         code, output, errors = await command("--pack", "antone", DATABASE_URL=url, ROWCAST_ENVIRONMENT="production")
         assert (78, "", 1) == (code, output, len(errors.splitlines()))
         assert re.match(
-            r"daemon: ROWCAST_ENVIRONMENT is production, where there is no database (on|without) ", errors
+            r"daemon: ROWCAST_ENVIRONMENT is production, which does not allow a database (on|without) ", errors
         )
         assert "hunter2" not in errors
         assert url not in errors

@@ -231,7 +231,7 @@ async def test_the_older_of_two_dead_letters_of_a_row_is_not_replayed_alone(
     older, newer = await stored(chat)
     code, _, errors = await dead_letters(database, "replay", older)
     assert 38 == code
-    assert f"{older} of chatgenius.files stays: its row has changed since" == errors.splitlines()[0]
+    assert f"{older} of chatgenius.files is not replayed: its row has changed since" == errors.splitlines()[0]
     assert 0 == (await dead_letters(database, "replay", newer))[0]
     assert "newer" == (await follower.changes())[0]["record"]["name"]
 
@@ -265,7 +265,7 @@ async def test_a_dead_letter_whose_row_was_deleted_since_is_not_replayed(
     code, output, errors = await dead_letters(database, "replay", "--all")
     assert (38, "replayed 1 dead letter\n") == (code, output)
     assert [
-        f"{dead} of chatgenius.files stays: its row has been deleted since",
+        f"{dead} of chatgenius.files is not replayed: its row has been deleted since",
         "daemon: Not replayed because they are out of date: 1 (see above). Drop them.",
     ] == errors.splitlines()
     assert [("files", "insert")] == kinds(await follower.changes())
@@ -307,7 +307,7 @@ async def test_for_a_row_that_left_the_topic_only_the_leave_is_replayed(
     entered, left = await store_dead_letter(chat, "insert"), await store_dead_letter(chat, "leave")
     code, output, errors = await dead_letters(database, "replay", entered, left)
     assert (38, "replayed 1 dead letter\n") == (code, output)
-    assert f"{entered} of chatgenius.messages stays: its row has changed since" in errors
+    assert f"{entered} of chatgenius.messages is not replayed: its row has changed since" in errors
     assert [True] == [change["left"] for change in await follower.changes()]
 
 

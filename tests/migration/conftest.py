@@ -1,4 +1,4 @@
-"""Fixtures for the tests of schemas and their histories."""
+"""Fixtures for the tests of migrations."""
 
 from pathlib import Path
 
@@ -9,5 +9,5 @@ from tests.support.folders import Folders
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Folders:
-    """Empty but for Rowcast's own history, which is one table here."""
+    """Folders with nothing but Rowcast's own history, which is one table here."""
     return Folders(tmp_path)

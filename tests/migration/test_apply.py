@@ -1,4 +1,4 @@
-"""Applying: what is done, in which order, and what is left when it fails."""
+"""Applying: what it does, in which order, and what remains after a failure."""
 
 import asyncio
 import logging
@@ -22,8 +22,8 @@ SCHEMAS = ("rowcast", "shop", "test")
 
 def test_the_serving_process_does_not_load_the_migration_engine() -> None:
     program = "import sys, daemon.schema.migrate; print({'alembic', 'sqlalchemy'} & set(sys.modules))"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "set()\n" == answer.stdout
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "set()\n" == process.stdout
 
 
 async def test_an_empty_database_gets_rowcasts_schema_first_and_then_the_pack(
@@ -31,7 +31,7 @@ async def test_an_empty_database_gets_rowcasts_schema_first_and_then_the_pack(
 ) -> None:
     folders.shop()
     report = await folders.apply(empty_database, "shop")
-    assert ["rowcast: nothing -> rowcast_0001", "shop: nothing -> shop_0002"] == folders.heard
+    assert ["rowcast: nothing -> rowcast_0001", "shop: nothing -> shop_0002"] == folders.reported
     assert [str(m) for m in report.moves] == ["rowcast: nothing -> rowcast_0001", "shop: nothing -> shop_0002"]
     assert report.changed
     assert await value(empty_database, "select to_regclass('shop.names') is not null")
@@ -42,14 +42,14 @@ async def test_a_second_apply_changes_nothing(folders: Folders, empty_database: 
     folders.shop()
     await folders.apply(empty_database, "shop")
     once = await catalog(empty_database, SCHEMAS)
-    folders.heard.clear()
+    folders.reported.clear()
     report = await folders.apply(empty_database, "shop")
     assert not report.changed
-    assert ["rowcast: already at rowcast_0001", "shop: already at shop_0002"] == folders.heard
+    assert ["rowcast: already at rowcast_0001", "shop: already at shop_0002"] == folders.reported
     assert once == await catalog(empty_database, SCHEMAS)
 
 
-async def test_a_new_revision_is_all_that_a_later_apply_runs(folders: Folders, empty_database: str) -> None:
+async def test_a_later_apply_runs_only_new_revisions(folders: Folders, empty_database: str) -> None:
     folders.revision("shop", 1, up="create table shop.once ();")
     await folders.apply(empty_database, "shop")
     folders.revision("shop", 2, up="create table shop.later ();")
@@ -57,7 +57,7 @@ async def test_a_new_revision_is_all_that_a_later_apply_runs(folders: Folders, e
     assert "shop: shop_0001 -> shop_0002" == str(report.moves[-1])
 
 
-async def test_of_four_processes_that_apply_at_once_one_does_it_and_three_find_it_done(
+async def test_of_four_concurrent_applies_one_changes_the_schema_and_three_find_it_done(
     folders: Folders, empty_database: str
 ) -> None:
     folders.shop()
@@ -73,34 +73,34 @@ async def test_of_four_processes_that_apply_at_once_one_does_it_and_three_find_i
         )
         for _ in range(4)
     ]
-    answers = [(await process.communicate())[0].decode() for process in processes]
+    outputs = [(await process.communicate())[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0, 0]
-    assert 1 == sum("shop: nothing -> shop_0002" in answer for answer in answers)
-    assert 3 == sum("shop: already at shop_0002" in answer for answer in answers)
+    assert 1 == sum("shop: nothing -> shop_0002" in output for output in outputs)
+    assert 3 == sum("shop: already at shop_0002" in output for output in outputs)
 
 
-async def test_applies_of_one_process_do_not_mix(folders: Folders, empty_database: str) -> None:
+async def test_concurrent_applies_in_one_process_do_not_interfere(folders: Folders, empty_database: str) -> None:
     folders.shop()
     reports = await asyncio.gather(*(folders.apply(empty_database, "shop") for _ in range(4)))
     assert [False, False, False, True] == sorted(report.changed for report in reports)
 
 
-async def test_who_waits_for_another_apply_is_told_for_whom(folders: Folders, empty_database: str) -> None:
-    told = asyncio.Event()
+async def test_an_apply_that_waits_for_another_reports_which(folders: Folders, empty_database: str) -> None:
+    waiting = asyncio.Event()
 
     def report(line: str) -> None:
-        folders.heard.append(line)
+        folders.reported.append(line)
         if line.startswith("waiting for"):
-            told.set()
+            waiting.set()
 
     other = await asyncpg.connect(empty_database, server_settings={"application_name": "other apply"})
     await other.execute(f"select pg_advisory_lock({migrate.LOCK})")
     applying = asyncio.create_task(folders.apply(empty_database, report=report))
-    await told.wait()
+    await waiting.wait()
     await other.close()
     await applying
-    assert "(other apply of " in folders.heard[0]
-    assert "rowcast: nothing -> rowcast_0001" == folders.heard[-1]
+    assert "(other apply of " in folders.reported[0]
+    assert "rowcast: nothing -> rowcast_0001" == folders.reported[-1]
 
 
 async def test_a_failing_first_revision_leaves_nothing_of_its_pack(folders: Folders, empty_database: str) -> None:
@@ -113,7 +113,7 @@ async def test_a_failing_first_revision_leaves_nothing_of_its_pack(folders: Fold
     assert "in shop/0001_part.up.sql: division by zero (SQLSTATE 22012)" in str(caught.value)
 
 
-async def test_a_failing_later_revision_leaves_those_before_it(folders: Folders, empty_database: str) -> None:
+async def test_a_failing_later_revision_keeps_those_before_it(folders: Folders, empty_database: str) -> None:
     folders.revision("shop", 1, up="create table shop.goods ();")
     await folders.apply(empty_database, "shop")
     folders.revision("shop", 2, up="create table shop.kept ();")
@@ -128,7 +128,7 @@ async def test_a_failing_later_revision_leaves_those_before_it(folders: Folders,
     assert "shop_0002" == await value(empty_database, "select version_num from shop.alembic_version")
 
 
-async def test_a_failing_trigger_file_leaves_the_revisions(folders: Folders, empty_database: str) -> None:
+async def test_a_failing_trigger_file_keeps_the_revisions(folders: Folders, empty_database: str) -> None:
     folders.shop()
     (folders.triggers / "shop.sql").write_text("create function shop.f() returns int return 1;\nselect shop.g();")
     with pytest.raises(DatabaseFault, match=r"in triggers/shop\.sql, line 2: function shop\.g\(\) does not exist"):
@@ -145,7 +145,9 @@ async def test_the_trigger_file_runs_at_every_apply(folders: Folders, empty_data
     assert 2 == await value(empty_database, "select count(*) from shop.goods")
 
 
-async def test_what_looks_like_a_parameter_reaches_the_server_as_it_is(folders: Folders, empty_database: str) -> None:
+async def test_text_that_looks_like_a_parameter_reaches_the_server_unchanged(
+    folders: Folders, empty_database: str
+) -> None:
     folders.revision(
         "shop",
         1,
@@ -156,17 +158,17 @@ async def test_what_looks_like_a_parameter_reaches_the_server_as_it_is(folders: 
     assert ":name %s %(x)s $1 {y}" == await value(empty_database, "select a from shop.odd")
 
 
-async def test_a_file_of_comments_only_is_a_revision(folders: Folders, empty_database: str) -> None:
+async def test_a_revision_may_contain_only_comments(folders: Folders, empty_database: str) -> None:
     folders.revision("shop", 1, up="-- nothing to do here\n")
     (folders.triggers / "shop.sql").write_text("-- nor here\n")
     await folders.apply(empty_database, "shop")
     assert "shop_0001" == await value(empty_database, "select version_num from shop.alembic_version")
 
 
-async def test_what_the_server_says_meanwhile_is_passed_on(folders: Folders, empty_database: str) -> None:
+async def test_warnings_and_notices_of_the_server_are_reported(folders: Folders, empty_database: str) -> None:
     folders.revision("shop", 1, up="do $$ begin raise warning 'no such extension'; raise notice 'a hint'; end $$;")
     await folders.apply(empty_database, "shop")
-    assert ["warning: no such extension", "notice: a hint"] == folders.heard[1:3]
+    assert ["warning: no such extension", "notice: a hint"] == folders.reported[1:3]
 
 
 async def test_the_engine_prints_and_logs_nothing(
@@ -207,7 +209,7 @@ async def test_a_file_that_handles_transactions_is_refused_and_nothing_is_done(
     assert await value(empty_database, "select to_regnamespace('shop') is null")
 
 
-async def test_a_commit_in_a_body_ends_no_transaction(folders: Folders, empty_database: str) -> None:
+async def test_a_commit_in_a_do_block_cannot_end_the_transaction(folders: Folders, empty_database: str) -> None:
     folders.revision("shop", 1, up="create table shop.goods ();\ndo $$ begin commit; end $$;")
     with pytest.raises(DatabaseFault, match="2D000"):
         await folders.apply(empty_database, "shop")
@@ -233,7 +235,7 @@ async def test_an_index_is_built_concurrently_while_another_apply_waits(
     assert await value(empty_database, "select to_regclass('shop.goods_id') is null")
 
 
-async def test_a_file_outside_of_a_transaction_names_its_line_and_can_be_run_again(
+async def test_a_failed_file_without_a_transaction_is_reported_by_line_and_can_run_again(
     folders: Folders, empty_database: str
 ) -> None:
     folders.revision("shop", 1, up="create table shop.goods (id int); insert into shop.goods values (1), (1);")
@@ -252,13 +254,13 @@ async def test_a_file_outside_of_a_transaction_names_its_line_and_can_be_run_aga
     assert await value(empty_database, "select indisvalid from pg_index where indexrelid = 'shop.goods_id'::regclass")
 
 
-async def test_a_first_revision_may_run_outside_of_a_transaction(folders: Folders, empty_database: str) -> None:
+async def test_the_first_revision_may_run_without_a_transaction(folders: Folders, empty_database: str) -> None:
     folders.revision("shop", 1, up="-- no-transaction\ncreate table shop.goods ();", down="drop table shop.goods;")
     await folders.apply(empty_database, "shop")
     assert "shop_0001" == await value(empty_database, "select version_num from shop.alembic_version")
 
 
-async def test_a_table_that_is_there_already_is_named(folders: Folders, empty_database: str) -> None:
+async def test_a_table_that_exists_already_is_reported(folders: Folders, empty_database: str) -> None:
     await execute(empty_database, "create schema shop; create table shop.goods ();")
     folders.shop()
     with pytest.raises(ObjectExists, match=r'relation "goods" already exists in shop/0001_part\.up\.sql') as caught:
@@ -266,7 +268,7 @@ async def test_a_table_that_is_there_already_is_named(folders: Folders, empty_da
     assert 16 == caught.value.exit_code
 
 
-# Histories that do not fit
+# Histories that do not match the files
 
 
 async def test_a_database_newer_than_the_files_is_refused(folders: Folders, empty_database: str) -> None:
@@ -292,7 +294,7 @@ async def test_a_schema_with_the_applications_own_alembic_history_is_refused(
     assert 22 == caught.value.exit_code
 
 
-async def test_an_unknown_pack_is_answered_with_those_there_are(folders: Folders, empty_database: str) -> None:
+async def test_an_unknown_pack_is_refused_with_a_list_of_packs(folders: Folders, empty_database: str) -> None:
     folders.shop()
     with pytest.raises(UnknownPack, match=r'There is no pack "shoe": choose among rowcast, shop\.'):
         await folders.apply(empty_database, "shoe")
@@ -303,7 +305,7 @@ def _gap(folders: Folders) -> None:
         path.unlink()
 
 
-def _twin(folders: Folders) -> None:
+def _duplicate(folders: Folders) -> None:
     for path in list((folders.ddl / "shop").glob("0002_*")):
         path.with_name(path.name.replace("part", "twin")).write_bytes(path.read_bytes())
 
@@ -327,31 +329,31 @@ def _no_revision(folders: Folders) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "problem"),
+    ("break_history", "problem"),
     [
         (_gap, "0002_part.py should be 0001_<name>.py"),
-        (_twin, "0002_twin.py should be 0003_<name>.py"),
+        (_duplicate, "0002_twin.py should be 0003_<name>.py"),
         (_second_head, 'should say revision = "shop_0003", down_revision = "shop_0002"'),
         (_no_up, "there is no 0002_part.up.sql"),
         (_no_python, "0002_part.down.sql has no .py file"),
         (_no_revision, 'should say revision = "shop_0002", down_revision = "shop_0001"'),
     ],
 )
-async def test_files_that_make_no_history_are_refused(
-    folders: Folders, empty_database: str, spoil: Callable[[Folders], None], problem: str
+async def test_inconsistent_revisions_are_refused(
+    folders: Folders, empty_database: str, break_history: Callable[[Folders], None], problem: str
 ) -> None:
     folders.shop()
-    spoil(folders)
+    break_history(folders)
     with pytest.raises(InvalidRevisions) as caught:
         await folders.apply(empty_database, "shop")
     assert problem in str(caught.value)
     assert await value(empty_database, "select to_regnamespace('shop') is null")
 
 
-# Schemas of other names
+# Other schema names
 
 
-async def test_a_pack_goes_into_another_schema_whole(folders: Folders, empty_database: str) -> None:
+async def test_a_pack_can_be_applied_to_another_schema(folders: Folders, empty_database: str) -> None:
     folders.shop()
     (folders.triggers / "shop.sql").write_text(
         "create or replace function shop.f() returns text language sql as $$ select 'shop.goods'::regclass::text $$;"
@@ -359,10 +361,10 @@ async def test_a_pack_goes_into_another_schema_whole(folders: Folders, empty_dat
     await folders.apply(empty_database, "shop", schemas={"shop": "test"})
     assert await value(empty_database, "select to_regnamespace('shop') is null")
     assert "test.goods" == await value(empty_database, "select test.f()")
-    assert "shop in schema test: nothing -> shop_0002" == folders.heard[-1]
+    assert "shop in schema test: nothing -> shop_0002" == folders.reported[-1]
 
 
-async def test_a_pack_may_stand_in_two_schemas_of_a_database(folders: Folders, empty_database: str) -> None:
+async def test_a_pack_can_be_applied_to_two_schemas_of_a_database(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await folders.apply(empty_database, "shop")
     await folders.apply(empty_database, "shop", schemas={"shop": "test"})
@@ -372,7 +374,7 @@ async def test_a_pack_may_stand_in_two_schemas_of_a_database(folders: Folders, e
     assert {name.replace("shop.", "test.") for name in shop} == {name for name in both if "test." in name}
 
 
-async def test_the_public_schema_may_be_used(folders: Folders, empty_database: str) -> None:
+async def test_a_pack_can_be_applied_to_the_public_schema(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await folders.apply(empty_database, "shop", schemas={"shop": "public"})
     assert await value(empty_database, "select to_regclass('public.goods') is not null")
@@ -404,14 +406,14 @@ async def test_a_schema_name_that_needs_quotes_or_is_taken_is_refused(
     assert 64 == caught.value.exit_code
 
 
-async def test_two_packs_do_not_share_a_schema(folders: Folders, empty_database: str) -> None:
+async def test_two_packs_cannot_share_a_schema(folders: Folders, empty_database: str) -> None:
     folders.shop()
     folders.revision("stall", 1, up="create table stall.goods ();")
     with pytest.raises(BadSchemaName, match="shop and stall cannot share it"):
         await folders.apply(empty_database, "shop", "stall", schemas={"shop": "test", "stall": "test"})
 
 
-# Is it current?
+# Current and stale schemas
 
 
 async def test_a_schema_is_stale_until_it_is_at_the_newest_revision(folders: Folders, empty_database: str) -> None:

@@ -1,4 +1,4 @@
-"""The histories that Rowcast brings: its own, and those of its packs."""
+"""The bundled histories: Rowcast's own, and those of the packs."""
 
 import io
 import json
@@ -16,81 +16,85 @@ from tests.support.postgres import Server, replay
 every_pack = pytest.mark.parametrize("pack", migrate.bundled())
 
 
-def silent(_: str) -> None:
-    """For calls whose report is of no interest."""
+def ignore(_: str) -> None:
+    """A report that is ignored."""
 
 
 @every_pack
-async def test_down_leaves_nothing_and_up_again_gives_the_same_catalog(pack: str, empty_database: str) -> None:
+async def test_a_rollback_leaves_nothing_and_applying_again_gives_the_same_catalog(
+    pack: str, empty_database: str
+) -> None:
     schemas = ("rowcast", pack)
-    await migrate.apply(empty_database, [], report=silent)
+    await migrate.apply(empty_database, [], report=ignore)
     without = await catalog(empty_database, schemas)
-    await migrate.apply(empty_database, [pack], report=silent)
+    await migrate.apply(empty_database, [pack], report=ignore)
     once = await catalog(empty_database, schemas)
     assert without != once
     for _ in range(2):
-        await migrate.rollback(empty_database, pack, report=silent)
+        await migrate.rollback(empty_database, pack, report=ignore)
         assert without == await catalog(empty_database, schemas)
-        await migrate.apply(empty_database, [pack], report=silent)
+        await migrate.apply(empty_database, [pack], report=ignore)
         assert once == await catalog(empty_database, schemas)
 
 
 @every_pack
-async def test_each_revision_alone_can_be_taken_back_and_done_again(pack: str, empty_database: str) -> None:
+async def test_each_revision_can_be_rolled_back_and_applied_again(pack: str, empty_database: str) -> None:
     schemas = ("rowcast", pack)
-    await migrate.apply(empty_database, [pack], report=silent)
+    await migrate.apply(empty_database, [pack], report=ignore)
     once = await catalog(empty_database, schemas)
     newest = migrate.heads([pack])[pack]
     for number in range(int(newest[-4:]) - 1, 0, -1):
-        await migrate.rollback(empty_database, pack, to=f"{pack}_{number:04}", report=silent)
-        await migrate.apply(empty_database, [pack], report=silent)
+        await migrate.rollback(empty_database, pack, to=f"{pack}_{number:04}", report=ignore)
+        await migrate.apply(empty_database, [pack], report=ignore)
         assert once == await catalog(empty_database, schemas)
 
 
-async def test_rowcasts_own_schema_goes_without_a_trace(empty_database: str) -> None:
+async def test_rolling_back_rowcasts_own_schema_leaves_nothing(empty_database: str) -> None:
     empty = await catalog(empty_database, ("rowcast",))
-    await migrate.apply(empty_database, [], report=silent)
+    await migrate.apply(empty_database, [], report=ignore)
     once = await catalog(empty_database, ("rowcast",))
     for _ in range(2):
-        await migrate.rollback(empty_database, "rowcast", report=silent)
+        await migrate.rollback(empty_database, "rowcast", report=ignore)
         assert empty == await catalog(empty_database, ("rowcast",))
-        await migrate.apply(empty_database, [], report=silent)
+        await migrate.apply(empty_database, [], report=ignore)
         assert once == await catalog(empty_database, ("rowcast",))
 
 
 @pytest.mark.usefixtures("rows")
-async def test_a_log_says_the_same_at_each_of_rowcasts_revisions(database: str, sql: Connection, pool: Pool) -> None:
+async def test_the_log_reads_the_same_at_each_of_rowcasts_revisions(
+    database: str, sql: Connection, pool: Pool
+) -> None:
     async with leader(database, pool):
         await sql.execute("update app.rows set version = version + 1; delete from app.rows where id = 1")
         await until_numbered(pool)
-    said = await sql.fetch("select * from rowcast.changes order by seq")
-    assert 9 == len(said)
+    changes = await sql.fetch("select * from rowcast.changes order by seq")
+    assert 9 == len(changes)
     once = await catalog(database, ("rowcast",))
     newest = migrate.heads([])["rowcast"]
     for number in range(int(newest[-4:]) - 1, 0, -1):
-        await migrate.rollback(database, "rowcast", to=f"rowcast_{number:04}", report=silent)
-        assert said == await sql.fetch("select * from rowcast.changes order by seq")
+        await migrate.rollback(database, "rowcast", to=f"rowcast_{number:04}", report=ignore)
+        assert changes == await sql.fetch("select * from rowcast.changes order by seq")
         purging = sql.transaction()
         await purging.start()
         assert (1, 1) == tuple(await sql.fetchrow("select * from rowcast.purge(10)") or ())
         await purging.rollback()
-        await migrate.apply(database, [], report=silent)
-        assert said == await sql.fetch("select * from rowcast.changes order by seq")
+        await migrate.apply(database, [], report=ignore)
+        assert changes == await sql.fetch("select * from rowcast.changes order by seq")
         assert once == await catalog(database, ("rowcast",))
 
 
 async def test_a_second_apply_of_everything_changes_nothing(empty_database: str) -> None:
     schemas = ("rowcast", *migrate.bundled())
-    assert (await migrate.apply(empty_database, migrate.bundled(), report=silent)).changed
+    assert (await migrate.apply(empty_database, migrate.bundled(), report=ignore)).changed
     once = await catalog(empty_database, schemas)
-    assert not (await migrate.apply(empty_database, migrate.bundled(), report=silent)).changed
+    assert not (await migrate.apply(empty_database, migrate.bundled(), report=ignore)).changed
     assert once == await catalog(empty_database, schemas)
 
 
 def in_test(pack: str, facts: dict[str, Any], app: str) -> dict[str, Any]:
-    """What an object is once its pack lives in the schema `test`: what is named after the schema has another name.
+    """The facts of an object as they should be once its pack is in the schema `test`.
 
-    `app` is the application's role there: of the schema's name, or the one role of all the pack's schemas.
+    `app` is the ACL prefix of the application's role there: named after the schema, or the same for all schemas.
     """
     moved: dict[str, Any] = json.loads(json.dumps(facts).replace(f"{pack}.", "test.").replace(f"{pack}_app=", app))
     if moved.get("acl"):
@@ -99,11 +103,11 @@ def in_test(pack: str, facts: dict[str, Any], app: str) -> dict[str, Any]:
 
 
 @every_pack
-async def test_in_another_schema_it_is_the_same_pack(pack: str, empty_database: str, postgres: Server) -> None:
-    await migrate.apply(empty_database, [pack], schemas={pack: "test"}, report=silent)
+async def test_a_pack_is_the_same_in_another_schema(pack: str, empty_database: str, postgres: Server) -> None:
+    await migrate.apply(empty_database, [pack], schemas={pack: "test"}, report=ignore)
     assert await value(empty_database, "select to_regnamespace($1::text) is null", pack)
     async with postgres.database() as other:
-        await migrate.apply(other, [pack], report=silent)
+        await migrate.apply(other, [pack], report=ignore)
         there = await catalog(empty_database, ("test",))
         here = await catalog(other, (pack,))
     app = "test_app=" if "test_app=" in str(there) else f"{pack}_app="
@@ -120,24 +124,24 @@ async def test_the_script_builds_what_apply_builds(pack: str, empty_database: st
     migrate.offline([pack], script)
     await replay(empty_database, script.getvalue())
     async with postgres.database() as other:
-        await migrate.apply(other, [pack], report=silent)
+        await migrate.apply(other, [pack], report=ignore)
         assert await catalog(other, ("rowcast", pack)) == await catalog(empty_database, ("rowcast", pack))
-    assert not (await migrate.apply(empty_database, [pack], report=silent)).changed
+    assert not (await migrate.apply(empty_database, [pack], report=ignore)).changed
 
 
 @every_pack
-async def test_extensions_that_were_there_before_stay(pack: str, empty_database: str) -> None:
+async def test_a_rollback_keeps_extensions_that_existed_before(pack: str, empty_database: str) -> None:
     await execute(empty_database, "create extension citext schema public")
-    await migrate.apply(empty_database, [pack], report=silent)
-    await migrate.rollback(empty_database, pack, report=silent)
+    await migrate.apply(empty_database, [pack], report=ignore)
+    await migrate.rollback(empty_database, pack, report=ignore)
     found = await catalog(empty_database, ())
     assert {"extension citext", "extension plpgsql"} == {name for name in found if name.startswith("extension")}
 
 
-async def test_an_extension_goes_with_the_last_pack_that_wants_it(empty_database: str) -> None:
-    await migrate.apply(empty_database, ["chatgenius"], report=silent)
+async def test_an_extension_is_dropped_with_the_last_pack_that_wants_it(empty_database: str) -> None:
+    await migrate.apply(empty_database, ["chatgenius"], report=ignore)
     await execute(empty_database, "select rowcast.want_extension('another', 'citext')")
-    await migrate.rollback(empty_database, "chatgenius", report=silent)
+    await migrate.rollback(empty_database, "chatgenius", report=ignore)
     assert 1 == await value(empty_database, "select count(*) from pg_extension where extname = 'citext'")
     await execute(empty_database, "select rowcast.drop_extensions('another')")
     assert 0 == await value(empty_database, "select count(*) from pg_extension where extname = 'citext'")

@@ -1,4 +1,4 @@
-"""Applying while others use the tables."""
+"""Applying while other sessions use the tables."""
 
 import asyncio
 
@@ -11,50 +11,48 @@ from tests.support.folders import Folders, value
 
 @pytest.fixture
 async def reader(folders: Folders, empty_database: str) -> asyncpg.Connection:
-    """A transaction that has read shop.goods, and goes on."""
+    """An open transaction that has read shop.goods."""
     folders.shop()
     await folders.apply(empty_database, "shop")
     folders.revision("shop", 3, up="alter table shop.goods add column price int;")
     connection = await asyncpg.connect(empty_database, server_settings={"application_name": "slow report"})
     await connection.execute("begin; select * from shop.goods;")
-    folders.heard.clear()
+    folders.reported.clear()
     return connection
 
 
-async def test_a_revision_that_gets_no_lock_says_who_has_it_and_leaves_the_schema_as_it_was(
+async def test_a_revision_that_gets_no_lock_names_the_blocker_and_changes_nothing(
     folders: Folders, empty_database: str, reader: asyncpg.Connection
 ) -> None:
     with pytest.raises(LockTimeout) as caught:
         await folders.apply(empty_database, "shop", lock_timeout=2.0, attempts=1)
     assert 19 == caught.value.exit_code
-    told = str(caught.value)
-    assert told.startswith("No lock within 2 s in shop/0003_part.up.sql, because of process ")
-    assert f"process {reader.get_server_pid()} (slow report of rowcast, idle in transaction for " in told
+    message = str(caught.value)
+    assert message.startswith("No lock within 2 s in shop/0003_part.up.sql, because of process ")
+    assert f"process {reader.get_server_pid()} (slow report of rowcast, idle in transaction for " in message
     assert "shop_0002" == await value(empty_database, "select version_num from shop.alembic_version")
     await reader.close()
 
 
-async def test_a_revision_that_got_no_lock_is_tried_again(
+async def test_a_revision_that_got_no_lock_is_retried(
     folders: Folders, empty_database: str, reader: asyncpg.Connection
 ) -> None:
     blocked = asyncio.Event()
 
     def report(line: str) -> None:
-        folders.heard.append(line)
+        folders.reported.append(line)
         blocked.set()
 
     applying = asyncio.create_task(folders.apply(empty_database, "shop", lock_timeout=0.5, report=report))
-    while "(attempt 1 failed)" not in (folders.heard or [""])[-1]:
+    while "(attempt 1 failed)" not in (folders.reported or [""])[-1]:
         blocked.clear()
         await blocked.wait()
     await reader.close()
     await applying
-    assert "shop: shop_0002 -> shop_0003" == folders.heard[-1]
+    assert "shop: shop_0002 -> shop_0003" == folders.reported[-1]
 
 
-async def test_a_cancelled_apply_leaves_nothing_and_lets_the_next_one_in(
-    folders: Folders, empty_database: str
-) -> None:
+async def test_a_cancelled_apply_leaves_nothing_and_releases_the_lock(folders: Folders, empty_database: str) -> None:
     begun = asyncio.Event()
 
     def report(line: str) -> None:

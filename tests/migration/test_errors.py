@@ -1,4 +1,4 @@
-"""Every error that an operator may meet, from a real server: one line, its own exit code, nothing secret."""
+"""The faults that errors of a real server become: one line, its own exit code, no secrets."""
 
 import asyncio
 import re
@@ -30,13 +30,13 @@ from tests.support.folders import Folders, execute, value
 
 
 async def refusal(folders: Folders, dsn: str, exit_code: int) -> OperatorFault:
-    """What `apply` raises; checks what holds for all of them."""
+    """The fault that `apply` raises, after the checks that are common to all faults."""
     with pytest.raises(OperatorFault) as caught:
         await folders.apply(dsn, "shop", attempts=2)
     fault = caught.value
     assert exit_code == fault.exit_code
     assert "\n" not in str(fault)
-    for line in [str(fault), *folders.heard]:
+    for line in [str(fault), *folders.reported]:
         assert dsn not in line
         assert (urlsplit(dsn).password or dsn) not in line
     return fault
@@ -44,19 +44,19 @@ async def refusal(folders: Folders, dsn: str, exit_code: int) -> OperatorFault:
 
 @pytest.fixture
 async def stranger(empty_database: str) -> AsyncIterator[str]:
-    """The DSN of a role that may connect, and nothing else."""
+    """The DSN of a role that may only connect."""
     await execute(empty_database, "create role stranger login password 'open sesame'")
     yield re.sub("//[^@]+@", "//stranger:open%20sesame@", empty_database)
     await execute(empty_database, "drop owned by stranger; drop role stranger")
 
 
-async def test_a_wrong_password_is_named_as_such(folders: Folders, empty_database: str) -> None:
+async def test_a_wrong_password_is_reported_and_not_retried(folders: Folders, empty_database: str) -> None:
     folders.shop()
     wrong = re.sub("//([^:]+):[^@]+@", r"//\1:guessed@", empty_database)
     fault = await refusal(folders, wrong, 11)
     assert isinstance(fault, AuthenticationFailed)
     assert 'password authentication failed for user "rowcast": correct user and password' in str(fault)
-    assert [] == folders.heard  # it was not tried again
+    assert [] == folders.reported  # it was not retried
 
 
 async def test_an_unknown_user_is_refused_like_a_wrong_password(folders: Folders, empty_database: str) -> None:
@@ -64,14 +64,14 @@ async def test_an_unknown_user_is_refused_like_a_wrong_password(folders: Folders
     await refusal(folders, re.sub("//[^@]+@", "//nobody:guessed@", empty_database), 11)
 
 
-async def test_an_unknown_database_is_named_with_what_to_do(folders: Folders, empty_database: str) -> None:
+async def test_an_unknown_database_is_reported_with_a_remedy(folders: Folders, empty_database: str) -> None:
     folders.shop()
     fault = await refusal(folders, re.sub(r"@/\w+", "@/nowhere", empty_database), 13)
     assert isinstance(fault, NoSuchDatabase)
     assert 'database "nowhere" does not exist: create it (createdb), or correct the database URL.' == str(fault)
 
 
-async def test_nobody_at_the_port_is_a_refused_connection(folders: Folders) -> None:
+async def test_a_closed_port_is_a_refused_connection(folders: Folders) -> None:
     folders.shop()
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and not listening
@@ -79,28 +79,28 @@ async def test_nobody_at_the_port_is_a_refused_connection(folders: Folders) -> N
         fault = await refusal(folders, f"postgresql://app:hunter2@127.0.0.1:{port}/app", 10)
     assert isinstance(fault, ConnectionRefused)
     assert str(fault).startswith(f"Nothing answers at 127.0.0.1:{port} (ECONNREFUSED): ")
-    assert [f"{fault} (attempt 1 failed)"] == folders.heard
+    assert [f"{fault} (attempt 1 failed)"] == folders.reported
 
 
-async def test_nobody_at_the_socket_is_a_refused_connection(folders: Folders, tmp_path: Path) -> None:
+async def test_a_missing_socket_is_a_refused_connection(folders: Folders, tmp_path: Path) -> None:
     folders.shop()
     fault = await refusal(folders, f"postgresql://app:hunter2@/app?host={tmp_path}", 10)
     assert f"Nothing answers at {tmp_path}/.s.PGSQL.5432 (ENOENT)" in str(fault)
 
 
-async def test_an_unknown_host_is_not_tried_again(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    def say_no(*_: object, **__: object) -> None:
+async def test_an_unknown_host_is_not_retried(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", say_no)  # a real name service may take its time to say so
+    monkeypatch.setattr(socket, "getaddrinfo", fail)  # a real name service may take long to answer
     folders.shop()
     fault = await refusal(folders, "postgresql://app:hunter2@nowhere.invalid/app", 12)
     assert isinstance(fault, UnknownHost)
     assert str(fault).startswith("The host of nowhere.invalid:5432 is not known (Name or service not known): ")
-    assert [] == folders.heard
+    assert [] == folders.reported
 
 
-async def test_a_server_that_says_nothing() -> None:
+async def test_a_server_that_does_not_answer_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(DatabaseTimeout) as caught:
@@ -109,7 +109,9 @@ async def test_a_server_that_says_nothing() -> None:
     assert f"No answer from 127.0.0.1:{port} in time" in str(caught.value)
 
 
-async def test_a_role_that_may_not_create_a_schema(folders: Folders, empty_database: str, stranger: str) -> None:
+async def test_a_role_that_may_not_create_a_schema_is_reported(
+    folders: Folders, empty_database: str, stranger: str
+) -> None:
     folders.shop()
     fault = await refusal(folders, stranger, 14)
     assert isinstance(fault, InsufficientPrivilege)
@@ -117,7 +119,7 @@ async def test_a_role_that_may_not_create_a_schema(folders: Folders, empty_datab
     assert await value(empty_database, "select to_regnamespace('rowcast') is null")
 
 
-async def test_a_role_that_may_not_write_into_the_schema(
+async def test_a_role_that_may_not_create_tables_is_reported(
     folders: Folders, empty_database: str, stranger: str
 ) -> None:
     folders.shop()
@@ -125,7 +127,9 @@ async def test_a_role_that_may_not_write_into_the_schema(
     assert "permission denied for schema rowcast" in str(await refusal(folders, stranger, 14))
 
 
-async def test_a_role_that_may_not_use_a_table(folders: Folders, empty_database: str, stranger: str) -> None:
+async def test_a_role_that_may_not_read_a_table_is_reported(
+    folders: Folders, empty_database: str, stranger: str
+) -> None:
     await execute(empty_database, "create table public.secret (); create schema rowcast authorization stranger")
     folders.revision("shop", 1, up="select 1")
     folders.revision("rowcast", 2, up="select 1;\nselect * from public.secret;")
@@ -133,7 +137,7 @@ async def test_a_role_that_may_not_use_a_table(folders: Folders, empty_database:
     assert "permission denied for table secret in rowcast/0002_part.up.sql" in str(fault)
 
 
-async def test_a_database_that_is_there_already(empty_database: str) -> None:
+async def test_a_database_that_exists_already_is_reported(empty_database: str) -> None:
     with pytest.raises(asyncpg.DuplicateDatabaseError) as caught:
         await execute(empty_database, "create database postgres")
     fault = explain(caught.value)
@@ -141,7 +145,7 @@ async def test_a_database_that_is_there_already(empty_database: str) -> None:
     assert 15 == fault.exit_code
 
 
-async def test_rows_that_are_there_twice(folders: Folders, empty_database: str) -> None:
+async def test_duplicate_rows_are_reported_without_their_values(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await folders.apply(empty_database, "shop")
     await execute(empty_database, "insert into shop.goods values (1, 'tea of ada'), (2, 'tea of ada')")
@@ -152,7 +156,7 @@ async def test_rows_that_are_there_twice(folders: Folders, empty_database: str) 
     assert "ada" not in str(fault)
 
 
-async def test_rows_that_point_to_nothing(folders: Folders, empty_database: str) -> None:
+async def test_dangling_references_are_reported_without_their_values(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await folders.apply(empty_database, "shop")
     await execute(empty_database, "insert into shop.goods values (4711, 'tea')")
@@ -168,15 +172,17 @@ async def test_rows_that_point_to_nothing(folders: Folders, empty_database: str)
     assert "4711" not in str(fault)
 
 
-async def test_a_role_with_all_its_connections_in_use(folders: Folders, empty_database: str, stranger: str) -> None:
+async def test_a_role_without_free_connections_is_retried(
+    folders: Folders, empty_database: str, stranger: str
+) -> None:
     folders.shop()
     await execute(empty_database, "alter role stranger connection limit 0")
     fault = await refusal(folders, stranger, 19)
     assert isinstance(fault, TemporarilyUnavailable)
-    assert [f"{fault} (attempt 1 failed)"] == folders.heard
+    assert [f"{fault} (attempt 1 failed)"] == folders.reported
 
 
-async def test_a_connection_that_is_lost_on_the_way(folders: Folders, empty_database: str) -> None:
+async def test_a_connection_that_is_lost_halfway_leaves_nothing(folders: Folders, empty_database: str) -> None:
     folders.revision("shop", 1, up="create table shop.goods (); select pg_terminate_backend(pg_backend_pid());")
     await refusal(folders, empty_database, 19)
     assert await value(empty_database, "select to_regnamespace('shop') is null")
@@ -189,18 +195,18 @@ async def test_a_connection_that_is_lost_on_the_way(folders: Folders, empty_data
 
 @asynccontextmanager
 async def over_tcp(dsn: str) -> AsyncIterator[str]:
-    """A DSN of a TCP port that leads to the server's unix socket."""
+    """The DSN of a TCP port that forwards to the server's unix socket."""
     options = parse_qs(urlsplit(dsn).query)
     path = f"{options['host'][0]}/.s.PGSQL.{options['port'][0]}"
 
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             writer.write(data)
         writer.close()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_unix_connection(path)
-        await asyncio.gather(carry(reader, server_writer), carry(server_reader, writer))
+        await asyncio.gather(forward(reader, server_writer), forward(server_reader, writer))
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -209,7 +215,7 @@ async def over_tcp(dsn: str) -> AsyncIterator[str]:
     await server.wait_closed()
 
 
-async def test_the_kernel_watches_over_a_tcp_connection(empty_database: str) -> None:
+async def test_tcp_connections_have_keepalives_and_a_timeout(empty_database: str) -> None:
     async with over_tcp(empty_database) as dsn:
         connection = await connect(dsn, application_name="test")
         pool = await open_pool(dsn, application_name="test", min_size=1, max_size=1)
@@ -223,7 +229,7 @@ async def test_the_kernel_watches_over_a_tcp_connection(empty_database: str) -> 
         await connection.close()
 
 
-async def test_a_connection_has_the_name_and_the_settings_it_was_given(empty_database: str) -> None:
+async def test_a_connection_has_the_given_name_and_settings(empty_database: str) -> None:
     connection = await connect(
         empty_database, application_name="rowcast test", server_settings={"lock_timeout": "123"}
     )
@@ -235,6 +241,6 @@ async def test_a_connection_has_the_name_and_the_settings_it_was_given(empty_dat
     await connection.close()
 
 
-async def test_a_pool_that_cannot_be_opened_says_why(empty_database: str) -> None:
+async def test_a_pool_that_cannot_be_opened_raises_the_reason(empty_database: str) -> None:
     with pytest.raises(NoSuchDatabase):
         await open_pool(re.sub(r"@/\w+", "@/nowhere", empty_database), application_name="test")

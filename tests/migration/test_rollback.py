@@ -1,4 +1,4 @@
-"""Rolling back: what goes, what stays, and what stops it."""
+"""Rolling back: what is removed, what is kept, and what prevents it."""
 
 import pytest
 
@@ -31,7 +31,7 @@ async def test_up_down_up_gives_the_same_catalog(folders: Folders, empty_databas
     assert once == await catalog(empty_database, SCHEMAS)
 
 
-async def test_a_rollback_to_a_revision_ends_there(folders: Folders, empty_database: str) -> None:
+async def test_a_rollback_stops_at_the_given_revision(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await folders.apply(empty_database, "shop")
     report = await folders.rollback(empty_database, "shop", to="shop_0001")
@@ -41,15 +41,17 @@ async def test_a_rollback_to_a_revision_ends_there(folders: Folders, empty_datab
     assert "shop_0001" == await value(empty_database, "select version_num from shop.alembic_version")
 
 
-async def test_a_rollback_to_where_it_is_and_one_of_nothing_do_nothing(folders: Folders, empty_database: str) -> None:
+async def test_a_rollback_to_the_current_revision_or_of_nothing_changes_nothing(
+    folders: Folders, empty_database: str
+) -> None:
     folders.shop()
     assert not (await folders.rollback(empty_database, "shop")).changed
     await folders.apply(empty_database, "shop")
     assert not (await folders.rollback(empty_database, "shop", to="shop_0002")).changed
-    assert ["shop: already at nothing", "shop: already at shop_0002"] == [folders.heard[0], folders.heard[-1]]
+    assert ["shop: already at nothing", "shop: already at shop_0002"] == [folders.reported[0], folders.reported[-1]]
 
 
-async def test_a_rollback_does_not_go_forward(folders: Folders, empty_database: str) -> None:
+async def test_a_rollback_to_a_later_revision_is_refused(folders: Folders, empty_database: str) -> None:
     folders.revision("shop", 1, up="create table shop.goods ();")
     await folders.apply(empty_database, "shop")
     folders.revision("shop", 2, up="create table shop.more ();")
@@ -57,9 +59,7 @@ async def test_a_rollback_does_not_go_forward(folders: Folders, empty_database: 
         await folders.rollback(empty_database, "shop", to="shop_0002")
 
 
-async def test_unknown_packs_and_revisions_are_answered_with_those_there_are(
-    folders: Folders, empty_database: str
-) -> None:
+async def test_unknown_packs_and_revisions_are_refused_with_a_list(folders: Folders, empty_database: str) -> None:
     folders.shop()
     with pytest.raises(UnknownPack, match="choose among rowcast, shop"):
         await folders.rollback(empty_database, "shoe")
@@ -67,7 +67,7 @@ async def test_unknown_packs_and_revisions_are_answered_with_those_there_are(
         await folders.rollback(empty_database, "shop", to="0001")
 
 
-async def test_without_a_down_file_nothing_is_undone(folders: Folders, empty_database: str) -> None:
+async def test_without_a_down_file_nothing_is_rolled_back(folders: Folders, empty_database: str) -> None:
     folders.shop()
     (folders.ddl / "shop" / "0001_part.down.sql").unlink()
     await folders.apply(empty_database, "shop")
@@ -78,7 +78,7 @@ async def test_without_a_down_file_nothing_is_undone(folders: Folders, empty_dat
     assert before == await catalog(empty_database, SCHEMAS)
 
 
-async def test_a_failing_down_file_leaves_its_revision_whole(folders: Folders, empty_database: str) -> None:
+async def test_a_failing_down_file_keeps_its_revision(folders: Folders, empty_database: str) -> None:
     folders.shop()
     folders.revision("shop", 3, up="create table shop.more ();", down="drop table shop.more; select 1 / 0;")
     await folders.apply(empty_database, "shop")
@@ -89,9 +89,7 @@ async def test_a_failing_down_file_leaves_its_revision_whole(folders: Folders, e
     assert "shop_0003" == await value(empty_database, "select version_num from shop.alembic_version")
 
 
-async def test_what_somebody_hung_on_a_table_stops_the_rollback_and_is_named(
-    folders: Folders, empty_database: str
-) -> None:
+async def test_a_dependent_object_stops_the_rollback_and_is_reported(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await folders.apply(empty_database, "shop")
     await execute(empty_database, "create view public.mine as select id from shop.goods")
@@ -101,7 +99,7 @@ async def test_what_somebody_hung_on_a_table_stops_the_rollback_and_is_named(
     assert await value(empty_database, "select to_regclass('shop.goods') is not null")
 
 
-async def test_a_schema_that_was_there_before_stays(folders: Folders, empty_database: str) -> None:
+async def test_a_schema_that_existed_before_is_kept(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await execute(empty_database, "create schema shop")
     await folders.apply(empty_database)
@@ -111,14 +109,12 @@ async def test_a_schema_that_was_there_before_stays(folders: Folders, empty_data
     assert before == await catalog(empty_database, SCHEMAS)
 
 
-async def test_a_schema_into_which_somebody_put_something_stays_and_a_warning_says_so(
-    folders: Folders, empty_database: str
-) -> None:
+async def test_a_schema_with_other_objects_is_kept_with_a_warning(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await folders.apply(empty_database, "shop")
     await execute(empty_database, "create table shop.mine ()")
     await folders.rollback(empty_database, "shop")
-    assert "warning: schema shop stays: it holds what Rowcast did not put there" in folders.heard
+    assert "warning: schema shop is kept: it contains objects that Rowcast did not create" in folders.reported
     assert await value(empty_database, "select to_regclass('shop.mine') is not null")
     assert await value(empty_database, "select to_regclass('shop.alembic_version') is null")
 
@@ -132,7 +128,9 @@ async def test_a_pack_in_another_schema_is_rolled_back_there(folders: Folders, e
     assert before == await catalog(empty_database, SCHEMAS)
 
 
-async def test_what_a_trigger_file_left_goes_before_the_first_revision(folders: Folders, empty_database: str) -> None:
+async def test_the_trigger_down_file_runs_before_the_revisions_are_rolled_back(
+    folders: Folders, empty_database: str
+) -> None:
     folders.shop()
     (folders.triggers / "shop.sql").write_text(
         "create or replace function shop.first(shop.goods) returns int language sql as 'select $1.id';"
@@ -145,7 +143,7 @@ async def test_what_a_trigger_file_left_goes_before_the_first_revision(folders: 
     assert before == await catalog(empty_database, SCHEMAS)
 
 
-async def test_rowcasts_own_schema_stays_while_a_pack_needs_it(folders: Folders, empty_database: str) -> None:
+async def test_rowcasts_own_schema_is_kept_while_a_pack_uses_it(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await folders.apply(empty_database, "shop", schemas={"shop": "test"})
     with pytest.raises(SchemaInUse, match=r"still used by shop \(schema test\)") as caught:
@@ -156,7 +154,9 @@ async def test_rowcasts_own_schema_stays_while_a_pack_needs_it(folders: Folders,
     assert {"schema public"} == {name for name in await catalog(empty_database, SCHEMAS) if name.startswith("schema")}
 
 
-async def test_somebody_elses_history_does_not_keep_rowcasts_schema(folders: Folders, empty_database: str) -> None:
+async def test_the_history_of_another_application_does_not_keep_rowcasts_schema(
+    folders: Folders, empty_database: str
+) -> None:
     await execute(
         empty_database,
         "create table public.alembic_version (version_num text);"

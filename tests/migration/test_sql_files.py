@@ -1,4 +1,4 @@
-"""Reading .sql files: where a statement ends, and which schema it is for."""
+"""Reading .sql files: splitting statements, refusing some, and replacing the schema."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def read(tmp_path: Path, text: str, schema: str = "shop") -> SqlFile:
         ("-- only a comment", []),
     ],
 )  # fmt: skip
-def test_a_statement_ends_where_the_server_thinks_it_ends(tmp_path: Path, text: str, statements: list[str]) -> None:
+def test_statements_are_split_as_the_server_splits_them(tmp_path: Path, text: str, statements: list[str]) -> None:
     assert statements == [statement.text for statement in read(tmp_path, text).statements]
 
 
@@ -56,7 +56,7 @@ def test_a_statement_ends_where_the_server_thinks_it_ends(tmp_path: Path, text: 
         "alter table shop.t detach partition shop.p concurrently;",
     ],
 )
-def test_what_ends_the_transaction_or_cannot_run_in_one_is_refused(tmp_path: Path, text: str) -> None:
+def test_transaction_control_and_concurrently_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(BadSqlFile):
         read(tmp_path, text)
 
@@ -74,29 +74,29 @@ def test_what_ends_the_transaction_or_cannot_run_in_one_is_refused(tmp_path: Pat
         "prepare p as select 1;",
     ],
 )
-def test_what_only_looks_like_it_is_not(tmp_path: Path, text: str) -> None:
+def test_text_that_only_looks_like_transaction_control_is_accepted(tmp_path: Path, text: str) -> None:
     assert text == read(tmp_path, text).text
 
 
-def test_the_refusal_names_file_and_line(tmp_path: Path) -> None:
+def test_a_refusal_contains_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(BadSqlFile) as caught:
         read(tmp_path, "select 1;\n\n  -- why\n  commit;")
     assert f"{tmp_path.name}/0001_part.up.sql, line 4: COMMIT is not allowed: " in str(caught.value)
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "0001_part.up.sql"
     path.write_bytes(b"select '\xff'")
     with pytest.raises(BadSqlFile, match="not UTF-8"):
         sql_files.read(path, pack="shop", schema="shop")
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BadSqlFile, match=r"0009_gone\.sql, line 1: it cannot be read \(No such file or directory\)"):
         sql_files.read(tmp_path / "0009_gone.sql", pack="shop", schema="shop")
 
 
-def test_the_schema_is_put_where_the_packs_name_stands_before_a_dot(tmp_path: Path) -> None:
+def test_the_packs_name_before_a_dot_is_replaced_by_the_schema(tmp_path: Path) -> None:
     text = "select shop.f('shop.goods'), $$ shop.x $$, workshop.y, \"shop\", 'shop', shopping.z -- shop.c"
     expected = "select test.f('test.goods'), $$ test.x $$, workshop.y, \"shop\", 'shop', shopping.z -- test.c"
     assert expected == read(tmp_path, text, schema="test").text

@@ -1,4 +1,4 @@
-"""What `drift` finds in the catalog of a real Postgres, one change by hand at a time."""
+"""What check_captures finds in the catalog of a real Postgres, for one manual change at a time."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -23,8 +23,8 @@ create table app.fed (id integer primary key) partition by range (id);
 create table app.fed_1 partition of app.fed for values from (0) to (10);
 select rowcast.watch('app.fed', $$'fed'$$, '{id}', per_row => true);
 """
-RENEW = "run `daemon --apply-ddl`, or rowcast.watch() again if no pack watches it"
-AFRESH = "in one transaction, rowcast.unwatch() it and rowcast.watch() it again"
+REAPPLY = "run `daemon --apply-ddl`, or call rowcast.watch() again if the table belongs to no pack"
+RECREATE = "call rowcast.unwatch() and rowcast.watch() for it in one transaction"
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ async def tables(sql: Connection) -> Connection:
     return sql
 
 
-async def found(sql: Connection) -> list[str]:
-    return [str(one) for one in await check_captures(sql)]
+async def problems(sql: Connection) -> list[str]:
+    return [str(problem) for problem in await check_captures(sql)]
 
 
 async def capture_function(sql: Connection, table: str) -> str:
@@ -49,62 +49,63 @@ async def capture_function(sql: Connection, table: str) -> str:
     return f"rowcast.{name}"
 
 
-async def test_tables_that_are_captured_as_they_were_set_up_have_not_drifted(tables: Connection) -> None:
-    assert [] == await found(tables)
+async def test_tables_that_are_captured_as_defined_have_no_problems(tables: Connection) -> None:
+    assert [] == await problems(tables)
     assert await tables.fetchval("select count(*) from rowcast.watched") == await count_watched(tables)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (
             "alter table app.notes disable trigger rowcast_update",
-            f"app.notes: its capture trigger on app.notes for update is disabled: {RENEW}",
+            f"app.notes: its capture trigger on app.notes for update is disabled: {REAPPLY}",
         ),
         (
             "alter table app.notes disable trigger all",
-            f"app.notes: its capture trigger on app.notes for insert, update, delete, truncate is disabled: {RENEW}",
+            "app.notes: its capture trigger on app.notes for insert, update, delete, truncate is disabled: "
+            + REAPPLY,
         ),
         (
             "alter table app.notes enable replica trigger rowcast_insert",
-            f"app.notes: its capture trigger on app.notes for insert fires in replica mode only: {RENEW}",
+            f"app.notes: its capture trigger on app.notes for insert fires in replica mode only: {REAPPLY}",
         ),
         (
             "alter table app.notes enable always trigger rowcast_insert",
-            "app.notes: its capture trigger on app.notes for insert is enabled always, so replication would fire it "
-            f"too: {RENEW}",
+            "app.notes: its capture trigger on app.notes for insert is ENABLE ALWAYS, so replication would fire it "
+            f"too: {REAPPLY}",
         ),
         (
             "drop trigger rowcast_delete on app.notes",
-            f"app.notes: its capture trigger on app.notes for delete is missing: {RENEW}",
+            f"app.notes: its capture trigger on app.notes for delete is missing: {REAPPLY}",
         ),
         (
             "create table app.days_2 partition of app.days for values from (10) to (20)",
-            "app.days: its capture trigger on app.days_2 for insert, update, delete, truncate is missing: " + RENEW,
+            "app.days: its capture trigger on app.days_2 for insert, update, delete, truncate is missing: " + REAPPLY,
         ),
         (
             "create table app.fed_2 partition of app.fed for values from (10) to (20)",
-            f"app.fed: its capture trigger on app.fed_2 for truncate is missing: {RENEW}",
+            f"app.fed: its capture trigger on app.fed_2 for truncate is missing: {REAPPLY}",
         ),
         (
             "alter table app.fed_1 enable trigger rowcast_truncate",
-            "app.fed: its capture trigger on app.fed_1 for truncate is not enabled always, as row triggers are here: "
-            + RENEW,
+            "app.fed: its capture trigger on app.fed_1 for truncate is not ENABLE ALWAYS, as per_row requires: "
+            + REAPPLY,
         ),
     ],
 )
-async def test_a_trigger_that_does_not_fire_as_it_should_is_named_and_applying_again_mends_it(
-    tables: Connection, change: str, said: str
+async def test_a_trigger_that_does_not_fire_as_defined_is_reported_and_watching_again_repairs_it(
+    tables: Connection, change: str, problem: str
 ) -> None:
     await tables.execute(change)
-    assert [said] == await found(tables)
+    assert [problem] == await problems(tables)
     await tables.execute("select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id}')")
     await tables.execute("select rowcast.watch('app.days', $$'days'$$, '{id}')")
     await tables.execute("select rowcast.watch('app.fed', $$'fed'$$, '{id}', per_row => true)")
-    assert [] == await found(tables)
+    assert [] == await problems(tables)
 
 
-async def watch_notes_afresh(sql: Connection) -> None:
+async def recreate_capture_of_notes(sql: Connection) -> None:
     async with sql.transaction():
         await sql.execute("select rowcast.unwatch('app.notes')")
         await sql.execute("select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id}')")
@@ -120,88 +121,89 @@ async def watch_notes_afresh(sql: Connection) -> None:
         "alter function {} set search_path = public",
     ],
 )
-async def test_a_capture_function_that_was_altered_is_named_and_watching_afresh_mends_it(
+async def test_an_altered_capture_function_is_reported_and_recreating_the_capture_repairs_it(
     tables: Connection, change: str
 ) -> None:
     function = await capture_function(tables, "notes")
     await tables.execute(change.format(function))
-    assert [f"app.notes: its capture function {function} is not what rowcast.watch() made: {AFRESH}"] == await found(
-        tables
-    )
-    await watch_notes_afresh(tables)
-    assert [] == await found(tables)
+    assert [
+        f"app.notes: its capture function {function} differs from what rowcast.watch() created: {RECREATE}"
+    ] == await problems(tables)
+    await recreate_capture_of_notes(tables)
+    assert [] == await problems(tables)
 
 
-async def test_a_capture_function_of_somebody_else_is_named(tables: Connection) -> None:
+async def test_a_capture_function_with_another_owner_is_reported(tables: Connection) -> None:
     function = await capture_function(tables, "notes")
     await tables.execute(f"alter function {function} owner to current_user")
-    assert [f"app.notes: its capture function {function} does not belong to rowcast_capture: {AFRESH}"] == (
-        await found(tables)
+    assert [f"app.notes: its capture function {function} is not owned by rowcast_capture: {RECREATE}"] == (
+        await problems(tables)
     )
-    await watch_notes_afresh(tables)
-    assert [] == await found(tables)
+    await recreate_capture_of_notes(tables)
+    assert [] == await problems(tables)
 
 
-async def test_a_capture_function_that_was_dropped_is_named_once(tables: Connection) -> None:
+async def test_a_dropped_capture_function_is_reported_once(tables: Connection) -> None:
     function = await capture_function(tables, "notes")
     await tables.execute(f"drop function {function} cascade")
-    assert [f"app.notes: its capture function {function} is missing: {RENEW}"] == await found(tables)
+    assert [f"app.notes: its capture function {function} is missing: {REAPPLY}"] == await problems(tables)
     await tables.execute("select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id}')")
-    assert [] == await found(tables)
+    assert [] == await problems(tables)
 
 
-async def test_a_trigger_that_was_made_anew_with_a_condition_is_named(tables: Connection) -> None:
+async def test_a_trigger_that_was_recreated_with_a_condition_is_reported(tables: Connection) -> None:
     function = await capture_function(tables, "notes")
     await tables.execute(
         "drop trigger rowcast_insert on app.notes; create trigger rowcast_insert after insert on app.notes "
         f"referencing new table as new_rows for each statement when (false) execute function {function}()"
     )
     assert [
-        f"app.notes: its capture trigger on app.notes for insert is not what rowcast.watch() made: {AFRESH}"
-    ] == await found(tables)
-    await watch_notes_afresh(tables)
-    assert [] == await found(tables)
+        "app.notes: its capture trigger on app.notes for insert differs from what rowcast.watch() created: "
+        + RECREATE
+    ] == await problems(tables)
+    await recreate_capture_of_notes(tables)
+    assert [] == await problems(tables)
 
 
-async def test_a_row_trigger_that_is_disabled_on_one_partition_is_named(tables: Connection) -> None:
+async def test_a_row_trigger_that_is_disabled_on_one_partition_is_reported(tables: Connection) -> None:
     await tables.execute("alter table app.fed_1 disable trigger rowcast_insert")
-    assert [f"app.fed: its capture trigger on app.fed_1 for insert is disabled: {AFRESH}"] == await found(tables)
+    assert [f"app.fed: its capture trigger on app.fed_1 for insert is disabled: {RECREATE}"] == await problems(tables)
     async with tables.transaction():
         await tables.execute("select rowcast.unwatch('app.fed')")
         await tables.execute("select rowcast.watch('app.fed', $$'fed'$$, '{id}', per_row => true)")
-    assert [] == await found(tables)
+    assert [] == await problems(tables)
 
 
-async def test_a_partition_that_was_detached_still_captures_and_is_named(tables: Connection) -> None:
+async def test_a_detached_partition_that_still_captures_is_reported(tables: Connection) -> None:
     await tables.execute("alter table app.days detach partition app.days_1")
     assert [
         "app.days: app.days_1 is captured as this table: drop its triggers rowcast_delete, rowcast_insert, "
-        "rowcast_truncate, rowcast_update, or give it its old place again"
-    ] == await found(tables)
+        "rowcast_truncate, rowcast_update, or attach or rename it back"
+    ] == await problems(tables)
 
 
-async def test_a_table_that_was_dropped_is_named_until_it_is_forgotten(tables: Connection) -> None:
+async def test_a_dropped_table_is_reported_until_it_is_unwatched(tables: Connection) -> None:
     await tables.execute("drop table app.notes")
     assert [
-        "app.notes: the table is gone or has another name: rename it back, or call rowcast.unwatch_dropped() if it "
+        "app.notes: the table was dropped or renamed: rename it back, or call rowcast.unwatch_dropped() if it "
         "was dropped"
-    ] == await found(tables)
+    ] == await problems(tables)
     await tables.execute("select rowcast.unwatch_dropped()")
-    assert [] == await found(tables)
+    assert [] == await problems(tables)
 
 
-async def test_a_table_that_was_renamed_is_named_with_where_it_is_now(tables: Connection) -> None:
+async def test_a_renamed_table_is_reported_with_its_new_name(tables: Connection) -> None:
     await tables.execute('alter table app.notes rename to "New Notes"')
-    assert ["the table is gone or has another name", 'app."New Notes" is captured as this table'] == [
-        one.problem for one in await check_captures(tables)
+    assert ["the table was dropped or renamed", 'app."New Notes" is captured as this table'] == [
+        problem.problem for problem in await check_captures(tables)
     ]
     await tables.execute('alter table app."New Notes" rename to notes')
-    assert [] == await found(tables)
+    assert [] == await problems(tables)
 
 
 @pytest.fixture
 async def subscribed(tables: Connection, postgres: Server) -> AsyncIterator[Connection]:
-    """Subscriptions that feed app.notes and app.fed from a second database; nothing runs, the catalog knows them."""
+    """With subscriptions for app.notes and app.fed_1, which are in the catalog but replicate nothing."""
     async with postgres.database() as publisher:
         await execute(
             publisher,
@@ -217,29 +219,29 @@ async def subscribed(tables: Connection, postgres: Server) -> AsyncIterator[Conn
         await tables.execute("drop subscription feed")
 
 
-async def test_a_subscription_that_feeds_a_table_captured_by_statement_is_named(subscribed: Connection) -> None:
+async def test_a_subscription_to_a_table_with_statement_triggers_is_reported(subscribed: Connection) -> None:
     assert [
-        "app.notes: a subscription feeds app.notes, and replication fires no statement triggers: rowcast.watch() it "
-        "again with per_row => true"
-    ] == await found(subscribed)
+        "app.notes: a subscription writes to app.notes, but replication does not fire statement triggers: "
+        "call rowcast.watch() for it again with per_row => true"
+    ] == await problems(subscribed)
     await subscribed.execute("select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id}', per_row => true)")
-    assert [] == await found(subscribed)
+    assert [] == await problems(subscribed)
 
 
-async def test_a_role_that_may_read_what_is_watched_and_nothing_else_sees_the_same(subscribed: Connection) -> None:
+async def test_a_role_that_may_only_read_the_watched_tables_sees_the_same_problems(subscribed: Connection) -> None:
     await subscribed.execute("create role plain")
     try:
         await subscribed.execute(
             "grant usage on schema rowcast to plain; grant select on rowcast.watched to plain; set role plain"
         )
-        assert ["app.notes"] == [one.table for one in await check_captures(subscribed)]
+        assert ["app.notes"] == [problem.table for problem in await check_captures(subscribed)]
     finally:
         await subscribed.execute("reset role; drop owned by plain; drop role plain")
 
 
-async def test_a_database_without_rowcast_is_an_operators_fault(empty_database: str) -> None:
+async def test_a_database_without_rowcast_raises_a_database_fault(empty_database: str) -> None:
     connection = await connect(empty_database, application_name="test")
-    for ask in (check_captures, count_watched):
+    for check in (check_captures, count_watched):
         with pytest.raises(DatabaseFault):
-            await ask(connection)
+            await check(connection)
     await connection.close()

@@ -30,7 +30,7 @@ class Folders:
         self.ddl, self.triggers = root / "ddl", root / "triggers"
         self.ddl.mkdir()
         self.triggers.mkdir()
-        self.heard: list[str] = []
+        self.reported: list[str] = []
         self.revision("rowcast", 1, up="create table rowcast.own ();", down="drop table rowcast.own;")
 
     def revision(self, pack: str, number: int, *, up: str, down: str | None = None) -> Path:
@@ -69,7 +69,7 @@ class Folders:
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         folders = {"ddl_folder": self.ddl, "triggers_folder": self.triggers}
-        return {"report": self.heard.append, "lock_timeout": 5.0} | folders | options
+        return {"report": self.reported.append, "lock_timeout": 5.0} | folders | options
 
 
 async def execute(dsn: str, sql: str) -> None:

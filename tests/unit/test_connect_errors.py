@@ -1,4 +1,4 @@
-"""What the driver's errors become: one line, one exit code, and no secrets."""
+"""The faults that driver errors become: one line, one exit code, no secrets."""
 
 import socket
 from collections.abc import Iterator
@@ -26,10 +26,10 @@ from daemon.postgres.errors import (
 SECRET = "hunter2"
 
 
-def answer(sqlstate: str, message: str = "words of the server", **fields: str) -> asyncpg.PostgresError:
-    """An error as the driver makes it of a server's message."""
-    letters = {"detail": "D", "position": "P", "constraint": "n"}
-    named = {letters[name]: text for name, text in fields.items()}
+def server_error(sqlstate: str, message: str = "message of the server", **fields: str) -> asyncpg.PostgresError:
+    """The error that the driver creates from a message of the server."""
+    codes = {"detail": "D", "position": "P", "constraint": "n"}
+    named = {codes[name]: text for name, text in fields.items()}
     error: asyncpg.PostgresError = asyncpg.PostgresError.new({"C": sqlstate, "M": message, **named})
     return error
 
@@ -61,11 +61,11 @@ def answer(sqlstate: str, message: str = "words of the server", **fields: str) -
         ("ZZ999", 20, False),
     ],
 )
-def test_every_answer_of_the_server_has_its_exit_code(sqlstate: str, exit_code: int, transient: bool) -> None:
-    fault = explain(answer(sqlstate), place=" in shop/0001_part.up.sql")
+def test_every_error_of_the_server_has_its_exit_code(sqlstate: str, exit_code: int, transient: bool) -> None:
+    fault = explain(server_error(sqlstate), place=" in shop/0001_part.up.sql")
     assert exit_code == fault.exit_code
     assert transient == isinstance(fault, TRANSIENT)
-    assert "words of the server" in str(fault)
+    assert "message of the server" in str(fault)
     assert "\n" not in str(fault)
 
 
@@ -87,49 +87,49 @@ def test_every_answer_of_the_server_has_its_exit_code(sqlstate: str, exit_code: 
         (asyncpg.InterfaceError("something else"), 20, False),
     ],
 )
-def test_every_way_not_to_connect_has_its_exit_code(error: Exception, exit_code: int, transient: bool) -> None:
+def test_every_failure_to_connect_has_its_exit_code(error: Exception, exit_code: int, transient: bool) -> None:
     fault = explain(error, address="db.example:5432")
     assert exit_code == fault.exit_code
     assert transient == isinstance(fault, TRANSIENT)
 
 
-def test_a_fault_says_where_and_what_to_do() -> None:
+def test_a_fault_says_where_it_happened_and_what_to_do() -> None:
     refused = explain(ConnectionRefusedError(111, ""), address="db.example:5432")
     assert (
         "Nothing answers at db.example:5432 (ECONNREFUSED): start Postgres there, or correct the database URL."
     ) == str(refused)
-    denied = explain(answer("42501", "permission denied for schema x"), place=" in a.sql, line 3")
+    denied = explain(server_error("42501", "permission denied for schema x"), place=" in a.sql, line 3")
     assert (
         "permission denied for schema x in a.sql, line 3: grant that right, or connect as a role that has it."
     ) == str(denied)
 
 
-def test_values_of_rows_are_not_told() -> None:
-    twice = answer(
+def test_a_fault_contains_no_values_of_rows() -> None:
+    duplicate = server_error(
         "23505",
         'duplicate key value violates unique constraint "users_email_key"',
         detail=f"Key (email)=({SECRET}) already exists.",
         constraint="users_email_key",
     )
-    assert "users_email_key" in str(explain(twice))
-    assert SECRET not in str(explain(twice))
-    assert SECRET not in str(explain(answer("22P02", f'invalid input syntax for type integer: "{SECRET}"')))
+    assert "users_email_key" in str(explain(duplicate))
+    assert SECRET not in str(explain(duplicate))
+    assert SECRET not in str(explain(server_error("22P02", f'invalid input syntax for type integer: "{SECRET}"')))
 
 
-def test_the_objects_that_stand_in_the_way_are_told() -> None:
+def test_a_fault_lists_the_dependent_objects() -> None:
     fault = explain(
-        answer("2BP01", "cannot drop table t", detail="view v depends on table t\nview w depends on table t")
+        server_error("2BP01", "cannot drop table t", detail="view v depends on table t\nview w depends on table t")
     )
     assert "view v depends on table t; view w depends on table t" in str(fault)
 
 
-def test_an_error_that_another_library_wrapped_is_found() -> None:
+def test_an_error_that_another_library_wrapped_is_explained() -> None:
     wrapped, middle = RuntimeError("(sqlalchemy) [SQL: insert ...]"), RuntimeError("adapter")
-    wrapped.__cause__, middle.__cause__ = middle, answer("42501")
+    wrapped.__cause__, middle.__cause__ = middle, server_error("42501")
     assert 14 == explain(wrapped).exit_code
 
 
-def test_a_fault_stays_the_fault_it_is() -> None:
+def test_a_wrapped_fault_is_returned_unchanged() -> None:
     fault = UnknownHost("gone", address="h:1")
     wrapped = RuntimeError()
     wrapped.__cause__ = fault
@@ -147,7 +147,7 @@ def test_a_fault_stays_the_fault_it_is() -> None:
         (f"postgresql://app:{SECRET}/x@db.example/app", "the database"),
     ],
 )
-def test_of_a_url_only_the_address_is_shown(dsn: str, address: str) -> None:
+def test_only_the_address_of_a_url_is_shown(dsn: str, address: str) -> None:
     assert address == address_of(dsn)
 
 
@@ -160,7 +160,7 @@ def test_of_a_url_only_the_address_is_shown(dsn: str, address: str) -> None:
         f"app:{SECRET}@localhost",
     ],
 )
-async def test_a_url_that_cannot_be_read_is_explained_without_showing_it(dsn: str) -> None:
+async def test_an_invalid_url_is_refused_without_being_shown(dsn: str) -> None:
     with pytest.raises(BadDatabaseUrl) as caught:
         await connect.connect(dsn, application_name="test", attempts=1)
     assert 78 == caught.value.exit_code
@@ -168,8 +168,8 @@ async def test_a_url_that_cannot_be_read_is_explained_without_showing_it(dsn: st
 
 
 @pytest.fixture
-def no_pause() -> Iterator[None]:
-    """Backoff of no length."""
+def no_delay() -> Iterator[None]:
+    """Retries without a delay."""
     with stamina.set_testing(True, attempts=10, cap=True):
         yield
 
@@ -187,32 +187,32 @@ class Flaky:
         return "done"
 
 
-@pytest.mark.usefixtures("no_pause")
-async def test_what_passes_is_tried_again_and_told_each_time() -> None:
-    work, told = Flaky(TemporarilyUnavailable("starts"), ConnectionRefused("no")), []
-    assert "done" == await retry(work, on_retry=lambda fault, attempt: told.append((type(fault), attempt)))
-    assert [(TemporarilyUnavailable, 1), (ConnectionRefused, 2)] == told
+@pytest.mark.usefixtures("no_delay")
+async def test_a_transient_fault_is_retried_and_reported_each_time() -> None:
+    work, reported = Flaky(TemporarilyUnavailable("starts"), ConnectionRefused("no")), []
+    assert "done" == await retry(work, on_retry=lambda fault, attempt: reported.append((type(fault), attempt)))
+    assert [(TemporarilyUnavailable, 1), (ConnectionRefused, 2)] == reported
 
 
-async def test_what_does_not_pass_is_raised_at_once() -> None:
+async def test_a_permanent_fault_is_raised_at_once() -> None:
     work: Any = Flaky(UnknownHost("x"), UnknownHost("x"))
     with pytest.raises(UnknownHost):
         await retry(work)
     assert 1 == work.calls
 
 
-@pytest.mark.usefixtures("no_pause")
-async def test_the_last_attempt_raises_what_it_met() -> None:
-    work, told = Flaky(*(TemporarilyUnavailable(str(n)) for n in range(5))), []
+@pytest.mark.usefixtures("no_delay")
+async def test_the_last_attempt_raises_its_fault() -> None:
+    work, reported = Flaky(*(TemporarilyUnavailable(str(n)) for n in range(5))), []
     with pytest.raises(TemporarilyUnavailable, match="2"):
-        await retry(work, attempts=3, on_retry=lambda _, attempt: told.append(attempt))
-    assert [1, 2] == told
+        await retry(work, attempts=3, on_retry=lambda _, attempt: reported.append(attempt))
+    assert [1, 2] == reported
 
 
-async def test_a_caller_chooses_what_is_tried_again() -> None:
+async def test_a_caller_chooses_which_faults_are_retried() -> None:
     with pytest.raises(TemporarilyUnavailable):
         await retry(Flaky(TemporarilyUnavailable("x")), on=(LockContention,))
 
 
-def test_every_fault_is_the_operators() -> None:
+def test_every_database_fault_is_an_operator_fault() -> None:
     assert issubclass(DatabaseFault, OperatorFault)

@@ -1,4 +1,4 @@
-"""What the guides say in tables is what the code says, row for row."""
+"""The tables of the guides are what the code defines, row for row."""
 
 import ast
 import importlib
@@ -27,12 +27,12 @@ OPERATE = ROOT / "docs" / "operate.md"
 PROTOCOL = ROOT / "docs" / "protocol.md"
 SOURCES = sorted((ROOT / "daemon").rglob("*.py"))
 
-QUIETEST_FIRST = ("debug", "info", "warn", "error")
-METHODS = {"warning": "warn", "exception": "error", "critical": "error"} | {level: level for level in QUIETEST_FIRST}
+LEVELS = ("debug", "info", "warn", "error")
+METHODS = {"warning": "warn", "exception": "error", "critical": "error"} | {level: level for level in LEVELS}
 
 
 def row(*cells: str) -> str:
-    """One row of a table in Markdown."""
+    """One row of a Markdown table."""
     clean = [" ".join(cell.split()).replace("|", "\\|").replace("<", "\\<") for cell in cells]
     return "".join(f"| {cell} " if cell else "| " for cell in clean) + "|"
 
@@ -51,7 +51,7 @@ def settings() -> Iterator[str]:
                 default = f"`{','.join(names)}`"
             case int() | str() | Address() as value:
                 default = f"`{value}`"
-            case _:  # made when it is asked for: out of the environment of the test, which the guide does not know
+            case _:  # computed from the environment, so it differs in the test
                 default = "`~/.local/state/rowcast`"
         yield row(f"`{field.validation_alias}`", default, field.description or "")
 
@@ -72,7 +72,7 @@ Fault = TypeVar("Fault", bound=RowcastError)
 
 
 def faults(kind: type[Fault]) -> Iterator[type[Fault]]:
-    """Every fault of this kind that the program knows."""
+    """Every subclass of this fault in the program."""
     for module in pkgutil.walk_packages(daemon.__path__, "daemon."):
         importlib.import_module(module.name)
     for fault in kind.__subclasses__():
@@ -82,7 +82,7 @@ def faults(kind: type[Fault]) -> Iterator[type[Fault]]:
 
 
 def exit_codes() -> Iterator[str]:
-    """A row for each fault that can end the process, in the order of their codes."""
+    """A row for each fault that can end the process, by exit code."""
     for fault in sorted(
         set(faults(OperatorFault)), key=lambda fault: (fault.exit_code, fault.__name__, fault.__module__)
     ):
@@ -90,24 +90,24 @@ def exit_codes() -> Iterator[str]:
 
 
 def error_codes() -> Iterator[str]:
-    """A row for each fault that a client is told of."""
+    """A row for each fault that clients receive."""
     for fault in faults(ClientFault):
         yield row(f"`{fault.code}`", str(fault.retry).lower(), str(fault.close or ""), fault.__doc__ or "")
 
 
 def close_codes() -> Iterator[str]:
-    """A row for each reason to close."""
+    """A row for each close code."""
     for closing in CLOSE_CODES.values():
         yield row(str(closing.code), f"`{closing.name}`", closing.meaning, closing.come_back)
 
 
 def members(names: Sequence[str]) -> str:
-    """Names of members, as a cell."""
+    """The names of members in one cell."""
     return ", ".join(f"`{name}`" for name in names)
 
 
 def client_frames() -> Iterator[str]:
-    """A row for each frame of a client; what is reserved is no member yet."""
+    """A row for each frame of a client, without reserved members."""
     for frame in get_args(wire.ClientFrame):
         [op] = get_args(frame.model_fields["op"].annotation)
         names = [name for name, field in frame.model_fields.items() if field.annotation is not type(None)]
@@ -121,21 +121,21 @@ def server_frames() -> Iterator[str]:
             case ast.Call(func=ast.Name(id="_payload"), args=[ast.Constant(value=str() as op)], keywords=keywords):
                 yield row(f"`{op}`", members([word.arg for word in keywords if word.arg]))
     change = Change(Seq(1), "1", "", "app", "rows", Topic("t"), Kind.DELETE, "{}", None)
-    told = json.loads(wire.changes(change.topic, Position("e", Seq(0)), [change]))
-    yield row(f"`{told.pop('op')}`", members(list(told)))
+    frame = json.loads(wire.changes(change.topic, Position("e", Seq(0)), [change]))
+    yield row(f"`{frame.pop('op')}`", members(list(frame)))
 
 
-def in_the_guide(guide: Path, heading: str, columns: int | None) -> list[str]:
-    """The rows of the table under this heading, or their first columns."""
-    _, _, behind = guide.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
-    section, _, _ = behind.partition("\n## ")
+def rows_in_guide(guide: Path, heading: str, columns: int | None) -> list[str]:
+    """The rows of the table under this heading, or only their first `columns`."""
+    _, _, after = guide.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+    section, _, _ = after.partition("\n## ")
     table = [line for line in section.splitlines() if line.startswith("|")]
     assert re.fullmatch(r"[|-]+", table[1]), f"{guide.name} has no table under {heading!r}"
-    return [first(line, columns) for line in table[2:]] if columns else table[2:]
+    return [first_columns(line, columns) for line in table[2:]] if columns else table[2:]
 
 
-def first(line: str, columns: int) -> str:
-    """The first columns of a row, of which there are more, each of the others with something in it."""
+def first_columns(line: str, columns: int) -> str:
+    """The first columns of a row. The row must have more, none of them empty."""
     _, *cells, _ = re.split(r"(?<!\\)\|", line)
     assert len(cells) > columns, line
     assert all(cell.strip() for cell in cells[columns:]), line
@@ -155,32 +155,32 @@ def first(line: str, columns: int) -> str:
         (PROTOCOL, "Close codes", None, close_codes),
     ],
 )
-def test_each_table_of_a_guide_says_what_the_code_says(
+def test_each_table_of_a_guide_matches_the_code(
     guide: Path, heading: str, columns: int | None, rows: Callable[[], Iterator[str]]
 ) -> None:
     expected = list(dict.fromkeys(rows()))
     table = "\n".join(expected)
-    found = in_the_guide(guide, heading, columns)
+    found = rows_in_guide(guide, heading, columns)
     assert expected == found, f"The table under {heading!r} in {guide.name} should be:\n{table}"
 
 
 def frames_shown() -> Iterator[tuple[str, str]]:
-    """Every frame that the protocol's guide shows: `>` or `<`, and the text, broken lines joined."""
+    """Every frame in the examples of the protocol guide: `>` or `<`, and the text with its lines joined."""
     for block in re.findall(r"^```\n(.*?)^```$", PROTOCOL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
         for shown in re.split(r"\n(?=[<>] )", block.strip()):
             yield shown[0], "".join(line.strip() for line in shown[1:].splitlines())
 
 
-def test_the_frames_that_the_guide_shows_are_frames_of_the_protocol() -> None:
-    spoken = {line.split("`")[1]: set(line.split("`")[3::2]) for line in server_frames()}
+def test_the_frames_in_the_guide_are_valid_frames_of_the_protocol() -> None:
+    known = {line.split("`")[1]: set(line.split("`")[3::2]) for line in server_frames()}
     shown = list(frames_shown())
-    assert {"<", ">"} == {side for side, _ in shown}
-    for side, text in shown:
-        if side == ">":
+    assert {"<", ">"} == {direction for direction, _ in shown}
+    for direction, text in shown:
+        if direction == ">":
             wire.parse(text.encode())
         else:
             frame = json.loads(text)
-            assert frame.keys() - {"op"} <= spoken[frame["op"]], text
+            assert frame.keys() - {"op"} <= known[frame["op"]], text
 
 
 def test_no_two_settings_share_a_variable() -> None:
@@ -188,7 +188,7 @@ def test_no_two_settings_share_a_variable() -> None:
     assert len(variables) == len(set(variables))
 
 
-def test_the_page_of_metrics_shows_every_metric_and_no_label_that_clients_could_choose() -> None:
+def test_the_metrics_page_shows_every_metric_and_no_label_that_clients_could_choose() -> None:
     page, content_type = exposition()
     shown = {line.split()[2] for line in page.decode().splitlines() if line.startswith("# TYPE rowcast_")}
     assert METRICS.keys() == shown
@@ -198,7 +198,7 @@ def test_the_page_of_metrics_shows_every_metric_and_no_label_that_clients_could_
 
 
 def log_calls(source: Path) -> Iterator[tuple[ast.Call, str]]:
-    """Every call of a logger, and the level that it asks for."""
+    """Every call of a logger, and its level."""
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=method)) if method in METHODS:
@@ -210,20 +210,20 @@ def log_calls(source: Path) -> Iterator[tuple[ast.Call, str]]:
 
 
 def unlisted(sources: Sequence[Path]) -> Iterator[str]:
-    """Every log call that the table of events does not allow, with its place."""
+    """Every log call that the table of events does not allow, with file and line."""
     for source in sources:
         for call, level in log_calls(source):
             place = f"{source.name}:{call.lineno}"
             match call.args:
                 case [ast.Constant(value=str() as name)] if name in EVENTS:
-                    loudest = EVENTS[name].level
-                    if QUIETEST_FIRST.index(level) > QUIETEST_FIRST.index(loudest):
-                        yield f"{place}: {name} is {level}, and the table says {loudest}"
+                    highest = EVENTS[name].level
+                    if LEVELS.index(level) > LEVELS.index(highest):
+                        yield f"{place}: {name} is {level}, and the table says {highest}"
                 case _:
                     yield f"{place}: not the name of an event in EVENTS: {ast.unparse(call)}"
 
 
-def test_only_events_of_the_table_are_logged_and_none_louder_than_it_says() -> None:
+def test_only_events_of_the_table_are_logged_and_none_above_its_level() -> None:
     assert "" == "\n".join(unlisted(SOURCES))
 
 

@@ -1,4 +1,4 @@
-"""What a log line holds, and above all what it does not."""
+"""What a log line contains, and what it must not contain."""
 
 import asyncio
 import io
@@ -24,7 +24,7 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Logging is global: give it back as it was."""
+    """Logging is global: restore it after each test."""
     root, before = logging.getLogger(), structlog.get_config()
     handlers, level = list(root.handlers), root.level
     yield
@@ -36,7 +36,7 @@ def restored() -> Iterator[None]:
 
 @pytest.fixture
 def lines() -> Lines:
-    """What has been logged as JSON, from debug on."""
+    """The lines logged so far, as JSON, from debug on."""
     stream = io.StringIO()
     configure("json", "debug", stream)
     return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -48,14 +48,14 @@ def data(lines: Lines) -> dict[str, Any]:
     return found
 
 
-def test_every_line_of_a_worker_names_it() -> None:
+def test_every_line_of_a_worker_contains_its_number() -> None:
     stream = io.StringIO()
     configure("json", "info", stream, worker=3)
     log.info("serving", listen="127.0.0.1:8787")
     assert {"worker": 3, "listen": "127.0.0.1:8787"} == json.loads(stream.getvalue())["data"]
 
 
-def test_a_line_has_the_form_of_the_specification(lines: Lines) -> None:
+def test_a_line_has_the_specified_format(lines: Lines) -> None:
     log.info("serving", listen="127.0.0.1:8787", packs=["chatgenius"])
     (line,) = lines()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("timestamp"))
@@ -67,22 +67,22 @@ def test_a_line_has_the_form_of_the_specification(lines: Lines) -> None:
     } == line
 
 
-def test_levels_are_those_of_the_specification(lines: Lines) -> None:
+def test_levels_have_the_specified_names(lines: Lines) -> None:
     for write in (log.debug, log.info, log.warning, log.error, log.critical):
         write("serving")
     assert ["debug", "info", "warn", "error", "error"] == [line["level"] for line in lines()]
 
 
-@pytest.mark.parametrize(("level", "heard"), [("debug", 4), ("info", 3), ("warn", 2), ("error", 1)])
-def test_what_is_quieter_than_the_level_is_not_logged(level: Any, heard: int) -> None:
+@pytest.mark.parametrize(("level", "logged"), [("debug", 4), ("info", 3), ("warn", 2), ("error", 1)])
+def test_lines_below_the_level_are_not_logged(level: Any, logged: int) -> None:
     stream = io.StringIO()
     configure("json", level, stream)
     for write in (log.debug, log.info, log.warning, log.error):
         write("serving")
-    assert heard == len(stream.getvalue().splitlines())
+    assert logged == len(stream.getvalue().splitlines())
 
 
-def test_lines_of_a_session_carry_its_id_and_so_do_those_of_its_tasks(lines: Lines) -> None:
+def test_lines_of_a_session_and_of_its_tasks_have_its_correlation_id(lines: Lines) -> None:
     async def session() -> None:
         log.info("client_connected")
 
@@ -101,7 +101,7 @@ def test_lines_of_a_session_carry_its_id_and_so_do_those_of_its_tasks(lines: Lin
 @pytest.mark.parametrize(
     "name", ["password", "POSTGRES_PASSWORD", "token", "access_token", "secret", "dsn", "Authorization", "set-cookie"]
 )
-def test_what_is_called_a_secret_is_not_logged_at_any_depth(lines: Lines, name: str) -> None:
+def test_a_value_with_a_secret_name_is_not_logged_at_any_depth(lines: Lines, name: str) -> None:
     log.info("serving", **{name: "canary"}, headers=[{name: "canary"}], nested={"a": {name: ["canary"]}})
     assert "canary" not in json.dumps(lines())
     assert "[redacted]" == data(lines)[name]
@@ -115,13 +115,13 @@ def test_what_is_called_a_secret_is_not_logged_at_any_depth(lines: Lines, name: 
         "bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJjYW5hcnkifQ.canary",
     ],
 )
-def test_a_secret_inside_a_text_is_cut_out(lines: Lines, text: str) -> None:
+def test_a_secret_inside_a_text_is_redacted(lines: Lines, text: str) -> None:
     log.info("serving", reason=text)
     assert "canary" not in data(lines)["reason"]
     assert "[redacted]" in data(lines)["reason"]
 
 
-def test_values_are_short_and_never_bytes(lines: Lines) -> None:
+def test_values_are_truncated_and_never_bytes(lines: Lines) -> None:
     log.info(
         "serving", text="x" * 10_000, many=list(range(10_000)), payload=b"canary", keys={n: n for n in range(99)}
     )
@@ -132,7 +132,7 @@ def test_values_are_short_and_never_bytes(lines: Lines) -> None:
     assert MAX_ITEMS == len(found["keys"])
 
 
-def test_a_value_that_json_has_no_word_for_is_written_as_text(lines: Lines) -> None:
+def test_a_value_that_json_cannot_represent_is_written_as_text(lines: Lines) -> None:
     log.info("serving", silence=float("inf"), error=ValueError("canary"), path=io.SEEK_SET, kind=Exception)
     assert {"silence": "inf", "error": "ValueError", "path": 0, "kind": "<class 'Exception'>"} == data(lines)
 
@@ -148,7 +148,7 @@ def fail(row: str = "canary", dsn: str = "postgresql://u:canary@h/d") -> None:
         raise ExceptionGroup("several", [RuntimeError(dsn)]) from error
 
 
-def test_an_internal_error_has_a_traceback_without_the_details_of_its_errors(lines: Lines) -> None:
+def test_an_internal_error_has_a_traceback_without_error_details(lines: Lines) -> None:
     row, dsn = "row-canary", "postgresql://u:dsn-canary@h/d"
     try:
         fail(row, dsn)
@@ -167,7 +167,7 @@ def test_an_internal_error_has_a_traceback_without_the_details_of_its_errors(lin
     assert dsn not in found["traceback"]
 
 
-def test_any_other_event_names_the_error_and_has_no_traceback(lines: Lines) -> None:
+def test_other_events_have_the_error_type_but_no_traceback(lines: Lines) -> None:
     try:
         fail()
     except ExceptionGroup as error:
@@ -175,7 +175,7 @@ def test_any_other_event_names_the_error_and_has_no_traceback(lines: Lines) -> N
     assert {"error": "ExceptionGroup"} == data(lines)
 
 
-def test_libraries_are_heard_in_the_same_form_from_warnings_on(lines: Lines) -> None:
+def test_libraries_are_logged_in_the_same_format_from_warnings_on(lines: Lines) -> None:
     library = logging.getLogger("some.library")
     library.info("not this")
     library.warning("careful with %s\nand more", "this")
@@ -195,14 +195,14 @@ def test_an_error_that_a_library_caught_is_an_internal_one(lines: Lines) -> None
     assert "in fail" in line["data"]["traceback"]
 
 
-def test_a_warning_of_python_is_a_line_as_well(lines: Lines) -> None:
+def test_a_python_warning_is_logged(lines: Lines) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("careful", stacklevel=1)
     assert data(lines)["message"].endswith("UserWarning: careful")
 
 
-def test_configuring_again_does_not_say_everything_twice(lines: Lines) -> None:
+def test_configuring_twice_does_not_duplicate_lines(lines: Lines) -> None:
     again = io.StringIO()
     configure("json", "info", again)
     logging.getLogger("some.library").warning("once")
@@ -210,7 +210,7 @@ def test_configuring_again_does_not_say_everything_twice(lines: Lines) -> None:
     assert 1 == len(again.getvalue().splitlines())
 
 
-def test_people_get_a_line_without_quotes_where_none_are_needed() -> None:
+def test_the_pretty_format_quotes_values_only_where_needed() -> None:
     stream = io.StringIO()
     configure("pretty", "info", stream)
     with correlate("01JSESSION"):
@@ -221,7 +221,7 @@ def test_people_get_a_line_without_quotes_where_none_are_needed() -> None:
     )
 
 
-def test_nothing_that_is_logged_can_steer_a_terminal() -> None:
+def test_logged_values_cannot_control_the_terminal() -> None:
     stream = io.StringIO()
     configure("pretty", "info", stream)
     log.info("client_connected", peer="\x1b[2J\x9b31m", reason="a\r\nserving")
@@ -229,14 +229,14 @@ def test_nothing_that_is_logged_can_steer_a_terminal() -> None:
     assert line.isprintable()
 
 
-def test_a_log_that_cannot_be_written_stops_nothing() -> None:
+def test_a_log_that_cannot_be_written_raises_nothing() -> None:
     stream = io.StringIO()
     configure("json", "info", stream)
     stream.close()
     log.info("serving")
 
 
-def on_its_own(code: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, **streams: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], text=True, check=True, timeout=60, **streams)
 
 
@@ -244,14 +244,14 @@ ONE_LINE = "from daemon.logs import configure, get_logger; configure(); get_logg
 
 
 def test_a_file_gets_json_and_a_terminal_gets_colours() -> None:
-    assert "serving" == json.loads(on_its_own(ONE_LINE, stderr=subprocess.PIPE).stderr)["event"]
+    assert "serving" == json.loads(run_python(ONE_LINE, stderr=subprocess.PIPE).stderr)["event"]
     terminal, stderr = pty.openpty()
     with open(terminal, "rb", buffering=0) as shown, open(stderr, "wb", buffering=0) as written:  # noqa: PTH123
-        on_its_own(ONE_LINE, stderr=written)
+        run_python(ONE_LINE, stderr=written)
         assert b"\x1b[1mserving\x1b[0m" in shown.read(1000)
 
 
-def test_what_is_logged_before_configuring_shows_no_variables() -> None:
+def test_a_line_before_configuring_shows_no_local_variables() -> None:
     code = """
 from daemon.logs import get_logger
 password = "can" + "ary"
@@ -260,6 +260,6 @@ try:
 except ArithmeticError:
     get_logger().exception("internal_error")
 """
-    told = on_its_own(code, capture_output=True)
-    assert "ZeroDivisionError" == json.loads(told.stderr)["data"]["error"]
-    assert "canary" not in told.stdout + told.stderr
+    process = run_python(code, capture_output=True)
+    assert "ZeroDivisionError" == json.loads(process.stderr)["data"]["error"]
+    assert "canary" not in process.stdout + process.stderr

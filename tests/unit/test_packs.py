@@ -1,4 +1,4 @@
-"""What a pack accepts as a change, and that it says nothing about the content of what it refuses."""
+"""Which changes a pack accepts, and that its reasons reveal nothing of the changes it refuses."""
 
 import json
 from typing import Any, ClassVar, Literal
@@ -49,7 +49,7 @@ LINK = {"left": ID, "right": OTHER_ID, "since": "2026-01-10T12:00:00+00:00"}
 def change(
     kind: Kind, *, table: str = "notes", key: object, record: object = None, model: str | None = None
 ) -> Change:
-    """A change whose parts are given as text, or as what the text is to say."""
+    """A change; its key and record are JSON texts, or values to encode."""
     return Change(
         seq=Seq(1),
         tx="1",
@@ -69,35 +69,35 @@ def problem_of_a_note(**members: object) -> str | None:
 
 
 @pytest.mark.parametrize("kind", [Kind.INSERT, Kind.UPDATE, Kind.RESTORE])
-def test_a_change_with_a_whole_and_valid_record_is_fine(kind: Kind) -> None:
+def test_a_change_with_a_complete_valid_record_is_accepted(kind: Kind) -> None:
     assert PACK.problem(change(kind, key={"id": ID}, record=NOTE)) is None
     assert PACK.problem(change(kind, table="links", key={"left": ID, "right": OTHER_ID}, record=LINK)) is None
 
 
 @pytest.mark.parametrize("kind", [Kind.DELETE, Kind.LEAVE])
-def test_a_row_that_goes_needs_its_key_alone(kind: Kind) -> None:
+def test_a_change_that_removes_a_row_needs_only_its_key(kind: Kind) -> None:
     assert PACK.problem(change(kind, key={"id": ID})) is None
 
 
 @pytest.mark.parametrize("kind", [Kind.TRUNCATE, Kind.LOST])
-def test_what_concerns_the_whole_table_carries_neither_key_nor_record(kind: Kind) -> None:
+def test_a_change_of_the_whole_table_has_neither_key_nor_record(kind: Kind) -> None:
     assert PACK.problem(change(kind, key={})) is None
     assert "key: not_expected" == PACK.problem(change(kind, key={"id": ID}))
     assert "record: not_expected" == PACK.problem(change(kind, key={}, record=NOTE))
 
 
 @pytest.mark.parametrize("kind", [Kind.INSERT, Kind.UPDATE, Kind.RESTORE])
-def test_a_row_that_is_there_needs_a_record(kind: Kind) -> None:
+def test_a_change_that_shows_a_row_needs_a_record(kind: Kind) -> None:
     assert "record: missing" == PACK.problem(change(kind, key={"id": ID}))
 
 
 @pytest.mark.parametrize("kind", [Kind.DELETE, Kind.LEAVE])
-def test_a_row_that_goes_must_not_show_its_content(kind: Kind) -> None:
+def test_a_change_that_removes_a_row_must_not_show_its_content(kind: Kind) -> None:
     assert "record: not_expected" == PACK.problem(change(kind, key={"id": ID}, record=NOTE))
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-def test_every_kind_of_change_is_judged(kind: Kind) -> None:
+def test_every_kind_of_change_is_validated(kind: Kind) -> None:
     assert PACK.problem(change(kind, key="[]", record="[]")) is not None
 
 
@@ -187,19 +187,19 @@ DAY: dict[str, Any] = {"number": 1, "day": "2026-01-10"}
         ({"day": None}, "record: string_type day"),
     ],
 )
-def test_serial_ids_and_dates_are_what_postgres_writes(members: dict[str, Any], reason: str | None) -> None:
+def test_serial_ids_and_dates_have_the_format_of_postgres(members: dict[str, Any], reason: str | None) -> None:
     pack = Pack(name="sample", tables={"days": Day}, topics=("days",))
     day = DAY | members
     assert reason == pack.problem(change(Kind.INSERT, table="days", key={"number": day["number"]}, record=day))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_no_number_to_other_readers_of_json_is_refused_everywhere(number: float) -> None:
+def test_nan_and_infinity_are_refused_everywhere(number: float) -> None:
     assert "record: json_invalid" == problem_of_a_note(weight=number)
     assert "record: json_invalid" == problem_of_a_note(extra={"deep": [number]})
 
 
-def test_the_words_for_what_is_no_number_may_be_written_about() -> None:
+def test_nan_and_infinity_are_allowed_as_text() -> None:
     assert problem_of_a_note(text="NaN and -Infinity", extra={"NaN": "Infinity"}) is None
 
 
@@ -216,7 +216,7 @@ def test_the_words_for_what_is_no_number_may_be_written_about() -> None:
         pytest.param("9" * 10_000, id="long number"),
     ],
 )
-def test_what_is_no_json_object_is_refused_and_never_raises(text: str) -> None:
+def test_invalid_json_is_refused_and_raises_nothing(text: str) -> None:
     for reason in (
         PACK.problem(change(Kind.INSERT, key={"id": ID}, record=text)),
         PACK.problem(change(Kind.DELETE, key=text)),
@@ -225,7 +225,7 @@ def test_what_is_no_json_object_is_refused_and_never_raises(text: str) -> None:
         assert reason.endswith(("json_invalid", "model_type", "string_unicode"))
 
 
-def test_a_refusal_repeats_nothing_of_what_it_refused() -> None:
+def test_a_reason_reveals_nothing_of_the_refused_change() -> None:
     secret = "xyzzy"
     for key, record in [
         ({"id": secret}, NOTE),
@@ -243,11 +243,11 @@ def test_a_refusal_repeats_nothing_of_what_it_refused() -> None:
         assert len(reason) < 80
 
 
-def test_a_message_of_a_megabyte_is_fine() -> None:
+def test_a_text_of_a_megabyte_is_accepted() -> None:
     assert problem_of_a_note(text="ä" * 1_000_000) is None
 
 
-def test_a_row_cannot_be_altered_and_its_errors_hide_the_input() -> None:
+def test_a_row_is_immutable_and_its_errors_hide_the_input() -> None:
     note = Note.model_validate_json(json.dumps(NOTE))
     with pytest.raises(ValidationError, match="frozen"):
         note.text = "other"  # type: ignore[misc]
@@ -286,10 +286,10 @@ def test_packs_are_found_by_their_modules_under_their_own_names() -> None:
 
 
 @pytest.mark.parametrize("pack", bundled().values(), ids=bundled())
-def test_the_topic_that_a_stranger_is_told_to_look_at_is_one_of_the_pack(pack: Pack) -> None:
+def test_the_example_topic_is_one_of_the_pack(pack: Pack) -> None:
     assert pack.serves(example_topic(pack, [{"id": "01JH000000VSER000000000001"}]))
 
 
-def test_the_topic_that_a_stranger_is_told_to_look_at_needs_no_id_where_the_pack_has_such_a_one() -> None:
+def test_the_example_topic_needs_no_id_if_the_pack_has_such_a_topic() -> None:
     assert "users" == example_topic(bundled()["chatgenius"], [])
     assert "owner:..." == example_topic(bundled()["disclosure"], [])

@@ -1,4 +1,4 @@
-"""Where settings come from, what they mean together, and what the operator is told when they are wrong."""
+"""The sources of settings, how they combine, and the messages about invalid ones."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Problems = Callable[..., list[str]]
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An environment and a current directory in which nothing is set."""
+    """An environment and a current directory without any settings."""
     for name in os.environ:
         if name in VARIABLES.values() or name.startswith(("ROWCAST_", "XDG_", "CREDENTIALS_", "PG")):
             monkeypatch.delenv(name)
@@ -31,9 +31,9 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def problems(monkeypatch: pytest.MonkeyPatch) -> Problems:
-    """What is wrong, line by line, when the environment has these variables."""
+    """The problems, line by line, if the environment has these variables."""
 
-    def told(config: Path | None = None, **variables: str) -> list[str]:
+    def load_invalid(config: Path | None = None, **variables: str) -> list[str]:
         with monkeypatch.context() as environment:
             for name, value in variables.items():
                 environment.setenv(name, value)
@@ -41,11 +41,11 @@ def problems(monkeypatch: pytest.MonkeyPatch) -> Problems:
                 load(config)
         return str(caught.value).splitlines()
 
-    return told
+    return load_invalid
 
 
-def reached(dsn: str | None) -> dict[str, Any]:
-    """What the driver makes of a DSN."""
+def parsed_by_driver(dsn: str | None) -> dict[str, Any]:
+    """How the driver parses a DSN."""
     parse = asyncpg.connect_utils._parse_connect_dsn_and_args  # type: ignore[attr-defined]
     addresses, found = parse(**dict.fromkeys(signature(parse).parameters) | {"dsn": dsn})
     return {"address": addresses[0], "user": found.user, "password": found.password, "database": found.database}
@@ -54,14 +54,14 @@ def reached(dsn: str | None) -> dict[str, Any]:
 # Sources.
 
 
-def test_nothing_has_to_be_set() -> None:
+def test_every_setting_is_optional_or_has_a_default() -> None:
     settings = load()
     assert ("chatgenius",) == settings.packs
     assert Address("127.0.0.1", 8787) == settings.listen
     assert None is settings.dsn
 
 
-def test_each_source_wins_over_those_behind_it(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_source_overrides_those_after_it(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = bare / "rowcast.toml"
     names = ["beat_every", "poll_every", "heartbeat", "lock_timeout", "drain_seconds"]
 
@@ -79,29 +79,29 @@ def test_each_source_wins_over_those_behind_it(bare: Path, monkeypatch: pytest.M
     assert [1, 2, 3, 4, 5] == [getattr(settings, name) for name in names]
 
 
-def test_an_option_that_was_not_given_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_omitted_option_overrides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROWCAST_PACKS", "antone")
     assert ("antone",) == load(packs=(), listen=None).packs
 
 
-def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROWCAST_LISTEN", "")
     monkeypatch.setenv("DATABASE_URL", "")
     assert Address("127.0.0.1", 8787) == load().listen
 
 
-def test_the_object_reads_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_object_does_not_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROWCAST_LISTEN", "127.0.0.1:1")
     assert Address("127.0.0.1", 8787) == Settings().listen
 
 
-def test_settings_cannot_be_changed_afterwards() -> None:
+def test_settings_cannot_be_changed_after_loading() -> None:
     settings = load()
     with pytest.raises(ValidationError, match="frozen"):
         settings.read_chunk = 1  # type: ignore[misc]
 
 
-def test_another_process_can_be_given_the_same_settings(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_process_can_get_the_same_settings(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = bare / "rowcast.toml"
     config.write_text('packs = ["antone"]\nschema = "test"\nlisten = "[::1]:80"\npostgres_password = "p"\n')
     monkeypatch.setenv("ROWCAST_LOCK_TIMEOUT", "3")
@@ -133,7 +133,7 @@ def test_the_parts_of_a_database_become_one_url() -> None:
         "user": "u@x",
         "password": "p:/?#%",
         "database": "a/b",
-    } == reached(settings.dsn)
+    } == parsed_by_driver(settings.dsn)
 
 
 @pytest.mark.parametrize(
@@ -146,23 +146,23 @@ def test_the_parts_of_a_database_become_one_url() -> None:
     ],
 )
 def test_a_host_may_be_a_name_an_address_or_a_socket(host: str, address: object) -> None:
-    assert address == reached(load(postgres_host=host).dsn)["address"]
+    assert address == parsed_by_driver(load(postgres_host=host).dsn)["address"]
 
 
-def test_missing_parts_are_those_of_the_postgres_image() -> None:
+def test_missing_parts_have_the_defaults_of_the_postgres_image() -> None:
     assert {
         "address": ("localhost", 5432),
         "user": "postgres",
         "password": "p",
         "database": "postgres",
-    } == reached(load(postgres_password="p").dsn)
+    } == parsed_by_driver(load(postgres_password="p").dsn)
 
 
-def test_a_port_alone_configures_no_database() -> None:
+def test_a_port_alone_does_not_configure_a_database() -> None:
     assert None is load(postgres_port=5433).dsn
 
 
-def test_a_url_wins_over_the_parts_wherever_it_stands(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_overrides_the_parts_whatever_its_source(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bare / ".env").write_text("DATABASE_URL=postgresql://u:p@h/d\n")
     monkeypatch.setenv("POSTGRES_HOST", "elsewhere")
     monkeypatch.setenv("POSTGRES_PORT", "tcp://10.0.0.1:5432")
@@ -178,7 +178,7 @@ def test_a_url_wins_over_the_parts_wherever_it_stands(bare: Path, monkeypatch: p
         "postgresql:///d?host=/run/postgresql",
     ],
 )
-def test_every_form_of_url_that_the_driver_reads_is_taken(url: str) -> None:
+def test_every_form_of_url_that_the_driver_reads_is_accepted(url: str) -> None:
     assert url == load(database_url=url).dsn
 
 
@@ -201,7 +201,7 @@ def test_a_url_that_would_be_misread_is_refused_without_being_shown(problems: Pr
     assert "canary" not in problem
 
 
-def test_the_address_of_a_linked_service_as_port_is_explained(problems: Problems) -> None:
+def test_a_port_that_container_links_have_set_is_explained(problems: Problems) -> None:
     (problem,) = problems(POSTGRES_PORT="tcp://10.0.0.1:5432")
     assert problem.startswith("POSTGRES_PORT: a number such as 5432 is needed.")
     assert "Kubernetes or Docker" in problem
@@ -215,30 +215,30 @@ def test_a_missing_database_is_a_fault_that_names_the_variables() -> None:
 # The secret.
 
 
-def test_the_secret_may_lie_in_a_file(bare: Path) -> None:
+def test_the_secret_may_be_in_a_file(bare: Path) -> None:
     (bare / "key").write_text(f"{SECRET}\n")
     assert SECRET.encode() == load(secret_file="key").require_secret()
 
 
-def test_the_secret_may_be_a_credential_of_systemd(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_secret_may_be_a_systemd_credential(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bare / "secret").write_text(SECRET)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(bare))
     assert SECRET.encode() == load().require_secret()
 
 
-def test_a_secret_that_is_set_wins_over_the_credential(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configured_secret_overrides_the_credential(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bare / "secret").write_text("another" * 6)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(bare))
     assert SECRET.encode() == load(secret=SECRET).require_secret()
 
 
-def test_two_secrets_are_one_too_many(problems: Problems) -> None:
+def test_a_secret_and_a_secret_file_are_refused(problems: Problems) -> None:
     assert ["ROWCAST_SECRET and ROWCAST_SECRET_FILE are both set: keep one of them"] == problems(
         ROWCAST_SECRET=SECRET, ROWCAST_SECRET_FILE="key"
     )
 
 
-def test_a_short_secret_is_refused_where_it_stands(bare: Path, problems: Problems) -> None:
+def test_a_short_secret_is_refused_with_its_source(bare: Path, problems: Problems) -> None:
     (bare / "key").write_text("x" * (SECRET_BYTES - 1))
     (problem,) = problems(ROWCAST_SECRET_FILE="key")
     assert problem.startswith(f"ROWCAST_SECRET in key: {SECRET_BYTES} bytes or more are needed")
@@ -260,20 +260,20 @@ def test_a_missing_secret_is_a_fault_that_names_the_variables() -> None:
 KEYS = ["b25lIGtleSBvZiB0aGlydHktdHdvIGJ5dGVzLCBubyA=", "YW5vdGhlciBrZXkgb2YgdGhpcnR5LXR3byBieXRlcyE="]
 
 
-def test_several_token_keys_may_lie_in_a_file_the_newest_first(bare: Path) -> None:
+def test_several_token_keys_may_be_in_a_file_the_newest_first(bare: Path) -> None:
     (bare / "keys").write_text("\n".join(KEYS) + "\n")
     assert KEYS == token_keys(load(token_keys_file="keys"))
     assert KEYS == token_keys(load(token_keys=" ".join(KEYS)))
 
 
-def test_token_keys_may_be_a_credential_of_systemd(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_keys_may_be_a_systemd_credential(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bare / "token_keys").write_text(KEYS[0])
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(bare))
     assert KEYS[:1] == token_keys(load())
 
 
 @pytest.mark.parametrize("keys", ["canary", KEYS[0][:-4], f"{KEYS[0]} canary", "b25l", "ä" * 44])
-def test_a_token_key_of_the_wrong_form_is_refused_and_not_shown(bare: Path, problems: Problems, keys: str) -> None:
+def test_an_invalid_token_key_is_refused_without_being_shown(bare: Path, problems: Problems, keys: str) -> None:
     (bare / "keys").write_text(keys)
     (problem,) = problems(ROWCAST_TOKEN_KEYS_FILE="keys")
     assert problem.startswith("ROWCAST_TOKEN_KEYS in keys: one key or more is needed, each of 32 bytes")
@@ -281,7 +281,7 @@ def test_a_token_key_of_the_wrong_form_is_refused_and_not_shown(bare: Path, prob
     assert "canary" not in problem
 
 
-def test_token_keys_in_two_places_are_one_too_many(problems: Problems) -> None:
+def test_token_keys_and_a_token_keys_file_are_refused(problems: Problems) -> None:
     assert ["ROWCAST_TOKEN_KEYS and ROWCAST_TOKEN_KEYS_FILE are both set: keep one of them"] == problems(
         ROWCAST_TOKEN_KEYS=KEYS[0], ROWCAST_TOKEN_KEYS_FILE="keys"
     )
@@ -292,13 +292,13 @@ def test_missing_token_keys_are_a_fault_that_names_the_variables() -> None:
         token_keys(load())
 
 
-def test_token_keys_are_not_shown_and_not_handed_to_other_processes() -> None:
+def test_token_keys_are_not_shown_and_not_passed_to_child_processes() -> None:
     settings = load(token_keys=KEYS[0])
     assert KEYS[0] not in repr(settings)
     assert KEYS[0] not in str(settings.as_environment())
 
 
-def test_secrets_show_neither_in_the_object_nor_in_a_problem(problems: Problems) -> None:
+def test_secrets_appear_neither_in_the_settings_nor_in_problems(problems: Problems) -> None:
     shown = repr(load(secret=SECRET, postgres_password="canary", database_url="postgresql://u:canary@h/d"))
     shown += "".join(problems(ROWCAST_SECRET="canary", POSTGRES_PASSWORD="canary", ROWCAST_HEARTBEAT="canary"))
     assert SECRET not in shown
@@ -316,7 +316,7 @@ def test_secrets_show_neither_in_the_object_nor_in_a_problem(problems: Problems)
         ("[::1]:8787", Address("::1", 8787)),
     ],
 )
-def test_an_address_reads_as_it_is_written(text: str, address: Address) -> None:
+def test_an_address_is_printed_as_it_was_given(text: str, address: Address) -> None:
     assert address == load(listen=text).listen
     assert text == str(address)
 
@@ -328,21 +328,21 @@ def test_an_address_without_host_or_port_is_refused(problems: Problems, text: st
 
 
 @pytest.mark.parametrize("text", ["antone, chatgenius", '["antone", "chatgenius"]', "antone,chatgenius,antone"])
-def test_packs_are_a_list_in_either_form(text: str) -> None:
+def test_packs_are_a_list_in_either_format(text: str) -> None:
     assert ("antone", "chatgenius") == load(packs=text).packs
 
 
-def test_all_packs_are_those_that_are_bundled() -> None:
+def test_all_means_every_bundled_pack() -> None:
     assert tuple(bundled()) == load(packs=("all",)).packs
 
 
 @pytest.mark.parametrize("text", ["a,,b", "A", "1a", "a-b", "[1", '["a"', "x" * 64])
-def test_what_is_no_name_is_no_pack(problems: Problems, text: str) -> None:
+def test_an_invalid_pack_name_is_refused(problems: Problems, text: str) -> None:
     (problem, *_) = problems(ROWCAST_PACKS=text)
     assert problem.startswith("ROWCAST_PACKS: ")
 
 
-def test_a_schema_goes_with_one_pack_only(problems: Problems) -> None:
+def test_a_schema_requires_a_single_pack(problems: Problems) -> None:
     assert "test" == load(schema="test").schema_name
     (problem,) = problems(ROWCAST_SCHEMA="test", ROWCAST_PACKS="antone,chatgenius")
     assert "ROWCAST_SCHEMA" in problem
@@ -350,24 +350,24 @@ def test_a_schema_goes_with_one_pack_only(problems: Problems) -> None:
 
 
 @pytest.mark.parametrize(("every", "limit"), [("15", "15"), ("20", "15")])
-def test_the_beat_must_be_shorter_than_its_limit(problems: Problems, every: str, limit: str) -> None:
+def test_the_heartbeat_interval_must_be_less_than_its_limit(problems: Problems, every: str, limit: str) -> None:
     assert ["ROWCAST_BEAT_LIMIT must be more than ROWCAST_BEAT_EVERY"] == problems(
         ROWCAST_BEAT_EVERY=every, ROWCAST_BEAT_LIMIT=limit
     )
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
-def test_seconds_are_a_number_above_zero(problems: Problems, value: str) -> None:
+def test_seconds_must_be_a_positive_number(problems: Problems, value: str) -> None:
     (problem,) = problems(ROWCAST_POLL_EVERY=value)
     assert problem.startswith("ROWCAST_POLL_EVERY: input should be ")
     assert problem.endswith(f"({Settings.model_fields['poll_every'].description})")
 
 
-def test_words_are_taken_in_any_case() -> None:
+def test_words_are_accepted_in_any_case() -> None:
     assert "warn" == load(log_level="WARN").log_level
 
 
-def test_data_lies_in_the_state_directory_of_the_user(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_in_the_state_directory_of_the_user(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert Path("/home/somebody/.local/state/rowcast") == load().data_dir
@@ -380,7 +380,7 @@ def test_data_lies_in_the_state_directory_of_the_user(bare: Path, monkeypatch: p
 # Problems.
 
 
-def test_every_problem_has_a_line_that_says_where_it_is(bare: Path, problems: Problems) -> None:
+def test_every_problem_has_a_line_that_names_its_source(bare: Path, problems: Problems) -> None:
     config = bare / "rowcast.toml"
     config.write_text('log_level = "loud"\nheartbeet = 1\n')
     (bare / ".env").write_text("ROWCAST_MAX_CLIENTS=none\n")
@@ -397,7 +397,7 @@ def test_every_problem_has_a_line_that_says_where_it_is(bare: Path, problems: Pr
     } == {line.partition(": ")[0] for line in lines}
 
 
-def test_a_mistyped_setting_is_answered_with_the_nearest_one(bare: Path, problems: Problems) -> None:
+def test_a_mistyped_setting_gets_the_nearest_name_as_suggestion(bare: Path, problems: Problems) -> None:
     config = bare / "rowcast.toml"
     config.write_text("heartbeet = 1\nquite_another = 2\n")
     assert [
@@ -407,7 +407,7 @@ def test_a_mistyped_setting_is_answered_with_the_nearest_one(bare: Path, problem
     ] == sorted(problems(config, ROWCAST_LISTN="x"))
 
 
-def test_variables_that_others_set_are_left_alone(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_other_programs_are_ignored(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ROWCAST_SERVICE_HOST", "ROWCAST_SERVICE_PORT_WS", "ROWCAST_PORT", "ROWCAST_PORT_8787_TCP_ADDR"):
         monkeypatch.setenv(name, "tcp://10.0.0.1:8787")
     monkeypatch.setenv("POSTGRES_INITDB_ARGS", "-k")
@@ -438,9 +438,9 @@ def test_every_setting_is_described_for_the_operator() -> None:
     assert [] == [name for name, field in Settings.model_fields.items() if not field.description]
 
 
-# The guard of production.
+# Databases in production.
 
-FAR = "db.example"
+REMOTE = "db.example"
 
 
 @pytest.mark.parametrize(
@@ -456,78 +456,78 @@ FAR = "db.example"
             f"postgresql://u:canary@{host}/d?sslmode=verify-full"
             for host in ("[::ffff:127.0.0.1]", "[::]", "%6cocalhost")
         ),
-        f"postgresql://u:canary@{FAR},localhost/d?sslmode=require",
-        f"postgresql://u:canary@{FAR}:1,127.0.0.1:2/d?sslmode=require",
+        f"postgresql://u:canary@{REMOTE},localhost/d?sslmode=require",
+        f"postgresql://u:canary@{REMOTE}:1,127.0.0.1:2/d?sslmode=require",
         "postgresql://u:canary@/d?host=localhost&sslmode=require",
-        f"postgresql://u:canary@/d?host=/run/postgresql,{FAR},ip6-localhost&sslmode=require",
+        f"postgresql://u:canary@/d?host=/run/postgresql,{REMOTE},ip6-localhost&sslmode=require",
         "postgresql://u:canary@/d?sslmode=require",
         "postgresql:///d",
         "postgresql://u:canary@/d?host=::1&sslmode=require",
         "postgresql://u:canary@:5432/d?sslmode=require",
     ],
 )
-def test_production_takes_no_database_on_localhost_over_tcp(problems: Problems, url: str) -> None:
+def test_production_refuses_a_database_on_localhost_over_tcp(problems: Problems, url: str) -> None:
     assert [
-        "ROWCAST_ENVIRONMENT is production, where there is no database on localhost: name its own host, or the "
-        "directory of its socket"
+        "ROWCAST_ENVIRONMENT is production, which does not allow a database on localhost over TCP: use its host "
+        "name, or the directory of its socket"
     ] == problems(ROWCAST_ENVIRONMENT="production", DATABASE_URL=url)
 
 
 @pytest.mark.parametrize(
     "query", ["", "?sslmode=disable", "?sslmode=allow", "?sslmode=prefer", "?sslmode=", "?ssl=require"]
 )
-def test_production_takes_no_database_without_tls(problems: Problems, query: str) -> None:
+def test_production_refuses_a_database_without_tls(problems: Problems, query: str) -> None:
     assert [
-        "ROWCAST_ENVIRONMENT is production, where there is no database without TLS: add sslmode=verify-full to its "
-        "URL, or at least sslmode=require"
-    ] == problems(ROWCAST_ENVIRONMENT="production", DATABASE_URL=f"postgresql://u:canary@{FAR}/d{query}")
+        "ROWCAST_ENVIRONMENT is production, which does not allow a database without TLS: add sslmode=verify-full to "
+        "its URL, or at least sslmode=require"
+    ] == problems(ROWCAST_ENVIRONMENT="production", DATABASE_URL=f"postgresql://u:canary@{REMOTE}/d{query}")
 
 
-def test_the_variables_of_the_container_image_are_guarded_as_the_url_is(problems: Problems) -> None:
+def test_the_postgres_variables_are_checked_like_the_url(problems: Problems) -> None:
     [local] = problems(ROWCAST_ENVIRONMENT="production", POSTGRES_USER="u", POSTGRES_PASSWORD="canary")
-    assert "no database on localhost" in local
-    [bare] = problems(ROWCAST_ENVIRONMENT="production", POSTGRES_HOST=FAR, POSTGRES_PASSWORD="canary")
-    assert "no database without TLS" in bare
+    assert "a database on localhost" in local
+    [bare] = problems(ROWCAST_ENVIRONMENT="production", POSTGRES_HOST=REMOTE, POSTGRES_PASSWORD="canary")
+    assert "a database without TLS" in bare
     assert "canary" not in local + bare
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        *(f"postgresql://u:p@{FAR}/d?sslmode={mode}" for mode in ("require", "verify-ca", "verify-full")),
-        f"postgresql://u:p@{FAR}:6432,other.example/d?sslmode=require",
+        *(f"postgresql://u:p@{REMOTE}/d?sslmode={mode}" for mode in ("require", "verify-ca", "verify-full")),
+        f"postgresql://u:p@{REMOTE}:6432,other.example/d?sslmode=require",
         "postgresql://u:p@[2001:db8::1]:5432/d?sslmode=require",
         "postgresql://u@/d?host=/run/postgresql",
         "postgresql://u@/d?host=%2Frun%2Fpostgresql&port=5433",
         "postgresql://u@%2Frun%2Fpostgresql/d",
-        f"postgresql://u@/d?host=/run/postgresql,{FAR}&sslmode=require",
+        f"postgresql://u@/d?host=/run/postgresql,{REMOTE}&sslmode=require",
         "postgresql://u:p@localhost.example/d?sslmode=require",
     ],
 )
-def test_production_takes_a_far_database_with_tls_and_a_near_one_by_its_socket(
+def test_production_accepts_a_remote_database_with_tls_and_a_local_one_by_socket(
     monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("ROWCAST_ENVIRONMENT", "Production")
     assert url == load(database_url=url).dsn
 
 
-def test_what_is_not_in_the_url_comes_from_the_drivers_own_variables(
+def test_parts_missing_from_the_url_come_from_the_variables_of_the_driver(
     monkeypatch: pytest.MonkeyPatch, problems: Problems
 ) -> None:
-    given = {"ROWCAST_ENVIRONMENT": "production", "DATABASE_URL": f"postgresql://u@{FAR}/d"}
+    given = {"ROWCAST_ENVIRONMENT": "production", "DATABASE_URL": f"postgresql://u@{REMOTE}/d"}
     monkeypatch.setenv("PGSSLMODE", "verify-full")
     with monkeypatch.context() as environment:
         for name, value in given.items():
             environment.setenv(name, value)
-        assert f"postgresql://u@{FAR}/d" == load().dsn
-    [disabled] = problems(**given | {"DATABASE_URL": f"postgresql://u@{FAR}/d?sslmode=disable"})
-    [unknown] = problems(**given | {"DATABASE_URL": f"postgresql://u@{FAR}/d?service=other"})
-    assert "no database without TLS" in disabled
-    assert "no database without TLS" in unknown
+        assert f"postgresql://u@{REMOTE}/d" == load().dsn
+    [disabled] = problems(**given | {"DATABASE_URL": f"postgresql://u@{REMOTE}/d?sslmode=disable"})
+    [unknown] = problems(**given | {"DATABASE_URL": f"postgresql://u@{REMOTE}/d?service=other"})
+    assert "a database without TLS" in disabled
+    assert "a database without TLS" in unknown
     monkeypatch.setenv("PGHOST", "localhost")
     [local] = problems(**given | {"DATABASE_URL": "postgresql:///d"})
-    assert "no database on localhost" in local
+    assert "a database on localhost" in local
 
 
-def test_development_takes_any_database(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_development_accepts_any_database(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "postgresql://u:p@localhost/d" == load(database_url="postgresql://u:p@localhost/d").dsn

@@ -1,4 +1,4 @@
-"""CI covers the versions that the project promises, and sets only variables that exist."""
+"""CI covers the supported versions, and sets only variables that exist."""
 
 import os
 import re
@@ -13,13 +13,13 @@ POSTGRES = sorted({int(postgres) for _, postgres in JOBS})
 
 
 def number(pattern: str, *path: str) -> int:
-    """The number that a file gives where the pattern first matches."""
+    """The number in the first match of the pattern in a file."""
     found = re.search(pattern, ROOT.joinpath(*path).read_text(encoding="utf-8"))
     assert found, f"{'/'.join(path)} has nothing like {pattern}"
     return int(found[1])
 
 
-def test_the_oldest_versions_are_those_that_the_project_promises() -> None:
+def test_the_oldest_versions_are_the_oldest_supported_ones() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f">=3.{PYTHONS[0]}" == project["requires-python"]
     assert PYTHONS[0] == number(r"Python 3\.(\d+) or newer", "docs", "operate.md")
@@ -27,17 +27,17 @@ def test_the_oldest_versions_are_those_that_the_project_promises() -> None:
     assert POSTGRES[0] == number(r'pg_version = "(\d+)"', ".squawk.toml")
 
 
-def test_no_version_between_oldest_and_newest_is_left_out() -> None:
+def test_every_version_from_the_oldest_to_the_newest_is_covered() -> None:
     assert list(range(PYTHONS[0], PYTHONS[-1] + 1)) == PYTHONS
     assert list(range(POSTGRES[0], POSTGRES[-1] + 1)) == POSTGRES
 
 
-def test_each_postgres_meets_the_oldest_python_and_each_python_the_newest_postgres() -> None:
+def test_each_postgres_runs_with_the_oldest_python_and_each_python_with_the_newest_postgres() -> None:
     expected = {(PYTHONS[0], postgres) for postgres in POSTGRES} | {(python, POSTGRES[-1]) for python in PYTHONS}
     assert sorted(expected) == sorted((int(python), int(postgres)) for python, postgres in JOBS)
 
 
-def test_what_the_workflow_runs_and_sets_exists() -> None:
+def test_the_script_and_the_variables_of_the_workflow_exist() -> None:
     script = ROOT / ".ci" / "run"
     assert "run: .ci/run\n" in WORKFLOW
     assert os.access(script, os.X_OK)

@@ -1,1 +1,1 @@
-"""What Rowcast costs, measured against its peers: `make bench`. See docs/performance.md."""
+"""Benchmarks of Rowcast against comparable servers (`make bench`); docs/performance.md explains them."""

@@ -1,4 +1,4 @@
-"""Charts as SVG, on a ground of their own, which is light or dark as the reader's other pages are."""
+"""Bar charts as SVG, with a background that follows the reader's light or dark mode."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Bar:
 
     name: str
     rounds: Sequence[float]
-    own: bool  # is it the one that is judged?
+    own: bool  # is it the one that the target judges?
 
 
 def bars(
@@ -43,9 +43,9 @@ def bars(
     show: Callable[[float], str],
     aim: tuple[float, str] | None = None,
 ) -> str:
-    """A chart of horizontal bars; `show` writes a median, `aim` is where the target lies, with a word about it."""
+    """A chart of horizontal bars. `show` formats a median; `aim` is the target's value and label."""
     height = TOP + len(shown) * (BAR + GAP) + BOTTOM
-    ticks = scale_of(max([value for bar in shown for value in bar.rounds] + ([aim[0]] if aim else [])))
+    ticks = axis_ticks(max([value for bar in shown for value in bar.rounds] + ([aim[0]] if aim else [])))
 
     def place(value: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * value / ticks[-1], 1)
@@ -87,11 +87,11 @@ def bars(
     return "\n".join([*parts, "</svg>", ""])
 
 
-def scale_of(most: float) -> list[float]:
-    """Round numbers from 0 to `most` or a little more, four to eight of them."""
-    if most <= 0:
+def axis_ticks(maximum: float) -> list[float]:
+    """Round numbers from 0 to `maximum` or slightly above."""
+    if maximum <= 0:
         return [0.0, 1.0]
-    rough = most / 5
+    rough = maximum / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    return [round(step * number, 12) for number in range(math.ceil(most / step - 1e-9) + 1)]
+    return [round(step * number, 12) for number in range(math.ceil(maximum / step - 1e-9) + 1)]

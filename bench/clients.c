@@ -1,22 +1,22 @@
 /*
- * The load client: thousands of websocket clients in one process, at as little cost as can be.
+ * The load client: thousands of websocket clients in one process, at the lowest possible cost.
  *
  *     clients PORT PATH SUBPROTOCOL OPENINGS
  *
- * OPENINGS is a file with a line for each client: the text frames that it says, separated by tabs. The first is said
- * when the handshake is through, the others together when the first is answered; a client is open when each has been
- * answered by a `welcome` or a `subscribed`. An empty line is a client that says nothing. SUBPROTOCOL may be "-".
+ * OPENINGS is a file with a line for each client: the text frames that it sends, separated by tabs. It sends the first
+ * after the handshake and all others when the first is answered. A client is open when each frame has been answered
+ * by a `welcome` or a `subscribed`. A client with an empty line sends nothing. SUBPROTOCOL "-" means none.
  *
- * Commands come in on stdin, one a line, and answers go out on stdout, one JSON object a line:
+ * The process reads commands from stdin, one a line, and answers on stdout with one JSON object a line:
  *
  *     open N    open the next N clients; answered when all of them are open
- *     until N   answered when N rows have come in, over all clients
- *     mark      what has come in so far
- *     forget    leave out the latencies that were noted so far; not answered
+ *     until N   answered when all clients together have received N rows
+ *     mark      report what has been received so far
+ *     forget    discard the latencies recorded so far; not answered
  *
- * A row is `"content":"@<microseconds since 1970>`, wherever it stands in a frame: that is what a message of the bench
- * looks like in the frame of every peer. Latency is the time from there until the bytes were read. It is noted for the
- * first SAMPLED clients, and counted for all. Whatever should not happen ends the process with 1 and a line on stderr.
+ * A row is `"content":"@<microseconds since 1970>` anywhere in a frame: that is how every peer sends a message of the
+ * bench. Latency is the time from that timestamp until the bytes were read. Rows are counted for all clients, and
+ * latencies recorded for the first SAMPLED. Any error ends the process with exit code 1 and a line on stderr.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -44,14 +44,14 @@ enum { MARKER_BYTES = sizeof MARKER - 1, ROW_BYTES = MARKER_BYTES + 20 };
 struct client {
     int fd;
     enum state state;
-    char *opening;          /* what it still has to say */
-    uint32_t unanswered;    /* of what it has said */
-    char *head;             /* the answer to the handshake, until it is complete */
+    char *opening;          /* the frames that it has not sent yet */
+    uint32_t unanswered;    /* frames that it has sent */
+    char *head;             /* the response to the handshake, until it is complete */
     uint32_t head_bytes;
-    uint64_t left;          /* bytes of the frame that is coming in */
+    uint64_t left;          /* missing bytes of the current frame */
     uint8_t header[10], header_bytes, opcode;
     uint8_t peek[PEEK], peek_bytes;     /* the beginning of its payload */
-    uint8_t carry[CARRY], carry_bytes;  /* the end of the last read, in which a row may have begun */
+    uint8_t carry[CARRY], carry_bytes;  /* the end of the last read, which may contain the beginning of a row */
 };
 
 static struct client *clients;
@@ -92,7 +92,7 @@ static void sample(uint64_t microseconds)
     samples[sample_count++] = microseconds < UINT32_MAX ? (uint32_t)microseconds : UINT32_MAX;
 }
 
-/* Count the rows in data, which begins with what was carried over; keep what may be the beginning of another. */
+/* Count the rows in data, which begins with the bytes carried over. Carries over what may be the start of another. */
 static void count_rows(struct client *c, const uint8_t *data, size_t size, uint64_t wall)
 {
     size_t from = 0, keep = size < MARKER_BYTES - 1 ? 0 : size - (MARKER_BYTES - 1);
@@ -104,7 +104,7 @@ static void count_rows(struct client *c, const uint8_t *data, size_t size, uint6
         from = place + 1;
         if (place < MARKER_BYTES - 1 || memcmp(at - (MARKER_BYTES - 1), MARKER, MARKER_BYTES))
             continue;
-        if (size - place < ROW_BYTES - MARKER_BYTES) { /* its digits are not all there */
+        if (size - place < ROW_BYTES - MARKER_BYTES) { /* digits are missing */
             keep = place - (MARKER_BYTES - 1);
             break;
         }
@@ -128,7 +128,7 @@ static void put(struct client *c, const void *data, size_t size)
         fail("client %td cannot send: %s", c - clients, strerror(errno));
 }
 
-/* A masked frame; the mask is 0, which the protocol allows and which costs nothing. */
+/* Build a masked frame. The masking key is 0, which RFC 6455 allows and which makes masking free. */
 static size_t frame(uint8_t *out, uint8_t opcode, const void *payload, size_t size)
 {
     size_t head = 2;
@@ -148,7 +148,7 @@ static size_t frame(uint8_t *out, uint8_t opcode, const void *payload, size_t si
 
 static void begin_clients(void);
 
-static void is_open(struct client *c)
+static void mark_open(struct client *c)
 {
     c->state = OPEN;
     if (++opened == to_open) {
@@ -158,8 +158,8 @@ static void is_open(struct client *c)
     begin_clients();
 }
 
-/* Say the next frame alone, or all that are left. */
-static void say(struct client *c, int all)
+/* Send the next frame of the opening, or all that are left. */
+static void send_opening(struct client *c, int all)
 {
     size_t room = c->opening ? strlen(c->opening) + 16 : 0, size = 0;
     uint8_t *out = malloc(room * 2 + 16);
@@ -182,12 +182,12 @@ static void answered(struct client *c)
 {
     if (--c->unanswered)
         return;
-    say(c, 1);
+    send_opening(c, 1);
     if (!c->unanswered)
-        is_open(c);
+        mark_open(c);
 }
 
-static int says(const struct client *c, const char *op)
+static int has_op(const struct client *c, const char *op)
 {
     size_t size = strlen(op);
     return c->peek_bytes >= 7 + size && !memcmp(c->peek, "{\"op\":\"", 7) && !memcmp(c->peek + 7, op, size);
@@ -199,9 +199,9 @@ static void end_of_frame(struct client *c)
     switch (c->opcode) {
     case 1:
         frames++;
-        if (says(c, "error\""))
-            fail("client %td was told: %.*s", c - clients, c->peek_bytes, (char *)c->peek);
-        if (c->state == OPENING && (says(c, "welcome\"") || says(c, "subscribed\"")))
+        if (has_op(c, "error\""))
+            fail("client %td got an error: %.*s", c - clients, c->peek_bytes, (char *)c->peek);
+        if (c->state == OPENING && (has_op(c, "welcome\"") || has_op(c, "subscribed\"")))
             answered(c);
         break;
     case 8:
@@ -226,7 +226,7 @@ static void take_frames(struct client *c, const uint8_t *data, size_t size)
             if (c->header_bytes < whole)
                 continue;
             if (!(c->header[0] & 0x80) || form > 127)
-                fail("client %td was sent a frame in pieces, or a masked one", c - clients);
+                fail("client %td received a fragmented or masked frame", c - clients);
             c->opcode = c->header[0] & 15;
             c->left = form < 126 ? form : 0;
             for (int i = 2; i < whole; i++)
@@ -278,7 +278,7 @@ static void take_head(struct client *c, uint8_t *data, size_t size)
     char *end = strstr(c->head, "\r\n\r\n");
     if (!end) {
         if (c->head_bytes == REQUEST)
-            fail("client %td: the answer to its handshake is too long", c - clients);
+            fail("client %td: the response to its handshake is too long", c - clients);
         return;
     }
     if (strncmp(c->head, "HTTP/1.1 101", 12))
@@ -287,9 +287,9 @@ static void take_head(struct client *c, uint8_t *data, size_t size)
     free(c->head);
     c->head = NULL;
     c->state = OPENING;
-    say(c, 0);
+    send_opening(c, 0);
     if (!c->unanswered)
-        is_open(c);
+        mark_open(c);
     if (size > used)
         take(c, data + used, size - used, now(CLOCK_REALTIME));
 }
@@ -301,7 +301,7 @@ static void readable(struct client *c)
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (size <= 0)
-        fail("client %td has lost its connection: %s", c - clients, size ? strerror(errno) : "end of stream");
+        fail("client %td lost its connection: %s", c - clients, size ? strerror(errno) : "end of stream");
     last_read = now(CLOCK_MONOTONIC);
     if (c->state == SHAKING)
         take_head(c, data, (size_t)size);
@@ -310,7 +310,7 @@ static void readable(struct client *c)
     report_goal();
 }
 
-/* Connect from one of several loopback addresses, so that the ports of one are not used up. */
+/* Connect from one of several loopback addresses, since the ports of one would not suffice. */
 static void begin(struct client *c)
 {
     struct sockaddr_in source = {.sin_family = AF_INET};
@@ -338,7 +338,7 @@ static void begin_clients(void)
         begin(&clients[begun++]);
 }
 
-static int by_size(const void *a, const void *b)
+static int compare(const void *a, const void *b)
 {
     uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
     return (x > y) - (x < y);
@@ -353,7 +353,7 @@ static void mark(void)
 {
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
-    qsort(samples, sample_count, sizeof *samples, by_size);
+    qsort(samples, sample_count, sizeof *samples, compare);
     printf("{\"clients\":%u,\"rows\":%llu,\"frames\":%llu,\"bytes\":%llu,\"at\":%llu,\"cpu\":%.6f,"
            "\"sampled\":%zu,\"p50\":%.6f,\"p90\":%.6f,\"p99\":%.6f,\"worst\":%.6f}\n",
            opened, (unsigned long long)rows, (unsigned long long)frames, (unsigned long long)bytes,
@@ -384,7 +384,7 @@ static void command(char *line)
     }
 }
 
-/* Everything that waits on stdin. */
+/* Run every command that has arrived on stdin. */
 static void take_commands(void)
 {
     static char waiting[4096];

@@ -1,6 +1,6 @@
 """The load client of clients.c in Python, for machines without a compiler: same arguments, same commands.
 
-It takes several processes of it to keep up with a daemon, and their CPU is missed by the daemon on a small machine.
+Several processes of it are needed to keep up with a daemon, and on a small machine the daemon lacks their CPU.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from typing import NoReturn, cast
 from bench.rig import raise_open_files
 
 ROW = re.compile(rb'"content":"@(\d{1,19})\D')
-PARTIAL = 40  # bytes in which a row may have begun that is not whole
-SAMPLED = 16
-AT_ONCE = 64
+PARTIAL = 40  # bytes at the end of a read that may contain the beginning of a row
+SAMPLED = 16  # clients whose latencies are recorded
+AT_ONCE = 64  # clients that connect at the same time
 
 
 class Bench:
-    """All clients of this process, and what they have seen."""
+    """All clients of this process, and what they have received."""
 
     def __init__(self, request: bytes, openings: list[list[str]]) -> None:
         self.request, self.openings = request, openings
@@ -31,32 +31,32 @@ class Bench:
         self.latencies: list[float] = []
 
     def answer(self, **members: object) -> None:
-        """Say something on stdout."""
+        """Write an answer to stdout."""
         print(json.dumps(members), flush=True)
 
     def begin(self, port: int) -> None:
-        """Connect as many as may be on their way at once."""
+        """Connect further clients, at most AT_ONCE at a time."""
         loop = asyncio.get_running_loop()
         while self.begun < self.to_open and self.begun - self.opened < AT_ONCE:
             client = Client(self, self.begun, port)
             client.connecting = loop.create_task(client.connect())
             self.begun += 1
 
-    def is_open(self, port: int) -> None:
-        """One more is open."""
+    def client_opened(self, port: int) -> None:
+        """Called when a client is open; connects the next one."""
         self.opened += 1
         if self.opened == self.to_open:
             self.answer(opened=self.opened, at=time.monotonic_ns())
         self.begin(port)
 
-    def look(self) -> None:
-        """Is the goal reached?"""
+    def check_goal(self) -> None:
+        """Answer `until` if its number of rows has been reached."""
         if self.goal and self.rows >= self.goal:
             self.goal = 0
             self.answer(rows=self.rows, at=self.at)
 
     def mark(self) -> None:
-        """What has come in."""
+        """Answer `mark` with everything received so far."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         ordered = sorted(self.latencies) or [0.0]
         p50, p90, p99, worst = (ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.9, 0.99, 1.0))
@@ -76,19 +76,19 @@ class Bench:
 
 
 class Client(asyncio.Protocol):
-    """One of them."""
+    """One websocket client."""
 
     def __init__(self, bench: Bench, number: int, port: int) -> None:
         self.connecting: asyncio.Task[None] | None = None
         self._bench, self._number, self._port = bench, number, port
-        self._opening = deque(bench.openings[number])
+        self._unsent = deque(bench.openings[number])
         self._unanswered = 0
         self._greeted = self._open = False
         self._buffer = bytearray()
         self._carry = b""
 
     async def connect(self) -> None:
-        """Connect from one of several addresses, so that the ports of one are not used up."""
+        """Connect from one of several addresses, since the ports of one would not suffice."""
         source = (f"127.0.0.{2 + self._number % 16}", 0)
         try:
             await asyncio.get_running_loop().create_connection(
@@ -102,7 +102,7 @@ class Client(asyncio.Protocol):
         self._transport.write(self._bench.request)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(f"has lost its connection: {exc}")
+        self._fail(f"lost its connection: {exc}")
 
     def data_received(self, data: bytes) -> None:
         bench = self._bench
@@ -114,14 +114,14 @@ class Client(asyncio.Protocol):
             if not head.startswith(b"HTTP/1.1 101"):
                 self._fail(f"was refused: {head.splitlines()[0].decode()}")
             self._greeted, self._buffer, data = True, bytearray(rest), rest
-            self._say(1)
+            self._send(1)
             if not self._unanswered:
-                self._is_open()
+                self._mark_open()
         bench.bytes += len(data)
         bench.at = time.monotonic_ns()
         self._count(data)
         self._take_frames()
-        bench.look()
+        bench.check_goal()
 
     def _count(self, data: bytes) -> None:
         text = self._carry + data
@@ -153,7 +153,7 @@ class Client(asyncio.Protocol):
             case 1:
                 self._bench.frames += 1
                 if beginning.startswith(b'{"op":"error"'):
-                    self._fail(f"was told: {beginning.decode(errors='replace')}")
+                    self._fail(f"got an error: {beginning.decode(errors='replace')}")
                 if not self._open and beginning.startswith((b'{"op":"welcome"', b'{"op":"subscribed"')):
                     self._answered()
             case 8:
@@ -165,18 +165,18 @@ class Client(asyncio.Protocol):
         self._unanswered -= 1
         if self._unanswered:
             return
-        self._say(len(self._opening))
+        self._send(len(self._unsent))
         if not self._unanswered:
-            self._is_open()
+            self._mark_open()
 
-    def _say(self, count: int) -> None:
-        for _ in range(min(count, len(self._opening))):
-            self._transport.write(frame(1, self._opening.popleft().encode()))
+    def _send(self, count: int) -> None:
+        for _ in range(min(count, len(self._unsent))):
+            self._transport.write(frame(1, self._unsent.popleft().encode()))
             self._unanswered += 1
 
-    def _is_open(self) -> None:
+    def _mark_open(self) -> None:
         self._open = True
-        self._bench.is_open(self._port)
+        self._bench.client_opened(self._port)
 
     def _fail(self, what: str) -> NoReturn:
         print(f"client {self._number} {what}", file=sys.stderr, flush=True)
@@ -184,7 +184,7 @@ class Client(asyncio.Protocol):
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
-    """A masked frame; the mask is 0, which the protocol allows."""
+    """A masked frame; the masking key is 0, which RFC 6455 allows."""
     size = len(payload)
     head = (
         bytes([0x80 | opcode, 0x80 | size]) if size < 126 else bytes([0x80 | opcode, 0x80 | 126, *divmod(size, 256)])
@@ -193,7 +193,7 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 class Commands(asyncio.Protocol):
-    """Reads stdin."""
+    """Reads commands from stdin and runs them."""
 
     def __init__(self, bench: Bench, port: int) -> None:
         self._bench, self._port, self._waiting = bench, port, b""
@@ -201,12 +201,12 @@ class Commands(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         *lines, self._waiting = (self._waiting + data).split(b"\n")
         for line in lines:
-            self._obey(line.decode().split())
+            self._run(line.decode().split())
 
     def eof_received(self) -> None:
         asyncio.get_running_loop().stop()
 
-    def _obey(self, words: list[str]) -> None:
+    def _run(self, words: list[str]) -> None:
         bench = self._bench
         match words:
             case ["open", number]:
@@ -214,7 +214,7 @@ class Commands(asyncio.Protocol):
                 bench.begin(self._port)
             case ["until", number]:
                 bench.goal = max(1, int(number))
-                bench.look()
+                bench.check_goal()
             case ["mark"]:
                 bench.mark()
             case ["forget"]:
@@ -225,13 +225,13 @@ def main() -> None:
     """Run until stdin ends."""
     port, path, protocol, openings = sys.argv[1:]
     raise_open_files()
-    named = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol != "-" else ""
+    header = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol != "-" else ""
     request = (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{named}\r\n"
+        f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{header}\r\n"
     )
-    said = [line.split("\t") if line else [] for line in Path(openings).read_text().splitlines()]
-    bench = Bench(request.encode(), said)
+    frames = [line.split("\t") if line else [] for line in Path(openings).read_text().splitlines()]
+    bench = Bench(request.encode(), frames)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(loop.connect_read_pipe(lambda: Commands(bench, int(port)), sys.stdin))
     loop.run_forever()

@@ -1,4 +1,4 @@
-"""The chat that is written to: users, channels, members, and their messages."""
+"""The databases of the benchmarks: a chat with users, channels, members and messages."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import asyncpg
 from bench.rig import HERE, Server
 from daemon.schema import migrate
 
-CHANNELS = 32  # that messages are spread over where it is about writers
+CHANNELS = 32  # over which messages are spread
 USERS = 10_000
 
 INSERT = """
@@ -17,7 +17,7 @@ select $1, $2, '@' || (extract(epoch from clock_timestamp()) * 1000000)::bigint
     || ' a message, as long as people write them in a chat'
 from generate_series(1, $3)
 """
-"""$1 channel   $2 author   $3 how many, in one statement. The stamp is when the row was made, before its commit."""
+"""$1 channel   $2 author   $3 number of rows. The timestamp is that of the insert, before the commit."""
 
 USERS_SQL = """
 insert into chatgenius.users (id, auth0_id, email, username)
@@ -46,16 +46,16 @@ def channel(number: int) -> str:
 
 
 def ignore(line: str) -> None:
-    """For whoever reports to nobody."""
+    """Discard the progress of a migration."""
 
 
 async def apply(dsn: str) -> None:
-    """Rowcast's schema and ChatGenius."""
+    """Apply Rowcast's schema and the pack ChatGenius."""
     await migrate.apply(dsn, ("chatgenius",), report=ignore)
 
 
 async def fill(dsn: str, users: int, channels: int, members: Sequence[tuple[int, int]]) -> None:
-    """Users, channels, and who (second) belongs to which (first), without a trace in the log."""
+    """Insert users, channels and memberships (channel, user) without capturing them."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute("set session_replication_role = replica")  # no trigger runs
@@ -68,18 +68,18 @@ async def fill(dsn: str, users: int, channels: int, members: Sequence[tuple[int,
 
 
 async def chat(server: Server) -> str:
-    """A captured database in which everybody is in the first channel, and the first user in all."""
+    """The template of a captured database: all users are in the first channel, and the first user is in all."""
 
     async def build(dsn: str) -> None:
         await apply(dsn)
-        everybody = [(0, number) for number in range(USERS)]
-        await fill(dsn, USERS, CHANNELS, everybody + [(number, 0) for number in range(1, CHANNELS)])
+        everyone = [(0, number) for number in range(USERS)]
+        await fill(dsn, USERS, CHANNELS, everyone + [(number, 0) for number in range(1, CHANNELS)])
 
     return await server.template("chat", build)
 
 
 async def plain(server: Server) -> str:
-    """The same without any trigger on messages."""
+    """The template of the same without any trigger on messages."""
 
     async def build(dsn: str) -> None:
         await run(dsn, "select rowcast.unwatch('chatgenius.messages')")
@@ -88,7 +88,7 @@ async def plain(server: Server) -> str:
 
 
 async def notifying(server: Server) -> str:
-    """The same with a trigger on messages that notifies with the row."""
+    """The template of the same with a trigger on messages that notifies with the row."""
 
     async def build(dsn: str) -> None:
         await run(dsn, await asyncio.to_thread((HERE / "relay.sql").read_text))
@@ -97,7 +97,7 @@ async def notifying(server: Server) -> str:
 
 
 async def wide(server: Server, users: int, channels: int) -> str:
-    """A captured database in which each channel has one member, and each user equally many."""
+    """The template of a captured database: each channel has one member, each user the same number of channels."""
 
     async def build(dsn: str) -> None:
         await apply(dsn)
@@ -107,7 +107,7 @@ async def wide(server: Server, users: int, channels: int) -> str:
 
 
 async def run(dsn: str, sql: str) -> None:
-    """Run SQL on a connection of its own."""
+    """Run SQL on its own connection."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(sql)

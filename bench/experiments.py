@@ -1,7 +1,7 @@
-"""How it is measured: each experiment takes all of its peers in turn, round by round, and returns what it found.
+"""The experiments: each measures all of its peers in turn, round by round, and returns the samples.
 
-Rounds alternate (A B, B A, A B ...), so that what changes on the machine meanwhile is shared. Each measurement has a
-database and processes of its own.
+Rounds alternate (A B, B A, A B ...), so that changes on the machine affect all peers alike. Each measurement has its
+own database and processes.
 """
 
 import asyncio
@@ -20,24 +20,24 @@ from bench import data
 from bench.judge import Samples
 from bench.load import Load, build, load, tool
 from bench.peers import SECRET, NoTrigger, Peer, Rowcast, Service, relays
-from bench.rig import Broken, Server, cpu, raise_open_files, resident
+from bench.rig import MeasurementError, Server, cpu, raise_open_files, resident
 from bench.writers import evenly, write
 from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.auth import Authenticator
 
-WARM = 20  # events before it counts
-OPEN_ROWS = 2000  # rows in one transaction, where many are written beforehand
+WARM = 20  # events before a measurement begins
+BATCH_ROWS = 2000  # rows in one transaction when the history is written
 
 
 @dataclass(frozen=True)
 class Form:
-    """How long it takes. `seconds` is one measurement."""
+    """The size of a run. `seconds` is the length of one measurement."""
 
     name: str
     rounds: int
     seconds: float
-    fan_out: int  # clients
-    crowd: int  # clients
+    fan_out: int  # clients that receive every event
+    idle_clients: int
     history: int  # rows
     scales: tuple[tuple[int, int], ...]  # clients, topics
 
@@ -47,16 +47,16 @@ FORMS = {
     "long": Form("long", 5, 15, 1000, 10_000, 200_000, ((10, 10), (100, 1000), (1000, 10_000), (10_000, 100_000))),
     "tiny": Form("tiny", 1, 3, 20, 50, 2000, ((2, 2), (4, 8))),
 }
-"""`tiny` shows that it works, and measures nothing."""
+"""`tiny` only shows that everything works; its figures mean nothing."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What an experiment is given: a server, how long it may take, and who hears of its progress."""
+    """What an experiment gets: a server, the size of the run, and a function that logs its progress."""
 
     server: Server
     form: Form
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
     @asynccontextmanager
     async def serving(self, peer: Peer) -> AsyncIterator[tuple[str, Service | None]]:
@@ -65,17 +65,17 @@ class Bench:
             yield dsn, service
 
     def note(self, samples: Samples, number: int, peer: str, **figures: float) -> None:
-        """Keep what a round found, and say so."""
+        """Record and log the figures of a round."""
         samples.add(peer, **figures)
         shown = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
-        self.say(f"round {number + 1}/{self.form.rounds}  {peer}: {shown}")
+        self.log(f"round {number + 1}/{self.form.rounds}  {peer}: {shown}")
 
 
 T = TypeVar("T")
 
 
 def in_turn(rounds: int, peers: Sequence[T]) -> Iterator[tuple[int, T]]:
-    """Every peer in every round, every other round in the opposite order."""
+    """Every peer in every round; every other round goes in reverse order."""
     for number in range(rounds):
         for peer in peers if number % 2 == 0 else reversed(peers):
             yield number, peer
@@ -83,14 +83,14 @@ def in_turn(rounds: int, peers: Sequence[T]) -> Iterator[tuple[int, T]]:
 
 @asynccontextmanager
 async def opened(service: Service, topics: Sequence[Sequence[int]]) -> AsyncIterator[Load]:
-    """Clients that follow their topics."""
+    """Clients that already follow their topics."""
     async with service.clients(topics) as clients:
         await clients.open()
         yield clients
 
 
 async def full_load(bench: Bench) -> Samples:
-    """32 writers as fast as they can, with one client that follows every channel: tps, p50 and p99 in seconds."""
+    """32 writers at full speed, one client that follows every channel. Figures: tps; p50 and p99 in seconds."""
     samples = Samples()
     peers: list[Peer] = [NoTrigger(), Rowcast(), *relays()]
     for number, peer in in_turn(bench.form.rounds, peers):
@@ -107,7 +107,7 @@ async def full_load(bench: Bench) -> Samples:
 
 
 async def paced(bench: Bench) -> Samples:
-    """Writers at 50 and at 1,000 rows a second: p50_50 and p50_1000, in seconds."""
+    """Writers at 50 and at 1,000 rows a second. Figures: p50 and p99 for each, in seconds."""
     samples = Samples()
     for number, peer in in_turn(bench.form.rounds, [Rowcast(), *relays()]):
         async with bench.serving(peer) as (dsn, service):
@@ -119,7 +119,7 @@ async def paced(bench: Bench) -> Samples:
                 for rate, writers in ((50, 4), (1000, 16)):
                     await clients.received(rows)
                     await clients.forget()
-                    seconds = bench.form.seconds * (2 if rate == 50 else 1)  # for as many samples as it takes
+                    seconds = bench.form.seconds * (2 if rate == 50 else 1)  # enough samples for a p99
                     written = await write(dsn, clients=writers, seconds=seconds, rate=rate)
                     rows += written.rows
                     seen = await clients.received(rows)
@@ -129,9 +129,9 @@ async def paced(bench: Bench) -> Samples:
 
 
 async def single_events(bench: Bench) -> Samples:
-    """Single small events to many clients: us, the CPU of the server for one delivery, in microseconds; and bytes.
+    """Single small events to many clients. Figures: us, server CPU per delivery in microseconds; bytes per delivery.
 
-    Fifty events a second at even distances, and the C loop sends as many bytes at the same pace.
+    Fifty events a second at even intervals; the C loop sends as many bytes at the same pace.
     """
     samples, form, rate = Samples(), bench.form, 50
     size = 0
@@ -142,8 +142,8 @@ async def single_events(bench: Bench) -> Samples:
                 async with opened(service, [[0]] * form.fan_out) as clients:
                     await evenly(dsn, rate=rate, seconds=WARM / rate)
                     before, used = await clients.received(WARM * form.fan_out), cpu(service.pid)
-                    # One that came while its predecessor is still being sent would be sent with it.
-                    written = await evenly(dsn, rate=rate, seconds=form.seconds, heard=_by_all(clients))
+                    # An event that arrives while the previous one is still being sent would be sent together with it.
+                    written = await evenly(dsn, rate=rate, seconds=form.seconds, after_each=_by_all(clients))
                     deliveries = written.rows * form.fan_out
                     after = await clients.received(before.rows + deliveries)
                     used = cpu(service.pid) - used
@@ -156,29 +156,29 @@ async def single_events(bench: Bench) -> Samples:
 
 
 def _by_all(clients: Load) -> Callable[[int], Awaitable[int]]:
-    """Waits until every client has so many rows behind those of the warm-up."""
+    """Waits until every client has this many rows after those of the warm-up."""
     return lambda rows: clients.until(WARM + rows)
 
 
 async def floor(clients: int, size: int, joined: int, rate: float, events: int) -> float:
-    """CPU microseconds of a C loop for one delivery. Raises Broken where there is no compiler."""
+    """CPU of a C loop per delivery, in microseconds. Raises MeasurementError if there is no compiler."""
     program = await build("floor")
     if program is None:
-        raise Broken("there is no C compiler (cc), and so no C loop to compare with")
+        raise MeasurementError("there is no C compiler (cc), and so no C loop to compare with")
     async with AsyncExitStack() as stack:
         looping = await stack.enter_async_context(tool(program, *map(str, (clients, size, joined, rate, events))))
-        port = int((await looping.hear())["port"])
+        port = int((await looping.receive())["port"])
         listening = await stack.enter_async_context(load(port, [()] * clients))
         await listening.open()
-        await looping.hear()
-        await looping.say("go")
-        told = await looping.hear(within=600)
-        await listening.received(int(told["sent"]))
-    return float(told["cpu"]) / int(told["sent"]) * 1e6
+        await looping.receive()
+        await looping.send("go")
+        answer = await looping.receive(timeout=600)
+        await listening.received(int(answer["sent"]))
+    return float(answer["cpu"]) / int(answer["sent"]) * 1e6
 
 
 async def bursts(bench: Bench) -> Samples:
-    """Transactions of 100 rows to many clients, several of them on their way at once: see _closed_loop."""
+    """Transactions of 100 rows to many clients, several of them in flight at once: see _closed_loop."""
     samples, form = Samples(), bench.form
     for number in range(form.rounds):
         async with bench.serving(Rowcast()) as (dsn, service):
@@ -189,7 +189,7 @@ async def bursts(bench: Bench) -> Samples:
 
 
 async def workers(bench: Bench) -> Samples:
-    """Single small events to many clients, each written when all have the one before: see _closed_loop."""
+    """Single small events to many clients, each written when all have received the previous one: see _closed_loop."""
     samples, form = Samples(), bench.form
     peers: list[Peer] = [Rowcast("1 worker"), Rowcast("2 workers", {"ROWCAST_WORKERS": "2"})]
     for number, peer in in_turn(form.rounds, peers):
@@ -205,9 +205,9 @@ async def _closed_loop(
 ) -> dict[str, float]:
     """In each step every writer writes a transaction of `rows` rows; clients are at most `ahead` whole steps behind.
 
-    These writers do not wait for their flush: it is about the daemon, which must not wait for them.
-    Returns deliveries a second; the CPU for one of them, in microseconds; and how many processors the daemon and the
-    load client had. With less than a whole one, the daemon was not what it had to wait for.
+    The writers commit asynchronously, so that the daemon never waits for a flush. Figures: deliveries a second; us,
+    CPU of the daemon per delivery in microseconds; the processors that daemon and load client used. If the daemon
+    used less than one, it was not the bottleneck.
     """
     async with AsyncExitStack() as stack:
         inserts = []
@@ -226,7 +226,7 @@ async def _closed_loop(
             await clients.until(rows * writers * max(0, steps - ahead))
 
         async def state() -> tuple[int, float, float]:
-            """When all of it had come in, and what had been used by then."""
+            """When everything written so far had arrived, and the CPU used until then by daemon and load client."""
             at = await clients.until(rows * writers * steps)
             return at, cpu(service.pid), (await clients.mark()).cpu
 
@@ -247,40 +247,40 @@ async def _closed_loop(
     }
 
 
-async def crowd(bench: Bench) -> Samples:
-    """Many clients come, and then do nothing: us, CPU for one to come in; bytes, memory for one that is there.
+async def idle_clients(bench: Bench) -> Samples:
+    """Many clients connect and then stay idle. Figures: us, server CPU to connect a client; bytes, memory per client.
 
-    Of the relay, to which one comes by a handshake alone, too.
+    Clients of the relay only make a handshake.
     """
     samples, form = Samples(), bench.form
-    count = min(form.crowd, raise_open_files() - 200)
-    warm, coming = count // 50, count // 5
+    count = min(form.idle_clients, raise_open_files() - 200)
+    warm, measured = count // 50, count // 5
     for number, peer in in_turn(form.rounds, [Rowcast(), *relays()]):
         async with bench.serving(peer) as (_, service):
             assert service
             async with service.clients([[0]] * count) as clients:
                 await clients.open(warm)
                 used, held = cpu(service.pid), resident(service.pid)
-                await clients.open(coming)
+                await clients.open(measured)
                 used = cpu(service.pid) - used
                 await clients.open()
                 held = resident(service.pid) - held
-        bench.note(samples, number, peer.name, us=used / coming * 1e6, bytes=held / (count - warm), clients=count)
+        bench.note(samples, number, peer.name, us=used / measured * 1e6, bytes=held / (count - warm), clients=count)
     return samples
 
 
 async def replay(bench: Bench) -> Samples:
-    """One client comes back to a daemon that has just started, and gets all there is of its topic: rows a second."""
+    """One client replays its whole topic from a daemon that has just started. Figures: rows a second, CPU."""
     samples, form, peer = Samples(), bench.form, Rowcast()
     async with bench.server.database(await peer.template(bench.server)) as dsn:
-        bench.say(f"writing {form.history:,} rows")
+        bench.log(f"writing {form.history:,} rows")
         connection = await asyncpg.connect(dsn)
         try:
-            for _ in range(form.history // OPEN_ROWS):
-                await connection.execute(data.INSERT, data.channel(0), data.user(0), OPEN_ROWS)
+            for _ in range(form.history // BATCH_ROWS):
+                await connection.execute(data.INSERT, data.channel(0), data.user(0), BATCH_ROWS)
         finally:
             await connection.close()
-        async with peer.serving(dsn) as service:  # which gives the rows their numbers
+        async with peer.serving(dsn) as service:  # the daemon numbers the rows before it is ready
             since = await first_position(service)
         for statement in ("vacuum analyze", "checkpoint"):
             await data.run(dsn, statement)
@@ -297,7 +297,7 @@ async def replay(bench: Bench) -> Samples:
 
 
 async def first_position(service: Service) -> str:
-    """The position before everything."""
+    """The position before the first change."""
     url = f"ws://127.0.0.1:{service.port}{service.path}"
     async with connect(url, subprotocols=[Subprotocol(SUBPROTOCOL)]) as connection:
         token = Authenticator(SECRET.encode()).issue(data.user(0), 60)
@@ -308,10 +308,10 @@ async def first_position(service: Service) -> str:
 
 
 async def scale(bench: Bench) -> Samples:
-    """The same rate of events over more and more topics and clients: us, CPU for one event, in microseconds.
+    """The same rate of events over more and more topics and clients. Figures: us, CPU per event in microseconds.
 
-    One client follows each topic. What daemon and Postgres use while nothing happens, for beats and heartbeats, is
-    measured before and taken off: it belongs to a client and not to an event.
+    One client follows each topic. The idle use of daemon and Postgres, such as heartbeats, is measured before and
+    subtracted: it depends on the clients, not on the events.
     """
     samples, form, rate = Samples(), bench.form, 100
 
@@ -345,5 +345,5 @@ async def scale(bench: Bench) -> Samples:
 
 
 def scale_name(clients: int, topics: int) -> str:
-    """As it stands in the results."""
+    """The name of this size in the results."""
     return f"{clients:,} clients, {topics:,} topics"

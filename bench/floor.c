@@ -1,12 +1,12 @@
 /*
- * The floor: what it costs to send the same bytes to the same number of sockets, and nothing else.
+ * The floor: the cost of sending the same bytes to the same number of sockets, without anything else.
  *
  *     floor CLIENTS BYTES JOINED RATE EVENTS
  *
- * Prints {"port":P}, lets CLIENTS websocket clients in, prints {"clients":CLIENTS}, and begins when a line comes in on
- * stdin: EVENTS times, RATE times a second (0: as fast as they are taken), it sends each client JOINED text frames of
- * BYTES bytes in one send(). Then it prints {"cpu":SECONDS,"sent":FRAMES}, its own CPU time for just that, and waits
- * for the end of stdin. Each frame holds a row, as clients.c counts it.
+ * Prints {"port":P}, accepts CLIENTS websocket clients, prints {"clients":CLIENTS}, and waits for a line on stdin.
+ * Then, EVENTS times at RATE a second (0: at full speed), it sends each client JOINED text frames of BYTES bytes in
+ * one send(). Finally it prints {"cpu":SECONDS,"sent":FRAMES}, its CPU time for the sending alone, and waits for the
+ * end of stdin. Each frame contains a row as clients.c counts it.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -40,7 +40,7 @@ static double cpu(void)
            (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
 }
 
-static int let_in(int listening)
+static int accept_client(int listening)
 {
     char request[4096];
     size_t size = 0;
@@ -104,7 +104,7 @@ int main(int argc, char **argv)
     fflush(stdout);
     int *sockets = calloc((size_t)clients, sizeof *sockets);
     for (int i = 0; i < clients; i++)
-        sockets[i] = let_in(listening);
+        sockets[i] = accept_client(listening);
     printf("{\"clients\":%d}\n", clients);
     fflush(stdout);
     if (getchar() == EOF)
@@ -128,7 +128,7 @@ int main(int argc, char **argv)
             }
             int text = snprintf(frame + head, payload, "{\"content\":\"@%llu ",
                                 (unsigned long long)wall.tv_sec * 1000000u + (unsigned long long)wall.tv_nsec / 1000);
-            frame[head + (size_t)text] = ' '; /* in the place of the closing NUL */
+            frame[head + (size_t)text] = ' '; /* replaces the terminating NUL */
             memcpy(frame + bytes - 2, "\"}", 2);
         }
         for (int i = 0; i < clients; i++)

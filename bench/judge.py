@@ -1,4 +1,4 @@
-"""Figures by round, and what is made of them: medians, spread, and whether a target is met."""
+"""Figures by round, their median and spread, and whether a target is met."""
 
 import math
 from collections import defaultdict
@@ -11,15 +11,15 @@ Sense = Literal[">=", "<=", ">", "+-"]
 
 
 class Spread(NamedTuple):
-    """The median of the rounds, and the least and the most."""
+    """The median, minimum and maximum of the rounds."""
 
     median: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
-        """Raises ValueError if there is none."""
+        """Raises ValueError if there are no values."""
         values = list(values)
         if not values:
             raise ValueError("there is nothing to take the median of")
@@ -27,7 +27,7 @@ class Spread(NamedTuple):
 
 
 class Samples:
-    """Figures by peer and name, one a round, in the order in which they were measured."""
+    """Figures by peer and name, one for each round, in the order of measurement."""
 
     def __init__(self, values: Mapping[str, Mapping[str, Iterable[float]]] | None = None) -> None:
         self.values: dict[str, dict[str, list[float]]] = {}
@@ -36,7 +36,7 @@ class Samples:
                 self.values.setdefault(peer, {})[figure] = list(rounds)
 
     def add(self, peer: str, **figures: float) -> None:
-        """What one round found for this peer."""
+        """Record the figures of one round for this peer."""
         for figure, value in figures.items():
             self.values.setdefault(peer, defaultdict(list))[figure].append(value)
 
@@ -47,10 +47,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked of one figure of one peer.
+    """The bound that one figure of one peer must meet.
 
-    With `against`, the figure is divided by that of another peer in the same round; without, it stands for itself.
-    The sense "+-" asks for a ratio that differs from 1 by no more than `bound`.
+    With `against`, the figure is divided by that of another peer in the same round; without, its absolute value
+    counts. The sense "+-" requires a ratio that differs from 1 by no more than `bound`.
     """
 
     peer: str
@@ -68,7 +68,7 @@ class Target:
         return Spread.of(mine / theirs if theirs else math.inf for mine, theirs in zip(own, other, strict=True))
 
     def met(self, samples: Samples) -> bool:
-        """Is the median where it ought to be?"""
+        """Is the median within the bound?"""
         value = self.measured(samples).median
         match self.sense:
             case ">=":

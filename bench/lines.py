@@ -56,11 +56,11 @@ class Line:
     peers: tuple[str, ...] = ()  # shown in the chart; empty means all
 
 
-def _asks(*targets: Target) -> Callable[[Form], Sequence[Target]]:
+def _targets(*targets: Target) -> Callable[[Form], Sequence[Target]]:
     return lambda _form: targets
 
 
-def _flat(form: Form) -> Sequence[Target]:
+def _flat_cost(form: Form) -> Sequence[Target]:
     first, *others = (scale_name(*size) for size in form.scales)
     return [Target(other, "us", "+-", 0.2, first) for other in others]
 
@@ -70,79 +70,79 @@ LINES = (
         "writers",
         "throughput of 32 writers with capture, a daemon and a client, compared with no trigger",
         experiments.full_load,
-        _asks(Target(ROWCAST, "tps", ">=", 0.70, "no trigger")),
+        _targets(Target(ROWCAST, "tps", ">=", 0.70, "no trigger")),
         (ROWCAST, "no trigger"),
     ),
     Line(
         "relay-writers",
         "throughput of 32 writers with capture, compared with a trigger that notifies with the row, and a relay",
         experiments.full_load,
-        _asks(Target(ROWCAST, "tps", ">=", 3.5, RELAY)),
+        _targets(Target(ROWCAST, "tps", ">=", 3.5, RELAY)),
     ),
     Line(
         "latency-50",
         "time from the row to the client at 50 writes a second, compared with the relay",
         experiments.paced,
-        _asks(Target(ROWCAST, "p50_50", "<=", 1.6, RELAY)),
+        _targets(Target(ROWCAST, "p50_50", "<=", 1.6, RELAY)),
     ),
     Line(
         "latency-1000",
         "time from the row to the client at 1,000 writes a second, compared with the relay",
         experiments.paced,
-        _asks(Target(ROWCAST, "p50_1000", "<=", 2.5, RELAY)),
+        _targets(Target(ROWCAST, "p50_1000", "<=", 2.5, RELAY)),
     ),
     Line(
         "saturation",
         "time from the row to the client under full load, compared with the relay under its own full load",
         experiments.full_load,
-        _asks(Target(ROWCAST, "p99", "<=", 1.0, RELAY), Target(ROWCAST, "tps", ">", 3, RELAY)),
+        _targets(Target(ROWCAST, "p99", "<=", 1.0, RELAY), Target(ROWCAST, "tps", ">", 3, RELAY)),
     ),
     Line(
         "delivery-cpu",
         "server CPU per delivery of single small events, compared with a C loop of send()",
         experiments.single_events,
-        _asks(Target(ROWCAST, "us", "<=", 1.25, "C loop")),
+        _targets(Target(ROWCAST, "us", "<=", 1.25, "C loop")),
     ),
     Line(
         "burst",
         "deliveries (changes x clients) a second from one process, with events in bursts",
         experiments.bursts,
-        _asks(Target(ROWCAST, "deliveries", ">=", 1_000_000)),
+        _targets(Target(ROWCAST, "deliveries", ">=", 1_000_000)),
     ),
     Line(
         "memory",
         "resident memory of the server per idle, subscribed client",
-        experiments.crowd,
-        _asks(Target(ROWCAST, "bytes", "<=", 10 * 1024)),
+        experiments.idle_clients,
+        _targets(Target(ROWCAST, "bytes", "<=", 10 * 1024)),
     ),
     Line(
         "handshake",
         "server CPU per client for handshake, hello and subscribe (relay: handshake only)",
-        experiments.crowd,
-        _asks(Target(ROWCAST, "us", "<=", 350)),
+        experiments.idle_clients,
+        _targets(Target(ROWCAST, "us", "<=", 350)),
     ),
     Line(
         "replay",
         "rows a second replayed from the log to one returning client, right after the daemon has started",
         experiments.replay,
-        _asks(Target(ROWCAST, "rows", ">=", 100_000)),
+        _targets(Target(ROWCAST, "rows", ">=", 100_000)),
     ),
     Line(
         "workers",
         "deliveries a second from two workers compared with one, with the load client on the same machine",
         experiments.workers,
-        _asks(Target("2 workers", "deliveries", ">=", 1.3, "1 worker")),
+        _targets(Target("2 workers", "deliveries", ">=", 1.3, "1 worker")),
     ),
     Line(
         "scale",
         "CPU of daemon and Postgres per event as topics and clients grow, with one client per topic",
         experiments.scale,
-        _flat,
+        _flat_cost,
     ),
 )
 
 
-def chosen(names: Sequence[str]) -> list[Line]:
+def select(names: Sequence[str]) -> list[Line]:
     """The lines with these names. `latency` selects every `latency-*`; no names select all. Raises ValueError."""
     for name in names:
         if not any(_named(line, name) for line in LINES):

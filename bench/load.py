@@ -1,4 +1,4 @@
-"""The load client: websocket clients by the thousand, in C where there is a compiler, else in Python processes."""
+"""The load client: thousands of websocket clients, in C if there is a compiler, else in Python processes."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.rig import BUILD, HERE, Broken, clean_environment, end, python
+from bench.rig import BUILD, HERE, MeasurementError, clean_environment, end, python
 
 PROCESSES = 4  # of the load client in Python
 ANSWER_TIMEOUT = 120.0  # seconds
@@ -26,25 +26,25 @@ def compiler() -> str | None:
 
 
 async def build(name: str) -> Path | None:
-    """The program of bench/NAME.c, built if it is not there yet; None without a compiler. Raises Broken."""
+    """The program of bench/NAME.c, compiled if necessary; None without a compiler. Raises MeasurementError."""
     source, program, cc = HERE / f"{name}.c", BUILD / name, compiler()
     if cc is None:
         return None
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         BUILD.mkdir(parents=True, exist_ok=True)
-        fresh = BUILD / f"{name}.{os.getpid()}"  # renamed, as another process may build, or run, the same
+        fresh = BUILD / f"{name}.{os.getpid()}"  # then renamed: another process may build or run it
         compiling = await asyncio.create_subprocess_exec(
             cc, "-O2", "-Wall", "-Wextra", "-o", str(fresh), str(source), stderr=asyncio.subprocess.PIPE
         )
-        _, complaints = await compiling.communicate()
+        _, errors = await compiling.communicate()
         if compiling.returncode:
-            raise Broken(f"{source.name} cannot be compiled: {complaints.decode()[-600:]}")
+            raise MeasurementError(f"{source.name} cannot be compiled: {errors.decode()[-600:]}")
         fresh.rename(program)
     return program
 
 
 class Tool:
-    """A process that takes commands on stdin, a line each, and answers with JSON objects on stdout."""
+    """A process that reads commands from stdin, one a line, and answers with JSON objects on stdout."""
 
     def __init__(self, child: asyncio.subprocess.Process, log: Path) -> None:
         self._child, self._log = child, log
@@ -54,38 +54,40 @@ class Tool:
         """Its process id."""
         return self._child.pid
 
-    async def say(self, line: str) -> None:
-        """Give a command."""
+    async def send(self, line: str) -> None:
+        """Send a command."""
         assert self._child.stdin
         self._child.stdin.write(f"{line}\n".encode())
         await self._child.stdin.drain()
 
-    async def hear(self, within: float = ANSWER_TIMEOUT) -> dict[str, Any]:
-        """The next answer. Raises Broken if the process has ended, or says nothing in so many seconds."""
+    async def receive(self, timeout: float = ANSWER_TIMEOUT) -> dict[str, Any]:  # noqa: ASYNC109 - in seconds
+        """The next answer. Raises MeasurementError if the process has ended, or does not answer within `timeout`."""
         assert self._child.stdout
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(timeout):
                 line = await self._child.stdout.readline()
         except TimeoutError:
-            raise Broken("the load client does not answer: what it waits for does not come") from None
+            raise MeasurementError("the load client does not answer: what it waits for does not arrive") from None
         if not line:
-            raise Broken(f"the load client has ended: {self._log.read_text(errors='replace').strip()[-600:]}")
+            raise MeasurementError(
+                f"the load client has ended: {self._log.read_text(errors='replace').strip()[-600:]}"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 @asynccontextmanager
 async def tool(*command: str | Path) -> AsyncIterator[Tool]:
-    """A running tool, ended at the end."""
+    """A running tool, stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="rowcast-bench-") as home:
         log = Path(home, "log")
-        with log.open("wb") as complaints:
+        with log.open("wb") as errors:
             child = await asyncio.create_subprocess_exec(
                 *map(str, command),
                 env=clean_environment(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=complaints,
+                stderr=errors,
                 start_new_session=True,
             )
         try:
@@ -96,7 +98,7 @@ async def tool(*command: str | Path) -> AsyncIterator[Tool]:
 
 @dataclass(frozen=True)
 class Mark:
-    """What has come in so far. The latencies, in seconds, are those of a few clients; `at` is in nanoseconds."""
+    """What has arrived so far. Latencies (of a few clients) are in seconds, `at` (the last read) in nanoseconds."""
 
     clients: int
     rows: int
@@ -112,7 +114,7 @@ class Mark:
 
 
 class Load:
-    """Clients of one server, in one process or several. Clients are shared out evenly, the first ones first."""
+    """Clients of one server, distributed evenly over one or more processes, and opened in order."""
 
     def __init__(self, tools: Sequence[Tool], shares: Sequence[int]) -> None:
         self._tools, self._shares = tools, shares
@@ -120,38 +122,38 @@ class Load:
         self._open = [0] * len(tools)
 
     async def open(self, count: int | None = None) -> None:
-        """Open so many more clients, or all; returns when each of them follows its topics."""
+        """Open `count` further clients, or all; returns when each of them follows its topics."""
         wanted = count if count is not None else self.clients - sum(self._open)
         for place, one in enumerate(self._tools):
             part = min(self._shares[place] - self._open[place], wanted)
             wanted -= part
             self._open[place] += part
             if part:
-                await one.say(f"open {part}")
-                await one.hear(OPEN_TIMEOUT)
+                await one.send(f"open {part}")
+                await one.receive(OPEN_TIMEOUT)
 
     async def until(self, rows: int) -> int:
-        """Wait until this many rows have come in for each client; when that was, in nanoseconds."""
-        asked = [(one, share) for one, share in zip(self._tools, self._open, strict=True) if share]
-        for one, share in asked:
-            await one.say(f"until {rows * share}")
-        return max([int((await one.hear())["at"]) for one, _ in asked])
+        """Wait until each client has received this many rows; returns when that was, in nanoseconds."""
+        waiting = [(one, share) for one, share in zip(self._tools, self._open, strict=True) if share]
+        for one, share in waiting:
+            await one.send(f"until {rows * share}")
+        return max([int((await one.receive())["at"]) for one, _ in waiting])
 
     async def received(self, rows: int, within: float = ANSWER_TIMEOUT) -> Mark:
-        """Wait until all clients together have so many rows. Raises Broken if there are more, or not in time."""
+        """Wait until all clients together have this many rows. Raises MeasurementError if more or fewer arrive."""
         deadline = asyncio.get_running_loop().time() + within
         while (mark := await self.mark()).rows < rows and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
         if mark.rows != rows:
-            raise Broken(f"{rows} rows should have come in, and {mark.rows} did")
+            raise MeasurementError(f"{rows} rows should have arrived, and {mark.rows} did")
         return mark
 
     async def mark(self) -> Mark:
-        """What has come in so far, and how long it took since the last `forget`."""
+        """What has arrived so far, with the latencies since the last `forget`."""
         marks = []
         for one in self._tools:
-            await one.say("mark")
-            marks.append(Mark(**await one.hear()))
+            await one.send("mark")
+            marks.append(Mark(**await one.receive()))
         first, *others = marks
         return (
             replace(
@@ -168,16 +170,16 @@ class Load:
         )
 
     async def forget(self) -> None:
-        """Leave out the latencies that were noted so far."""
+        """Discard the latencies recorded so far."""
         for one in self._tools:
-            await one.say("forget")
+            await one.send("forget")
 
 
 @asynccontextmanager
 async def load(
     port: int, openings: Openings, *, path: str = "/", subprotocol: str | None = None, in_c: bool = True
 ) -> AsyncIterator[Load]:
-    """Clients of the server at this port, none of them open yet; `openings` are the frames that each of them says."""
+    """Clients of the server at this port, none of them open yet; `openings` are the frames that each client sends."""
     program = await build("clients") if in_c else None
     command = [program] if program else [*python("bench.clients")]
     shares = split(len(openings), 1 if program else PROCESSES)
@@ -186,13 +188,13 @@ async def load(
         tools, done = [], 0
         for place, share in enumerate(shares):
             file = home / f"openings.{place}"
-            file.write_text("".join("\t".join(said) + "\n" for said in openings[done : done + share]))
+            file.write_text("".join("\t".join(frames) + "\n" for frames in openings[done : done + share]))
             done += share
             tools.append(await stack.enter_async_context(tool(*command, str(port), path, subprotocol or "-", file)))
         yield Load(tools, shares)
 
 
 def split(count: int, parts: int) -> list[int]:
-    """Shares of `count`, as equal as can be, the empty ones left out."""
+    """Split `count` into `parts` shares that differ by at most one; empty shares are left out."""
     shares = [count // parts + (place < count % parts) for place in range(parts)]
     return [share for share in shares if share]

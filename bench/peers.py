@@ -1,4 +1,4 @@
-"""What is measured, and what it is measured against: each has a database of its kind, and serves it in its way."""
+"""The peers: Rowcast and the servers it is compared with, each with its own kind of database."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from typing import Protocol
 from bench import data
 from bench.load import Load, load
 from bench.rig import (
-    Broken,
+    MeasurementError,
     Server,
-    answers,
-    asked_of_the_daemon,
+    accepts,
     clean_environment,
+    daemon_settings,
     free_port,
     process,
     python,
@@ -31,7 +31,7 @@ SECRET = secrets.token_urlsafe(48)
 
 @dataclass(frozen=True)
 class Service:
-    """A server that runs: its process, and how clients come in."""
+    """A running server: its process, and how clients connect."""
 
     pid: int
     port: int
@@ -39,7 +39,7 @@ class Service:
     rowcast: bool = False
 
     def clients(self, topics: Sequence[Sequence[int]], since: str | None = None) -> AbstractAsyncContextManager[Load]:
-        """As many clients as `topics` has rows, none of them open; the n-th is user n and follows these channels."""
+        """A client for each row of `topics`, none of them open yet; the n-th is user n and follows these channels."""
         if not self.rowcast:
             return load(self.port, [()] * len(topics), path=self.path)
         issue = Authenticator(SECRET.encode()).issue
@@ -56,22 +56,22 @@ class Service:
 
 
 class Peer(Protocol):
-    """One of those that are compared."""
+    """One of the servers that are compared."""
 
     @property
     def name(self) -> str:
-        """As it stands in the results."""
+        """Its name in the results."""
 
     async def template(self, server: Server) -> str:
-        """The template of its database."""
+        """The name of the template for its database."""
 
     def serving(self, dsn: str) -> AbstractAsyncContextManager[Service | None]:
-        """Serve a database for as long as the block lasts; None serves nobody. Raises Broken."""
+        """Serve a database while the block lasts; None if there is no server. Raises MeasurementError."""
 
 
 @dataclass(frozen=True)
 class NoTrigger:
-    """Nothing but the table."""
+    """The table without a trigger, and no server."""
 
     name: str = "no trigger"
 
@@ -85,7 +85,7 @@ class NoTrigger:
 
 @dataclass(frozen=True)
 class Rowcast:
-    """The daemon as it is shipped, but for `settings` and what the environment of the bench says."""
+    """The daemon as shipped, except for `settings` and those from the environment of the bench."""
 
     name: str = "Rowcast"
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Rowcast:
         async with readiness() as (notify, ready):
             environment = clean_environment(
                 **{
-                    **asked_of_the_daemon(),
+                    **daemon_settings(),
                     **self.settings,
                     "DATABASE_URL": dsn,
                     "ROWCAST_SECRET": SECRET,
@@ -113,7 +113,7 @@ class Rowcast:
 
 @dataclass(frozen=True)
 class Relay:
-    """A trigger that notifies with the row, and relay.py."""
+    """A trigger that notifies with the row, and the relay of relay.py."""
 
     name: str = "NOTIFY relay"
 
@@ -124,7 +124,7 @@ class Relay:
     async def serving(self, dsn: str) -> AsyncIterator[Service]:
         port = free_port()
         environment = clean_environment(DATABASE_URL=dsn, PORT=str(port))
-        async with process(python("bench.relay"), environment, partial(answers, port)) as pid:
+        async with process(python("bench.relay"), environment, partial(accepts, port)) as pid:
             yield Service(pid, port)
 
 
@@ -141,14 +141,14 @@ class Eventserv:
     @asynccontextmanager
     async def serving(self, dsn: str) -> AsyncIterator[Service]:
         if not self.program.is_file():
-            raise Broken(f"PG_EVENTSERV names {self.program}, which is no file")
+            raise MeasurementError(f"PG_EVENTSERV names {self.program}, which is no file")
         port = free_port()
         environment = clean_environment(DATABASE_URL=dsn, ES_HTTPHOST="127.0.0.1", ES_HTTPPORT=str(port))
-        async with process([self.program], environment, partial(answers, port)) as pid:
+        async with process([self.program], environment, partial(accepts, port)) as pid:
             yield Service(pid, port, "/listen/relay")
 
 
 def relays() -> list[Peer]:
-    """Those that relay payloads of NOTIFY, as far as they are there."""
+    """The peers that relay payloads of NOTIFY: always relay.py, and pg_eventserv if PG_EVENTSERV names it."""
     given = os.environ.get("PG_EVENTSERV")
     return [Relay(), *([Eventserv(Path(given).absolute())] if given else [])]

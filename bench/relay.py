@@ -1,4 +1,4 @@
-"""The peer that people build first: LISTEN, and the payload to every websocket as it is: no rights, no log."""
+"""The relay that people build first: it LISTENs and forwards each payload to every websocket; no rights, no log."""
 
 import asyncio
 import os
@@ -8,10 +8,10 @@ from websockets.asyncio.server import ServerConnection, broadcast, serve
 
 
 async def main(dsn: str, port: int) -> None:
-    """Relay the channel `relay` to whoever connects."""
+    """Forward the channel `relay` to every client."""
     clients: set[ServerConnection] = set()
 
-    async def attend(client: ServerConnection) -> None:
+    async def handle(client: ServerConnection) -> None:
         clients.add(client)
         try:
             await client.wait_closed()
@@ -23,7 +23,7 @@ async def main(dsn: str, port: int) -> None:
 
     listener = await asyncpg.connect(dsn)
     await listener.add_listener("relay", relay)
-    async with serve(attend, "127.0.0.1", port, compression=None):
+    async with serve(handle, "127.0.0.1", port, compression=None):
         await asyncio.Event().wait()
 
 

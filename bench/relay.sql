@@ -1,4 +1,4 @@
--- What people write who want to hear of their rows: a trigger that notifies with the row as payload.
+-- The usual trigger for notifications: NOTIFY with the row as payload.
 create function chatgenius.relay() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp

@@ -23,7 +23,7 @@ brackets.
 
 
 @dataclass(frozen=True)
-class Found:
+class Result:
     """One line: the results of its rounds, or why there are none; and its setup."""
 
     name: str
@@ -39,11 +39,11 @@ class Found:
 
     @property
     def verdict(self) -> str:
-        """In a word or two."""
+        """`met`, `not met` or `failed`."""
         return "failed" if self.failure else "met" if self.met else "not met"
 
     def as_json(self) -> dict[str, Any]:
-        """For results.json."""
+        """This result as stored in results.json."""
         return {
             "setup": dict(self.setup),
             "targets": [asdict(target) for target in self.targets],
@@ -52,51 +52,51 @@ class Found:
         }
 
     @classmethod
-    def of_json(cls, name: str, kept: Mapping[str, Any]) -> "Found":
-        """From results.json."""
+    def from_json(cls, name: str, kept: Mapping[str, Any]) -> "Result":
+        """A result as stored in results.json."""
         targets = tuple(Target(**target) for target in kept["targets"])
         return cls(name, kept["setup"], targets, Samples(kept["samples"]), kept["failure"])
 
 
-def publish(folder: Path, new: list[Found]) -> list[Found]:
+def publish(folder: Path, new: list[Result]) -> list[Result]:
     """Merge new results into the folder's results.json, RESULTS.md and charts/. Returns all results."""
     kept = folder / "results.json"
     known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    known |= {found.name: found.as_json() for found in new}
+    known |= {result.name: result.as_json() for result in new}
     order = [line.name for line in LINES]
-    all_found = [Found.of_json(name, known[name]) for name in sorted(known, key=order.index)]
-    kept.write_text(json.dumps({one.name: one.as_json() for one in all_found}, indent=1) + "\n", encoding="utf-8")
+    all_results = [Result.from_json(name, known[name]) for name in sorted(known, key=order.index)]
+    kept.write_text(json.dumps({one.name: one.as_json() for one in all_results}, indent=1) + "\n", encoding="utf-8")
     charts = folder / "charts"
     charts.mkdir(exist_ok=True)
-    for found in all_found:
-        path = charts / f"{found.name}.svg"
+    for result in all_results:
+        path = charts / f"{result.name}.svg"
         path.unlink(missing_ok=True)
-        if not found.failure:
-            path.write_text(chart(found), encoding="utf-8")
-    (folder / "RESULTS.md").write_text(report(all_found), encoding="utf-8")
-    return all_found
+        if not result.failure:
+            path.write_text(chart(result), encoding="utf-8")
+    (folder / "RESULTS.md").write_text(report(all_results), encoding="utf-8")
+    return all_results
 
 
-def report(found: list[Found]) -> str:
-    """RESULTS.md."""
+def report(results: list[Result]) -> str:
+    """The text of RESULTS.md."""
     parts = [HEAD, "| Line | What | Target | Measured | |", "|---|---|---|---|---|"]
-    parts += [f"| {' | '.join(cells)} |" for one in found for cells in _rows(one)]
+    parts += [f"| {' | '.join(cells)} |" for one in results for cells in _rows(one)]
     parts += ["", "## Setup", ""]
     setups: dict[str, list[str]] = {}
-    for one in found:
+    for one in results:
         setups.setdefault("\n".join(f"- {name}: {value}" for name, value in one.setup.items()), []).append(one.name)
     for setup, names in setups.items():
-        parts += [f"Of {', '.join(names)}:", "", setup, ""]
-    for one in found:
+        parts += [f"For {', '.join(names)}:", "", setup, ""]
+    for one in results:
         parts += [f"## {one.name}", ""]
         if one.failure:
             parts += [f"Failed: {one.failure}", ""]
         else:
-            parts += [f"![{what_of(one.name)}](charts/{one.name}.svg)", "", *_figures(one.samples), ""]
+            parts += [f"![{question_of(one.name)}](charts/{one.name}.svg)", "", *_figures(one.samples), ""]
     return "\n".join(parts)
 
 
-def what_of(name: str) -> str:
+def question_of(name: str) -> str:
     """The question that a line asks."""
     return next(line.what for line in LINES if line.name == name)
 
@@ -106,7 +106,7 @@ def unit_of(figure: str) -> Unit:
     return UNITS.get(figure, Unit(figure))
 
 
-def asked(target: Target) -> str:
+def target_text(target: Target) -> str:
     """A target in a few words, without the name of its figure."""
     if target.sense == "+-":
         return f"within {target.bound:.0%} of {target.against}"
@@ -116,7 +116,7 @@ def asked(target: Target) -> str:
     return f"{sign} {target.bound:g} x {target.against}"
 
 
-def answered(target: Target, samples: Samples) -> str:
+def measured_text(target: Target, samples: Samples) -> str:
     """The measurement, in the form of its target."""
     spread = target.measured(samples)
     if target.against is None:
@@ -126,21 +126,21 @@ def answered(target: Target, samples: Samples) -> str:
 
 
 def _brackets(spread: Spread, show: Callable[[float], str]) -> str:
-    return f"{show(spread.median)} ({show(spread.least)} to {show(spread.most)})"
+    return f"{show(spread.median)} ({show(spread.minimum)} to {show(spread.maximum)})"
 
 
-def _rows(found: Found) -> list[list[str]]:
-    if found.failure:
-        return [[found.name, what_of(found.name), "", found.failure, "failed"]]
+def _rows(result: Result) -> list[list[str]]:
+    if result.failure:
+        return [[result.name, question_of(result.name), "", result.failure, "failed"]]
     rows = []
-    for target in found.targets:
-        verdict = "met" if target.met(found.samples) else "not met"
+    for target in result.targets:
+        verdict = "met" if target.met(result.samples) else "not met"
         rows.append(
             [
-                found.name,
-                what_of(found.name),
-                f"{unit_of(target.figure).name}: {asked(target)}",
-                answered(target, found.samples),
+                result.name,
+                question_of(result.name),
+                f"{unit_of(target.figure).name}: {target_text(target)}",
+                measured_text(target, result.samples),
                 verdict,
             ]
         )
@@ -158,17 +158,19 @@ def _figures(samples: Samples) -> list[str]:
     return table
 
 
-def chart(found: Found) -> str:
+def chart(result: Result) -> str:
     """A chart of the first target's figure, for each peer that has it, with the target marked."""
-    first, *_ = found.targets
+    first, *_ = result.targets
     unit = unit_of(first.figure)
-    line = next(line for line in LINES if line.name == found.name)
-    judged = {target.peer for target in found.targets}
+    line = next(line for line in LINES if line.name == result.name)
+    judged = {target.peer for target in result.targets}
     shown = [
         Bar(peer, [value * unit.factor for value in figures[first.figure]], peer in judged)
-        for peer, figures in found.samples.values.items()
+        for peer, figures in result.samples.values.items()
         if first.figure in figures and (not line.peers or peer in line.peers)
     ]
-    base = Spread.of(found.samples.rounds(first.against, first.figure)).median if first.against else 1.0
+    base = Spread.of(result.samples.rounds(first.against, first.figure)).median if first.against else 1.0
     aim = base * unit.factor * (1 + first.bound if first.sense == "+-" else first.bound)
-    return bars(found.name, what_of(found.name), unit.name, shown, Unit(unit.name).show, (aim, asked(first)))
+    return bars(
+        result.name, question_of(result.name), unit.name, shown, Unit(unit.name).show, (aim, target_text(first))
+    )

@@ -1,4 +1,4 @@
-"""What every line stands on: a Postgres with fsync on, databases in it, processes, and what they have used."""
+"""The rig of every benchmark: a Postgres with fsync on, its databases, processes, and their CPU and memory."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from daemon.embedded.server import EmbeddedPostgres
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "bench"
-READY_TIMEOUT = 60.0  # seconds for a process to be ready, numbering of what it finds included
+READY_TIMEOUT = 60.0  # seconds until a process is ready, including the numbering of existing rows
 TICKS = os.sysconf("SC_CLK_TCK")
 
 POSTGRES = MappingProxyType(
@@ -31,27 +31,27 @@ POSTGRES = MappingProxyType(
         "full_page_writes": "on",
         "shared_buffers": "256MB",
         "max_wal_size": "4GB",
-        "checkpoint_timeout": "30min",  # each measurement begins behind a checkpoint, and none falls into it
+        "checkpoint_timeout": "30min",  # measurements begin after a checkpoint, and none happens during one
         "max_connections": "200",
     }
 )
-"""What the server is started with."""
+"""The settings of the server."""
 
 
-class Broken(Exception):
+class MeasurementError(Exception):
     """A measurement that could not be made, and why."""
 
 
 def raise_open_files() -> int:
-    """Let this process and its children open as many files as they may; how many that is."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return most
+    """Raise the limit on open files of this process and its children to the hard limit; returns it."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    return limit
 
 
 @contextmanager
 def passable_directory() -> Iterator[Path]:
-    """A new directory that the server may pass through even if root made it."""
+    """A new directory that the server can traverse even if root created it."""
     directory = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
     directory.chmod(0o711)
     try:
@@ -83,7 +83,7 @@ class Server:
 
     @asynccontextmanager
     async def database(self, template: str) -> AsyncIterator[str]:
-        """The DSN of a copy of a template, right behind a checkpoint; dropped at the end."""
+        """The DSN of a copy of a template, right after a checkpoint; dropped at the end."""
         self._count += 1
         name = f"bench_{self._count}"
         await self._run(f'create database {name} template "{template}"', "checkpoint")
@@ -103,20 +103,20 @@ class Server:
 
 @asynccontextmanager
 async def postgres(settings: Mapping[str, str] = POSTGRES) -> AsyncIterator[Server]:
-    """A server of our own, gone at the end."""
+    """A private server, removed at the end."""
     with passable_directory() as directory:
         async with EmbeddedPostgres(directory, binaries=find_binaries(), settings=settings) as embedded:
             yield Server(embedded)
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """What a child gets: what it needs to run, and what is given."""
+    """The environment of a child process: what it needs to run, and `more`."""
     kept = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR", "PYTHONPATH")
     return {name: os.environ[name] for name in kept if name in os.environ} | more
 
 
-def asked_of_the_daemon() -> dict[str, str]:
-    """The settings of the daemon that whoever runs the bench has chosen; without any it runs as shipped."""
+def daemon_settings() -> dict[str, str]:
+    """Settings for the daemon from the environment of the bench; without any it runs as shipped."""
     ours = ("ROWCAST_SECRET", "ROWCAST_LISTEN", "ROWCAST_TEST")
     return {
         name: value for name, value in os.environ.items() if name.startswith("ROWCAST_") and not name.startswith(ours)
@@ -124,7 +124,7 @@ def asked_of_the_daemon() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -134,7 +134,7 @@ def free_port() -> int:
 async def process(
     command: Sequence[str | Path], environment: Mapping[str, str], ready: Callable[[], Awaitable[object]]
 ) -> AsyncIterator[int]:
-    """The pid of a process for which `ready` has come back; it is asked to end at the end. Raises Broken."""
+    """Run a process; yields its pid once `ready` returns. Raises MeasurementError if it ends or times out first."""
     with tempfile.TemporaryDirectory(prefix="rowcast-bench-") as home:
         log = Path(home, "log")
         with log.open("wb") as output:
@@ -145,20 +145,20 @@ async def process(
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # as a service has: the kernel may share the processors out by sessions
+                start_new_session=True,  # like a service: the kernel may schedule by session
             )
         waiting, ended = asyncio.ensure_future(ready()), asyncio.ensure_future(child.wait())
         name = " ".join(map(str, command[-2:]))
         try:
             await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED, timeout=READY_TIMEOUT)
             if ended.done():
-                raise Broken(f"{name} ended with {child.returncode}: {last_words(log)}")
+                raise MeasurementError(f"{name} ended with {child.returncode}: {last_words(log)}")
             if not waiting.done():
-                raise Broken(f"{name} was not ready in {READY_TIMEOUT:g} s: {last_words(log)}")
+                raise MeasurementError(f"{name} was not ready in {READY_TIMEOUT:g} s: {last_words(log)}")
             await waiting
             yield child.pid
             if child.returncode is not None:
-                raise Broken(f"{name} ended with {child.returncode}: {last_words(log)}")
+                raise MeasurementError(f"{name} ended with {child.returncode}: {last_words(log)}")
         finally:
             waiting.cancel()
             await end(child)
@@ -166,12 +166,12 @@ async def process(
 
 
 def last_words(log: Path) -> str:
-    """The end of what a process has said, in one line."""
-    return " | ".join(log.read_text(errors="replace").splitlines()[-3:])[-600:] or "it said nothing"
+    """The last lines of a process's output, in one line."""
+    return " | ".join(log.read_text(errors="replace").splitlines()[-3:])[-600:] or "it printed nothing"
 
 
 async def end(child: asyncio.subprocess.Process) -> None:
-    """Ask it to end, and kill it if it does not."""
+    """Terminate it, and kill it if it does not end."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             child.send_signal(number)
@@ -183,7 +183,7 @@ async def end(child: asyncio.subprocess.Process) -> None:
 
 @asynccontextmanager
 async def readiness() -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]]]]:
-    """What NOTIFY_SOCKET is to be, and a wait for the READY=1 that comes there."""
+    """A value for NOTIFY_SOCKET, and a function that waits for READY=1 on it."""
     with (
         tempfile.TemporaryDirectory(prefix="rowcast-bench-") as home,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices,
@@ -198,8 +198,8 @@ async def readiness() -> AsyncIterator[tuple[str, Callable[[], Awaitable[None]]]
         yield f"{home}/notify", ready
 
 
-async def answers(port: int) -> None:
-    """Wait until somebody accepts at this port."""
+async def accepts(port: int) -> None:
+    """Wait until this port accepts connections."""
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -211,12 +211,12 @@ async def answers(port: int) -> None:
 
 
 def python(module: str) -> list[str]:
-    """How to run a module of ours."""
+    """The command that runs a module of this project."""
     return [sys.executable, "-m", module]
 
 
 def _statistics(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name; see proc(5). Empty if there is no such process."""
+    """The fields of /proc/PID/stat after the name; see proc(5). Empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -224,7 +224,7 @@ def _statistics(pid: int) -> list[str]:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+    """A process and all of its descendants."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and (fields := _statistics(int(entry.name))):
@@ -236,7 +236,7 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU that a process and its descendants have used, those that ended among them."""
+    """Seconds of CPU that a process and its descendants have used, including those that have ended."""
     ticks = 0
     for one in tree(pid):
         if fields := _statistics(one):
@@ -245,7 +245,7 @@ def cpu(pid: int) -> float:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process and its descendants hold, what they share counted once each."""
+    """Resident bytes of a process and its descendants; shared memory counts once for each of them."""
     total = 0
     for one in tree(pid):
         with suppress(OSError):

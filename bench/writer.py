@@ -1,4 +1,4 @@
-"""The writer for machines without pgbench: CLIENTS SECONDS CHANNELS AUTHORS RATE; prints how many rows it wrote."""
+"""The writer for machines without pgbench: CLIENTS SECONDS CHANNELS AUTHORS RATE. Prints how many rows it wrote."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from bench.data import INSERT, channel, user
 
 
 async def write(dsn: str, clients: int, seconds: float, channels: int, authors: int, rate: float) -> int:
-    """Insert single messages until the time is over; `rate` in transactions a second, 0 for as many as go."""
+    """Insert single messages until the time is over; `rate` is in transactions a second, 0 for full speed."""
 
     async def one(connection: asyncpg.Connection) -> int:
         insert = await connection.prepare(INSERT)

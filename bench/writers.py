@@ -1,4 +1,4 @@
-"""Who writes: pgbench where the server's programs have it, else asyncpg in several processes."""
+"""The writers: pgbench if the server's programs include it, else asyncpg in several processes."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import asyncpg
 
 from bench.data import CHANNELS, INSERT, channel, user
-from bench.rig import HERE, Broken, clean_environment, python
+from bench.rig import HERE, MeasurementError, clean_environment, python
 from daemon.embedded.binaries import find_binaries
 
 PROCESSES = 2  # of the writer in Python
@@ -20,7 +20,7 @@ PROCESSES = 2  # of the writer in Python
 
 @dataclass(frozen=True)
 class Written:
-    """How many rows, one a transaction, in how many seconds."""
+    """The number of rows, one in each transaction, and the seconds that they took."""
 
     rows: int
     seconds: float
@@ -32,7 +32,7 @@ class Written:
 
 
 def pgbench() -> Path | None:
-    """The server's own, if it has one."""
+    """The server's own pgbench, if it has one."""
     program = find_binaries().bindir / "pgbench"
     return program if program.exists() else None
 
@@ -47,36 +47,38 @@ async def write(
     rate: float | None = None,
     by_pgbench: bool = True,
 ) -> Written:
-    """Insert messages, one a transaction, at random into the first channels and from the first authors.
+    """Insert messages, one in each transaction, at random into the first channels and from the first authors.
 
-    `rate` is transactions a second, of all clients together; without one they write as fast as they can.
+    `rate` is in transactions a second for all clients together; without one they write at full speed.
 
-    Raises Broken.
+    Raises MeasurementError.
     """
     program = pgbench() if by_pgbench else None
     if program is None:
-        return await _by_ourselves(dsn, clients, seconds, channels, authors, rate or 0)
-    words = ["-n", "-M", "prepared", "-c", clients, "-j", min(clients, 2), "-T", max(1, round(seconds))]
-    words += ["-D", f"channels={channels}", "-D", f"authors={authors}", "-f", HERE / "messages.pgbench"]
-    words += ["-R", rate] if rate else []
-    said = await _run([str(program), *map(str, words)], libpq(dsn))
-    processed = re.search(r"actually processed: (\d+)", said)
-    speed = re.search(r"tps = ([\d.]+)", said)
-    failed = re.search(r"failed transactions: ([1-9]\d*)", said)
+        return await _write_with_asyncpg(dsn, clients, seconds, channels, authors, rate or 0)
+    arguments = ["-n", "-M", "prepared", "-c", clients, "-j", min(clients, 2), "-T", max(1, round(seconds))]
+    arguments += ["-D", f"channels={channels}", "-D", f"authors={authors}", "-f", HERE / "messages.pgbench"]
+    arguments += ["-R", rate] if rate else []
+    output = await _run([str(program), *map(str, arguments)], libpq(dsn))
+    processed = re.search(r"actually processed: (\d+)", output)
+    speed = re.search(r"tps = ([\d.]+)", output)
+    failed = re.search(r"failed transactions: ([1-9]\d*)", output)
     if processed and processed[1] == "0":
-        raise Broken(f"in {seconds:g} s not one transaction was committed")
-    if not processed or not speed or failed or "aborted" in said:
-        raise Broken(f"pgbench failed: {said[-600:]}")
+        raise MeasurementError(f"in {seconds:g} s not one transaction was committed")
+    if not processed or not speed or failed or "aborted" in output:
+        raise MeasurementError(f"pgbench failed: {output[-600:]}")
     return Written(int(processed[1]), int(processed[1]) / float(speed[1]) if float(speed[1]) else seconds)
 
 
-async def _by_ourselves(dsn: str, clients: int, seconds: float, channels: int, authors: int, rate: float) -> Written:
+async def _write_with_asyncpg(
+    dsn: str, clients: int, seconds: float, channels: int, authors: int, rate: float
+) -> Written:
     parts = min(PROCESSES, clients)
-    words = [str(word) for word in (clients // parts, seconds, channels, authors, rate / parts)]
-    said = await asyncio.gather(
-        *(_run([*python("bench.writer"), *words], {"DATABASE_URL": dsn}) for _ in range(parts))
+    arguments = [str(word) for word in (clients // parts, seconds, channels, authors, rate / parts)]
+    output = await asyncio.gather(
+        *(_run([*python("bench.writer"), *arguments], {"DATABASE_URL": dsn}) for _ in range(parts))
     )
-    return Written(sum(int(one.split()[-1]) for one in said), seconds)
+    return Written(sum(int(one.split()[-1]) for one in output), seconds)
 
 
 async def _run(command: list[str], environment: dict[str, str]) -> str:
@@ -94,12 +96,12 @@ async def _run(command: list[str], environment: dict[str, str]) -> str:
             child.kill()
             await child.wait()
     if child.returncode:
-        raise Broken(f"{Path(command[0]).name} ended with {child.returncode}: {output.decode()[-600:]}")
+        raise MeasurementError(f"{Path(command[0]).name} ended with {child.returncode}: {output.decode()[-600:]}")
     return output.decode()
 
 
 def libpq(dsn: str) -> dict[str, str]:
-    """What programs of Postgres read from the environment. A command line would show the password to everybody."""
+    """The environment that Postgres programs connect with. Their command line would expose the password."""
     parts = urlsplit(dsn)
     options = parse_qs(parts.query)
     return {
@@ -117,11 +119,11 @@ async def evenly(
     rate: float,
     seconds: float,
     channels: int = 1,
-    heard: Callable[[int], Awaitable[object]] | None = None,
+    after_each: Callable[[int], Awaitable[object]] | None = None,
 ) -> Written:
-    """Insert single messages at even distances, into each of the first channels in turn.
+    """Insert single messages at even intervals, into each of the first channels in turn.
 
-    `heard` waits until everybody has so many of them; it may delay the next one.
+    `after_each` is awaited after each message, with their number so far; it may delay the next one.
     """
     connection = await asyncpg.connect(dsn)
     try:
@@ -130,13 +132,13 @@ async def evenly(
         for number in range(rows):
             await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
             await insert.fetch(channel(number % channels), user(0), 1)
-            if heard is not None:
-                await heard(number + 1)
+            if after_each is not None:
+                await after_each(number + 1)
         return Written(rows, time.monotonic() - began)
     finally:
         await connection.close()
 
 
 def processors() -> int:
-    """How many this process may use."""
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0))

@@ -15,7 +15,7 @@ import pytest
 
 from tests.acceptance.chat import Chat
 from tests.faults.checker import CLEAN
-from tests.faults.harness import stage
+from tests.faults.harness import scenario
 from tests.support.daemon import SECRET, Client, Daemon, Frame, clean_environment, command, daemon_process, get, token
 from tests.support.processes import until_it_ends
 
@@ -89,28 +89,28 @@ async def test_a_worker_that_dies_or_hangs_disconnects_only_its_own_clients_and_
     database: str, how: signal.Signals, leads: bool
 ) -> None:
     soon = {"ROWCAST_WORKER_SILENCE": "4"} if how == signal.SIGSTOP else {}
-    async with stage(database, environment={"ROWCAST_WORKERS": "2", **soon}) as play:
-        daemon = play.daemons[0].daemon
+    async with scenario(database, environment={"ROWCAST_WORKERS": "2", **soon}) as run:
+        daemon = run.daemons[0].daemon
         assert daemon
-        clients = await play.follow(16)
+        clients = await run.follow(16)
         while (
             len({line["worker"] for line in lines(daemon, "client_connected")}) < 2
         ):  # one worker may be slow to accept
-            clients += await play.follow(4)
+            clients += await run.follow(4)
         leader = lines(daemon, "leader_elected")[-1]["worker"]
         victim = leader if leads else 1 - leader
         theirs = [line["worker"] for line in lines(daemon, "client_connected")].count(victim)
-        play.write(3)
-        await play.heard(50)
+        run.write(3)
+        await run.received(50)
         first = pids(daemon)[victim]
         with until_it_ends(first):
             os.kill(first, how)
             await logged(daemon, "worker_ended")
         await logged(daemon, "worker_started", 3)
-        await play.recovered()
+        await run.recovered()
         await logged(daemon, "serving", 3)
-        await play.committed(50)
-        assert CLEAN == await play.verdict()
+        await run.committed(50)
+        assert CLEAN == await run.verdict()
         assert {1: len(clients) - theirs, 2: theirs} == Counter(client.connections for client in clients)
         assert (how == signal.SIGSTOP) == bool(lines(daemon, "worker_hung"))
         [ended] = lines(daemon, "worker_ended")

@@ -1,4 +1,4 @@
-"""The parts of the bench do what they say; how fast anything is, no test asks."""
+"""The parts of the bench count, judge and write correctly. No test measures speed."""
 
 import asyncio
 import json
@@ -13,14 +13,14 @@ import pytest
 
 from bench import __main__ as bench_main
 from bench import data
-from bench.charts import scale_of
+from bench.charts import axis_ticks
 from bench.experiments import FORMS, Bench, bursts, in_turn
 from bench.judge import Samples, Sense, Spread, Target
-from bench.lines import LINES, Line, chosen
+from bench.lines import LINES, Line, select
 from bench.load import split
 from bench.peers import Relay, Rowcast
-from bench.results import Found, asked, publish
-from bench.rig import HERE, Broken, Server, clean_environment, cpu, process, resident
+from bench.results import Result, publish, target_text
+from bench.rig import HERE, MeasurementError, Server, clean_environment, cpu, process, resident
 from bench.writers import evenly, write
 from daemon.postgres.connect import Connection
 from tests.support import postgres as support
@@ -34,10 +34,10 @@ async def test_every_client_receives_what_the_writers_insert(database: str, by_p
         written = await write(database, clients=2, seconds=1, channels=2, authors=3, rate=50, by_pgbench=by_pgbench)
         steps: list[int] = []
 
-        async def heard(rows: int) -> None:
+        async def after_each(rows: int) -> None:
             steps.append((await clients.received(2 * (written.rows + rows))).rows)
 
-        more = await evenly(database, rate=100, seconds=0.1, channels=2, heard=heard)
+        more = await evenly(database, rate=100, seconds=0.1, channels=2, after_each=after_each)
         assert [2 * (written.rows + n) for n in range(1, 11)] == steps
         assert 10 == more.rows
         mark = await clients.received(2 * (written.rows + more.rows))
@@ -59,7 +59,7 @@ async def test_the_relay_passes_on_every_row(database: str, sql: Connection) -> 
 
 async def test_a_process_that_ends_before_it_is_ready_is_reported_with_its_output() -> None:
     command = ["/bin/sh", "-c", "echo no such thing >&2; exit 3"]
-    with pytest.raises(Broken, match="ended with 3: no such thing"):
+    with pytest.raises(MeasurementError, match="ended with 3: no such thing"):
         async with process(command, clean_environment(), asyncio.Event().wait):
             pass
 
@@ -76,7 +76,7 @@ async def test_a_line_that_fails_is_reported_and_the_others_still_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: support.Server
 ) -> None:
     async def fails(_bench: Bench) -> Samples:
-        raise Broken("there is no such thing")
+        raise MeasurementError("there is no such thing")
 
     async def finds(bench: Bench) -> Samples:
         bench.note(found := Samples(), 0, "Rowcast", us=300)
@@ -89,21 +89,21 @@ async def test_a_line_that_fails_is_reported_and_the_others_still_run(
     monkeypatch.setattr(bench_main, "postgres", ready)
     targets = [Target("Rowcast", "us", "<=", 350)]
     lines = [Line(name, "", one, lambda _: targets) for name, one in (("writers", fails), ("handshake", finds))]
-    kept: list[Found] = []
+    kept: list[Result] = []
     first, second = await bench_main.run(lines, FORMS["tiny"], {"machine": "any"}, kept.append)
     assert [first, second] == kept
-    assert ("failed", "Broken: there is no such thing") == (first.verdict, first.failure)
+    assert ("failed", "MeasurementError: there is no such thing") == (first.verdict, first.failure)
     assert "met" == second.verdict
     publish(tmp_path, [first, second])
     assert "| writers | " in (tmp_path / "RESULTS.md").read_text()
 
 
 async def test_an_experiment_runs_from_the_database_to_its_figures(postgres: support.Server) -> None:
-    said: list[str] = []
-    found = await bursts(Bench(Server(postgres.embedded), FORMS["tiny"], said.append))
+    log: list[str] = []
+    found = await bursts(Bench(Server(postgres.embedded), FORMS["tiny"], log.append))
     [deliveries] = found.rounds("Rowcast", "deliveries")
     assert deliveries > 0
-    assert "round 1/1  Rowcast: deliveries" in said[0]
+    assert "round 1/1  Rowcast: deliveries" in log[0]
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_every_other_round_reverses_the_order_of_the_peers() -> None:
 
 
 def test_lines_are_selected_by_name_or_prefix() -> None:
-    assert LINES == tuple(chosen([]))
-    assert ["writers", "latency-50", "latency-1000"] == [line.name for line in chosen(["writers", "latency"])]
+    assert LINES == tuple(select([]))
+    assert ["writers", "latency-50", "latency-1000"] == [line.name for line in select(["writers", "latency"])]
     with pytest.raises(ValueError, match="there is no line speed; there are writers, "):
-        chosen(["speed"])
+        select(["speed"])
 
 
 def test_clients_are_distributed_evenly_among_processes() -> None:
@@ -152,7 +152,7 @@ def test_clients_are_distributed_evenly_among_processes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "ticks"),
+    ("maximum", "ticks"),
     [
         (0, [0, 1]),
         (1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
@@ -160,21 +160,21 @@ def test_clients_are_distributed_evenly_among_processes() -> None:
         (0.3, [0, 0.1, 0.2, 0.3]),
     ],
 )
-def test_the_axis_of_a_chart_has_round_numbers(most: float, ticks: list[float]) -> None:
-    assert ticks == scale_of(most)
+def test_the_axis_of_a_chart_has_round_numbers(maximum: float, ticks: list[float]) -> None:
+    assert ticks == axis_ticks(maximum)
 
 
 SETUP = {"command": "`make bench`", "machine": "a small one"}
 FIGURES: dict[str, Any] = {"Rowcast": {"tps": [800, 700, 750]}, "no trigger": {"tps": [1000, 1000, 1000]}}
 
 
-def found(name: str, setup: dict[str, str] = SETUP) -> Found:
-    [line] = chosen([name])
-    return Found(name, setup, tuple(line.targets(FORMS["short"])), Samples(FIGURES))
+def a_result(name: str, setup: dict[str, str] = SETUP) -> Result:
+    [line] = select([name])
+    return Result(name, setup, tuple(line.targets(FORMS["short"])), Samples(FIGURES))
 
 
 def test_results_and_charts_are_written_from_the_figures(tmp_path: Path) -> None:
-    publish(tmp_path, [found("writers")])
+    publish(tmp_path, [a_result("writers")])
     report = (tmp_path / "RESULTS.md").read_text()
     assert "| transactions per second: ≥ 0.7 x no trigger | 0.75 (0.70 to 0.80) x | met |" in report
     assert "- machine: a small one" in report
@@ -192,13 +192,13 @@ def test_results_and_charts_are_written_from_the_figures(tmp_path: Path) -> None
 
 
 def test_a_run_of_some_lines_keeps_the_results_of_the_others(tmp_path: Path) -> None:
-    publish(tmp_path, [found("writers"), Found("replay", SETUP, failure="no rows")])
-    publish(tmp_path, [Found("writers", {"machine": "another"}, failure="out of disk")])
+    publish(tmp_path, [a_result("writers"), Result("replay", SETUP, failure="no rows")])
+    publish(tmp_path, [Result("writers", {"machine": "another"}, failure="out of disk")])
     report = (tmp_path / "RESULTS.md").read_text()
     assert "out of disk | failed |" in report
     assert "no rows | failed |" in report
-    assert "Of replay:\n\n- command: `make bench`\n- machine: a small one\n" in report
-    assert "Of writers:\n\n- machine: another\n" in report
+    assert "For replay:\n\n- command: `make bench`\n- machine: a small one\n" in report
+    assert "For writers:\n\n- machine: another\n" in report
     assert {"writers", "replay"} == json.loads((tmp_path / "results.json").read_text()).keys()
     assert [] == list((tmp_path / "charts").iterdir())
 
@@ -208,4 +208,4 @@ def test_every_line_describes_itself_and_its_targets(form: Any) -> None:
     for line in LINES:
         assert line.what
         for target in line.targets(form):
-            assert asked(target)
+            assert target_text(target)

@@ -1,4 +1,4 @@
-"""Clients that keep the rules of docs/protocol.md and note everything, and the verdict on what they heard."""
+"""Clients that follow the rules of docs/protocol.md and record everything, and the verdict on what they received."""
 
 import asyncio
 import json
@@ -17,26 +17,27 @@ from daemon.core.wire import SUBPROTOCOL
 from tests.faults.oracle import Write
 from tests.support import daemon
 
-LINE = (OSError, EOFError, TimeoutError, WebSocketException)
-"""What a broken line raises."""
+CONNECTION_ERRORS = (OSError, EOFError, TimeoutError, WebSocketException)
+"""What a broken connection raises."""
 
-Place = tuple[str, int]
+Position = tuple[str, int]
 """Epoch and seq."""
 
 
-def place(position: str) -> Place:
+def parse(position: str) -> Position:
+    """A position of the protocol, EPOCH:SEQ."""
     epoch, _, seq = position.rpartition(":")
     return epoch, int(seq)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One change, as a client heard it; `floor` is the `since` of its connection."""
+class Delivered:
+    """One change as a client received it; `since` is the position with which its connection resumed."""
 
     connection: int
     topic: str
-    at: Place
-    floor: Place | None
+    at: Position
+    since: Position | None
     row: str
     version: int
     token: str
@@ -45,12 +46,12 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """A reset, and the tokens that the client found when it then read the topic's state."""
+    """A reset, and the tokens that the client found when it read the topic's state afterwards."""
 
     connection: int
     topic: str
     reason: str
-    at: Place
+    at: Position
     known: "asyncio.Task[frozenset[str]]"
 
 
@@ -63,9 +64,10 @@ class Gap:
 
 @dataclass(eq=False)
 class Checker:
-    """A client that comes back by itself. `url` is asked for at every connection, `state` after every reset.
+    """A client that reconnects by itself. It calls `url` before every connection and `state` after every reset.
 
-    `silence` is how many seconds without a frame it bears, `pause` the longest time until it comes back.
+    `silence` is how many seconds without a frame it tolerates, `pause` the longest delay before it reconnects.
+    `local` is the address that it connects from.
     """
 
     user: str
@@ -75,32 +77,32 @@ class Checker:
     silence: float = 30.0
     pause: float = 0.2
     local: str | None = None
-    history: list[Told | Reset | Gap] = field(default_factory=list)
-    resumes: list[int] = field(default_factory=list)  # of each, how many changes were replayed
+    history: list[Delivered | Reset | Gap] = field(default_factory=list)
+    resumes: list[int] = field(default_factory=list)  # the number of changes replayed, by resume
     refused: set[str] = field(default_factory=set)
-    revoked: dict[str, Place] = field(default_factory=dict)
+    revoked: dict[str, Position] = field(default_factory=dict)
     closes: list[int | None] = field(default_factory=list)
     live: asyncio.Event = field(default_factory=asyncio.Event)
     connections: int = 0
     stale: bool = False
     live_at: float = 0.0
-    line: ClientConnection | None = None
+    connection: ClientConnection | None = None
 
     def __post_init__(self) -> None:
         self._position: str | None = None
-        self._places: dict[str, Place] = {}
+        self._positions: dict[str, Position] = {}
         self._pending: set[str] = set()
         self._replaying: set[str] = set()
-        self._floor: Place | None = None
-        self._heard: set[str] = set()
+        self._since: Position | None = None
+        self._received: set[str] = set()
         self._waiting: dict[str, asyncio.Event] = {}
-        self._gone: set[str] = set()
+        self._dropped: set[str] = set()
         self._pong = asyncio.Event()
 
     async def run(self) -> None:
-        """Connect, follow, and come back, until cancelled."""
+        """Connect, follow, and reconnect until cancelled."""
         while self.topics:
-            with suppress(*LINE):
+            with suppress(*CONNECTION_ERRORS):
                 async with connect(
                     self.url(),
                     subprotocols=[Subprotocol(SUBPROTOCOL)],
@@ -110,75 +112,75 @@ class Checker:
                     open_timeout=self.silence,
                     close_timeout=0.2,
                     local_addr=(self.local, 0) if self.local else None,
-                ) as self.line:
+                ) as self.connection:
                     try:
-                        await self._converse(self.line)
+                        await self._follow(self.connection)
                     finally:
-                        self.closes.append(self.line.close_code)
+                        self.closes.append(self.connection.close_code)
             self.live.clear()
-            self.line = None
+            self.connection = None
             await asyncio.sleep(random.uniform(0, self.pause))
 
-    async def has(self, token: str) -> None:
-        """Wait until this write has been heard."""
-        if token not in self._heard:
+    async def received(self, token: str) -> None:
+        """Wait until this write has been received."""
+        if token not in self._received:
             await self._waiting.setdefault(token, asyncio.Event()).wait()
 
     async def settle(self) -> None:
-        """Wait until what was on its way has come."""
-        if self.line is not None:
+        """Wait until everything that the server has sent so far has arrived."""
+        if self.connection is not None:
             self._pong.clear()
-            with suppress(*LINE):
-                await self.line.send('{"op":"ping"}')
+            with suppress(*CONNECTION_ERRORS):
+                await self.connection.send('{"op":"ping"}')
                 await self._pong.wait()
 
-    def ask_again(self) -> None:
-        """Ask for topics that were lost or refused, at the next connection."""
+    def retry_lost_topics(self) -> None:
+        """At the next connection, subscribe again to topics that were revoked or refused."""
         self.refused.clear()
         self.revoked.clear()
-        self._gone.clear()
+        self._dropped.clear()
 
-    async def _converse(self, line: ClientConnection) -> None:
+    async def _follow(self, connection: ClientConnection) -> None:
         self.connections += 1
         since = self._position
         hello = {"op": "hello", "token": daemon.token(self.user)} | ({"since": since} if since else {})
-        await line.send(json.dumps(hello))
-        welcome = await self._next(line)
+        await connection.send(json.dumps(hello))
+        welcome = await self._next(connection)
         if welcome["op"] != "welcome":
             raise ConnectionResetError
         self._position = since or welcome["pos"]
-        self._floor = place(since) if since else None
-        self._pending = {topic for topic in self.topics if topic not in self._gone}
+        self._since = parse(since) if since else None
+        self._pending = {topic for topic in self.topics if topic not in self._dropped}
         self._replaying = set()
         for topic in sorted(self._pending):
-            await self._ask(line, topic)
+            await self._subscribe(connection, topic)
         while True:
-            await self._hear(await self._next(line))
+            await self._handle(await self._next(connection))
 
-    async def _ask(self, line: ClientConnection, topic: str) -> None:
-        await line.send(json.dumps({"op": "subscribe", "topic": topic, "id": topic}))
+    async def _subscribe(self, connection: ClientConnection, topic: str) -> None:
+        await connection.send(json.dumps({"op": "subscribe", "topic": topic, "id": topic}))
 
-    async def _next(self, line: ClientConnection) -> dict[str, Any]:
+    async def _next(self, connection: ClientConnection) -> dict[str, Any]:
         async with asyncio.timeout(self.silence):
-            frame: dict[str, Any] = json.loads(await line.recv())
+            frame: dict[str, Any] = json.loads(await connection.recv())
         return frame
 
-    async def _hear(self, frame: dict[str, Any]) -> None:
+    async def _handle(self, frame: dict[str, Any]) -> None:
         match frame["op"]:
             case "changes":
                 self._changes(frame)
             case "subscribed":
                 topic = frame["topic"]
-                if self._floor is not None and place(frame["pos"]) == self._floor:
+                if self._since is not None and parse(frame["pos"]) == self._since:
                     self._replaying.add(topic)
-                    self._places.setdefault(topic, place(frame["pos"]))
+                    self._positions.setdefault(topic, parse(frame["pos"]))
                 else:
-                    self._places[topic] = place(frame["pos"])
+                    self._positions[topic] = parse(frame["pos"])
                     self._pending.discard(topic)
             case "resumed":
                 self._pending -= self._replaying
-                for topic in self._places.keys() - self._pending:  # of those, too, that were live but slow
-                    self._places[topic] = max(self._places[topic], place(frame["pos"]))
+                for topic in self._positions.keys() - self._pending:  # including live topics that had fallen behind
+                    self._positions[topic] = max(self._positions[topic], parse(frame["pos"]))
                 self._replaying.clear()
                 self.resumes.append(frame["replayed"])
                 self._move(frame["pos"])
@@ -189,8 +191,8 @@ class Checker:
             case "reset":
                 self._reset(frame)
             case "revoked":
-                self.revoked[frame["topic"]] = place(frame["pos"])
-                self._lose(frame["topic"])
+                self.revoked[frame["topic"]] = parse(frame["pos"])
+                self._drop(frame["topic"])
             case "error":
                 await self._refused(frame)
             case "pong":
@@ -205,9 +207,9 @@ class Checker:
 
     def _changes(self, frame: dict[str, Any]) -> None:
         topic, now = frame["topic"], asyncio.get_running_loop().time()
-        epoch, _ = place(frame["pos"])
-        reached = self._places[topic]
-        if topic not in self._pending and place(frame["prev"])[0] == reached[0] and place(frame["prev"]) > reached:
+        epoch, _ = parse(frame["pos"])
+        reached = self._positions[topic]
+        if topic not in self._pending and parse(frame["prev"])[0] == reached[0] and parse(frame["prev"]) > reached:
             self.history.append(Gap(topic))
         for change in frame["changes"]:
             record = change.get("record")
@@ -215,55 +217,55 @@ class Checker:
                 continue
             token = record["metadata"]["token"]
             self.history.append(
-                Told(
+                Delivered(
                     self.connections,
                     topic,
                     (epoch, change["seq"]),
-                    self._floor,
+                    self._since,
                     record["id"],
                     int(record["content"]),
                     token,
                     now,
                 )
             )
-            self._heard.add(token)
+            self._received.add(token)
             if token in self._waiting:
                 self._waiting.pop(token).set()
-        self._places[topic] = max(reached, place(frame["pos"])) if reached[0] == epoch else place(frame["pos"])
+        self._positions[topic] = max(reached, parse(frame["pos"])) if reached[0] == epoch else parse(frame["pos"])
         self._move(frame["pos"])
 
     def _reset(self, frame: dict[str, Any]) -> None:
         topic = frame["topic"]
-        self._places[topic] = place(frame["pos"])
+        self._positions[topic] = parse(frame["pos"])
         known = asyncio.create_task(self._read(topic))
-        self.history.append(Reset(self.connections, topic, frame["reason"], place(frame["pos"]), known))
+        self.history.append(Reset(self.connections, topic, frame["reason"], parse(frame["pos"]), known))
 
     async def _read(self, topic: str) -> frozenset[str]:
         found = await self.state(topic)
-        self._heard |= found
+        self._received |= found
         for token in found & self._waiting.keys():
             self._waiting.pop(token).set()
         return found
 
     async def _refused(self, frame: dict[str, Any]) -> None:
-        if "id" not in frame or self.line is None:
+        if "id" not in frame or self.connection is None:
             raise ConnectionResetError
         if frame["retry"]:
             await asyncio.sleep(random.uniform(0, self.pause))
-            await self._ask(self.line, frame["id"])
+            await self._subscribe(self.connection, frame["id"])
         else:
             self.refused.add(frame["id"])
-            self._lose(frame["id"])
+            self._drop(frame["id"])
 
-    def _lose(self, topic: str) -> None:
-        self._gone.add(topic)
+    def _drop(self, topic: str) -> None:
+        self._dropped.add(topic)
         self._pending.discard(topic)
         self._replaying.discard(topic)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What must not be: all 0, or the fault was not survived."""
+    """How often each guarantee was broken. If any count is not 0, the fault was not survived."""
 
     lost: int = 0
     duplicate: int = 0
@@ -271,7 +273,7 @@ class Verdict:
     reordered_seq: int = 0
     reused: int = 0  # numbers that name two changes
     leaked: int = 0
-    phantom: int = 0  # told, not committed, and no reset followed
+    phantom: int = 0  # sent, not committed, and not followed by a reset
     unexplained_reset: int = 0
     gap: int = 0
 
@@ -290,21 +292,21 @@ async def judge(
     forbidden: Callable[[Checker, Write], bool] = lambda _, __: False,
     owed: Callable[[Checker, Write], bool] = lambda _, __: True,
 ) -> Verdict:
-    """Compare what the clients heard with what committed.
+    """Compare what the clients received with what committed.
 
-    `resets` are the reasons that the fault explains. `forbidden` says what a client must not hear, `owed` what it
-    must: both are asked for writes of its topics.
+    `resets` are the reset reasons that the fault explains. `forbidden` says which writes of its topics a client must
+    not receive, `owed` which it must.
     """
     count: defaultdict[str, int] = defaultdict(int)
-    names: dict[Place, str] = {}
+    names: dict[Position, str] = {}
     for checker in checkers:
         for topic in checker.topics:
             await _judge(checker, topic, truth, resets, count, names)
-            have = await _have(checker, topic)
+            have = await _known(checker, topic)
             due = {write.token for write in truth.values() if write.topic == topic and owed(checker, write)}
             count["lost"] += len(due - have)
-            told = {event.token for event in checker.history if isinstance(event, Told) and event.topic == topic}
-            count["leaked"] += sum(forbidden(checker, truth[token]) for token in told & truth.keys())
+            sent = {event.token for event in checker.history if isinstance(event, Delivered) and event.topic == topic}
+            count["leaked"] += sum(forbidden(checker, truth[token]) for token in sent & truth.keys())
     return Verdict(**count)
 
 
@@ -314,14 +316,14 @@ async def _judge(
     truth: Mapping[str, Write],
     resets: Collection[str],
     count: defaultdict[str, int],
-    names: dict[Place, str],
+    names: dict[Position, str],
 ) -> None:
-    """One client and one topic, in the order in which it heard."""
+    """Judge one client and one topic, in the order of arrival."""
     connection = 0
-    last: Place | None = None
-    ever: set[tuple[Place, str]] = set()
-    told: set[Place] = set()  # in this connection
-    tokens: dict[str, Place] = {}  # since the last reset
+    last: Position | None = None
+    ever: set[tuple[Position, str]] = set()
+    sent: set[Position] = set()  # in this connection
+    tokens: dict[str, Position] = {}  # since the last reset
     versions: dict[str, int] = {}  # likewise
     suspects: set[str] = set()
     for event in checker.history:
@@ -336,21 +338,21 @@ async def _judge(
                 versions.clear()
                 suspects.clear()
                 last = None
-            case Told():
+            case Delivered():
                 if event.connection != connection:
                     connection, last = event.connection, None
-                    told.clear()
-                below = event.floor is not None and event.floor[0] == event.at[0] and event.at <= event.floor
-                if event.at in told or below:
+                    sent.clear()
+                below = event.since is not None and event.since[0] == event.at[0] and event.at <= event.since
+                if event.at in sent or below:
                     count["duplicate"] += 1
                     continue
                 if last is not None and last[0] == event.at[0] and event.at < last:
                     count["reordered_seq"] += 1
-                told.add(event.at)
+                sent.add(event.at)
                 last = event.at
                 count["reused"] += names.setdefault(event.at, event.token) != event.token
                 if (event.at, event.token) in ever:
-                    continue  # a client leaves out what it had while another topic was pending: rule 5
+                    continue  # rule 5: a client skips what it received while another topic was pending
                 ever.add((event.at, event.token))
                 count["duplicate"] += event.token in tokens
                 tokens[event.token] = event.at
@@ -361,13 +363,13 @@ async def _judge(
     count["phantom"] += len(suspects)
 
 
-async def _have(checker: Checker, topic: str) -> set[str]:
-    """What a client knows of a topic at the end: since its last reset, and what it read then."""
+async def _known(checker: Checker, topic: str) -> set[str]:
+    """What a client has of a topic at the end: what it read after its last reset, and what it received since."""
     have: set[str] = set()
     for event in checker.history:
         if event.topic == topic:
             if isinstance(event, Reset):
                 have = set(await event.known)
-            elif isinstance(event, Told):
+            elif isinstance(event, Delivered):
                 have.add(event.token)
     return have

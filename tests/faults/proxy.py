@@ -1,4 +1,4 @@
-"""A TCP proxy that a test can make slow, deaf or rude, for what stands between a daemon and its peers."""
+"""A TCP proxy that can delay, throttle, hold back, drop or reset the traffic between a daemon and its peers."""
 
 import asyncio
 import socket
@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CHUNK = 64 * 1024
-SEGMENT = 536  # bytes: a kernel holds megabytes for a connection that promises large ones
-STEPS = 20  # slices a second in which a throttled way gives out its bytes
+SEGMENT = 536  # bytes: with large segments, kernels buffer megabytes for a connection
+STEPS = 20  # slices a second in which a throttled direction passes its bytes on
 
 Target = Path | tuple[str, int]
 """A Unix socket, or host and port."""
 
 
 @dataclass(eq=False)
-class Way:
+class Direction:
     """One direction. `delay` is in seconds for each piece, `rate` in bytes a second; nothing passes unless `open`.
 
-    `holds` is set once something has come that may not pass.
+    `holds` is set once data has arrived that may not pass.
     """
 
     delay: float = 0.0
@@ -51,42 +51,42 @@ class Link:
 
 
 class Proxy:
-    """Listens on 127.0.0.1. `up` leads to the target, `down` back from it; both may be changed at any time.
+    """Listens on 127.0.0.1. `up` leads to the target, `down` back from it; both can be changed at any time.
 
-    A held way loses nothing: as after lost packets that are sent again, everything arrives once it opens. What is
-    `forgotten` never arrives, and no end is told: a middle box that has lost its state.
+    A direction that is held loses nothing: everything arrives once it opens, as after retransmissions. What a
+    `forgotten` connection sends never arrives, nor does its end: a middlebox that has lost its state.
     """
 
     def __init__(self, target: Target, *, buffer: int | None = None) -> None:
-        """With `buffer`, no more than some times so many bytes from the target, a host and port, wait here."""
+        """`buffer` limits the bytes from the target, a host and port, that wait here to a few times that number."""
         self.target = target
         self.buffer = buffer
-        self.up = Way()
-        self.down = Way()
+        self.up = Direction()
+        self.down = Direction()
         self.port = 0
         self.accepted = 0
         self._links: set[Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def hold(self) -> None:
-        """Let nothing through, either way. New connections are accepted and hear nothing."""
-        for way in (self.up, self.down):
-            way.open.clear()
-            way.holds.clear()
+        """Let nothing through, in either direction. New connections are accepted but receive nothing."""
+        for direction in (self.up, self.down):
+            direction.open.clear()
+            direction.holds.clear()
 
     def heal(self) -> None:
         """Let everything through again, at once."""
-        for way in (self.up, self.down):
-            way.delay, way.rate = 0.0, None
-            way.open.set()
+        for direction in (self.up, self.down):
+            direction.delay, direction.rate = 0.0, None
+            direction.open.set()
 
     def forget(self) -> None:
-        """Whoever is connected now hears nothing more, not even an end; new connections pass."""
+        """Existing connections receive nothing more, not even their end; new connections pass."""
         for link in self._links:
             link.forgotten = True
 
     def reset(self) -> int:
-        """Cut every connection with RST; how many."""
+        """Cut every connection with RST; returns how many."""
         links = list(self._links)
         for link in links:
             link.reset()
@@ -94,7 +94,7 @@ class Proxy:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Proxy"]:
-        """Stand there for as long as the block lasts."""
+        """Listen for as long as the block lasts."""
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1024)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -112,7 +112,7 @@ class Proxy:
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: writer.transport.abort())  # it may be cancelled before it has begun
+        task.add_done_callback(lambda _: writer.transport.abort())  # the task may be cancelled before it begins
 
     async def _serve(self, near_reader: asyncio.StreamReader, near: asyncio.StreamWriter) -> None:
         try:
@@ -150,19 +150,21 @@ class Proxy:
             raise
         return await asyncio.open_connection(sock=far, limit=buffer)
 
-    async def _flow(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
+    async def _flow(
+        self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction
+    ) -> None:
         while data := await reader.read(CHUNK):
-            if way.delay:
-                await asyncio.sleep(way.delay)
+            if direction.delay:
+                await asyncio.sleep(direction.delay)
             while data:
-                if not way.open.is_set():
-                    way.holds.set()
-                await way.open.wait()
+                if not direction.open.is_set():
+                    direction.holds.set()
+                await direction.open.wait()
                 if link.forgotten:
                     await asyncio.Event().wait()
-                part = data if way.rate is None else data[: max(1, int(way.rate / STEPS))]
-                if way.rate is not None:
-                    await asyncio.sleep(len(part) / way.rate)
+                part = data if direction.rate is None else data[: max(1, int(direction.rate / STEPS))]
+                if direction.rate is not None:
+                    await asyncio.sleep(len(part) / direction.rate)
                 data = data[len(part) :]
                 writer.write(part)
                 await writer.drain()

@@ -1,6 +1,6 @@
-"""The table of docs/reliability.md: what was tried, what held, and what fails without the protection.
+"""The table of docs/reliability.md: what was tried, what held, and what fails without the safeguard.
 
-A run of a whole file writes its rows anew. Of a part of it, such as one mutant, only that part of a row is new.
+A run of a whole file replaces its rows. A run of a part, such as one mutant, replaces only that part of a row.
 """
 
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from daemon import __version__
 from tests.faults.checker import Verdict
-from tests.faults.harness import FORM, SEED, say
+from tests.faults.harness import FORM, SEED, report
 from tests.support.postgres import chosen_binaries
 
 GUIDE = Path(__file__).parents[2] / "docs" / "reliability.md"
-HEAD = "| No | Fault | How it was injected | What held | Figures | N | Without the protection |"
+HEAD = "| No | Fault | How it was injected | What held | Figures | N | Without the safeguard |"
 RULE = "|---|---|---|---|---|---|---|"
 NOT_TRIED = "not tried: exercised, not proved"
 
@@ -32,29 +32,29 @@ def _cells(line: str) -> list[str]:
 
 
 def _mutants(cell: str) -> dict[str, str]:
-    """What a cell of the table says of each mutant."""
+    """The result of each mutant in a cell of the table."""
     return dict(re.findall(r"`([^`]+)`: (.*?)(?=; `|$)", cell))
 
 
 class Results:
-    """Collects rows by number; `publish` puts them into the guide, in the place of older ones."""
+    """Collects rows by number; `publish` writes them to the guide in place of the older ones."""
 
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
         self._mutants: dict[str, dict[str, str]] = {}
 
     def held(self, number: str, fault: str, injected: str, held: str, figures: str, n: str) -> None:
-        """This fault was survived."""
-        say(f"{number}: {fault}; {injected}; {held}; {figures}; {n}")
+        """Record that this fault was survived."""
+        report(f"{number}: {fault}; {injected}; {held}; {figures}; {n}")
         self._rows[number] = Row((fault, injected, held, figures, n))
 
     def caught(self, number: str, mutant: str, verdict: Verdict | str) -> None:
-        """Without this protection the same fault was not survived."""
-        say(f"{number} without protection ({mutant}): {verdict}")
+        """Record that the same fault was not survived with this safeguard removed."""
+        report(f"{number} without the safeguard ({mutant}): {verdict}")
         self._mutants.setdefault(number, {})[mutant] = str(verdict)
 
     def publish(self) -> None:
-        """Write the guide's table."""
+        """Update the guide's table."""
         if not FORM or not (self._rows or self._mutants):
             return
         text = GUIDE.read_text(encoding="utf-8")

@@ -1,12 +1,12 @@
-"""What operators do while everything runs: migrations, applying the DDL again, clocks that are set."""
+"""Operations under load: migrations, applying the DDL again, clock changes."""
 
 from tests.faults.checker import CLEAN
-from tests.faults.harness import MUTANT_NET, Stage, late, stage, times
+from tests.faults.harness import MUTANT_TIMEOUT, Scenario, by_form, percentile, scenario
 from tests.faults.oracle import Style
 from tests.faults.results import Results
 from tests.support.daemon import command
 
-# Each with the lock that ALTER TABLE takes, for which writers wait.
+# Writers wait for the lock that each of these takes.
 MIGRATIONS = (
     "alter table chatgenius.messages add column mood text",
     "alter table chatgenius.messages alter column mood set default 'fine'",
@@ -14,7 +14,7 @@ MIGRATIONS = (
     "alter table chatgenius.messages rename column mood to temper",
     "alter table chatgenius.messages drop column temper",
     "create index mood on chatgenius.messages (created_at); drop index chatgenius.mood",
-    # The readers' statements have been prepared against what this replaces: text by varchar, or the other way round.
+    # Replaces the view that readers have prepared statements on, and changes a column from text to varchar, or back.
     """
     do $$
     declare
@@ -36,19 +36,19 @@ MIGRATIONS = (
 async def test_migrations_under_load_lose_nothing_and_fail_no_write_except_by_deadlock(
     durable: str, results: Results
 ) -> None:
-    async with stage(durable) as play:
-        await play.follow(3)
-        play.write(4, Style(pause=0.005))
-        migrating = await play.oracle.connect(lock_timeout="2s")
-        for _ in range(rounds := times(1, 20)):
+    async with scenario(durable) as run:
+        await run.follow(3)
+        run.write(4, Style(pause=0.005))
+        migrating = await run.oracle.connect(lock_timeout="2s")
+        for _ in range(rounds := by_form(1, 20)):
             for migration in MIGRATIONS:
-                await play.heard(20)
+                await run.received(20)
                 await migrating.execute(f"begin; {migration}; commit")
             assert 0 == (await command("--apply-ddl", DATABASE_URL=durable))[0]
         await migrating.close()
-        await play.recovered()
-        assert CLEAN == await play.verdict()
-        errors = dict(play.oracle.errors)
+        await run.recovered()
+        assert CLEAN == await run.verdict()
+        errors = dict(run.oracle.errors)
         assert {"40P01"} >= set(errors)
         results.held(
             "18",
@@ -57,62 +57,62 @@ async def test_migrations_under_load_lose_nothing_and_fail_no_write_except_by_de
             f"transaction; the view of the "
             f"log replaced; `daemon --apply-ddl` again; {rounds} times",
             "0 lost; statements prepared before are prepared again; no write failed except by a deadlock",
-            f"commits p99 {late(play.oracle.waits) * 1e3:.0f} ms, max {max(play.oracle.waits) * 1e3:.0f} ms; "
+            f"commits p99 {percentile(run.oracle.waits) * 1e3:.0f} ms, max {max(run.oracle.waits) * 1e3:.0f} ms; "
             f"{sum(errors.values())} deadlocks",
-            play.n,
+            run.n,
         )
 
 
 async def test_dropping_triggers_for_a_moment_loses_changes_and_the_checker_notices(
     durable: str, results: Results
 ) -> None:
-    async with stage(durable) as play:
-        await play.follow(1)
-        play.write(2)
-        await play.heard(20)
+    async with scenario(durable) as run:
+        await run.follow(1)
+        run.write(2)
+        await run.received(20)
         *_, again = MIGRATIONS
         drop, watch = again.split("; ")
-        await play.oracle.execute(drop)
-        await play.committed(20)
-        await play.oracle.execute(watch)
-        verdict = await play.verdict(within=MUTANT_NET)
+        await run.oracle.execute(drop)
+        await run.committed(20)
+        await run.oracle.execute(watch)
+        verdict = await run.verdict(within=MUTANT_TIMEOUT)
     assert 0 < verdict.lost
     results.caught("18", "triggers dropped in one transaction and made in another", verdict)
 
 
-async def come_back_often(play: Stage, rounds: int) -> list[str]:
-    """Cut every line so many times; the names of all sessions."""
+async def reconnect_often(run: Scenario, rounds: int) -> list[str]:
+    """Cut all connections `rounds` times; the ids of all sessions."""
     for _ in range(rounds):
-        await play.heard(30)
-        for checker in play.checkers:
-            if checker.line is not None:
-                checker.line.transport.abort()
-        await play.back()
-    await play.recovered()
-    assert play.daemons[0].daemon
-    events = play.daemons[0].daemon.events()
+        await run.received(30)
+        for checker in run.checkers:
+            if checker.connection is not None:
+                checker.connection.transport.abort()
+        await run.reconnected()
+    await run.recovered()
+    assert run.daemons[0].daemon
+    events = run.daemons[0].daemon.events()
     return [line["data"]["session"] for line in events if line["event"] == "client_connected"]
 
 
 async def test_session_ids_made_from_the_clock_repeat_when_the_clock_jumps(durable: str, results: Results) -> None:
-    async with stage(durable, mutants=["wild_clock", "names_by_the_clock"]) as play:
-        await play.follow(4, pause=0.05)
-        play.write(3)
-        sessions = await come_back_often(play, 2)
+    async with scenario(durable, mutants=["wild_clock", "session_ids_from_the_clock"]) as run:
+        await run.follow(4, pause=0.05)
+        run.write(3)
+        sessions = await reconnect_often(run, 2)
     assert len(set(sessions)) < len(sessions)
-    results.caught("21", "names_by_the_clock", f"{len(sessions)} sessions with {len(set(sessions))} names")
+    results.caught("21", "session_ids_from_the_clock", f"{len(sessions)} sessions with {len(set(sessions))} ids")
 
 
 async def test_clock_jumps_change_no_order_and_repeat_no_id(durable: str, results: Results) -> None:
-    async with stage(durable, mutants=["wild_clock"]) as play:
-        await play.follow(4, pause=0.05)
-        play.write(3)
-        sessions = await come_back_often(play, times(3, 50))
-        assert CLEAN == await play.verdict()
-        made = await play.oracle.connect()
+    async with scenario(durable, mutants=["wild_clock"]) as run:
+        await run.follow(4, pause=0.05)
+        run.write(3)
+        sessions = await reconnect_often(run, by_form(3, 50))
+        assert CLEAN == await run.verdict()
+        made = await run.oracle.connect()
         ids = await made.fetchval(
             "select array_agg(rowcast.ulid() order by n) from generate_series(1, $1) as n",
-            many := times(20_000, 10**6),
+            many := by_form(20_000, 10**6),
         )
         await made.close()
     assert len(sessions) == len(set(sessions))
@@ -123,5 +123,5 @@ async def test_clock_jumps_change_no_order_and_repeat_no_id(durable: str, result
         "`time.time` is off by up to an hour, back or forth, at each call; the clock of Postgres cannot be set here",
         "order and resuming do not depend on clocks; no session id and no ULID from SQL occurred twice",
         f"{len(sessions)} sessions, {many:,} ULIDs",
-        play.n,
+        run.n,
     )

@@ -1,4 +1,4 @@
-"""The daemon is killed under its clients: they come back, to it or to another, and have missed nothing."""
+"""The daemon is killed under its clients: they resume, at it or at another, and miss nothing."""
 
 import random
 import signal
@@ -6,7 +6,17 @@ import signal
 import pytest
 
 from tests.faults.checker import CLEAN
-from tests.faults.harness import MUTANT_NET, NET, SEED, Stage, Supervised, late, middle, stage, times
+from tests.faults.harness import (
+    MUTANT_TIMEOUT,
+    SEED,
+    TIMEOUT,
+    Scenario,
+    Supervised,
+    by_form,
+    median,
+    percentile,
+    scenario,
+)
 from tests.faults.oracle import Style
 from tests.faults.results import Results
 
@@ -14,23 +24,23 @@ from tests.faults.results import Results
 async def test_clients_of_a_killed_daemon_reconnect_and_lose_nothing(durable: str, results: Results) -> None:
     chance = random.Random(SEED)
     recoveries: list[float] = []
-    async with stage(durable) as play:
-        clients = times(24, 200)
-        await play.follow(clients)
-        play.write(3, Style(pause=times(0.02, 0.2)))
-        for _ in range(kills := times(4, 200)):
-            await play.heard(chance.randint(1, 60))
-            await play.kill()
-            await play.daemons[0].start()
-            recoveries.append(await play.recovered())
-        assert CLEAN == await play.verdict()
+    async with scenario(durable) as run:
+        clients = by_form(24, 200)
+        await run.follow(clients)
+        run.write(3, Style(pause=by_form(0.02, 0.2)))
+        for _ in range(kills := by_form(4, 200)):
+            await run.received(chance.randint(1, 60))
+            await run.kill()
+            await run.daemons[0].start()
+            recoveries.append(await run.recovered())
+        assert CLEAN == await run.verdict()
         results.held(
             "1",
             "kill -9 of the daemon during fan-out",
             f"SIGKILL after a random number of frames, {kills} times, {clients} clients",
             "0 lost, 0 repeated, 0 out of order",
-            f"start to all clients served: p50 {middle(recoveries):.2f} s, p99 {late(recoveries):.2f} s",
-            play.n,
+            f"start to all clients served: p50 {median(recoveries):.2f} s, p99 {percentile(recoveries):.2f} s",
+            run.n,
         )
 
 
@@ -38,36 +48,36 @@ async def test_clients_of_a_killed_daemon_reconnect_and_lose_nothing(durable: st
 async def test_without_an_exact_resume_killing_the_daemon_loses_or_repeats_changes(
     durable: str, results: Results, mutant: str, wrong: str
 ) -> None:
-    async with stage(durable, mutants=[mutant]) as play:
-        await play.follow(4)
-        play.write(3)
+    async with scenario(durable, mutants=[mutant]) as run:
+        await run.follow(4)
+        run.write(3)
         for _ in range(2):
-            await play.heard(20)
-            await play.kill()
-            await play.committed(20)
-            await play.daemons[0].start()
-            await play.back()
-        verdict = await play.verdict(within=MUTANT_NET)
+            await run.received(20)
+            await run.kill()
+            await run.committed(20)
+            await run.daemons[0].start()
+            await run.reconnected()
+        verdict = await run.verdict(within=MUTANT_TIMEOUT)
     assert 0 < getattr(verdict, wrong)
     results.caught("1", mutant, verdict)
 
 
 @pytest.mark.parametrize("victim", ["leader", "follower"])
 async def test_clients_of_a_killed_daemon_resume_at_another(durable: str, results: Results, victim: str) -> None:
-    async with stage(durable, daemons=2) as play:
-        leading = next(number for number in (0, 1) if play.daemons[number].count("leader_elected"))
+    async with scenario(durable, daemons=2) as run:
+        leading = next(number for number in (0, 1) if run.daemons[number].count("leader_elected"))
         dying = leading if victim == "leader" else 1 - leading
-        staying = play.daemons[1 - dying]
-        alive = [play.daemons[dying]]
-        moved = await play.follow(times(8, 50), url=lambda: alive[0].url())  # noqa: PLW0108 - whichever lives then
-        others = await play.follow(times(8, 50), url=staying.url)
-        play.write(3)
-        await play.heard(100)
-        await play.kill(dying)
+        staying = run.daemons[1 - dying]
+        alive = [run.daemons[dying]]
+        moved = await run.follow(by_form(8, 50), url=lambda: alive[0].url())  # noqa: PLW0108 - looked up at each call
+        others = await run.follow(by_form(8, 50), url=staying.url)
+        run.write(3)
+        await run.received(100)
+        await run.kill(dying)
         alive[0] = staying
-        recovery = await play.recovered()
-        await play.committed(50)
-        assert CLEAN == await play.verdict()
+        recovery = await run.recovered()
+        await run.committed(50)
+        assert CLEAN == await run.verdict()
         assert [1] * len(others) == [checker.connections for checker in others]
         assert [2] * len(moved) == [checker.connections for checker in moved if checker.resumes]
         results.held(
@@ -76,7 +86,7 @@ async def test_clients_of_a_killed_daemon_resume_at_another(durable: str, result
             f"SIGKILL, {len(moved)} clients on it and {len(others)} on the other",
             "the other daemon's clients stay connected; the others resume there, with the same epoch and numbers",
             f"from the kill until all are served {recovery:.2f} s; resumed {len(moved)} of {len(moved)}",
-            play.n,
+            run.n,
         )
 
 
@@ -85,7 +95,7 @@ async def test_clients_of_a_killed_daemon_resume_at_another(durable: str, result
     [
         ("leader", None),
         ("follower", None),
-        ("leader", "begins_with_what_is_new"),
+        ("leader", "no_stored_snapshot"),
         ("leader", "resume_from_head"),
         ("follower", "resume_from_head"),
     ],
@@ -93,23 +103,23 @@ async def test_clients_of_a_killed_daemon_resume_at_another(durable: str, result
 async def test_writes_while_one_of_two_daemons_dies_are_numbered_and_replayed_by_the_other(
     durable: str, results: Results, victim: str, mutant: str | None
 ) -> None:
-    async with stage(durable, daemons=2, mutants=[mutant] if mutant else []) as play:
-        leading = next(number for number in (0, 1) if play.daemons[number].count("leader_elected"))
+    async with scenario(durable, daemons=2, mutants=[mutant] if mutant else []) as run:
+        leading = next(number for number in (0, 1) if run.daemons[number].count("leader_elected"))
         dying = leading if victim == "leader" else 1 - leading
-        alive = [play.daemons[dying]]
-        await play.follow(2, url=lambda: alive[0].url())  # noqa: PLW0108 - whichever lives then
-        others = await play.follow(2, url=play.daemons[1 - dying].url)
-        play.write(3)
-        await play.heard(20)
-        daemon = play.daemons[dying].daemon
+        alive = [run.daemons[dying]]
+        await run.follow(2, url=lambda: alive[0].url())  # noqa: PLW0108 - looked up at each call
+        others = await run.follow(2, url=run.daemons[1 - dying].url)
+        run.write(3)
+        await run.received(20)
+        daemon = run.daemons[dying].daemon
         assert daemon
-        daemon.process.send_signal(signal.SIGSTOP)  # so that there is something which it has not seen
-        await play.committed(20)
-        await play.kill(dying)
-        await play.heard(50, others[0])  # which those who are away miss, unless it is replayed
-        alive[0] = play.daemons[1 - dying]
-        await play.back()
-        verdict = await play.verdict(within=MUTANT_NET if mutant else NET)
+        daemon.process.send_signal(signal.SIGSTOP)  # so that some writes exist that it has not read
+        await run.committed(20)
+        await run.kill(dying)
+        await run.received(50, others[0])  # the disconnected clients miss these unless they are replayed
+        alive[0] = run.daemons[1 - dying]
+        await run.reconnected()
+        verdict = await run.verdict(within=MUTANT_TIMEOUT if mutant else TIMEOUT)
     if mutant:
         assert 0 < verdict.lost
         results.caught(f"2 ({victim})", mutant, verdict)
@@ -117,32 +127,32 @@ async def test_writes_while_one_of_two_daemons_dies_are_numbered_and_replayed_by
         assert CLEAN == verdict
 
 
-async def ahead_of_its_new_daemon(play: Stage, moving: list[Supervised]) -> None:
-    """A client hears at one daemon what the other has not read yet, and then goes there."""
-    [checker] = await play.follow(1, url=lambda: moving[0].url())  # noqa: PLW0108 - wherever it is then
-    play.write(2)
+async def ahead_of_its_new_daemon(run: Scenario, moving: list[Supervised]) -> None:
+    """A client receives from one daemon what the other has not read yet, and then connects to the other."""
+    [checker] = await run.follow(1, url=lambda: moving[0].url())  # noqa: PLW0108 - looked up at each call
+    run.write(2)
     for _ in range(5):
-        await play.heard(40, checker)
+        await run.received(40, checker)
         moving.reverse()
-        assert checker.line is not None
-        checker.line.transport.abort()
-        await play.heard(1, checker)
+        assert checker.connection is not None
+        checker.connection.transport.abort()
+        await run.received(1, checker)
         await checker.live.wait()
 
 
 @pytest.mark.parametrize(
-    ("mutants", "clean"), [(["slow_reader"], True), (["slow_reader", "no_wait_for_the_hub"], False)]
+    ("mutants", "clean"), [(["slow_reader"], True), (["slow_reader", "no_wait_for_catch_up"], False)]
 )
 async def test_a_client_that_is_ahead_of_its_new_daemon_waits_until_it_catches_up(
     durable: str, results: Results, mutants: list[str], clean: bool
 ) -> None:
-    async with stage(durable) as play:
+    async with scenario(durable) as run:
         slow = Supervised(durable, mutants)
         await slow.start()
-        await ahead_of_its_new_daemon(play, [play.daemons[0], slow])
-        verdict = await play.verdict(within=NET if clean else MUTANT_NET)
+        await ahead_of_its_new_daemon(run, [run.daemons[0], slow])
+        verdict = await run.verdict(within=TIMEOUT if clean else MUTANT_TIMEOUT)
         await slow.stop(signal.SIGTERM)
-        n = play.n
+        n = run.n
     assert clean == (verdict == CLEAN)
     if clean:
         results.held(
@@ -154,4 +164,4 @@ async def test_a_client_that_is_ahead_of_its_new_daemon_waits_until_it_catches_u
             n,
         )
     else:
-        results.caught("2 (lag)", "no_wait_for_the_hub", verdict)
+        results.caught("2 (lag)", "no_wait_for_catch_up", verdict)

@@ -1,4 +1,4 @@
-"""The way between a daemon and Postgres is cut, slow, silent, or forgotten by a box in the middle."""
+"""The connection between a daemon and Postgres is cut, slow, silent, or forgotten by a middlebox."""
 
 import asyncio
 import signal
@@ -9,7 +9,18 @@ import pytest
 
 from daemon.postgres.connect import connect
 from tests.faults.checker import CLEAN
-from tests.faults.harness import MUTANT_NET, NET, NO_POLL, QUICK, Stage, late, middle, socket_of, stage, times
+from tests.faults.harness import (
+    MUTANT_TIMEOUT,
+    NO_POLL,
+    QUICK,
+    TIMEOUT,
+    Scenario,
+    by_form,
+    median,
+    percentile,
+    scenario,
+    socket_of,
+)
 from tests.faults.oracle import Style
 from tests.faults.proxy import Proxy
 from tests.faults.results import Results
@@ -21,23 +32,23 @@ CUT_LISTENER = (
 )
 
 
-async def cut_listener(play: Stage, rounds: int) -> None:
-    """End the listening backend again and again, each time as soon as it is back."""
+async def cut_listener(run: Scenario, rounds: int) -> None:
+    """Terminate the listener's backend `rounds` times, each time as soon as it has reconnected."""
     for round_ in range(rounds):
-        await play.daemons[0].logged("listener_connected", round_ + 1)
-        await play.oracle.execute(CUT_LISTENER)
-        await play.daemons[0].logged("listener_lost", round_ + 1)
+        await run.daemons[0].logged("listener_connected", round_ + 1)
+        await run.oracle.execute(CUT_LISTENER)
+        await run.daemons[0].logged("listener_lost", round_ + 1)
 
 
 async def test_a_listener_that_is_terminated_again_and_again_misses_nothing(durable: str, results: Results) -> None:
-    async with stage(durable, environment=NO_POLL) as play:
-        await play.follow(4)
-        play.write(2)
+    async with scenario(durable, environment=NO_POLL) as run:
+        await run.follow(4)
+        run.write(2)
         began = time.monotonic()
-        await cut_listener(play, rounds := times(8, 200))
+        await cut_listener(run, rounds := by_form(8, 200))
         seconds = time.monotonic() - began
-        assert CLEAN == await play.verdict()
-        connected = play.daemons[0].count("listener_connected")
+        assert CLEAN == await run.verdict()
+        connected = run.daemons[0].count("listener_connected")
         assert rounds + 1 >= connected
         results.held(
             "5",
@@ -45,27 +56,27 @@ async def test_a_listener_that_is_terminated_again_and_again_misses_nothing(dura
             f"`pg_terminate_backend` as soon as it listens, {rounds} times; polling is off",
             "nothing lost; it reconnects after a delay with jitter",
             f"{connected / seconds:.1f} connections a second",
-            play.n,
+            run.n,
         )
 
 
-RINGS = "select pg_notify('rowcast', '') from generate_series(1, 20)"
+NOTIFY_BURST = "select pg_notify('rowcast', '') from generate_series(1, 20)"
 
 
-async def missed_rings(play: Stage, rounds: int) -> int:
-    """Write once while the listener is away, and count how often nobody has told of it."""
+async def missed_writes(run: Scenario, rounds: int) -> int:
+    """Write once while the listener is disconnected, `rounds` times; how many of the writes are not delivered."""
     missed = 0
-    checker = play.checkers[0]
+    checker = run.checkers[0]
     for round_ in range(rounds):
-        daemon = play.daemons[0]
+        daemon = run.daemons[0]
         lost = daemon.count("listener_lost")
-        await play.oracle.execute(CUT_LISTENER)
+        await run.oracle.execute(CUT_LISTENER)
         await daemon.logged("listener_lost", lost + 1)
-        token = await play.oracle.mark(play.oracle.channels[round_ % len(play.oracle.channels)])
+        token = await run.oracle.mark(run.oracle.channels[round_ % len(run.oracle.channels)])
         await daemon.logged("listener_connected", lost + 2)
         try:
-            async with asyncio.timeout(1 if daemon.mutants else NET):
-                await checker.has(token)
+            async with asyncio.timeout(1 if daemon.mutants else TIMEOUT):
+                await checker.received(token)
         except TimeoutError:
             missed += 1
     return missed
@@ -75,10 +86,10 @@ async def missed_rings(play: Stage, rounds: int) -> int:
 async def test_writes_without_a_listener_are_found_when_it_reconnects(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
-    async with stage(durable, mutants=mutants, environment=NO_POLL) as play:
-        await play.follow(1)
-        missed = await missed_rings(play, rounds := times(4, 100) if not mutants else 3)
-        verdict = None if mutants else await play.verdict()
+    async with scenario(durable, mutants=mutants, environment=NO_POLL) as run:
+        await run.follow(1)
+        missed = await missed_writes(run, rounds := by_form(4, 100) if not mutants else 3)
+        verdict = None if mutants else await run.verdict()
     if mutants:
         assert 0 < missed
         for number in ("5", "6"):
@@ -90,29 +101,29 @@ async def test_writes_without_a_listener_are_found_when_it_reconnects(
 async def test_notifications_that_the_driver_drops_during_listen_are_recovered(
     durable: str, results: Results
 ) -> None:
-    async with stage(durable, environment=NO_POLL) as play:
-        await play.follow(2)
-        hammer = asyncio.Event()
+    async with scenario(durable, environment=NO_POLL) as run:
+        await run.follow(2)
+        stop = asyncio.Event()
 
-        async def ring() -> None:
-            connection = await connect(durable, application_name="hammer")
-            while not hammer.is_set():
-                await connection.execute(RINGS)
+        async def notify() -> None:
+            connection = await connect(durable, application_name="notifier")
+            while not stop.is_set():
+                await connection.execute(NOTIFY_BURST)
             await connection.close()
 
-        ringing = [play.tasks.create_task(ring()) for _ in range(2)]
-        play.write(2)
-        await cut_listener(play, rounds := times(5, 100))
-        hammer.set()
-        await asyncio.gather(*ringing)
-        assert CLEAN == await play.verdict()
+        notifying = [run.tasks.create_task(notify()) for _ in range(2)]
+        run.write(2)
+        await cut_listener(run, rounds := by_form(5, 100))
+        stop.set()
+        await asyncio.gather(*notifying)
+        assert CLEAN == await run.verdict()
         results.held(
             "6",
             "notifications while the listener starts to listen",
             f"two connections do nothing but NOTIFY while the listener reconnects, {rounds} times; polling is off",
             "the read after every LISTEN covers what the driver drops",
             "",
-            play.n,
+            run.n,
         )
 
 
@@ -120,11 +131,11 @@ def cut(proxy: Proxy) -> None:
     proxy.reset()
 
 
-def late_by_a_tenth(proxy: Proxy) -> None:
+def delay(proxy: Proxy) -> None:
     proxy.up.delay = proxy.down.delay = 0.1
 
 
-def ten_kilobytes(proxy: Proxy) -> None:
+def throttle(proxy: Proxy) -> None:
     proxy.up.rate = proxy.down.rate = 10_000.0
 
 
@@ -132,54 +143,54 @@ def ten_kilobytes(proxy: Proxy) -> None:
     ("fault", "injected"),
     [
         (cut, "RST on all connections"),
-        (late_by_a_tenth, "100 ms more each way"),
-        (ten_kilobytes, "10 kB/s each way"),
+        (delay, "100 ms more each way"),
+        (throttle, "10 kB/s each way"),
     ],
     ids=["cut", "delay", "throttle"],
 )
 async def test_a_bad_connection_to_postgres_loses_nothing(
     durable: str, results: Results, fault: Callable[[Proxy], None], injected: str, request: pytest.FixtureRequest
 ) -> None:
-    async with Proxy(socket_of(durable)).serving() as proxy, stage(durable, through=proxy) as play:
-        await play.follow(3)
+    async with Proxy(socket_of(durable)).serving() as proxy, scenario(durable, through=proxy) as run:
+        await run.follow(3)
         served, healed = [], []
-        for _ in range(rounds := times(2, 25)):
-            play.write(2, Style(pause=0.1))
+        for _ in range(rounds := by_form(2, 25)):
+            run.write(2, Style(pause=0.1))
             fault(proxy)
-            await play.committed(5)
-            await play.quiet()
-            play.stop.clear()
-            served.append(await play.recovered())
+            await run.committed(5)
+            await run.stop_writers()
+            run.stop.clear()
+            served.append(await run.recovered())
             proxy.heal()
-            healed.append(await play.recovered())
-        assert CLEAN == await play.verdict()
-        assert {} == dict(play.oracle.errors)
+            healed.append(await run.recovered())
+        assert CLEAN == await run.verdict()
+        assert {} == dict(run.oracle.errors)
         results.held(
             f"7 ({request.node.callspec.id})",
             f"daemon to Postgres: {injected}",
             f"by a proxy, {rounds} times",
             "everything is delivered while it lasts; nothing lost; no write failed",
-            f"a write in each channel, and everything queued before it, to all clients: p50 {middle(served):.2f} s "
-            f"meanwhile, {middle(healed):.2f} s afterwards; commits p99 {late(play.oracle.waits) * 1e3:.0f} ms",
-            play.n,
+            f"a write in each channel, and everything queued before it, to all clients: p50 {median(served):.2f} s "
+            f"meanwhile, {median(healed):.2f} s afterwards; commits p99 {percentile(run.oracle.waits) * 1e3:.0f} ms",
+            run.n,
         )
 
 
-@pytest.mark.parametrize("mutants", [[], ["begins_with_what_is_new"]])
+@pytest.mark.parametrize("mutants", [[], ["no_stored_snapshot"]])
 async def test_writes_during_a_cut_connection_are_numbered_by_the_next_leader(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
-    async with Proxy(socket_of(durable)).serving() as proxy, stage(durable, through=proxy, mutants=mutants) as play:
-        await play.follow(2)
-        await play.recovered()
-        proxy.hold()  # so that there is something which no leader has seen
-        play.write(2)
-        await play.committed(20)
+    async with Proxy(socket_of(durable)).serving() as proxy, scenario(durable, through=proxy, mutants=mutants) as run:
+        await run.follow(2)
+        await run.recovered()
+        proxy.hold()  # so that some writes exist that no leader has seen
+        run.write(2)
+        await run.committed(20)
         cut(proxy)
-        await play.quiet()
+        await run.stop_writers()
         proxy.heal()
-        await play.daemons[0].logged("leader_elected", 2)
-        verdict = await play.verdict(within=MUTANT_NET if mutants else NET)
+        await run.daemons[0].logged("leader_elected", 2)
+        verdict = await run.verdict(within=MUTANT_TIMEOUT if mutants else TIMEOUT)
     if mutants:
         assert 0 < verdict.lost
         results.caught("7 (cut)", mutants[0], verdict)
@@ -187,23 +198,23 @@ async def test_writes_during_a_cut_connection_are_numbered_by_the_next_leader(
         assert CLEAN == verdict
 
 
-@pytest.mark.parametrize("fault", [late_by_a_tenth, ten_kilobytes], ids=["delay", "throttle"])
+@pytest.mark.parametrize("fault", [delay, throttle], ids=["delay", "throttle"])
 async def test_with_too_short_timeouts_nothing_passes_a_bad_connection(
     durable: str, results: Results, fault: Callable[[Proxy], None], request: pytest.FixtureRequest
 ) -> None:
     async with (
         Proxy(socket_of(durable)).serving() as proxy,
-        stage(durable, through=proxy, mutants=["no_patience"]) as play,
+        scenario(durable, through=proxy, mutants=["short_timeouts"]) as run,
     ):
-        await play.follow(1)
-        play.write(2, Style(pause=0.1))
+        await run.follow(1)
+        run.write(2, Style(pause=0.1))
         fault(proxy)
-        await play.committed(20)
-        await play.quiet()
+        await run.committed(20)
+        await run.stop_writers()
         with pytest.raises(TimeoutError):
-            await play.recovered(within=2 * MUTANT_NET)
+            await run.recovered(within=2 * MUTANT_TIMEOUT)
         proxy.heal()
-    results.caught(f"7 ({request.node.callspec.id})", "no_patience", "nothing is delivered while it lasts")
+    results.caught(f"7 ({request.node.callspec.id})", "short_timeouts", "nothing is delivered while it lasts")
 
 
 @pytest.mark.parametrize("mutants", [[], ["no_beat_limit"]])
@@ -212,25 +223,25 @@ async def test_a_connection_that_a_middlebox_forgot_is_detected_by_the_heartbeat
 ) -> None:
     async with (
         Proxy(socket_of(durable)).serving() as proxy,
-        stage(durable, through=proxy, mutants=mutants, environment=NO_POLL) as play,
+        scenario(durable, through=proxy, mutants=mutants, environment=NO_POLL) as run,
     ):
-        await play.follow(2)
-        await play.recovered()
+        await run.follow(2)
+        await run.recovered()
         began = time.monotonic()
         proxy.forget()
         try:
             if mutants:
                 with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(MUTANT_NET):
-                        await play.daemons[0].logged("listener_lost")
-                results.caught("7 (forgotten)", "no_beat_limit", "nobody notices")
+                    async with asyncio.timeout(MUTANT_TIMEOUT):
+                        await run.daemons[0].logged("listener_lost")
+                results.caught("7 (forgotten)", "no_beat_limit", "it is not noticed")
                 return
-            await play.daemons[0].logged("listener_lost")
+            await run.daemons[0].logged("listener_lost")
         finally:
-            proxy.reset()  # as the keepalives of both kernels do, which here are answered by the proxy's
+            proxy.reset()  # in the place of kernel keepalives, which the proxy's kernel answers here
         noticed = time.monotonic() - began
-        recovery = await play.recovered()
-        assert CLEAN == await play.verdict()
+        recovery = await run.recovered()
+        assert CLEAN == await run.verdict()
         results.held(
             "7 (forgotten)",
             "daemon to Postgres: a middlebox forgets all connections",
@@ -240,28 +251,28 @@ async def test_a_connection_that_a_middlebox_forgot_is_detected_by_the_heartbeat
             f"noticed after {noticed:.1f} s (beat {QUICK['ROWCAST_BEAT_EVERY']} s, limit "
             f"{QUICK['ROWCAST_BEAT_LIMIT']} "
             f"s); served again {recovery:.1f} s after the end",
-            play.n,
+            run.n,
         )
 
 
 async def test_a_daemon_with_a_silent_database_stops_on_sigterm(durable: str, results: Results) -> None:
-    async with Proxy(socket_of(durable)).serving() as proxy, stage(durable, through=proxy) as play:
-        await play.follow(2)
-        daemon = play.daemons[0]
+    async with Proxy(socket_of(durable)).serving() as proxy, scenario(durable, through=proxy) as run:
+        await run.follow(2)
+        daemon = run.daemons[0]
         proxy.hold()
-        await play.oracle.mark(play.oracle.channels[0])
+        await run.oracle.mark(run.oracle.channels[0])
         await daemon.logged("listener_lost")
         assert daemon.daemon
-        async with asyncio.timeout(NET):
+        async with asyncio.timeout(TIMEOUT):
             assert 0 == await daemon.daemon.stop(signal.SIGTERM)
 
 
-async def until_ready(play: Stage, ready: bool) -> str:
-    """Wait until /readyz says so; what it says."""
+async def until_ready(run: Scenario, ready: bool) -> str:
+    """Wait until /readyz says that the daemon is ready, or is not; the page."""
     status, page = 0, ""
     while (status == 200) != ready or not status:
-        assert play.daemons[0].daemon
-        status, page = await get(f"{play.daemons[0].daemon.http}/readyz")
+        assert run.daemons[0].daemon
+        status, page = await get(f"{run.daemons[0].daemon.http}/readyz")
         await asyncio.sleep(0.02)
     return page
 
@@ -272,41 +283,41 @@ async def test_a_silent_connection_to_postgres_is_reported_and_nothing_is_lost(
 ) -> None:
     async with (
         Proxy(socket_of(durable)).serving() as proxy,
-        stage(durable, through=proxy, mutants=mutants, environment=NO_POLL) as play,
+        scenario(durable, through=proxy, mutants=mutants, environment=NO_POLL) as run,
     ):
-        await play.follow(3)
-        play.write(2, Style(pause=0.1))
-        await play.heard(10)
+        await run.follow(3)
+        run.write(2, Style(pause=0.1))
+        await run.received(10)
         began = time.monotonic()
         proxy.hold()
         if mutants:
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(MUTANT_NET):
-                    await until_ready(play, ready=False)
+                async with asyncio.timeout(MUTANT_TIMEOUT):
+                    await until_ready(run, ready=False)
             results.caught("8", "no_beat_limit", "/readyz still says ready")
             proxy.heal()
             return
-        reasons = await until_ready(play, ready=False)
+        reasons = await until_ready(run, ready=False)
         noticed = time.monotonic() - began
-        for checker in play.checkers:
+        for checker in run.checkers:
             while not checker.stale:
                 await asyncio.sleep(0.01)
-        told = time.monotonic() - began
-        await play.committed(times(20, 600))
-        assert [1] * 3 == [checker.connections for checker in play.checkers]
+        informed = time.monotonic() - began
+        await run.committed(by_form(20, 600))
+        assert [1] * 3 == [checker.connections for checker in run.checkers]
         proxy.heal()
         began = time.monotonic()
-        await play.recovered()
+        await run.recovered()
         healed = time.monotonic() - began
-        await until_ready(play, ready=True)
-        assert CLEAN == await play.verdict()
+        await until_ready(run, ready=True)
+        assert CLEAN == await run.verdict()
         assert "heartbeat" in reasons
         results.held(
             "8",
             "daemon to Postgres: a silent connection",
             "a proxy blocks everything, both ways, and then lets it through",
             "/readyz says 503 and why; clients stay connected and receive `stale`; writes continue; nothing lost",
-            f"/readyz after {noticed:.1f} s, every client after {told:.1f} s; all served "
+            f"/readyz after {noticed:.1f} s, every client after {informed:.1f} s; all served "
             f"{healed:.2f} s after it healed",
-            play.n,
+            run.n,
         )

@@ -1,4 +1,4 @@
-"""Postgres is killed under a daemon with clients: nothing that committed is lost, and no number names two changes."""
+"""Postgres is killed under a daemon with clients: no commit is lost, and no number is used for two changes."""
 
 import asyncio
 import itertools
@@ -21,7 +21,7 @@ QUICK = {"ROWCAST_BEAT_EVERY": "0.2", "ROWCAST_BEAT_LIMIT": "1", "ROWCAST_POLL_E
 
 
 class Server:
-    """A server of this test alone, with fsync on, that can be killed and started again."""
+    """A server for one test, with fsync on, that can be killed and started again."""
 
     def __init__(self, directory: Path) -> None:
         self.embedded = EmbeddedPostgres(directory, binaries=chosen_binaries())
@@ -35,7 +35,7 @@ class Server:
         await self.embedded.stop()
 
     async def stop_wal_writer(self) -> None:
-        """Now nobody flushes what commits asynchronously, and a crash loses it for certain."""
+        """Stop flushing asynchronous commits, so that a crash is certain to lose them."""
         connection = await asyncpg.connect(self.embedded.dsn)
         pid = await connection.fetchval("select pid from pg_stat_activity where backend_type = 'walwriter'")
         self._stopped.append(pid)
@@ -77,8 +77,8 @@ async def server() -> AsyncIterator[Server]:
         await server.embedded.stop()
 
 
-async def heard(client: Client, until: str) -> tuple[list[str], list[int], list[str]]:
-    """What was said, the numbers, and the reasons of resets, up to a last word."""
+async def read_until(client: Client, until: str) -> tuple[list[str], list[int], list[str]]:
+    """The contents, the numbers, and the reasons of resets, up to the change with this content."""
     said: list[str] = []
     seqs: list[int] = []
     resets: list[str] = []
@@ -104,13 +104,13 @@ async def test_a_crash_loses_no_commit_and_reuses_no_number(server: Server) -> N
         for round_ in range(3):
             for number in range(5):
                 await server.say(f"{round_}.{number}")
-            said, seqs, _ = await heard(client, f"{round_}.4")
+            said, seqs, _ = await read_until(client, f"{round_}.4")
             everything += said
             numbers += seqs
             await server.crash()
             await server.embedded.start()
         await server.say("end")
-        said, seqs, resets = await heard(client, "end")
+        said, seqs, resets = await read_until(client, "end")
         assert set(resets) <= {"crash"}
     expected = [f"{round_}.{number}" for round_ in range(3) for number in range(5)]
     assert {*expected, "end"} == {*everything, *said}
@@ -122,19 +122,19 @@ async def test_numbers_undone_by_a_crash_cause_a_reset_and_are_never_reused(serv
         async with daemon.client(ADA) as client:
             await follow(client)
             await server.stop_wal_writer()
-            await server.say("kept")  # the writer's commit is synchronous; that of its number is not
-            [_], [lost], _ = await heard(client, "kept")
+            await server.say("kept")  # the writer commits synchronously, the sequencer does not
+            [_], [lost], _ = await read_until(client, "kept")
             before = client.welcome["pos"]
             since = f"{before.rpartition(':')[0]}:{lost}"
             await server.crash()
             await server.embedded.start()
             await server.say("after")
-            said, seqs, resets = await heard(client, "after")
+            said, seqs, resets = await read_until(client, "after")
         assert ["crash"] == resets
         assert ["kept", "after"] == said
         assert min(seqs) > lost + 1_000_000
         await _resumes_with(daemon, since, "crash")
-        async with daemon.raw() as back:  # from before, having seen more of it than its position says
+        async with daemon.raw() as back:  # from an earlier position, having seen more than that
             await back.say(op="hello", token=token(ADA), since=before, seen=since)
             assert "welcome" == (await back.next())["op"]
             await follow(back)
@@ -147,11 +147,11 @@ async def test_with_synchronous_numbering_a_crash_undoes_nothing_that_was_delive
         await follow(client)
         await server.stop_wal_writer()
         await server.say("kept")
-        assert ["kept"] == (await heard(client, "kept"))[0]
+        assert ["kept"] == (await read_until(client, "kept"))[0]
         await server.crash()
         await server.embedded.start()
         await server.say("after")
-        assert (["after"], []) == (await heard(client, "after"))[::2]
+        assert (["after"], []) == (await read_until(client, "after"))[::2]
 
 
 async def _resumes_with(daemon: Daemon, since: str, reason: str) -> None:
@@ -161,7 +161,7 @@ async def _resumes_with(daemon: Daemon, since: str, reason: str) -> None:
 
 
 async def test_the_start_of_a_right_survives_a_crash_that_undoes_other_numbers(server: Server) -> None:
-    """Or else what came before the right could get the numbers behind it."""
+    """Otherwise changes from before the right began could get numbers after it."""
     async with daemon_process(server.embedded.dsn, environment=QUICK) as daemon, daemon.client(ADA) as client:
         await follow(client)
         await server.stop_wal_writer()
@@ -173,7 +173,7 @@ async def test_the_start_of_a_right_survives_a_crash_that_undoes_other_numbers(s
         await server.crash()
         await server.embedded.start()
         await server.say("after")
-        assert (["after"], []) == (await heard(client, "after"))[::2]
+        assert (["after"], []) == (await read_until(client, "after"))[::2]
 
 
 async def test_clients_stay_connected_while_postgres_is_away(server: Server) -> None:
@@ -187,4 +187,4 @@ async def test_clients_stay_connected_while_postgres_is_away(server: Server) -> 
         assert ("error", "unavailable", True) == (error["op"], error["code"], error["retry"])
         await asyncio.gather(server.embedded.start())
         await server.say("back")
-        assert "back" in (await heard(client, "back"))[0]
+        assert "back" in (await read_until(client, "back"))[0]

@@ -1,4 +1,4 @@
-"""The queue of NOTIFY, which all databases of a cluster share: a daemon that hangs, and a listener that blocks."""
+"""The NOTIFY queue, which all databases of a cluster share: a daemon that hangs, and a listener that blocks it."""
 
 import asyncio
 import os
@@ -11,27 +11,27 @@ import pytest
 
 from daemon.postgres.connect import Connection
 from tests.faults.checker import CLEAN
-from tests.faults.harness import MUTANT_NET, Server, Stage, newest_binaries, own_server, stage
+from tests.faults.harness import MUTANT_TIMEOUT, Scenario, Server, newest_binaries, own_server, scenario
 from tests.faults.oracle import Style
 from tests.faults.results import Results
 from tests.support.daemon import get
 
-PAGES = 64  # the least; each of the notes below takes one
+PAGES = 64  # the minimum; each notification below takes one page
 FULL = "54000"
 WATCH = 1.0  # seconds
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    """A server whose queue is soon full."""
+    """A server with a small queue."""
     binaries = newest_binaries()
     assert 17 <= binaries.major
     async with own_server(binaries=binaries, settings={"max_notify_queue_pages": str(PAGES)}) as server:
         yield server
 
 
-async def ring_for(connection: Connection, share: float) -> float:
-    """Send long notes until so much of the queue is taken, or it is full; how much was."""
+async def fill_queue(connection: Connection, share: float) -> float:
+    """Send long notifications until this share of the queue is used; the share that is used then."""
     usage = 0.0
     for number in range(2 * PAGES):
         await connection.execute("select pg_notify('rowcast', $1)", f"{number}".ljust(7900))
@@ -41,16 +41,16 @@ async def ring_for(connection: Connection, share: float) -> float:
     return usage
 
 
-async def rung_for(connection: Connection) -> None:
-    """Wait until the daemon is asleep, so that writers have to ring."""
+async def until_notify_needed(connection: Connection) -> None:
+    """Wait until the leader is asleep, so that writers must notify it."""
     while not await connection.fetchval("select rowcast.must_ring()"):
         await asyncio.sleep(0.01)
 
 
-async def watch(play: Stage) -> None:
-    """What systemd does: a daemon that does not say that it lives is killed, and started again."""
-    [supervised] = play.daemons
-    while not play.stop.is_set():
+async def watch(run: Scenario) -> None:
+    """Act as systemd: kill and restart a daemon that does not feed the watchdog."""
+    [supervised] = run.daemons
+    while not run.stop.is_set():
         assert supervised.daemon
         try:
             async with asyncio.timeout(WATCH):
@@ -64,37 +64,37 @@ async def watch(play: Stage) -> None:
 async def test_a_daemon_that_hangs_is_killed_before_writes_fail(
     server: Server, results: Results, watched: bool
 ) -> None:
-    async with stage(server, environment={"WATCHDOG_USEC": str(int(WATCH * 1e6))}) as play:
-        await play.follow(2, pause=0.05)
-        play.write(2, Style(pause=0.1))
-        await play.heard(20)
-        ringing = await play.oracle.connect()
-        await rung_for(ringing)
-        [supervised] = play.daemons
+    async with scenario(server, environment={"WATCHDOG_USEC": str(int(WATCH * 1e6))}) as run:
+        await run.follow(2, pause=0.05)
+        run.write(2, Style(pause=0.1))
+        await run.received(20)
+        notifying = await run.oracle.connect()
+        await until_notify_needed(notifying)
+        [supervised] = run.daemons
         assert supervised.daemon
         hanging = supervised.daemon.process
         began = time.monotonic()
         os.kill(hanging.pid, signal.SIGSTOP)
-        usage = await ring_for(ringing, 0.6)
+        usage = await fill_queue(notifying, 0.6)
         if not watched:
             with pytest.raises(asyncpg.ProgramLimitExceededError):
-                await ring_for(ringing, 2.0)
-            while not play.oracle.errors[FULL]:
+                await fill_queue(notifying, 2.0)
+            while not run.oracle.errors[FULL]:
                 await asyncio.sleep(0.01)
             results.caught("12", "no watchdog", f"writes fail with {FULL}")
             os.kill(hanging.pid, signal.SIGCONT)
-            await ringing.close()
+            await notifying.close()
             return
-        watching = play.tasks.create_task(watch(play))
+        watching = run.tasks.create_task(watch(run))
         while supervised.daemon is None or supervised.daemon.process is hanging:
             await asyncio.sleep(0.01)
         freed = time.monotonic() - began
-        await ring_for(ringing, 0.6)
-        await ringing.close()
-        await play.recovered()
-        assert CLEAN == await play.verdict()
+        await fill_queue(notifying, 0.6)
+        await notifying.close()
+        await run.recovered()
+        assert CLEAN == await run.verdict()
         await watching
-        assert {} == dict(play.oracle.errors)
+        assert {} == dict(run.oracle.errors)
         results.held(
             "12",
             "the daemon is stopped, and its listener stops reading",
@@ -103,47 +103,47 @@ async def test_a_daemon_that_hangs_is_killed_before_writes_fail(
             "that kills a process that does not feed the watchdog, as systemd does",
             "no write failed; the clients resumed and missed nothing",
             f"watchdog of {WATCH:g} s (default 15): served again after {freed:.1f} s; the queue was {usage:.0%} full",
-            play.n,
+            run.n,
         )
 
 
-async def queue_usage(play: Stage) -> float:
-    """What the daemon's metric says."""
-    assert play.daemons[0].daemon
-    _, page = await get(f"{play.daemons[0].daemon.http}/metrics")
+async def queue_usage(run: Scenario) -> float:
+    """The usage according to the daemon's metric."""
+    assert run.daemons[0].daemon
+    _, page = await get(f"{run.daemons[0].daemon.http}/metrics")
     [line] = [line for line in page.splitlines() if line.startswith("rowcast_queue_usage ")]
     return float(line.split()[1])
 
 
-@pytest.mark.parametrize("mutants", [[], ["no_usage"]])
+@pytest.mark.parametrize("mutants", [[], ["no_queue_usage_query"]])
 async def test_a_blocked_notify_queue_empties_as_soon_as_the_blocker_is_gone(
     server: Server, results: Results, mutants: list[str]
 ) -> None:
-    async with stage(server, mutants=mutants) as play:
-        await play.follow(2)
-        blocker = await play.oracle.connect()
+    async with scenario(server, mutants=mutants) as run:
+        await run.follow(2)
+        blocker = await run.oracle.connect()
         await blocker.execute("listen elsewhere")
         await blocker.execute("begin; select 1")
-        ringing = await play.oracle.connect()
-        await rung_for(ringing)
-        await ring_for(ringing, 0.6)
+        notifying = await run.oracle.connect()
+        await until_notify_needed(notifying)
+        await fill_queue(notifying, 0.6)
         if not mutants:
-            while (alarm := await queue_usage(play)) < 0.5:
+            while (alarm := await queue_usage(run)) < 0.5:
                 await asyncio.sleep(0.05)
         with pytest.raises(asyncpg.ProgramLimitExceededError):
-            await ring_for(ringing, 2.0)
+            await fill_queue(notifying, 2.0)
         await blocker.close()
-        await ringing.close()
+        await notifying.close()
         began = time.monotonic()
         if mutants:
             with pytest.raises(TimeoutError):
-                await play.recovered(within=MUTANT_NET)
-            results.caught("13", "no_usage", "writes keep failing after the blocker has gone")
+                await run.recovered(within=MUTANT_TIMEOUT)
+            results.caught("13", "no_queue_usage_query", "writes keep failing after the blocker has gone")
             await server.fetchval("select pg_notification_queue_usage()")
             return
-        await play.recovered()
+        await run.recovered()
         healed = time.monotonic() - began
-        assert CLEAN == await play.verdict()
+        assert CLEAN == await run.verdict()
         results.held(
             "13",
             "the queue of NOTIFY is full",
@@ -151,5 +151,5 @@ async def test_a_blocked_notify_queue_empties_as_soon_as_the_blocker_is_gone(
             "the metric shows it from 50 % on; it recovers when the blocker has gone. Until then writes fail: "
             "Postgres does that, and Rowcast cannot prevent it",
             f"the metric said {alarm:.0%} before it was full; healed {healed:.1f} s after the blocker went",
-            play.n,
+            run.n,
         )

@@ -1,4 +1,4 @@
-"""Rights that end in the middle of a stream: nothing written afterwards is told."""
+"""Rights that end in the middle of a stream: nothing written afterwards is delivered."""
 
 import asyncio
 import random
@@ -7,7 +7,17 @@ import time
 import pytest
 
 from tests.faults.checker import CLEAN, Checker
-from tests.faults.harness import MUTANT_NET, NET, NOWHERE, SEED, Stage, late, middle, stage, times
+from tests.faults.harness import (
+    MUTANT_TIMEOUT,
+    NOWHERE,
+    SEED,
+    TIMEOUT,
+    Scenario,
+    by_form,
+    median,
+    percentile,
+    scenario,
+)
 from tests.faults.oracle import Style, Write
 from tests.faults.results import Results
 
@@ -15,32 +25,32 @@ SLOW_REPLAY = {"ROWCAST_READ_CHUNK": "2", "ROWCAST_RECENT_BYTES": "0"}  # each r
 END = "delete from chatgenius.channel_members where (channel_id, user_id) = ($1, $2)"
 
 
-class Ended:
-    """Who has lost a channel, and from which tag of the writers on."""
+class EndedRights:
+    """The rights that have ended, and the writers' tag from which on each has ended."""
 
-    def __init__(self, play: Stage) -> None:
-        self._play = play
+    def __init__(self, run: Scenario) -> None:
+        self._play = run
         self._ended: dict[tuple[str, str], int] = {}
 
-    async def end(self, checker: Checker, channel: str, *, ring: bool = True) -> None:
-        """Take a member out. What is begun after its commit has a later tag than what was begun before it."""
-        who = (checker.user, f"channel:{channel}")
+    async def end(self, checker: Checker, channel: str, *, notify: bool = True) -> None:
+        """Remove a member. Writes that begin after this commit have a later tag than those that began before it."""
+        right = (checker.user, f"channel:{channel}")
         connection = await self._play.oracle.connect()
         async with connection.transaction():
-            if not ring:
+            if not notify:
                 await connection.execute("set local rowcast.ring = off")
             await connection.execute(END, channel, checker.user)
         await connection.close()
-        self._ended[who] = int(self._play.oracle.tag) + 1
-        self._play.oracle.tag = str(self._ended[who])
+        self._ended[right] = int(self._play.oracle.tag) + 1
+        self._play.oracle.tag = str(self._ended[right])
 
     def forbidden(self, checker: Checker, write: Write) -> bool:
-        """Begun after the right had ended."""
+        """Did the write begin after the right had ended?"""
         ended = self._ended.get((checker.user, write.topic))
         return ended is not None and _number(write) >= ended
 
     def owed(self, checker: Checker, write: Write) -> bool:
-        """Not to somebody who lost the topic: what was on its way then may come, or not."""
+        """Does the client still have its right? If not, a write in flight at its end may arrive or not."""
         return (checker.user, write.topic) not in self._ended
 
 
@@ -54,86 +64,84 @@ async def until_revoked(checker: Checker, topic: str) -> None:
 
 
 @pytest.mark.parametrize("daemons", [1, 2])
-@pytest.mark.parametrize("ring", [True, False], ids=["rung", "nobody rings"])
+@pytest.mark.parametrize("notify", [True, False], ids=["with NOTIFY", "without NOTIFY"])
 async def test_nothing_written_after_a_right_ended_is_delivered(
-    durable: str, results: Results, daemons: int, ring: bool
+    durable: str, results: Results, daemons: int, notify: bool
 ) -> None:
     chance = random.Random(SEED)
-    users = times(6, 60)
-    async with stage(durable, users=users, daemons=daemons) as play:
-        play.oracle.tag = "0"
-        ended = Ended(play)
-        await play.follow(users, url=play.daemons[-1].url)
-        play.write(4, Style(pause=0.005, settings={} if ring else {"rowcast.ring": "off"}))
+    users = by_form(6, 60)
+    async with scenario(durable, users=users, daemons=daemons) as run:
+        run.oracle.tag = "0"
+        ended = EndedRights(run)
+        await run.follow(users, url=run.daemons[-1].url)
+        run.write(4, Style(pause=0.005, settings={} if notify else {"rowcast.ring": "off"}))
         waits: list[float] = []
-        for checker in play.checkers[1:]:
-            await play.heard(chance.randint(1, 40))
-            channel = chance.choice(play.oracle.channels)
+        for checker in run.checkers[1:]:
+            await run.received(chance.randint(1, 40))
+            channel = chance.choice(run.oracle.channels)
             began = time.monotonic()
-            await ended.end(checker, channel, ring=ring)
+            await ended.end(checker, channel, notify=notify)
             await until_revoked(checker, f"channel:{channel}")
             waits.append(time.monotonic() - began)
-        verdict = await play.verdict(forbidden=ended.forbidden, owed=ended.owed)
+        verdict = await run.verdict(forbidden=ended.forbidden, owed=ended.owed)
     assert CLEAN == verdict
     results.held(
-        f"29 ({daemons} daemon{'s' * (daemons - 1)}{'' if ring else ', no ring'})",
-        "a membership ends during a live stream" + ("" if ring else ", without NOTIFY"),
+        f"29 ({daemons} daemon{'s' * (daemons - 1)}{'' if notify else ', no NOTIFY'})",
+        "a membership ends during a live stream" + ("" if notify else ", without NOTIFY"),
         f"{len(waits)} members lose a channel after a random number of frames"
         + (", connected to the daemon that does not lead" if daemons > 1 else ""),
         "0 leaked",
-        f"commit to `revoked`: p50 {middle(waits) * 1e3:.0f} ms, p99 {late(waits) * 1e3:.0f} ms",
-        play.n,
+        f"commit to `revoked`: p50 {median(waits) * 1e3:.0f} ms, p99 {percentile(waits) * 1e3:.0f} ms",
+        run.n,
     )
 
 
 async def test_rights_checked_only_at_subscribe_leak_later_writes(durable: str, results: Results) -> None:
-    async with stage(durable, users=2, mutants=["rights_at_subscribe"]) as play:
-        play.oracle.tag = "0"
-        ended = Ended(play)
-        await play.follow(2)
-        play.write(2)
-        await play.heard(20)
-        await ended.end(play.checkers[1], play.oracle.channels[0])
-        await play.heard(50)
-        verdict = await play.verdict(forbidden=ended.forbidden, owed=ended.owed, within=MUTANT_NET)
+    async with scenario(durable, users=2, mutants=["rights_at_subscribe"]) as run:
+        run.oracle.tag = "0"
+        ended = EndedRights(run)
+        await run.follow(2)
+        run.write(2)
+        await run.received(20)
+        await ended.end(run.checkers[1], run.oracle.channels[0])
+        await run.received(50)
+        verdict = await run.verdict(forbidden=ended.forbidden, owed=ended.owed, within=MUTANT_TIMEOUT)
     assert 0 < verdict.leaked
-    for kind in ("1 daemon", "2 daemons", "1 daemon, no ring", "2 daemons, no ring"):
+    for kind in ("1 daemon", "2 daemons", "1 daemon, no NOTIFY", "2 daemons, no NOTIFY"):
         results.caught(f"29 ({kind})", "rights_at_subscribe", verdict)
 
 
-@pytest.mark.parametrize("mutants", [[], ["rights_of_the_live"]])
+@pytest.mark.parametrize("mutants", [[], ["no_revocation_during_replay"]])
 async def test_a_right_that_ends_during_a_replay_ends_for_the_replay_too(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
-    async with stage(durable, users=2, environment=SLOW_REPLAY, mutants=mutants) as play:
-        play.oracle.tag = "0"
-        ended = Ended(play)
-        await play.follow(2)
-        leaver = play.checkers[1]
-        for _ in range(rounds := 1 if mutants else times(2, 3)):
-            [channel] = [channel for channel in play.oracle.channels if f"channel:{channel}" not in leaver.revoked][
-                :1
-            ]
-            play.write(4, Style(pause=0.002))
-            await play.heard(50)
+    async with scenario(durable, users=2, environment=SLOW_REPLAY, mutants=mutants) as run:
+        run.oracle.tag = "0"
+        ended = EndedRights(run)
+        await run.follow(2)
+        leaver = run.checkers[1]
+        for _ in range(rounds := 1 if mutants else by_form(2, 3)):
+            [channel] = [channel for channel in run.oracle.channels if f"channel:{channel}" not in leaver.revoked][:1]
+            run.write(4, Style(pause=0.002))
+            await run.received(50)
             where = leaver.url
             leaver.url = lambda: NOWHERE
-            assert leaver.line is not None
-            leaver.line.transport.abort()
-            await play.heard(500)
-            await play.quiet()
-            play.stop.clear()
-            play.write(1, Style(pause=0.05))  # a replay must be able to overtake it
+            assert leaver.connection is not None
+            leaver.connection.transport.abort()
+            await run.received(500)
+            await run.stop_writers()
+            run.stop.clear()
+            run.write(1, Style(pause=0.05))  # a replay must be able to overtake it
             leaver.url = where
-            await play.heard(20, leaver)
-            assert not leaver.live.is_set()  # it is being replayed
+            await run.received(20, leaver)
+            assert not leaver.live.is_set()  # it is still being replayed
             await ended.end(leaver, channel)
             await leaver.live.wait()
-            await play.heard(20)
-            await play.quiet()
-            play.stop.clear()
-        verdict = await play.verdict(
-            forbidden=ended.forbidden, owed=ended.owed, within=MUTANT_NET if mutants else NET
+            await run.received(20)
+            await run.stop_writers()
+            run.stop.clear()
+        verdict = await run.verdict(
+            forbidden=ended.forbidden, owed=ended.owed, within=MUTANT_TIMEOUT if mutants else TIMEOUT
         )
     if mutants:
         assert 0 < verdict.leaked
@@ -146,43 +154,43 @@ async def test_a_right_that_ends_during_a_replay_ends_for_the_replay_too(
         f"500 changes behind, read two at a time; {rounds} times",
         "0 leaked",
         "",
-        play.n,
+        run.n,
     )
 
 
-@pytest.mark.parametrize("mutants", [[], ["rights_from_the_first"]])
+@pytest.mark.parametrize("mutants", [[], ["rights_without_a_start"]])
 async def test_a_member_added_while_offline_receives_nothing_from_before(
     durable: str, results: Results, mutants: list[str]
 ) -> None:
-    async with stage(durable, users=times(3, 30), mutants=mutants) as play:
-        [channel, *_] = play.oracle.channels
-        newcomers = play.oracle.users[1:]
-        await play.oracle.execute(
+    async with scenario(durable, users=by_form(3, 30), mutants=mutants) as run:
+        [channel, *_] = run.oracle.channels
+        newcomers = run.oracle.users[1:]
+        await run.oracle.execute(
             "delete from chatgenius.channel_members where channel_id = $1 and user_id = any ($2)", channel, newcomers
         )
-        await play.follow(len(play.oracle.users))
-        _, *away = play.checkers
-        play.write(3)
+        await run.follow(len(run.oracle.users))
+        _, *away = run.checkers
+        run.write(3)
         before: dict[str, set[str]] = {}
         for checker in away:
-            await play.heard(20)
+            await run.received(20)
             where, checker.url = checker.url, lambda: NOWHERE
-            assert checker.line is not None
-            checker.line.transport.abort()
-            await play.heard(20)
-            before[checker.user] = set(play.oracle.acknowledged)
-            await play.oracle.execute(
+            assert checker.connection is not None
+            checker.connection.transport.abort()
+            await run.received(20)
+            before[checker.user] = set(run.oracle.acknowledged)
+            await run.oracle.execute(
                 "insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", channel, checker.user
             )
-            await play.heard(20)
-            checker.ask_again()
+            await run.received(20)
+            checker.retry_lost_topics()
             checker.url = where
-        await play.back()
+        await run.reconnected()
         topic = f"channel:{channel}"
-        verdict = await play.verdict(
+        verdict = await run.verdict(
             resets={"rights"},
             forbidden=lambda checker, write: write.topic == topic and write.token in before.get(checker.user, ()),
-            within=MUTANT_NET if mutants else NET,
+            within=MUTANT_TIMEOUT if mutants else TIMEOUT,
         )
     if mutants:
         assert 0 < verdict.leaked
@@ -195,5 +203,5 @@ async def test_a_member_added_while_offline_receives_nothing_from_before(
         f"{len(away)} clients resume from before they were members",
         "0 leaked; each got `reset` with `rights`, and everything from there on",
         "",
-        play.n,
+        run.n,
     )

@@ -1,4 +1,4 @@
-"""Postgres stands still under a daemon with clients, and goes on: they stay, know of it, and miss nothing."""
+"""Postgres is suspended under a daemon with clients: they stay connected, receive `stale`, and miss nothing."""
 
 import asyncio
 import json
@@ -25,14 +25,16 @@ TOPIC = f"user:{ADA}"
 
 @asynccontextmanager
 async def stopped(*pids: int) -> AsyncIterator[None]:
-    """These processes do nothing inside the block, and hear nothing."""
+    """These processes are suspended inside the block."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         for pid in pids:
-            with suppress(ProcessLookupError):  # it was ending when it was stopped, and its parent goes on already
+            with suppress(
+                ProcessLookupError
+            ):  # it was exiting when it was stopped, and its parent has already resumed
                 os.kill(pid, signal.SIGCONT)
 
 
@@ -70,8 +72,8 @@ async def say(server: EmbeddedPostgres, content: str) -> None:
     )
 
 
-async def heard(client: Client) -> Frame:
-    """The next frame, heartbeats among them."""
+async def next_frame(client: Client) -> Frame:
+    """The next frame, including heartbeats."""
     frame: Frame = json.loads(await client.connection.recv())
     return frame
 
@@ -85,13 +87,13 @@ async def test_clients_of_a_stalled_database_receive_stale_stay_connected_and_mi
         [before] = await client.changes()
         async with stopped(*family(server.pid)):
             meanwhile = asyncio.create_task(say(server, "meanwhile"))
-            frame = await heard(client)
+            frame = await next_frame(client)
             assert ("head", True) == (frame["op"], frame["stale"])
             assert str(before["seq"]) == frame["pos"].rpartition(":")[2]
             await client.say(op="ping")
             assert "pong" == (await client.next())["op"]
         await meanwhile
-        frames = [await heard(client), await heard(client)]
+        frames = [await next_frame(client), await next_frame(client)]
         [fresh] = [frame for frame in frames if frame["op"] == "head"]
         assert "stale" not in fresh
         [frame] = [frame for frame in frames if frame["op"] == "changes"]
@@ -126,11 +128,11 @@ async def test_a_cancelled_query_does_not_block_the_next_one(server: EmbeddedPos
             pid = connection.get_server_pid()
         log = reader.PgLogReader(pool)
         async with stopped(pid):
-            asking = asyncio.create_task(log.head())
+            query = asyncio.create_task(log.head())
             await asyncio.sleep(0)  # it has begun
-            asking.cancel()
+            query.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asking
+                await query
             assert "" == (await log.head()).epoch
     finally:
         pool.terminate()

@@ -4,10 +4,10 @@ A notification costs each writer a NOTIFY, and NOTIFY keeps writers from sharing
 Postgres one statement each time. So the leader polls while much is written, and sleeps while little is.
 
 An advisory lock keeps a wake-up from being lost. Writers share it, and the leader holds it exclusively while it
-sleeps; a writer that cannot share it notifies. The leader requests the lock while it still polls: from then on new writers
-notify, and once the lock is granted, the last writer that did not notify has ended. The grant counts as a
-notification: the leader polls once more, and then may sleep. Nothing here depends on time for correctness; times only
-decide what is cheaper.
+sleeps; a writer that cannot share it notifies. The leader requests the lock while it still polls: from then on new
+writers notify, and once the lock is granted, the last writer that did not notify has ended. The grant counts as a
+notification: the leader polls once more, and then may sleep. Correctness never depends on time; times only decide
+what is cheaper.
 """
 
 from enum import StrEnum

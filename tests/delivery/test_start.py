@@ -33,5 +33,5 @@ async def test_it_waits_for_as_long_as_what_was_written_before_is_being_numbered
 async def test_it_ends_and_says_why_if_nothing_can_be_numbered(database: str, pool: Pool, sql: Connection) -> None:
     await sql.execute("drop view rowcast.contents cascade")
     async with leader(database, pool, leads=False) as sequencer:
-        with pytest.raises(SequencingFailed, match=r"cannot be given their order \(UndefinedTableError 42P01\)"):
+        with pytest.raises(SequencingFailed, match=r"Cannot sequence events \(UndefinedTableError 42P01\)"):
             await wait_until_sequenced(sequencer, SOON)

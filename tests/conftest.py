@@ -14,12 +14,12 @@ from tests.support.postgres import FAST, Server, chosen_binaries, passable_direc
 
 
 def ignore(line: str) -> None:
-    """For whoever reports to nobody."""
+    """Discard the progress of a migration."""
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """One server for all tests of this process; it is bound to no event loop."""
+    """One server for all tests of this process; not bound to an event loop."""
     with passable_directory() as directory:
         embedded = EmbeddedPostgres(directory, binaries=chosen_binaries(), settings=FAST)
         asyncio.run(embedded.start())
@@ -54,7 +54,7 @@ async def sql(database: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[Pool]:
-    """Connections as the daemon has them."""
+    """A pool of connections like the daemon's."""
     pool = await open_pool(database, application_name="test", max_size=5)
     yield pool
     await pool.close()
@@ -62,5 +62,5 @@ async def pool(database: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 async def rows(sql: Connection) -> None:
-    """The table `app.rows` with eight rows, and nothing in the log yet."""
+    """The watched table `app.rows` with eight rows, and an empty log."""
     await sql.execute(ROWS)

@@ -205,7 +205,7 @@ async def test_sample_data_are_refused_in_production_and_the_database_stays_empt
         "--pack", "antone", "seed", DATABASE_URL=desk.dsn, ROWCAST_ENVIRONMENT="production"
     )
     assert 35 == code
-    assert "Sample data has no place in production" in errors
+    assert "Sample data is not allowed in production" in errors
     assert 0 == await desk.sql.fetchval("select count(*) from antone.posts")
 
 

@@ -24,7 +24,7 @@ async def test_seeding_again_changes_nothing(empty_database: str) -> None:
 async def test_no_sample_data_reaches_production(database: str, verb: list[str]) -> None:
     code, output, errors = await command(*verb, DATABASE_URL=database, ROWCAST_ENVIRONMENT="production")
     assert (35, "") == (code, output)
-    assert "daemon: Sample data has no place in production" in errors
+    assert "daemon: Sample data is not allowed in production" in errors
     sql = await asyncpg.connect(database)
     assert 0 == await sql.fetchval("select count(*) from chatgenius.users")
     await sql.close()

@@ -35,7 +35,7 @@ async def test_the_schema_that_the_revisions_create_has_no_problems(sql: Connect
 
 
 @for_each(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (
             "alter table antone.posts drop constraint posts_author_id_fkey, add constraint posts_author_id_fkey"

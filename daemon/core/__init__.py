@@ -1,1 +1,1 @@
-"""The pure floor: nouns and decisions. Nothing here waits, logs, reads a clock or touches a wire."""
+"""The pure core: values and decisions. Nothing here waits, logs, reads a clock or does I/O."""

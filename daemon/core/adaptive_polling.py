@@ -1,24 +1,25 @@
-"""When the leader is asleep and must be rung for, and when it is awake and looks for events by itself.
+"""When the leader polls for events, and when it sleeps until a writer notifies it.
 
-To be rung for costs each writer a NOTIFY, and all of them their common flush; to look costs the leader and Postgres a
-statement each time. So it sleeps while little is written, and stays awake while much is.
+A notification costs each writer a NOTIFY, and NOTIFY keeps writers from sharing a flush. Polling costs the leader and
+Postgres one statement each time. So the leader polls while much is written, and sleeps while little is.
 
-What keeps a wake-up from being lost is a lock, which writers share and the leader holds alone while it is asleep:
-whoever cannot share it rings. The leader asks for it while it is still awake. From then on new writers ring, and when
-it is granted the last writer has ended who did not: that counts as a ring, and after one more look the leader may
-sleep. No clock has a part in this: times here only say when it pays.
+An advisory lock keeps a wake-up from being lost. Writers share it, and the leader holds it exclusively while it
+sleeps; a writer that cannot share it notifies. The leader requests the lock while it still polls: from then on new
+writers notify, and once the lock is granted, the last writer that did not notify has ended. The grant counts as a
+notification: the leader polls once more, and then may sleep. Correctness never depends on time; times only decide
+what is cheaper.
 """
 
 from enum import StrEnum
 from math import exp
 from typing import Final
 
-BUSY_RATE: Final = 300.0  # transactions a second: from here on it costs more to be rung for than to look
-CALM_RATE: Final = 100.0  # and below this less
-RATE_WINDOW: Final = 0.1  # seconds over which that is averaged
-POLL_DELAY: Final = 0.002  # seconds from one look to the next; where one takes longer, so much more may gather ...
-MAX_POLL_DELAY: Final = 0.005  # ... but for no longer than this
-LOCK_WAIT_DELAY: Final = 0.05  # seconds between two looks while a writer who did not ring goes on for long
+BUSY_RATE: Final = 300.0  # transactions a second from which on polling is cheaper than notifications
+CALM_RATE: Final = 100.0  # transactions a second below which notifications are cheaper
+RATE_WINDOW: Final = 0.1  # seconds over which the rate is averaged
+POLL_DELAY: Final = 0.002  # seconds between two polls; as much longer as a poll takes, so that batches grow ...
+MAX_POLL_DELAY: Final = 0.005  # ... but never longer than this
+LOCK_WAIT_DELAY: Final = 0.05  # seconds between two polls while the lock waits for a long writer
 
 
 class State(StrEnum):
@@ -30,13 +31,13 @@ class State(StrEnum):
 
 
 class AdaptivePoller:
-    """Decides from what each look found. It begins awake. Times are in seconds on any clock that goes forward.
+    """Decides from what each poll found. It starts awake. Times are in seconds, on any clock that only goes forward.
 
-    Call `looked` after each look, then follow `wants_lock` and `pause`.
+    Call `record_poll` after each poll, then follow `wants_sleep_lock` and `delay`.
     """
 
     def __init__(self, now: float, *, max_sleep: float) -> None:
-        """`longest_sleep`: after so long it looks though nobody rang."""
+        """After `max_sleep` seconds it polls even without a notification."""
         self.state = State.AWAKE
         self._max_sleep = max_sleep
         self._polled_at = now
@@ -45,12 +46,12 @@ class AdaptivePoller:
 
     @property
     def wants_sleep_lock(self) -> bool:
-        """Should the lock be held, or asked for?"""
+        """Whether to hold or request the lock."""
         return self.state is not State.AWAKE
 
     @property
     def delay(self) -> float:
-        """Seconds until the next look, if nobody rings before."""
+        """Seconds until the next poll, unless a notification arrives first."""
         match self.state:
             case State.ASLEEP:
                 return self._max_sleep
@@ -60,7 +61,7 @@ class AdaptivePoller:
                 return min(abs(POLL_DELAY - self._took), MAX_POLL_DELAY)
 
     def record_poll(self, now: float, found: int, took: float, *, held: bool) -> None:
-        """A look has found so many transactions, and took so many seconds. `held`: is the lock held?"""
+        """A poll found that many transactions and took that many seconds. `held`: whether the lock is held."""
         rate = self._rate * exp((self._polled_at - now) / RATE_WINDOW) + found / RATE_WINDOW
         self._rate = min(rate, 2 * BUSY_RATE)
         self._polled_at = now

@@ -1,4 +1,4 @@
-"""One tree of errors. The class docstring is the message; facts are attributes; the type says whose fault it is."""
+"""The tree of errors. A docstring is the message, facts are attributes, the type says whose fault it is."""
 
 from typing import ClassVar
 
@@ -11,9 +11,9 @@ class RowcastError(Exception):
 
 
 class ClientFault(RowcastError):
-    """The client broke the protocol: it is told, and no error of ours is logged.
+    """The client broke the protocol: it gets an `error` frame, and nothing is logged as an error.
 
-    `code` and `retry` are what the `error` frame says; `close` is the close code where the connection ends too.
+    `code` and `retry` go into the frame; `close` is the close code if the connection ends as well.
     """
 
     code: ClassVar[str]
@@ -89,12 +89,12 @@ class NoSuchTopic(ClientFault):
 
 
 class TooManyTopics(ClientFault):
-    """A connection may follow at most {most} topics."""
+    """A connection may follow at most {limit} topics."""
 
     code = "too_many_topics"
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
 
 
 class TooManyFrames(ClientFault):
@@ -137,7 +137,7 @@ class OperatorFault(RowcastError):
 
 
 def fault_in(error: BaseException) -> OperatorFault | None:
-    """The operator's fault in an error, or in what a group of tasks raised."""
+    """The operator's fault in an error, or in an exception group; None if there is none."""
     if isinstance(error, ExceptionGroup):
         return next(filter(None, map(fault_in, error.exceptions)), None)
     return error if isinstance(error, OperatorFault) else None

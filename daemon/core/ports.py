@@ -1,4 +1,4 @@
-"""The interfaces between the rooms, in the words of those who use them. tests/contract checks their docstrings."""
+"""The interfaces between the rooms. Each is named by its user; tests/contract checks what the docstrings promise."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
@@ -7,51 +7,51 @@ from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.close_codes import Close
 
 Encode = Callable[[bytes], bytes]
-"""From a JSON payload to the bytes of one websocket text frame."""
+"""Turns a JSON payload into the bytes of one websocket text frame."""
 
 
 class Socket(Protocol):
-    """One client's connection, as the flow sees it. No method raises once the peer has gone; `drained` waits."""
+    """One client's connection as delivery sees it. No method raises after the peer has gone; only `drained` waits."""
 
     @property
     def session(self) -> str:
         """The ULID of this connection: its name in logs and in `welcome`."""
 
     def write(self, frames: bytes) -> int:
-        """Hand whole, already encoded frames to the peer, in order. Returns how many bytes wait for it to read."""
+        """Write whole, encoded frames in order. Returns how many bytes are queued for the peer."""
 
     def queued(self) -> int:
-        """How many bytes wait for the peer to read."""
+        """How many bytes are queued for the peer."""
 
     async def drained(self) -> None:
-        """Wait until the peer has taken most of what was written; at once if little waits, or the peer has gone."""
+        """Wait until the peer has taken most of what is queued. Returns at once if little is, or it has gone."""
 
     def close(self, code: int, reason: str) -> None:
-        """Send a close frame behind what was written, and end. The first call counts, later ones do nothing."""
+        """Send a close frame after what is queued, and end. Only the first call counts."""
 
 
 class ClientHandler(Protocol):
-    """Who answers one client. The gateway calls it, from the event loop, and it never waits or raises."""
+    """Answers one client. The gateway calls it from the event loop; no method waits or raises."""
 
     def message_received(self, text: bytes) -> None:
-        """One whole text message (UTF-8, already checked) came in."""
+        """A whole text message, valid UTF-8, has arrived."""
 
     def tick(self, now: float) -> None:
-        """A second, more or less, has passed; `now` is the gateway's monotonic clock in seconds.
+        """About a second has passed; `now` is the gateway's monotonic clock in seconds.
 
-        Called while the connection is open, and not after `close`: what must end by a time (no `hello`, an
-        expired token) is ended from here, so that no client needs a timer of its own.
+        Called while the connection is open, and not after `close`. Deadlines (no `hello`, an expired token) are
+        enforced from here, so that no client needs a timer of its own.
         """
 
     def connection_lost(self, close: Close | None) -> None:
         """The connection has ended. Called exactly once, and last.
 
-        `close` is why this side ended it, whether or not the peer got to know; None if it went by itself.
+        `close` is why this side closed it, even if the peer never learned that; None if the peer left.
         """
 
 
 OpenClient = Callable[[Socket], ClientHandler]
-"""Called by the gateway once a handshake for `rowcast.v1` has succeeded."""
+"""Called by the gateway when a handshake for `rowcast.v1` has succeeded."""
 
 
 class Batch(NamedTuple):

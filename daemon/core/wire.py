@@ -1,4 +1,4 @@
-"""The frames of `rowcast.v1`: what clients say, and the bytes that answer them."""
+"""The frames of `rowcast.v1`: parsing what clients send, and building the payloads of the server."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -35,10 +35,10 @@ class _Frame(BaseModel):
 
 
 class Hello(_Frame):
-    """The first frame. `since`: the topics subscribed afterwards are replayed from there.
+    """The first frame. Topics that are subscribed later are replayed from `since`.
 
-    `seen` is the greatest position that the client has processed in any topic, if that is beyond `since`.
-    `session` is that of its connection before this one, from its `welcome`.
+    `seen` is the newest position that the client has processed in any topic, if that is beyond `since`. `session` is
+    the one from the `welcome` of its previous connection.
     """
 
     op: Literal["hello"]
@@ -54,7 +54,7 @@ class Subscribe(_Frame):
     op: Literal["subscribe"]
     topic: TopicText
     since: PositionText | None = None
-    # Reserved by the protocol: silence would hand a client rows that it asked to have filtered out.
+    # Reserved by the protocol. Ignoring them would send a client rows that it wanted to be filtered out.
     snapshot: None = None
     where: None = None
 
@@ -77,7 +77,7 @@ _CLIENT: TypeAdapter[ClientFrame] = TypeAdapter(Annotated[ClientFrame, Field(dis
 
 
 def parse(text: bytes) -> ClientFrame:
-    """Read one frame of a client. Raises BadJson, UnknownOp or BadFrame; none of them repeats the input."""
+    """Parse a frame of a client. Raises BadJson, UnknownOp or BadFrame; none of them repeats the input."""
     try:
         return _CLIENT.validate_json(text)
     except ValidationError as error:
@@ -96,7 +96,7 @@ def parse(text: bytes) -> ClientFrame:
 
 
 def frame_id(text: bytes) -> FrameId | None:
-    """The `id` of a frame that could not be read otherwise, so that its error can name it."""
+    """The `id` of a frame that is otherwise invalid, for its error frame; None if it has none."""
     try:
         found = from_json(text)
     except ValueError:
@@ -122,9 +122,9 @@ def welcome(
     limits: dict[str, int],
     last_close: Close | None = None,
 ) -> bytes:
-    """Accepted. `heartbeat`: seconds between `head` frames; `schema`: the hash of the payload contracts.
+    """The token is valid. `heartbeat`: seconds between `head` frames; `schema`: the hash of the payload contracts.
 
-    `last_close`: why this daemon ended the client's connection before this one, if it did.
+    `last_close`: why this daemon closed the client's previous connection, if it did.
     """
     return _payload(
         "welcome",
@@ -140,12 +140,12 @@ def welcome(
 
 
 def subscribed(frame: FrameId | None, topic: Topic, pos: Position) -> bytes:
-    """Everything of the topic after `pos` will come."""
+    """Every change of the topic after `pos` will be sent."""
     return _payload("subscribed", id=frame, topic=topic, pos=str(pos))
 
 
 def unsubscribed(frame: FrameId | None, topic: Topic) -> bytes:
-    """Nothing of the topic will come any more."""
+    """Nothing more of the topic will be sent."""
     return _payload("unsubscribed", id=frame, topic=topic)
 
 
@@ -155,24 +155,24 @@ def pong(frame: FrameId | None) -> bytes:
 
 
 def resumed(pos: Position, replayed: int) -> bytes:
-    """Every topic that was being replayed is live from `pos` on; `replayed` changes were sent for it."""
+    """Every topic that was being replayed is live from `pos` on. `replayed` changes were sent."""
     return _payload("resumed", pos=str(pos), replayed=replayed)
 
 
 def reset(topic: Topic, reason: str, pos: Position) -> bytes:
-    """Continuity cannot be proven: the client fetches the topic's state anew; the stream goes on after `pos`."""
+    """Changes may be missing: the client fetches the topic's state again. The stream continues after `pos`."""
     return _payload("reset", topic=topic, reason=reason, pos=str(pos))
 
 
 def revoked(topic: Topic, pos: Position) -> bytes:
-    """The right to the topic ended at `pos`; nothing of it was sent that came there or later."""
+    """The right to the topic ended at `pos`. No change at or after that position was sent."""
     return _payload("revoked", topic=topic, pos=str(pos))
 
 
 def head(pos: Position | None, *, stale: bool = False) -> bytes:
-    """The heartbeat: everything up to `pos` has been sent; None while something is being replayed.
+    """The heartbeat: everything up to `pos` has been sent. `pos` is None while topics are being replayed.
 
-    `stale`: the log cannot be read just now, so there may be more than the client can be told.
+    `stale`: the log cannot be read at the moment, so there may be newer changes.
     """
     return _payload("head", pos=pos and str(pos), stale=stale or None)
 
@@ -183,15 +183,15 @@ def error(fault: ClientFault, frame: FrameId | None = None) -> bytes:
 
 
 def bye(reason: str, retry_ms: int) -> bytes:
-    """A planned close follows: come back after `retry_ms` milliseconds and resume."""
+    """A planned close follows: reconnect after `retry_ms` milliseconds and resume."""
     return _payload("bye", reason=reason, retry_ms=retry_ms)
 
 
 def runs(changes: Iterable[Change]) -> Iterable[tuple[Topic, Sequence[Change]]]:
-    """Split changes, in their order, into what one frame may hold: neighbours of one topic, and doubts of one kind.
+    """Split changes into runs that make one frame each: consecutive changes of one topic, or one reset kind.
 
-    Inside a transaction the log keeps each topic together, so a frame holds whole transactions of its topic; and
-    since runs follow one another, whoever has processed a frame can resume from its `pos`, whatever it follows.
+    Within a transaction the log keeps each topic together, so a frame holds whole transactions of its topic. Since
+    runs follow one another in the log, a client can resume from the `pos` of any frame, whatever topics it follows.
     """
     for _, run in groupby(changes, key=_frame_of):
         together = tuple(run)
@@ -203,32 +203,32 @@ def _frame_of(change: Change) -> object:
 
 
 def changes(topic: Topic, prev: Position, run: Sequence[Change]) -> bytes:
-    """The changes of one topic, in order. `prev` is the topic's position before them, so that a gap shows."""
+    """The changes of one topic, in order. `prev` is the topic's position before them, so that a client sees a gap."""
     name, before, after = _json(topic), _json(str(prev)), _json(f"{prev.epoch}:{run[-1].seq}")
-    told = ",".join(map(_change, run))
-    return f'{{"op":"changes","topic":{name},"prev":{before},"pos":{after},"changes":[{told}]}}'.encode()
+    body = ",".join(map(_change, run))
+    return f'{{"op":"changes","topic":{name},"prev":{before},"pos":{after},"changes":[{body}]}}'.encode()
 
 
 def change(change: Change) -> bytes:
-    """One change. What Postgres wrote as JSON goes in as it is."""
+    """One change as JSON. Key and record are copied as Postgres wrote them."""
     return _change(change).encode()
 
 
 def _change(change: Change) -> str:
     left = change.kind is Kind.LEAVE
-    told = (
+    text = (
         f'{{"seq":{change.seq},"tx":"{change.tx}","at":"{change.at}","table":{_name(change.table)},'
         f'"kind":"{"delete" if left else change.kind}","key":{change.key}'
     )
     if left:
-        told += ',"left":true'
+        text += ',"left":true'
     if change.record is not None:
-        told += f',"record":{change.record}'
+        text += f',"record":{change.record}'
     if change.changed:
-        told += f',"changed":{_json(change.changed)}'
+        text += f',"changed":{_json(change.changed)}'
     if change.actor is not None:
-        told += f',"meta":{_json({"actor": change.actor})}'
-    return told + "}"
+        text += f',"meta":{_json({"actor": change.actor})}'
+    return text + "}"
 
 
 def _json(value: object) -> str:

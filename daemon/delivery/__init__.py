@@ -1,1 +1,1 @@
-"""From the log to the clients, and each client's life. Knows ports, never a driver."""
+"""From the log to the clients: the pump, replays, rights, and each client's life. Uses ports, never a driver."""

@@ -53,17 +53,17 @@ class PgLogReader:
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         """The same for some topics, up to `upto`. Raises LogUnavailable and LogTruncated."""
-        wanted, found, place = list(topics), list[Change](), after
+        wanted, found, position = list(topics), list[Change](), after
         with translated():
             while True:
                 chunk = limit - len(found)
                 rows = await self._fetch(
-                    READ_TIMEOUT, "changes_of_topics", place, upto, wanted, chunk, self._max_transaction
+                    READ_TIMEOUT, "changes_of_topics", position, upto, wanted, chunk, self._max_transaction
                 )
                 found += await self._complete(rows, chunk, wanted)
                 if len(rows) < chunk or len(found) >= limit:
                     break
-                place = rows[-1]["tx_end"]  # the many rows of a large transaction became few changes
+                position = rows[-1]["tx_end"]  # the many rows of a large transaction became few changes
             # Checked after reading, because a part of what was read may have been dropped before.
             [[floor]] = await self._fetch(ANSWER_TIMEOUT, "log_floor")
         if floor > after:

@@ -1,4 +1,4 @@
-"""What the port LogReader promises, of the log in Postgres and of its newest part held in memory over it."""
+"""The contract of the LogReader port, for the log in Postgres and for the cache in memory over it."""
 
 from collections.abc import AsyncIterator, Collection
 from itertools import pairwise
@@ -21,8 +21,8 @@ class Version(Row):
     version: int
 
 
-SERVED = PackRouter({"app": Pack("app", {"rows": Version}, (r"row:\d+",))})
-MOST = 20  # changes of a transaction that are told
+ROUTER = PackRouter({"app": Pack("app", {"rows": Version}, (r"row:\d+",))})
+MAX_TRANSACTION = 20  # changes: a larger transaction is read as `limit`
 ALL = [Topic("*app"), *(Topic(f"row:{number}") for number in range(1, 9))]
 FIRST_TERM = (
     "update app.rows set version = 1",
@@ -60,31 +60,31 @@ async def everything(log: LogReader, chunk: int = 1000) -> list[Change]:
     return found
 
 
-async def held(inner: LogReader, max_bytes: int, chunk: int) -> LogCache:
-    """What a pump does that has begun with the log."""
+async def fill_cache(inner: LogReader, max_bytes: int, chunk: int) -> LogCache:
+    """Fill a cache the way a pump does that started with the log."""
     log_cache = LogCache(inner, max_bytes)
     log_cache.restart(Position((await inner.head()).epoch, Seq(0)))
     after = Seq(0)
     while changes := await inner.read(after, chunk):
-        log_cache.add(changes, SERVED.validate(changes)[0])
+        log_cache.add(changes, ROUTER.validate(changes)[0])
         after = changes[-1].seq
     return log_cache
 
 
-HELD = {"all in memory": 2**20, "some in memory": 15_000, "none in memory": 0}
+CACHE_SIZES = {"all in memory": 2**20, "some in memory": 15_000, "none in memory": 0}  # bytes
 
 
-@pytest.fixture(params=["postgres", *HELD])
+@pytest.fixture(params=["postgres", *CACHE_SIZES])
 async def log(request: pytest.FixtureRequest, pool: Pool) -> LogReader:
-    inner = PgLogReader(pool, MOST)
-    return inner if request.param == "postgres" else await held(inner, HELD[request.param], chunk=5)
+    inner = PgLogReader(pool, MAX_TRANSACTION)
+    return inner if request.param == "postgres" else await fill_cache(inner, CACHE_SIZES[request.param], chunk=5)
 
 
-async def whole(log: LogReader, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> list[Change]:
-    """All of it, as whoever replays reads it."""
+async def replay(log: LogReader, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> list[Change]:
+    """Read all of it in chunks, the way a replay does."""
     found: list[Change] = []
     while True:
-        changes = SERVED.deliverable(await log.read_topics(topics, after, upto, limit))
+        changes = ROUTER.deliverable(await log.read_topics(topics, after, upto, limit))
         found += changes
         if len(changes) < limit:
             break
@@ -92,12 +92,12 @@ async def whole(log: LogReader, topics: Collection[Topic], after: Seq, upto: Seq
     return found
 
 
-def same(one: Change) -> tuple[object, ...]:
-    """What a client can tell of a change."""
+def visible(one: Change) -> tuple[object, ...]:
+    """The parts of a change that a client can see."""
     return one.seq, one.topic, one.kind, one.key, one.record, one.changed, one.tx, one.at
 
 
-async def test_the_numbers_grow_and_every_read_ends_where_a_transaction_does(log: LogReader) -> None:
+async def test_numbers_grow_and_every_read_ends_at_the_end_of_a_transaction(log: LogReader) -> None:
     changes = await everything(log, 3)
     assert all(one.seq < other.seq for one, other in pairwise(changes))
     last_of = {change.tx: change.seq for change in changes}
@@ -110,25 +110,25 @@ async def test_the_numbers_grow_and_every_read_ends_where_a_transaction_does(log
 
 @pytest.mark.parametrize("limit", [1, 4, 1000])
 @pytest.mark.parametrize("topics", [ALL, ALL[:2], ALL[3:], [Topic("row:99")]])
-async def test_topics_are_told_what_everybody_is_told_of_them_from_wherever_one_begins(
+async def test_reading_topics_from_any_position_agrees_with_reading_everything(
     log: LogReader, topics: Collection[Topic], limit: int
 ) -> None:
     changes = await everything(log)
     upto = changes[-1].seq
     for after in (Seq(0), *(change.seq for change in changes)):
-        expected = [same(change) for change in changes if change.topic in topics and change.seq > after]
-        assert expected == [same(change) for change in await whole(log, topics, after, upto, limit)]
+        expected = [visible(change) for change in changes if change.topic in topics and change.seq > after]
+        assert expected == [visible(change) for change in await replay(log, topics, after, upto, limit)]
 
 
-async def test_nothing_is_told_past_the_place_up_to_which_was_asked(log: LogReader) -> None:
+async def test_reading_topics_stops_at_the_requested_position(log: LogReader) -> None:
     changes = await everything(log)
     last_of = {change.tx: change.seq for change in changes}
     for upto in last_of.values():
-        expected = [same(change) for change in changes if change.seq <= upto]
-        assert expected == [same(change) for change in await whole(log, ALL, Seq(0), upto, 1000)]
+        expected = [visible(change) for change in changes if change.seq <= upto]
+        assert expected == [visible(change) for change in await replay(log, ALL, Seq(0), upto, 1000)]
 
 
-async def test_an_answer_of_fewer_changes_than_asked_for_is_all_there_is(log: LogReader) -> None:
+async def test_a_read_returns_at_least_the_limit_and_whole_transactions(log: LogReader) -> None:
     changes = await everything(log)
     for limit in (1, 2, 5, 20):
         answer = (await log.read_topics(ALL, Seq(0), changes[-1].seq, limit)).changes
@@ -138,7 +138,7 @@ async def test_an_answer_of_fewer_changes_than_asked_for_is_all_there_is(log: Lo
         assert answer[-1].tx not in {change.tx for change in rest}
 
 
-async def test_every_place_that_was_told_can_be_continued_and_no_other(log: LogReader) -> None:
+async def test_exactly_the_positions_that_were_read_can_be_continued(log: LogReader) -> None:
     changes = await everything(log)
     head = await log.head()
     base = next(later.seq - 1 for one, later in pairwise(changes) if later.seq > one.seq + 1_000_000)
@@ -150,7 +150,7 @@ async def test_every_place_that_was_told_can_be_continued_and_no_other(log: LogR
     assert {"epoch"} == {await log.continuity(Position("other", seq)) for seq in on_record}
 
 
-async def test_the_log_holds_what_these_tests_are_about(log: LogReader) -> None:
+async def test_the_log_under_test_has_every_kind_of_change_that_the_tests_need(log: LogReader) -> None:
     kinds = [change.kind for change in await everything(log)]
     assert {Kind.UPDATE, Kind.INSERT, Kind.TRUNCATE, Kind.LIMIT} == set(kinds)
     assert 3 == kinds.count(Kind.LIMIT)

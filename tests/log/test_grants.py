@@ -1,4 +1,4 @@
-"""From where in the log on somebody may read a topic."""
+"""From which position in the log a user may read a topic."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -46,7 +46,9 @@ async def test_a_right_begins_with_the_change_that_gave_it(database: str, pool: 
         assert head + 1 == await grants(pool).readable_from(BOB, TOPIC)
 
 
-async def test_the_last_of_several_beginnings_counts(database: str, pool: Pool, sql: Connection) -> None:
+async def test_a_right_given_several_times_begins_where_it_was_last_given(
+    database: str, pool: Pool, sql: Connection
+) -> None:
     async with leader(database, pool):
         member = await grants(pool).readable_from(ADA, TOPIC)
         for deleted_at in ("now()", "null"):
@@ -62,33 +64,31 @@ async def test_the_last_of_several_beginnings_counts(database: str, pool: Pool, 
     assert member < channel < user
 
 
-async def test_a_right_from_before_the_log_reaches_back_to_its_floor(
-    database: str, pool: Pool, sql: Connection
-) -> None:
+async def test_a_right_from_before_the_log_begins_at_zero(database: str, pool: Pool, sql: Connection) -> None:
     await sql.execute("truncate rowcast.events")
     async with leader(database, pool):
         assert Seq(0) == await grants(pool).readable_from(ADA, TOPIC)
 
 
-async def test_a_right_that_was_given_a_moment_ago_is_waited_for(database: str, pool: Pool, sql: Connection) -> None:
+async def test_a_right_that_has_no_number_yet_is_waited_for(database: str, pool: Pool, sql: Connection) -> None:
     async with leader(database, pool):
         await until_numbered(pool)
     while await sql.fetchval("select exists (select from pg_stat_activity where application_name = 'sequencer')"):
-        await asyncio.sleep(0)  # its last statement may still be on its way
+        await asyncio.sleep(0)  # its last statement may still be running
     await join(sql)
     with pytest.raises(GrantsUnavailable):
         await grants(pool, wait=0.01).readable_from(BOB, TOPIC)
-    assert await grants(pool, wait=0.01).readable_from(ADA, TOPIC) is not None  # nobody else waits
-    asking = asyncio.create_task(grants(pool).readable_from(BOB, TOPIC))
+    assert await grants(pool, wait=0.01).readable_from(ADA, TOPIC) is not None  # other lookups do not wait
+    lookup = asyncio.create_task(grants(pool).readable_from(BOB, TOPIC))
     async with leader(database, pool):
-        begun = await asking
+        begun = await lookup
     [joined] = [
         change for change in await PgLogReader(pool).read(Seq(0), 100) if BOB in change.key and change.topic == TOPIC
     ]
     assert joined.seq == begun
 
 
-async def test_rights_that_another_packs_rows_give_do_not_count(database: str, pool: Pool, sql: Connection) -> None:
+async def test_rights_given_by_rows_of_another_pack_do_not_count(database: str, pool: Pool, sql: Connection) -> None:
     await sql.execute(f"""
         create schema app;
         create table app.seats (id integer primary key, user_id text);
@@ -107,37 +107,37 @@ async def test_rights_that_another_packs_rows_give_do_not_count(database: str, p
 OTHER = Topic("channel:01HZZZZZZZZZZZZZZZZZZZZZZD")
 
 
-async def test_a_crowd_of_questions_is_asked_in_few_statements_and_each_has_its_own_answer(
+async def test_many_lookups_take_few_statements_and_each_gets_its_own_answer(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with leader(database, pool):
         await until_numbered(pool)
     await sql.execute("""
-        create table public.asked (backend integer, at timestamptz);
+        create table public.calls (backend integer, at timestamptz);
         create table public.allowed (a text, b text);
         create or replace function chatgenius.may_read(user_id text, topic text) returns boolean
         language plpgsql as $$
         begin
-            insert into public.asked values (pg_backend_pid(), statement_timestamp());
+            insert into public.calls values (pg_backend_pid(), statement_timestamp());
             return $1 || $2 in (select a || b from public.allowed);
         end $$;
     """)
     await sql.executemany(
         "insert into public.allowed values ($1, $2)", [(ADA, TOPIC), (ADA, "users"), (BOB, f"user:{BOB}")]
     )
-    asking = grants(pool)
+    shared = grants(pool)
     crowd = [(ADA, TOPIC), (BOB, TOPIC), (ADA, Topic("users")), (ADA, OTHER), (BOB, Topic(f"user:{BOB}"))] * 100
-    begun = await asyncio.gather(*(asking.readable_from(*question) for question in crowd))
-    one_by_one = {question: await asking.readable_from(*question) for question in set(crowd)}
-    assert [one_by_one[question] for question in crowd] == begun
+    begun = await asyncio.gather(*(shared.readable_from(*lookup) for lookup in crowd))
+    one_by_one = {lookup: await shared.readable_from(*lookup) for lookup in set(crowd)}
+    assert [one_by_one[lookup] for lookup in crowd] == begun
     assert [True, False, True, False, True] == [found is not None for found in begun[:5]]
-    calls = await sql.fetchval("select count(*) from public.asked")
-    statements = await sql.fetchval("select count(distinct (backend, at)) from public.asked")
+    calls = await sql.fetchval("select count(*) from public.calls")
+    statements = await sql.fetchval("select count(distinct (backend, at)) from public.calls")
     assert len(crowd) + 5 == calls
     assert statements <= 2 * MAX_CONCURRENT_QUERIES + 5 + 5
 
 
-async def test_a_question_that_fails_spoils_no_other_that_is_asked_with_it(
+async def test_a_lookup_that_fails_does_not_fail_others_of_the_same_batch(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with leader(database, pool):
@@ -150,9 +150,9 @@ async def test_a_question_that_fails_spoils_no_other_that_is_asked_with_it(
             return $2 = '{TOPIC}';
         end $$;
     """)
-    asking = grants(pool)
+    shared = grants(pool)
     crowd = [TOPIC, Topic("users"), OTHER] * 50
-    answers = await asyncio.gather(*(asking.readable_from(ADA, topic) for topic in crowd), return_exceptions=True)
+    answers = await asyncio.gather(*(shared.readable_from(ADA, topic) for topic in crowd), return_exceptions=True)
     for topic, answer in zip(crowd, answers, strict=True):
         match topic:
             case "users":
@@ -162,12 +162,12 @@ async def test_a_question_that_fails_spoils_no_other_that_is_asked_with_it(
                 assert (topic == OTHER) == (answer is None)
 
 
-async def test_who_asks_no_longer_leaves_the_others_their_answers(database: str, pool: Pool, sql: Connection) -> None:
+async def test_cancelled_lookups_do_not_affect_the_others(database: str, pool: Pool, sql: Connection) -> None:
     async with leader(database, pool):
         await until_numbered(pool)
-    asking = grants(pool)
-    crowd = [asyncio.create_task(asking.readable_from(ADA, TOPIC)) for _ in range(40)]
-    await asyncio.sleep(0)  # all have asked
+    shared = grants(pool)
+    crowd = [asyncio.create_task(shared.readable_from(ADA, TOPIC)) for _ in range(40)]
+    await asyncio.sleep(0)  # all lookups have begun
     for task in crowd[::2]:
         task.cancel()
     answers = await asyncio.gather(*crowd, return_exceptions=True)

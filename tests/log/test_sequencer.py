@@ -1,4 +1,4 @@
-"""The order: events, log, batches and terms, on a real Postgres with real concurrent writers."""
+"""The sequencer: events, log, batches and terms, on a real Postgres with concurrent writers."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ async def everything(pool: Pool, after: int = 0) -> list[Change]:
     return found
 
 
-async def test_twelve_writers_lose_nothing_repeat_nothing_and_keep_every_rows_order(
+async def test_with_twelve_writers_nothing_is_lost_or_repeated_and_each_row_stays_in_order(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     await sql.execute(ROWS)
@@ -51,9 +51,9 @@ async def test_twelve_writers_lose_nothing_repeat_nothing_and_keep_every_rows_or
     for change in changes:
         record = json.loads(change.record or "{}")
         versions[record["id"]].append(record["version"])
-    told = [(row, version) for row, history in versions.items() for version in history]
-    assert committed == set(told)
-    assert len(committed) == len(told)
+    sent = [(row, version) for row, history in versions.items() for version in history]
+    assert committed == set(sent)
+    assert len(committed) == len(sent)
     assert {row: sorted(history) for row, history in versions.items()} == versions
     assert list(range(1, len(changes) + 1)) == [change.seq for change in changes]
     assert_transactions_are_whole(changes)
@@ -88,15 +88,17 @@ async def _transaction(connection: Connection, chance: random.Random, committed:
 
 
 def assert_transactions_are_whole(changes: list[Change]) -> None:
-    """The changes of a transaction are neighbours, and so are those of each topic within."""
+    """The changes of a transaction are adjacent, and so are those of each topic within it."""
     blocks = [(change.tx, change.topic) for change in changes]
-    borders = [block for place, block in enumerate(blocks) if place == 0 or blocks[place - 1] != block]
-    assert len(set(borders)) == len(borders)
-    transactions = [tx for place, (tx, _) in enumerate(borders) if place == 0 or borders[place - 1][0] != tx]
+    runs = [block for place, block in enumerate(blocks) if place == 0 or blocks[place - 1] != block]
+    assert len(set(runs)) == len(runs)
+    transactions = [tx for place, (tx, _) in enumerate(runs) if place == 0 or runs[place - 1][0] != tx]
     assert len(set(transactions)) == len(transactions)
 
 
-async def test_what_commits_late_is_numbered_when_it_commits(database: str, pool: Pool, sql: Connection) -> None:
+async def test_a_transaction_that_commits_late_is_numbered_when_it_commits(
+    database: str, pool: Pool, sql: Connection
+) -> None:
     await sql.execute(ROWS)
     late = await connect(database, application_name="late")
     transaction = late.transaction()
@@ -116,7 +118,7 @@ async def _until_logged(pool: Pool, count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_transaction_id_taken_early_does_not_turn_two_versions_of_a_row_round(
+async def test_a_transaction_id_taken_early_does_not_swap_two_versions_of_a_row(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     await sql.execute(ROWS)
@@ -133,7 +135,7 @@ async def test_a_transaction_id_taken_early_does_not_turn_two_versions_of_a_row_
     assert [1, 2] == [json.loads(change.record or "")["version"] for change in await everything(pool)]
 
 
-async def test_there_is_one_leader_and_the_next_goes_on_where_it_stopped(
+async def test_there_is_one_leader_and_the_next_continues_where_it_stopped(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     await sql.execute(ROWS)
@@ -154,30 +156,30 @@ async def test_there_is_one_leader_and_the_next_goes_on_where_it_stopped(
     assert [1] * 8 + [2] * 8 == [json.loads(change.record or "")["version"] for change in changes]
 
 
-class Handed:
-    """What a leader hands over, and the places before."""
+class Offers:
+    """The batches that a leader offers, each with the position before it."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[Seq, Sequence[Change]]] = []
-        self.came = asyncio.Event()
+        self.received = asyncio.Event()
 
-    def take(self, after: Seq, changes: Sequence[Change]) -> None:
+    def record(self, after: Seq, changes: Sequence[Change]) -> None:
         self.batches.append((after, changes))
-        self.came.set()
+        self.received.set()
 
 
-async def test_what_is_handed_over_is_what_the_log_says(database: str, pool: Pool, sql: Connection) -> None:
+async def test_the_offered_changes_equal_those_in_the_log(database: str, pool: Pool, sql: Connection) -> None:
     await sql.execute(ROWS)
-    offered = Handed()
+    offers = Offers()
     async with sql.transaction():
         await sql.execute("set local rowcast.actor = 'ada'")
         await sql.execute("update app.rows set version = 1 where id < 4")
         await sql.execute("delete from app.rows where id = 2")
         await sql.execute("insert into app.rows values (2, 7)")
     await sql.execute("truncate app.rows")
-    async with leader(database, pool, offer=offered.take, max_offered=100):
+    async with leader(database, pool, offer=offers.record, max_offered=100):
         await until_numbered(pool)
-    [(after, changes)] = offered.batches
+    [(after, changes)] = offers.batches
     assert await everything(pool) == changes
     assert changes[0].seq - 1 == after
     assert [None, 7] == [
@@ -187,42 +189,46 @@ async def test_what_is_handed_over_is_what_the_log_says(database: str, pool: Poo
     ]
 
 
-async def test_more_than_is_to_be_handed_over_rings_and_is_read(database: str, pool: Pool, sql: Connection) -> None:
+async def test_a_batch_with_too_many_changes_to_offer_sets_numbers_instead(
+    database: str, pool: Pool, sql: Connection
+) -> None:
     await sql.execute(ROWS)
-    offered, numbers = Handed(), asyncio.Event()
-    async with leader(database, pool, numbers=numbers, offer=offered.take, max_offered=7):
+    offers, numbers = Offers(), asyncio.Event()
+    async with leader(database, pool, numbers=numbers, offer=offers.record, max_offered=7):
         await sql.execute("update app.rows set version = 1")
         await numbers.wait()
         await sql.execute("update app.rows set version = 2 where id < 8")
-        await offered.came.wait()
-    assert [(8, 7)] == [(after, len(changes)) for after, changes in offered.batches]
+        await offers.received.wait()
+    assert [(8, 7)] == [(after, len(changes)) for after, changes in offers.batches]
     assert 15 == len(await everything(pool))
 
 
-async def test_only_who_follows_is_told_and_at_once_from_then_on(database: str, pool: Pool, sql: Connection) -> None:
+async def test_the_leader_notifies_only_while_another_daemon_follows(
+    database: str, pool: Pool, sql: Connection
+) -> None:
     await sql.execute(ROWS)
-    told: asyncio.Queue[int] = asyncio.Queue()
-    numbers, offered = asyncio.Event(), Handed()
-    await sql.add_listener("rowcast_log", lambda _, pid, *__: told.put_nowait(pid))
-    async with leader(database, pool, offer=offered.take, max_offered=100) as first:
+    notified_by: asyncio.Queue[int] = asyncio.Queue()
+    numbers, offers = asyncio.Event(), Offers()
+    await sql.add_listener("rowcast_log", lambda _, pid, *__: notified_by.put_nowait(pid))
+    async with leader(database, pool, offer=offers.record, max_offered=100) as first:
         for version in range(1, 6):
-            offered.came.clear()
+            offers.received.clear()
             await sql.execute("update app.rows set version = $1", version)
-            await offered.came.wait()
-        await sql.execute("notify rowcast_log")  # comes behind what was told of the first of them
-        assert sql.get_server_pid() == await told.get()
+            await offers.received.wait()
+        await sql.execute("notify rowcast_log")  # arrives after any notification of the updates above
+        assert sql.get_server_pid() == await notified_by.get()
         connecting = partial(connect, database, application_name="second", server_settings=SESSION)
         second = Sequencer(connecting, pool, asyncio.Event(), numbers, poll_every=0.01)
         following = asyncio.create_task(second.run())
         await second.settled.wait()
         assert numbers.is_set()
         await sql.execute("update app.rows set version = 7")
-        assert first.is_own_notification(await told.get())
+        assert first.is_own_notification(await notified_by.get())
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def test_each_reign_is_a_term_whose_numbers_lie_far_above_all_before(
+async def test_each_new_leader_opens_a_term_numbered_far_above_earlier_terms(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     await sql.execute(ROWS)
@@ -246,12 +252,12 @@ async def test_a_leader_of_an_older_term_numbers_nothing(database: str, pool: Po
         )
         old = sequencer.backend_pid
         await sql.execute("update app.rows set version = 1")
-        await until_numbered(pool)  # by the same daemon, under a term of its own
+        await until_numbered(pool)  # by the same daemon, under a newer term
         assert old != sequencer.backend_pid
     assert 3 == await pool.fetchval("select max(term) from rowcast.batches")
 
 
-async def test_positions_of_a_log_are_continued_or_refused_with_the_true_reason(
+async def test_a_position_is_continued_or_refused_with_the_right_reason(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     await sql.execute(ROWS)
@@ -271,16 +277,14 @@ async def test_positions_of_a_log_are_continued_or_refused_with_the_true_reason(
     assert "epoch" == await log.continuity(Position("other", head.seq))
 
 
-async def test_a_restore_into_another_database_begins_a_new_epoch_and_an_empty_log(
-    database: str, pool: Pool, sql: Connection
-) -> None:
+async def test_a_restore_into_another_database_empties_the_log(database: str, pool: Pool, sql: Connection) -> None:
     await sql.execute(ROWS)
     async with leader(database, pool):
         await sql.execute("update app.rows set version = 1")
         await until_numbered(pool)
     log = PgLogReader(pool)
     before = await log.head()
-    # What a dump brings along from elsewhere: transaction ids that this server has not reached yet.
+    # As after restoring a dump from elsewhere: its transaction ids are ahead of this server's.
     await sql.execute(
         "update rowcast.terms set database_oid = 1; update rowcast.batches set snapshot = '900000000:900000000:'"
     )
@@ -289,12 +293,12 @@ async def test_a_restore_into_another_database_begins_a_new_epoch_and_an_empty_l
         await sql.execute("update app.rows set version = 2 where id = 1")
         await until_numbered(pool)
     after = await log.head()
-    assert before.epoch == after.epoch  # it is this very database after all
+    assert before.epoch == after.epoch  # it is the same database
     assert after.seq > before.seq
     assert ["row:1"] == [change.topic for change in await everything(pool)]
 
 
-async def test_chunks_end_where_transactions_end(database: str, pool: Pool, sql: Connection) -> None:
+async def test_reads_end_at_the_end_of_a_transaction(database: str, pool: Pool, sql: Connection) -> None:
     await sql.execute(ROWS)
     async with leader(database, pool):
         for _ in range(3):
@@ -308,7 +312,7 @@ async def test_chunks_end_where_transactions_end(database: str, pool: Pool, sql:
     assert [1, 2, 9, 10] == [change.seq for change in (await log.read_topics(rows, Seq(0), Seq(16), 100)).changes]
 
 
-async def test_an_epoch_tells_the_databases_of_one_cluster_apart(database: str, pool: Pool, postgres: Server) -> None:
+async def test_databases_of_one_cluster_have_different_epochs(database: str, pool: Pool, postgres: Server) -> None:
     async with leader(database, pool):
         here = (await PgLogReader(pool).head()).epoch
     async with postgres.database(template="chatgenius") as other:
@@ -319,7 +323,7 @@ async def test_an_epoch_tells_the_databases_of_one_cluster_apart(database: str, 
     assert here != there
 
 
-async def test_old_snapshots_are_cleared_away_and_the_newest_stays(
+async def test_old_snapshots_are_deleted_and_the_newest_is_kept(
     database: str, pool: Pool, sql: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("daemon.log.sequencer.KEPT_BATCHES", 3)

@@ -1,4 +1,4 @@
-"""The silent doorbell on a real Postgres: who rings and who need not, and that nothing is ever late."""
+"""The wakeup lock on a real Postgres: writers notify only a sleeping leader, and no wakeup is lost."""
 
 import asyncio
 import random
@@ -20,17 +20,19 @@ from tests.support.log import until_numbered
 
 pytestmark = pytest.mark.usefixtures("rows")
 
-NEVER = 3600.0  # seconds between polls: nothing is found by them
+NEVER = 3600.0  # seconds between polls: polling finds nothing
 WRITE = "update app.rows set version = version + 1 where id = $1"
 WAITERS = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
-KILL = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'ring lock'"
+KILL = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'wakeup lock'"
 
 
 @asynccontextmanager
 async def wakeup_lock(database: str) -> AsyncIterator[tuple[WakeupLock, asyncio.Event]]:
-    """A lock that nobody wants yet, and an event that is set when it changes hands."""
+    """A lock that is not wanted yet, and an event that is set when it is taken, released or lost."""
     changed = asyncio.Event()
-    lock = WakeupLock(partial(connect, database, application_name="ring lock", server_settings=SESSION), changed.set)
+    lock = WakeupLock(
+        partial(connect, database, application_name="wakeup lock", server_settings=SESSION), changed.set
+    )
     task = asyncio.create_task(lock.run())
     try:
         yield lock, changed
@@ -39,48 +41,46 @@ async def wakeup_lock(database: str) -> AsyncIterator[tuple[WakeupLock, asyncio.
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def asked(sql: Connection) -> None:
-    """Wait until somebody waits for the lock."""
+async def until_requested(sql: Connection) -> None:
+    """Wait until a session waits for the lock."""
     while not await sql.fetchval(WAITERS):
         await asyncio.sleep(0)
 
 
-async def test_whoever_writes_rings_while_the_lock_is_held_and_only_then(
-    database: str, pool: Pool, sql: Connection
-) -> None:
+async def test_writers_notify_only_while_the_lock_is_held(database: str, pool: Pool, sql: Connection) -> None:
     async with wakeup_lock(database) as (lock, changed):
         writer = await connect(database, application_name="writer")
         listener = await connect(database, application_name="listener")
-        rings: list[str] = []
-        heard = asyncio.Event()
-        await listener.add_listener("rowcast", lambda *_: rings.append("ring"))
-        await listener.add_listener("mark", lambda *_: heard.set())
+        notifications: list[object] = []
+        marked = asyncio.Event()
+        await listener.add_listener("rowcast", lambda *_: notifications.append(None))
+        await listener.add_listener("mark", lambda *_: marked.set())
 
-        async def rings_of_a_write() -> int:
-            rings.clear()
-            heard.clear()
+        async def notifications_of_a_write() -> int:
+            notifications.clear()
+            marked.clear()
             await writer.execute(WRITE, 1)
             await writer.execute("notify mark")
-            await heard.wait()
-            return len(rings)
+            await marked.wait()
+            return len(notifications)
 
-        assert 0 == await rings_of_a_write()
+        assert 0 == await notifications_of_a_write()
         lock.want(True)
         await changed.wait()
         assert lock.held
-        assert 1 == await rings_of_a_write()
+        assert 1 == await notifications_of_a_write()
         changed.clear()
         lock.want(False)
         await changed.wait()
         assert not lock.held
         while await sql.fetchval("select count(*) from pg_locks where locktype = 'advisory'"):
             await asyncio.sleep(0)
-        assert 0 == await rings_of_a_write()
+        assert 0 == await notifications_of_a_write()
         await listener.close()
         await writer.close()
 
 
-async def test_the_lock_is_granted_when_the_last_silent_writer_has_ended_and_new_ones_ring_meanwhile(
+async def test_the_lock_is_granted_after_the_last_silent_writer_and_new_writers_notify_meanwhile(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with wakeup_lock(database) as (lock, changed):
@@ -89,7 +89,7 @@ async def test_the_lock_is_granted_when_the_last_silent_writer_has_ended_and_new
         await sql.execute(WRITE, 1)
         async with pool.acquire() as other:
             lock.want(True)
-            await asked(other)  # type: ignore[arg-type]
+            await until_requested(other)  # type: ignore[arg-type]
             assert await other.fetchval("select rowcast.must_ring()")
             assert not lock.held
             await silent.commit()
@@ -97,16 +97,14 @@ async def test_the_lock_is_granted_when_the_last_silent_writer_has_ended_and_new
             assert lock.held
 
 
-async def test_who_does_not_want_the_lock_any_more_leaves_the_queue(
-    database: str, pool: Pool, sql: Connection
-) -> None:
+async def test_a_lock_that_is_no_longer_wanted_leaves_the_queue(database: str, pool: Pool, sql: Connection) -> None:
     async with wakeup_lock(database) as (lock, _):
         silent = sql.transaction()
         await silent.start()
         await sql.execute(WRITE, 1)
         lock.want(True)
         async with pool.acquire() as other:
-            await asked(other)  # type: ignore[arg-type]
+            await until_requested(other)  # type: ignore[arg-type]
             lock.want(False)
             while await other.fetchval(WAITERS):
                 await asyncio.sleep(0)
@@ -114,7 +112,7 @@ async def test_who_does_not_want_the_lock_any_more_leaves_the_queue(
         await silent.rollback()
 
 
-async def test_a_lock_whose_connection_breaks_is_told_to_be_lost_and_taken_again(
+async def test_a_lock_whose_connection_breaks_is_reported_lost_and_taken_again(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with wakeup_lock(database) as (lock, changed):
@@ -129,7 +127,7 @@ async def test_a_lock_whose_connection_breaks_is_told_to_be_lost_and_taken_again
         assert await sql.fetchval("select rowcast.must_ring()")
 
 
-async def test_a_session_that_prepares_transactions_neither_rings_nor_shares_the_lock(
+async def test_a_session_with_rowcast_ring_off_neither_notifies_nor_shares_the_lock(
     database: str, sql: Connection
 ) -> None:
     await sql.execute("set rowcast.ring = off")
@@ -139,7 +137,7 @@ async def test_a_session_that_prepares_transactions_neither_rings_nor_shares_the
 
 
 def leader_state() -> State | None:
-    """What the metric says that the leader does."""
+    """The leader's state according to the metric."""
     states = {state: REGISTRY.get_sample_value("rowcast_leader_state", {"state": state.value}) for state in State}
     assert sum(value or 0 for value in states.values()) <= 1
     return next((state for state, value in states.items() if value), None)
@@ -152,14 +150,14 @@ async def until(state: State) -> None:
 
 @pytest.fixture
 def easily_awake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What any machine can do is a rush."""
+    """Low rates, so that any machine can produce a rush."""
     monkeypatch.setattr(adaptive_polling, "BUSY_RATE", 20.0)
     monkeypatch.setattr(adaptive_polling, "CALM_RATE", 5.0)
 
 
 @asynccontextmanager
-async def rung_for(database: str, pool: Pool) -> AsyncIterator[None]:
-    """A leader who looks only when it is awake, or somebody has rung: it does not poll."""
+async def leader_without_safety_poll(database: str, pool: Pool) -> AsyncIterator[None]:
+    """A leader that polls only while awake: asleep, it relies on notifications."""
     opening = partial(connect, database, server_settings=SESSION)
     events = asyncio.Event()
     notifier = Notifier(partial(opening, application_name="listener"), {"rowcast": events})
@@ -178,10 +176,10 @@ async def rung_for(database: str, pool: Pool) -> AsyncIterator[None]:
 
 
 @pytest.mark.usefixtures("easily_awake")
-async def test_a_leader_that_is_left_alone_falls_asleep_and_a_rush_keeps_it_awake(
+async def test_an_idle_leader_falls_asleep_and_a_rush_of_writes_keeps_it_awake(
     database: str, pool: Pool, sql: Connection
 ) -> None:
-    async with rung_for(database, pool):
+    async with leader_without_safety_poll(database, pool):
         await until(State.ASLEEP)
         assert await sql.fetchval("select rowcast.must_ring()")
         enough = asyncio.Event()
@@ -197,7 +195,7 @@ async def test_a_leader_that_is_left_alone_falls_asleep_and_a_rush_keeps_it_awak
 
 
 async def _rush(database: str, enough: asyncio.Event) -> None:
-    """Write as fast as can be."""
+    """Write as fast as possible until `enough`."""
     writer = await connect(database, application_name="writer")
     while not enough.is_set():
         await writer.execute(WRITE, 1)
@@ -205,16 +203,14 @@ async def _rush(database: str, enough: asyncio.Event) -> None:
 
 
 @pytest.mark.usefixtures("easily_awake")
-async def test_without_any_poll_nothing_is_late_however_rushes_pauses_and_long_transactions_fall(
-    database: str, pool: Pool
-) -> None:
+async def test_no_wakeup_is_lost_under_random_rushes_pauses_and_long_transactions(database: str, pool: Pool) -> None:
     chance = random.Random(20261121)
-    async with rung_for(database, pool):
+    async with leader_without_safety_poll(database, pool):
         writers = [await connect(database, application_name="writer") for _ in range(3)]
         seen = set()
         for number in range(40):
             await asyncio.gather(*(_phase(writer, chance, row) for row, writer in enumerate(writers, 1)))
-            async with asyncio.timeout(30):  # for ever, if a wake-up was lost
+            async with asyncio.timeout(30):  # a lost wakeup would take forever
                 await until_numbered(pool)
                 seen.add(leader_state())
                 if number % 4 == 3:
@@ -250,18 +246,18 @@ async def test_the_lock_has_the_same_number_in_the_triggers(sql: Connection) -> 
     assert f"({WAKEUP_LOCK})" in source
 
 
-async def test_a_leader_does_not_hear_what_it_tells_the_others(database: str, pool: Pool, sql: Connection) -> None:
+async def test_a_leader_ignores_its_own_notifications(database: str, pool: Pool, sql: Connection) -> None:
     opening = partial(connect, database, server_settings=SESSION)
-    heard, others, numbered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    heard, heard_by_other, numbered = asyncio.Event(), asyncio.Event(), asyncio.Event()
     sequencer = Sequencer(partial(opening, application_name="sequencer"), pool, asyncio.Event(), numbered)
-    judged: list[bool] = []
+    verdicts: list[bool] = []
 
     def is_own(pid: int) -> bool:
-        judged.append(sequencer.is_own_notification(pid))
-        return judged[-1]
+        verdicts.append(sequencer.is_own_notification(pid))
+        return verdicts[-1]
 
     own = Notifier(partial(opening, application_name="own"), {"rowcast_log": heard}, is_own=is_own)
-    other = Notifier(partial(opening, application_name="other"), {"rowcast_log": others})
+    other = Notifier(partial(opening, application_name="other"), {"rowcast_log": heard_by_other})
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in (own.run(), other.run(), sequencer.run())]
         await own.listening.wait()
@@ -269,13 +265,13 @@ async def test_a_leader_does_not_hear_what_it_tells_the_others(database: str, po
         await sequencer.leading.wait()
         await sql.execute(query("share_follower_lock"), FOLLOWER_LOCK)
         heard.clear()
-        others.clear()
+        heard_by_other.clear()
         await sql.execute(WRITE, 1)
-        await others.wait()
+        await heard_by_other.wait()
         assert numbered.is_set()
-        while not judged:
+        while not verdicts:
             await asyncio.sleep(0)
-        assert [True] == judged
+        assert [True] == verdicts
         assert not heard.is_set()
         await sql.execute("notify rowcast_log")  # as another leader would
         await heard.wait()

@@ -1,7 +1,7 @@
 """The numbering on a real Postgres, under random programs of several connections, one statement at a time.
 
-Nothing is left to chance but the program, which its number decides: each statement is awaited before the next, and
-what would wait for a row is not tried.
+A program depends only on its seed: each statement is awaited before the next, and statements that would wait for a
+row lock are skipped.
 """
 
 import json
@@ -21,30 +21,33 @@ from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from tests.support.log import ROWS
 
 NEW = "e.xid >= $3::text::xid8"
-RUNNING = "e.xid = any ($4::text []::xid8 [])"
+IN_PROGRESS = "e.xid = any ($4::text []::xid8 [])"
 ORDER = "max(f.id) over (partition by f.xid) as tx,"
 
-UNUSED = "and $3::text is not null"
-NONE = (RUNNING, "$4::text [] is null")
+USE_PARAMETER = "and $3::text is not null"
+NO_IN_PROGRESS = (IN_PROGRESS, "$4::text [] is null")
 
 MUTANTS = {
-    "a naive cursor": ((NEW, f"e.id > (select coalesce(max(o.event_id), 0) from rowcast.log as o) {UNUSED}"), NONE),
-    "the horizon of xmin": (
+    "a naive cursor": (
+        (NEW, f"e.id > (select coalesce(max(o.event_id), 0) from rowcast.log as o) {USE_PARAMETER}"),
+        NO_IN_PROGRESS,
+    ),
+    "the xmin horizon": (
         (
             NEW,
-            f"e.xid < pg_snapshot_xmin(pg_current_snapshot()) {UNUSED}"
+            f"e.xid < pg_snapshot_xmin(pg_current_snapshot()) {USE_PARAMETER}"
             " and not exists (select from rowcast.log as o where o.event_id = e.id)",
         ),
-        NONE,
+        NO_IN_PROGRESS,
         (ORDER, "f.xid::text::bigint as tx,"),
     ),
-    "the order of first events": ((ORDER, "min(f.id) over (partition by f.xid) as tx,"),),
-    "running transactions are forgotten": (NONE,),
+    "ordered by first event": ((ORDER, "min(f.id) over (partition by f.xid) as tx,"),),
+    "transactions in progress are forgotten": (NO_IN_PROGRESS,),
 }
 
 
 class Numbering:
-    """A leader, one statement at a time."""
+    """A leader that is driven one statement at a time."""
 
     def __init__(self, connection: Connection, statement: str) -> None:
         self._connection = connection
@@ -52,14 +55,14 @@ class Numbering:
         self._state: dict[str, Any] = {}
 
     async def lead(self) -> None:
-        """Begin a term where the log says that numbering has come."""
+        """Open a term, which continues from the log."""
         opened = await self._connection.fetchrow(query("open_term"), False)
         assert opened is not None
         self._state = dict(opened)
 
     async def number(self) -> None:
-        _, xmax, running = self._state["snapshot"].split(":")
-        xids = [xid for xid in running.split(",") if xid]
+        _, xmax, in_progress = self._state["snapshot"].split(":")
+        xids = [xid for xid in in_progress.split(",") if xid]
         state = self._state
         row, *_ = await self._connection.fetch(
             self._statement, state["term"], state["base"], xmax, xids, state["first_segment"], 0, FOLLOWER_LOCK
@@ -68,7 +71,7 @@ class Numbering:
 
 
 class Bench:
-    """Connections that write, a leader that numbers, and what was committed."""
+    """Connections that write, a leader that numbers, and the committed versions."""
 
     def __init__(self, dsn: str, pool: Pool, connections: Sequence[Connection], numbering: Numbering) -> None:
         self.dsn = dsn
@@ -83,7 +86,7 @@ class Bench:
         )
         return row, version
 
-    async def told(self) -> list[Change]:
+    async def changes(self) -> list[Change]:
         found: list[Change] = []
         log = PgLogReader(self.pool)
         while changes := await log.read(found[-1].seq if found else Seq(0), 1000):
@@ -91,13 +94,13 @@ class Bench:
         return found
 
     async def faults(self) -> set[str]:
-        """What does not hold of the log."""
-        changes = await self.told()
-        told = [
+        """The names of the promises that the log breaks."""
+        changes = await self.changes()
+        sent = [
             (record["id"], record["version"]) for change in changes if (record := json.loads(change.record or ""))
         ]
         versions: defaultdict[int, list[int]] = defaultdict(list)
-        for row, version in told:
+        for row, version in sent:
             versions[row].append(version)
         transactions = [
             change.tx for place, change in enumerate(changes) if not place or changes[place - 1].tx != change.tx
@@ -107,9 +110,9 @@ class Bench:
         return {
             name
             for name, holds in {
-                "lost": self.committed <= set(told),
-                "never committed": set(told) <= self.committed,
-                "twice": len(told) == len(set(told)),
+                "lost": self.committed <= set(sent),
+                "never committed": set(sent) <= self.committed,
+                "twice": len(sent) == len(set(sent)),
                 "a row's order": all(history == sorted(history) for history in versions.values()),
                 "a torn transaction": len(transactions) == len(set(transactions)),
                 "a gap": all(
@@ -148,20 +151,20 @@ async def bench(database: str) -> AsyncIterator[Make]:
     await pool.close()
 
 
-async def run_program(bench: Bench, number: int, steps: int = 40) -> None:
-    """A random program: begin, write, take back, prepare, end in any order, and number in between."""
-    chance = random.Random(number)
+async def run_program(bench: Bench, seed: int, steps: int = 40) -> None:
+    """A random program: begin, write, roll back to a savepoint, prepare, end, and number in any order."""
+    chance = random.Random(seed)
     writing: dict[int, list[tuple[int, int]]] = {}  # by connection
     prepared: dict[str, list[tuple[int, int]]] = {}
 
-    def locked(row: int, by: int) -> bool:
-        others = [written for one, written in writing.items() if one != by]
+    def locked(row: int, writer: int) -> bool:
+        others = [written for one, written in writing.items() if one != writer]
         return any(row == one for written in (*others, *prepared.values()) for one, _ in written)
 
-    async def end(who: int, how: str) -> None:
-        written, connection = writing.pop(who), bench.connections[who]
+    async def end(writer: int, how: str) -> None:
+        written, connection = writing.pop(writer), bench.connections[writer]
         if how == "prepare":
-            name = f"p{number}_{len(prepared)}_{chance.random()}"
+            name = f"p{seed}_{len(prepared)}_{chance.random()}"
             await connection.execute(f"prepare transaction '{name}'")
             prepared[name] = written
         else:
@@ -174,49 +177,49 @@ async def run_program(bench: Bench, number: int, steps: int = 40) -> None:
         bench.committed |= set(written) if how == "commit" else set()
 
     for _ in range(steps):
-        who, row = chance.randrange(len(bench.connections)), chance.randint(1, 4)
-        connection = bench.connections[who]
+        writer, row = chance.randrange(len(bench.connections)), chance.randint(1, 4)
+        connection = bench.connections[writer]
         match chance.choice(
-            ("begin", "write", "write", "write", "take back", "end", "end", "end prepared", "number")
+            ("begin", "write", "write", "write", "savepoint", "end", "end", "end prepared", "number")
         ):
-            case "begin" if who not in writing:
+            case "begin" if writer not in writing:
                 await connection.execute("begin")
-                writing[who] = []
+                writing[writer] = []
                 if chance.random() < 0.5:
                     await connection.execute("select pg_current_xact_id()")
-            case "write" if who in writing and not locked(row, who):
-                writing[who].append(await bench.write(connection, row))
-            case "write" if who not in writing and not locked(row, who):
+            case "write" if writer in writing and not locked(row, writer):
+                writing[writer].append(await bench.write(connection, row))
+            case "write" if writer not in writing and not locked(row, writer):
                 bench.committed.add(await bench.write(connection, row))
-            case "take back" if who in writing and not locked(row, who):
+            case "savepoint" if writer in writing and not locked(row, writer):
                 await connection.execute("savepoint here")
                 await bench.write(connection, row)
                 await connection.execute("rollback to here")
-            case "end" if who in writing:
-                await end(who, chance.choice(("commit", "commit", "commit", "rollback", "prepare")))
+            case "end" if writer in writing:
+                await end(writer, chance.choice(("commit", "commit", "commit", "rollback", "prepare")))
             case "end prepared" if prepared:
                 await end_prepared(chance.choice(sorted(prepared)), chance.choice(("commit", "commit", "rollback")))
             case "number":
                 if chance.random() < 0.1:
                     await bench.numbering.lead()
                 await bench.numbering.number()
-    for who in sorted(writing):
-        await end(who, "commit")
+    for writer in sorted(writing):
+        await end(writer, "commit")
     for name in sorted(prepared):
         await end_prepared(name, "commit")
     await bench.numbering.number()
 
 
 async def run_programs(bench: Bench, limit: int) -> set[str]:
-    """Programs until one shows a fault, and what that is."""
-    for number in range(limit):
-        await run_program(bench, number)
-        if number % 10 == 9 and (faults := await bench.faults()):
+    """Run programs until one breaks a promise; return which."""
+    for seed in range(limit):
+        await run_program(bench, seed)
+        if seed % 10 == 9 and (faults := await bench.faults()):
             return faults
     return await bench.faults()
 
 
-async def test_no_program_makes_the_numbering_lose_repeat_or_turn_anything_round(bench: Make) -> None:
+async def test_no_program_makes_the_numbering_lose_repeat_or_reorder_changes(bench: Make) -> None:
     assert set() == await run_programs(await bench(), 150)
 
 
@@ -224,37 +227,37 @@ async def test_no_program_makes_the_numbering_lose_repeat_or_turn_anything_round
     ("name", "fault"),
     [
         ("a naive cursor", "lost"),
-        ("the horizon of xmin", "a row's order"),
-        ("the order of first events", "a row's order"),
-        ("running transactions are forgotten", "lost"),
+        ("the xmin horizon", "a row's order"),
+        ("ordered by first event", "a row's order"),
+        ("transactions in progress are forgotten", "lost"),
     ],
 )
-async def test_a_numbering_by_another_rule_is_caught_by_the_same_programs(bench: Make, name: str, fault: str) -> None:
+async def test_the_same_programs_catch_a_numbering_by_another_rule(bench: Make, name: str, fault: str) -> None:
     assert fault in await run_programs(await bench(MUTANTS[name]), 60)
 
 
 async def early_ids(bench: Bench) -> None:
-    """Three transactions that have their ids early write one row, in every order and with numberings anywhere."""
+    """Three transactions that took their ids early write one row, in every order, with numberings in between."""
     for order in permutations(range(3)):
         for numbered in product((False, True), repeat=3):
             for connection in bench.connections:
                 await connection.execute("begin; select pg_current_xact_id()")
-            for who, number in zip(order, numbered, strict=True):
-                written = [await bench.write(bench.connections[who], row) for row in (1, 2 + who)]
-                await bench.connections[who].execute("commit")
+            for writer, number in zip(order, numbered, strict=True):
+                written = [await bench.write(bench.connections[writer], row) for row in (1, 2 + writer)]
+                await bench.connections[writer].execute("commit")
                 bench.committed |= set(written)
                 if number:
                     await bench.numbering.number()
             await bench.numbering.number()
 
 
-async def test_ids_that_are_taken_early_turn_no_row_round_in_any_order_of_commits(bench: Make) -> None:
+async def test_ids_taken_early_keep_every_row_in_order_for_any_order_of_commits(bench: Make) -> None:
     made = await bench()
     await early_ids(made)
     assert set() == await made.faults()
 
 
-async def test_the_horizon_of_xmin_is_caught_where_ids_are_taken_early(bench: Make) -> None:
-    made = await bench(MUTANTS["the horizon of xmin"])
+async def test_ids_taken_early_catch_the_xmin_horizon(bench: Make) -> None:
+    made = await bench(MUTANTS["the xmin horizon"])
     await early_ids(made)
     assert {"a row's order"} == await made.faults()

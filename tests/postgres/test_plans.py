@@ -1,4 +1,4 @@
-"""How the daemon's statements find what they look for: by an index, whatever is in the log, and read nothing else."""
+"""Query plans: the daemon's statements read only the rows they need, by an index, whatever the log holds."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +23,7 @@ async def pool(database: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 async def log(database: str) -> AsyncIterator[Connection]:
-    """A session of the daemon's, and a log in which one topic has all places but a few."""
+    """A session with the daemon's settings, and a log in which one topic has nearly all the entries."""
     connection = await connect(database, application_name="test", server_settings=SESSION)
     await connection.execute(
         f"""insert into rowcast.log (seq, tx_end, xid, event_id, topic)
@@ -36,12 +36,12 @@ async def log(database: str) -> AsyncIterator[Connection]:
 
 
 async def scans(connection: Connection, name: str, arguments: str) -> list[tuple[str, int]]:
-    """Of each scan of the log: its index, and how many rows it read, those it threw away among them.
+    """For each scan of the log: its index, and how many rows it read, including those it filtered out.
 
-    The statement is prepared, as the daemon's are: EXPLAIN alone would know the arguments, and plan for them.
+    The statement is prepared, as the daemon's are: a plain EXPLAIN would plan for the given arguments.
     """
-    await connection.execute(f"prepare it as {query(name)}")
-    [row] = await connection.fetch(f"explain (analyze, format json) execute it ({arguments})")
+    await connection.execute(f"prepare tested as {query(name)}")
+    [row] = await connection.fetch(f"explain (analyze, format json) execute tested ({arguments})")
     [plan] = json.loads(row[0])
     return [
         (
@@ -55,12 +55,12 @@ async def scans(connection: Connection, name: str, arguments: str) -> list[tuple
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
-    for part in plan.get("Plans", []):
-        yield from nodes(part)
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
 
 
 @pytest.mark.parametrize("topics", [["common"], ["rare"], ["nobody"], ["common", "rare", "*chatgenius"]])
-async def test_a_replay_reads_of_each_topic_no_more_than_a_chunk(log: Connection, topics: list[str]) -> None:
+async def test_a_replay_reads_no_more_than_a_chunk_of_each_topic(log: Connection, topics: list[str]) -> None:
     found = await scans(log, "changes_of_topics", f"100, {ROWS}, '{{{','.join(topics)}}}', 50, 100000")
     by_topic = [read for index, read in found if "topic" in index]
     assert by_topic
@@ -69,7 +69,7 @@ async def test_a_replay_reads_of_each_topic_no_more_than_a_chunk(log: Connection
 
 
 @pytest.mark.parametrize("topics", [["common"], ["nobody"], ["common", "rare", "*chatgenius"]])
-async def test_the_limit_of_a_topic_is_found_at_once(log: Connection, topics: list[str]) -> None:
+async def test_the_last_change_of_a_topic_is_found_by_an_index(log: Connection, topics: list[str]) -> None:
     found = await scans(log, "limits_of_topics", f"1, {ROWS}, '{{{','.join(topics)}}}'")
     assert 2 * len(topics) >= sum(read for _, read in found)
 
@@ -78,7 +78,7 @@ HISTORY = 2000
 
 
 @pytest.mark.parametrize(
-    ("name", "prepared", "arguments", "limit"),
+    ("name", "first_arguments", "arguments", "limit"),
     [
         ("changes", "(0, 10)", f"({HISTORY - 50}, 1000)", 60),
         ("changes_of_topics", "(0, 0, '{}', 10, 10)", f"({HISTORY - 50}, {HISTORY}, '{{row:1}}', 100, 1000)", 60),
@@ -87,22 +87,24 @@ HISTORY = 2000
         ("number_events", "(1, 0, '3', '{}', 0, 10, 1)", f"(1, {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1)", 30),
     ],
 )
-async def test_a_plan_that_was_made_when_there_was_nothing_does_not_read_all_that_there_is_since(
-    database: str, pool: Pool, sql: Connection, name: str, prepared: str, arguments: str, limit: int
+async def test_a_plan_made_for_empty_tables_does_not_scan_full_ones(
+    database: str, pool: Pool, sql: Connection, name: str, first_arguments: str, arguments: str, limit: int
 ) -> None:
     await sql.execute(TABLE)
-    await sql.execute("vacuum analyze")  # now the planner believes that there is nothing
+    await sql.execute("vacuum analyze")  # the planner now assumes empty tables
     connection = await connect(database, application_name="test", server_settings=SESSION)
     try:
-        await connection.execute(f"prepare it as {query(name)}")
-        await connection.execute(f"execute it {prepared}")
+        await connection.execute(f"prepare tested as {query(name)}")
+        await connection.execute(f"execute tested {first_arguments}")
         async with leader(database, pool):
             for version in range(1, HISTORY // 8 + 1):
                 await sql.execute("update app.rows set version = $1", version)
             await until_numbered(pool)
         xmax = await sql.fetchval("select pg_snapshot_xmax(pg_current_snapshot())::text")
         await sql.execute("update app.rows set version = -1")
-        [row] = await connection.fetch(f"explain (analyze, format json) execute it {arguments.replace('XMAX', xmax)}")
+        [row] = await connection.fetch(
+            f"explain (analyze, format json) execute tested {arguments.replace('XMAX', xmax)}"
+        )
     finally:
         await connection.close()
     read = [

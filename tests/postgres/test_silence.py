@@ -1,4 +1,4 @@
-"""Whoever waits for a database that does not answer any more can be told to stop, and stops at once."""
+"""Tasks that wait for a database that has stopped answering can be cancelled, and end at once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,9 +22,9 @@ from tests.faults.harness import dsn_through, socket_of
 from tests.faults.proxy import Proxy
 from tests.support.postgres import Server
 
-WITHIN = 10.0  # seconds after which somebody who does not stop is given up
+STOP_TIMEOUT = 10.0  # seconds for a cancelled task to end
 
-LETTER = Change(
+INVALID = Change(
     seq=Seq(1),
     tx="1",
     at="2026-01-01T00:00:00Z",
@@ -42,54 +42,56 @@ LETTER = Change(
 
 
 @dataclass
-class Asker:
-    """Who asks the database while a daemon runs; `answered` is set when that has worked once."""
+class Client:
+    """A part of the daemon that uses the database. `answered` is set once that has worked."""
 
     work: Callable[[], Awaitable[object]]
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
-        """Ask again and again. Whoever runs for ever does so in the first round."""
+        """Repeat the work until cancelled. A part that runs forever does so in the first round."""
         while True:
             await self.work()
             self.answered.set()
 
 
-def listener(dsn: str, _: Pool) -> Asker:
+def listener(dsn: str, _: Pool) -> Client:
     notifier = Notifier(opening(dsn), {"rowcast": asyncio.Event()}, beat_every=0.01, beat_limit=3600)
-    return Asker(notifier.run, notifier.listening)
+    return Client(notifier.run, notifier.listening)
 
 
-def leader(dsn: str, pool: Pool) -> Asker:
+def leader(dsn: str, pool: Pool) -> Client:
     sequencer = Sequencer(opening(dsn), pool, asyncio.Event(), asyncio.Event(), poll_every=0.01)
-    return Asker(sequencer.run, sequencer.leading)
+    return Client(sequencer.run, sequencer.leading)
 
 
 def opening(dsn: str) -> Connect:
     return partial(connect, dsn, application_name="test", server_settings=SESSION, attempts=1)
 
 
-def house(dsn: str, pool: Pool) -> Retention:
+def retention(dsn: str, pool: Pool) -> Retention:
     sequencer = Sequencer(opening(dsn), pool, asyncio.Event(), asyncio.Event())
     return Retention(pool, opening(dsn), sequencer, timedelta(days=7))
 
 
 TOPIC = Topic("channel:1")
-ASKERS: dict[str, Callable[[str, Pool], Asker]] = {
+CLIENTS: dict[str, Callable[[str, Pool], Client]] = {
     "listens": listener,
     "leads": leader,
-    "purges": lambda dsn, pool: Asker(house(dsn, pool).purge),
-    "sweeps": lambda dsn, pool: Asker(house(dsn, pool).sweep),
-    "looks for the floor": lambda dsn, pool: Asker(house(dsn, pool).check_floor),
-    "looks at the schemas": lambda _, pool: Asker(SchemaHealth(pool, Settings()).refresh),
-    "reads the head": lambda _, pool: Asker(PgLogReader(pool).head),
-    "reads the log": lambda _, pool: Asker(lambda: PgLogReader(pool).read(Seq(0), 10)),
-    "replays": lambda _, pool: Asker(lambda: PgLogReader(pool).read_topics([TOPIC], Seq(0), Seq(10), 10)),
-    "asks whether it can go on": lambda _, pool: Asker(lambda: PgLogReader(pool).continuity(Position("", Seq(0)))),
-    "asks for rights": lambda _, pool: Asker(
+    "purges": lambda dsn, pool: Client(retention(dsn, pool).purge),
+    "sweeps": lambda dsn, pool: Client(retention(dsn, pool).sweep),
+    "checks the floor": lambda dsn, pool: Client(retention(dsn, pool).check_floor),
+    "checks the schemas": lambda _, pool: Client(SchemaHealth(pool, Settings()).refresh),
+    "reads the head": lambda _, pool: Client(PgLogReader(pool).head),
+    "reads the log": lambda _, pool: Client(lambda: PgLogReader(pool).read(Seq(0), 10)),
+    "replays": lambda _, pool: Client(lambda: PgLogReader(pool).read_topics([TOPIC], Seq(0), Seq(10), 10)),
+    "checks continuity": lambda _, pool: Client(lambda: PgLogReader(pool).continuity(Position("", Seq(0)))),
+    "looks up rights": lambda _, pool: Client(
         lambda: PgGrants(pool, lambda _: "chatgenius").readable_from("u1", TOPIC)
     ),
-    "buries": lambda _, pool: Asker(lambda: DeadLetters(pool).store_dead_letters([(LETTER, "chatgenius", "why")])),
+    "stores dead letters": lambda _, pool: Client(
+        lambda: DeadLetters(pool).store_dead_letters([(INVALID, "chatgenius", "why")])
+    ),
 }
 
 
@@ -100,20 +102,22 @@ async def database(postgres: Server) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["from the beginning", "after an answer"])
-@pytest.mark.parametrize("who", ASKERS)
-async def test_whoever_waits_for_a_silent_database_stops_when_told_to(database: str, who: str, begun: bool) -> None:
+@pytest.mark.parametrize("name", CLIENTS)
+async def test_a_task_that_waits_for_a_silent_database_can_be_cancelled(
+    database: str, name: str, begun: bool
+) -> None:
     async with Proxy(socket_of(database)).serving() as proxy:
         dsn = dsn_through(proxy, database)
         pool = await open_pool(dsn, application_name="test", max_size=2)
-        asker = ASKERS[who](dsn, pool)
+        client = CLIENTS[name](dsn, pool)
         if not begun:
             proxy.hold()
-        waiting = asyncio.create_task(asker.run())
+        waiting = asyncio.create_task(client.run())
         if begun:
-            await asker.answered.wait()
+            await client.answered.wait()
             proxy.hold()
         await proxy.up.holds.wait()
         waiting.cancel()
-        async with asyncio.timeout(WITHIN):
+        async with asyncio.timeout(STOP_TIMEOUT):
             await asyncio.gather(waiting, return_exceptions=True)
         pool.terminate()

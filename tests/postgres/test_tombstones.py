@@ -1,4 +1,4 @@
-"""What the log still knows of rows that were deleted: that they were there, and nothing of what was in them."""
+"""Tombstones: the log keeps the changes of deleted rows, without their content."""
 
 import json
 from collections.abc import AsyncIterator
@@ -33,11 +33,11 @@ async def everything(pool: Pool) -> list[Change]:
     return list(await PgLogReader(pool).read(Seq(0), 1000))
 
 
-def told(changes: list[Change]) -> list[tuple[str, str, str | None]]:
+def contents(changes: list[Change]) -> list[tuple[str, str, str | None]]:
     return [(c.topic, c.kind.value, json.loads(c.record)["body"] if c.record else None) for c in changes]
 
 
-def house(pool: Pool, sequencer: Sequencer) -> Retention:
+def retention(pool: Pool, sequencer: Sequencer) -> Retention:
     async def nowhere() -> Connection:
         raise AssertionError("nothing is dropped here")
 
@@ -47,7 +47,7 @@ def house(pool: Pool, sequencer: Sequencer) -> Retention:
 @pytest.mark.parametrize(
     "statement", ["update app.notes set deleted_at = now() where id = 1", "delete from app.notes where id = 1"]
 )
-async def test_earlier_content_of_a_deleted_row_is_gone_as_soon_as_its_deletion_has_a_number(
+async def test_a_deleted_row_loses_its_earlier_content_once_its_deletion_is_numbered(
     database: str, pool: Pool, sql: Connection, statement: str
 ) -> None:
     async with leader(database, pool):
@@ -62,11 +62,11 @@ async def test_earlier_content_of_a_deleted_row_is_gone_as_soon_as_its_deletion_
             ("room:a", "update", None),
             ("room:a", "update", "open!"),
             ("room:a", "delete", None),
-        ] == told(await everything(pool))
+        ] == contents(await everything(pool))
         assert 1 == await pool.fetchval("select count(*) from rowcast.tombstones")
 
 
-async def test_the_content_of_a_row_that_has_moved_is_gone_from_every_topic_it_was_in(
+async def test_a_deleted_row_loses_its_content_in_every_topic_it_was_in(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with leader(database, pool):
@@ -79,24 +79,24 @@ async def test_the_content_of_a_row_that_has_moved_is_gone_from_every_topic_it_w
         ("room:a", "leave", None),
         ("room:b", "insert", None),
         ("room:b", "delete", None),
-    ] == told(await everything(pool))
+    ] == contents(await everything(pool))
     found = (await PgLogReader(pool).read_topics([Topic("room:a")], Seq(0), Seq(100), 10)).changes
     assert [None, None] == [change.record for change in found]
 
 
-async def test_what_a_restored_row_holds_since_is_told(database: str, pool: Pool, sql: Connection) -> None:
+async def test_a_restored_row_keeps_its_later_content(database: str, pool: Pool, sql: Connection) -> None:
     async with leader(database, pool) as sequencer:
         await sql.execute("insert into app.notes values (1, 'a', 'secret')")
         await sql.execute("update app.notes set deleted_at = now()")
         await sql.execute("update app.notes set deleted_at = null, body = 'open'")
         await until_numbered(pool)
         expected = [("room:a", "insert", None), ("room:a", "delete", None), ("room:a", "restore", "open")]
-        assert expected == told(await everything(pool))
-        await house(pool, sequencer).purge()
-        assert expected == told(await everything(pool))
+        assert expected == contents(await everything(pool))
+        await retention(pool, sequencer).purge()
+        assert expected == contents(await everything(pool))
 
 
-async def test_purging_empties_events_and_letters_of_deleted_rows_and_no_others(
+async def test_purging_empties_events_and_dead_letters_of_deleted_rows_only(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with leader(database, pool) as sequencer:
@@ -107,28 +107,30 @@ async def test_purging_empties_events_and_letters_of_deleted_rows_and_no_others(
         await sql.execute("delete from app.notes where id = 1")
         await until_numbered(pool)
         await sequencer.deletions.wait()
-        await house(pool, sequencer).purge()
+        await retention(pool, sequencer).purge()
         kept = await pool.fetch("select record ->> 'body' as body from rowcast.events order by id")
-        letters = await pool.fetch("select record ->> 'body' as body from rowcast.dead_letters order by seq")
+        dead_letters = await pool.fetch("select record ->> 'body' as body from rowcast.dead_letters order by seq")
     assert [None, "open", None] == [row["body"] for row in kept]
-    assert [None, "open"] == [row["body"] for row in letters]
+    assert [None, "open"] == [row["body"] for row in dead_letters]
     assert 0 == await pool.fetchval("select count(*) from rowcast.tombstones")
 
 
-async def test_a_letter_that_is_written_after_the_deletion_holds_no_content(
+async def test_a_dead_letter_stored_after_the_deletion_has_no_content(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with leader(database, pool):
         await sql.execute("insert into app.notes values (1, 'a', 'secret')")
         await until_numbered(pool)
-        read = await everything(pool)  # by a daemon that is about to refuse it
+        read = await everything(pool)  # by a daemon that is about to store a dead letter
         await sql.execute("delete from app.notes")
         await until_numbered(pool)
     await DeadLetters(pool).store_dead_letters([(read[0], "app", "too long")])
     assert await pool.fetchval("select record is null from rowcast.dead_letters")
 
 
-async def test_purging_waits_for_letters_that_are_being_written(database: str, pool: Pool, sql: Connection) -> None:
+async def test_purging_waits_for_dead_letters_that_are_being_stored(
+    database: str, pool: Pool, sql: Connection
+) -> None:
     async with leader(database, pool) as sequencer:
         await sql.execute("insert into app.notes values (1, 'a', 'secret')")
         await until_numbered(pool)
@@ -148,5 +150,5 @@ async def test_purging_waits_for_letters_that_are_being_written(database: str, p
                     await impatient.execute("set local lock_timeout = '1ms'")
                     await impatient.execute("lock table rowcast.dead_letters in share row exclusive mode")
             await writing.commit()
-        await house(pool, sequencer).purge()
+        await retention(pool, sequencer).purge()
     assert await pool.fetchval("select record is null from rowcast.dead_letters")

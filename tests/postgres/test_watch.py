@@ -1,4 +1,4 @@
-"""rowcast.watch(), met through what its triggers leave in rowcast.events."""
+"""rowcast.watch(), tested through the events that its triggers write."""
 
 import json
 from collections.abc import AsyncIterator
@@ -15,12 +15,12 @@ from tests.support.postgres import Server, ignore
 NOTES = """
 create schema app;
 create table app.notes (
-    id integer primary key, room text, body text, secret text, extra json, gone_at timestamptz
+    id integer primary key, room text, body text, secret text, extra json, deleted_at timestamptz
 );
 """
 WATCH_NOTES = """
 select rowcast.watch('app.notes', topic => $$'room:' || r.room$$, columns => '{id,room,body,extra}',
-                     soft_delete => 'gone_at', revokes => $$jsonb_build_object('topic', 'room:' || r.room)$$)
+                     soft_delete => 'deleted_at', revokes => $$jsonb_build_object('topic', 'room:' || r.room)$$)
 """
 
 
@@ -39,17 +39,17 @@ async def notes(sql: Connection) -> Connection:
 
 
 async def events(sql: Connection) -> list[tuple[str, str, int | None]]:
-    """Topic, kind and id of what was captured since the last call, in order."""
-    rows = await sql.fetch("with gone as (delete from rowcast.events returning *) select * from gone order by id")
+    """Topic, kind and id of each event captured since the last call, in order."""
+    rows = await sql.fetch("with taken as (delete from rowcast.events returning *) select * from taken order by id")
     return [(row["topic"], row["kind"], json.loads(row["key"]).get("id")) for row in rows]
 
 
 async def event(sql: Connection) -> Any:
-    [row] = await sql.fetch("with gone as (delete from rowcast.events returning *) select * from gone")
+    [row] = await sql.fetch("with taken as (delete from rowcast.events returning *) select * from taken")
     return row
 
 
-async def test_a_row_that_comes_changes_and_goes_is_one_event_each(notes: Connection) -> None:
+async def test_an_insert_an_update_and_a_delete_are_one_event_each(notes: Connection) -> None:
     await notes.execute("insert into app.notes (id, room) values (1, 'a')")
     await notes.execute("update app.notes set body = 'x'")
     await notes.execute("delete from app.notes")
@@ -86,7 +86,7 @@ async def test_an_update_of_unpublished_columns_is_silent(notes: Connection) -> 
 async def test_a_soft_delete_is_a_delete_without_content_and_carries_the_right_that_ends(notes: Connection) -> None:
     await notes.execute("insert into app.notes (id, room, body) values (1, 'a', 'x')")
     await events(notes)
-    await notes.execute("update app.notes set gone_at = now(), body = 'last words'")
+    await notes.execute("update app.notes set deleted_at = now(), body = 'last words'")
     deleted = await event(notes)
     assert ("delete", None, {"topic": "room:a"}) == (
         deleted["kind"],
@@ -96,11 +96,11 @@ async def test_a_soft_delete_is_a_delete_without_content_and_carries_the_right_t
 
 
 async def test_a_soft_deleted_row_is_silent_until_it_is_restored(notes: Connection) -> None:
-    await notes.execute("insert into app.notes (id, room, gone_at) values (1, 'a', now()), (2, 'a', now())")
+    await notes.execute("insert into app.notes (id, room, deleted_at) values (1, 'a', now()), (2, 'a', now())")
     await notes.execute("update app.notes set body = 'x'")
     await notes.execute("delete from app.notes where id = 2")
     assert [] == await events(notes)
-    await notes.execute("update app.notes set gone_at = null")
+    await notes.execute("update app.notes set deleted_at = null")
     restored = await event(notes)
     assert ("restore", "x") == (restored["kind"], json.loads(restored["record"])["body"])
 
@@ -112,7 +112,7 @@ async def test_a_row_that_moves_leaves_one_topic_and_enters_the_other(notes: Con
     assert [("room:a", "leave", 1), ("room:b", "insert", 1)] == await events(notes)
 
 
-async def test_a_row_without_a_topic_is_nobodys_business(notes: Connection) -> None:
+async def test_a_row_without_a_topic_is_not_captured(notes: Connection) -> None:
     await notes.execute("insert into app.notes (id) values (1)")
     assert [] == await events(notes)
     await notes.execute("update app.notes set room = 'a'")
@@ -121,14 +121,14 @@ async def test_a_row_without_a_topic_is_nobodys_business(notes: Connection) -> N
     assert [("room:a", "leave", 1)] == await events(notes)
 
 
-async def test_a_key_that_changes_is_one_row_gone_and_another_come(notes: Connection) -> None:
+async def test_a_changed_key_is_a_delete_and_an_insert(notes: Connection) -> None:
     await notes.execute("insert into app.notes (id, room) values (1, 'a')")
     await events(notes)
     await notes.execute("update app.notes set id = 2")
     assert [("room:a", "delete", 1), ("room:a", "insert", 2)] == sorted(await events(notes))
 
 
-async def test_keys_that_swap_are_updates_of_both_rows(sql: Connection) -> None:
+async def test_swapped_keys_are_updates_of_both_rows(sql: Connection) -> None:
     await sql.execute("create schema app; create table app.t (id integer unique deferrable not null, v text)")
     await sql.execute("select rowcast.watch('app.t', $$'t'$$, '{id,v}')")
     await sql.execute("insert into app.t values (1, 'one'), (2, 'two')")
@@ -137,7 +137,7 @@ async def test_keys_that_swap_are_updates_of_both_rows(sql: Connection) -> None:
     assert [("t", "update", 1), ("t", "update", 2)] == sorted(await events(sql))
 
 
-async def test_one_statement_over_many_rows_is_one_run_of_the_trigger(notes: Connection) -> None:
+async def test_a_statement_over_many_rows_captures_each_of_them(notes: Connection) -> None:
     await notes.execute("insert into app.notes (id, room) select n, 'a' from generate_series(1, 10000) as n")
     await events(notes)
     await notes.execute("update app.notes set body = 'x'")
@@ -145,7 +145,7 @@ async def test_one_statement_over_many_rows_is_one_run_of_the_trigger(notes: Con
     assert (10_000, {"update"}) == (len(captured), {kind for _, kind, _ in captured})
 
 
-async def test_expressions_need_not_say_which_row_they_mean(sql: Connection) -> None:
+async def test_expressions_may_omit_the_row_alias(sql: Connection) -> None:
     await sql.execute(NOTES)
     await sql.execute(
         "select rowcast.watch('app.notes', topic => $$'room:' || room$$, columns => '{id,room,body}',"
@@ -229,7 +229,7 @@ async def test_row_triggers_capture_what_replication_applies(sql: Connection) ->
     ] == await events(sql)
 
 
-async def test_a_strict_table_refuses_what_cannot_be_captured_and_names_rowcast(sql: Connection) -> None:
+async def test_a_strict_table_refuses_a_statement_that_cannot_be_captured_and_names_rowcast(sql: Connection) -> None:
     await sql.execute("create schema app; create table app.t (id integer primary key, n integer)")
     await sql.execute("select rowcast.watch('app.t', $$'t:' || 10 / r.n$$, '{id}')")
     with pytest.raises(asyncpg.DivisionByZeroError) as caught:
@@ -239,7 +239,7 @@ async def test_a_strict_table_refuses_what_cannot_be_captured_and_names_rowcast(
     assert 0 == await sql.fetchval("select count(*) from app.t")
 
 
-async def test_a_lenient_table_keeps_the_row_and_puts_its_pack_in_doubt(sql: Connection) -> None:
+async def test_a_lenient_table_keeps_the_row_and_records_a_lost_event_for_its_pack(sql: Connection) -> None:
     await sql.execute("create schema app; create table app.t (id integer primary key, n integer)")
     await sql.execute("select rowcast.watch('app.t', $$'t:' || 10 / r.n$$, '{id}', on_error => 'lenient')")
     await sql.execute("insert into app.t values (1, 0)")
@@ -248,7 +248,7 @@ async def test_a_lenient_table_keeps_the_row_and_puts_its_pack_in_doubt(sql: Con
     assert [("*app", "lost", None)] == await events(sql)
 
 
-async def test_an_application_can_say_who_acted(notes: Connection) -> None:
+async def test_an_application_can_name_the_actor(notes: Connection) -> None:
     async with notes.transaction():
         await notes.execute("set local rowcast.actor = 'ada'")
         await notes.execute("insert into app.notes (id, room) values (1, 'a')")
@@ -275,20 +275,20 @@ async def test_watching_the_same_way_again_does_nothing_and_locks_nothing(databa
     await connection.close()
 
 
-async def test_watching_another_way_replaces_what_was_captured(notes: Connection) -> None:
+async def test_watching_with_other_arguments_replaces_the_capture(notes: Connection) -> None:
     await notes.execute("select rowcast.watch('app.notes', $$'all'$$, '{id}')")
     await notes.execute("insert into app.notes (id, room) values (1, 'a')")
     assert [("all", "insert", 1)] == await events(notes)
 
 
-async def test_a_disabled_trigger_is_put_right_by_watching_again(notes: Connection) -> None:
+async def test_watching_again_repairs_a_disabled_trigger(notes: Connection) -> None:
     await notes.execute("alter table app.notes disable trigger rowcast_insert")
     assert "app.notes is watched now" == await notes.fetchval(WATCH_NOTES)
     await notes.execute("insert into app.notes (id, room) values (1, 'a')")
     assert [("room:a", "insert", 1)] == await events(notes)
 
 
-async def test_an_unwatched_table_is_silent_and_keeps_no_trigger_and_no_function(notes: Connection) -> None:
+async def test_an_unwatched_table_is_silent_and_has_no_trigger_or_function(notes: Connection) -> None:
     await notes.execute("select rowcast.unwatch('app.notes')")
     await notes.execute("insert into app.notes (id, room) values (1, 'a')")
     assert [] == await events(notes)
@@ -296,7 +296,7 @@ async def test_an_unwatched_table_is_silent_and_keeps_no_trigger_and_no_function
     assert 0 == await notes.fetchval("select count(*) from pg_proc where proname like 'capture%notes'")
 
 
-async def test_the_capture_function_of_a_dropped_table_is_cleared_away(notes: Connection) -> None:
+async def test_the_capture_function_of_a_dropped_table_is_dropped(notes: Connection) -> None:
     await notes.execute("drop table app.notes")
     await notes.execute("select rowcast.unwatch_dropped()")
     assert 0 == await notes.fetchval("select count(*) from pg_proc where proname like 'capture%notes'")
@@ -317,7 +317,7 @@ async def test_the_capture_function_of_a_dropped_table_is_cleared_away(notes: Co
         ("'pg_catalog.pg_class', $$'t'$$, '{oid}', key => '{oid}'", "cannot be watched"),
     ],
 )
-async def test_a_slip_in_watch_is_found_at_once_and_named(notes: Connection, call: str, message: str) -> None:
+async def test_watch_rejects_bad_arguments_and_names_the_mistake(notes: Connection, call: str, message: str) -> None:
     with pytest.raises(asyncpg.PostgresError, match=message):
         await notes.execute(f"select rowcast.watch({call})")
 
@@ -366,7 +366,7 @@ async def test_a_writer_needs_no_right_in_rowcast_and_gets_none(notes: Connectio
     assert [("room:a", "insert", 1)] == await events(notes)
 
 
-async def test_shadowing_objects_of_a_hostile_writer_change_nothing(notes: Connection) -> None:
+async def test_objects_that_shadow_builtins_do_not_affect_capture(notes: Connection) -> None:
     await notes.execute("""
         create temp table events (like rowcast.events);
         create function pg_temp.pg_notify(text, text) returns void language sql as 'select 1/0';
@@ -389,7 +389,7 @@ async def test_the_capture_function_belongs_to_a_role_that_may_only_write_events
     assert [("rowcast.events", "INSERT"), ("rowcast.lost", "INSERT")] == [tuple(row) for row in rows]
 
 
-async def test_a_session_that_prepares_transactions_can_switch_the_ring_off(notes: Connection) -> None:
+async def test_a_session_with_rowcast_ring_off_is_captured(notes: Connection) -> None:
     await notes.execute("listen rowcast; set rowcast.ring = off")
     async with notes.transaction():
         await notes.execute("insert into app.notes (id, room) values (1, 'a')")

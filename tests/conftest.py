@@ -62,7 +62,7 @@ async def sql(database: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[Pool]:
-    """Connections as the daemon has them."""
+    """A pool of connections like the daemon's."""
     pool = await open_pool(database, application_name="test", max_size=5)
     yield pool
     await pool.close()
@@ -70,5 +70,5 @@ async def pool(database: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 async def rows(sql: Connection) -> None:
-    """The table `app.rows` with eight rows, and nothing in the log yet."""
+    """The watched table `app.rows` with eight rows, and an empty log."""
     await sql.execute(ROWS)

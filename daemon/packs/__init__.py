@@ -194,13 +194,21 @@ def by_schema(schemas: Mapping[str, str]) -> dict[str, Pack]:
 
 
 def contract_hash(packs: Iterable[Pack]) -> str:
-    """A short hash of the row models' JSON schemas: it changes when a payload contract does."""
+    """A short hash of every payload contract. It changes when a row model does, but not with its docstrings."""
     contracts = {
-        f"{pack.name}.{table}": TypeAdapter(model).json_schema()
+        f"{pack.name}.{table}": _without_prose(TypeAdapter(model).json_schema())
         for pack in packs
         for table, model in pack.tables.items()
     }
     return sha256(json.dumps(contracts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _without_prose(schema: Any) -> Any:  # noqa: ANN401 - any part of a JSON schema
+    """The schema without descriptions. A column of that name is kept: its value is a schema, not a text."""
+    if isinstance(schema, dict):
+        kept = {name: part for name, part in schema.items() if name != "description" or not isinstance(part, str)}
+        return {name: _without_prose(part) for name, part in kept.items()}
+    return [_without_prose(part) for part in schema] if isinstance(schema, list) else schema
 
 
 def default_packs() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The static types, and the tables of words that may change without a revision."""
+"""The enum types, and the lookup tables whose rows may change without a revision."""
 
 from daemon.schema.revisions import run_sql
 

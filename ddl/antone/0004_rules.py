@@ -1,4 +1,4 @@
-"""What the tables do by themselves: updated_at, and decisions that go before their post."""
+"""Triggers: updated_at, and decisions that are deleted before their post."""
 
 from daemon.schema.revisions import run_sql
 

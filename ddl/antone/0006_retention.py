@@ -1,4 +1,4 @@
-"""What is old enough to be archived, as views: the retention policy."""
+"""The retention policy: views of the rows that are old enough to be archived."""
 
 from daemon.schema.revisions import run_sql
 

@@ -1,4 +1,4 @@
-"""What the tables do by themselves: updated_at, resolved_at, authors, and the audit log."""
+"""Triggers: updated_at, resolved_at, authors, and the audit log."""
 
 from daemon.schema.revisions import run_sql
 

@@ -1,4 +1,4 @@
-"""Views of what is not archived, and may_read."""
+"""Views of the rows that are not archived, and may_read."""
 
 from daemon.schema.revisions import run_sql
 

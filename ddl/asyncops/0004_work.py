@@ -1,4 +1,4 @@
-"""What is done now and then: the first admin, daily summaries, archiving; and the application's role."""
+"""Functions for the first admin, daily summaries and archiving; and the application's role."""
 
 from daemon.schema.revisions import run_sql
 

@@ -1,4 +1,4 @@
-"""What the tables do by themselves: updated_at, and children that go before their message."""
+"""Triggers: updated_at, and children that are deleted before their message."""
 
 from daemon.schema.revisions import run_sql
 

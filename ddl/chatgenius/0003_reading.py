@@ -1,4 +1,4 @@
-"""Views of what lives, and may_read."""
+"""Views of the rows that are not deleted, and may_read."""
 
 from daemon.schema.revisions import run_sql
 

@@ -1,4 +1,4 @@
-"""The tables as they were before failed attempts were counted."""
+"""The tables, without the columns about retries."""
 
 from daemon.schema.revisions import run_sql
 

@@ -1,4 +1,4 @@
-"""Failed attempts are counted, duplicates in the log are removed and refused, a batch is read from an index."""
+"""Columns about retries, an index that keeps sent entries unique, and an index for batch queries."""
 
 from daemon.schema.revisions import run_sql
 

@@ -1,4 +1,4 @@
-"""The life of a secret: what an owner's sign of life does, and the functions that a job calls."""
+"""The life of a secret: what a check-in does, and the functions that a job calls."""
 
 from daemon.schema.revisions import run_sql
 

@@ -1,4 +1,4 @@
-"""What the tables do by themselves: one form for addresses, senders that follow, the audit log."""
+"""Triggers: normalised addresses, derived senders, and the audit log."""
 
 from daemon.schema.revisions import run_sql
 

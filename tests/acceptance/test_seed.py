@@ -1,4 +1,4 @@
-"""Sample data: loaded by a verb of its own, any number of times, and never in production."""
+"""Sample data: loaded by its own command, any number of times, and never in production."""
 
 import asyncpg
 import pytest

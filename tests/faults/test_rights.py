@@ -29,20 +29,20 @@ class EndedRights:
     """The rights that have ended, and the writers' tag from which on each has ended."""
 
     def __init__(self, run: Scenario) -> None:
-        self._play = run
+        self._run = run
         self._ended: dict[tuple[str, str], int] = {}
 
     async def end(self, checker: Checker, channel: str, *, notify: bool = True) -> None:
         """Remove a member. Writes that begin after this commit have a later tag than those that began before it."""
         right = (checker.user, f"channel:{channel}")
-        connection = await self._play.oracle.connect()
+        connection = await self._run.oracle.connect()
         async with connection.transaction():
             if not notify:
                 await connection.execute("set local rowcast.ring = off")
             await connection.execute(END, channel, checker.user)
         await connection.close()
-        self._ended[right] = int(self._play.oracle.tag) + 1
-        self._play.oracle.tag = str(self._ended[right])
+        self._ended[right] = int(self._run.oracle.tag) + 1
+        self._run.oracle.tag = str(self._ended[right])
 
     def forbidden(self, checker: Checker, write: Write) -> bool:
         """Did the write begin after the right had ended?"""

@@ -10,11 +10,11 @@ from tests.support.postgres import Server
 
 
 async def nothing(_: Connection) -> None:
-    """For a database that holds the packs alone."""
+    """A database with the packs and no rows."""
 
 
 @pytest.fixture
 async def db(postgres: Server) -> AsyncIterator[Connection]:
-    """A session in which every pack stands, without a row; what is done in it is undone."""
+    """A session in a database with all packs and no rows, in a transaction that is rolled back."""
     async with undone(postgres, "packs", nothing) as connection:
         yield connection

@@ -1,4 +1,4 @@
-"""Databases that hold the packs, shared by many tests, each of which undoes what it did."""
+"""Databases with the packs, shared by many tests, each of which rolls its changes back."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +15,7 @@ from tests.support.postgres import Server
 
 @asynccontextmanager
 async def session(dsn: str) -> AsyncIterator[Connection]:
-    """A connection that finds nothing unqualified, as the files have it when they are applied."""
+    """A connection with an empty search_path, as when the files are applied."""
     connection = await asyncpg.connect(dsn, server_settings={"search_path": ""})
     try:
         yield connection
@@ -27,7 +27,7 @@ async def session(dsn: str) -> AsyncIterator[Connection]:
 async def undone(
     postgres: Server, name: str, fill: Callable[[Connection], Awaitable[object]]
 ) -> AsyncIterator[Connection]:
-    """A session in a transaction that is rolled back, in the database `name`: every pack, and what `fill` adds."""
+    """A session in a transaction that is rolled back, in a database with all packs and the rows that `fill` adds."""
 
     async def build(dsn: str) -> None:
         await migrate.apply(dsn, list(bundled()), report=lambda _: None)
@@ -39,7 +39,7 @@ async def undone(
 
 
 class Events:
-    """What capture wrote since this was made."""
+    """The events captured since this object was created."""
 
     def __init__(self, db: Connection, after: int) -> None:
         self._db = db
@@ -58,7 +58,7 @@ class Events:
         return [(row["table_name"], row["topic"], row["kind"], json.loads(row["key"])) for row in await self.rows()]
 
     async def rows(self) -> list[asyncpg.Record]:
-        """Each event with the name of its table, and all of it as one text."""
+        """Each event with the name of its table, and with all of it as text."""
         return list(
             await self._db.fetch(
                 "select w.table_name, e.*, e::text as all from rowcast.events e"

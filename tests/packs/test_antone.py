@@ -27,7 +27,7 @@ from tests.support.postgres import Server
 
 ROOT = Path(__file__).parents[2]
 
-# Tables and columns as the specification names them; what it makes a reference to a row of words ends in _id here.
+# Tables and columns as in the specification; columns that reference a lookup table end in _id here.
 SPECIFIED = {
     "authors": "id platform platform_id handle display_name follower_count is_verified is_power_user power_tier_id"
     " archetype_tags relationship_score interaction_history first_seen_at last_seen_at created_at updated_at",
@@ -84,7 +84,7 @@ ENUMS = {
     "escalation_status": ["OPEN", "IN_PROGRESS", "RESOLVED", "DISMISSED"],
 }
 
-# What a DELETE of the referenced row does; the reasons stand in docs/packs/antone/README.md.
+# The ON DELETE action of each foreign key; docs/packs/antone/README.md gives the reasons.
 FOREIGN_KEYS = {
     ("authors", "power_tier_id"): ("power_tiers", "RESTRICT"),
     ("posts", "author_id"): ("authors", "CASCADE"),
@@ -140,7 +140,7 @@ QUERIES: dict[str, tuple[str, list[Any]]] = {
 
 
 def some_id(table: str) -> str:
-    """The id of the row of this table in `world`."""
+    """The id of this table's row in `world`."""
     return f"00000000-0000-4000-8000-{[*SPECIFIED, *OUR_OWN].index(table):012}"
 
 
@@ -153,7 +153,7 @@ WORDS = {
 }
 SIGNED = "Try to go to bed at the same hour. —Antone (Vita)"
 
-# One row of each table, complete but for its defaults, that can stand beside the row in `world`.
+# One row of each table, complete but for its defaults, that does not conflict with the row in `world`.
 SAMPLES: Mapping[str, Mapping[str, object]] = {
     "operators": {"name": "sample"},
     "authors": {"platform": "REDDIT", "platform_id": "sample", "handle": "sample"},
@@ -225,7 +225,7 @@ SAMPLES: Mapping[str, Mapping[str, object]] = {
     "champion_tiers": {"name": "SAMPLE", "min_engagement": 1, "benefits": "sample"},
 }
 
-# What makes the row of `world` another one than the sample.
+# How the row in `world` differs from the sample.
 WORLD: Mapping[str, Mapping[str, object]] = {
     "authors": {"platform_id": "world", "handle": "world"},
     "posts": {"platform_post_id": "world"},
@@ -234,9 +234,9 @@ WORLD: Mapping[str, Mapping[str, object]] = {
     "archived_files": {"name": "world.json"},
     **{table: {"name": "WORLD"} for table in REFERENCE_TABLES},
 }
-LEAVES = ("community_champions",)  # `world` has none: their parent can have one only, which is the test's
+LEAVES = ("community_champions",)  # `world` has none, since their parent can have only one: the test's
 
-# For every check constraint rows that break it and nothing else.
+# For every check constraint, rows that violate it and no other.
 NUL_IN_LIST: list[object] = ["a", None]
 NOT_A_SCORE: list[float] = [-0.01, 1.01, float("nan"), float("inf"), float("-inf")]
 NOT_FINITE: list[float] = [float("nan"), float("inf"), float("-inf")]
@@ -380,7 +380,7 @@ VIOLATIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         [{"row_count": None}, {"sha256": None}, {"completed_at": None}, {"row_count": None, "sha256": None}],
     ),
 }
-# "—Antone (Vita)" has more than ten characters: only together with the signature's check can a reply be too short.
+# The signature alone has more than ten characters, so a reply that is too short violates that check as well.
 TOO_SHORT = "replies_content_long_enough"
 
 UNIQUE: dict[str, str] = {
@@ -394,7 +394,7 @@ UNIQUE: dict[str, str] = {
 
 
 async def insert(db: Connection, table: str, /, **values: object) -> asyncpg.Record:
-    """Insert the table's sample row with these values in place of its own."""
+    """Insert the sample row of a table, with `values` in place of its own."""
     row = {**SAMPLES[table], **values}
     places = ", ".join(f"${n}" for n in range(1, len(row) + 1))
     statement = f"insert into antone.{table} ({', '.join(row)}) values ({places}) returning *"
@@ -404,7 +404,7 @@ async def insert(db: Connection, table: str, /, **values: object) -> asyncpg.Rec
 
 
 async def small_world(db: Connection) -> None:
-    """One row of each table that others refer to, and of the others but the leaves."""
+    """One row of each table but LEAVES."""
     for table in SAMPLES:
         if table not in LEAVES:
             named = {} if table == "archived_files" else {"id": some_id(table)}
@@ -532,8 +532,8 @@ def statements(pattern: str) -> list[sql_files.Statement]:
 def test_no_revision_drops_a_column_or_mixes_data_with_ddl() -> None:
     for path in sorted((ROOT / "ddl/antone").glob("*.up.sql")):
         words = [statement.words for statement in statements(path.name)]
-        assert not any("drop" in said and "column" in said for said in words), path
-        verbs = {said[0] for said in words}
+        assert not any("drop" in statement and "column" in statement for statement in words), path
+        verbs = {statement[0] for statement in words}
         assert "insert" not in verbs or {"insert"} == verbs, path
 
 
@@ -685,7 +685,7 @@ async def test_a_deletion_applies_the_on_delete_action_to_each_child(
         with pytest.raises(asyncpg.IntegrityConstraintViolationError) as caught:
             async with world.transaction():
                 await world.execute(delete, parent)
-        # Postgres 18 tells RESTRICT (23001) from NO ACTION (23503).
+        # Postgres 18 reports RESTRICT as 23001, earlier versions as 23503.
         assert caught.value.sqlstate in ("23001", "23503")
         assert f"{table}_{column}_fkey" == caught.value.constraint_name
         assert 1 == await count(world, table, f"id = $1 and {column} = $2", child, parent)
@@ -813,7 +813,7 @@ def test_input_that_the_specification_refuses_is_refused(
 def test_an_input_refuses_unknown_and_missing_fields(model: type[BaseModel]) -> None:
     given = next(given for kind, given in INPUTS if kind is model)
     with pytest.raises(ValidationError):
-        model(**given, unheard_of=1)
+        model(**given, unknown=1)
     with pytest.raises(ValidationError):
         model()
 
@@ -849,10 +849,10 @@ def queries() -> dict[str, str]:
 
 
 async def fill(db: Connection) -> None:
-    """Enough rows that the planner has to choose: rare things are rare, and times are spread."""
+    """Enough rows that the planner must choose: rare values are rare, and times are spread."""
     transaction = db.transaction()
     await transaction.start()
-    await db.execute("set local session_replication_role = replica")  # nobody follows, and the rows fit together
+    await db.execute("set local session_replication_role = replica")  # no capture, no foreign key checks
     uuid = "('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid"
     platform = "case n % 400 when 7 then 'REDDIT' when 8 then 'THREADS' else 'TWITTER' end::antone.platform"
     for statement in (
@@ -1154,7 +1154,7 @@ async def test_a_login_of_the_application_has_its_own_password_and_only_the_role
     await migrate.apply(empty_database, ["antone"], report=lambda _: None)
     url = urlsplit(empty_database)
     own = url._replace(netloc="antone_app:sesame@").geturl()
-    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):  # made without a login
+    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):  # the role has no login yet
         await asyncpg.connect(own)
     async with session(empty_database) as owner:
         await owner.execute("alter role antone_app login password 'sesame'")
@@ -1172,11 +1172,11 @@ async def test_a_login_of_the_application_has_its_own_password_and_only_the_role
 async def test_without_the_right_to_create_roles_the_pack_is_applied_with_a_warning(
     postgres: Server, empty_database: str
 ) -> None:
-    heard: list[str] = []
+    warnings: list[str] = []
     async with session(empty_database) as owner:
         role = f"owner_{await owner.fetchval('select current_database()')}"
         exists = await owner.fetchval("select exists (select from pg_roles where rolname = 'antone_app')")
-        if exists:  # hide the role that other tests use, for as long as this one runs
+        if exists:  # hide the role that other tests use while this one runs
             await owner.execute("alter role antone_app rename to antone_app_hidden")
         try:
             await owner.execute(f"create role {role} login")
@@ -1188,7 +1188,7 @@ async def test_without_the_right_to_create_roles_the_pack_is_applied_with_a_warn
             await owner.execute("create schema antone")
             await owner.execute("create table antone.posts ()")
             with_role = sql_files.read(ROOT / "ddl/antone/0005_access.up.sql", pack="antone", schema="antone")
-            owner.add_log_listener(lambda _, message: heard.append(message.message))
+            owner.add_log_listener(lambda _, message: warnings.append(message.message))
             for statement in with_role.statements[-2:]:
                 await owner.execute(statement.text)
         finally:
@@ -1196,8 +1196,8 @@ async def test_without_the_right_to_create_roles_the_pack_is_applied_with_a_warn
             if exists:
                 await owner.execute("alter role antone_app_hidden rename to antone_app")
             await owner.execute(f"drop owned by {role}; drop role {role}")
-    assert 1 == len(heard)
-    assert "may not create the role antone_app" in heard[0]
+    assert 1 == len(warnings)
+    assert "may not create the role antone_app" in warnings[0]
 
 
 # --- Sample data -----------------------------------------------------------------------------------------------
@@ -1220,7 +1220,7 @@ async def test_the_sample_data_have_what_the_specification_lists(db: Connection)
 
 
 async def antone_and_a_broken_revision(tmp_path: Path) -> Folders:
-    """The real files, and behind them a revision that fails in its last statement."""
+    """The real files, followed by a revision whose last statement fails."""
     folders = Folders(tmp_path)
     for name in ("ddl/rowcast", "ddl/antone"):
         target = tmp_path / name

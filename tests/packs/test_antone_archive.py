@@ -1,4 +1,4 @@
-"""`daemon archive antone`: what is old enough goes to files, all of it and nothing else, whatever happens."""
+"""`daemon archive antone` moves old rows to files: all of them, no others, and also after a crash."""
 
 import asyncio
 import csv
@@ -36,7 +36,7 @@ from tests.support.catalog import contents
 from tests.support.daemon import clean_environment, command
 from tests.support.postgres import Server
 
-# Posts of two days that are old enough, and of one that is not; each with a decision and what hangs on it.
+# Posts of two days that are old enough, and of one that is not; each with a decision and its children.
 OLD = """
 insert into antone.authors (id, platform, platform_id, handle)
 values (md5('author')::uuid, 'REDDIT', 'author', 'author');
@@ -58,7 +58,7 @@ select d.id, 'HELPFUL', 'HYBRID', d.created_at from antone.decisions as d;
 insert into antone.competitive_mentions (post_id, competitor_id, sentiment, opportunity_score, created_at)
 select p.id, md5('competitor')::uuid, -0.5, 0.5, p.detected_at from antone.posts as p;
 """
-# What keeps an old post: it was answered, it waits for a person, it was decided on lately.
+# What keeps an old post: a reply, an open escalation, a recent decision.
 KEPT = """
 insert into antone.replies (decision_id, content, archetype_id, platform, utm_code)
 values (
@@ -104,14 +104,14 @@ def settings(dsn: str) -> Settings:
 
 
 async def run(dsn: str, directory: Path, **options: Any) -> tuple[int, list[str]]:
-    """How many rows went, and what was said."""
-    said: list[str] = []
-    rows = await antone.archive(settings(dsn), directory, report=said.append, **{"dry_run": False} | options)
-    return rows, said
+    """The number of rows that were archived, and the reported lines."""
+    lines: list[str] = []
+    rows = await antone.archive(settings(dsn), directory, report=lines.append, **{"dry_run": False} | options)
+    return rows, lines
 
 
 def records(directory: Path, table: str) -> list[dict[str, Any]]:
-    """All that the archived files of a table hold."""
+    """The records in all archived files of a table."""
     found: list[dict[str, Any]] = []
     for path in sorted(directory.glob(f"{table}-*")):
         if path.name.endswith(".gz"):
@@ -128,7 +128,7 @@ def numbers(posts: list[dict[str, Any]]) -> list[str]:
     return sorted(post["platform_post_id"].removeprefix("post-") for post in posts)
 
 
-async def standing(sql: Connection) -> set[str]:
+async def remaining(sql: Connection) -> set[str]:
     return {row["id"] for row in await sql.fetch("select substr(platform_post_id, 6) as id from antone.posts")}
 
 
@@ -136,10 +136,10 @@ async def test_only_posts_of_whole_days_that_are_old_enough_are_archived(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(OLD + KEPT)
-    rows, said = await run(dsn, tmp_path / "archive")
-    assert (4, "4 rows in 2 files") == (rows, said[-1])
+    rows, lines = await run(dsn, tmp_path / "archive")
+    assert (4, "4 rows in 2 files") == (rows, lines[-1])
     assert sorted(GONE) == numbers(records(tmp_path / "archive", "posts"))
-    assert {str(n) for n in range(1, 11)} - GONE == await standing(sql)
+    assert {str(n) for n in range(1, 11)} - GONE == await remaining(sql)
     for table in ("decisions", "competitive_mentions", "randomized_experiments"):
         orphans = f"select count(*) from antone.{table}"
         assert (7 if table == "decisions" else 6) == await sql.fetchval(orphans)
@@ -210,7 +210,7 @@ async def test_the_last_moment_of_the_last_day_is_archived_and_the_next_is_not(
         f"update antone.posts set detected_at = {limit} - interval '1 microsecond' where platform_post_id = 'post-2'"
     )
     await run(dsn, tmp_path)
-    assert {"1", "9", "10"} == await standing(sql)
+    assert {"1", "9", "10"} == await remaining(sql)
 
 
 async def test_metrics_are_archived_to_csv_by_quarter_after_two_years(
@@ -268,17 +268,17 @@ async def test_a_dry_run_reports_what_a_run_would_do_and_writes_nothing(
 ) -> None:
     await sql.execute(OLD + KEPT + OTHERS)
     before = await contents(dsn, "antone")
-    rows, said = await run(dsn, tmp_path / "archive", dry_run=True)
+    rows, lines = await run(dsn, tmp_path / "archive", dry_run=True)
     assert 0 == rows
     assert before == await contents(dsn, "antone")
     assert not (tmp_path / "archive").exists()
     moved, _ = await run(dsn, tmp_path / "archive")
-    assert f"dry run: {moved} rows are old enough" == said[-1]
-    foretold = {" ".join(line.split()[:2]).rstrip(":"): int(line.split()[2]) for line in said[:-1]}
+    assert f"dry run: {moved} rows are old enough" == lines[-1]
+    predicted = {" ".join(line.split()[:2]).rstrip(":"): int(line.split()[2]) for line in lines[:-1]}
     done: dict[str, int] = {}
     for row in await sql.fetch("select table_name || ' ' || period as period, row_count from antone.archived_files"):
         done[row["period"]] = done.get(row["period"], 0) + row["row_count"]
-    assert foretold == done
+    assert predicted == done
 
 
 async def test_a_period_with_many_rows_is_split_into_files_that_are_all_in_the_ledger(
@@ -286,7 +286,7 @@ async def test_a_period_with_many_rows_is_split_into_files_that_are_all_in_the_l
 ) -> None:
     await sql.execute(OLD)
     tmp_path = tmp_path / "made" / "here"
-    rows, said = await run(dsn, tmp_path, rows_per_file=2)
+    rows, lines = await run(dsn, tmp_path, rows_per_file=2)
     assert 0o700 == tmp_path.stat().st_mode & 0o777
     files = await sql.fetch("select * from antone.archived_files order by name")
     assert (8, [1, 1, 2, 2, 2]) == (rows, sorted(file["row_count"] for file in files))
@@ -296,19 +296,19 @@ async def test_a_period_with_many_rows_is_split_into_files_that_are_all_in_the_l
         assert file["sha256"] == sha256(path.read_bytes()).hexdigest()
         assert 0o600 == path.stat().st_mode & 0o777
         assert file["completed_at"] is not None
-        assert any(line.startswith(f"{file['name']}: {file['row_count']} rows, sha256 ") for line in said)
-    assert 5 == sum(" of " in line for line in said)  # progress after each file
+        assert any(line.startswith(f"{file['name']}: {file['row_count']} rows, sha256 ") for line in lines)
+    assert 5 == sum(" of " in line for line in lines)  # progress after each file
     assert [str(n) for n in range(1, 9)] == numbers(records(tmp_path, "posts"))
 
 
 async def test_followers_receive_the_deletion_of_archived_posts(dsn: str, sql: Connection, tmp_path: Path) -> None:
     await sql.execute(OLD)
     await run(dsn, tmp_path)
-    told = await sql.fetchval(
+    deletions = await sql.fetchval(
         "select count(*) from rowcast.events e join rowcast.watched w on w.id = e.watch"
         " where (w.table_name, e.topic, e.kind) = ('posts', 'platform:REDDIT', 'delete')"
     )
-    assert 8 == told
+    assert 8 == deletions
 
 
 def cut(data: bytes) -> bytes:
@@ -336,11 +336,11 @@ async def test_no_row_is_deleted_if_its_file_does_not_read_back(
             await run(dsn, tmp_path)
     assert 74 == caught.value.exit_code
     after = await contents(dsn, "antone")
-    assert 1 == after.pop("antone.archived_files") - before.pop("antone.archived_files")  # begun, and not complete
+    assert 1 == after.pop("antone.archived_files") - before.pop("antone.archived_files")  # begun and not completed
     assert before == after
-    rows, said = await run(dsn, tmp_path)
+    rows, lines = await run(dsn, tmp_path)
     assert 8 == rows
-    assert "removed, since its run was stopped before its rows were deleted" in said[0]
+    assert "removed, since its run was stopped before its rows were deleted" in lines[0]
     assert [str(n) for n in range(1, 9)] == numbers(records(tmp_path, "posts"))
 
 
@@ -378,7 +378,7 @@ async def test_after_a_kill_every_row_is_in_the_table_or_in_one_complete_file(
 ) -> None:
     await sql.execute(OLD)
     async with session(dsn) as holder:
-        # The ledger's row cannot be completed: the file is there, the rows are deleted, and nothing is committed.
+        # The trigger blocks the last step: the file exists, the rows are deleted, and nothing is committed.
         holding = holder.transaction()
         await holding.start()
         await holder.execute(
@@ -402,14 +402,14 @@ async def test_after_a_kill_every_row_is_in_the_table_or_in_one_complete_file(
         assert 10 == await sql.fetchval("select count(*) from antone.posts")
         await holder.execute("select pg_advisory_unlock(1)")
     while await sql.fetchval("select exists (select from pg_stat_activity where pid = $1)", backend):
-        pass  # until the server has noticed
+        pass  # wait until the server has noticed
     assert 10 == await sql.fetchval("select count(*) from antone.posts")
-    rows, said = await run(dsn, tmp_path)
+    rows, lines = await run(dsn, tmp_path)
     assert 8 == rows
-    assert said[0].startswith(f"{left.name}: removed")
+    assert lines[0].startswith(f"{left.name}: removed")
     assert not left.exists()
     assert [str(n) for n in range(1, 9)] == numbers(records(tmp_path, "posts"))
-    assert {"9", "10"} == await standing(sql)
+    assert {"9", "10"} == await remaining(sql)
     assert 0 == await sql.fetchval("select count(*) from antone.archived_files where completed_at is null")
 
 
@@ -422,11 +422,11 @@ async def test_unfinished_files_are_removed_and_other_files_are_not(
     )
     for name in (".posts-a.json.part", "posts-b.json", ".posts-b.json.part"):
         (tmp_path / name).write_text("half")
-    _, said = await run(dsn, tmp_path)
+    _, lines = await run(dsn, tmp_path)
     assert [
         ".posts-a.json.part: removed, since its run was stopped before its rows were deleted",
         "nothing is old enough",
-    ] == said
+    ] == lines
     assert {"posts-b.json", ".posts-b.json.part"} == {path.name for path in tmp_path.iterdir()}
     assert 0 == await sql.fetchval("select count(*) from antone.archived_files")
 
@@ -447,7 +447,7 @@ async def test_rows_locked_by_others_are_left_for_the_next_run(dsn: str, sql: Co
         await other.execute("update antone.posts set error_count = 1 where platform_post_id = 'post-3'")
         assert 7 == (await run(dsn, tmp_path))[0]
         await work.commit()
-    assert {"3", "9", "10"} == await standing(sql)
+    assert {"3", "9", "10"} == await remaining(sql)
     assert 1 == (await run(dsn, tmp_path))[0]
     [late] = [post for post in records(tmp_path, "posts") if post["error_count"]]
     assert "post-3" == late["platform_post_id"]
@@ -466,7 +466,7 @@ async def test_a_post_that_is_answered_while_the_archive_waits_is_not_archived(
         await answering.commit()
         rows, _ = await running
     assert 7 == rows
-    assert {"1", "9", "10"} == await standing(sql)
+    assert {"1", "9", "10"} == await remaining(sql)
     assert "1" not in numbers(records(tmp_path, "posts"))
 
 

@@ -1,4 +1,4 @@
-"""What `daemon check` says about Antone's schema, after one change by hand at a time."""
+"""The problems that `daemon check` finds in Antone's schema, after one manual change at a time."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.postgres import Server
 
 
 async def nothing(_: Connection) -> None:
-    """For a database that holds the packs alone."""
+    """A database with the packs and no rows."""
 
 
 @pytest.fixture
@@ -25,16 +25,16 @@ async def sql(postgres: Server) -> AsyncIterator[Connection]:
         yield connection
 
 
-async def found(sql: Connection) -> list[str]:
+async def problems(sql: Connection) -> list[str]:
     return [str(one) for one in await check_rules(sql, "antone", "antone")]
 
 
 async def test_the_schema_that_the_revisions_create_has_no_problems(sql: Connection) -> None:
-    assert [] == await found(sql)
+    assert [] == await problems(sql)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (
             "alter table antone.posts drop constraint posts_author_id_fkey, add constraint posts_author_id_fkey"
@@ -145,14 +145,14 @@ async def test_the_schema_that_the_revisions_create_has_no_problems(sql: Connect
         ),
     ],
 )
-async def test_each_problem_is_reported_with_its_remedy(sql: Connection, change: str, said: str) -> None:
+async def test_each_problem_is_reported_with_its_remedy(sql: Connection, change: str, problem: str) -> None:
     await sql.execute(change)
-    assert said in await found(sql)
+    assert problem in await problems(sql)
 
 
 async def test_a_missing_table_is_reported_before_what_went_with_it(sql: Connection) -> None:
     await sql.execute("drop table antone.learning_events")
-    assert "antone.learning_events: the table is missing: restore it from a backup" == (await found(sql))[0]
+    assert "antone.learning_events: the table is missing: restore it from a backup" == (await problems(sql))[0]
 
 
 async def test_problems_in_another_schema_are_reported_there(empty_database: str) -> None:

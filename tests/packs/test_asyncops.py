@@ -1,6 +1,6 @@
 """The AsyncOps schema against its specification, in a real Postgres.
 
-Every test runs in a transaction that is rolled back, but for those that need a database of their own.
+Most tests run in a transaction that is rolled back; the others have a database of their own.
 """
 
 import json
@@ -24,8 +24,8 @@ from tests.support.postgres import Server
 
 ROOT = Path(__file__).parents[2]
 
-# Table, column, type, nullability and default, as the specification has them; but for times with their zone, authors
-# that may be null once their account is deleted, archived_at, and must_change_password: decisions 0029 to 0032.
+# Table, column, type, nullability and default, as in the specification, except for timestamptz, authors that are null
+# once their account is deleted, archived_at, and must_change_password: see decisions 0029 to 0032.
 SPECIFIED = """
 users                  id                    integer                   not null  nextval('asyncops.users_id_seq'::regclass)
 users                  email                 character varying(255)    not null  -
@@ -116,7 +116,7 @@ KEYS = {
     "daily_summaries_pkey": "PRIMARY KEY (id)",
 }
 
-# decision_audit_log.decision_id has none, so that the history outlives the decision: decision 0030.
+# decision_audit_log.decision_id has no foreign key, so that the history outlives the decision: decision 0030.
 FOREIGN_KEYS = {
     ("status_updates", "user_id"): ("users", "CASCADE"),
     ("incidents", "reported_by_id"): ("users", "SET NULL"),
@@ -130,7 +130,7 @@ FOREIGN_KEYS = {
     ("decision_audit_log", "changed_by_id"): ("users", "SET NULL"),
 }
 
-# The specification's names, and what each index is made of.
+# The indexes by their specified names.
 INDEXES = {
     "idx_users_email": ("users", "btree (email)"),
     "idx_users_role": ("users", "btree (role)"),
@@ -224,7 +224,7 @@ NO_CONTENT: list[object] = [
     EMPTY_CONTENT.replace("recent_decisions", "decisions"),
     EMPTY_CONTENT.replace('"blockers": []', '"blockers": {}'),
 ]
-# For every check constraint some values that break it and nothing else.
+# For every check constraint, values that violate it and no other.
 VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "users_role_known": ("users", "role", ["", "Admin", "guest"]),
     "users_password_hash_is_bcrypt": ("users", "password_hash", NO_BCRYPT),
@@ -236,7 +236,7 @@ VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "blockers_status_known": ("blockers", "status", ["", "open", "closed"]),
     "blockers_description_length": ("blockers", "description", ["ä" * 2_001]),
     "blockers_impact_length": ("blockers", "impact", ["ä" * 1_001]),
-    # To the driver these two are minus and plus infinity.
+    # The driver sends these two as minus and plus infinity.
     "decisions_decision_date_is_a_day": ("decisions", "decision_date", [date.min, date.max]),
     "decisions_description_length": ("decisions", "description", ["ä" * 5_001]),
     "decisions_context_length": ("decisions", "context", ["ä" * 5_001]),
@@ -273,7 +273,7 @@ LIMITS = {
 
 
 async def insert(db: Connection, table: str, /, **values: object) -> asyncpg.Record:
-    """Insert the table's sample row with these values in place of its own."""
+    """Insert the sample row of a table, with `values` in place of its own."""
     row = {**SAMPLES[table], **values}
     places = ", ".join(f"${n}" for n in range(1, len(row) + 1))
     statement = f"insert into asyncops.{table} ({', '.join(row)}) values ({places}) returning *"
@@ -311,13 +311,13 @@ async def count(db: Connection, table: str, where: str = "true", *values: object
 
 
 async def act_as(db: Connection, user: int | str) -> None:
-    """From here on the transaction says who acts."""
+    """Set the acting user for the rest of the transaction."""
     await db.execute("select set_config('rowcast.actor', $1, true)", str(user))
 
 
 @asynccontextmanager
 async def attempt(db: Connection) -> AsyncIterator[None]:
-    """What is done in it is undone, whether it failed or not."""
+    """A savepoint that is always rolled back."""
     transaction = db.transaction()
     await transaction.start()
     try:
@@ -501,7 +501,7 @@ async def test_a_duplicate_of_a_unique_value_is_refused(
     assert constraint == caught.value.constraint_name
 
 
-# --- Who made a row, and what outlives an account --------------------------------------------------------------
+# --- Creators, and what outlives an account --------------------------------------------------------------------
 
 AUTHORS = [("incidents", "reported_by_id"), ("blockers", "reported_by_id"), ("decisions", "created_by_id")]
 
@@ -593,10 +593,10 @@ async def test_updated_at_follows_every_change_of_a_row(world: Connection, table
     await act_as(world, ANN)
     change = f"update asyncops.{table} set {TOUCHED[table]} = $1 where id = 1 returning updated_at"
     created = await world.fetchval(f"select updated_at from asyncops.{table} where id = 1")
-    # Both in one transaction, which began before: it is the clock that counts.
+    # Both updates are in one transaction, so updated_at is the clock's time, not the transaction's.
     first, second = await world.fetchval(change, "one"), await world.fetchval(change, "two")
     assert created < first < second
-    # Neither set back, nor moved by an update that changes nothing.
+    # It cannot be set, and an update that changes nothing leaves it.
     same = f"update asyncops.{table} set {TOUCHED[table]} = {TOUCHED[table]} where id = 1 returning updated_at"
     assert second == await world.fetchval(same)
     back = f"update asyncops.{table} set updated_at = '2001-01-01Z' where id = 1 returning updated_at"
@@ -626,7 +626,7 @@ async def test_closing_a_resolved_incident_keeps_its_resolution_time(world: Conn
 
 
 async def audit(db: Connection, after: int = 1) -> list[tuple[object, ...]]:
-    """(by whom, what, field, before, after), but for the creation of the decision of `world`."""
+    """(user, change, field, old value, new value) of each entry, without the creation of the decision in `world`."""
     return [
         tuple(row)
         for row in await db.fetch(
@@ -679,7 +679,7 @@ async def test_an_update_logs_an_entry_per_field_with_old_and_new_value(world: C
 )
 async def test_a_change_of_any_field_of_a_decision_is_logged(world: Connection, column: str, value: str) -> None:
     await act_as(world, ANN)
-    await world.execute("delete from asyncops.decision_participants")  # which know the decision by its id
+    await world.execute("delete from asyncops.decision_participants")  # which refer to the decision by its id
     await world.execute(f"update asyncops.decisions set {column} = '{value}'")
     assert [(ANN, "updated", column)] == [entry[:3] for entry in await audit(world)]
 
@@ -771,7 +771,7 @@ DAY = date(2026, 1, 15)
 
 
 async def eventful_day(db: Connection) -> None:
-    """What happened around the fifteenth of January 2026, in UTC; `world` itself lies later."""
+    """Events around 15 January 2026, in UTC; the rows of `world` are later."""
     at = "select $1::text::timestamptz"
     for title, created in [
         ("the day before", "2026-01-14 23:59:59.999999Z"),
@@ -889,7 +889,7 @@ async def test_generating_a_summary_again_refreshes_the_one_row_of_its_date(worl
 
 
 async def test_a_summary_of_today_is_the_default_and_shows_what_is_active_now(world: Connection) -> None:
-    await world.execute("update asyncops.status_updates set created_at = now()")  # which may have been yesterday
+    await world.execute("update asyncops.status_updates set created_at = now()")  # which may be yesterday's
     today = await world.fetchval("select (now() at time zone 'UTC')::date")
     row = await world.fetchrow("select * from asyncops.generate_daily_summary()")
     assert row is not None
@@ -940,7 +940,7 @@ async def test_the_row_model_has_exactly_the_structure_of_a_summary(world: Conne
 
 
 async def old_things(db: Connection) -> None:
-    """Of each kind something that has come of age, something that nearly has, and something that is not resolved."""
+    """Of each kind a row that is old enough, one that is nearly so, and one that is not resolved."""
     ago = "select now() - $1::text::interval"
     for age in ("1 year 1 hour", "364 days"):
         await insert(db, "status_updates", title=age, created_at=await db.fetchval(ago, age))
@@ -968,7 +968,7 @@ async def old_things(db: Connection) -> None:
 
 
 async def archive(db: Connection) -> tuple[int, ...]:
-    """How many status updates, incidents and blockers this call archived."""
+    """Archive, and return the numbers of status updates, incidents and blockers."""
     return tuple(await db.fetchrow("select * from asyncops.archive()") or ())
 
 
@@ -1214,7 +1214,7 @@ async def test_the_role_of_the_application_has_no_login_and_no_special_attribute
 
 @pytest.fixture
 async def plain_owner(empty_database: str) -> AsyncIterator[str]:
-    """The DSN of an owner of the database who may make no roles, on a server without the application's role."""
+    """The DSN of a database owner who may not create roles, on a server without the application's role."""
     async with session(empty_database) as db:
         superuser, name = await db.fetchval("select current_user"), await db.fetchval("select current_database()")
         if await db.fetchval("select to_regrole('asyncops_app') is null"):
@@ -1338,7 +1338,7 @@ async def test_capture_may_read_none_of_the_tables(db: Connection) -> None:
 
 
 def problem(table: str, record: Mapping[str, object]) -> str | None:
-    """Why a new row of this form would not be sent."""
+    """Why an insert of this record would not be sent; None if it would."""
     return PACK.problem(
         Change(
             seq=Seq(1),
@@ -1356,7 +1356,7 @@ def problem(table: str, record: Mapping[str, object]) -> str | None:
 
 @pytest.fixture
 async def records(world: Connection) -> dict[str, dict[str, Any]]:
-    """A published row of each table, as capture wrote it."""
+    """A published row of each table, as captured."""
     events = await Events.from_now(world)
     for table in TABLES:
         await insert(world, table)
@@ -1459,7 +1459,7 @@ async def test_a_deactivated_user_may_read_nothing_until_activated_again(world: 
 
 
 async def test_all_rights_end_with_deletion_or_deactivation_and_return_with_reactivation(world: Connection) -> None:
-    async def told(statement: str) -> list[tuple[object, object]]:
+    async def changed_rights(statement: str) -> list[tuple[object, object]]:
         async with attempt(world):
             events = await Events.from_now(world)
             await world.execute(statement, BEN)
@@ -1470,12 +1470,12 @@ async def test_all_rights_end_with_deletion_or_deactivation_and_return_with_reac
             ]
 
     ben = {"user": "2"}
-    assert [(None, ben)] == await told("update asyncops.users set is_active = false where id = $1")
-    assert [(None, ben)] == await told("delete from asyncops.users where id = $1")
-    assert [] == await told("update asyncops.users set full_name = 'B', role = 'admin' where id = $1")
+    assert [(None, ben)] == await changed_rights("update asyncops.users set is_active = false where id = $1")
+    assert [(None, ben)] == await changed_rights("delete from asyncops.users where id = $1")
+    assert [] == await changed_rights("update asyncops.users set full_name = 'B', role = 'admin' where id = $1")
     await world.execute("update asyncops.users set is_active = false where id = $1", BEN)
-    assert [(ben, None)] == await told("update asyncops.users set is_active = true where id = $1")
-    assert [] == await told("delete from asyncops.users where id = $1")
+    assert [(ben, None)] == await changed_rights("update asyncops.users set is_active = true where id = $1")
+    assert [] == await changed_rights("delete from asyncops.users where id = $1")
 
 
 async def test_no_other_pack_serves_a_topic_of_this_one() -> None:
@@ -1492,7 +1492,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 async def crowded(db: Connection) -> None:
-    """Fifty users, and five thousand rows of each kind; a few of them are what the queries look for."""
+    """Fifty users and 5,000 rows of each kind, few of which match the queries."""
     await db.execute(
         f"""
         insert into asyncops.users (email, password_hash, full_name)
@@ -1522,7 +1522,7 @@ async def crowded(db: Connection) -> None:
         update asyncops.status_updates set archived_at = now() where created_at < now() - interval '30 days';
         """
     )
-    # The entries that GIN keeps aside until then make its indexes look expensive.
+    # VACUUM merges the pending list of each GIN index, which would look expensive to the planner.
     await db.execute("vacuum (analyze)")
 
 

@@ -20,7 +20,7 @@ from tests.support.postgres import Server
 
 ROOT = Path(__file__).parents[2]
 
-# Table, column, type, nullability and default, as the specification has them; and the ids' default.
+# Table, column, type, nullability and default, as in the specification; plus the default of the ids.
 SPECIFIED = """
 users            id                     character varying(26)     not null  rowcast.ulid()
 users            auth0_id               character varying(128)    not null  -
@@ -97,7 +97,7 @@ KEYS = {
     "sync_state_pkey": "PRIMARY KEY (id)",
 }
 
-# What a hard DELETE of the referenced row does; the reasons stand in docs/packs/chatgenius/README.md.
+# The ON DELETE action of each foreign key; docs/packs/chatgenius/README.md gives the reasons.
 FOREIGN_KEYS = {
     ("messages", "channel_id"): ("channels", "CASCADE"),
     ("messages", "user_id"): ("users", "RESTRICT"),
@@ -135,7 +135,7 @@ SAMPLES: Mapping[str, Mapping[str, object]] = {
     "sync_state": {"user_id": ANN, "sync_type": "full"},
 }
 
-# For every check constraint some values that break it and nothing else.
+# For every check constraint, values that violate it and no other.
 MALFORMED_IDS = [
     "",
     "01JH",
@@ -181,7 +181,7 @@ ENUMERATIONS: Mapping[tuple[str, str], list[str | None]] = {
 
 
 async def insert(db: Connection, table: str, /, **values: object) -> asyncpg.Record:
-    """Insert the table's sample row with these values in place of its own."""
+    """Insert the sample row of a table, with `values` in place of its own."""
     row = {**SAMPLES[table], **values}
     places = ", ".join(f"${n}" for n in range(1, len(row) + 1))
     statement = f"insert into chatgenius.{table} ({', '.join(row)}) values ({places}) returning *"
@@ -191,7 +191,7 @@ async def insert(db: Connection, table: str, /, **values: object) -> asyncpg.Rec
 
 
 async def small_world(db: Connection) -> None:
-    """Ann and Ben are members of one channel, where Ann has said something to which Ben reacted; Eve is not."""
+    """Ann and Ben are members of a channel, Eve is not. Ben reacted to a message that Ann wrote there."""
     for id_, name in [(ANN, "ann"), (BEN, "ben"), (EVE, "eve")]:
         await insert(db, "users", id=id_, auth0_id=name, email=f"{name}@example.com", username=name)
     await insert(db, "channels", id=TEAM, name="team")
@@ -256,7 +256,7 @@ async def test_every_id_and_every_reference_compares_by_bytes(db: Connection) ->
         " where table_schema = 'chatgenius' and character_maximum_length = 26"
     )
     assert {"C"} == {i["collation_name"] for i in ids}
-    # Views repeat the columns of their tables, so there are at least as many as the tables have.
+    # The views repeat the columns of their tables, so there are more columns than the tables have.
     assert len([c for c in COLUMNS if c[2] == "character varying(26)"]) <= len(ids)
 
 
@@ -433,7 +433,7 @@ async def test_updated_at_follows_every_change_of_a_row(world: Connection, table
     column, id_ = TOUCHED[table]
     change = f"update chatgenius.{table} set {column} = $2 where id = $1 returning updated_at"
     created = await world.fetchval(f"select updated_at from chatgenius.{table} where id = $1", id_)
-    # Both in one transaction, which began before: it is the clock that counts.
+    # Both updates are in one transaction, so updated_at is the clock's time, not the transaction's.
     first = await world.fetchval(change, id_, "one")
     second = await world.fetchval(change, id_, "two")
     assert created < first < second
@@ -466,7 +466,7 @@ async def test_the_later_of_two_versions_has_the_later_time_whenever_its_transac
         await first.fetchval(change, "ahead")
         waiting = asyncio.create_task(second.fetchval(change, "behind"))
         while not await watcher.fetchval("select pg_blocking_pids($1) <> '{}'", second.get_server_pid()):
-            pass  # until the server says so
+            pass  # until the server reports it
         committed = await first.fetchval("select clock_timestamp()")
         await ahead.commit()
         assert committed < await waiting
@@ -563,7 +563,7 @@ async def test_a_user_who_has_written_cannot_be_deleted(world: Connection) -> No
     with pytest.raises(asyncpg.PostgresError) as caught:
         async with world.transaction():
             await world.execute("delete from chatgenius.users where id = $1", ANN)
-    # Postgres 18 tells RESTRICT (23001) from NO ACTION (23503).
+    # Postgres 18 reports RESTRICT as 23001, earlier versions as 23503.
     assert caught.value.sqlstate in ("23001", "23503")
     assert isinstance(caught.value, asyncpg.IntegrityConstraintViolationError)
     assert caught.value.constraint_name == "messages_user_id_fkey"
@@ -615,9 +615,9 @@ async def test_the_channel_receives_every_child_when_many_messages_are_deleted_a
         await insert(world, "reactions", message_id=message)
     events = await Events.from_now(world)
     await world.execute("delete from chatgenius.messages")
-    gone = [(table, topic, kind) for table, topic, kind, _ in await events.seen_with_keys()]
-    assert gone.count(("reactions", CHANNEL, "delete")) == 11
-    assert gone.count(("messages", CHANNEL, "delete")) == 11
+    deleted = [(table, topic, kind) for table, topic, kind, _ in await events.seen_with_keys()]
+    assert deleted.count(("reactions", CHANNEL, "delete")) == 11
+    assert deleted.count(("messages", CHANNEL, "delete")) == 11
 
 
 async def test_members_receive_the_deletion_of_a_channel_and_its_contents(world: Connection) -> None:
@@ -688,13 +688,13 @@ async def test_rights_end_with_membership_channel_and_user(world: Connection) ->
 
     ends = {"user": BEN, "topic": CHANNEL}
     leaves = "delete from chatgenius.channel_members where user_id = $1"
-    # Said in both topics of the membership: whoever follows either acts on it at its place in the log.
+    # The revocation is in both topics of the membership, so followers of either apply it at its place in the log.
     assert [ends, ends] == await revoked_by(leaves, BEN)
-    gone = "update chatgenius.{} set deleted_at = now() where id = $1"
-    assert [{"topic": CHANNEL}] == await revoked_by(gone.format("channels"), TEAM)
-    assert [{"user": EVE}] == await revoked_by(gone.format("users"), EVE)
+    soft_delete = "update chatgenius.{} set deleted_at = now() where id = $1"
+    assert [{"topic": CHANNEL}] == await revoked_by(soft_delete.format("channels"), TEAM)
+    assert [{"user": EVE}] == await revoked_by(soft_delete.format("users"), EVE)
     assert [{"user": EVE}] == await revoked_by("delete from chatgenius.users where id = $1", EVE)
-    assert [] == await revoked_by(gone.format("messages"), MESSAGE)
+    assert [] == await revoked_by(soft_delete.format("messages"), MESSAGE)
 
 
 async def test_capture_may_look_up_the_channel_of_a_message_and_read_nothing_else(db: Connection) -> None:

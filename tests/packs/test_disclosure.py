@@ -1,6 +1,6 @@
 """The disclosure schema against its specification, in a real Postgres.
 
-Most tests run in a transaction that is rolled back; those of two jobs at once, and of migrations, in databases of
+Most tests run in a transaction that is rolled back; tests of concurrent jobs and of migrations have a database of
 their own.
 """
 
@@ -73,7 +73,7 @@ BEN = "01JH000000VSER000000000BEN"
 NOBODY = "01JH000000N0B0DY0000000000"
 TEST, SECOND = "test@example.com", "second@example.com"
 
-# A row of each table, complete but for its defaults; the rows of `world` are there to be referenced.
+# One row of each table, complete but for its defaults; they reference rows of `world`.
 SAMPLES: Mapping[str, Mapping[str, object]] = {
     "users": {"name": "sample"},
     "secrets": {
@@ -88,7 +88,7 @@ SAMPLES: Mapping[str, Mapping[str, object]] = {
     "disclosure_log": {"secret_id": 123, "recipient_email": "sample@example.com"},
 }
 
-# For every check constraint some values that break it and nothing else.
+# For every check constraint, values that violate it and no other.
 VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "users_id_is_ulid": ("users", "id", ["", ANN.lower(), "8" + ANN[1:], ANN[:-1] + "I"]),
     "users_name_not_empty": ("users", "name", [""]),
@@ -118,7 +118,7 @@ ENUMERATIONS: Mapping[tuple[str, str], list[str]] = {
 
 
 async def insert(db: Connection, table: str, /, **values: object) -> asyncpg.Record:
-    """Insert the table's sample row with these values in place of its own."""
+    """Insert the sample row of a table, with `values` in place of its own."""
     row = {**SAMPLES[table], **values}
     places = ", ".join(f"${n}" for n in range(1, len(row) + 1))
     statement = f"insert into disclosure.{table} ({', '.join(row)}) values ({places}) returning *"
@@ -128,7 +128,7 @@ async def insert(db: Connection, table: str, /, **values: object) -> asyncpg.Rec
 
 
 async def small_world(db: Connection) -> None:
-    """Ann has a secret that is due, with two recipients; Ben is there as well, and has none."""
+    """Ann has a secret that is due, with two recipients; Ben has no secret."""
     await insert(db, "users", id=ANN, name="Ann")
     await insert(db, "users", id=BEN, name="Ben")
     long_ago = await db.fetchval("select now() - interval '31 days'")
@@ -145,7 +145,7 @@ async def world(postgres: Server) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def committed(postgres: Server) -> AsyncIterator[str]:
-    """The DSN of a database of its own that holds the small world."""
+    """The DSN of a database of its own, with the rows of `small_world`."""
 
     async def build(dsn: str) -> None:
         await migrate.apply(dsn, ["disclosure"], report=lambda _: None)
@@ -174,7 +174,7 @@ async def secret(db: Connection, id_: int = 123) -> asyncpg.Record:
 
 
 async def claimed(db: Connection, **arguments: object) -> dict[int, datetime]:
-    """What a job claims: secret -> stamp. Failed attempts may be repeated at once."""
+    """Claim due secrets, with no delay after failures; the time of the claim by secret."""
     arguments = {"retry_after": timedelta(0), **arguments}
     named = ", ".join(f"{name} => ${n}" for n, name in enumerate(arguments, 1))
     rows = await db.fetch(f"select * from disclosure.claim_due({named})", *arguments.values())
@@ -187,19 +187,19 @@ async def call(db: Connection, function: str, *values: object) -> Any:
 
 
 async def fail(db: Connection) -> Any:
-    """One attempt on secret 123 that fails; the status that it has then."""
+    """Claim secret 123 and fail; the status after that."""
     return await call(db, "record_failure", 123, (await claimed(db))[123])
 
 
-async def tell(db: Connection, stamp: datetime, email: str) -> int:
-    """Tell one recipient, and note it; the entry of the log."""
+async def send(db: Connection, stamp: datetime, email: str) -> int:
+    """Record an attempt that reached a recipient; the id of its log entry."""
     attempt: int = await call(db, "begin_attempt", 123, stamp, email)
     assert await call(db, "record_sent", attempt) is True
     return attempt
 
 
 async def log_of(db: Connection, *emails: str) -> list[tuple[str, str]]:
-    """(address, status) of the entries for these addresses, oldest first."""
+    """(address, status) of the log entries for these addresses, oldest first."""
     rows = await db.fetch(
         "select recipient_email, status from disclosure.disclosure_log where recipient_email = any ($1) order by id",
         emails,
@@ -233,13 +233,13 @@ async def test_the_tables_are_those_that_are_documented(db: Connection) -> None:
 
 @pytest.mark.parametrize("table", TABLES)
 async def test_a_required_column_refuses_null(world: Connection, table: str) -> None:
-    # What next_check_in is given does not matter: it is computed.
+    # A given next_check_in is ignored: it is computed.
     needed = [c[1] for c in COLUMNS if c[0] == table and c[3] == "not null" and c[1] != "next_check_in"]
     for column in needed:
         with pytest.raises(asyncpg.NotNullViolationError) as caught:
             async with world.transaction():
                 await insert(world, table, **{column: None})
-        if column not in ("last_check_in", "check_in_days"):  # from which the one before them is computed
+        if column not in ("last_check_in", "check_in_days"):  # from which next_check_in is computed
             assert (table, column) == (caught.value.table_name, caught.value.column_name)
 
 
@@ -345,7 +345,7 @@ async def test_a_new_secret_has_zero_retry_count(world: Connection) -> None:
 
 
 async def test_a_secret_record_includes_encryption_metadata(world: Connection) -> None:
-    """Every secret has all that is needed to open it, but for the key, and a job is given it."""
+    """Each secret stores everything that decryption needs except the key, and a job receives it."""
     row = (await world.fetch("select * from disclosure.claim_due()"))[0]
     assert (
         "aes-256-gcm",
@@ -375,7 +375,7 @@ async def test_a_secret_record_includes_processing_state(world: Connection) -> N
     assert (await secret(world))["processing_started_at"] is None
     stamp = (await claimed(world))[123]
     for email in (TEST, SECOND):
-        await tell(world, stamp, email)
+        await send(world, stamp, email)
     assert stamp == (await secret(world))["processing_started_at"]
     assert await call(world, "record_success", 123, stamp) is True
     assert (await secret(world))["processing_started_at"] is None
@@ -386,12 +386,12 @@ async def test_a_claim_comes_back_unchanged_from_languages_without_microseconds(
 
 
 async def test_secret_status_transitions_when_disclosure_is_attempted(world: Connection) -> None:
-    """Attempts that fail leave it active until the sixth; an attempt that succeeds triggers it."""
+    """The sixth failed attempt makes it failed; a successful attempt triggers it."""
     assert ["active"] * 5 + ["failed"] == [await fail(world) for _ in range(6)]
     await world.execute("update disclosure.secrets set status = 'active'")
     stamp = (await claimed(world))[123]
     for email in (TEST, SECOND):
-        await tell(world, stamp, email)
+        await send(world, stamp, email)
     assert await call(world, "record_success", 123, stamp) is True
     assert "triggered" == (await secret(world))["status"]
     assert {} == await claimed(world)
@@ -450,7 +450,7 @@ async def test_two_concurrent_jobs_leave_one_sent_entry_per_recipient(
 
 
 async def until_waiting(watcher: Connection, waiter: Connection) -> None:
-    """Until the one session waits for the other, which the server says."""
+    """Wait until the server reports that `waiter` waits for a lock."""
     while not await watcher.fetchval("select pg_backend_pid() = any (pg_blocking_pids($1))", waiter.get_server_pid()):
         await asyncio.sleep(0)
 
@@ -464,7 +464,7 @@ THOUSAND = {
 
 
 async def thousand(db: Connection, entries: str) -> None:
-    """1,000 entries, half of them sent, half failed; and all of the table is known to be visible."""
+    """1,000 entries, half of them sent, half failed, in a table whose pages are all-visible."""
     await insert(db, "users", id=ANN)
     for id_ in range(123, 133):
         await insert(db, "secrets", id=id_, iv=id_.to_bytes(12, "big"))
@@ -502,13 +502,13 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 async def plan_of(db: Connection, statement: str) -> list[dict[str, Any]]:
-    """The steps of the plan, as they were carried out."""
+    """The nodes of the executed plan."""
     plan = json.loads(await db.fetchval(f"explain (analyze, format json) {statement}"))
     return nodes(plan[0]["Plan"])
 
 
 async def test_a_batch_query_uses_the_index_for_performance(ten_secrets: Connection) -> None:
-    """The scenario's limit of 10 ms is the plan's affair: one index is read, and the table is not."""
+    """Instead of timing 10 ms, this checks the plan: it reads one index, and not the table."""
     steps = await plan_of(ten_secrets, BATCH)
     assert ["idx_disclosure_log_batch_fetch"] == [step["Index Name"] for step in steps if "Index Name" in step]
     assert "Seq Scan" not in {step["Node Type"] for step in steps}
@@ -526,7 +526,7 @@ async def test_the_index_covers_common_query_patterns(ten_secrets: Connection) -
 
 
 async def test_the_function_that_jobs_call_reads_only_the_index(a_thousand: Connection) -> None:
-    """Its own text, planned as the server plans it for values that it does not know yet."""
+    """The function's own text, with a generic plan."""
     source = await a_thousand.fetchval("select prosrc from pg_proc where proname = 'existing_disclosures'")
     for place, name in enumerate(("secret_id", "recipient_emails", "status"), 1):
         source = source.replace(f"existing_disclosures.{name}", f"${place}")
@@ -652,7 +652,7 @@ async def test_a_secret_is_due_once_its_owner_has_been_silent_for_its_days(world
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
 async def test_a_day_of_silence_is_24_hours_whatever_the_zone(world: Connection, zone: str) -> None:
-    """The clocks are changed within these days."""
+    """Daylight saving time begins within these days."""
     await world.execute(f"set local timezone = '{zone}'")
     row = await insert(world, "secrets", last_check_in=datetime.fromisoformat("2026-03-01T12:00:00+00:00"))
     assert timedelta(days=30) == row["next_check_in"] - row["last_check_in"]
@@ -709,7 +709,7 @@ async def test_one_of_two_concurrent_jobs_gets_the_claim_and_neither_waits(
     transaction = one.transaction()
     await transaction.start()
     assert {123} == set(await claimed(one))
-    await other.execute("set lock_timeout = '1ms'")  # whoever waited here would fail
+    await other.execute("set lock_timeout = '1ms'")  # so that waiting fails
     assert {} == await claimed(other)
     await transaction.commit()
     assert {} == await claimed(other)
@@ -773,7 +773,7 @@ async def test_a_job_that_has_lost_its_claim_cannot_change_the_secret(world: Con
     assert await call(world, "record_failure", 123, mine) is None
     assert await call(world, "record_success", 123, mine) is False
     assert before == await secret(world)
-    # But that it told somebody is true, and the other job gets to know.
+    # The send did happen, so it is recorded, and the other job skips that recipient.
     assert await call(world, "record_sent", attempt) is True
     assert [SECOND] == [row[0] for row in await world.fetch("select disclosure.recipients_due(123, $1)", theirs)]
     assert await call(world, "begin_attempt", 123, theirs, TEST) is None
@@ -820,16 +820,16 @@ async def test_a_result_without_a_claim_is_refused(world: Connection, function: 
     assert before == await secret(world)
 
 
-# --- Telling the recipients ------------------------------------------------------------------------------------
+# --- Sending to the recipients ---------------------------------------------------------------------------------
 
 
 async def test_a_job_sends_to_all_recipients_and_triggers_the_secret(world: Connection) -> None:
     stamp = (await claimed(world))[123]
-    told = []
+    recipients = []
     for email in [row[0] for row in await world.fetch("select disclosure.recipients_due(123, $1)", stamp)]:
-        await tell(world, stamp, email)
-        told.append(email)
-    assert [TEST, SECOND] == told
+        await send(world, stamp, email)
+        recipients.append(email)
+    assert [TEST, SECOND] == recipients
     assert await call(world, "record_success", 123, stamp) is True
     assert [(TEST, "sent"), (SECOND, "sent")] == await log_of(world, TEST, SECOND)
     assert "triggered" == (await secret(world))["status"]
@@ -839,14 +839,14 @@ async def test_a_job_sends_to_all_recipients_and_triggers_the_secret(world: Conn
 
 async def test_a_recipient_already_sent_to_is_skipped_at_the_next_attempt(world: Connection) -> None:
     stamp = (await claimed(world))[123]
-    await tell(world, stamp, TEST)
+    await send(world, stamp, TEST)
     attempt = await call(world, "begin_attempt", 123, stamp, SECOND)
     assert await call(world, "record_unsent", attempt, "451 mailbox busy") is True
     assert "active" == await call(world, "record_failure", 123, stamp)
     stamp = (await claimed(world))[123]
     assert [SECOND] == [row[0] for row in await world.fetch("select disclosure.recipients_due(123, $1)", stamp)]
     assert await call(world, "begin_attempt", 123, stamp, TEST) is None
-    await tell(world, stamp, SECOND)
+    await send(world, stamp, SECOND)
     assert await call(world, "record_success", 123, stamp) is True
     assert [(TEST, "sent"), (SECOND, "failed"), (SECOND, "sent")] == await log_of(world, TEST, SECOND)
     assert "451 mailbox busy" == await world.fetchval(
@@ -859,7 +859,7 @@ async def test_attempts_that_a_crashed_job_began_are_retried(world: Connection) 
     await call(world, "begin_attempt", 123, stamp, TEST)
     await world.execute("update disclosure.secrets set processing_started_at = now() - interval '1 hour'")
     stamp = (await claimed(world))[123]
-    await tell(world, stamp, TEST)
+    await send(world, stamp, TEST)
     assert [(TEST, "pending"), (TEST, "sent")] == await log_of(world, TEST)
 
 
@@ -875,7 +875,7 @@ async def test_an_attempt_for_an_address_that_is_no_recipient_is_refused(world: 
 
 async def test_success_is_refused_while_a_recipient_is_outstanding(world: Connection) -> None:
     stamp = (await claimed(world))[123]
-    await tell(world, stamp, TEST)
+    await send(world, stamp, TEST)
     before = await secret(world)
     with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError) as caught:
         async with world.transaction():
@@ -889,7 +889,7 @@ async def test_success_is_refused_while_a_recipient_is_outstanding(world: Connec
 
 async def test_an_attempt_can_be_closed_only_once(world: Connection) -> None:
     stamp = (await claimed(world))[123]
-    sent = await tell(world, stamp, TEST)
+    sent = await send(world, stamp, TEST)
     unsent = await call(world, "begin_attempt", 123, stamp, SECOND)
     assert await call(world, "record_unsent", unsent, "refused") is True
     for attempt in (sent, unsent, 999, None):
@@ -913,7 +913,7 @@ JOB_FUNCTIONS = {
 
 
 def documented_grants() -> str:
-    """The statements that the guide tells an operator to run, for a role that cannot log in."""
+    """The guide's statements for the operator, for a role that cannot log in."""
     guide = (ROOT / "docs/packs/disclosure/README.md").read_text()
     [block] = re.findall(r"```sql\n(create role disclosure_job.*?)```", guide, re.DOTALL)
     return str(block)
@@ -924,7 +924,7 @@ async def test_the_documented_role_can_do_a_jobs_work_and_nothing_else(world: Co
     await world.execute("set local role disclosure_job")
     stamp = (await claimed(world))[123]
     for row in await world.fetch("select disclosure.recipients_due(123, $1)", stamp):
-        await tell(world, stamp, row[0])
+        await send(world, stamp, row[0])
     assert [TEST, SECOND] == [
         row["recipient_email"]
         for row in await world.fetch(
@@ -974,7 +974,7 @@ OLD_CAPTURE = re.sub(r"retry_count, last_retry_at,", "", (ROOT / "triggers/discl
 
 @pytest.fixture
 def before(tmp_path: Path) -> dict[str, Path]:
-    """Folders as they were before failed attempts were counted: the first revision, and its captures."""
+    """Folders with the first revision only, and its captures."""
     shutil.copytree(ROOT / "ddl/rowcast", tmp_path / "ddl/rowcast")
     (tmp_path / "ddl/disclosure").mkdir()
     for path in (ROOT / "ddl/disclosure").glob("0001_*"):
@@ -996,7 +996,7 @@ async def roll_back(dsn: str) -> None:
 
 
 async def old_world(dsn: str) -> None:
-    """Three secrets in the old tables, one of which was sent to one recipient three times, and to another twice."""
+    """Three secrets in the old tables; one was sent three times to one recipient, and twice to another."""
     async with session(dsn) as db:
         await insert(db, "users", id=ANN)
         for id_ in (123, 124, 125):
@@ -1072,7 +1072,7 @@ async def test_the_migration_handles_existing_duplicates(empty_database: str, be
     await run_migrations(empty_database, **before)
     await old_world(empty_database)
     await run_migrations(empty_database)
-    # The newest by time; of two of one time the one that was written last. What is not sent stays.
+    # Of the sent entries, the newest stays, or at the same time the one with the higher id. Others stay too.
     rows = await fetch(empty_database, "select id from disclosure.disclosure_log order by id")
     assert [2, 4, 5, 7, 8, 9, 10] == [row["id"] for row in rows]
     with pytest.raises(asyncpg.UniqueViolationError) as caught:
@@ -1091,14 +1091,14 @@ async def test_followers_of_a_secret_receive_the_deletion_of_duplicates(
     await run_migrations(empty_database, **before)
     await old_world(empty_database)
     await run_migrations(empty_database)
-    gone = await fetch(
+    deletions = await fetch(
         empty_database, "select topic, key ->> 'id' as id from rowcast.events where kind = 'delete' order by id"
     )
-    assert [("secret:123", "1"), ("secret:123", "3"), ("secret:123", "6")] == sorted(tuple(row) for row in gone)
+    assert [("secret:123", "1"), ("secret:123", "3"), ("secret:123", "6")] == sorted(tuple(row) for row in deletions)
 
 
-async def until_kept_waiting(watcher: Connection, sessions: int) -> None:
-    """Until so many sessions wait for a lock on the log of disclosures, which the server says."""
+async def until_blocked(watcher: Connection, sessions: int) -> None:
+    """Wait until `sessions` sessions wait for a lock on the disclosure log."""
     waiting = "select count(*) from pg_locks where not granted and relation = 'disclosure.disclosure_log'::regclass"
     while sessions > await watcher.fetchval(waiting):
         await asyncio.sleep(0)
@@ -1107,7 +1107,7 @@ async def until_kept_waiting(watcher: Connection, sessions: int) -> None:
 async def test_no_duplicate_can_be_added_while_the_migration_runs(
     empty_database: str, before: dict[str, Path]
 ) -> None:
-    """A writer that is there first is waited for; one that comes later waits, and is refused."""
+    """The migration waits for an earlier writer; a later writer waits for the migration, and is refused."""
     await run_migrations(empty_database, **before)
     await old_world(empty_database)
     add = (
@@ -1118,9 +1118,9 @@ async def test_no_duplicate_can_be_added_while_the_migration_runs(
         await transaction.start()
         await first.execute(add, 11, TEST)
         migration = asyncio.create_task(run_migrations(empty_database))
-        await until_kept_waiting(first, 1)
+        await until_blocked(first, 1)
         late = asyncio.create_task(second.execute(add, 12, TEST))
-        await until_kept_waiting(first, 2)
+        await until_blocked(first, 2)
         await transaction.commit()
         await migration
         with pytest.raises(asyncpg.UniqueViolationError) as caught:
@@ -1131,7 +1131,7 @@ async def test_no_duplicate_can_be_added_while_the_migration_runs(
 
 
 async def test_an_existing_secret_becomes_due_by_the_rule(empty_database: str, before: dict[str, Path]) -> None:
-    """A job would lose its claim at once on a row whose time the rule corrects."""
+    """Otherwise a job would lose its claim when the rule corrects the time of the row."""
     await run_migrations(empty_database, **before)
     await old_world(empty_database)
     await run_migrations(empty_database)
@@ -1152,7 +1152,7 @@ async def test_a_rollback_removes_the_new_columns(empty_database: str, before: d
 async def test_a_rollback_removes_the_indexes_and_leaves_the_original_state(
     empty_database: str, before: dict[str, Path]
 ) -> None:
-    """Tables, constraints, indexes, captures, functions, privileges: all is as if it had never been migrated."""
+    """Tables, constraints, indexes, captures, functions and privileges are as before the migration."""
     schemas = ["disclosure", "rowcast"]
     await run_migrations(empty_database, **before)
     original = await catalog(empty_database, schemas)
@@ -1178,7 +1178,7 @@ async def test_a_rollback_does_not_watch_tables_that_were_not_watched(
 
 
 async def test_capture_continues_through_a_rollback_and_a_new_migration(empty_database: str) -> None:
-    """What is written at the old revision is told as a record of the old columns, which the model takes."""
+    """Rows written at the old revision are published with the old columns, which the model accepts."""
     await run_migrations(empty_database)
     await fetch(empty_database, "insert into disclosure.users (id, name) values ($1, 'Ann')", ANN)
     await roll_back(empty_database)
@@ -1188,15 +1188,15 @@ async def test_capture_continues_through_a_rollback_and_a_new_migration(empty_da
         await db.execute("update disclosure.secrets set status = 'paused'")
     await run_migrations(empty_database)
     await fetch(empty_database, "update disclosure.secrets set status = 'active'")
-    told = await fetch(
+    published = await fetch(
         empty_database, "select kind::text, record::text from rowcast.events where topic = 'secret:123' order by id"
     )
-    # The third: the rule about the next check-in comes back, and corrects what was written meanwhile.
-    assert ["insert", "update", "update", "update"] == [row["kind"] for row in told]
-    records = [Secret.model_validate_json(row["record"]) for row in told]
+    # The third event: the migration restores the rule about the next check-in, which corrects the row.
+    assert ["insert", "update", "update", "update"] == [row["kind"] for row in published]
+    records = [Secret.model_validate_json(row["record"]) for row in published]
     assert ["active", "paused", "paused", "active"] == [record.status for record in records]
     assert records[1].next_check_in != records[2].next_check_in
-    assert [False, False, False, True] == ["retry_count" in row["record"] for row in told]
+    assert [False, False, False, True] == ["retry_count" in row["record"] for row in published]
 
 
 async def test_after_a_rollback_tables_are_writable_in_another_schema_too(empty_database: str) -> None:
@@ -1212,8 +1212,8 @@ async def test_after_a_rollback_tables_are_writable_in_another_schema_too(empty_
             " values ($1, 't', 'c', 'twelve bytes', 'sixteen bytes it', 'k', now())",
             ANN,
         )
-        told = await db.fetch("select kind::text, topic from rowcast.events where topic like 'secret:%'")
-    assert [("insert", "secret:1")] == [tuple(row) for row in told]
+        published = await db.fetch("select kind::text, topic from rowcast.events where topic like 'secret:%'")
+    assert [("insert", "secret:1")] == [tuple(row) for row in published]
 
 
 async def test_a_failed_secret_stays_failed_through_a_rollback(committed: str) -> None:
@@ -1240,7 +1240,7 @@ async def test_a_new_row_is_published_in_its_topics(world: Connection) -> None:
 
 
 async def test_nothing_that_is_secret_or_personal_is_ever_published(world: Connection) -> None:
-    """A life from the first to the last row, in which everything that must not be told can be recognized."""
+    """Rows of all tables, with recognizable values in every column that must not be published."""
     published = await world.fetch("select table_name, columns from rowcast.watched where pack = 'disclosure'")
     assert {
         "users": {"id", "created_at"},
@@ -1278,9 +1278,9 @@ async def test_the_owner_receives_each_step_of_a_disclosure(world: Connection) -
     events = await Events.from_now(world)
     stamp = (await claimed(world))[123]
     for email in (TEST, SECOND):
-        await tell(world, stamp, email)
+        await send(world, stamp, email)
     await call(world, "record_success", 123, stamp)
-    told = [row for row in await events.rows() if row["topic"] == "secret:123"]
+    published = [row for row in await events.rows() if row["topic"] == "secret:123"]
     assert [
         ("secrets", ["processing_started_at"], "active"),
         ("disclosure_log", None, "pending"),
@@ -1288,7 +1288,7 @@ async def test_the_owner_receives_each_step_of_a_disclosure(world: Connection) -
         ("disclosure_log", None, "pending"),
         ("disclosure_log", ["status", "sent_at"], "sent"),
         ("secrets", ["status", "processing_started_at"], "triggered"),
-    ] == [(row["table_name"], row["changed"], json.loads(row["record"])["status"]) for row in told]
+    ] == [(row["table_name"], row["changed"], json.loads(row["record"])["status"]) for row in published]
 
 
 async def test_rights_end_with_the_secret_its_owner_and_a_change_of_owner(world: Connection) -> None:
@@ -1302,7 +1302,7 @@ async def test_rights_end_with_the_secret_its_owner_and_a_change_of_owner(world:
         return [json.loads(row["revokes"]) for row in rows]
 
     ends = {"user": ANN, "topic": "secret:123"}
-    # Said in both topics of the secret: whoever follows either acts on it at its place in the log.
+    # The revocation is in both topics of the secret, so followers of either apply it at its place in the log.
     assert [ends, ends] == await revoked_by("delete from disclosure.secrets")
     assert {"user": ANN} in await revoked_by(f"delete from disclosure.users where id = '{ANN}'")
     handed_on = await revoked_by(f"update disclosure.secrets set user_id = '{BEN}'")

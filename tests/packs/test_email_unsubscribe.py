@@ -22,7 +22,7 @@ from tests.support.postgres import Server
 
 ROOT = Path(__file__).parents[2]
 
-# Table, column, type, nullability and default. What the specification names is marked *; the rest keeps it together.
+# Table, column, type, nullability and default. Columns that the specification names are marked *.
 COLUMNS_AS_SPECIFIED = """
 users                id                        character varying(26)     not null  rowcast.ulid()
 users                subject                   character varying(255)    not null  -
@@ -82,7 +82,7 @@ NOBODY = "01JH000000N0B0DY0000000000"
 SHOP = "news@shop.example"
 URL = "https://shop.example/unsubscribe/a1b2?token=s3cr3t"
 START = datetime(2026, 1, 10, 12, tzinfo=UTC)
-# Fernet's form: a version, a time of eight bytes, an initialization vector, a block and a signature.
+# A Fernet token: version, eight bytes of time, initialization vector, one block and signature.
 ENCRYPTED = "gAAAAA" + "B" * 92 + "=="
 
 # One row of each table, complete but for its defaults.
@@ -105,7 +105,7 @@ SAMPLES: Mapping[str, Mapping[str, object]] = {
 MALFORMED_IDS = ["", "01JH", OWNER.lower(), "8" + OWNER[1:], OWNER[:-1] + "U"]
 NO_ADDRESS = ["", "shop.example", "a b@shop.example", "news@", "@shop.example", "a@b@"]
 NO_CIPHERTEXT = ["", "ya29.a0AfH6SMBx", "1//0gK-refresh", "gAAAAAshort", "x" + ENCRYPTED, ENCRYPTED + "\n"]
-# For every check constraint some rows that break it and nothing else.
+# For every check constraint, rows that violate it and no other.
 VIOLATIONS: dict[str, tuple[str, Sequence[Mapping[str, object]]]] = {
     **{
         f"{table}_id_is_ulid": (table, [{"id": id_} for id_ in MALFORMED_IDS])
@@ -212,12 +212,12 @@ VIOLATIONS: dict[str, tuple[str, Sequence[Mapping[str, object]]]] = {
         ],
     ),
 }
-# What the trigger puts right before the check could refuse it.
+# Checks that cannot be violated, since a trigger normalises the value first.
 NEVER_SEEN = {"allow_list_value_in_small_letters"}
 
 
 async def insert(db: Connection, table: str, /, **values: object) -> asyncpg.Record:
-    """Insert the table's sample row with these values in place of its own."""
+    """Insert the sample row of a table, with `values` in place of its own."""
     row = {**SAMPLES[table], **values}
     places = ", ".join(f"${n}" for n in range(1, len(row) + 1))
     statement = f"insert into email_unsubscribe.{table} ({', '.join(row)}) values ({places}) returning *"
@@ -227,7 +227,7 @@ async def insert(db: Connection, table: str, /, **values: object) -> asyncpg.Rec
 
 
 async def one_mailbox(db: Connection) -> None:
-    """The owner is logged in; the shop has written twice, and nobody has tried to get rid of it yet."""
+    """The owner is logged in; the shop has written twice, and there is no unsubscribe attempt yet."""
     await insert(db, "users", id=OWNER, subject="provider|1")
     await insert(db, "sessions", id=SESSION)
     await insert(db, "sender_emails", message_id="m-1", received_at=START)
@@ -242,13 +242,13 @@ async def mailbox(postgres: Server) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def dsn(postgres: Server) -> AsyncIterator[str]:
-    """A database of its own, for what several sessions do."""
+    """A database of its own, for tests with several sessions."""
     async with unsubscriber(postgres) as found:
         yield found
 
 
 async def facts(db: Connection, sender: str = SHOP) -> tuple[object, ...] | None:
-    """First seen, last seen, unsubscribed at, e-mails after that."""
+    """first_seen, last_seen, unsubscribed_at and emails_after_unsubscribe of a sender."""
     row = await db.fetchrow(
         "select first_seen, last_seen, unsubscribed_at, emails_after_unsubscribe"
         " from email_unsubscribe.senders where sender = $1",
@@ -258,7 +258,7 @@ async def facts(db: Connection, sender: str = SHOP) -> tuple[object, ...] | None
 
 
 async def audited(db: Connection) -> list[dict[str, object]]:
-    """The audit log but for ids, times and roles, oldest first; only what is not null."""
+    """The audit log, oldest first, without ids, times, roles and nulls."""
     rows = await db.fetch("select * from email_unsubscribe.audit_log order by id")
     return [
         {k: v for k, v in row.items() if v is not None and k not in {"id", "occurred_at", "db_role"}} for row in rows
@@ -363,7 +363,7 @@ async def test_an_entry_that_differs_only_in_spelling_is_a_duplicate(db: Connect
 
 
 async def unsubscribe(db: Connection, sender: str = SHOP, *, at: datetime, status: str = "succeeded") -> str:
-    """Make an attempt; its id."""
+    """Insert an attempt, and return its id."""
     reason = "no answer" if status == "failed" else None
     row = await insert(
         db, "unsubscribe_history", sender=sender, attempted_at=at, status=status, failure_reason=reason
@@ -526,7 +526,7 @@ async def test_two_sessions_that_count_emails_of_one_sender_miss_none(dsn: str) 
         await holding.start()
         await holder.execute("select from email_unsubscribe.senders for update")
         counting = []
-        for number, counter in enumerate((one, two)):  # both get as far as they can without the sender's row
+        for number, counter in enumerate((one, two)):  # both run until they need the lock on the sender's row
             work = insert(counter, "sender_emails", message_id=str(number), received_at=late)
             counting.append(asyncio.create_task(work))
             await until_waiting(holder, counter.get_server_pid())
@@ -542,7 +542,7 @@ async def test_counting_in_an_old_snapshot_fails_rather_than_miscounts(dsn: str)
         old = two.transaction(isolation="repeatable_read")
         await old.start()
         await two.fetchval("select count(*) from email_unsubscribe.senders")
-        # Changes nothing that is known of the sender now, and counts once the attempt of the other has succeeded.
+        # This does not change the sender now, but counts once the other session's attempt has succeeded.
         known = await facts(one)
         await insert(one, "sender_emails", message_id="between", received_at=START + timedelta(days=5))
         assert known == await facts(one)
@@ -571,7 +571,7 @@ async def test_an_attempt_can_be_settled_only_once(mailbox: Connection, status: 
     settle = "update email_unsubscribe.unsubscribe_history set status = $2, failure_reason = $3 where id = $1"
     reason = "no answer" if status == "failed" else None
     await mailbox.execute(settle, attempt, status, reason)
-    await mailbox.execute(settle, attempt, status, reason)  # which changes nothing
+    await mailbox.execute(settle, attempt, status, reason)  # no change
     for other, why in (("pending", None), ("succeeded", None), ("failed", "other")):
         if other != status or why != reason:
             with pytest.raises(asyncpg.RestrictViolationError):
@@ -613,10 +613,10 @@ async def test_a_change_of_the_allow_list_is_logged_with_action_entry_and_time(m
     for value in ("one@a.example", "two@a.example"):
         await insert(mailbox, "allow_list", value=value)
     await mailbox.execute("update email_unsubscribe.allow_list set value = 'x@a.example' where value like 'two%'")
-    await mailbox.execute("update email_unsubscribe.allow_list set created_at = now()")  # no other entry
+    await mailbox.execute("update email_unsubscribe.allow_list set created_at = now()")  # not logged
     await mailbox.execute("delete from email_unsubscribe.allow_list where value like 'one%'")
     await mailbox.execute("truncate email_unsubscribe.allow_list")
-    told = [(entry["action"], entry.get("entry_type"), entry.get("entry_value")) for entry in await audited(mailbox)]
+    log = [(entry["action"], entry.get("entry_type"), entry.get("entry_value")) for entry in await audited(mailbox)]
     assert [
         ("login", None, None),
         ("allow_list_add", "email", "one@a.example"),
@@ -625,7 +625,7 @@ async def test_a_change_of_the_allow_list_is_logged_with_action_entry_and_time(m
         ("allow_list_add", "email", "x@a.example"),
         ("allow_list_remove", "email", "one@a.example"),
         ("allow_list_remove", "email", "x@a.example"),
-    ] == told
+    ] == log
 
 
 @pytest.mark.parametrize(
@@ -685,7 +685,7 @@ async def test_the_audit_log_names_the_credentials_that_acted(mailbox: Connectio
 # --- Capture and rights ----------------------------------------------------------------------------------------
 
 
-async def told(db: Connection, after: int) -> list[tuple[str, str, str]]:
+async def published(db: Connection, after: int) -> list[tuple[str, str, str]]:
     rows = await db.fetch(
         "select w.table_name, e.topic, e.kind from rowcast.events e join rowcast.watched w on w.id = e.watch"
         " where e.id > $1 order by e.id",
@@ -695,7 +695,7 @@ async def told(db: Connection, after: int) -> list[tuple[str, str, str]]:
 
 
 async def everything(db: Connection) -> str:
-    """All that capture has ever written, as text."""
+    """All captured events, as text."""
     return str(await db.fetchval("select string_agg(e::text, ' ') from rowcast.events e"))
 
 
@@ -710,13 +710,13 @@ async def test_each_change_is_published_in_its_topic(mailbox: Connection) -> Non
         ("unsubscribe_history", "history", "insert"),
         ("senders", "senders", "update"),
         ("sessions", f"account:{OWNER}", "delete"),
-    } == set(await told(mailbox, start))
+    } == set(await published(mailbox, start))
 
 
 async def test_an_email_that_does_not_change_its_sender_is_not_published(mailbox: Connection) -> None:
     start = await mailbox.fetchval("select max(id) from rowcast.events")
     await insert(mailbox, "sender_emails", received_at=START + timedelta(hours=1))
-    assert [] == await told(mailbox, start)
+    assert [] == await published(mailbox, start)
 
 
 async def test_tokens_addresses_urls_and_reasons_are_never_published(mailbox: Connection) -> None:

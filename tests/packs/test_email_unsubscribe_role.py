@@ -1,4 +1,4 @@
-"""What the credentials of the unsubscriber's application reach: their schema, and nothing else."""
+"""The unsubscriber's application has access to its schema and to nothing else."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ from tests.support.postgres import Server
 ROOT = Path(__file__).parents[2]
 REFUSED = "42501"  # insufficient_privilege
 
-# What the role may do with the whole table, and which columns it may change where that is not all.
+# The role's rights on each table, and the columns that it may update where these are not all.
 RIGHTS: dict[str, tuple[set[str], set[str]]] = {
     "users": ({"select", "insert", "delete"}, set()),
     "sessions": ({"select", "insert"}, {"ended_at", "end_reason"}),
@@ -104,7 +104,7 @@ select lo_unlink(4711)
 
 @pytest.fixture
 async def dsn(postgres: Server) -> AsyncIterator[str]:
-    """Two packs, a table of somebody else's and a large object; isolation.sql has been run."""
+    """Two packs, a table of another application and a large object, after isolation.sql."""
     async with unsubscriber(postgres) as found:
         async with session(found) as owner:
             await owner.execute((ROOT / "ddl/email_unsubscribe/isolation.sql").read_text())
@@ -170,7 +170,7 @@ async def test_the_role_has_exactly_the_rights_that_its_work_needs(dsn: str) -> 
             APP,
         )
     found = {t["relname"]: (set(t["rights"]), set(t["changed"])) for t in tables}
-    found["oauth_tokens"] = (found["oauth_tokens"][0], set())  # all of them, as the right to the table says
+    found["oauth_tokens"] = (found["oauth_tokens"][0], set())  # all columns, by the right on the table
     assert RIGHTS == found
 
 
@@ -217,7 +217,7 @@ async def test_everything_else_is_refused(app: Connection) -> None:
     statements = EVERYTHING_ELSE.strip().splitlines()
     answers = {statement: await sqlstate_of(app, statement) for statement in statements}
     for statement in ("create database mine", "create tablespace mine location '/mine'", "alter system reset all"):
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):  # these begin no transaction
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):  # not possible in the transaction of sqlstate_of
             await app.execute(statement)
     assert {} == {statement: answer for statement, answer in answers.items() if answer != REFUSED}
 
@@ -243,7 +243,7 @@ async def test_a_superusers_session_cannot_be_ended_or_inspected(dsn: str, app: 
 async def test_a_line_of_pg_hba_keeps_the_role_out_of_other_databases(
     postgres: Server, dsn: str, empty_database: str
 ) -> None:
-    """The lines that the pack's document shows, for this database."""
+    """The lines are those of the pack's guide, for this database."""
     page = (ROOT / "docs/packs/email_unsubscribe/README.md").read_text()
     [shown] = re.findall(r"```\n((?:(?:local|host) .*\n)+)```", page)
     here = dsn.rpartition("/")[2].partition("?")[0]
@@ -267,7 +267,7 @@ async def test_a_line_of_pg_hba_keeps_the_role_out_of_other_databases(
 
 
 async def refusal(dsn: str) -> str | None:
-    """Why one cannot connect; None if one can."""
+    """Why connecting fails; None if it succeeds."""
     try:
         connection = await asyncpg.connect(dsn)
     except asyncpg.PostgresError as error:
@@ -292,7 +292,7 @@ async def test_the_application_does_all_of_its_work_with_these_rights_and_is_cap
         delete from email_unsubscribe.users;
     """)
     async with session(dsn) as owner:
-        told = await owner.fetch(
+        events = await owner.fetch(
             "select w.table_name, e.kind from rowcast.events e join rowcast.watched w on w.id = e.watch order by e.id"
         )
         roles = await owner.fetchval("select array_agg(distinct db_role) from email_unsubscribe.audit_log")
@@ -303,7 +303,7 @@ async def test_the_application_does_all_of_its_work_with_these_rights_and_is_cap
         *(("senders", kind) for kind in ("insert", "update")),
         *(("unsubscribe_history", kind) for kind in ("insert", "update")),
         ("audit_log", "insert"),
-    } == {tuple(row) for row in told}
+    } == {tuple(row) for row in events}
     assert [APP] == roles
 
 
@@ -335,18 +335,18 @@ async def test_without_the_right_to_create_roles_a_warning_names_the_role(
         await owner.execute(f"create role modest_owner login password '{PASSWORD}'")
         name = empty_database.rpartition("/")[2].partition("?")[0]
         await owner.execute(f"grant create on database {name} to modest_owner; grant rowcast_capture to modest_owner")
-        told: list[str] = []
+        output: list[str] = []
         modest = as_app(empty_database, "modest_owner")
         await migrate.apply(
-            modest, ["email_unsubscribe"], schemas={"email_unsubscribe": "modest"}, report=told.append
+            modest, ["email_unsubscribe"], schemas={"email_unsubscribe": "modest"}, report=output.append
         )
-        assert [line for line in told if "Create it (create role modest_app login), then apply again" in line]
+        assert [line for line in output if "Create it (create role modest_app login), then apply again" in line]
         await owner.execute("create role modest_app login")
-        told.clear()
+        output.clear()
         await migrate.apply(
-            modest, ["email_unsubscribe"], schemas={"email_unsubscribe": "modest"}, report=told.append
+            modest, ["email_unsubscribe"], schemas={"email_unsubscribe": "modest"}, report=output.append
         )
-        assert not [line for line in told if "warning" in line]
+        assert not [line for line in output if "warning" in line]
         assert await owner.fetchval("select has_table_privilege('modest_app', 'modest.users', 'insert')") is True
 
 
@@ -354,9 +354,9 @@ async def test_a_role_with_more_rights_than_needed_causes_a_warning(empty_databa
     async with session(empty_database) as owner:
         await owner.execute("drop role if exists mighty_app")
         await owner.execute("create role mighty_app login superuser")
-        told: list[str] = []
+        output: list[str] = []
         await migrate.apply(
-            empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "mighty"}, report=told.append
+            empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "mighty"}, report=output.append
         )
         await owner.execute("alter role mighty_app nosuperuser")
-    assert [line for line in told if "the role mighty_app has more rights than the application needs" in line]
+    assert [line for line in output if "the role mighty_app has more rights than the application needs" in line]

@@ -1,4 +1,4 @@
-"""What applications in Python store for the unsubscriber, with the credentials that they are meant to have."""
+"""The data layer of email_unsubscribe, with the application's credentials."""
 
 import asyncio
 import subprocess
@@ -193,7 +193,7 @@ async def test_a_new_access_token_leaves_the_refresh_token(store: Store) -> None
 
 
 async def dumped(owner: Connection, dsn: str) -> str:
-    """Everything in the database as those see it who steal a backup: by pg_dump, if there is one, and by COPY."""
+    """The whole database, as in a stolen backup: by pg_dump if it is installed, and by COPY."""
     text = ""
     program = chosen_binaries().bindir / "pg_dump"
     if program.exists():
@@ -223,7 +223,7 @@ async def test_a_dump_of_the_database_shows_no_token(store: Store, owner: Connec
     rows = await owner.fetch("select access_token, refresh_token from email_unsubscribe.oauth_tokens")
     assert 2 == len(rows)
     stored = {text for row in rows for text in row}
-    assert 4 == len(stored)  # the same token is never the same text
+    assert 4 == len(stored)  # encrypting the same token twice gives different texts
     assert all(one.startswith("gAAAAA") and one in text for one in stored)
 
 
@@ -322,7 +322,7 @@ async def test_an_interrupted_rotation_continues_where_it_stopped(dsn: str, stor
         with pytest.raises(TokenUndecryptable):
             await both.rotate_token_keys(batch=1)
         await both.save_tokens("account 2", TOKENS)
-        assert 1 == await both.rotate_token_keys(batch=1)  # the two before it are done, and it is new
+        assert 1 == await both.rotate_token_keys(batch=1)  # the others are done
 
 
 async def test_a_token_saved_during_a_rotation_is_not_overwritten(dsn: str, store: Store, owner: Connection) -> None:
@@ -427,7 +427,7 @@ async def test_login_and_logout_are_logged_with_their_times(store: Store, owner:
     begun = await store.log_in("provider|1")
     ended = await store.log_out(begun.id)
     assert (begun.user_id, "logout") == (ended.user_id, ended.end_reason)
-    assert ended == await store.log_out(begun.id, "expired")  # it has ended
+    assert ended == await store.log_out(begun.id, "expired")  # no change: it has ended
     again = await store.log_in("provider|1", TOKENS)
     assert begun.user_id == again.user_id
     assert (await store.log_out(again.id, "expired")).end_reason == "expired"
@@ -473,7 +473,7 @@ async def test_many_operations_share_a_few_connections(dsn: str, owner: Connecti
         meeting = asyncio.Barrier(2)
 
         async def work(connection: Connection) -> int:
-            await meeting.wait()  # which only two that are at work at once can pass
+            await meeting.wait()  # passes only when two are at work at once
             return await pid_of(connection)
 
         pids = await asyncio.gather(*(store.run(work) for _ in range(20)))
@@ -509,7 +509,7 @@ ONE, TWO = "one@a.example", "two@b.example"
 
 async def test_a_deadlock_is_resolved_and_the_loser_retries(store: Store, owner: Connection, dsn: str) -> None:
     await store.record_emails([email(1, sender=ONE), email(2, sender=TWO)])
-    # It never gives up by itself, so that the store is the one that Postgres chooses.
+    # This session never checks for deadlocks, so Postgres aborts the store's transaction.
     await owner.execute("set deadlock_timeout = '10min'")
     other = owner.transaction()
     await other.start()
@@ -532,7 +532,7 @@ async def test_a_deadlock_is_resolved_and_the_loser_retries(store: Store, owner:
         running = asyncio.create_task(store.run(work))
         while not crossing:
             await asyncio.sleep(0)
-        await crossing[0]  # the store's transaction was undone
+        await crossing[0]  # the store's transaction was rolled back
         await other.commit()
         await running
     assert 2 == attempts
@@ -569,7 +569,7 @@ async def test_connections_lost_while_idle_are_replaced_silently(store: Store, o
 
 
 async def test_a_connection_with_an_internal_driver_error_is_replaced(store: Store) -> None:
-    """It says so of one whose server has said goodbye, between reading that and the end of the line."""
+    """asyncpg raises it for a connection that the server has closed, before it reads the end of the stream."""
     pids: list[int] = []
 
     async def work(connection: Connection) -> None:
@@ -582,24 +582,24 @@ async def test_a_connection_with_an_internal_driver_error_is_replaced(store: Sto
 
 
 async def test_retries_wait_for_delays_that_double(dsn: str) -> None:
-    pauses: list[float] = []
+    delays: list[float] = []
 
-    def heard(details: RetryDetails) -> None:
-        pauses.append(details.wait_for)
+    def record(details: RetryDetails) -> None:
+        delays.append(details.wait_for)
 
-    async def refused(connection: Connection) -> None:
+    async def deadlock(connection: Connection) -> None:
         await connection.execute("do $$ begin raise exception using errcode = 'deadlock_detected'; end $$")
 
     async with opened(dsn, attempts=4) as store:
-        set_on_retry_hooks([heard])
+        set_on_retry_hooks([record])
         try:
             with pytest.raises(LockContention):
-                await store.run(refused)
+                await store.run(deadlock)
         finally:
             set_on_retry_hooks(())
-    assert 3 == len(pauses)
-    for number, pause in enumerate(pauses):  # and up to half a second at random, so that two do not meet again
-        assert 0.1 * 2**number <= pause <= 0.1 * 2**number + 0.5
+    assert 3 == len(delays)
+    for number, delay in enumerate(delays):  # plus up to half a second of jitter
+        assert 0.1 * 2**number <= delay <= 0.1 * 2**number + 0.5
 
 
 @pytest.mark.parametrize(
@@ -636,7 +636,7 @@ async def test_permanent_errors_are_not_retried(store: Store) -> None:
 async def test_work_committed_without_a_confirmation_is_not_done_twice(
     store: Store, owner: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each method runs once more behind its own commit, as after an answer that was lost."""
+    """Each method runs again after its own commit, as after a lost confirmation."""
     run = Store.run
 
     async def twice(self: Store, work: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What holds for every bundled pack: its parts are there, and they agree with one another."""
+"""Rules for every bundled pack: its parts exist and agree with one another."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ every_table = pytest.mark.parametrize(
     ids=[f"{pack.name}.{table}" for pack in bundled().values() for table in pack.tables],
 )
 
-# How JSON shows a column of this type, as the row model's schema has to say it.
+# The JSON Schema type of each column type.
 JSON_TYPES = {
     "character varying": "string",
     "text": "string",
@@ -43,7 +43,7 @@ JSON_TYPES = {
     "ARRAY": "array",
     "USER-DEFINED": "string",  # an enum type
 }
-# The format that JSON Schema has for such a string; others have none.
+# The JSON Schema formats of strings; other strings have none.
 FORMATS = {"timestamp with time zone": "date-time", "date": "date"}
 
 
@@ -52,7 +52,7 @@ async def load_demo(db: Connection, pack: Pack) -> None:
 
 
 async def captured(db: Connection, pack: Pack) -> list[Change]:
-    """Every change of the pack's tables that was captured, in that order."""
+    """All captured changes of the pack's tables, in order."""
     rows = await db.fetch(
         "select e.id, w.schema_name, w.table_name, w.model, e.topic, e.kind, e.key, e.record"
         " from rowcast.events e join rowcast.watched w on w.id = e.watch where w.pack = $1 order by e.id",
@@ -166,7 +166,7 @@ async def test_a_model_has_the_types_and_limits_of_its_table(db: Connection, pac
 
 
 async def enumerations(db: Connection, pack: Pack, table: str) -> dict[str, list[str]]:
-    """The words that a column may hold: by its enum type, or by a check that is called <table>_<column>_known."""
+    """The values that a column may hold: those of its enum type, or of its check <table>_<column>_known."""
     checks = await db.fetch(
         "select conname, pg_get_constraintdef(oid) as definition from pg_constraint"
         " where conrelid = $1::text::regclass and contype = 'c' and conname like '%\\_known'",
@@ -187,21 +187,21 @@ async def enumerations(db: Connection, pack: Pack, table: str) -> dict[str, list
 
 
 async def longest(db: Connection, pack: Pack, table: str) -> dict[str, int]:
-    """The most characters that the checks allow, by column; such a check is called <table>_<column>_length."""
+    """The maximum lengths by column, from the checks <table>_<column>_length."""
     checks = await db.fetch(
         "select conname, pg_get_constraintdef(oid) as definition from pg_constraint"
         " where conrelid = $1::text::regclass and contype = 'c' and conname like '%\\_length'",
         f"{pack.name}.{table}",
     )
     return {
-        check["conname"].removeprefix(f"{table}_").removesuffix("_length"): int(most[1])
+        check["conname"].removeprefix(f"{table}_").removesuffix("_length"): int(limit[1])
         for check in checks
-        if (most := re.search(r"<= (\d+)\b", check["definition"]))
+        if (limit := re.search(r"<= (\d+)\b", check["definition"]))
     }
 
 
 def without_null(shape: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """A column's JSON Schema without the choice of null, and whether there was one."""
+    """A column's JSON Schema without null, and whether null was allowed."""
     choices = shape.get("anyOf", [shape])
     real = [choice for choice in choices if choice.get("type") != "null"]
     assert len(real) == 1
@@ -209,7 +209,7 @@ def without_null(shape: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def some_topics(pack: Pack) -> list[str]:
-    """One topic of each of the pack's shapes."""
+    """One topic for each of the pack's patterns."""
     topics = list(pack.topics)
     for form, some_id in SOME_IDS.items():
         topics = [topic.replace(form, some_id) for topic in topics]
@@ -258,7 +258,7 @@ def test_the_key_columns_are_published(pack: Pack) -> None:
 
 
 def ignore(line: str) -> None:
-    """For whoever reports to nobody."""
+    """A `report` that discards its lines."""
 
 
 @every_pack

@@ -1,4 +1,4 @@
-"""Databases with the unsubscriber in them, as its owner and as its application see them."""
+"""Databases with the pack email_unsubscribe, for its owner and for its application."""
 
 import re
 from collections.abc import AsyncIterator
@@ -16,18 +16,18 @@ PASSWORD = "only for tests"
 
 
 async def give_password(owner: Connection, role: str = APP) -> None:
-    """Set the role's password, as an operator does; roles belong to the server, whose databases all tests share."""
+    """Set the role's password, as an operator does. Roles belong to the server, which all tests share."""
     await owner.execute(f"alter role {role} password '{PASSWORD}'")
 
 
 def as_app(dsn: str, role: str = APP) -> str:
-    """The same database for the application's role."""
+    """The DSN of the same database for the application's role."""
     return re.sub("//[^@]*@", f"//{role}:{PASSWORD.replace(' ', '%20')}@", dsn)
 
 
 @asynccontextmanager
 async def unsubscriber(postgres: Server) -> AsyncIterator[str]:
-    """The DSN of a database of its own with the unsubscriber and ChatGenius, whose application has a password."""
+    """The DSN of a database of its own with the unsubscriber, whose role has a password, and ChatGenius."""
 
     async def build(dsn: str) -> None:
         await migrate.apply(dsn, ["email_unsubscribe", "chatgenius"], report=lambda _: None)
@@ -40,19 +40,19 @@ async def unsubscriber(postgres: Server) -> AsyncIterator[str]:
 
 
 async def until_waiting(owner: Connection, pid: int) -> None:
-    """Wait until that session waits for a lock."""
+    """Wait until the session `pid` waits for a lock."""
     while not await owner.fetchval("select cardinality(pg_blocking_pids($1)) > 0", pid):
         pass
 
 
 async def until_gone(owner: Connection, pid: int) -> None:
-    """Wait until that session has ended."""
+    """Wait until the session `pid` has ended."""
     while await owner.fetchval("select exists (select from pg_stat_activity where pid = $1)", pid):
         pass
 
 
 async def sqlstate_of(connection: Connection, statement: str) -> str | None:
-    """Why a statement is refused; None if it is not. What it did is undone."""
+    """The SQLSTATE with which a statement fails, or None. Its effects are rolled back."""
     transaction = connection.transaction()
     await transaction.start()
     try:

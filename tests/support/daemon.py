@@ -1,4 +1,4 @@
-"""The real daemon as a process of its own, and a real websocket client."""
+"""The real daemon in its own process, and a real websocket client."""
 
 import asyncio
 import itertools

@@ -73,7 +73,7 @@ class Folders:
 
 
 async def execute(dsn: str, sql: str) -> None:
-    """Run SQL on a connection of its own."""
+    """Run SQL on its own connection."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(sql)

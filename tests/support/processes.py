@@ -28,7 +28,7 @@ def until_it_ends(pid: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that runs an embedded Postgres of its own."""
+    """A process that runs its own embedded Postgres."""
 
     process: BaseProcess
     _reports: Connection

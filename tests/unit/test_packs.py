@@ -4,11 +4,11 @@ import json
 from typing import Any, ClassVar, Literal
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, create_model
 
 from daemon.commands.up import example_topic
 from daemon.core.change import Change, Kind, Seq, Topic
-from daemon.packs import Date, JsonObject, Pack, Row, Serial, Timestamp, Ulid, bundled
+from daemon.packs import Date, JsonObject, Pack, Row, Serial, Timestamp, Ulid, bundled, contract_hash
 
 ID = "01JH000000MSG0000000000001"
 OTHER_ID = "01JH000000CHAN00000GENERA1"
@@ -293,3 +293,20 @@ def test_the_example_topic_is_one_of_the_pack(pack: Pack) -> None:
 def test_the_example_topic_needs_no_id_if_the_pack_has_such_a_topic() -> None:
     assert "users" == example_topic(bundled()["chatgenius"], [])
     assert "owner:..." == example_topic(bundled()["disclosure"], [])
+
+
+def sample(**columns: Any) -> Pack:
+    return Pack("sample", {"notes": create_model("Note", __base__=Row, **columns)}, ("notes",))
+
+
+def test_the_contract_hash_changes_with_a_row_model_but_not_with_its_docstring() -> None:
+    plain = sample(id=(int, ...), description=(str, ...))
+    documented = sample(id=(int, Field(description="a number")), description=(str, Field(description="a text")))
+    documented.tables["notes"].__doc__ = "Documented."
+    assert contract_hash([plain]) == contract_hash([documented])
+    other = (
+        sample(id=(str, ...), description=(str, ...)),
+        sample(id=(int, ...)),
+        sample(id=(int, ...), name=(str, ...)),
+    )
+    assert 4 == len({contract_hash([pack]) for pack in (plain, *other)})

@@ -244,11 +244,11 @@ def defined_names() -> frozenset[str]:
     names: set[str] = set()
     for source in (*SOURCES, *(ROOT / "tests").rglob("*.py")):
         for node in ast.parse(source.read_text(encoding="utf-8")).body:
-            match node:
-                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                    names |= {name, f"{source.stem}.{name}"}
-                case ast.ClassDef(name=name, body=body):
-                    names |= {name} | {f"{name}.{member}" for member in members_of(body)}
+            for name in bound_names(node):
+                names |= {name, f"{source.stem}.{name}"}
+            if isinstance(node, ast.ClassDef):
+                members = {name for member in node.body for name in bound_names(member)} | attributes(node)
+                names |= {f"{node.name}.{name}" for name in members}
     for source in (*(ROOT / "ddl").rglob("*.sql"), *(ROOT / "triggers").glob("*.sql")):
         text = source.read_text(encoding="utf-8")
         for name in re.findall(r"^create (?:or replace )?function ([\w.]+)", text, re.MULTILINE):
@@ -256,14 +256,23 @@ def defined_names() -> frozenset[str]:
     return frozenset(names)
 
 
-def members_of(body: Sequence[ast.stmt]) -> Iterator[str]:
-    """The methods and annotated fields of a class."""
-    for node in body:
-        match node:
-            case (
-                ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name))
-            ):
-                yield name
+def bound_names(statement: ast.stmt) -> list[str]:
+    """The names that a definition or an assignment binds."""
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return [name]
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+    return []
+
+
+def attributes(definition: ast.ClassDef) -> set[str]:
+    """The attributes that the methods of a class assign to `self`."""
+    return {
+        node.attr
+        for node in ast.walk(definition)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }
 
 
 def unknown_citations(text: str) -> Iterator[str]:
@@ -274,7 +283,7 @@ def unknown_citations(text: str) -> Iterator[str]:
     """
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     for cited in dict.fromkeys(re.findall(r"`([^`\n]+)`", prose)):
-        if re.fullmatch(r"[\w./-]+(/|\.(py|sql|md|toml|js))", cited):
+        if re.fullmatch(r"[\w./-]+/|[\w./-]+/[\w.-]+\.sql|\w[\w./-]*\.(py|md|toml|js)", cited):
             exists = any((folder / cited).exists() for folder in (ROOT, ROOT / "daemon"))
         elif re.fullmatch(r"[\w.]+\(\)|[A-Z]\w*[a-z]\w*(\.\w+)?|test_\w+", cited):
             exists = cited.removesuffix("()") in defined_names()
@@ -284,7 +293,7 @@ def unknown_citations(text: str) -> Iterator[str]:
             yield cited
 
 
-@pytest.mark.parametrize("guide", ["docs/architecture.md"])
+@pytest.mark.parametrize("guide", ["CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"])
 def test_each_path_and_name_that_a_guide_cites_exists(guide: str) -> None:
     assert [] == list(unknown_citations((ROOT / guide).read_text(encoding="utf-8")))
 

@@ -1,4 +1,4 @@
-# make run | test | faults | bench | check | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
+# make run | test | quick | faults | bench | check | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(wildcard $(addsuffix /python3,$(subst :, ,$(PATH)))))
@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 PG ?=
 BENCH ?= short
 
-.PHONY: help install run test faults bench check format wheel lock clean
+.PHONY: help install run test quick faults bench check format wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -34,8 +34,14 @@ endif
 run: $(READY) ## start Rowcast with a database, sample data and a live page
 	@exec $(BIN)/daemon up $(DAEMON_ARGS)
 
+# Compiled tests are kept, whatever the environment says: rewriting their asserts takes each process seconds.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n auto --dist worksteal
+
 test: $(READY) ## run all tests against a real Postgres; choose it with PG=15 or PG=wheel
-	$(if $(PG),ROWCAST_TEST_PG=$(PG) )$(BIN)/pytest -n auto $(PYTEST_ARGS)
+	$(if $(PG),ROWCAST_TEST_PG=$(PG) )$(PYTEST) $(PYTEST_ARGS)
+
+quick: $(READY) ## run the tests that need neither a database nor a process
+	$(PYTEST) tests/unit tests/gateway $(PYTEST_ARGS)
 
 faults: $(READY) ## run the long fault tests (an hour); writes docs/reliability.md
 	ROWCAST_TEST_FAULTS=long $(BIN)/pytest tests/faults --timeout 7200 $(PYTEST_ARGS)

@@ -1,6 +1,7 @@
 """Fixtures for every test."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,6 +10,11 @@ from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from tests.support.log import ROWS
 from tests.support.postgres import FAST, Server, remove_prepared_clusters, running_server
 from tests.support.preloaded import Forker
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: tests wait for processes and timers half of their time."""
+    return 2 * len(os.sched_getaffinity(0))
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from daemon.postgres.connect import Connection
 from daemon.postgres.errors import DatabaseFault
 from daemon.schema import migrate, sql_files
 from tests.packs.databases import Events, session, undone
+from tests.support.cases import for_each
 from tests.support.catalog import catalog, contents
 from tests.support.folders import Folders, value
 from tests.support.postgres import Server
@@ -441,7 +442,7 @@ async def test_the_schema_has_every_specified_table_and_few_others(db: Connectio
     assert 21 == len(SPECIFIED)
 
 
-@pytest.mark.parametrize("table", SPECIFIED)
+@for_each("table", SPECIFIED)
 async def test_a_table_has_the_specified_columns_in_their_order(db: Connection, table: str) -> None:
     columns = await db.fetch(
         "select attname from pg_attribute where attrelid = $1::text::regclass and attnum > 0 and not attisdropped"
@@ -471,7 +472,7 @@ async def test_a_value_outside_the_enum_type_is_refused(world: Connection) -> No
                 await insert(world, table, **{column: "FACEBOOK"})
 
 
-@pytest.mark.parametrize("table", REFERENCE_TABLES)
+@for_each("table", REFERENCE_TABLES)
 async def test_changing_enumerations_are_rows_that_a_revision_inserts(db: Connection, table: str) -> None:
     rows = await db.fetch(f"select name from antone.{table} order by id")
     assert REFERENCE_TABLES[table] == [row["name"] for row in rows]
@@ -547,7 +548,7 @@ async def test_every_constraint_is_tested(db: Connection) -> None:
     assert {f"{table}_{column}_fkey" for table, column in FOREIGN_KEYS} == await constraints(db, "f")
 
 
-@pytest.mark.parametrize("table", SAMPLES)
+@for_each("table", SAMPLES)
 async def test_a_row_needs_only_what_the_specification_requires(world: Connection, table: str) -> None:
     row = await insert(world, table)
     assert {name: str(given) for name, given in SAMPLES[table].items()} == {
@@ -555,7 +556,7 @@ async def test_a_row_needs_only_what_the_specification_requires(world: Connectio
     }
 
 
-@pytest.mark.parametrize("table", SAMPLES)
+@for_each("table", SAMPLES)
 async def test_a_required_column_refuses_null(world: Connection, table: str) -> None:
     columns = await world.fetch(
         "select attname from pg_attribute where attrelid = $1::text::regclass and attnum > 0 and attnotnull"
@@ -570,7 +571,7 @@ async def test_a_required_column_refuses_null(world: Connection, table: str) -> 
         assert (table, column) == (caught.value.table_name, caught.value.column_name)
 
 
-@pytest.mark.parametrize("constraint", VIOLATIONS)
+@for_each("constraint", VIOLATIONS)
 async def test_every_check_constraint_refuses_its_violations(world: Connection, constraint: str) -> None:
     table, rows = VIOLATIONS[constraint]
     for row in rows:
@@ -587,7 +588,7 @@ async def test_a_reply_that_is_too_short_is_refused_even_if_signed(world: Connec
     assert TOO_SHORT == caught.value.constraint_name
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("table", "values"),
     [
         ("authors", {"relationship_score": 0.0}),
@@ -610,7 +611,7 @@ async def test_values_just_inside_the_limits_are_accepted(
     assert {name: str(given) for name, given in values.items()} == {name: str(row[name]) for name in values}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("table", "values"),
     [
         ("posts", {"content": "x" * 5001}),
@@ -623,7 +624,7 @@ async def test_values_that_are_too_long_are_refused(world: Connection, table: st
         await insert(world, table, **values)
 
 
-@pytest.mark.parametrize("constraint", UNIQUE)
+@for_each("constraint", UNIQUE)
 async def test_a_duplicate_of_a_unique_value_is_refused(world: Connection, constraint: str) -> None:
     table = UNIQUE[constraint]
     await insert(world, table)
@@ -632,7 +633,7 @@ async def test_a_duplicate_of_a_unique_value_is_refused(world: Connection, const
     assert constraint == caught.value.constraint_name
 
 
-@pytest.mark.parametrize("table", [table for table in SAMPLES if table != "archived_files"])
+@for_each("table", [table for table in SAMPLES if table != "archived_files"])
 async def test_no_two_rows_have_the_same_id(world: Connection, table: str) -> None:
     first = await insert(world, table)
     other: dict[str, object] = {name: f"{value}2" for name, value in WORLD.get(table, {}).items()}
@@ -655,7 +656,7 @@ async def test_the_same_id_on_another_platform_is_another_author(world: Connecti
     assert 2 == await count(world, "authors", "platform_id = 'sample'")
 
 
-@pytest.mark.parametrize(("table", "column"), FOREIGN_KEYS, ids=str)
+@for_each(("table", "column"), FOREIGN_KEYS)
 async def test_a_reference_to_a_missing_row_is_refused(world: Connection, table: str, column: str) -> None:
     with pytest.raises(asyncpg.ForeignKeyViolationError) as caught:
         await insert(world, table, **{column: NOBODY})
@@ -673,7 +674,7 @@ async def test_every_foreign_key_has_an_on_delete_action(db: Connection) -> None
     } == {key["conname"]: key["definition"] for key in keys}
 
 
-@pytest.mark.parametrize(("table", "column"), FOREIGN_KEYS, ids=str)
+@for_each(("table", "column"), FOREIGN_KEYS)
 async def test_a_deletion_applies_the_on_delete_action_to_each_child(
     world: Connection, table: str, column: str
 ) -> None:
@@ -743,7 +744,7 @@ async def test_every_table_with_updated_at_is_tested(db: Connection) -> None:
     assert set(TOUCHED) == {row["table_name"] for row in found}
 
 
-@pytest.mark.parametrize("table", TOUCHED)
+@for_each("table", TOUCHED)
 async def test_updated_at_follows_every_real_change_and_cannot_be_set(world: Connection, table: str) -> None:
     column, new = TOUCHED[table]
     row = await insert(world, table)
@@ -824,7 +825,7 @@ def test_a_validation_error_does_not_show_the_input() -> None:
     assert "canary" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "text", [text for model, given, _ in REFUSED if model is ReplyContent and (text := given["content"]) != SIGNED]
 )
 async def test_database_and_model_refuse_the_same_replies(world: Connection, text: str) -> None:
@@ -832,9 +833,7 @@ async def test_database_and_model_refuse_the_same_replies(world: Connection, tex
         await insert(world, "replies", content=text)
 
 
-@pytest.mark.parametrize(
-    "text", [f"{odd} {SIGNED}" for odd in ("cÜre", "cl\u0131nically proven", "tr.eat", "preveñt")]
-)
+@for_each("text", [f"{odd} {SIGNED}" for odd in ("cÜre", "cl\u0131nically proven", "tr.eat", "preveñt")])
 async def test_database_and_model_accept_the_same_replies(world: Connection, text: str) -> None:
     assert text == ReplyContent(content=text, utm_code="a").content
     assert text == (await insert(world, "replies", content=text))["content"]
@@ -899,7 +898,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for part in below for node in nodes(part))]
 
 
-@pytest.mark.parametrize("name", QUERIES)
+@for_each("name", QUERIES)
 async def test_each_core_query_is_answered_by_its_index(large: Connection, name: str) -> None:
     index, arguments = QUERIES[name]
     text = await large.fetchval(f"explain (analyze, format json) {queries()[name]}", *arguments)
@@ -919,7 +918,7 @@ def test_every_core_query_has_an_index_and_every_specified_index_a_query() -> No
 POST_TOPIC = f"post:{some_id('posts')}"
 
 
-@pytest.mark.parametrize("table", SAMPLES)
+@for_each("table", SAMPLES)
 async def test_a_new_row_is_published_in_its_topics_or_in_none(world: Connection, table: str) -> None:
     events = await Events.from_now(world)
     row = await insert(world, table)
@@ -966,7 +965,7 @@ async def test_nothing_but_their_posts_is_published_about_people(world: Connecti
     assert "resolution_notes" not in published["escalations"]
 
 
-@pytest.mark.parametrize("score", [0, 1, 0.1, 1 / 3, 5e-324, 0.1 + 0.2])
+@for_each("score", [0, 1, 0.1, 1 / 3, 5e-324, 0.1 + 0.2])
 async def test_a_score_reaches_clients_as_exactly_the_same_number(world: Connection, score: float) -> None:
     await insert(world, "decisions", sss_score=float(score))
     record = await world.fetchval(
@@ -996,7 +995,7 @@ async def may_read(db: Connection, user: str | None, topic: str | None) -> objec
 OPERATOR = some_id("operators")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "topic",
     ["platform:TWITTER", "platform:REDDIT", "platform:THREADS", POST_TOPIC, "escalations", f"operator:{OPERATOR}"],
 )
@@ -1007,7 +1006,7 @@ async def test_operators_may_read_every_feed_and_others_none(world: Connection, 
         assert False is await may_read(world, stranger, topic)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "topic",
     [
         *("", "platform:", "platform:FACEBOOK", "platform:twitter", "platform:TWITTER\n", "post:", "post:1"),
@@ -1033,7 +1032,7 @@ async def test_an_operator_id_in_capitals_may_read_nothing(world: Connection) ->
     assert False is await may_read(world, known.upper(), "escalations")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "end",
     ["delete from antone.operators where id = $1", "update antone.operators set deleted_at = now() where id = $1"],
 )
@@ -1114,7 +1113,7 @@ async def test_the_application_can_work_with_rows_from_a_post_to_its_reply(app: 
     assert await count(app, "replies") == 2
 
 
-@pytest.mark.parametrize(
+@for_each(
     "statement",
     [
         "create table antone.mine ()",

@@ -10,6 +10,7 @@ from daemon.postgres.errors import DatabaseFault
 from daemon.schema import migrate
 from daemon.schema.capture_check import check_rules
 from tests.packs.databases import session, undone
+from tests.support.cases import for_each
 from tests.support.daemon import command
 from tests.support.folders import execute
 from tests.support.postgres import Server
@@ -33,8 +34,8 @@ async def test_the_schema_that_the_revisions_create_has_no_problems(sql: Connect
     assert [] == await problems(sql)
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
+@for_each(
+    ("change", "said"),
     [
         (
             "alter table antone.posts drop constraint posts_author_id_fkey, add constraint posts_author_id_fkey"

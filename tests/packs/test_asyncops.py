@@ -20,6 +20,7 @@ from daemon.packs.asyncops import PACK, SummaryContent
 from daemon.postgres.connect import Connection
 from daemon.schema import migrate
 from tests.packs.databases import Events, session, undone
+from tests.support.cases import for_each
 from tests.support.postgres import Server
 
 ROOT = Path(__file__).parents[2]
@@ -337,7 +338,7 @@ async def test_the_eight_tables_of_the_specification_exist(db: Connection) -> No
     assert len(TABLES) == 8
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_table_has_exactly_the_specified_columns(db: Connection, table: str) -> None:
     columns = await db.fetch(
         "select a.attname, format_type(a.atttypid, a.atttypmod) as type, a.attnotnull,"
@@ -379,7 +380,7 @@ async def test_every_foreign_key_exists_with_its_on_delete_action(db: Connection
     } == {key["conname"]: key["definition"] for key in keys}
 
 
-@pytest.mark.parametrize("name", INDEXES)
+@for_each("name", INDEXES)
 async def test_every_index_of_the_specification_exists_by_its_name(db: Connection, name: str) -> None:
     table, definition = INDEXES[name]
     unique = "UNIQUE " if name in UNIQUE_INDEXES else ""
@@ -417,13 +418,13 @@ async def test_update_updated_at_is_a_trigger_of_every_table_that_has_the_column
 # --- Integrity -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_row_needs_only_what_the_specification_requires(world: Connection, table: str) -> None:
     row = await insert(world, table)
     assert SAMPLES[table].items() <= {**row, "content": SAMPLES[table].get("content")}.items()
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_required_column_refuses_null(world: Connection, table: str) -> None:
     for column in [c[1] for c in COLUMNS if c[0] == table and c[3] == "not null"]:
         with pytest.raises(asyncpg.NotNullViolationError) as caught:
@@ -432,7 +433,7 @@ async def test_a_required_column_refuses_null(world: Connection, table: str) -> 
         assert (table, column) == (caught.value.table_name, caught.value.column_name)
 
 
-@pytest.mark.parametrize("constraint", VIOLATIONS)
+@for_each("constraint", VIOLATIONS)
 async def test_every_check_constraint_refuses_its_violations(world: Connection, constraint: str) -> None:
     table, column, values = VIOLATIONS[constraint]
     for value in values:
@@ -449,14 +450,14 @@ async def test_every_check_constraint_is_tested(db: Connection) -> None:
     assert set(VIOLATIONS) == {check["conname"] for check in checks}
 
 
-@pytest.mark.parametrize(("table", "column"), ENUMERATIONS, ids=str)
+@for_each(("table", "column"), ENUMERATIONS)
 async def test_every_value_of_an_enumeration_is_accepted(world: Connection, table: str, column: str) -> None:
     for word in ENUMERATIONS[table, column]:
         async with attempt(world):
             assert word == (await insert(world, table, **{column: word}))[column]
 
 
-@pytest.mark.parametrize(("table", "column"), LIMITS, ids=str)
+@for_each(("table", "column"), LIMITS)
 async def test_text_of_the_maximum_length_is_accepted_and_longer_text_is_not(
     world: Connection, table: str, column: str
 ) -> None:
@@ -467,13 +468,13 @@ async def test_text_of_the_maximum_length_is_accepted_and_longer_text_is_not(
         await insert(world, table, **{column: "ä" * (limit + 1)})
 
 
-@pytest.mark.parametrize("tags", [None, [], ["one"], ["one", "two", "one"]], ids=str)
-@pytest.mark.parametrize("table", ["status_updates", "decisions"])
+@for_each("tags", [None, [], ["one"], ["one", "two", "one"]])
+@for_each("table", ["status_updates", "decisions"])
 async def test_tags_are_null_or_any_words(world: Connection, table: str, tags: list[str] | None) -> None:
     assert tags == (await insert(world, table, tags=tags))["tags"]
 
 
-@pytest.mark.parametrize(("table", "column"), FOREIGN_KEYS, ids=str)
+@for_each(("table", "column"), FOREIGN_KEYS)
 async def test_a_reference_to_a_missing_row_is_refused(world: Connection, table: str, column: str) -> None:
     with pytest.raises(asyncpg.ForeignKeyViolationError) as caught:
         async with world.transaction():
@@ -481,7 +482,7 @@ async def test_a_reference_to_a_missing_row_is_refused(world: Connection, table:
     assert f"{table}_{column}_fkey" == caught.value.constraint_name
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("constraint", "table", "values"),
     [
         ("users_pkey", "users", {"id": ANN}),
@@ -506,7 +507,7 @@ async def test_a_duplicate_of_a_unique_value_is_refused(
 AUTHORS = [("incidents", "reported_by_id"), ("blockers", "reported_by_id"), ("decisions", "created_by_id")]
 
 
-@pytest.mark.parametrize(("table", "column"), AUTHORS)
+@for_each(("table", "column"), AUTHORS)
 async def test_a_row_names_its_creator_while_the_account_exists(world: Connection, table: str, column: str) -> None:
     await act_as(world, ANN)
     for statement in (
@@ -588,7 +589,7 @@ TOUCHED = {
 }
 
 
-@pytest.mark.parametrize("table", TOUCHED)
+@for_each("table", TOUCHED)
 async def test_updated_at_follows_every_change_of_a_row(world: Connection, table: str) -> None:
     await act_as(world, ANN)
     change = f"update asyncops.{table} set {TOUCHED[table]} = $1 where id = 1 returning updated_at"
@@ -603,9 +604,7 @@ async def test_updated_at_follows_every_change_of_a_row(world: Connection, table
     assert second < await world.fetchval(back)
 
 
-@pytest.mark.parametrize(
-    ("table", "word"), [("incidents", "resolved"), ("incidents", "closed"), ("blockers", "resolved")]
-)
+@for_each(("table", "word"), [("incidents", "resolved"), ("incidents", "closed"), ("blockers", "resolved")])
 async def test_a_resolved_row_has_a_resolution_time(world: Connection, table: str, word: str) -> None:
     change = f"update asyncops.{table} set status = $1 where id = 1 returning resolved_at"
     started = await world.fetchval("select clock_timestamp()")
@@ -663,20 +662,20 @@ async def test_an_update_logs_an_entry_per_field_with_old_and_new_value(world: C
     assert 4 == len(await audit(world))
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("title", "x"),
-        ("description", "x"),
-        ("context", "x"),
-        ("outcome", "x"),
-        ("decision_date", "2000-01-01"),
-        ("tags", "{x}"),
-        ("created_by_id", "3"),
-        ("created_at", "2000-01-01Z"),
-        ("id", "77"),
-    ],
-)
+CHANGED = {
+    "title": "x",
+    "description": "x",
+    "context": "x",
+    "outcome": "x",
+    "decision_date": "2000-01-01",
+    "tags": "{x}",
+    "created_by_id": "3",
+    "created_at": "2000-01-01Z",
+    "id": "77",
+}
+
+
+@for_each(("column", "value"), CHANGED.items())
 async def test_a_change_of_any_field_of_a_decision_is_logged(world: Connection, column: str, value: str) -> None:
     await act_as(world, ANN)
     await world.execute("delete from asyncops.decision_participants")  # which refer to the decision by its id
@@ -685,8 +684,7 @@ async def test_a_change_of_any_field_of_a_decision_is_logged(world: Connection, 
 
 
 async def test_every_column_of_a_decision_is_tested(db: Connection) -> None:
-    tried = test_a_change_of_any_field_of_a_decision_is_logged.pytestmark[0].args[1]  # type: ignore[attr-defined]
-    assert {c[1] for c in COLUMNS if c[0] == "decisions"} == {column for column, _ in tried} | {"updated_at"}
+    assert {c[1] for c in COLUMNS if c[0] == "decisions"} == {*CHANGED, "updated_at"}
 
 
 async def test_a_column_that_is_added_later_is_audited_automatically(world: Connection) -> None:
@@ -708,8 +706,8 @@ async def test_a_deleted_decision_keeps_its_whole_history_in_the_log(world: Conn
     assert 3 == await count(world, "decision_audit_log", "decision_id = 1")
 
 
-@pytest.mark.parametrize("actor", ["", "ann", "0", "01", "1 ", "-1", str(NOBODY), "99999999999999999999"])
-@pytest.mark.parametrize("statement", ["update asyncops.decisions set title = 'x'", "delete from asyncops.decisions"])
+@for_each("actor", ["", "ann", "0", "01", "1 ", "-1", str(NOBODY), "99999999999999999999"])
+@for_each("statement", ["update asyncops.decisions set title = 'x'", "delete from asyncops.decisions"])
 async def test_a_decision_cannot_be_changed_without_naming_a_user(
     world: Connection, statement: str, actor: str
 ) -> None:
@@ -736,7 +734,7 @@ async def test_entries_of_a_deleted_account_stay_without_a_name(world: Connectio
     assert 2 == len(entries)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "statement",
     [
         "update asyncops.decision_audit_log set change_type = 'deleted'",
@@ -901,7 +899,7 @@ async def test_a_summary_of_today_is_the_default_and_shows_what_is_active_now(wo
     )
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Pacific/Auckland", "America/Los_Angeles"])
+@for_each("zone", ["UTC", "Pacific/Auckland", "America/Los_Angeles"])
 async def test_days_are_utc_days_in_every_session_time_zone(world: Connection, zone: str) -> None:
     await eventful_day(world)
     await world.execute(f"set local timezone = '{zone}'; set local datestyle = 'SQL, DMY'")
@@ -1028,7 +1026,7 @@ async def test_archiving_does_not_wait_for_locked_rows(empty_database: str) -> N
         assert (1, 0, 0) == await archive(second)
 
 
-@pytest.mark.parametrize("table", ["status_updates", "incidents", "blockers"])
+@for_each("table", ["status_updates", "incidents", "blockers"])
 async def test_default_reads_omit_archived_rows_which_stay_accessible(world: Connection, table: str) -> None:
     assert 1 == await count(world, f"live_{table}")
     await world.execute(f"update asyncops.{table} set archived_at = now()")
@@ -1042,7 +1040,7 @@ async def test_default_reads_omit_archived_rows_which_stay_accessible(world: Con
     assert [c[1] for c in COLUMNS if c[0] == table and c[1] != "archived_at"] == [c["column_name"] for c in columns]
 
 
-@pytest.mark.parametrize("table", ["status_updates", "incidents", "blockers"])
+@for_each("table", ["status_updates", "incidents", "blockers"])
 async def test_archived_rows_leave_the_feed_and_return_when_restored(world: Connection, table: str) -> None:
     events = await Events.from_now(world)
     await world.execute(f"update asyncops.{table} set archived_at = now()")
@@ -1124,8 +1122,8 @@ async def test_changing_the_password_clears_must_change_password(db: Connection)
     assert await db.fetchval(must)
 
 
-@pytest.mark.parametrize("version", ["2a", "2b", "2y"])
-@pytest.mark.parametrize("cost", ["04", "12", "31"])
+@for_each("version", ["2a", "2b", "2y"])
+@for_each("cost", ["04", "12", "31"])
 async def test_every_bcrypt_hash_is_accepted_as_a_password(db: Connection, version: str, cost: str) -> None:
     hashed = HASH.replace("2b", version).replace("$12$", f"${cost}$")
     assert hashed == (await insert(db, "users", password_hash=hashed))["password_hash"]
@@ -1143,7 +1141,7 @@ async def test_in_another_schema_the_admins_address_stays_the_same(empty_databas
 WRITABLE = ["users", "status_updates", "incidents", "blockers", "decisions", "decision_participants"]
 
 
-@pytest.mark.parametrize("table", WRITABLE)
+@for_each("table", WRITABLE)
 async def test_the_application_reads_and_writes_rows(world: Connection, table: str) -> None:
     await act_as(world, ANN)
     await world.execute("set local role asyncops_app")
@@ -1172,7 +1170,7 @@ async def test_the_application_can_generate_summaries_archive_and_read_the_resul
         assert 1 == await count(world, f"live_{table}")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "statement",
     [
         "create table asyncops.more (id integer)",
@@ -1289,7 +1287,7 @@ TOPICS = {
 }
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_new_row_is_published_in_its_topics(world: Connection, table: str) -> None:
     events = await Events.from_now(world)
     await insert(world, table)
@@ -1449,7 +1447,7 @@ async def test_may_read_is_true_for_the_right_users_only_and_never_null(world: C
     ]
 
 
-@pytest.mark.parametrize("topic", [*(f"team:{feed}" for feed in FEEDS), "user:2"])
+@for_each("topic", [*(f"team:{feed}" for feed in FEEDS), "user:2"])
 async def test_a_deactivated_user_may_read_nothing_until_activated_again(world: Connection, topic: str) -> None:
     for active in (False, True):
         await world.execute("update asyncops.users set is_active = $1 where id = $2", active, BEN)
@@ -1532,7 +1530,7 @@ async def crowd(postgres: Server) -> AsyncIterator[Connection]:
         yield connection
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("index", "query"),
     [
         ("idx_incidents_status_severity", "asyncops.incidents where status = 'open' and severity = 'critical'"),
@@ -1578,7 +1576,7 @@ async def test_a_performance_critical_query_is_answered_by_its_index(
     assert await crowd.fetch(f"select * from {query}")
 
 
-@pytest.mark.parametrize("table", ["status_updates", "incidents", "blockers", "decisions"])
+@for_each("table", ["status_updates", "incidents", "blockers", "decisions"])
 async def test_pages_of_a_list_continue_in_order_without_a_gap(crowd: Connection, table: str) -> None:
     column = "decision_date" if table == "decisions" else "created_at"
     ids: list[int] = []
@@ -1599,7 +1597,7 @@ async def test_pages_of_a_list_continue_in_order_without_a_gap(crowd: Connection
     ]
 
 
-@pytest.mark.parametrize("table", ["status_updates", "incidents", "blockers"])
+@for_each("table", ["status_updates", "incidents", "blockers"])
 async def test_archiving_finds_its_rows_through_a_partial_index(crowd: Connection, table: str) -> None:
     await crowd.execute("load 'auto_explain'; set local auto_explain.log_min_duration = 0")
     await crowd.execute("set local auto_explain.log_nested_statements = on; set local auto_explain.log_format = json")

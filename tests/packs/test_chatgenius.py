@@ -16,6 +16,7 @@ from ulid import ULID
 
 from daemon.postgres.connect import Connection
 from tests.packs.databases import Events, session, undone
+from tests.support.cases import for_each
 from tests.support.postgres import Server
 
 ROOT = Path(__file__).parents[2]
@@ -226,7 +227,7 @@ async def test_should_create_all_tables(db: Connection) -> None:
     assert len(TABLES) == 10
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_table_has_exactly_the_specified_columns(db: Connection, table: str) -> None:
     columns = await db.fetch(
         "select a.attname, format_type(a.atttypid, a.atttypmod) as type, a.attnotnull,"
@@ -316,13 +317,13 @@ async def test_extensions_exist_or_nothing_needs_them(db: Connection) -> None:
 # --- Integrity -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_row_needs_only_what_the_specification_requires(world: Connection, table: str) -> None:
     row = await insert(world, table)
     assert SAMPLES[table].items() <= dict(row).items()
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_required_column_refuses_null(world: Connection, table: str) -> None:
     for column in [c[1] for c in COLUMNS if c[0] == table and c[3] == "not null"]:
         with pytest.raises(asyncpg.NotNullViolationError) as caught:
@@ -331,7 +332,7 @@ async def test_a_required_column_refuses_null(world: Connection, table: str) -> 
         assert (table, column) == (caught.value.table_name, caught.value.column_name)
 
 
-@pytest.mark.parametrize("constraint", VIOLATIONS)
+@for_each("constraint", VIOLATIONS)
 async def test_every_check_constraint_refuses_its_violations(world: Connection, constraint: str) -> None:
     table, column, values = VIOLATIONS[constraint]
     for value in values:
@@ -348,7 +349,7 @@ async def test_every_check_constraint_is_tested(db: Connection) -> None:
     assert set(VIOLATIONS) == {check["conname"] for check in checks}
 
 
-@pytest.mark.parametrize(("table", "column"), ENUMERATIONS, ids=str)
+@for_each(("table", "column"), ENUMERATIONS)
 async def test_every_value_of_an_enumeration_is_accepted(world: Connection, table: str, column: str) -> None:
     for word in ENUMERATIONS[table, column]:
         undone = world.transaction()
@@ -362,7 +363,7 @@ async def test_values_that_may_be_empty_are_accepted(world: Connection) -> None:
     assert (await insert(world, "files", size=0, message_id=None))["message_id"] is None
 
 
-@pytest.mark.parametrize(("table", "column"), FOREIGN_KEYS, ids=str)
+@for_each(("table", "column"), FOREIGN_KEYS)
 async def test_should_enforce_foreign_key_constraints(world: Connection, table: str, column: str) -> None:
     with pytest.raises(asyncpg.ForeignKeyViolationError) as caught:
         async with world.transaction():
@@ -370,7 +371,7 @@ async def test_should_enforce_foreign_key_constraints(world: Connection, table: 
     assert f"{table}_{column}_fkey" == caught.value.constraint_name
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("constraint", "table", "values"),
     [
         ("users_pkey", "users", {"id": ANN}),
@@ -428,7 +429,7 @@ async def test_ids_of_ten_thousand_rows_are_all_different(db: Connection) -> Non
 TOUCHED = {"users": ("full_name", ANN), "channels": ("description", TEAM), "messages": ("content", MESSAGE)}
 
 
-@pytest.mark.parametrize("table", TOUCHED)
+@for_each("table", TOUCHED)
 async def test_updated_at_follows_every_change_of_a_row(world: Connection, table: str) -> None:
     column, id_ = TOUCHED[table]
     change = f"update chatgenius.{table} set {column} = $2 where id = $1 returning updated_at"
@@ -439,7 +440,7 @@ async def test_updated_at_follows_every_change_of_a_row(world: Connection, table
     assert created < first < second
 
 
-@pytest.mark.parametrize("table", TOUCHED)
+@for_each("table", TOUCHED)
 async def test_an_update_that_changes_nothing_leaves_updated_at(world: Connection, table: str) -> None:
     column, id_ = TOUCHED[table]
     before = await world.fetchval(f"select updated_at from chatgenius.{table} where id = $1", id_)
@@ -447,7 +448,7 @@ async def test_an_update_that_changes_nothing_leaves_updated_at(world: Connectio
     assert before == await world.fetchval(statement, id_)
 
 
-@pytest.mark.parametrize("table", TOUCHED)
+@for_each("table", TOUCHED)
 async def test_updated_at_cannot_be_set_back(world: Connection, table: str) -> None:
     _, id_ = TOUCHED[table]
     statement = (
@@ -518,7 +519,7 @@ async def test_the_address_of_a_deleted_user_stays_taken(world: Connection) -> N
         await insert(world, "users", email="ann@example.com")
 
 
-@pytest.mark.parametrize("table", ["users", "channels", "messages"])
+@for_each("table", ["users", "channels", "messages"])
 async def test_a_live_view_shows_all_columns_but_deleted_at(db: Connection, table: str) -> None:
     columns = await db.fetch(
         "select column_name from information_schema.columns where table_schema = 'chatgenius' and table_name = $1",
@@ -528,7 +529,7 @@ async def test_a_live_view_shows_all_columns_but_deleted_at(db: Connection, tabl
     assert specified - {"deleted_at"} == {column["column_name"] for column in columns}
 
 
-@pytest.mark.parametrize("view", ["live_users", "live_channels", "live_messages"])
+@for_each("view", ["live_users", "live_channels", "live_messages"])
 async def test_since_postgres_15_a_grant_on_a_view_does_not_bypass_the_tables_grants(
     world: Connection, view: str
 ) -> None:
@@ -647,7 +648,7 @@ TOPICS = {
 }
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_new_row_is_published_in_its_topics(world: Connection, table: str) -> None:
     events = await Events.from_now(world)
     row = await insert(world, table)
@@ -752,7 +753,7 @@ async def test_may_read_is_true_for_the_right_users_only_and_never_null(world: C
     ]
 
 
-@pytest.mark.parametrize("topic", ["users", f"user:{ANN}", CHANNEL])
+@for_each("topic", ["users", f"user:{ANN}", CHANNEL])
 async def test_a_deleted_user_may_read_nothing(world: Connection, topic: str) -> None:
     await set_deleted(world, "users", ANN)
     assert await world.fetchval("select chatgenius.may_read($1, $2)", ANN, topic) is False
@@ -839,7 +840,7 @@ async def crowd(postgres: Server) -> AsyncIterator[Connection]:
         yield connection
 
 
-@pytest.mark.parametrize("relation", ["messages", "live_messages"])
+@for_each("relation", ["messages", "live_messages"])
 async def test_the_newest_messages_of_a_channel_come_from_the_index_in_its_order(
     crowd: Connection, relation: str
 ) -> None:

@@ -24,6 +24,7 @@ from daemon.packs.disclosure import Secret
 from daemon.postgres.connect import Connection
 from daemon.schema import migrate
 from tests.packs.databases import Events, session, undone
+from tests.support.cases import for_each
 from tests.support.catalog import catalog
 from tests.support.postgres import Server
 
@@ -210,7 +211,7 @@ async def log_of(db: Connection, *emails: str) -> list[tuple[str, str]]:
 # --- Structure -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_table_has_exactly_the_documented_columns(db: Connection, table: str) -> None:
     columns = await db.fetch(
         "select a.attname, format_type(a.atttypid, a.atttypmod) as type, a.attnotnull,"
@@ -231,9 +232,9 @@ async def test_the_tables_are_those_that_are_documented(db: Connection) -> None:
     assert sorted(TABLES) == sorted(table["tablename"] for table in tables)
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_required_column_refuses_null(world: Connection, table: str) -> None:
-    # A given next_check_in is ignored: it is computed.
+    # What next_check_in is given does not matter: it is computed.
     needed = [c[1] for c in COLUMNS if c[0] == table and c[3] == "not null" and c[1] != "next_check_in"]
     for column in needed:
         with pytest.raises(asyncpg.NotNullViolationError) as caught:
@@ -243,7 +244,7 @@ async def test_a_required_column_refuses_null(world: Connection, table: str) -> 
             assert (table, column) == (caught.value.table_name, caught.value.column_name)
 
 
-@pytest.mark.parametrize("constraint", VIOLATIONS)
+@for_each("constraint", VIOLATIONS)
 async def test_every_check_constraint_refuses_its_violations(world: Connection, constraint: str) -> None:
     table, column, values = VIOLATIONS[constraint]
     for value in values:
@@ -253,7 +254,7 @@ async def test_every_check_constraint_refuses_its_violations(world: Connection, 
         assert constraint == caught.value.constraint_name
 
 
-@pytest.mark.parametrize("end", ["infinity", "-infinity"])
+@for_each("end", ["infinity", "-infinity"])
 async def test_a_check_in_at_infinity_is_refused(world: Connection, end: str) -> None:
     with pytest.raises(asyncpg.CheckViolationError) as caught:
         await world.execute("update disclosure.secrets set last_check_in = $1::text::timestamptz", end)
@@ -267,7 +268,7 @@ async def test_every_check_constraint_is_tested(db: Connection) -> None:
     assert {*VIOLATIONS, "secrets_last_check_in_finite"} == {check["conname"] for check in checks}
 
 
-@pytest.mark.parametrize(("table", "column"), ENUMERATIONS, ids=str)
+@for_each(("table", "column"), ENUMERATIONS)
 async def test_every_value_of_an_enumeration_is_accepted(world: Connection, table: str, column: str) -> None:
     for word in ENUMERATIONS[table, column]:
         undone = world.transaction()
@@ -307,7 +308,7 @@ async def test_no_index_is_a_prefix_of_another(db: Connection) -> None:
     assert [] == [index["name"] for index in repeated]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("constraint", "table", "values"),
     [
         ("users_pkey", "users", {"id": ANN}),
@@ -597,7 +598,7 @@ async def test_a_failed_disclosure_increments_the_retry_count(world: Connection)
     assert before <= failed["last_retry_at"]
 
 
-@pytest.mark.parametrize(("failures", "then"), [(3, "active"), (4, "active"), (5, "failed")])
+@for_each(("failures", "then"), [(3, "active"), (4, "active"), (5, "failed")])
 async def test_five_failures_leave_a_secret_active_and_the_sixth_does_not(
     world: Connection, failures: int, then: str
 ) -> None:
@@ -637,7 +638,7 @@ async def test_reactivating_a_failed_secret_restores_all_its_attempts(world: Con
 # --- Claims ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", ["paused", "triggered", "failed"])
+@for_each("status", ["paused", "triggered", "failed"])
 async def test_only_active_secrets_are_claimed(world: Connection, status: str) -> None:
     await world.execute("update disclosure.secrets set status = $1", status)
     assert {} == await claimed(world)
@@ -650,7 +651,7 @@ async def test_a_secret_is_due_once_its_owner_has_been_silent_for_its_days(world
     assert {123} == set(await claimed(world))
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
+@for_each("zone", ["UTC", "Europe/Berlin", "America/New_York"])
 async def test_a_day_of_silence_is_24_hours_whatever_the_zone(world: Connection, zone: str) -> None:
     """Daylight saving time begins within these days."""
     await world.execute(f"set local timezone = '{zone}'")
@@ -684,7 +685,7 @@ async def test_the_longest_overdue_secrets_are_claimed_first_up_to_the_limit(wor
     assert {123} == set(await claimed(world, max_secrets=1000))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "wrong",
     [
         {"max_secrets": 0},
@@ -695,7 +696,6 @@ async def test_the_longest_overdue_secrets_are_claimed_first_up_to_the_limit(wor
         {"retry_after": timedelta(seconds=-1)},
         {"retry_after": None},
     ],
-    ids=str,
 )
 async def test_bad_arguments_of_a_claim_are_refused(world: Connection, wrong: dict[str, object]) -> None:
     with pytest.raises(asyncpg.InvalidParameterValueError, match=next(iter(wrong))):
@@ -779,7 +779,7 @@ async def test_a_job_that_has_lost_its_claim_cannot_change_the_secret(world: Con
     assert await call(world, "begin_attempt", 123, theirs, TEST) is None
 
 
-@pytest.mark.parametrize(
+@for_each(
     "sign",
     [
         "last_check_in = now()",
@@ -811,8 +811,8 @@ async def test_a_check_in_resets_the_count_of_failures(world: Connection) -> Non
     assert (0, None, "active") == (row["retry_count"], row["last_retry_at"], row["status"])
 
 
-@pytest.mark.parametrize("function", ["record_failure", "record_success"])
-@pytest.mark.parametrize("id_", [123, 999, None])
+@for_each("function", ["record_failure", "record_success"])
+@for_each("id_", [123, 999, None])
 async def test_a_result_without_a_claim_is_refused(world: Connection, function: str, id_: int | None) -> None:
     before = await secret(world)
     for stamp in (before["created_at"], None):

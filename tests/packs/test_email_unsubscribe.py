@@ -18,6 +18,7 @@ import pytest
 from daemon.postgres.connect import Connection
 from tests.packs.databases import session, undone
 from tests.packs.unsubscriber import unsubscriber, until_waiting
+from tests.support.cases import for_each
 from tests.support.postgres import Server
 
 ROOT = Path(__file__).parents[2]
@@ -275,7 +276,7 @@ async def test_the_tables_are_those_specified_and_those_they_need(db: Connection
     assert sorted(TABLES) == sorted(table["tablename"] for table in tables)
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_table_stores_what_the_specification_says(db: Connection, table: str) -> None:
     columns = await db.fetch(
         "select a.attname, format_type(a.atttypid, a.atttypmod) as type, a.attnotnull,"
@@ -290,7 +291,7 @@ async def test_a_table_stores_what_the_specification_says(db: Connection, table:
     ]
 
 
-@pytest.mark.parametrize("table", TABLES)
+@for_each("table", TABLES)
 async def test_a_required_column_refuses_null(mailbox: Connection, table: str) -> None:
     for column in [c[1] for c in COLUMNS if c[0] == table and c[3] == "not null" and c[4] != "generated"]:
         with pytest.raises(asyncpg.NotNullViolationError) as caught:
@@ -299,7 +300,7 @@ async def test_a_required_column_refuses_null(mailbox: Connection, table: str) -
         assert column == caught.value.column_name or (column, "domain") == ("value", caught.value.column_name)
 
 
-@pytest.mark.parametrize("constraint", VIOLATIONS)
+@for_each("constraint", VIOLATIONS)
 async def test_every_check_constraint_refuses_its_violations(mailbox: Connection, constraint: str) -> None:
     table, rows = VIOLATIONS[constraint]
     for row in rows:
@@ -316,7 +317,7 @@ async def test_every_check_constraint_is_tested(db: Connection) -> None:
     assert set(VIOLATIONS) | NEVER_SEEN == {check["conname"] for check in checks}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("table", "values", "constraint"),
     [
         ("users", {"subject": "provider|1"}, "users_subject_key"),
@@ -335,7 +336,7 @@ async def test_a_duplicate_of_a_unique_value_is_refused(
 # --- Allow list ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("entry_type", "written", "kept", "domain"),
     [
         ("email", " Friend@Family.Example ", "friend@family.example", "family.example"),
@@ -426,7 +427,7 @@ async def test_an_email_that_is_recorded_twice_counts_once(mailbox: Connection) 
     assert before == await facts(mailbox)
 
 
-@pytest.mark.parametrize("statement", ["delete from", "truncate"])
+@for_each("statement", ["delete from", "truncate"])
 async def test_a_sender_without_emails_or_attempts_is_deleted(mailbox: Connection, statement: str) -> None:
     await mailbox.execute("set constraints all immediate")
     await mailbox.execute(f"{statement} email_unsubscribe.sender_emails")
@@ -448,7 +449,7 @@ TALLY = """
 """
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_each("seed", range(5))
 async def test_the_numbers_of_a_sender_never_drift(db: Connection, seed: int) -> None:
     random = Random(seed)
     people = ["a@x.example", "b@x.example", "c@y.example"]
@@ -565,7 +566,7 @@ async def test_an_attempt_is_stored_with_all_that_the_specification_names(mailbo
     )
 
 
-@pytest.mark.parametrize("status", ["succeeded", "failed"])
+@for_each("status", ["succeeded", "failed"])
 async def test_an_attempt_can_be_settled_only_once(mailbox: Connection, status: str) -> None:
     attempt = await unsubscribe(mailbox, at=START, status="pending")
     settle = "update email_unsubscribe.unsubscribe_history set status = $2, failure_reason = $3 where id = $1"
@@ -579,7 +580,7 @@ async def test_an_attempt_can_be_settled_only_once(mailbox: Connection, status: 
                     await mailbox.execute(settle, attempt, other, why)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "change",
     ["sender = 'other@else.example'", "unsubscribe_url = 'https://a'", "method = 'link'", "attempted_at = now()"],
 )
@@ -628,7 +629,7 @@ async def test_a_change_of_the_allow_list_is_logged_with_action_entry_and_time(m
     ] == log
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("reason", "action"), [("logout", "logout"), ("expired", "session_expired"), ("revoked", "session_revoked")]
 )
 async def test_login_and_the_end_of_a_session_are_logged(mailbox: Connection, reason: str, action: str) -> None:
@@ -639,7 +640,7 @@ async def test_login_and_the_end_of_a_session_are_logged(mailbox: Connection, re
         await mailbox.execute("update email_unsubscribe.sessions set ended_at = null, end_reason = null")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "statement",
     [
         "delete from email_unsubscribe.sessions",
@@ -661,7 +662,7 @@ async def test_a_rolled_back_change_is_not_logged(mailbox: Connection) -> None:
     assert [LOGIN] == await audited(mailbox)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "statement",
     [
         "update email_unsubscribe.audit_log set action = 'logout'",
@@ -828,7 +829,7 @@ async def crowd(postgres: Server) -> AsyncIterator[Connection]:
         yield connection
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("statement", "index"),
     [
         (

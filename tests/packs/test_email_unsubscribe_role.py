@@ -12,6 +12,7 @@ from daemon.postgres.connect import Connection
 from daemon.schema import migrate
 from tests.packs.databases import session
 from tests.packs.unsubscriber import APP, PASSWORD, as_app, give_password, sqlstate_of, unsubscriber
+from tests.support.cases import for_each
 from tests.support.postgres import Server
 
 ROOT = Path(__file__).parents[2]
@@ -307,7 +308,7 @@ async def test_the_application_does_all_of_its_work_with_these_rights_and_is_cap
     assert [APP] == roles
 
 
-@pytest.mark.parametrize(
+@for_each(
     "statement",
     [
         "insert into email_unsubscribe.audit_log (action, user_id, session_id) values ('login', 'x', 'y')",

@@ -11,6 +11,7 @@ from daemon.packs import NUMBER, SERIAL, ULID, UUID, Pack, Row, bundled
 from daemon.postgres.connect import Connection
 from daemon.schema import migrate
 from tests.packs.databases import session
+from tests.support.cases import for_each
 from tests.support.catalog import catalog
 
 ROOT = Path(__file__).parents[2]
@@ -22,10 +23,9 @@ SOME_IDS = {
 }
 
 every_pack = pytest.mark.parametrize("pack", bundled().values(), ids=list(bundled()))
-every_table = pytest.mark.parametrize(
-    ("pack", "table"),
-    [(pack, table) for pack in bundled().values() for table in pack.tables],
-    ids=[f"{pack.name}.{table}" for pack in bundled().values() for table in pack.tables],
+every_pack_in_turn = for_each("pack", bundled().values())
+every_table_in_turn = for_each(
+    ("pack", "table"), [(pack, table) for pack in bundled().values() for table in pack.tables]
 )
 
 # The JSON Schema type of each column type.
@@ -112,7 +112,7 @@ def test_every_revision_has_an_up_and_a_down_file_and_the_revisions_are_a_chain(
     assert before != "None"
 
 
-@every_pack
+@every_pack_in_turn
 async def test_every_captured_table_has_a_model_and_every_model_a_captured_table(db: Connection, pack: Pack) -> None:
     watched = await db.fetch(
         "select table_name, model, schema_name from rowcast.watched where pack = $1 and function_name is not null",
@@ -122,7 +122,7 @@ async def test_every_captured_table_has_a_model_and_every_model_a_captured_table
     assert {(table, table) for table in pack.tables} == {(row["table_name"], row["model"]) for row in watched}
 
 
-@every_table
+@every_table_in_turn
 async def test_a_model_holds_the_published_columns_and_their_key(db: Connection, pack: Pack, table: str) -> None:
     watched = await db.fetchrow(
         "select columns, key from rowcast.watched where (pack, table_name) = ($1, $2)", pack.name, table
@@ -133,7 +133,7 @@ async def test_a_model_holds_the_published_columns_and_their_key(db: Connection,
     assert list(model.key) == watched["key"]
 
 
-@every_table
+@every_table_in_turn
 async def test_a_model_has_the_types_and_limits_of_its_table(db: Connection, pack: Pack, table: str) -> None:
     columns = await db.fetch(
         "select column_name, data_type, is_nullable, character_maximum_length as length"
@@ -222,7 +222,7 @@ def test_no_other_pack_serves_a_topic_of_this_one(pack: Pack) -> None:
     assert [] == [(topic, other.name) for topic in some_topics(pack) for other in others if other.serves(topic)]
 
 
-@every_pack
+@every_pack_in_turn
 async def test_may_read_refuses_a_stranger_every_kind_of_topic(db: Connection, pack: Pack) -> None:
     for topic in some_topics(pack):
         assert pack.serves(topic)
@@ -230,7 +230,7 @@ async def test_may_read_refuses_a_stranger_every_kind_of_topic(db: Connection, p
             assert await db.fetchval(f"select {pack.name}.may_read($1, $2)", some_id, topic) is False
 
 
-@every_pack
+@every_pack_in_turn
 async def test_loading_the_sample_data_twice_publishes_them_once(db: Connection, pack: Pack) -> None:
     await load_demo(db, pack)
     once = await captured(db, pack)
@@ -239,7 +239,7 @@ async def test_loading_the_sample_data_twice_publishes_them_once(db: Connection,
     assert once
 
 
-@every_pack
+@every_pack_in_turn
 async def test_the_sample_data_fill_every_table_with_valid_rows_in_topics_that_are_served(
     db: Connection, pack: Pack
 ) -> None:
@@ -301,3 +301,14 @@ async def test_a_pack_works_in_another_schema(empty_database: str, pack: Pack) -
         assert [] == [change for change in changes if pack.problem(change) is not None]
         wanted = await db.fetch("select distinct wanted_by from rowcast.extensions")
         assert {"elsewhere"} >= {row["wanted_by"] for row in wanted}
+
+
+@for_each(("number", "divisor"), [(1, 0), (2, 1), (3, 0)])
+async def divided(db: Connection, number: int, divisor: int) -> None:
+    await db.execute("create table public.seen ()")  # is undone, or there could be no second
+    await db.fetchval("select $1::int / $2::int", number, divisor)
+
+
+async def test_of_many_cases_each_is_tried_and_all_that_fail_are_named(db: Connection) -> None:
+    with pytest.raises(AssertionError, match=r"2 of 3 cases:\n1, 0: DivisionByZero.*\n3, 0: DivisionByZero.*$"):
+        await divided(db=db)

@@ -157,18 +157,18 @@ async def start(
     module: str = "daemon",
     environment: Mapping[str, str],
     directory: Path | str,
-    output: int,
+    output: int | None = None,
     errors: int,
 ) -> Process:
     """Begin `python -m MODULE ARGUMENTS` with nothing to read; see `tests.support.preloaded`."""
     forker = await Forker.of_this_process(clean_environment())
-    with Path(os.devnull).open("rb") as nothing:
+    with Path(os.devnull).open("r+b", buffering=0) as nothing:
         return await forker.run(
             module,
             *arguments,
             environment=environment,
             directory=directory,
-            files=(nothing.fileno(), output, errors),
+            files=(nothing.fileno(), nothing.fileno() if output is None else output, errors),
         )
 
 
@@ -251,7 +251,6 @@ async def daemon_process(
                     **environment,
                 ),
                 directory=home,
-                output=stderr.fileno(),
                 errors=stderr.fileno(),
             )
         daemon = Daemon(process, ("127.0.0.1", port or 0), log, notices)

@@ -324,6 +324,7 @@ def search(design: Design, examples: int, number: int = 0) -> None:
             deadline=None,
             phases=[Phase.generate, Phase.shrink] if further else [Phase.generate],
             suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
             verbosity=Verbosity.normal if further else Verbosity.quiet,
         ),
     )

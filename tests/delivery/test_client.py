@@ -151,7 +151,7 @@ async def life(pool: Pool) -> Life:
     return Life(hub, PgLogReader(pool))
 
 
-async def test_a_client_that_is_full_has_nothing_live_and_hears_the_rest_when_it_has_read(life: Life) -> None:
+async def test_a_slow_client_has_nothing_live_and_receives_the_rest_when_it_has_read(life: Life) -> None:
     for topic in (ONE, TWO):
         await life.subscribe(topic)
     times, slow = metrics.BEHIND._value.get(), metrics.CLIENTS_BEHIND._value.get()
@@ -159,11 +159,11 @@ async def test_a_client_that_is_full_has_nothing_live_and_hears_the_rest_when_it
     await life.publish(16)
     assert 0 == life.hub.subscriptions
     assert (slow + 1, times + 1) == (metrics.CLIENTS_BEHIND._value.get(), metrics.BEHIND._value.get())
-    told = len(life.socket.frames)
+    sent = len(life.socket.frames)
     await life.publish(20)
     await life.publish(24)
     await life.socket.waits.wait()
-    assert told == len(life.socket.frames)
+    assert sent == len(life.socket.frames)
     life.socket.read()
     await life.until(lambda: "resumed" in life.socket.ops())
     assert (2, slow) == (life.hub.subscriptions, metrics.CLIENTS_BEHIND._value.get())
@@ -206,13 +206,13 @@ async def test_heartbeats_do_not_pile_up_for_who_does_not_read(life: Life) -> No
     assert {"op": "head", "pos": str(life.hub.position), "stale": True} == life.beat()
 
 
-async def test_a_stale_log_is_told_once_at_the_next_tick_and_so_is_its_return(life: Life) -> None:
-    told = len(life.socket.frames)
+async def test_a_stale_log_is_reported_once_at_the_next_tick_and_so_is_its_return(life: Life) -> None:
+    sent = len(life.socket.frames)
     for silence in (4.9, 5.1, 6.1, 0.1, 1.0):
         life.read_age = silence
         life.client.tick(life.now)
     pos = str(life.hub.position)
-    assert [{"op": "head", "pos": pos, "stale": True}, {"op": "head", "pos": pos}] == life.socket.frames[told:]
+    assert [{"op": "head", "pos": pos, "stale": True}, {"op": "head", "pos": pos}] == life.socket.frames[sent:]
 
 
 async def test_a_right_that_ends_while_a_client_is_slow_ends_its_replay_of_the_topic(life: Life) -> None:
@@ -236,14 +236,14 @@ async def test_numbers_that_are_lost_reset_every_topic_of_a_slow_client_before_a
     life.socket.full = True
     await life.publish(16)
     life.hub.move(Position(life.hub.position.epoch, Seq(10_000_024)), "crash")
-    told = len(life.socket.frames)
+    sent = len(life.socket.frames)
     life.socket.read()
     await life.until(lambda: "resumed" in life.socket.ops())
-    assert ["reset", "reset", "reset", "resumed"] == life.socket.ops()[told:]
+    assert ["reset", "reset", "reset", "resumed"] == life.socket.ops()[sent:]
     assert 3 == life.hub.subscriptions
 
 
-async def test_whoever_was_ended_learns_why_and_nobody_else_does(life: Life) -> None:
+async def test_a_client_whose_connection_was_closed_learns_why_and_no_other_does(life: Life) -> None:
     life.client.connection_lost(Close(4408, "too_slow"))
     for session, last_close in ((life.socket.session, {"code": 4408, "reason": "too_slow"}), ("another", None)):
         back = Socket()

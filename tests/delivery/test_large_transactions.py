@@ -18,7 +18,7 @@ from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from tests.support.log import ROWS, leader, until_numbered
 from tests.support.postgres import Server
 
-MOST = 5
+MAX_CHANGES = 5
 ONE, TWO = Topic("row:1"), Topic("row:2")
 ROOMS = """
 create schema app;
@@ -36,7 +36,7 @@ async def write(database: str, pool: Pool, sql: Connection, *statements: str) ->
         await until_numbered(pool)
 
 
-def told(changes: list[Change]) -> list[tuple[int, str, str]]:
+def summary(changes: list[Change]) -> list[tuple[int, str, str]]:
     return [(change.seq, change.kind.value, change.topic) for change in changes]
 
 
@@ -69,7 +69,7 @@ async def written(postgres: Server) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 def log(written: Pool) -> PgLogReader:
-    return PgLogReader(written, MOST)
+    return PgLogReader(written, MAX_CHANGES)
 
 
 SMALL, LARGE, LAST = (
@@ -84,25 +84,25 @@ async def test_a_too_large_transaction_is_one_change_in_each_topic_that_it_touch
     log: PgLogReader, limit: int
 ) -> None:
     changes = await everything(log, limit)
-    assert SMALL + LARGE + LAST == told(changes)
+    assert SMALL + LARGE + LAST == summary(changes)
     assert {("{}", None, ())} == {(c.key, c.record, c.changed) for c in changes if c.kind is Kind.LIMIT}
     assert 1 == len({change.tx for change in changes if change.kind is Kind.LIMIT})
 
 
-async def test_a_transaction_as_large_as_the_limit_is_told(log: PgLogReader, written: Pool) -> None:
+async def test_a_transaction_as_large_as_the_limit_is_delivered(log: PgLogReader, written: Pool) -> None:
     assert Kind.LIMIT in {change.kind for change in await everything(PgLogReader(written, 7))}
     assert Kind.LIMIT not in {change.kind for change in await everything(PgLogReader(written, 8))}
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 10, 1000])
-async def test_the_topics_are_told_the_same_as_everybody(log: PgLogReader, limit: int) -> None:
+async def test_a_read_of_topics_returns_the_same_as_a_read_of_the_log(log: PgLogReader, limit: int) -> None:
     async def of(*topics: Topic) -> list[tuple[int, str, str]]:
         found: list[Change] = []
         while True:
             changes = (await log.read_topics(topics, found[-1].seq if found else Seq(0), Seq(11), limit)).changes
             found += changes
             if len(changes) < limit:
-                return told(found)
+                return summary(found)
 
     assert SMALL + LARGE + LAST == await of(ONE, TWO)
     assert [SMALL[0], LARGE[0], *LAST] == await of(ONE)
@@ -114,16 +114,16 @@ async def test_a_position_inside_a_too_large_transaction_goes_on_with_what_is_le
     log: PgLogReader, after: int
 ) -> None:
     left = [change for change in LARGE + LAST if change[0] > after]
-    assert left == told(list((await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)).changes))
+    assert left == summary(list((await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)).changes))
 
 
-async def test_what_is_left_behind_a_position_is_told_if_that_is_not_too_large(log: PgLogReader) -> None:
-    assert LARGE + LAST == told(await everything(log, after=4))
+async def test_the_rest_of_a_transaction_is_delivered_if_it_is_not_too_large(log: PgLogReader) -> None:
+    assert LARGE + LAST == summary(await everything(log, after=4))
     assert [6, 7, 8, 9, 10, 11] == [change.seq for change in await everything(log, after=5)]
 
 
 async def test_one_read_for_topics_goes_on_behind_a_too_large_transaction(log: PgLogReader) -> None:
-    assert [SMALL[0], LARGE[0], *LAST] == told(list((await log.read_topics([ONE], Seq(0), Seq(11), 3)).changes))
+    assert [SMALL[0], LARGE[0], *LAST] == summary(list((await log.read_topics([ONE], Seq(0), Seq(11), 3)).changes))
 
 
 class Counted(PgLogReader):
@@ -140,13 +140,13 @@ class Counted(PgLogReader):
 
 
 async def test_a_too_large_transaction_is_never_fetched_whole(log: PgLogReader, written: Pool) -> None:
-    counted = Counted(written, MOST)
+    counted = Counted(written, MAX_CHANGES)
     await everything(counted, limit=3)
     await counted.read_topics([ONE, TWO], Seq(0), Seq(11), 3)
     assert 3 == max(counted.counts)
 
 
-async def test_what_comes_behind_a_too_large_transaction_is_delivered_without_another_ring(log: PgLogReader) -> None:
+async def test_changes_after_a_too_large_transaction_need_no_further_wakeup(log: PgLogReader) -> None:
     head = await log.head()
     wakeup, hub, log_cache = asyncio.Event(), Hub(lambda payload: payload), LogCache(log, 0)
     pump = Pump(
@@ -169,12 +169,12 @@ async def test_what_comes_behind_a_too_large_transaction_is_delivered_without_an
     await asyncio.gather(pumping, return_exceptions=True)
 
 
-async def test_more_topics_than_the_limit_are_told_as_all_of_them(database: str, pool: Pool, sql: Connection) -> None:
+async def test_more_topics_than_the_limit_become_all_topics(database: str, pool: Pool, sql: Connection) -> None:
     await sql.execute(ROWS)
     await write(database, pool, sql, "update app.rows set version = 1")
-    log = PgLogReader(pool, MOST)
-    assert [(8, "limit", ALL_TOPICS)] == told(await everything(log))
-    assert [(2, "limit", TWO)] == told(list((await log.read_topics([TWO], Seq(0), Seq(8), 1000)).changes))
+    log = PgLogReader(pool, MAX_CHANGES)
+    assert [(8, "limit", ALL_TOPICS)] == summary(await everything(log))
+    assert [(2, "limit", TWO)] == summary(list((await log.read_topics([TWO], Seq(0), Seq(8), 1000)).changes))
 
 
 def ends(changes: list[Change]) -> list[tuple[int, Right]]:
@@ -192,8 +192,8 @@ async def test_rights_that_end_in_a_too_large_transaction_come_along(
         """begin; insert into app.rooms select n, 'a', 'user' || n from generate_series(1, 6) as n;
            delete from app.rooms where id in (2, 4); insert into app.rooms values (9, 'b', 'user9'); commit""",
     )
-    changes = await everything(PgLogReader(pool, MOST))
-    assert [(7, "limit", "room:a"), (8, "limit", "room:a"), (9, "limit", "room:b")] == told(changes)
+    changes = await everything(PgLogReader(pool, MAX_CHANGES))
+    assert [(7, "limit", "room:a"), (8, "limit", "room:a"), (9, "limit", "room:b")] == summary(changes)
     assert [(7, Right("user2", Topic("room:a"))), (8, Right("user4", Topic("room:a")))] == sorted(
         ends(changes), key=lambda end: end[0]
     )
@@ -211,9 +211,9 @@ async def test_where_too_many_rights_end_they_all_do(
         """begin; insert into app.rooms select n, 'a', 'user' || n from generate_series(1, 6) as n;
            delete from app.rooms where id <= 3; commit""",
     )
-    changes = await everything(PgLogReader(pool, MOST))
+    changes = await everything(PgLogReader(pool, MAX_CHANGES))
     assert [(7, Right(None, None))] == ends(changes)
-    assert [(7, "limit", "room:a"), (9, "limit", "room:a")] == told(changes)
+    assert [(7, "limit", "room:a"), (9, "limit", "room:a")] == summary(changes)
 
 
 def a_limit(topic: str, schema: str = "app", ends: Right | None = None) -> Change:

@@ -50,183 +50,185 @@ def a_change(seq: int, topic: Topic = HERE, kind: Kind = Kind.INSERT, *, row: in
     return Change(Seq(seq), str(tx or seq), "", "app", "notes", topic, kind, json.dumps({"id": row}), record)
 
 
-def a_ring(max_bytes: int = 2**20, at: int = 0) -> LogCache:
-    ring = LogCache(Behind(), max_bytes)
-    ring.restart(Position("e", Seq(at)))
-    return ring
+def a_cache(max_bytes: int = 2**20, at: int = 0) -> LogCache:
+    cache = LogCache(Behind(), max_bytes)
+    cache.restart(Position("e", Seq(at)))
+    return cache
 
 
-def add(ring: LogCache, *changes: Change) -> None:
-    ring.add(changes, SERVED.validate(changes)[0])
+def add(cache: LogCache, *changes: Change) -> None:
+    cache.add(changes, SERVED.validate(changes)[0])
 
 
-async def told(ring: LogCache, after: int, upto: int, *topics: Topic, limit: int = 1000) -> list[int]:
-    changes = (await ring.read_topics(topics or (HERE, THERE), Seq(after), Seq(upto), limit)).changes
+async def read_seqs(cache: LogCache, after: int, upto: int, *topics: Topic, limit: int = 1000) -> list[int]:
+    changes = (await cache.read_topics(topics or (HERE, THERE), Seq(after), Seq(upto), limit)).changes
     return [change.seq for change in changes]
 
 
-async def first_held(ring: LogCache, upto: int) -> int:
+async def first_held(cache: LogCache, upto: int) -> int:
     """The first place from which memory answers."""
     for after in range(upto + 1):
         try:
-            await told(ring, after, upto)
+            await read_seqs(cache, after, upto)
         except Asked:
             continue
         return after
     raise AssertionError("nothing is held, not even the end")
 
 
-async def test_what_was_added_is_told_from_memory_from_any_place_to_any_place() -> None:
-    ring = a_ring(at=10)
-    add(ring, a_change(11), a_change(12, THERE), a_change(13))
-    add(ring, a_change(14, THERE))
-    assert [11, 12, 13, 14] == await told(ring, 10, 14)
-    assert [12, 14] == await told(ring, 10, 14, THERE)
-    assert [13] == await told(ring, 11, 13, HERE)
-    assert [] == await told(ring, 14, 14)
-    assert {None} == {await ring.continuity(Position("e", Seq(seq))) for seq in range(10, 15)}
+async def test_added_changes_are_read_from_memory_between_any_two_positions() -> None:
+    cache = a_cache(at=10)
+    add(cache, a_change(11), a_change(12, THERE), a_change(13))
+    add(cache, a_change(14, THERE))
+    assert [11, 12, 13, 14] == await read_seqs(cache, 10, 14)
+    assert [12, 14] == await read_seqs(cache, 10, 14, THERE)
+    assert [13] == await read_seqs(cache, 11, 13, HERE)
+    assert [] == await read_seqs(cache, 14, 14)
+    assert {None} == {await cache.continuity(Position("e", Seq(seq))) for seq in range(10, 15)}
 
 
 @pytest.mark.parametrize("since", [Position("e", Seq(9)), Position("e", Seq(12)), Position("f", Seq(11))])
 async def test_what_memory_cannot_know_is_asked_of_the_log(since: Position) -> None:
-    ring = a_ring(at=10)
-    add(ring, a_change(11))
+    cache = a_cache(at=10)
+    add(cache, a_change(11))
     with pytest.raises(Asked):
-        await ring.continuity(since)
+        await cache.continuity(since)
     for after, upto in ((9, 11), (10, 12)):
         with pytest.raises(Asked):
-            await told(ring, after, upto)
+            await read_seqs(cache, after, upto)
 
 
 async def test_numbers_between_two_terms_are_asked_of_the_log_and_the_changes_beside_them_are_not() -> None:
-    ring = a_ring(at=10)
-    add(ring, a_change(11))
-    add(ring, a_change(101), a_change(102))
+    cache = a_cache(at=10)
+    add(cache, a_change(11))
+    add(cache, a_change(101), a_change(102))
     for seq in (12, 99, 100):
         with pytest.raises(Asked):
-            await ring.continuity(Position("e", Seq(seq)))
-    assert {None} == {await ring.continuity(Position("e", Seq(seq))) for seq in (10, 11, 101, 102)}
-    assert [11, 101, 102] == await told(ring, 10, 102)
+            await cache.continuity(Position("e", Seq(seq)))
+    assert {None} == {await cache.continuity(Position("e", Seq(seq))) for seq in (10, 11, 101, 102)}
+    assert [11, 101, 102] == await read_seqs(cache, 10, 102)
 
 
 async def test_after_a_break_nothing_of_before_is_held() -> None:
-    ring = a_ring()
-    add(ring, a_change(1))
-    ring.restart(Position("e", Seq(100)))
-    add(ring, a_change(101))
+    cache = a_cache()
+    add(cache, a_change(1))
+    cache.restart(Position("e", Seq(100)))
+    add(cache, a_change(101))
     with pytest.raises(Asked):
-        await told(ring, 0, 101)
+        await read_seqs(cache, 0, 101)
     with pytest.raises(Asked):
-        await ring.continuity(Position("e", Seq(1)))
-    assert [101] == await told(ring, 100, 101)
+        await cache.continuity(Position("e", Seq(1)))
+    assert [101] == await read_seqs(cache, 100, 101)
 
 
 async def test_nothing_of_before_a_too_large_transaction_is_held_since_it_may_have_deleted_it() -> None:
-    ring = a_ring()
-    add(ring, a_change(1), a_change(50, THERE, Kind.LIMIT), a_change(51))
+    cache = a_cache()
+    add(cache, a_change(1), a_change(50, THERE, Kind.LIMIT), a_change(51))
     with pytest.raises(Asked):
-        await told(ring, 0, 51)
-    add(ring, a_change(52))
-    assert [52] == await told(ring, 51, 52)
+        await read_seqs(cache, 0, 51)
+    add(cache, a_change(52))
+    assert [52] == await read_seqs(cache, 51, 52)
 
 
-async def test_a_transaction_is_told_whole_however_few_changes_were_asked_for() -> None:
-    ring = a_ring(max_bytes=100_000)
+async def test_a_transaction_is_read_whole_however_small_the_limit() -> None:
+    cache = a_cache(max_bytes=100_000)
     for tx in range(100):
-        add(ring, *(a_change(tx * 3 + place, tx=tx + 1) for place in (1, 2, 3)))
-    floor = await first_held(ring, 300)
+        add(cache, *(a_change(tx * 3 + place, tx=tx + 1) for place in (1, 2, 3)))
+    floor = await first_held(cache, 300)
     for after in range(floor, 300):
         for limit in (1, 2, 3, 4):
-            changes = (await ring.read_topics([HERE], Seq(after), Seq(300), limit)).changes
+            changes = (await cache.read_topics([HERE], Seq(after), Seq(300), limit)).changes
             assert 0 == changes[-1].seq % 3
             assert limit <= len(changes) < limit + 3 or changes[-1].seq == 300
 
 
-async def test_content_of_a_deleted_row_is_told_to_nobody_any_more_in_no_topic() -> None:
-    ring = a_ring()
-    add(ring, a_change(1, row=7), a_change(2, row=8), a_change(3, HERE, Kind.LEAVE, row=7), a_change(4, THERE, row=7))
-    add(ring, a_change(5, THERE, Kind.UPDATE, row=7))
-    assert [1, 2, 3, 4, 5] == await told(ring, 0, 5)
-    add(ring, a_change(6, THERE, Kind.DELETE, row=7))
-    assert [2, 3, 6] == await told(ring, 0, 6)
-    add(ring, a_change(7, THERE, Kind.RESTORE, row=7), a_change(8, THERE, Kind.UPDATE, row=7))
-    assert [2, 3, 6, 7, 8] == await told(ring, 0, 8)
+async def test_the_content_of_a_deleted_row_is_hidden_in_every_topic() -> None:
+    cache = a_cache()
+    add(
+        cache, a_change(1, row=7), a_change(2, row=8), a_change(3, HERE, Kind.LEAVE, row=7), a_change(4, THERE, row=7)
+    )
+    add(cache, a_change(5, THERE, Kind.UPDATE, row=7))
+    assert [1, 2, 3, 4, 5] == await read_seqs(cache, 0, 5)
+    add(cache, a_change(6, THERE, Kind.DELETE, row=7))
+    assert [2, 3, 6] == await read_seqs(cache, 0, 6)
+    add(cache, a_change(7, THERE, Kind.RESTORE, row=7), a_change(8, THERE, Kind.UPDATE, row=7))
+    assert [2, 3, 6, 7, 8] == await read_seqs(cache, 0, 8)
 
 
 async def test_a_deletion_that_its_model_refuses_takes_the_content_away_too() -> None:
-    ring = a_ring()
-    add(ring, a_change(1, row=7), a_change(2, row=8))
+    cache = a_cache()
+    add(cache, a_change(1, row=7), a_change(2, row=8))
     refused = Change(Seq(3), "3", "", "app", "notes", HERE, Kind.DELETE, '{"id": 7}', record="unexpected")
-    add(ring, refused)
-    assert [2] == await told(ring, 0, 3)
+    add(cache, refused)
+    assert [2] == await read_seqs(cache, 0, 3)
 
 
 async def test_content_between_two_deletions_of_a_row_stays_away_when_the_first_is_held_no_more() -> None:
-    ring = a_ring(max_bytes=20_000)
-    add(ring, a_change(1, kind=Kind.DELETE, row=7))
+    cache = a_cache(max_bytes=20_000)
+    add(cache, a_change(1, kind=Kind.DELETE, row=7))
     for seq in range(2, 11):
-        add(ring, a_change(seq))
-    add(ring, a_change(11, kind=Kind.RESTORE, row=7), a_change(12, kind=Kind.DELETE, row=7))
+        add(cache, a_change(seq))
+    add(cache, a_change(11, kind=Kind.RESTORE, row=7), a_change(12, kind=Kind.DELETE, row=7))
     seq = 12
-    while await first_held(ring, seq) < 2:
+    while await first_held(cache, seq) < 2:
         seq += 1
-        add(ring, a_change(seq))
-    assert 11 not in await told(ring, await first_held(ring, seq), seq)
-    while await first_held(ring, seq) < 12:
+        add(cache, a_change(seq))
+    assert 11 not in await read_seqs(cache, await first_held(cache, seq), seq)
+    while await first_held(cache, seq) < 12:
         seq += 1
-        add(ring, a_change(seq))
+        add(cache, a_change(seq))
 
 
 @pytest.mark.parametrize("max_bytes", range(4 * OVERHEAD, 7 * OVERHEAD, 100))
 async def test_a_memory_of_a_few_changes_holds_all_that_lies_behind_its_first_place(max_bytes: int) -> None:
-    ring = a_ring(max_bytes)
+    cache = a_cache(max_bytes)
     for seq in range(1, 40):
-        add(ring, a_change(seq, kind=Kind.LEAVE) if seq % 5 else a_change(seq, kind=Kind.DELETE))
-        held = await first_held(ring, seq)
-        assert list(range(held + 1, seq + 1)) == await told(ring, held, seq)
+        add(cache, a_change(seq, kind=Kind.LEAVE) if seq % 5 else a_change(seq, kind=Kind.DELETE))
+        held = await first_held(cache, seq)
+        assert list(range(held + 1, seq + 1)) == await read_seqs(cache, held, seq)
 
 
 async def test_a_row_whose_content_was_gone_when_its_deletion_was_read_is_evicted_like_any_other() -> None:
-    ring = a_ring(max_bytes=10_000)
-    add(ring, a_change(1)._replace(record=None), a_change(2, kind=Kind.DELETE, row=1))
+    cache = a_cache(max_bytes=10_000)
+    add(cache, a_change(1)._replace(record=None), a_change(2, kind=Kind.DELETE, row=1))
     for seq in range(3, 30):
-        add(ring, a_change(seq))
-    assert [29] == await told(ring, 28, 29)
-    assert 2 < await first_held(ring, 29)
+        add(cache, a_change(seq))
+    assert [29] == await read_seqs(cache, 28, 29)
+    assert 2 < await first_held(cache, 29)
 
 
-async def test_what_was_sifted_once_is_not_sifted_again() -> None:
-    ring = a_ring()
+async def test_changes_from_memory_are_not_validated_again() -> None:
+    cache = a_cache()
     unfit = Change(Seq(1), "1", "", "app", "notes", HERE, Kind.INSERT, "{}", "{}")
-    ring.add([unfit], [unfit])
-    answer = await ring.read_topics([HERE], Seq(0), Seq(1), 10)
+    cache.add([unfit], [unfit])
+    answer = await cache.read_topics([HERE], Seq(0), Seq(1), 10)
     assert [unfit] == SERVED.deliverable(answer)
     assert ([], ["app"]) == (SERVED.validate([unfit])[0], [letter.pack for letter in SERVED.validate([unfit])[1]])
 
 
 async def test_the_oldest_go_first_and_the_newest_stay() -> None:
-    ring = a_ring(max_bytes=50_000)
+    cache = a_cache(max_bytes=50_000)
     for seq in range(1, 501):
-        add(ring, a_change(seq))
-        assert ring.size <= 50_000
-    floor = await first_held(ring, 500)
+        add(cache, a_change(seq))
+        assert cache.size <= 50_000
+    floor = await first_held(cache, 500)
     assert 400 < floor < 480
-    assert list(range(floor + 1, 501)) == await told(ring, floor, 500)
+    assert list(range(floor + 1, 501)) == await read_seqs(cache, floor, 500)
     with pytest.raises(Asked):
-        await ring.continuity(Position("e", Seq(floor - 1)))
+        await cache.continuity(Position("e", Seq(floor - 1)))
 
 
 async def test_a_deletion_that_is_held_no_more_brings_nothing_of_before_back() -> None:
-    ring = a_ring(max_bytes=0)
-    add(ring, a_change(1, row=9), a_change(2), a_change(3, kind=Kind.DELETE, row=9))
-    assert 3 == await first_held(ring, upto=3)
+    cache = a_cache(max_bytes=0)
+    add(cache, a_change(1, row=9), a_change(2), a_change(3, kind=Kind.DELETE, row=9))
+    assert 3 == await first_held(cache, upto=3)
 
 
 async def test_without_any_bytes_only_the_end_is_known() -> None:
-    ring = a_ring(max_bytes=0)
-    add(ring, a_change(1), a_change(2))
-    assert 2 == await first_held(ring, 2)
-    assert 0 == ring.size
+    cache = a_cache(max_bytes=0)
+    add(cache, a_change(1), a_change(2))
+    assert 2 == await first_held(cache, 2)
+    assert 0 == cache.size
 
 
 @pytest.mark.parametrize("kinds", [(Kind.INSERT,), (Kind.INSERT, Kind.DELETE)])
@@ -234,7 +236,7 @@ async def test_without_any_bytes_only_the_end_is_known() -> None:
 @pytest.mark.parametrize("letter", ["x", "\N{GREEK SMALL LETTER ALPHA}", "\N{ROCKET}"])
 def test_it_takes_no_more_memory_than_it_was_given(kinds: tuple[Kind, ...], schema: str, letter: str) -> None:
     max_bytes = 2**20
-    ring = a_ring(max_bytes)
+    cache = a_cache(max_bytes)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for seq in range(1, 6001):
@@ -246,21 +248,21 @@ def test_it_takes_no_more_memory_than_it_was_given(kinds: tuple[Kind, ...], sche
         change = Change(
             Seq(seq), f"{10**9 + seq}", at, *names, topic, kind, row, record, ("id", f"c{seq}"), f"u{seq}"
         )
-        ring.add([change], [change] if schema == "app" else [])
+        cache.add([change], [change] if schema == "app" else [])
     del change
     held = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert held < max_bytes
 
 
-async def test_what_the_log_has_dropped_is_not_told_from_memory_either() -> None:
-    ring = a_ring()
+async def test_changes_that_the_log_has_dropped_are_not_read_from_memory() -> None:
+    cache = a_cache()
     for seq in range(1, 11):
-        add(ring, a_change(seq))
-    ring.forget(Seq(6))
-    assert 6 == await first_held(ring, 10)
-    assert [7, 8, 9, 10] == await told(ring, 6, 10)
+        add(cache, a_change(seq))
+    cache.forget(Seq(6))
+    assert 6 == await first_held(cache, 10)
+    assert [7, 8, 9, 10] == await read_seqs(cache, 6, 10)
     with pytest.raises(Asked):
-        await ring.continuity(Position("e", Seq(5)))
-    ring.forget(Seq(3))
-    assert 6 == await first_held(ring, 10)
+        await cache.continuity(Position("e", Seq(5)))
+    cache.forget(Seq(3))
+    assert 6 == await first_held(cache, 10)

@@ -68,7 +68,7 @@ class Stand:
 
     def __init__(self, log: GatedLog, router: PackRouter) -> None:
         self.log = log
-        self.letters: list[tuple[Change, str, str]] = []
+        self.dead_letters: list[tuple[Change, str, str]] = []
         self.burying = asyncio.Event()
         self.grave = asyncio.Event()
         self.grave.set()
@@ -86,10 +86,10 @@ class Stand:
             chunk=CHUNK,
         )
 
-    async def _store_dead_letters(self, letters: Sequence[tuple[Change, str, str]]) -> None:
+    async def _store_dead_letters(self, dead_letters: Sequence[tuple[Change, str, str]]) -> None:
         self.burying.set()
         await self.grave.wait()
-        self.letters += letters
+        self.dead_letters += dead_letters
 
     def versions(self) -> list[int]:
         lines = b"".join(self.listener.frames).decode().split('"version":')[1:]
@@ -120,7 +120,7 @@ async def write(sql: Connection, *versions: int) -> None:
         await sql.execute("update app.rows set version = $1 where id = 1", version)
 
 
-async def test_what_the_leader_hands_over_is_told_without_reading_the_log(
+async def test_offered_changes_are_delivered_without_reading_the_log(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with pumping(database, pool) as stand:
@@ -131,7 +131,7 @@ async def test_what_the_leader_hands_over_is_told_without_reading_the_log(
         assert 0 == stand.log.reads
 
 
-async def test_what_is_handed_over_during_a_read_is_told_at_once_and_once(
+async def test_changes_offered_during_a_read_are_delivered_at_once_and_only_once(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with pumping(database, pool) as stand:
@@ -149,7 +149,7 @@ async def test_what_is_handed_over_during_a_read_is_told_at_once_and_once(
         assert [1, 2, 3, 4] == stand.versions()
 
 
-async def test_what_was_read_before_it_is_handed_over_is_told_once(
+async def test_changes_read_before_they_are_offered_are_delivered_once(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with pumping(database, pool) as stand:
@@ -161,7 +161,7 @@ async def test_what_was_read_before_it_is_handed_over_is_told_once(
         assert [1, 2] == stand.versions()
 
 
-async def test_what_is_handed_over_while_older_changes_are_read_comes_behind_them(
+async def test_changes_offered_while_older_ones_are_read_follow_them(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     async with pumping(database, pool) as stand:
@@ -180,17 +180,19 @@ async def test_what_is_handed_over_while_older_changes_are_read_comes_behind_the
         assert list(range(1, limit)) == stand.versions()
 
 
-async def test_what_is_handed_over_and_refused_is_buried(database: str, pool: Pool, sql: Connection) -> None:
+async def test_an_offered_change_that_is_invalid_becomes_a_dead_letter(
+    database: str, pool: Pool, sql: Connection
+) -> None:
     async with pumping(database, pool, "other") as stand:
         await write(sql, 1)
         await stand.pump.wait_until_delivered(Seq(1))
-        while not stand.letters:
+        while not stand.dead_letters:
             await asyncio.sleep(0)
         assert [] == stand.versions()
-        assert [(Seq(1), "app", "table: no_row_model")] == [(c.seq, pack, why) for c, pack, why in stand.letters]
+        assert [(Seq(1), "app", "table: no_row_model")] == [(c.seq, pack, why) for c, pack, why in stand.dead_letters]
 
 
-async def test_nothing_is_told_before_what_was_refused_in_front_of_it_is_buried(
+async def test_nothing_is_delivered_before_an_earlier_invalid_change_is_stored(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     await sql.execute(
@@ -212,4 +214,4 @@ async def test_nothing_is_told_before_what_was_refused_in_front_of_it_is_buried(
         stand.grave.set()
         await stand.pump.wait_until_delivered(Seq(2))
         assert [1] == stand.versions()
-        assert [Seq(1)] == [change.seq for change, _, _ in stand.letters]
+        assert [Seq(1)] == [change.seq for change, _, _ in stand.dead_letters]

@@ -74,7 +74,7 @@ def a_replay(hub: Hub, reader: Reader, log: ReplayReader, places: dict[Topic, in
     return replay
 
 
-async def test_what_was_missed_is_told_in_order_and_then_the_topic_joins(pool: Pool) -> None:
+async def test_missed_changes_are_sent_in_order_and_then_the_topic_joins(pool: Pool) -> None:
     hub, reader = await a_hub(pool), Reader()
     replay = a_replay(hub, reader, PgLogReader(pool), {ONE: 0, TWO: 16})
     await replay.run()
@@ -83,7 +83,7 @@ async def test_what_was_missed_is_told_in_order_and_then_the_topic_joins(pool: P
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 1000])
-async def test_the_size_of_a_chunk_changes_nothing_that_is_told(pool: Pool, chunk: int) -> None:
+async def test_the_size_of_a_chunk_changes_nothing_that_is_sent(pool: Pool, chunk: int) -> None:
     hub, reader = await a_hub(pool), Reader()
     await a_replay(hub, reader, PgLogReader(pool), {ONE: 0, TWO: 8, THREE: 24}, limit=chunk).run()
     assert ([1, 2, 3], [2, 3], []) == tuple(map(reader.versions, (ONE, TWO, THREE)))
@@ -93,7 +93,7 @@ async def test_the_size_of_a_chunk_changes_nothing_that_is_told(pool: Pool, chun
         assert places[:-1] == [frame["prev"] for frame in frames]
 
 
-async def test_a_topic_that_comes_while_the_log_is_read_is_told_everything_too(pool: Pool) -> None:
+async def test_a_topic_added_while_the_log_is_read_is_replayed_too(pool: Pool) -> None:
     hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
     replay = a_replay(hub, reader, log, {ONE: 0})
     replaying = asyncio.create_task(replay.run())
@@ -104,7 +104,7 @@ async def test_a_topic_that_comes_while_the_log_is_read_is_told_everything_too(p
     assert ([1, 2, 3], [1, 2, 3]) == (reader.versions(ONE), reader.versions(TWO))
 
 
-async def test_a_topic_that_goes_while_the_log_is_read_is_told_nothing_more(pool: Pool) -> None:
+async def test_a_topic_removed_while_the_log_is_read_is_sent_nothing_more(pool: Pool) -> None:
     hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
     replay = a_replay(hub, reader, log, {ONE: 0, TWO: 0})
     replaying = asyncio.create_task(replay.run())
@@ -116,7 +116,7 @@ async def test_a_topic_that_goes_while_the_log_is_read_is_told_nothing_more(pool
     assert [ONE] == reader.joined
 
 
-async def test_a_topic_left_and_asked_for_again_from_elsewhere_is_told_from_there(pool: Pool) -> None:
+async def test_a_topic_added_again_at_another_position_is_replayed_from_there(pool: Pool) -> None:
     hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
     replay = a_replay(hub, reader, log, {ONE: 16})
     replaying = asyncio.create_task(replay.run())
@@ -182,7 +182,7 @@ async def test_who_is_on_the_way_when_numbers_were_lost_is_reset_and_joins(pool:
     assert ([ONE, TWO], []) == (reader.joined, list(replay))
 
 
-async def test_a_topic_that_falls_behind_during_a_replay_is_told_the_rest_and_all_join_together(pool: Pool) -> None:
+async def test_a_topic_that_falls_behind_during_a_replay_is_sent_the_rest_and_all_join_together(pool: Pool) -> None:
     hub, log, joined = await a_hub(pool), GatedLog(pool), list[tuple[Topic, Seq]]()
 
     class JoiningReader(Reader):
@@ -204,7 +204,7 @@ async def test_a_topic_that_falls_behind_during_a_replay_is_told_the_rest_and_al
     assert {} == replay._sent_positions
 
 
-async def test_no_topic_joins_while_another_has_still_something_to_hear(pool: Pool) -> None:
+async def test_no_topic_joins_while_another_is_still_behind(pool: Pool) -> None:
     hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
     replaying = asyncio.create_task(a_replay(hub, reader, log, {ONE: 0, TWO: hub.position.seq}).run())
     await log.reading.wait()

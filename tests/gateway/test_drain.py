@@ -13,13 +13,13 @@ async def test_drain_says_bye_to_each_session_and_closes_with_1012() -> None:
     async with serving() as server:
         clients = [await server.connect() for _ in range(3)]
         draining = asyncio.create_task(server.gateway.drain(lambda: encode(b"bye %d" % next(numbers)), within=5.0))
-        heard = set()
+        received = set()
         for client in clients:
-            heard.add(await client.recv())
+            received.add(await client.recv())
             await client.wait_closed()
             assert client.close_code == 1012
         await draining
-        assert heard == {"bye 1", "bye 2", "bye 3"}
+        assert received == {"bye 1", "bye 2", "bye 3"}
         assert server.gateway.connections == 0
         assert server.gateway.sockets == 0
         assert server.gateway.aborted == {}

@@ -248,7 +248,7 @@ async def test_the_lock_has_the_same_number_in_the_triggers(sql: Connection) -> 
 
 async def test_a_leader_ignores_its_own_notifications(database: str, pool: Pool, sql: Connection) -> None:
     opening = partial(connect, database, server_settings=SESSION)
-    heard, heard_by_other, numbered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    own_notified, other_notified, numbered = asyncio.Event(), asyncio.Event(), asyncio.Event()
     sequencer = Sequencer(partial(opening, application_name="sequencer"), pool, asyncio.Event(), numbered)
     verdicts: list[bool] = []
 
@@ -256,24 +256,24 @@ async def test_a_leader_ignores_its_own_notifications(database: str, pool: Pool,
         verdicts.append(sequencer.is_own_notification(pid))
         return verdicts[-1]
 
-    own = Notifier(partial(opening, application_name="own"), {"rowcast_log": heard}, is_own=is_own)
-    other = Notifier(partial(opening, application_name="other"), {"rowcast_log": heard_by_other})
+    own = Notifier(partial(opening, application_name="own"), {"rowcast_log": own_notified}, is_own=is_own)
+    other = Notifier(partial(opening, application_name="other"), {"rowcast_log": other_notified})
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in (own.run(), other.run(), sequencer.run())]
         await own.listening.wait()
         await other.listening.wait()
         await sequencer.leading.wait()
         await sql.execute(query("share_follower_lock"), FOLLOWER_LOCK)
-        heard.clear()
-        heard_by_other.clear()
+        own_notified.clear()
+        other_notified.clear()
         await sql.execute(WRITE, 1)
-        await heard_by_other.wait()
+        await other_notified.wait()
         assert numbered.is_set()
         while not verdicts:
             await asyncio.sleep(0)
         assert [True] == verdicts
-        assert not heard.is_set()
+        assert not own_notified.is_set()
         await sql.execute("notify rowcast_log")  # as another leader would
-        await heard.wait()
+        await own_notified.wait()
         for task in tasks:
             task.cancel()

@@ -68,7 +68,7 @@ class Forker:
     def __post_init__(self) -> None:
         self._asked: deque[asyncio.Future[Process]] = deque()
         self._running: dict[int, Process] = {}
-        asyncio.get_running_loop().add_reader(self.line, self._hear)
+        asyncio.get_running_loop().add_reader(self.line, self._on_message)
 
     @classmethod
     async def of_this_process(cls, environment: Mapping[str, str]) -> "Forker":
@@ -123,7 +123,7 @@ class Forker:
         self.line.close()
         await self.server.wait()
 
-    def _hear(self) -> None:
+    def _on_message(self) -> None:
         said = json.loads(self.line.recv(LARGEST))
         if "code" in said:
             self._running.pop(said["pid"]).ends(said["code"])

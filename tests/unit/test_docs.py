@@ -1,4 +1,4 @@
-"""The tables of the guides are what the code defines, row for row."""
+"""The guides match the code: their tables row for row, the names and paths they cite, and their links."""
 
 import ast
 import importlib
@@ -8,6 +8,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 OPERATE = ROOT / "docs" / "operate.md"
 PROTOCOL = ROOT / "docs" / "protocol.md"
 SOURCES = sorted((ROOT / "daemon").rglob("*.py"))
+GUIDES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 LEVELS = ("debug", "info", "warn", "error")
 METHODS = {"warning": "warn", "exception": "error", "critical": "error"} | {level: level for level in LEVELS}
@@ -234,3 +236,83 @@ def test_a_log_call_that_the_table_does_not_allow_is_found(tmp_path: Path) -> No
         "get_logger().exception('no_such_event')\nlog.debug('listener_lost')\nmath.log(2)\n"
     )
     assert [2, 3, 4, 5] == [int(problem.split(":")[1]) for problem in unlisted([source])]
+
+
+@cache
+def defined_names() -> frozenset[str]:
+    """What the Python and SQL files define: `name`, `module.name`, `Class.member`, `schema.name`."""
+    names: set[str] = set()
+    for source in (*SOURCES, *(ROOT / "tests").rglob("*.py")):
+        for node in ast.parse(source.read_text(encoding="utf-8")).body:
+            for name in bound_names(node):
+                names |= {name, f"{source.stem}.{name}"}
+            if isinstance(node, ast.ClassDef):
+                members = {name for member in node.body for name in bound_names(member)} | attributes(node)
+                names |= {f"{node.name}.{name}" for name in members}
+    for source in (*(ROOT / "ddl").rglob("*.sql"), *(ROOT / "triggers").glob("*.sql")):
+        text = source.read_text(encoding="utf-8")
+        for name in re.findall(r"^create (?:or replace )?function ([\w.]+)", text, re.MULTILINE):
+            names |= {name, name.partition(".")[2]}
+    return frozenset(names)
+
+
+def bound_names(statement: ast.stmt) -> list[str]:
+    """The names that a definition or an assignment binds."""
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return [name]
+        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+    return []
+
+
+def attributes(definition: ast.ClassDef) -> set[str]:
+    """The attributes that the methods of a class assign to `self`."""
+    return {
+        node.attr
+        for node in ast.walk(definition)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }
+
+
+def unknown_citations(text: str) -> Iterator[str]:
+    """The paths, functions, classes and tests between backticks that do not exist.
+
+    A function is cited with parentheses. A path is relative to the repository or to daemon/; one with a placeholder
+    such as `<pack>` is not checked.
+    """
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for cited in dict.fromkeys(re.findall(r"`([^`\n]+)`", prose)):
+        if re.fullmatch(r"[\w./-]+/|[\w./-]+/[\w.-]+\.sql|\w[\w./-]*\.(py|md|toml|js)", cited):
+            exists = any((folder / cited).exists() for folder in (ROOT, ROOT / "daemon"))
+        elif re.fullmatch(r"[\w.]+\(\)|[A-Z]\w*[a-z]\w*(\.\w+)?|test_\w+", cited):
+            exists = cited.removesuffix("()") in defined_names()
+        else:
+            continue
+        if not exists:
+            yield cited
+
+
+@pytest.mark.parametrize("guide", ["CONTRIBUTING.md", "docs/architecture.md", "docs/glossary.md"])
+def test_each_path_and_name_that_a_guide_cites_exists(guide: str) -> None:
+    assert [] == list(unknown_citations((ROOT / guide).read_text(encoding="utf-8")))
+
+
+def test_a_citation_of_something_that_does_not_exist_is_found() -> None:
+    known = [
+        "core/hub.py",
+        "Hub.publish()",
+        "wire.parse()",
+        "Limits.frames",
+        "rowcast.watch()",
+        "ddl/<pack>/",
+        "UPDATE",
+    ]
+    unknown = ["core/bus.py", "Hub.shout()", "parse_all()", "Limits.sizes", "test_what_no_test_is_called", "Doorbell"]
+    assert unknown == list(unknown_citations(" ".join(f"`{name}`" for name in known + unknown)))
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
+def test_each_relative_link_of_a_guide_leads_to_a_file(guide: Path) -> None:
+    links = re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", guide.read_text(encoding="utf-8"))
+    assert [] == [link for link in links if ":" not in link and not (guide.parent / link).exists()]

@@ -32,7 +32,7 @@ class Line(Protocol):
 
 
 @dataclass
-class Heard:
+class Received:
     """One change, as it arrived."""
 
     uid: int
@@ -41,13 +41,13 @@ class Heard:
 
 @dataclass
 class Following:
-    """One topic as its client knows it. `base`: everything behind it should have been heard."""
+    """One topic as its client knows it. `base`: everything behind it should have been received."""
 
     pending: bool = True
     answered: Position | None = None
     place: Position | None = None
     base: Position | None = None
-    heard: list[Heard] = field(default_factory=list)
+    received: list[Received] = field(default_factory=list)
     state: dict[int, int] = field(default_factory=dict)
     read_from: object = None
 
@@ -147,7 +147,7 @@ class Client:
                 if position == following.answered:
                     following.pending = False  # this is no replay: there is nothing that it could begin with
                 following.place = following.base = position
-                following.heard = []
+                following.received = []
                 following.state, following.read_from = self._read_state(topic)
             case "resumed" if position is not None:
                 for following in self.topics.values():
@@ -187,9 +187,9 @@ class Client:
 
     def _apply(self, following: Following, change: dict[str, Any]) -> None:
         uid = int(change["at"])
-        if any(heard.uid == uid for heard in following.heard):
+        if any(received.uid == uid for received in following.received):
             raise Violation("I1", f"{self.user} is told event {uid} again")
-        following.heard.append(Heard(uid, change["seq"]))
+        following.received.append(Received(uid, change["seq"]))
         if change["table"] != "rows":
             return
         if change["kind"] == "delete":

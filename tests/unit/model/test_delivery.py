@@ -43,7 +43,7 @@ class Lives(RuleBasedStateMachine):
             world.postgres.grant(tx, USERS[user], topic)
             world.postgres.commit(tx)
         world.number()
-        world.ring_all()
+        world.wake_all()
         for number, client in enumerate(world.clients):
             world.connect(client, world.daemons[number % 2])
             world.receive(client)
@@ -172,7 +172,7 @@ class Lives(RuleBasedStateMachine):
             daemon.link.let_through(0)
         self.revoke(user, topic, every=False, row=row, flowing=False)
         self.world.number()
-        daemon.ring()
+        daemon.wake()
         for _ in range(4):
             if len(daemon.link.waiting) > 1:
                 daemon.link.let_through(-1)
@@ -185,14 +185,14 @@ class Lives(RuleBasedStateMachine):
         self.world.number()
 
     @rule(number=daemons)
-    def ring(self, number: int) -> None:
-        self.world.daemons[number].ring()
+    def wake(self, number: int) -> None:
+        self.world.daemons[number].wake()
 
     @rule()
     def flow(self) -> None:
         """Everything that is committed reaches everybody who listens."""
         self.world.number()
-        self.world.ring_all()
+        self.world.wake_all()
         for client in self.world.clients:
             self.world.receive(client)
 
@@ -235,16 +235,16 @@ class Lives(RuleBasedStateMachine):
         if reading:
             self.world.receive(client)
 
-    @rule(user=users, number=daemons, row=rows, topic=topics, told=yes_or_no)
-    def stay_away(self, user: int, number: int, row: int, topic: Topic, told: bool) -> None:
+    @rule(user=users, number=daemons, row=rows, topic=topics, delivered=yes_or_no)
+    def stay_away(self, user: int, number: int, row: int, topic: Topic, delivered: bool) -> None:
         """A client is away while something happens."""
         client = self.world.clients[user]
         self.world.receive(client)
         client.cut()
         self.write(row, topic, flush=True)
         self.world.number()
-        if told:
-            self.world.daemons[number].ring()
+        if delivered:
+            self.world.daemons[number].wake()
         self.world.connect(client, self.world.daemons[number])
         self.world.receive(client)
 
@@ -287,7 +287,7 @@ class Lives(RuleBasedStateMachine):
         self.crash(lost, elected=True)
         self.write(other, topic, flush=True)
         self.world.number()
-        self.world.daemons[number].ring()
+        self.world.daemons[number].wake()
 
     @rule(lost=few, elected=yes_or_no)
     def fail_over(self, lost: int, elected: bool) -> None:
@@ -361,7 +361,7 @@ def lose_what_was_seen(design: Design) -> None:
         lives.teardown()
 
 
-def test_what_was_seen_beyond_the_position_and_taken_back_is_told_as_a_reset() -> None:
+def test_changes_seen_beyond_the_position_and_undone_cause_a_reset() -> None:
     lose_what_was_seen(DESIGN)
     with pytest.raises(Violation, match="again"):
         lose_what_was_seen(BLIND)

@@ -218,7 +218,7 @@ class Line:
         self.closed = False
         self.gone = False
         self.handler: ClientHandler | None = None
-        self._told: dict[Topic, Position] = {}
+        self._last_positions: dict[Topic, Position] = {}
         self._transactions: dict[Topic, set[str]] = {}
         self._since: Position | None = None
         self._seen: Position | None = None
@@ -238,7 +238,7 @@ class Line:
                 self._since = Position.parse(frame["since"])
                 self._seen = Position.parse(frame["seen"]) if "seen" in frame else None
             text = json.dumps(frame).encode()
-            self.daemon.world.run(lambda: self.attended().message_received(text))
+            self.daemon.world.run(lambda: self.require_handler().message_received(text))
 
     def cut(self) -> None:
         self.inbox.clear()
@@ -254,7 +254,7 @@ class Line:
 
     # What the gateway does.
 
-    def attended(self) -> ClientHandler:
+    def require_handler(self) -> ClientHandler:
         assert self.handler is not None
         return self.handler
 
@@ -264,7 +264,7 @@ class Line:
             for future, _ in self._drains:
                 if not future.done():
                     future.set_result(None)
-            self.attended().connection_lost(None)
+            self.require_handler().connection_lost(None)
             self.daemon.lines.pop(self.user, None)
 
     def write(self, frames: bytes) -> int:
@@ -298,11 +298,11 @@ class Line:
         topic = Topic(frame.get("topic", ""))
         match frame["op"]:
             case "subscribed":
-                self._told[topic] = Position.parse(frame["pos"])
+                self._last_positions[topic] = Position.parse(frame["pos"])
                 self._transactions[topic] = set()
             case "reset":
                 self._check_reset(topic, frame["reason"], Position.parse(frame["pos"]))
-                self._told[topic] = Position.parse(frame["pos"])
+                self._last_positions[topic] = Position.parse(frame["pos"])
                 self._transactions[topic] = set()
             case "changes":
                 self._check_transactions(topic, {change["tx"] for change in frame["changes"]})
@@ -310,19 +310,21 @@ class Line:
                     self._check_change(topic, Position(Position.parse(frame["pos"]).epoch, change["seq"]), change)
 
     def _check_transactions(self, topic: Topic, these: set[str]) -> None:
-        if told := these & self._transactions.setdefault(topic, set()):
-            raise Violation("whole", f"{self.user} is told of the transactions {told} in {topic} in several frames")
+        if repeated := these & self._transactions.setdefault(topic, set()):
+            raise Violation(
+                "whole", f"{self.user} is told of the transactions {repeated} in {topic} in several frames"
+            )
         self._transactions[topic] |= these
 
     def _check_change(self, topic: Topic, place: Position, change: dict[str, Any]) -> None:
         world, uid = self.daemon.world, int(change["at"])
-        told = self._told.get(topic)
+        last = self._last_positions.get(topic)
         what = f"{self.user} is told {place} ({change['kind']} {change['key']}) in {topic}"
-        if told is None:
+        if last is None:
             raise Violation("I1", f"{what}, and does not follow it")
-        if told.epoch == place.epoch and told.seq >= place.seq:
-            raise Violation("I1", f"{what} behind {told}")
-        self._told[topic] = place
+        if last.epoch == place.epoch and last.seq >= place.seq:
+            raise Violation("I1", f"{what} behind {last}")
+        self._last_positions[topic] = place
         if world.names.setdefault(place, uid) != uid:
             raise Violation("I1", f"{what}, a number that was another event's")
         if uid not in world.postgres.ever_committed:
@@ -364,11 +366,12 @@ class Line:
             ):
                 return
             raise Violation("I6", f"{self.user} is told that its right to {topic} began behind {place}")
-        asked = [self._since] if self._since is not None and self._told.get(topic) == place else []
+        asked = [self._since] if self._since is not None and self._last_positions.get(topic) == place else []
         if asked and self._seen is not None:
             asked.append(self._seen)
         if reason == "retention":
-            asked += self._told.values()  # what is still to be replayed may be dropped, and all of it begins anew
+            # What is still to be replayed may be dropped, and all of it begins anew.
+            asked += self._last_positions.values()
         if hub.left is not None and self._explained.get(topic, self._breaks) < hub.discontinuity.number:
             asked.append(hub.left)
         self._explained[topic] = hub.discontinuity.number
@@ -422,7 +425,7 @@ class Daemon:
         self.lines[user] = line
         return line
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Tell it that the log has grown."""
         self.world.run(self.wakeup.set)
 
@@ -430,7 +433,7 @@ class Daemon:
         """Let time pass until the next heartbeat."""
         self.world.now += 100.0
         for line in tuple(self.lines.values()):
-            self.world.run(partial(line.attended().tick, self.world.now))
+            self.world.run(partial(line.require_handler().tick, self.world.now))
 
     def kill(self) -> None:
         """Nothing more comes from this process but what was written."""
@@ -441,7 +444,7 @@ class Daemon:
         self.world.run()
 
 
-async def _store_dead_letters(letters: object) -> None:
+async def _store_dead_letters(dead_letters: object) -> None:
     """The dead letters of this model have no reader."""
 
 
@@ -520,9 +523,9 @@ class World:
         for daemon in self.daemons:
             self.run(daemon.link.batch)
 
-    def ring_all(self) -> None:
+    def wake_all(self) -> None:
         for daemon in self.daemons:
-            daemon.ring()
+            daemon.wake()
 
     def begun(self, right: int) -> int:
         """Where in the log a right began: where its transaction did; 0 where that is not on record."""
@@ -620,7 +623,7 @@ class World:
             for daemon in self.daemons:
                 while daemon.link.waiting:
                     daemon.link.let_through(0)
-                daemon.ring()
+                daemon.wake()
             for client in self.clients:
                 if client.line is None:
                     client.connect(self.daemons[0].accept(client.user))
@@ -648,17 +651,17 @@ class World:
             if client.pending:
                 raise Violation("I7", f"{client.user} waits for ever")
             for topic, following in client.topics.items():
-                self._check_heard(client.user, topic, following)
+                self._check_received(client.user, topic, following)
         self._check_one_order()
 
-    def _check_heard(self, user: str, topic: Topic, following: Any) -> None:
-        heard = [one.uid for one in following.heard]
+    def _check_received(self, user: str, topic: Topic, following: Any) -> None:
+        received = [one.uid for one in following.received]
         events = {event.uid: event for event in self.postgres.state.events}
-        for uid in heard:
+        for uid in received:
             if uid not in events:
                 raise Violation("I5", f"{user} was told event {uid} in {topic}, which was taken back, and no reset")
         versions: dict[object, int] = {}
-        for event in map(events.__getitem__, heard):
+        for event in map(events.__getitem__, received):
             if event.table == "rows":
                 if versions.get(event.key, 0) >= event.version:
                     raise Violation("I2", f"{user} heard version {event.version} of {event.key} in {topic} too late")
@@ -669,7 +672,7 @@ class World:
             if entry.seq > following.base.seq and entry.event.topic == topic and not self.postgres.purged(entry)
         ]
         for entry in owed:
-            if entry.event.uid not in heard:
+            if entry.event.uid not in received:
                 raise Violation("I7", f"{user} was never told {entry.seq} in {topic}")
         # What the application itself said, and a crash took back, is not for a stream of changes to mend.
         kept = any(state is following.read_from for state in self.postgres.history)
@@ -679,7 +682,7 @@ class World:
 
     def _check_one_order(self) -> None:
         for topic in TOPICS:
-            orders = [[one.uid for one in c.topics[topic].heard] for c in self.clients if topic in c.topics]
+            orders = [[one.uid for one in c.topics[topic].received] for c in self.clients if topic in c.topics]
             for number, one in enumerate(orders):
                 for other in orders[:number]:
                     common = set(one) & set(other)

@@ -14,7 +14,8 @@ from tests.support.preloaded import Forker
 
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: tests wait for processes and timers half of their time."""
-    return 2 * len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    return cores + min(cores, 4)
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
 from daemon.files import folder
 from daemon.postgres.connect import Connection
 from tests.acceptance.chat import Chat
-from tests.support.browser import Complaints, Frame, PageConnection, ScriptedSite, browser_page
+from tests.support.browser import Complaints, Frame, PageConnection, ScriptedSite, new_page, running_browser
 from tests.support.daemon import daemon_process, free_port, token
 
 expect.set_options(timeout=60_000)
@@ -20,9 +20,15 @@ GENERAL, LEADS = "01JH000000CHAN00000GENERA1", "01JH000000CHAN00000001EADS"
 CUT = "WebSocket connection to"  # how Chromium reports a connection that it cannot open
 
 
+@pytest.fixture(scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with running_browser() as browser:
+        yield browser
+
+
 @pytest.fixture
-async def opened() -> AsyncIterator[tuple[Page, Complaints]]:
-    async with browser_page() as found:
+async def opened(browser: Browser) -> AsyncIterator[tuple[Page, Complaints]]:
+    async with new_page(browser) as found:
         yield found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import ConsoleMessage, Page, Route, ViewportSize, WebSocketRoute, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, Route, WebSocketRoute, async_playwright
 
 from daemon.gateway.http import Page as HttpPage
 from daemon.gateway.http import Site, html_page, json_page, static_pages
@@ -56,21 +56,38 @@ class Complaints(list[str]):
 
 
 @asynccontextmanager
-async def browser_page(viewport: ViewportSize | None = None) -> AsyncIterator[tuple[Page, Complaints]]:
-    """An empty page in its own browser. Skips the test if no browser is installed."""
+async def running_browser() -> AsyncIterator[Browser]:
+    """A browser. Skips the test where none is installed."""
     chromium = find_chromium()
     if chromium is None:
         pytest.skip(NONE)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=OPTIONS)
         try:
-            page = await browser.new_page(viewport=viewport or {"width": 1280, "height": 800})
-            page.set_default_timeout(60_000)
-            complaints = Complaints()
-            complaints.watch(page)
-            yield page, complaints
+            yield browser
         finally:
             await browser.close()
+
+
+@asynccontextmanager
+async def new_page(browser: Browser) -> AsyncIterator[tuple[Page, Complaints]]:
+    """An empty page that shares nothing with other pages of the browser, and what it complains of."""
+    context = await browser.new_context(viewport={"width": 1280, "height": 800})
+    try:
+        page = await context.new_page()
+        page.set_default_timeout(60_000)
+        complaints = Complaints()
+        complaints.watch(page)
+        yield page, complaints
+    finally:
+        await context.close()
+
+
+@asynccontextmanager
+async def browser_page() -> AsyncIterator[tuple[Page, Complaints]]:
+    """An empty page in a browser of its own."""
+    async with running_browser() as browser, new_page(browser) as found:
+        yield found
 
 
 class PageConnection:

@@ -46,7 +46,7 @@ begin
     );
     execute format('grant select on email_unsubscribe.senders, email_unsubscribe.audit_log to %I', app);
     execute format(
-        'grant execute on function email_unsubscribe.in_one_form(text), email_unsubscribe.entry_in_one_form(text, text) to %I',
+        'grant execute on function email_unsubscribe.normalised_address(text), email_unsubscribe.normalised_entry(text, text) to %I',
         app
     );
     -- The application refuses a schema that is not current, so it must be able to read its revision.

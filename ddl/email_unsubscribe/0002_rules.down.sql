@@ -32,5 +32,5 @@ drop function email_unsubscribe.refresh_senders(text []);
 drop function email_unsubscribe.tally(text []);
 drop function email_unsubscribe.normalise_entry();
 drop function email_unsubscribe.normalise_sender();
-drop function email_unsubscribe.entry_in_one_form(text, text);
-drop function email_unsubscribe.in_one_form(text);
+drop function email_unsubscribe.normalised_entry(text, text);
+drop function email_unsubscribe.normalised_address(text);

@@ -3,7 +3,7 @@
 -- directly.
 
 -- Normalises an address or a domain, so that another spelling finds it.
-create function email_unsubscribe.in_one_form(address text) returns text
+create function email_unsubscribe.normalised_address(address text) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -15,7 +15,7 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    new.sender := email_unsubscribe.in_one_form(new.sender);
+    new.sender := email_unsubscribe.normalised_address(new.sender);
     return new;
 end
 $$;
@@ -29,12 +29,12 @@ before insert or update on email_unsubscribe.unsubscribe_history
 for each row execute function email_unsubscribe.normalise_sender();
 
 -- A domain may be given as @shop.example, or with a trailing dot.
-create function email_unsubscribe.entry_in_one_form(entry_type text, value text) returns text
+create function email_unsubscribe.normalised_entry(entry_type text, value text) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select case entry_type when 'domain' then rtrim(ltrim(email_unsubscribe.in_one_form(value), '@'), '.')
-                           else email_unsubscribe.in_one_form(value) end
+    select case entry_type when 'domain' then rtrim(ltrim(email_unsubscribe.normalised_address(value), '@'), '.')
+                           else email_unsubscribe.normalised_address(value) end
 $$;
 
 create function email_unsubscribe.normalise_entry() returns trigger
@@ -42,7 +42,7 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    new.value := email_unsubscribe.entry_in_one_form(new.entry_type, new.value);
+    new.value := email_unsubscribe.normalised_entry(new.entry_type, new.value);
     return new;
 end
 $$;
@@ -320,7 +320,7 @@ before update or delete or truncate on email_unsubscribe.audit_log
 for each statement execute function email_unsubscribe.refuse_change();
 
 revoke execute on function
-    email_unsubscribe.in_one_form(text), email_unsubscribe.entry_in_one_form(text, text),
+    email_unsubscribe.normalised_address(text), email_unsubscribe.normalised_entry(text, text),
     email_unsubscribe.normalise_sender(), email_unsubscribe.normalise_entry(),
     email_unsubscribe.refresh_senders(text []), email_unsubscribe.tally(text []), email_unsubscribe.follow_senders(),
     email_unsubscribe.settle_once(), email_unsubscribe.end_once(), email_unsubscribe.audit_attempt(),

@@ -105,13 +105,13 @@ insert into email_unsubscribe.allow_list (entry_type, value) values ($1, $2) on 
 -- $1 type   $2 value
 select a.id, a.entry_type, a.value, a.created_at
 from email_unsubscribe.allow_list as a
-where a.entry_type = $1 and a.value = email_unsubscribe.entry_in_one_form($1, $2);
+where a.entry_type = $1 and a.value = email_unsubscribe.normalised_entry($1, $2);
 
 -- name: disallow
 -- $1 type   $2 value
 with deleted as (
     delete from email_unsubscribe.allow_list as a
-    where a.entry_type = $1 and a.value = email_unsubscribe.entry_in_one_form($1, $2)
+    where a.entry_type = $1 and a.value = email_unsubscribe.normalised_entry($1, $2)
     returning 1
 )
 select count(*) from deleted;
@@ -135,7 +135,7 @@ select count(*) from inserted;
 -- name: sender
 -- $1 address
 select s.id, s.sender, s.first_seen, s.last_seen, s.unsubscribed_at, s.emails_after_unsubscribe
-from email_unsubscribe.senders as s where s.sender = email_unsubscribe.in_one_form($1);
+from email_unsubscribe.senders as s where s.sender = email_unsubscribe.normalised_address($1);
 
 -- name: senders
 -- $1 limit

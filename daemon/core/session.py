@@ -48,7 +48,10 @@ class Authenticate:
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """Subscribe the client to the topic if the user may read it: from `since`, or from now. If not, call `refuse`."""
+    """Let the client follow the topic from `since`, or from now, if the user may read it.
+
+    If not, answer with `forget` and `fault`.
+    """
 
     topic: Topic
     since: Position | None
@@ -126,11 +129,6 @@ class Session:
         self.user = user
         self._since = since
         self.seen = seen
-
-    def refuse(self, topic: Topic, fault: ClientFault, frame: FrameId | None) -> list[Action]:
-        """The topic cannot be followed: say why. The client may ask again."""
-        self.forget(topic)
-        return self.fault(fault, frame)
 
     def forget(self, topic: Topic) -> None:
         """The topic is not followed any more; the client may ask again."""

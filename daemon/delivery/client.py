@@ -309,9 +309,8 @@ class Client:
     def _refuse(self, follow: Follow, fault: ClientFault) -> None:
         """A topic that does not exist and one that is forbidden look the same."""
         self._context.hub.unfollow(follow.topic, self)
-        if self._session.phase is Phase.LIVE:
-            metrics.ERRORS.labels(code=fault.code).inc()
-        self._perform(self._session.refuse(follow.topic, fault, follow.frame))
+        self._session.forget(follow.topic)
+        self._perform(self._fault(fault, follow.frame))
 
     def _follow_live(self, follow: Follow) -> None:
         """Follow the topic from the head of the log on."""

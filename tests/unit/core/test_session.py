@@ -2,7 +2,7 @@ import json
 
 from daemon.core import wire
 from daemon.core.change import Position, Seq, Topic
-from daemon.core.errors import BadJson, NoSuchTopic
+from daemon.core.errors import BadJson
 from daemon.core.session import (
     MAX_TOPICS,
     Action,
@@ -84,10 +84,10 @@ def test_a_subscribe_asks_to_follow_the_topic() -> None:
     assert [Follow(Topic("users"), None, 7)] == receive(session, b'{"op": "subscribe", "topic": "users", "id": 7}')
 
 
-def test_a_refused_topic_is_forgotten_and_may_be_asked_for_again() -> None:
+def test_a_forgotten_topic_can_be_requested_again() -> None:
     session = a_live_session()
     receive(session, b'{"op": "subscribe", "topic": "users"}')
-    assert codes(session.refuse(Topic("users"), NoSuchTopic(), None)) == ["no_such_topic"]
+    session.forget(Topic("users"))
     assert {} == session.topics
     assert [Follow(Topic("users"), None, None)] == receive(session, b'{"op": "subscribe", "topic": "users"}')
 

@@ -1,11 +1,11 @@
-"""A small ChatGenius, for the tests to write in."""
+"""A small ChatGenius in which tests write rows."""
 
 from dataclasses import dataclass
 
 from daemon.postgres.connect import Connection
 from tests.support.daemon import Daemon
 
-# What a replica does, no trigger captures.
+# Triggers do not fire for a replica, so these deletes are not captured.
 EMPTY = """
 set session_replication_role = replica;
 do $$
@@ -25,7 +25,7 @@ reset session_replication_role;
 
 @dataclass
 class Chat:
-    """A small ChatGenius: two users, of whom only Ada is in the channel."""
+    """Two users and two channels. Ada is a member of both channels, Bob of none."""
 
     sql: Connection
     ada: str
@@ -39,7 +39,7 @@ class Chat:
 
     @classmethod
     async def begin(cls, sql: Connection) -> "Chat":
-        """Write the users and their channels into an empty ChatGenius."""
+        """Insert the users, channels and memberships into an empty ChatGenius."""
 
         async def user(name: str) -> str:
             found: str = await sql.fetchval(
@@ -53,7 +53,7 @@ class Chat:
             found: str = await sql.fetchval("insert into chatgenius.channels (name) values ($1) returning id", name)
             return found
 
-        async with sql.transaction():  # whoever is taken in may read all of it
+        async with sql.transaction():  # members may read everything from their transaction on
             chat = cls(sql, await user("ada"), await user("bob"), await channel("general"), await channel("random"))
             for joined in (chat.channel, chat.other):
                 await sql.execute(
@@ -63,14 +63,14 @@ class Chat:
 
     @classmethod
     async def begin_again(cls, sql: Connection, daemon: Daemon) -> "Chat":
-        """Empty a ChatGenius that other tests have used, begin anew, and wait until this daemon knows it."""
+        """Empty a used ChatGenius, fill it again, and wait until this daemon has delivered the new rows."""
         await sql.execute(EMPTY)
         chat = await cls.begin(sql)
         await chat.settled(daemon)
         return chat
 
     async def say(self, content: str, channel: str | None = None) -> str:
-        """Ada writes a message; its id."""
+        """Insert a message from Ada; return its id."""
         found: str = await self.sql.fetchval(
             "insert into chatgenius.messages (channel_id, user_id, content) values ($1, $2, $3) returning id",
             channel or self.channel,
@@ -80,7 +80,7 @@ class Chat:
         return found
 
     async def settled(self, daemon: Daemon) -> None:
-        """Wait until the daemon has told everything that was written up to now."""
+        """Wait until the daemon has delivered everything written so far."""
         async with daemon.client(self.ada) as client:
             await client.subscribe(f"user:{self.ada}")
             marker = await self.sql.fetchval(

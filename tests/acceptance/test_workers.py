@@ -217,8 +217,8 @@ async def test_the_daemon_is_ready_when_all_workers_are_and_reports_to_systemd(d
 
 async def test_workers_accept_from_a_socket_passed_by_systemd(database: str, chat: Chat) -> None:
     elsewhere = {"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}
-    handed_over = "tests.acceptance.handed_over"
-    async with daemon_process(database, "--workers", "2", module=handed_over, environment=elsewhere) as daemon:
+    socket_activated = "tests.acceptance.socket_activated"
+    async with daemon_process(database, "--workers", "2", module=socket_activated, environment=elsewhere) as daemon:
         places = {line["listen"] for line in lines(daemon, "serving")}
         assert 1 == len(places)
         async with one_on_each(daemon, chat.ada) as clients:

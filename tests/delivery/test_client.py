@@ -1,4 +1,4 @@
-"""One client's life, over a real log and a socket whose peer reads when the test says so."""
+"""`Client` with a real log, and a socket whose peer reads when the test says so."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from tests.delivery.versions import ONE, SERVED, THREE, TWO, GatedLog, a_hub, ve
 from tests.gateway.peers import until
 from tests.support.postgres import Server
 
-LIMIT = 1000  # bytes that may wait
+LIMIT = 1000  # bytes that may be queued
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +38,23 @@ class Claims:
     expires = float("inf")
 
 
-class Anybody:
-    """Grants that keep nothing from anybody."""
+class AllowAll:
+    """Grants that allow every topic."""
 
     async def readable_from(self, user: str, topic: Topic) -> Seq | None:
         return Seq(0)
 
 
 class Socket:
-    """Its peer takes everything at once, but while it is `full`: then nothing."""
+    """A socket whose peer reads everything at once, or nothing while the socket is `full`."""
 
     session = "01J00000000000000000000000"
 
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
         self.full = False
-        self.waits = asyncio.Event()
-        self.room = asyncio.Event()
+        self.waiting = asyncio.Event()
+        self.has_room = asyncio.Event()
 
     def write(self, frames: bytes) -> int:
         self.frames += map(json.loads, frames.splitlines())
@@ -65,14 +65,14 @@ class Socket:
 
     async def drained(self) -> None:
         while self.full:
-            self.room.clear()
-            self.waits.set()
-            await self.room.wait()
+            self.has_room.clear()
+            self.waiting.set()
+            await self.has_room.wait()
 
     def read(self) -> None:
-        """The peer reads on."""
+        """Let the peer read again."""
         self.full = False
-        self.room.set()
+        self.has_room.set()
 
     def close(self, code: int, reason: str) -> None:
         raise AssertionError(code)
@@ -84,8 +84,8 @@ class Socket:
         return [change["seq"] for frame in self.frames for change in frame.get("changes", ())]
 
 
-class Life:
-    """A client that was welcomed, its hub, and the time."""
+class ClientHarness:
+    """A client that has been welcomed, with its hub and its clock."""
 
     def __init__(self, hub: Hub, log_reader: PgLogReader, replay_reader: ReplayReader | None = None) -> None:
         self.hub = hub
@@ -97,7 +97,7 @@ class Life:
             hub=hub,
             log_reader=log_reader,
             replay_reader=replay_reader or log_reader,
-            rights=Rights(hub, Anybody(), self._is_delivered),
+            rights=Rights(hub, AllowAll(), self._is_delivered),
             router=SERVED,
             authenticate=lambda _: Claims(),
             wait_until_delivered=self._is_delivered,
@@ -115,7 +115,7 @@ class Life:
         self.say(op="hello", token="t")
 
     async def _is_delivered(self, seq: Seq) -> None:
-        """At once: the hub has delivered everything."""
+        """Return at once: the hub has delivered everything."""
 
     def say(self, **frame: object) -> None:
         self.client.message_received(json.dumps(frame).encode())
@@ -132,11 +132,11 @@ class Life:
     async def publish(self, upto: int, *ends: tuple[Seq, Right]) -> None:
         """Move the hub along the log, as the pump does."""
         changes = [change for change in await self.log.read(self.hub.position.seq, 100) if change.seq <= upto]
-        gone = [RightEnd(seq, right, lambda _: True) for seq, right in ends]
-        self.hub.publish(changes, Position(self.hub.position.epoch, Seq(upto)), lambda _: (), gone)
+        revocations = [RightEnd(seq, right, lambda _: True) for seq, right in ends]
+        self.hub.publish(changes, Position(self.hub.position.epoch, Seq(upto)), lambda _: (), revocations)
 
     def beat(self) -> dict[str, Any] | None:
-        """What is said at the next heartbeat, if anything is."""
+        """The frame sent at the next heartbeat; None if there is none."""
         before = len(self.socket.frames)
         self.now += 30
         self.client.tick(self.now)
@@ -144,120 +144,122 @@ class Life:
 
 
 @pytest.fixture
-async def life(pool: Pool) -> Life:
-    """At 8: the hub has told the first version of every row."""
+async def harness(pool: Pool) -> ClientHarness:
+    """A client of a hub at 8, which has delivered the first version of every row."""
     hub = await a_hub(pool)
     hub.position = Position(hub.position.epoch, Seq(8))
-    return Life(hub, PgLogReader(pool))
+    return ClientHarness(hub, PgLogReader(pool))
 
 
-async def test_a_slow_client_has_nothing_live_and_receives_the_rest_when_it_has_read(life: Life) -> None:
+async def test_a_slow_client_gets_no_live_changes_and_catches_up_once_it_has_read(harness: ClientHarness) -> None:
     for topic in (ONE, TWO):
-        await life.subscribe(topic)
+        await harness.subscribe(topic)
     times, slow = metrics.BEHIND._value.get(), metrics.CLIENTS_BEHIND._value.get()
-    life.socket.full = True
-    await life.publish(16)
-    assert 0 == life.hub.subscriptions
+    harness.socket.full = True
+    await harness.publish(16)
+    assert 0 == harness.hub.subscriptions
     assert (slow + 1, times + 1) == (metrics.CLIENTS_BEHIND._value.get(), metrics.BEHIND._value.get())
-    sent = len(life.socket.frames)
-    await life.publish(20)
-    await life.publish(24)
-    await life.socket.waits.wait()
-    assert sent == len(life.socket.frames)
-    life.socket.read()
-    await life.until(lambda: "resumed" in life.socket.ops())
-    assert (2, slow) == (life.hub.subscriptions, metrics.CLIENTS_BEHIND._value.get())
-    seqs = life.socket.seqs()
+    sent = len(harness.socket.frames)
+    await harness.publish(20)
+    await harness.publish(24)
+    await harness.socket.waiting.wait()
+    assert sent == len(harness.socket.frames)
+    harness.socket.read()
+    await harness.until(lambda: "resumed" in harness.socket.ops())
+    assert (2, slow) == (harness.hub.subscriptions, metrics.CLIENTS_BEHIND._value.get())
+    seqs = harness.socket.seqs()
     assert sorted(set(seqs)) == seqs
     assert 4 == len(seqs)  # two rows, two versions each
 
 
-async def test_what_a_slow_client_subscribes_to_waits_for_its_other_topics(life: Life) -> None:
-    await life.subscribe(ONE)
-    life.socket.full = True
-    await life.publish(16)
-    await life.subscribe(TWO)
-    await life.publish(24)
-    assert 0 == life.hub.subscriptions
-    life.socket.read()
-    await life.until(lambda: "resumed" in life.socket.ops())
-    assert 3 == len(life.socket.seqs())
-    assert sorted(life.socket.seqs()) == life.socket.seqs()
+async def test_a_slow_clients_new_subscription_waits_for_its_other_topics(harness: ClientHarness) -> None:
+    await harness.subscribe(ONE)
+    harness.socket.full = True
+    await harness.publish(16)
+    await harness.subscribe(TWO)
+    await harness.publish(24)
+    assert 0 == harness.hub.subscriptions
+    harness.socket.read()
+    await harness.until(lambda: "resumed" in harness.socket.ops())
+    assert 3 == len(harness.socket.seqs())
+    assert sorted(harness.socket.seqs()) == harness.socket.seqs()
 
 
-async def test_no_heartbeat_names_a_position_before_everything_has_been_sent(pool: Pool) -> None:
+async def test_a_heartbeat_has_no_position_during_a_replay(pool: Pool) -> None:
     hub, gated = await a_hub(pool), GatedLog(pool)
-    life = Life(hub, PgLogReader(pool), gated)
-    await life.subscribe(ONE)
-    assert {"op": "head", "pos": str(hub.position)} == life.beat()
-    await life.subscribe(TWO, since=8)
+    harness = ClientHarness(hub, PgLogReader(pool), gated)
+    await harness.subscribe(ONE)
+    assert {"op": "head", "pos": str(hub.position)} == harness.beat()
+    await harness.subscribe(TWO, since=8)
     await gated.reading.wait()
-    assert {"op": "head"} == life.beat()
+    assert {"op": "head"} == harness.beat()
     gated.go.set()
-    await life.until(lambda: "resumed" in life.socket.ops())
-    assert {"op": "head", "pos": str(hub.position)} == life.beat()
+    await harness.until(lambda: "resumed" in harness.socket.ops())
+    assert {"op": "head", "pos": str(hub.position)} == harness.beat()
 
 
-async def test_heartbeats_do_not_pile_up_for_who_does_not_read(life: Life) -> None:
-    life.socket.full = True
-    assert [None] * 5 == [life.beat() for _ in range(5)]
-    life.socket.full = False
-    life.read_age = 6.0
-    assert {"op": "head", "pos": str(life.hub.position), "stale": True} == life.beat()
+async def test_no_heartbeats_are_queued_for_a_client_that_does_not_read(harness: ClientHarness) -> None:
+    harness.socket.full = True
+    assert [None] * 5 == [harness.beat() for _ in range(5)]
+    harness.socket.full = False
+    harness.read_age = 6.0
+    assert {"op": "head", "pos": str(harness.hub.position), "stale": True} == harness.beat()
 
 
-async def test_a_stale_log_is_reported_once_at_the_next_tick_and_so_is_its_return(life: Life) -> None:
-    sent = len(life.socket.frames)
-    for silence in (4.9, 5.1, 6.1, 0.1, 1.0):
-        life.read_age = silence
-        life.client.tick(life.now)
-    pos = str(life.hub.position)
-    assert [{"op": "head", "pos": pos, "stale": True}, {"op": "head", "pos": pos}] == life.socket.frames[sent:]
+async def test_a_stale_log_and_its_recovery_are_each_reported_once_at_the_next_tick(harness: ClientHarness) -> None:
+    sent = len(harness.socket.frames)
+    for read_age in (4.9, 5.1, 6.1, 0.1, 1.0):
+        harness.read_age = read_age
+        harness.client.tick(harness.now)
+    pos = str(harness.hub.position)
+    assert [{"op": "head", "pos": pos, "stale": True}, {"op": "head", "pos": pos}] == harness.socket.frames[sent:]
 
 
-async def test_a_right_that_ends_while_a_client_is_slow_ends_its_replay_of_the_topic(life: Life) -> None:
+async def test_a_right_that_ends_while_a_client_is_slow_ends_its_replay_of_the_topic(harness: ClientHarness) -> None:
     for topic in (ONE, TWO):
-        await life.subscribe(topic)
-    life.socket.full = True
-    await life.publish(12)
-    await life.publish(24, (Seq(20), Right("ada", ONE)))
-    life.socket.read()
-    await life.until(lambda: "resumed" in life.socket.ops())
-    [revoked] = [frame for frame in life.socket.frames if frame["op"] == "revoked"]
-    assert (ONE, f"{life.hub.position.epoch}:20") == (revoked["topic"], revoked["pos"])
-    later = life.socket.frames[life.socket.frames.index(revoked) :]
+        await harness.subscribe(topic)
+    harness.socket.full = True
+    await harness.publish(12)
+    await harness.publish(24, (Seq(20), Right("ada", ONE)))
+    harness.socket.read()
+    await harness.until(lambda: "resumed" in harness.socket.ops())
+    [revoked] = [frame for frame in harness.socket.frames if frame["op"] == "revoked"]
+    assert (ONE, f"{harness.hub.position.epoch}:20") == (revoked["topic"], revoked["pos"])
+    later = harness.socket.frames[harness.socket.frames.index(revoked) :]
     assert {TWO} == {frame["topic"] for frame in later if frame["op"] == "changes"}
-    assert 1 == life.hub.subscriptions
+    assert 1 == harness.hub.subscriptions
 
 
-async def test_numbers_that_are_lost_reset_every_topic_of_a_slow_client_before_anything_else(life: Life) -> None:
+async def test_a_discontinuity_resets_every_topic_of_a_slow_client_before_anything_else(
+    harness: ClientHarness,
+) -> None:
     for topic in (ONE, TWO, THREE):
-        await life.subscribe(topic)
-    life.socket.full = True
-    await life.publish(16)
-    life.hub.move(Position(life.hub.position.epoch, Seq(10_000_024)), "crash")
-    sent = len(life.socket.frames)
-    life.socket.read()
-    await life.until(lambda: "resumed" in life.socket.ops())
-    assert ["reset", "reset", "reset", "resumed"] == life.socket.ops()[sent:]
-    assert 3 == life.hub.subscriptions
+        await harness.subscribe(topic)
+    harness.socket.full = True
+    await harness.publish(16)
+    harness.hub.move(Position(harness.hub.position.epoch, Seq(10_000_024)), "crash")
+    sent = len(harness.socket.frames)
+    harness.socket.read()
+    await harness.until(lambda: "resumed" in harness.socket.ops())
+    assert ["reset", "reset", "reset", "resumed"] == harness.socket.ops()[sent:]
+    assert 3 == harness.hub.subscriptions
 
 
-async def test_a_client_whose_connection_was_closed_learns_why_and_no_other_does(life: Life) -> None:
-    life.client.connection_lost(Close(4408, "too_slow"))
-    for session, last_close in ((life.socket.session, {"code": 4408, "reason": "too_slow"}), ("another", None)):
-        back = Socket()
+async def test_only_the_session_that_was_closed_is_sent_the_reason_when_it_returns(harness: ClientHarness) -> None:
+    harness.client.connection_lost(Close(4408, "too_slow"))
+    for session, last_close in ((harness.socket.session, {"code": 4408, "reason": "too_slow"}), ("another", None)):
+        returning = Socket()
         hello = {"op": "hello", "token": "t", "session": session}
-        Client(life.context, back).message_received(json.dumps(hello).encode())
-        assert last_close == back.frames[0].get("last_close")
+        Client(harness.context, returning).message_received(json.dumps(hello).encode())
+        assert last_close == returning.frames[0].get("last_close")
 
 
-async def test_a_slow_client_that_goes_leaves_nothing_behind(life: Life) -> None:
+async def test_nothing_remains_of_a_slow_client_that_disconnects(harness: ClientHarness) -> None:
     slow = metrics.CLIENTS_BEHIND._value.get()
-    await life.subscribe(ONE)
-    life.socket.full = True
-    await life.publish(16)
-    life.client.connection_lost(None)
-    assert (0, slow) == (life.hub.subscriptions, metrics.CLIENTS_BEHIND._value.get())
-    await life.publish(24, (Seq(20), Right("ada", ONE)))
-    assert "revoked" not in life.socket.ops()
+    await harness.subscribe(ONE)
+    harness.socket.full = True
+    await harness.publish(16)
+    harness.client.connection_lost(None)
+    assert (0, slow) == (harness.hub.subscriptions, metrics.CLIENTS_BEHIND._value.get())
+    await harness.publish(24, (Seq(20), Right("ada", ONE)))
+    assert "revoked" not in harness.socket.ops()

@@ -1,4 +1,4 @@
-"""A transaction with more changes than are told: its topics are reset in its place, and its rights end."""
+"""Transactions with more changes than the limit: each topic is reset once, and revoked rights still end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ select rowcast.watch('app.rooms', $$'room:' || r.room$$, '{id,room}',
 
 
 async def write(database: str, pool: Pool, sql: Connection, *statements: str) -> None:
-    """Each a transaction, numbered in their order."""
+    """Run each statement in a transaction of its own, and wait until all are numbered."""
     async with leader(database, pool):
         for statement in statements:
             await sql.execute(statement)
@@ -110,11 +110,11 @@ async def test_a_read_of_topics_returns_the_same_as_a_read_of_the_log(log: PgLog
 
 
 @pytest.mark.parametrize("after", range(2, 11))
-async def test_a_position_inside_a_too_large_transaction_goes_on_with_what_is_left_of_it(
+async def test_a_read_from_inside_a_too_large_transaction_returns_the_rest_of_it(
     log: PgLogReader, after: int
 ) -> None:
-    left = [change for change in LARGE + LAST if change[0] > after]
-    assert left == summary(list((await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)).changes))
+    rest = [change for change in LARGE + LAST if change[0] > after]
+    assert rest == summary(list((await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)).changes))
 
 
 async def test_the_rest_of_a_transaction_is_delivered_if_it_is_not_too_large(log: PgLogReader) -> None:
@@ -122,25 +122,25 @@ async def test_the_rest_of_a_transaction_is_delivered_if_it_is_not_too_large(log
     assert [6, 7, 8, 9, 10, 11] == [change.seq for change in await everything(log, after=5)]
 
 
-async def test_one_read_for_topics_goes_on_behind_a_too_large_transaction(log: PgLogReader) -> None:
+async def test_one_read_of_topics_continues_after_a_too_large_transaction(log: PgLogReader) -> None:
     assert [SMALL[0], LARGE[0], *LAST] == summary(list((await log.read_topics([ONE], Seq(0), Seq(11), 3)).changes))
 
 
-class Counted(PgLogReader):
-    """The real log, and how many rows each statement brought."""
+class CountingLogReader(PgLogReader):
+    """The real log reader, which counts the rows that each statement returns."""
 
     def __init__(self, pool: Pool, transaction_changes: int) -> None:
         super().__init__(pool, transaction_changes)
         self.counts: list[int] = []
 
-    async def _fetch(self, within: float, name: str, *arguments: object) -> list[asyncpg.Record]:
-        rows = await super()._fetch(within, name, *arguments)
+    async def _fetch(self, time_limit: float, name: str, *arguments: object) -> list[asyncpg.Record]:
+        rows = await super()._fetch(time_limit, name, *arguments)
         self.counts.append(len(rows))
         return rows
 
 
 async def test_a_too_large_transaction_is_never_fetched_whole(log: PgLogReader, written: Pool) -> None:
-    counted = Counted(written, MAX_CHANGES)
+    counted = CountingLogReader(written, MAX_CHANGES)
     await everything(counted, limit=3)
     await counted.read_topics([ONE, TWO], Seq(0), Seq(11), 3)
     assert 3 == max(counted.counts)
@@ -181,7 +181,7 @@ def ends(changes: list[Change]) -> list[tuple[int, Right]]:
     return [(change.seq, change.ends) for change in changes if change.ends]
 
 
-async def test_rights_that_end_in_a_too_large_transaction_come_along(
+async def test_rights_revoked_in_a_too_large_transaction_are_read_with_it(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     await sql.execute(ROOMS)
@@ -199,7 +199,7 @@ async def test_rights_that_end_in_a_too_large_transaction_come_along(
     )
 
 
-async def test_where_too_many_rights_end_they_all_do(
+async def test_all_rights_end_when_one_transaction_ends_too_many(
     database: str, pool: Pool, sql: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("daemon.log.reader.MAX_ENDED_RIGHTS", 2)
@@ -228,22 +228,20 @@ FOLLOWED = [ONE, TWO, Topic("more:1")]
     ("topic", "covered"),
     [("row:1", [ONE]), ("row:9", []), ("*app", [ONE, TWO]), ("*more", FOLLOWED[2:]), ("*", FOLLOWED)],
 )
-def test_a_too_large_transaction_puts_in_doubt_what_it_touched_and_nothing_else(
-    topic: str, covered: list[Topic]
-) -> None:
+def test_a_too_large_transaction_resets_only_the_topics_that_it_touched(topic: str, covered: list[Topic]) -> None:
     limit = a_limit(topic)
     assert ([limit], []) == SERVED.validate([limit])
     assert covered == list(SERVED.topics_to_reset(limit, FOLLOWED))
 
 
 @pytest.mark.parametrize("topic", ["other:1", "*other"])
-def test_a_too_large_transaction_elsewhere_is_nothing_to_our_clients(topic: str) -> None:
+def test_a_too_large_transaction_in_another_schema_is_ignored(topic: str) -> None:
     assert ([], []) == SERVED.validate([a_limit(topic, "other")])
 
 
-def test_where_all_rights_of_a_pack_end_those_of_other_packs_do_not() -> None:
-    everybody = Right(None, None)
-    limits = [a_limit("row:1", ends=everybody), a_limit("other:1", "other", everybody)]
+def test_ending_all_rights_of_one_pack_leaves_those_of_other_packs() -> None:
+    every_right = Right(None, None)
+    limits = [a_limit("row:1", ends=every_right), a_limit("other:1", "other", every_right)]
     [end] = SERVED.ended_rights(limits)
-    assert (7, everybody) == (end.seq, end.right)
+    assert (7, every_right) == (end.seq, end.right)
     assert [ONE, TWO] == [topic for topic in (ONE, Topic("other:1"), TWO) if end.serves(topic)]

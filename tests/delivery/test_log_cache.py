@@ -1,4 +1,4 @@
-"""The newest changes, held in memory: what is answered from there, what is not, and what it costs."""
+"""`LogCache`: which reads it answers, which it leaves to the log, and how much memory it takes."""
 
 import json
 import tracemalloc
@@ -15,24 +15,24 @@ from daemon.packs import Pack, Row
 HERE, THERE = Topic("room:1"), Topic("room:2")
 
 
-class Asked(Exception):
-    """The log behind the memory was asked."""
+class LogWasRead(Exception):
+    """The log behind the cache was read."""
 
 
-class Behind:
-    """A log that nobody ought to ask."""
+class UnreadableLog:
+    """A log behind the cache; every read of it raises LogWasRead."""
 
     async def head(self) -> Position:
-        raise Asked
+        raise LogWasRead
 
     async def read(self, after: Seq, limit: int) -> Sequence[Change]:
-        raise Asked
+        raise LogWasRead
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
-        raise Asked
+        raise LogWasRead
 
     async def continuity(self, since: Position) -> str | None:
-        raise Asked
+        raise LogWasRead
 
 
 class Note(Row):
@@ -44,14 +44,14 @@ SERVED = PackRouter({"app": Pack("app", {"notes": Note}, (r"room:\d+",))})
 
 
 def a_change(seq: int, topic: Topic = HERE, kind: Kind = Kind.INSERT, *, row: int = 0, tx: int = 0) -> Change:
-    """About the row `row`, in a transaction of its own unless `tx` is given."""
+    """A change of row `row`, in a transaction of its own unless `tx` is given."""
     row = row or seq
     record = json.dumps({"id": row, "text": str(seq)}) if kind in (Kind.INSERT, Kind.UPDATE, Kind.RESTORE) else None
     return Change(Seq(seq), str(tx or seq), "", "app", "notes", topic, kind, json.dumps({"id": row}), record)
 
 
 def a_cache(max_bytes: int = 2**20, at: int = 0) -> LogCache:
-    cache = LogCache(Behind(), max_bytes)
+    cache = LogCache(UnreadableLog(), max_bytes)
     cache.restart(Position("e", Seq(at)))
     return cache
 
@@ -66,17 +66,17 @@ async def read_seqs(cache: LogCache, after: int, upto: int, *topics: Topic, limi
 
 
 async def first_held(cache: LogCache, upto: int) -> int:
-    """The first place from which memory answers."""
+    """The first position from which the cache answers."""
     for after in range(upto + 1):
         try:
             await read_seqs(cache, after, upto)
-        except Asked:
+        except LogWasRead:
             continue
         return after
-    raise AssertionError("nothing is held, not even the end")
+    raise AssertionError("the cache answers nothing, not even from the head")
 
 
-async def test_added_changes_are_read_from_memory_between_any_two_positions() -> None:
+async def test_added_changes_are_read_from_the_cache_between_any_two_positions() -> None:
     cache = a_cache(at=10)
     add(cache, a_change(11), a_change(12, THERE), a_change(13))
     add(cache, a_change(14, THERE))
@@ -88,49 +88,50 @@ async def test_added_changes_are_read_from_memory_between_any_two_positions() ->
 
 
 @pytest.mark.parametrize("since", [Position("e", Seq(9)), Position("e", Seq(12)), Position("f", Seq(11))])
-async def test_what_memory_cannot_know_is_asked_of_the_log(since: Position) -> None:
+async def test_positions_outside_the_cache_are_looked_up_in_the_log(since: Position) -> None:
     cache = a_cache(at=10)
     add(cache, a_change(11))
-    with pytest.raises(Asked):
+    with pytest.raises(LogWasRead):
         await cache.continuity(since)
     for after, upto in ((9, 11), (10, 12)):
-        with pytest.raises(Asked):
+        with pytest.raises(LogWasRead):
             await read_seqs(cache, after, upto)
 
 
-async def test_numbers_between_two_terms_are_asked_of_the_log_and_the_changes_beside_them_are_not() -> None:
+async def test_only_the_numbers_between_two_terms_are_looked_up_in_the_log() -> None:
     cache = a_cache(at=10)
     add(cache, a_change(11))
     add(cache, a_change(101), a_change(102))
     for seq in (12, 99, 100):
-        with pytest.raises(Asked):
+        with pytest.raises(LogWasRead):
             await cache.continuity(Position("e", Seq(seq)))
     assert {None} == {await cache.continuity(Position("e", Seq(seq))) for seq in (10, 11, 101, 102)}
     assert [11, 101, 102] == await read_seqs(cache, 10, 102)
 
 
-async def test_after_a_break_nothing_of_before_is_held() -> None:
+async def test_a_discontinuity_empties_the_cache() -> None:
     cache = a_cache()
     add(cache, a_change(1))
     cache.restart(Position("e", Seq(100)))
     add(cache, a_change(101))
-    with pytest.raises(Asked):
+    with pytest.raises(LogWasRead):
         await read_seqs(cache, 0, 101)
-    with pytest.raises(Asked):
+    with pytest.raises(LogWasRead):
         await cache.continuity(Position("e", Seq(1)))
     assert [101] == await read_seqs(cache, 100, 101)
 
 
-async def test_nothing_of_before_a_too_large_transaction_is_held_since_it_may_have_deleted_it() -> None:
+async def test_a_too_large_transaction_evicts_all_changes_before_it() -> None:
     cache = a_cache()
+    # The transaction at 50 may have deleted any row.
     add(cache, a_change(1), a_change(50, THERE, Kind.LIMIT), a_change(51))
-    with pytest.raises(Asked):
+    with pytest.raises(LogWasRead):
         await read_seqs(cache, 0, 51)
     add(cache, a_change(52))
     assert [52] == await read_seqs(cache, 51, 52)
 
 
-async def test_a_transaction_is_read_whole_however_small_the_limit() -> None:
+async def test_a_transaction_is_read_whole_whatever_the_limit() -> None:
     cache = a_cache(max_bytes=100_000)
     for tx in range(100):
         add(cache, *(a_change(tx * 3 + place, tx=tx + 1) for place in (1, 2, 3)))
@@ -155,15 +156,15 @@ async def test_the_content_of_a_deleted_row_is_hidden_in_every_topic() -> None:
     assert [2, 3, 6, 7, 8] == await read_seqs(cache, 0, 8)
 
 
-async def test_a_deletion_that_its_model_refuses_takes_the_content_away_too() -> None:
+async def test_an_invalid_delete_still_hides_the_rows_earlier_content() -> None:
     cache = a_cache()
     add(cache, a_change(1, row=7), a_change(2, row=8))
-    refused = Change(Seq(3), "3", "", "app", "notes", HERE, Kind.DELETE, '{"id": 7}', record="unexpected")
-    add(cache, refused)
+    invalid = Change(Seq(3), "3", "", "app", "notes", HERE, Kind.DELETE, '{"id": 7}', record="unexpected")
+    add(cache, invalid)
     assert [2] == await read_seqs(cache, 0, 3)
 
 
-async def test_content_between_two_deletions_of_a_row_stays_away_when_the_first_is_held_no_more() -> None:
+async def test_content_between_two_deletes_stays_hidden_after_the_first_delete_is_evicted() -> None:
     cache = a_cache(max_bytes=20_000)
     add(cache, a_change(1, kind=Kind.DELETE, row=7))
     for seq in range(2, 11):
@@ -180,7 +181,7 @@ async def test_content_between_two_deletions_of_a_row_stays_away_when_the_first_
 
 
 @pytest.mark.parametrize("max_bytes", range(4 * OVERHEAD, 7 * OVERHEAD, 100))
-async def test_a_memory_of_a_few_changes_holds_all_that_lies_behind_its_first_place(max_bytes: int) -> None:
+async def test_a_small_cache_holds_every_change_after_its_first_position(max_bytes: int) -> None:
     cache = a_cache(max_bytes)
     for seq in range(1, 40):
         add(cache, a_change(seq, kind=Kind.LEAVE) if seq % 5 else a_change(seq, kind=Kind.DELETE))
@@ -188,7 +189,7 @@ async def test_a_memory_of_a_few_changes_holds_all_that_lies_behind_its_first_pl
         assert list(range(held + 1, seq + 1)) == await read_seqs(cache, held, seq)
 
 
-async def test_a_row_whose_content_was_gone_when_its_deletion_was_read_is_evicted_like_any_other() -> None:
+async def test_a_change_whose_content_is_already_removed_is_evicted_like_any_other() -> None:
     cache = a_cache(max_bytes=10_000)
     add(cache, a_change(1)._replace(record=None), a_change(2, kind=Kind.DELETE, row=1))
     for seq in range(3, 30):
@@ -197,16 +198,19 @@ async def test_a_row_whose_content_was_gone_when_its_deletion_was_read_is_evicte
     assert 2 < await first_held(cache, 29)
 
 
-async def test_changes_from_memory_are_not_validated_again() -> None:
+async def test_changes_from_the_cache_are_not_validated_again() -> None:
     cache = a_cache()
-    unfit = Change(Seq(1), "1", "", "app", "notes", HERE, Kind.INSERT, "{}", "{}")
-    cache.add([unfit], [unfit])
+    invalid = Change(Seq(1), "1", "", "app", "notes", HERE, Kind.INSERT, "{}", "{}")
+    cache.add([invalid], [invalid])
     answer = await cache.read_topics([HERE], Seq(0), Seq(1), 10)
-    assert [unfit] == SERVED.deliverable(answer)
-    assert ([], ["app"]) == (SERVED.validate([unfit])[0], [letter.pack for letter in SERVED.validate([unfit])[1]])
+    assert [invalid] == SERVED.deliverable(answer)
+    assert ([], ["app"]) == (
+        SERVED.validate([invalid])[0],
+        [dead_letter.pack for dead_letter in SERVED.validate([invalid])[1]],
+    )
 
 
-async def test_the_oldest_go_first_and_the_newest_stay() -> None:
+async def test_the_oldest_changes_are_evicted_first() -> None:
     cache = a_cache(max_bytes=50_000)
     for seq in range(1, 501):
         add(cache, a_change(seq))
@@ -214,17 +218,17 @@ async def test_the_oldest_go_first_and_the_newest_stay() -> None:
     floor = await first_held(cache, 500)
     assert 400 < floor < 480
     assert list(range(floor + 1, 501)) == await read_seqs(cache, floor, 500)
-    with pytest.raises(Asked):
+    with pytest.raises(LogWasRead):
         await cache.continuity(Position("e", Seq(floor - 1)))
 
 
-async def test_a_deletion_that_is_held_no_more_brings_nothing_of_before_back() -> None:
+async def test_evicting_a_delete_does_not_bring_back_the_rows_content() -> None:
     cache = a_cache(max_bytes=0)
     add(cache, a_change(1, row=9), a_change(2), a_change(3, kind=Kind.DELETE, row=9))
     assert 3 == await first_held(cache, upto=3)
 
 
-async def test_without_any_bytes_only_the_end_is_known() -> None:
+async def test_a_cache_of_zero_bytes_knows_only_the_head() -> None:
     cache = a_cache(max_bytes=0)
     add(cache, a_change(1), a_change(2))
     assert 2 == await first_held(cache, 2)
@@ -233,16 +237,16 @@ async def test_without_any_bytes_only_the_end_is_known() -> None:
 
 @pytest.mark.parametrize("kinds", [(Kind.INSERT,), (Kind.INSERT, Kind.DELETE)])
 @pytest.mark.parametrize("schema", ["app", "not served"])
-@pytest.mark.parametrize("letter", ["x", "\N{GREEK SMALL LETTER ALPHA}", "\N{ROCKET}"])
-def test_it_takes_no_more_memory_than_it_was_given(kinds: tuple[Kind, ...], schema: str, letter: str) -> None:
+@pytest.mark.parametrize("character", ["x", "\N{GREEK SMALL LETTER ALPHA}", "\N{ROCKET}"])
+def test_the_cache_takes_no_more_memory_than_its_limit(kinds: tuple[Kind, ...], schema: str, character: str) -> None:
     max_bytes = 2**20
     cache = a_cache(max_bytes)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for seq in range(1, 6001):
         kind, row = kinds[seq % len(kinds)], f'{{"id": {seq // len(kinds)}}}'
-        record = json.dumps({"id": seq, "text": letter * 50}, ensure_ascii=False) if kind is Kind.INSERT else None
-        # Nothing is shared: as it comes from the driver.
+        record = json.dumps({"id": seq, "text": character * 50}, ensure_ascii=False) if kind is Kind.INSERT else None
+        # No two changes share a string, as when they come from the driver.
         names = schema.encode().decode(), b"notes".decode()
         topic, at = Topic(f"room:{seq}"), f"2026-01-10T12:00:00.{seq:06}Z"
         change = Change(
@@ -255,14 +259,14 @@ def test_it_takes_no_more_memory_than_it_was_given(kinds: tuple[Kind, ...], sche
     assert held < max_bytes
 
 
-async def test_changes_that_the_log_has_dropped_are_not_read_from_memory() -> None:
+async def test_changes_dropped_from_the_log_are_not_read_from_the_cache() -> None:
     cache = a_cache()
     for seq in range(1, 11):
         add(cache, a_change(seq))
     cache.forget(Seq(6))
     assert 6 == await first_held(cache, 10)
     assert [7, 8, 9, 10] == await read_seqs(cache, 6, 10)
-    with pytest.raises(Asked):
+    with pytest.raises(LogWasRead):
         await cache.continuity(Position("e", Seq(5)))
     cache.forget(Seq(3))
     assert 6 == await first_held(cache, 10)

@@ -1,4 +1,4 @@
-"""The pump of the daemon that leads: what it is handed, what it reads, and that it tells nothing twice."""
+"""The leader's pump: it delivers the changes that it is offered or reads, each of them once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -28,7 +28,7 @@ class Version(Row):
 
 
 class GatedLog(PgLogReader):
-    """The real log; who reads it waits, with the answer in hand, while the gate is closed."""
+    """The real log. While the gate is closed, a read waits before it returns what it has found."""
 
     def __init__(self, pool: Pool) -> None:
         super().__init__(pool)
@@ -45,8 +45,8 @@ class GatedLog(PgLogReader):
         return found
 
 
-class Listener:
-    """A follower that keeps what it is told."""
+class Follower:
+    """A follower that keeps the frames that it receives."""
 
     user = "ada"
 
@@ -63,18 +63,18 @@ class Listener:
         raise AssertionError
 
 
-class Stand:
-    """A pump that does not poll, and who hears what it delivers."""
+class PumpHarness:
+    """A pump that does not poll, and a follower of what it delivers."""
 
     def __init__(self, log: GatedLog, router: PackRouter) -> None:
         self.log = log
         self.dead_letters: list[tuple[Change, str, str]] = []
-        self.burying = asyncio.Event()
-        self.grave = asyncio.Event()
-        self.grave.set()
+        self.storing = asyncio.Event()
+        self.may_store = asyncio.Event()
+        self.may_store.set()
         self.wakeup = asyncio.Event()
         self.hub = Hub(lambda payload: payload + b"\n")
-        self.listener = Listener()
+        self.follower = Follower()
         self.pump = Pump(
             log,
             self.wakeup,
@@ -87,29 +87,29 @@ class Stand:
         )
 
     async def _store_dead_letters(self, dead_letters: Sequence[tuple[Change, str, str]]) -> None:
-        self.burying.set()
-        await self.grave.wait()
+        self.storing.set()
+        await self.may_store.wait()
         self.dead_letters += dead_letters
 
     def versions(self) -> list[int]:
-        lines = b"".join(self.listener.frames).decode().split('"version":')[1:]
+        lines = b"".join(self.follower.frames).decode().split('"version":')[1:]
         return [int(line.partition("}")[0]) for line in lines]
 
 
 @asynccontextmanager
-async def pumping(database: str, pool: Pool, *models: str) -> AsyncIterator[Stand]:
-    """A leader that hands over to a pump, which has come to rest."""
+async def pumping(database: str, pool: Pool, *models: str) -> AsyncIterator[PumpHarness]:
+    """A leader that offers its changes to an idle pump."""
     tables = dict.fromkeys(models or ["rows"], Version)
-    stand = Stand(GatedLog(pool), PackRouter({"app": Pack("app", tables, (r"row:\d+",))}))
-    async with leader(database, pool, numbers=stand.wakeup, offer=stand.pump.offer, max_offered=CHUNK):
-        task = asyncio.create_task(stand.pump.run())
-        await stand.pump.started.wait()
-        while not stand.log.answers:
+    harness = PumpHarness(GatedLog(pool), PackRouter({"app": Pack("app", tables, (r"row:\d+",))}))
+    async with leader(database, pool, numbers=harness.wakeup, offer=harness.pump.offer, max_offered=CHUNK):
+        task = asyncio.create_task(harness.pump.run())
+        await harness.pump.started.wait()
+        while not harness.log.answers:
             await asyncio.sleep(0)
-        stand.hub.follow(ONE, stand.listener)
-        stand.log.reads = 0
+        harness.hub.follow(ONE, harness.follower)
+        harness.log.reads = 0
         try:
-            yield stand
+            yield harness
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -123,73 +123,75 @@ async def write(sql: Connection, *versions: int) -> None:
 async def test_offered_changes_are_delivered_without_reading_the_log(
     database: str, pool: Pool, sql: Connection
 ) -> None:
-    async with pumping(database, pool) as stand:
+    async with pumping(database, pool) as harness:
         for version in range(1, 6):
             await write(sql, version)
-            await stand.pump.wait_until_delivered(Seq(version))
-        assert [1, 2, 3, 4, 5] == stand.versions()
-        assert 0 == stand.log.reads
+            await harness.pump.wait_until_delivered(Seq(version))
+        assert [1, 2, 3, 4, 5] == harness.versions()
+        assert 0 == harness.log.reads
 
 
 async def test_changes_offered_during_a_read_are_delivered_at_once_and_only_once(
     database: str, pool: Pool, sql: Connection
 ) -> None:
-    async with pumping(database, pool) as stand:
-        stand.log.gate.clear()
-        stand.wakeup.set()
-        while not stand.log.reads:
+    async with pumping(database, pool) as harness:
+        harness.log.gate.clear()
+        harness.wakeup.set()
+        while not harness.log.reads:
             await asyncio.sleep(0)
         for version in range(1, 4):
             await write(sql, version)
-            await stand.pump.wait_until_delivered(Seq(version))
-        assert [1, 2, 3] == stand.versions()
-        stand.log.gate.set()
+            await harness.pump.wait_until_delivered(Seq(version))
+        assert [1, 2, 3] == harness.versions()
+        harness.log.gate.set()
         await write(sql, 4)
-        await stand.pump.wait_until_delivered(Seq(4))
-        assert [1, 2, 3, 4] == stand.versions()
+        await harness.pump.wait_until_delivered(Seq(4))
+        assert [1, 2, 3, 4] == harness.versions()
 
 
 async def test_changes_read_before_they_are_offered_are_delivered_once(
     database: str, pool: Pool, sql: Connection
 ) -> None:
-    async with pumping(database, pool) as stand:
-        await sql.execute("update app.rows set version = 1")  # more than is handed over: it is read
-        await stand.pump.wait_until_delivered(Seq(8))
-        stand.pump.offer(Seq(0), await stand.log.read(Seq(0), 1))
+    async with pumping(database, pool) as harness:
+        await sql.execute("update app.rows set version = 1")  # more than the leader offers: the pump reads it
+        await harness.pump.wait_until_delivered(Seq(8))
+        harness.pump.offer(Seq(0), await harness.log.read(Seq(0), 1))
         await write(sql, 2)
-        await stand.pump.wait_until_delivered(Seq(9))
-        assert [1, 2] == stand.versions()
+        await harness.pump.wait_until_delivered(Seq(9))
+        assert [1, 2] == harness.versions()
 
 
 async def test_changes_offered_while_older_ones_are_read_follow_them(
     database: str, pool: Pool, sql: Connection
 ) -> None:
-    async with pumping(database, pool) as stand:
-        stand.log.gate.clear()
-        await sql.execute("update app.rows set version = 1")  # more than is handed over
-        while not stand.log.reads:
+    async with pumping(database, pool) as harness:
+        harness.log.gate.clear()
+        await sql.execute("update app.rows set version = 1")  # more than the leader offers
+        while not harness.log.reads:
             await asyncio.sleep(0)
         limit = 3 * CHUNK
-        for version in range(2, limit):  # and more than is kept
+        for version in range(2, limit):  # more than the pump keeps of what it is offered
             await write(sql, version)
             await until_numbered(pool)
-        assert [] == stand.versions()
-        assert sum(len(changes) for _, changes in stand.pump._offered) <= CHUNK + 1
-        stand.log.gate.set()
-        await stand.pump.wait_until_delivered(Seq(8 + limit - 2))
-        assert list(range(1, limit)) == stand.versions()
+        assert [] == harness.versions()
+        assert sum(len(changes) for _, changes in harness.pump._offered) <= CHUNK + 1
+        harness.log.gate.set()
+        await harness.pump.wait_until_delivered(Seq(8 + limit - 2))
+        assert list(range(1, limit)) == harness.versions()
 
 
 async def test_an_offered_change_that_is_invalid_becomes_a_dead_letter(
     database: str, pool: Pool, sql: Connection
 ) -> None:
-    async with pumping(database, pool, "other") as stand:
+    async with pumping(database, pool, "other") as harness:
         await write(sql, 1)
-        await stand.pump.wait_until_delivered(Seq(1))
-        while not stand.dead_letters:
+        await harness.pump.wait_until_delivered(Seq(1))
+        while not harness.dead_letters:
             await asyncio.sleep(0)
-        assert [] == stand.versions()
-        assert [(Seq(1), "app", "table: no_row_model")] == [(c.seq, pack, why) for c, pack, why in stand.dead_letters]
+        assert [] == harness.versions()
+        assert [(Seq(1), "app", "table: no_row_model")] == [
+            (c.seq, pack, why) for c, pack, why in harness.dead_letters
+        ]
 
 
 async def test_nothing_is_delivered_before_an_earlier_invalid_change_is_stored(
@@ -198,20 +200,20 @@ async def test_nothing_is_delivered_before_an_earlier_invalid_change_is_stored(
     await sql.execute(
         "create table app.other (id integer primary key); select rowcast.watch('app.other', $$'row:1'$$, '{id}')"
     )
-    async with pumping(database, pool) as stand:
-        stand.log.gate.clear()
-        stand.wakeup.set()
-        while not stand.log.reads:  # a read is under way
+    async with pumping(database, pool) as harness:
+        harness.log.gate.clear()
+        harness.wakeup.set()
+        while not harness.log.reads:  # a read is under way
             await asyncio.sleep(0)
-        stand.grave.clear()
+        harness.may_store.clear()
         await sql.execute("insert into app.other values (1)")
-        await stand.pump.wait_until_delivered(Seq(1))
+        await harness.pump.wait_until_delivered(Seq(1))
         await write(sql, 1)
         await until_numbered(pool)
-        stand.log.gate.set()
-        await stand.burying.wait()
-        assert [] == stand.versions()
-        stand.grave.set()
-        await stand.pump.wait_until_delivered(Seq(2))
-        assert [1] == stand.versions()
-        assert [Seq(1)] == [change.seq for change, _, _ in stand.dead_letters]
+        harness.log.gate.set()
+        await harness.storing.wait()
+        assert [] == harness.versions()
+        harness.may_store.set()
+        await harness.pump.wait_until_delivered(Seq(2))
+        assert [1] == harness.versions()
+        assert [Seq(1)] == [change.seq for change, _, _ in harness.dead_letters]

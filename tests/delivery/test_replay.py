@@ -1,4 +1,4 @@
-"""From a client's position to the head, over a real log whose reads the test holds up."""
+"""`Replay` from a client's position to the head, over a real log whose reads a test can hold up."""
 
 import asyncio
 import json
@@ -19,8 +19,8 @@ from tests.support.log import leader, until_numbered
 from tests.support.postgres import Server
 
 
-class Reader:
-    """A ReplayTarget that keeps what it is sent, and which topics have joined."""
+class Recorder:
+    """A ReplayTarget that records the frames it is sent and the topics that have joined."""
 
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
@@ -36,7 +36,7 @@ class Reader:
         self.frames.append(json.loads(payload))
 
     async def drained(self) -> None:
-        """At once."""
+        """Return at once."""
 
     def versions(self, topic: Topic) -> list[int]:
         return [
@@ -66,69 +66,71 @@ async def pool(database: str, sql: Connection) -> AsyncIterator[Pool]:
         yield pool
 
 
-def a_replay(hub: Hub, reader: Reader, log: ReplayReader, places: dict[Topic, int], *, limit: int = 1000) -> Replay:
-    """A replay of these topics, each from its place."""
-    replay = Replay(reader, log, hub, SERVED, limit=limit, discontinuity=hub.discontinuity)
-    for topic, place in places.items():
-        replay.add(topic, Seq(place))
+def a_replay(
+    hub: Hub, recorder: Recorder, log: ReplayReader, positions: dict[Topic, int], *, limit: int = 1000
+) -> Replay:
+    """A replay of these topics, each from its position."""
+    replay = Replay(recorder, log, hub, SERVED, limit=limit, discontinuity=hub.discontinuity)
+    for topic, position in positions.items():
+        replay.add(topic, Seq(position))
     return replay
 
 
 async def test_missed_changes_are_sent_in_order_and_then_the_topic_joins(pool: Pool) -> None:
-    hub, reader = await a_hub(pool), Reader()
-    replay = a_replay(hub, reader, PgLogReader(pool), {ONE: 0, TWO: 16})
+    hub, recorder = await a_hub(pool), Recorder()
+    replay = a_replay(hub, recorder, PgLogReader(pool), {ONE: 0, TWO: 16})
     await replay.run()
-    assert ([1, 2, 3], [3]) == (reader.versions(ONE), reader.versions(TWO))
-    assert (4, {ONE, TWO}, []) == (replay.sent, set(reader.joined), list(replay))
+    assert ([1, 2, 3], [3]) == (recorder.versions(ONE), recorder.versions(TWO))
+    assert (4, {ONE, TWO}, []) == (replay.sent, set(recorder.joined), list(replay))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 1000])
-async def test_the_size_of_a_chunk_changes_nothing_that_is_sent(pool: Pool, chunk: int) -> None:
-    hub, reader = await a_hub(pool), Reader()
-    await a_replay(hub, reader, PgLogReader(pool), {ONE: 0, TWO: 8, THREE: 24}, limit=chunk).run()
-    assert ([1, 2, 3], [2, 3], []) == tuple(map(reader.versions, (ONE, TWO, THREE)))
+async def test_the_chunk_size_does_not_change_what_is_sent(pool: Pool, chunk: int) -> None:
+    hub, recorder = await a_hub(pool), Recorder()
+    await a_replay(hub, recorder, PgLogReader(pool), {ONE: 0, TWO: 8, THREE: 24}, limit=chunk).run()
+    assert ([1, 2, 3], [2, 3], []) == tuple(map(recorder.versions, (ONE, TWO, THREE)))
     for topic, since in ((ONE, 0), (TWO, 8)):
-        frames = [frame for frame in reader.frames if frame["topic"] == topic]
-        places = [f"{hub.position.epoch}:{since}", *(frame["pos"] for frame in frames)]
-        assert places[:-1] == [frame["prev"] for frame in frames]
+        frames = [frame for frame in recorder.frames if frame["topic"] == topic]
+        positions = [f"{hub.position.epoch}:{since}", *(frame["pos"] for frame in frames)]
+        assert positions[:-1] == [frame["prev"] for frame in frames]
 
 
 async def test_a_topic_added_while_the_log_is_read_is_replayed_too(pool: Pool) -> None:
-    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
-    replay = a_replay(hub, reader, log, {ONE: 0})
+    hub, recorder, log = await a_hub(pool), Recorder(), GatedLog(pool)
+    replay = a_replay(hub, recorder, log, {ONE: 0})
     replaying = asyncio.create_task(replay.run())
     await log.reading.wait()
     replay.add(TWO, Seq(0))
     log.go.set()
     await replaying
-    assert ([1, 2, 3], [1, 2, 3]) == (reader.versions(ONE), reader.versions(TWO))
+    assert ([1, 2, 3], [1, 2, 3]) == (recorder.versions(ONE), recorder.versions(TWO))
 
 
 async def test_a_topic_removed_while_the_log_is_read_is_sent_nothing_more(pool: Pool) -> None:
-    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
-    replay = a_replay(hub, reader, log, {ONE: 0, TWO: 0})
+    hub, recorder, log = await a_hub(pool), Recorder(), GatedLog(pool)
+    replay = a_replay(hub, recorder, log, {ONE: 0, TWO: 0})
     replaying = asyncio.create_task(replay.run())
     await log.reading.wait()
     replay.discard(TWO)
     log.go.set()
     await replaying
-    assert ([1, 2, 3], []) == (reader.versions(ONE), reader.versions(TWO))
-    assert [ONE] == reader.joined
+    assert ([1, 2, 3], []) == (recorder.versions(ONE), recorder.versions(TWO))
+    assert [ONE] == recorder.joined
 
 
 async def test_a_topic_added_again_at_another_position_is_replayed_from_there(pool: Pool) -> None:
-    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
-    replay = a_replay(hub, reader, log, {ONE: 16})
+    hub, recorder, log = await a_hub(pool), Recorder(), GatedLog(pool)
+    replay = a_replay(hub, recorder, log, {ONE: 16})
     replaying = asyncio.create_task(replay.run())
     await log.reading.wait()
     replay.discard(ONE)
     replay.add(ONE, Seq(8))
     log.go.set()
     await replaying
-    assert [2, 3] == reader.versions(ONE)
+    assert [2, 3] == recorder.versions(ONE)
 
 
-async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_repeated(
+async def test_changes_delivered_while_the_log_is_read_are_neither_lost_nor_repeated(
     pool: Pool, sql: Connection, database: str
 ) -> None:
     hub, log = await a_hub(pool), GatedLog(pool)
@@ -141,19 +143,19 @@ async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_r
             live.append(frames)
 
         def revoked(self, topic: Topic) -> None:
-            """Not here."""
+            """Does not happen here."""
 
         def discontinued(self) -> None:
-            """Neither."""
+            """Does not happen here either."""
 
     follower = Follower()
 
-    class JoiningReader(Reader):
+    class JoiningRecorder(Recorder):
         def join(self, topic: Topic) -> None:
             hub.follow(topic, follower)
 
-    reader = JoiningReader()
-    replaying = asyncio.create_task(a_replay(hub, reader, log, {ONE: 0}).run())
+    recorder = JoiningRecorder()
+    replaying = asyncio.create_task(a_replay(hub, recorder, log, {ONE: 0}).run())
     await log.reading.wait()
     async with leader(database, pool):
         await sql.execute("update app.rows set version = 4 where id = 1")
@@ -162,76 +164,76 @@ async def test_what_the_hub_delivers_while_the_log_is_read_is_neither_lost_nor_r
     hub.publish([fourth], Position(hub.position.epoch, fourth.seq), lambda _: ())
     log.go.set()
     await replaying
-    assert ([1, 2, 3, 4], []) == (reader.versions(ONE), live)
+    assert ([1, 2, 3, 4], []) == (recorder.versions(ONE), live)
     fifth = Change(Seq(fourth.seq + 1), "1", "", "app", "rows", ONE, Kind.UPDATE, "{}", '{"id":1,"version":5}')
     hub.publish([fifth], Position(hub.position.epoch, fifth.seq), lambda _: ())
     assert [5] == [json.loads(frame)["changes"][0]["record"]["version"] for frame in live]
 
 
-async def test_who_is_on_the_way_when_numbers_were_lost_is_reset_and_joins(pool: Pool) -> None:
-    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
-    replay = a_replay(hub, reader, log, {ONE: 0, TWO: 8})
+async def test_a_discontinuity_during_a_replay_resets_its_topics_and_they_join(pool: Pool) -> None:
+    hub, recorder, log = await a_hub(pool), Recorder(), GatedLog(pool)
+    replay = a_replay(hub, recorder, log, {ONE: 0, TWO: 8})
     replaying = asyncio.create_task(replay.run())
     await log.reading.wait()
     hub.move(Position(hub.position.epoch, Seq(10_000_024)), "crash")
     log.go.set()
     await replaying
     assert [("reset", "crash", ONE), ("reset", "crash", TWO)] == [
-        (frame["op"], frame["reason"], frame["topic"]) for frame in reader.frames
+        (frame["op"], frame["reason"], frame["topic"]) for frame in recorder.frames
     ]
-    assert ([ONE, TWO], []) == (reader.joined, list(replay))
+    assert ([ONE, TWO], []) == (recorder.joined, list(replay))
 
 
 async def test_a_topic_that_falls_behind_during_a_replay_is_sent_the_rest_and_all_join_together(pool: Pool) -> None:
     hub, log, joined = await a_hub(pool), GatedLog(pool), list[tuple[Topic, Seq]]()
 
-    class JoiningReader(Reader):
+    class JoiningRecorder(Recorder):
         def join(self, topic: Topic) -> None:
             joined.append((topic, hub.position.seq))
 
-    reader = JoiningReader()
+    recorder = JoiningRecorder()
     hub.position = Position(hub.position.epoch, Seq(16))
-    replay = a_replay(hub, reader, log, {ONE: 0})
+    replay = a_replay(hub, recorder, log, {ONE: 0})
     replaying = asyncio.create_task(replay.run())
     await log.reading.wait()
     replay.add(TWO, Seq(16), last_frame=Seq(10))  # delivered live up to 16, and its last frame was at 10
     hub.position = Position(hub.position.epoch, Seq(24))
     log.go.set()
     await replaying
-    assert ([1, 2, 3], [3]) == (reader.versions(ONE), reader.versions(TWO))
-    assert [f"{hub.position.epoch}:10"] == [frame["prev"] for frame in reader.frames if frame["topic"] == TWO]
+    assert ([1, 2, 3], [3]) == (recorder.versions(ONE), recorder.versions(TWO))
+    assert [f"{hub.position.epoch}:10"] == [frame["prev"] for frame in recorder.frames if frame["topic"] == TWO]
     assert [(ONE, 24), (TWO, 24)] == joined
     assert {} == replay._sent_positions
 
 
 async def test_no_topic_joins_while_another_is_still_behind(pool: Pool) -> None:
-    hub, reader, log = await a_hub(pool), Reader(), GatedLog(pool)
-    replaying = asyncio.create_task(a_replay(hub, reader, log, {ONE: 0, TWO: hub.position.seq}).run())
+    hub, recorder, log = await a_hub(pool), Recorder(), GatedLog(pool)
+    replaying = asyncio.create_task(a_replay(hub, recorder, log, {ONE: 0, TWO: hub.position.seq}).run())
     await log.reading.wait()
-    assert [] == reader.joined
+    assert [] == recorder.joined
     log.go.set()
     await replaying
-    assert [ONE, TWO] == reader.joined
+    assert [ONE, TWO] == recorder.joined
 
 
-async def test_nobody_joins_before_the_peer_has_taken_what_was_sent(pool: Pool) -> None:
-    class FullReader(Reader):
-        room = asyncio.Event()
+async def test_a_topic_joins_only_after_the_peer_has_read_what_was_sent(pool: Pool) -> None:
+    class FullRecorder(Recorder):
+        has_room = asyncio.Event()
 
         async def drained(self) -> None:
-            await self.room.wait()
+            await self.has_room.wait()
 
-    hub, reader = await a_hub(pool), FullReader()
-    replay = a_replay(hub, reader, PgLogReader(pool), {ONE: hub.position.seq})
+    hub, recorder = await a_hub(pool), FullRecorder()
+    replay = a_replay(hub, recorder, PgLogReader(pool), {ONE: hub.position.seq})
     replaying = asyncio.create_task(replay.run())
     await asyncio.sleep(0)
-    assert ([], [ONE]) == (reader.joined, list(replay))
-    reader.room.set()
+    assert ([], [ONE]) == (recorder.joined, list(replay))
+    recorder.has_room.set()
     await replaying
-    assert [ONE] == reader.joined
+    assert [ONE] == recorder.joined
 
 
-async def test_a_replay_outlives_a_log_that_cannot_be_read_for_a_while(pool: Pool) -> None:
+async def test_a_replay_continues_when_the_log_can_be_read_again(pool: Pool) -> None:
     class BrokenLog(PgLogReader):
         attempts = 0
 
@@ -241,29 +243,29 @@ async def test_a_replay_outlives_a_log_that_cannot_be_read_for_a_while(pool: Poo
                 raise LogUnavailable("a test")
             return await super().read_topics(topics, after, upto, limit)
 
-    hub, reader, readable = await a_hub(pool), Reader(), asyncio.Event()
+    hub, recorder, readable = await a_hub(pool), Recorder(), asyncio.Event()
     retrying = RetryingLogReader(BrokenLog(pool), readable.wait)
-    replaying = asyncio.create_task(a_replay(hub, reader, retrying, {ONE: 0}, limit=1).run())
-    while [1] != reader.versions(ONE):
+    replaying = asyncio.create_task(a_replay(hub, recorder, retrying, {ONE: 0}, limit=1).run())
+    while [1] != recorder.versions(ONE):
         await asyncio.sleep(0.01)
     assert not replaying.done()
     readable.set()
     await replaying
-    assert [1, 2, 3] == reader.versions(ONE)
+    assert [1, 2, 3] == recorder.versions(ONE)
 
 
-class ForgettingLog(PgLogReader):
-    """The real log, of which everything is dropped before the first answer."""
+class DroppedLog(PgLogReader):
+    """The real log, dropped before its first read returns."""
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         await self._pool.execute("update rowcast.segments set log_dropped = true, last_seq = 24 where segment = 0")
         return await super().read_topics(topics, after, upto, limit)
 
 
-async def test_a_replay_whose_log_is_dropped_under_it_is_a_reset_and_goes_on_live(pool: Pool) -> None:
-    hub, reader = await a_hub(pool), Reader()
-    await a_replay(hub, reader, ForgettingLog(pool), {ONE: 0, TWO: 8}).run()
-    assert {ONE, TWO} == set(reader.joined)
+async def test_dropping_the_log_during_a_replay_resets_its_topics_and_they_join(pool: Pool) -> None:
+    hub, recorder = await a_hub(pool), Recorder()
+    await a_replay(hub, recorder, DroppedLog(pool), {ONE: 0, TWO: 8}).run()
+    assert {ONE, TWO} == set(recorder.joined)
     assert [("reset", topic, "retention", f"{hub.position}") for topic in (ONE, TWO)] == [
-        (frame["op"], frame["topic"], frame["reason"], frame["pos"]) for frame in reader.frames
+        (frame["op"], frame["topic"], frame["reason"], frame["pos"]) for frame in recorder.frames
     ]

@@ -24,15 +24,15 @@ ONE, TWO, THREE = (Topic(f"row:{number}") for number in (1, 2, 3))
 
 
 class GatedLog(PgLogReader):
-    """The real log; each read waits, before it answers, until the test lets it go."""
+    """The real log. A read waits before it returns, until the test sets `go`."""
 
     def __init__(self, pool: Pool) -> None:
         super().__init__(pool)
         self.reading = asyncio.Event()
         self.go = asyncio.Event()
 
-    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, most: int) -> Batch:
-        found = await super().read_topics(topics, after, upto, most)
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
+        found = await super().read_topics(topics, after, upto, limit)
         self.reading.set()
         await self.go.wait()
         return found
@@ -40,7 +40,7 @@ class GatedLog(PgLogReader):
 
 @asynccontextmanager
 async def versions(database: str, sql: Connection) -> AsyncIterator[Pool]:
-    """A log in which each of eight rows has the versions 1 to 3, in transactions of their own."""
+    """A pool on a log in which each of eight rows has the versions 1 to 3, one transaction for each version."""
     await sql.execute(ROWS)
     pool = await open_pool(database, application_name="test", max_size=5)
     async with leader(database, pool):
@@ -52,7 +52,7 @@ async def versions(database: str, sql: Connection) -> AsyncIterator[Pool]:
 
 
 async def a_hub(pool: Pool) -> Hub:
-    """A hub at the head; its frames are lines."""
+    """A hub at the head, which ends each frame with a newline."""
     hub = Hub(encode=lambda payload: payload + b"\n")
     head = await PgLogReader(pool).head()
     hub.move(Position(head.epoch, Seq(24)), "epoch")

@@ -1,4 +1,4 @@
-"""Many cases in one test, each of which is tried whatever became of the others."""
+"""Many cases in one test, which runs all of them even if some fail."""
 
 import functools
 import inspect
@@ -13,20 +13,20 @@ Test = Callable[..., Awaitable[None]]
 
 
 def for_each(names: str | tuple[str, ...], cases: Iterable[object]) -> Callable[[Test], Test]:
-    """Like `pytest.mark.parametrize` for a test with one `Connection`, in whose transaction each case is undone.
+    """Like `pytest.mark.parametrize`, for a test that takes one `Connection`: each case is rolled back on it.
 
-    As one test, hundreds of cases take the time of a few. It fails with all cases that did.
+    Hundreds of cases in one test take the time of a few tests. The failure lists every case that failed.
     """
 
     def decorate(test: Test) -> Test:
         parameters = inspect.signature(test).parameters
-        missing = (names,) if isinstance(names, str) else names
-        fixtures = {name: parameter for name, parameter in parameters.items() if name not in missing}
-        [holder] = [name for name, parameter in fixtures.items() if parameter.annotation is Connection]
+        case_parameters = (names,) if isinstance(names, str) else names
+        fixtures = {name: parameter for name, parameter in parameters.items() if name not in case_parameters}
+        [connection_name] = [name for name, parameter in fixtures.items() if parameter.annotation is Connection]
 
         @functools.wraps(test)
-        async def all_cases(**given: object) -> None:
-            connection = given[holder]
+        async def all_cases(**arguments: object) -> None:
+            connection = arguments[connection_name]
             assert isinstance(connection, asyncpg.Connection)
             failed, count = [], 0
             for case in cases:
@@ -36,13 +36,13 @@ def for_each(names: str | tuple[str, ...], cases: Iterable[object]) -> Callable[
                 transaction = connection.transaction()
                 await transaction.start()
                 try:
-                    await test(**given, **dict(zip(missing, values, strict=True)))
-                except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 it is told at the end
-                    what = ", ".join(str(getattr(value, "name", value)) for value in values)
-                    failed.append(f"{what}: {type(error).__name__}: {error}")
+                    await test(**arguments, **dict(zip(case_parameters, values, strict=True)))
+                except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 reported at the end
+                    case_name = ", ".join(str(getattr(value, "name", value)) for value in values)
+                    failed.append(f"{case_name}: {type(error).__name__}: {error}")
                 finally:
                     await transaction.rollback()
-            assert count, "there is no case"
+            assert count, "there are no cases"
             assert not failed, f"{len(failed)} of {count} cases:\n" + "\n".join(failed)
 
         all_cases.__signature__ = inspect.Signature(list(fixtures.values()))  # type: ignore[attr-defined]

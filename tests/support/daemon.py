@@ -23,7 +23,7 @@ from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.auth import Authenticator
 from tests.support.preloaded import Forker, Process
 
-END_TIMEOUT = 30.0  # seconds until a daemon that should end is killed
+END_TIMEOUT = 30.0  # seconds until a daemon that does not stop is killed
 SECRET = "a secret that is only good for tests, and long enough"
 
 Frame = dict[str, Any]
@@ -35,13 +35,13 @@ def token(user: str, ttl: float = 3600) -> str:
 
 def clean_environment(**more: str) -> dict[str, str]:
     """The environment of a service: none of the tests' own settings."""
-    kept = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR", "PYTHONPATH")
-    return {name: os.environ[name] for name in kept if name in os.environ} | more
+    inherited = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TMPDIR", "PYTHONPATH")
+    return {name: os.environ[name] for name in inherited if name in os.environ} | more
 
 
 @dataclass
 class Client:
-    """A websocket client that has said hello. Frames other than heartbeats are kept in order."""
+    """A websocket client that has sent `hello`."""
 
     connection: ClientConnection
     welcome: Frame = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Client:
         await self.connection.send(json.dumps(frame))
 
     async def next(self) -> Frame:
-        """The next frame that is no heartbeat."""
+        """The next frame that is not a heartbeat."""
         while True:
             frame: Frame = json.loads(await self.connection.recv())
             if frame["op"] != "head":
@@ -78,7 +78,7 @@ class Client:
         return found
 
     async def closed(self) -> tuple[int | None, str | None]:
-        """Wait for the end; the close code and reason."""
+        """Wait until the connection is closed; return the close code and reason."""
         await self.connection.wait_closed()
         return self.connection.close_code, self.connection.close_reason
 
@@ -101,16 +101,16 @@ class Daemon:
         return f"http://{self.address[0]}:{self.address[1]}"
 
     def events(self) -> list[Frame]:
-        """Its log so far, one event a line."""
+        """The events logged so far."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def warnings(self) -> list[Frame]:
-        """The logged warnings and errors."""
+        """The warnings and errors logged so far."""
         return [event for event in self.events() if event["level"] not in ("debug", "info")]
 
     @asynccontextmanager
     async def raw(self, **options: Any) -> AsyncIterator[Client]:
-        """A client that has not sent anything yet."""
+        """A client that has sent nothing yet."""
         async with connect(
             self.url,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
@@ -122,7 +122,7 @@ class Daemon:
 
     @asynccontextmanager
     async def client(self, user: str, since: str | None = None) -> AsyncIterator[Client]:
-        """A client that has sent its hello and was welcomed."""
+        """A client that has sent `hello` and received `welcome`."""
         async with self.raw() as client:
             await client.say(op="hello", token=token(user), **({"since": since} if since else {}))
             client.welcome = await client.next()
@@ -130,14 +130,14 @@ class Daemon:
             yield client
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it, and wait for its end; the exit code."""
+        """Send the signal, and wait until the process ends; return the exit code."""
         if self.process.returncode is None:
             self.process.send_signal(number)
         return await self.process.wait()
 
 
 async def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Run `daemon` with these arguments to its end; exit code, output and errors."""
+    """Run `daemon` with these arguments until it exits; return the exit code, output and errors."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = await start(
             *arguments,
@@ -160,8 +160,8 @@ async def start(
     output: int | None = None,
     errors: int,
 ) -> Process:
-    """Begin `python -m MODULE ARGUMENTS` with nothing to read; see `tests.support.preloaded`."""
-    forker = await Forker.of_this_process(clean_environment())
+    """Start `python -m MODULE ARGUMENTS` with an empty stdin; see `tests.support.preloaded`."""
+    forker = await Forker.shared(clean_environment())
     with Path(os.devnull).open("r+b", buffering=0) as nothing:
         return await forker.run(
             module,
@@ -173,21 +173,21 @@ async def start(
 
 
 async def get(url: str) -> tuple[int, str]:
-    """A page's status and text."""
+    """The status and text of a page."""
 
     def fetch() -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(url) as answer:
-                return answer.status, answer.read().decode()
-        except HTTPError as refusal:
-            with refusal:
-                return refusal.code, refusal.read().decode()
+            with urllib.request.urlopen(url) as response:
+                return response.status, response.read().decode()
+        except HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
 
     return await asyncio.to_thread(fetch)
 
 
 class Notices:
-    """What a service tells systemd: a real socket for NOTIFY_SOCKET."""
+    """The messages that a service sends to systemd, received on a real NOTIFY_SOCKET."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -230,9 +230,9 @@ async def daemon_process(
     environment: Mapping[str, str] = {},
     module: str = "daemon",
 ) -> AsyncIterator[Daemon]:
-    """A daemon that has told systemd that it is ready; stopped at the end. Its log must contain no traceback.
+    """A daemon that is ready, stopped at the end. Fails if the daemon logged a traceback or an internal error.
 
-    Without a `port` it listens on one that the system chooses. `module` is what Python runs.
+    Without a `port`, the system chooses one. `module` is the module that Python runs.
     """
     with tempfile.TemporaryDirectory() as home, Notices(Path(home, "notify")) as notices:
         log = Path(home, "log")
@@ -261,14 +261,14 @@ async def daemon_process(
             yield daemon
         finally:
             await _end(daemon)
-            print(*daemon.warnings(), sep="\n")  # noqa: T201 pytest shows it beside a test that failed
+            print(*daemon.warnings(), sep="\n")  # noqa: T201 pytest shows it with a failed test
         assert "Traceback" not in log.read_text(), log.read_text()
         failures = [line["data"] for line in daemon.events() if line["event"] == "internal_error"]
         assert not failures, "\n".join(str(failure.get("traceback", failure)) for failure in failures)
 
 
 async def _end(daemon: Daemon) -> None:
-    """Stop it as an operator would. If it does not end, SIGABRT makes it print where it hangs before it is killed."""
+    """Stop the daemon as an operator would. If it hangs, SIGABRT makes it print its stack before it is killed."""
     try:
         async with asyncio.timeout(END_TIMEOUT):
             await daemon.stop()
@@ -279,7 +279,7 @@ async def _end(daemon: Daemon) -> None:
             async with asyncio.timeout(END_TIMEOUT):
                 await daemon.process.wait()
         await daemon.stop(signal.SIGKILL)
-        raise AssertionError(f"the daemon does not end:\n{daemon.log.read_text()}") from None
+        raise AssertionError(f"the daemon does not stop:\n{daemon.log.read_text()}") from None
 
 
 async def _ready(daemon: Daemon) -> None:

@@ -1,4 +1,4 @@
-"""Private ddl/ and triggers/ folders for a test, with packs of a few lines."""
+"""ddl/ and triggers/ folders of a test's own, with packs of a few lines."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def downgrade() -> None:
 
 
 class Folders:
-    """Folders into which a test writes packs, and daemon.schema.migrate run on them."""
+    """The folders, into which a test writes packs and on which it runs daemon.schema.migrate."""
 
     def __init__(self, root: Path) -> None:
         self.ddl, self.triggers = root / "ddl", root / "triggers"
@@ -34,18 +34,18 @@ class Folders:
         self.revision("rowcast", 1, up="create table rowcast.own ();", down="drop table rowcast.own;")
 
     def revision(self, pack: str, number: int, *, up: str, down: str | None = None) -> Path:
-        """Write the files of one revision: three, or two without `down`. Returns the Python file."""
+        """Write the files of one revision, without a .down.sql if `down` is None; return the Python file."""
         path = self.ddl / pack / f"{number:04}_part.py"
         path.parent.mkdir(exist_ok=True)
-        before = f'"{pack}_{number - 1:04}"' if number > 1 else None
-        path.write_text(REVISION.format(revision=f"{pack}_{number:04}", down_revision=before))
+        previous = f'"{pack}_{number - 1:04}"' if number > 1 else None
+        path.write_text(REVISION.format(revision=f"{pack}_{number:04}", down_revision=previous))
         path.with_suffix(".up.sql").write_text(up)
         if down is not None:
             path.with_suffix(".down.sql").write_text(down)
         return path
 
     def shop(self) -> None:
-        """A pack of two revisions and a trigger file."""
+        """Write a pack `shop` with two revisions."""
         self.revision(
             "shop",
             1,
@@ -60,11 +60,11 @@ class Folders:
         )
 
     async def apply(self, dsn: str, *packs: str, **options: Any) -> migrate.Report:
-        """migrate.apply with these folders."""
+        """Call migrate.apply with these folders."""
         return await migrate.apply(dsn, packs, **self._options(options))
 
     async def rollback(self, dsn: str, pack: str, **options: Any) -> migrate.Report:
-        """migrate.rollback with these folders."""
+        """Call migrate.rollback with these folders."""
         return await migrate.rollback(dsn, pack, **self._options(options))
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Folders:
 
 
 async def execute(dsn: str, sql: str) -> None:
-    """Run SQL on its own connection."""
+    """Run SQL on a connection of its own."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(sql)
@@ -82,7 +82,7 @@ async def execute(dsn: str, sql: str) -> None:
 
 
 async def value(dsn: str, sql: str, *arguments: object) -> Any:
-    """The first column of the first row."""
+    """The first column of the first row of a query."""
     connection = await asyncpg.connect(dsn)
     try:
         return await connection.fetchval(sql, *arguments)

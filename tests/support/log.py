@@ -27,7 +27,7 @@ async def leader(
     max_offered: int = 0,
     leads: bool = True,
 ) -> AsyncIterator[Sequencer]:
-    """A sequencer that leads (or, without `leads`, has just been started). Nothing notifies it: it polls."""
+    """A sequencer that leads or, without `leads`, has only been started. It polls: nothing notifies it."""
     connecting = partial(connect, database, application_name="sequencer", server_settings=SESSION)
     sequencer = Sequencer(
         connecting,
@@ -53,7 +53,7 @@ async def until_numbered(pool: Pool) -> None:
     while await pool.fetchval(
         """select exists (
                select from rowcast.events as e
-               cross join (select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1) as seen
-               where not pg_visible_in_snapshot(e.xid, seen.snapshot))"""
+               cross join (select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1) as newest
+               where not pg_visible_in_snapshot(e.xid, newest.snapshot))"""
     ):
         await asyncio.sleep(0)

@@ -24,13 +24,13 @@ FAST = {
     "max_connections": "200",
     "max_prepared_transactions": "10",
 }
-"""Settings for a server whose data need not survive a power failure."""
+"""Settings of a server whose data need not survive a power failure."""
 
 
 def chosen_binaries() -> Binaries:
-    """Those that ROWCAST_TEST_PG names: `wheel`, an installed major version, or a directory; by default the best.
+    """The programs that ROWCAST_TEST_PG names: `wheel`, an installed major version, or a directory.
 
-    Raises NoPostgres.
+    Without it, those that `find_binaries()` chooses. Raises NoPostgres.
     """
     choice = os.environ.get("ROWCAST_TEST_PG")
     for binaries in installed() if choice else ():
@@ -47,28 +47,28 @@ def passable_directory() -> Iterator[Path]:
     try:
         yield directory
     finally:
-        while directory.exists():  # a process that was killed a moment ago may still write
+        while directory.exists():  # a process that was just killed may still be writing
             shutil.rmtree(directory, ignore_errors=True)
 
 
 def ignore(line: str) -> None:
-    """A report to nobody."""
+    """Discard a line of a report."""
 
 
 class Server:
-    """A running server, and the databases in it. `admin` is a connection to one that no test uses."""
+    """A running server and its databases. `admin` is a connection to a database that no test uses."""
 
     def __init__(self, embedded: EmbeddedPostgres, admin: Connection) -> None:
         self.embedded = embedded
         self._admin = admin
-        self._admin_is_free = asyncio.Lock()
+        self._admin_lock = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._templates: set[str] = set()
         self._sessions: dict[str, Connection] = {}
 
     @asynccontextmanager
     async def database(self, template: str = "template0") -> AsyncIterator[str]:
-        """The DSN of a new database, which is dropped at the end even if clients are still connected."""
+        """The DSN of a new database. It is dropped at the end, even if clients are still connected."""
         name = f"test_{next(self._numbers)}"
         await self._run(f'create database {name} template "{template}"')
         try:
@@ -78,13 +78,13 @@ class Server:
 
     @asynccontextmanager
     async def chatgenius(self) -> AsyncIterator[str]:
-        """The DSN of a new database with Rowcast's own schema and ChatGenius in it."""
+        """The DSN of a new database with Rowcast's own schema and ChatGenius."""
         template = await self.template("chatgenius", partial(migrate.apply, packs=("chatgenius",), report=ignore))
         async with self.database(template) as dsn:
             yield dsn
 
     async def template(self, name: str, build: Callable[[str], Awaitable[object]]) -> str:
-        """The name of a template database; `build(dsn)` fills it, once, at the first call with this name."""
+        """The name of a template database. The first call with a name creates it and fills it with `build(dsn)`."""
         if name not in self._templates:
             await self._run(
                 f'drop database if exists "{name}" with (force)', f'create database "{name}" template template0'
@@ -94,9 +94,9 @@ class Server:
         return name
 
     async def session(self, database: str) -> Connection:
-        """A connection that lasts as long as the server, and finds nothing unqualified; one test uses it at a time.
+        """A connection with an empty search_path that stays open until `close()`; one test uses it at a time.
 
-        It prepares no statement for later: what a test changed in the schema and undid would make it wrong.
+        It caches no prepared statements: changes of the schema that a test rolls back would invalidate them.
         """
         if database not in self._sessions or self._sessions[database].is_closed():
             self._sessions[database] = await asyncpg.connect(
@@ -106,7 +106,7 @@ class Server:
 
     @asynccontextmanager
     async def undone(self, name: str, build: Callable[[str], Awaitable[object]]) -> AsyncIterator[Connection]:
-        """A session of the database `name`, which `build(dsn)` fills once; what is done in it is undone."""
+        """A session of the template database `name`, in a transaction that is rolled back at the end."""
         connection = await self.session(await self.template(name, build))
         transaction = connection.transaction()
         await transaction.start()
@@ -115,12 +115,12 @@ class Server:
         await connection.reset()
 
     async def close(self) -> None:
-        """End the connections that last."""
+        """Close the sessions and the admin connection."""
         for connection in (self._admin, *self._sessions.values()):
             await connection.close()
 
     async def _run(self, *statements: str) -> None:
-        async with self._admin_is_free:
+        async with self._admin_lock:
             for statement in statements:
                 await self._admin.execute(statement)
 
@@ -137,14 +137,14 @@ async def running_server(settings: Mapping[str, str]) -> AsyncIterator[Server]:
                 await server.close()
 
 
-_PREPARED: dict[Path, Path] = {}  # data directories, by their programs
-_REMOVED_AT_THE_END = ExitStack()
+_PREPARED: dict[Path, Path] = {}  # data directory by directory of programs
+_CLEANUP = ExitStack()
 
 
 async def prepare_cluster(directory: Path, binaries: Binaries) -> None:
-    """Put a stopped cluster with Rowcast and ChatGenius into a data directory: a copy of one that is made once."""
+    """Copy a stopped cluster with Rowcast and ChatGenius into a data directory. The original is made once."""
     if binaries.bindir not in _PREPARED:
-        prepared = _REMOVED_AT_THE_END.enter_context(passable_directory())
+        prepared = _CLEANUP.enter_context(passable_directory())
         async with EmbeddedPostgres(prepared, binaries=binaries, settings=FAST) as embedded:
             await migrate.apply(embedded.dsn, ["chatgenius"], report=ignore)
         _PREPARED[binaries.bindir] = prepared
@@ -154,11 +154,11 @@ async def prepare_cluster(directory: Path, binaries: Binaries) -> None:
 
 def remove_prepared_clusters() -> None:
     _PREPARED.clear()
-    _REMOVED_AT_THE_END.close()
+    _CLEANUP.close()
 
 
 async def replay(dsn: str, script: str) -> None:
-    """Let psql run a script."""
+    """Run a script with psql."""
     binaries = chosen_binaries()
     psql = await asyncio.create_subprocess_exec(
         binaries.bindir / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", dsn, "-f", "-",

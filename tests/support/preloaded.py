@@ -1,8 +1,7 @@
-"""Processes of `python -m MODULE` that need not import Rowcast again, which costs more than most of them do.
+"""Runs `python -m MODULE` by forking a process that has imported Rowcast; the import takes longer than most commands.
 
-A server that has imported it forks, as the supervisor does: it has no thread, no event loop and no connection.
-What is forked goes on as a fresh interpreter would, with the arguments, environment, directory and files that it is
-given, and ends as one does.
+The server that forks has no thread, no event loop and no connection, like the supervisor. A forked process behaves
+like a fresh interpreter with the arguments, environment, directory and files of the request.
 """
 
 import asyncio
@@ -26,14 +25,14 @@ from typing import Any, ClassVar
 import daemon
 
 ROOT = Path(__file__).parents[2]
-LOADED_LATE = ("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg")  # by what applies the DDL
-LARGEST = 100_000  # bytes of a request
+IMPORTED_LATE = ("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg")  # when the DDL is applied
+MAX_REQUEST = 100_000  # bytes
 
 Request = dict[str, Any]
 
 
 class Process:
-    """A process that was forked. As long as it runs, `returncode` is None."""
+    """A forked process. Its `returncode` is None while it runs."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -41,11 +40,11 @@ class Process:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit code, or the negative number of the signal that ended it."""
+        """The exit code, or the negative number of the signal that ended the process."""
         return self._ended.result() if self._ended.done() else None
 
     async def wait(self) -> int:
-        """Wait for its end; the exit code."""
+        """Wait until the process ends; return the exit code."""
         code: int = await asyncio.shield(self._ended)
         return code
 
@@ -53,33 +52,33 @@ class Process:
         if not self._ended.done():
             os.kill(self.pid, number)
 
-    def ends(self, code: int) -> None:
+    def set_returncode(self, code: int) -> None:
         self._ended.set_result(code)
 
 
 @dataclass
 class Forker:
-    """This side of the server that forks; it ends when its line is closed."""
+    """The client of the server that forks. The server exits when `channel` is closed."""
 
     server: asyncio.subprocess.Process
-    line: socket.socket
+    channel: socket.socket
     _shared: ClassVar["Forker | None"] = None
 
     def __post_init__(self) -> None:
-        self._asked: deque[asyncio.Future[Process]] = deque()
+        self._starting: deque[asyncio.Future[Process]] = deque()
         self._running: dict[int, Process] = {}
-        asyncio.get_running_loop().add_reader(self.line, self._on_message)
+        asyncio.get_running_loop().add_reader(self.channel, self._on_message)
 
     @classmethod
-    async def of_this_process(cls, environment: Mapping[str, str]) -> "Forker":
-        """The one that all tests of this process share."""
+    async def shared(cls, environment: Mapping[str, str]) -> "Forker":
+        """The Forker that all tests of this process share; started by the first call."""
         if cls._shared is None:
             cls._shared = await cls.start(environment)
         return cls._shared
 
     @classmethod
     async def close_shared(cls) -> None:
-        """End it, if there is one."""
+        """Close the shared Forker, if there is one."""
         if cls._shared is not None:
             await cls._shared.close()
             cls._shared = None
@@ -106,7 +105,7 @@ class Forker:
         directory: Path | str,
         files: Sequence[int],
     ) -> Process:
-        """Begin `python -m MODULE ARGUMENTS`; `files` are its input, output and errors."""
+        """Start `python -m MODULE ARGUMENTS`; `files` are its stdin, stdout and stderr."""
         request = {
             "module": module,
             "arguments": arguments,
@@ -114,43 +113,43 @@ class Forker:
             "directory": str(directory),
         }
         started: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
-        self._asked.append(started)
-        socket.send_fds(self.line, [json.dumps(request).encode()], files)
+        self._starting.append(started)
+        socket.send_fds(self.channel, [json.dumps(request).encode()], files)
         return await started
 
     async def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.line)
-        self.line.close()
+        asyncio.get_running_loop().remove_reader(self.channel)
+        self.channel.close()
         await self.server.wait()
 
     def _on_message(self) -> None:
-        said = json.loads(self.line.recv(LARGEST))
-        if "code" in said:
-            self._running.pop(said["pid"]).ends(said["code"])
+        message = json.loads(self.channel.recv(MAX_REQUEST))
+        if "code" in message:
+            self._running.pop(message["pid"]).set_returncode(message["code"])
             return
-        process = self._running[said["pid"]] = Process(said["pid"])
-        asked = self._asked.popleft()
-        if asked.cancelled():
+        process = self._running[message["pid"]] = Process(message["pid"])
+        started = self._starting.popleft()
+        if started.cancelled():
             process.send_signal(signal.SIGKILL)
         else:
-            asked.set_result(process)
+            started.set_result(process)
 
 
-def serve(line: socket.socket) -> Request | None:
-    """Fork for each request, and tell when a process has begun and ended. Returns the request in a new process."""
-    ears, mouth = os.pipe()
-    os.set_blocking(mouth, False)
-    inputs: list[Any] = [line, ears]
-    signal.set_wakeup_fd(mouth)
+def serve(channel: socket.socket) -> Request | None:
+    """Fork for each request, and report the start and end of each process. Returns the request in a new process."""
+    wakeup_read, wakeup_write = os.pipe()
+    os.set_blocking(wakeup_write, False)
+    inputs: list[Any] = [channel, wakeup_read]
+    signal.set_wakeup_fd(wakeup_write)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while True:
         ready, _, _ = select.select(inputs, [], [])
-        if ears in ready:
-            os.read(ears, 1000)
-            for pid, code in iter(ended, None):
-                line.send(json.dumps({"pid": pid, "code": code}).encode())
-        if line in ready:
-            text, files, _, _ = socket.recv_fds(line, LARGEST, 3)
+        if wakeup_read in ready:
+            os.read(wakeup_read, 1000)
+            for pid, code in iter(reap, None):
+                channel.send(json.dumps({"pid": pid, "code": code}).encode())
+        if channel in ready:
+            text, files, _, _ = socket.recv_fds(channel, MAX_REQUEST, 3)
             if not text:
                 return None
             request: Request = json.loads(text)
@@ -160,16 +159,16 @@ def serve(line: socket.socket) -> Request | None:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for number, file in enumerate(files):
                     os.dup2(file, number)
-                line.detach()
+                channel.detach()
                 os.closerange(3, 256)
                 return request
             for file in files:
                 os.close(file)
-            line.send(json.dumps({"pid": pid}).encode())
+            channel.send(json.dumps({"pid": pid}).encode())
 
 
-def ended() -> tuple[int, int] | None:
-    """A process that has ended, and how."""
+def reap() -> tuple[int, int] | None:
+    """The pid and exit code of a child that has ended; None if none has."""
     try:
         pid, status = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
@@ -177,14 +176,14 @@ def ended() -> tuple[int, int] | None:
     return (pid, os.waitstatus_to_exitcode(status)) if pid else None
 
 
-def become(request: Request) -> None:
-    """Be `python -m` with what the request says."""
+def run_module(request: Request) -> None:
+    """Run the module of the request, in place of this process, as `python -m` would."""
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         errors = "backslashreplace" if name == "stderr" else None
-        file = open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115 as long as it lives
+        file = open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115 stays open
         setattr(sys, name, file)
         setattr(sys, f"__{name}__", file)
     if "PYTHONFAULTHANDLER" in os.environ:
@@ -195,9 +194,9 @@ def become(request: Request) -> None:
 
 
 if __name__ == "__main__":
-    for _name in (*LOADED_LATE, *(module.name for module in pkgutil.walk_packages(daemon.__path__, "daemon."))):
+    for _name in (*IMPORTED_LATE, *(module.name for module in pkgutil.walk_packages(daemon.__path__, "daemon."))):
         if _name != "daemon.__main__":
             importlib.import_module(_name)
-    gc.freeze()  # a collection in a new process need not touch, and so copy, all pages of memory
+    gc.freeze()  # or a collection in a forked process would touch, and so copy, every page
     if _request := serve(socket.socket(fileno=int(sys.argv[1]))):
-        become(_request)
+        run_module(_request)

@@ -1,4 +1,4 @@
-"""A client that keeps the rules of docs/protocol.md, and remembers enough to say afterwards what it missed."""
+"""A client that follows docs/protocol.md and records what it receives, to be checked at the end."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -10,124 +10,127 @@ from daemon.core.change import Position, Topic
 class Violation(AssertionError):
     """An invariant of delivery does not hold."""
 
-    def __init__(self, invariant: str, what: str) -> None:
-        super().__init__(f"{invariant}: {what}")
+    def __init__(self, invariant: str, message: str) -> None:
+        super().__init__(f"{invariant}: {message}")
         self.invariant = invariant
 
 
-class Line(Protocol):
-    """A client's end of a connection."""
+class Connection(Protocol):
+    """The client's end of a connection."""
 
     inbox: deque[dict[str, Any]]
 
     @property
-    def over(self) -> bool:
-        """Has the server closed it, and everything been read?"""
+    def finished(self) -> bool:
+        """Has the server closed the connection, and has the client read everything?"""
 
     def send(self, **frame: Any) -> None:
-        """Say something to the server."""
+        """Send a frame to the server."""
 
     def cut(self) -> None:
-        """Break it; what was not read yet is lost."""
+        """Break the connection; frames that were not read are lost."""
 
 
 @dataclass
 class Received:
-    """One change, as it arrived."""
+    """One change that was received."""
 
     uid: int
     seq: int
 
 
 @dataclass
-class Following:
-    """One topic as its client knows it. `base`: everything behind it should have been received."""
+class Subscription:
+    """One topic, as the client knows it. It should have received everything after `base`."""
 
     pending: bool = True
-    answered: Position | None = None
-    place: Position | None = None
+    subscribed_at: Position | None = None
+    position: Position | None = None
     base: Position | None = None
     received: list[Received] = field(default_factory=list)
     state: dict[int, int] = field(default_factory=dict)
     read_from: object = None
 
     def advance(self, position: Position) -> None:
-        if self.place is None or self.place.epoch != position.epoch or self.place.seq < position.seq:
-            self.place = position
+        last = self.position
+        if last is None or last.epoch != position.epoch or last.seq < position.seq:
+            self.position = position
 
 
 class ReadState(Protocol):
-    """The application's own interface: the rows of a topic with their versions, and of which state they are."""
+    """The application's own interface: the versions of a topic's rows, and the state they were read from."""
 
     def __call__(self, topic: Topic) -> tuple[dict[int, int], object]: ...
 
 
 class Client:
-    """The user, the one position that it keeps, and what it knows of each topic."""
+    """A user's client: the position from which it resumes, and what it knows of each topic."""
 
     def __init__(self, user: str, read_state: ReadState) -> None:
         self.user = user
-        self.line: Line | None = None
+        self.connection: Connection | None = None
         self.wanted: list[Topic] = []
-        self.topics: dict[Topic, Following] = {}
+        self.topics: dict[Topic, Subscription] = {}
         self.position: Position | None = None
-        self.since: Position | None = None  # of the present connection
+        self.since: Position | None = None  # the position with which the current connection resumed
         self._read_state = read_state
 
-    def connect(self, line: Line) -> None:
-        """Say hello, and ask for everything that is wanted."""
-        self.line, self.since = line, self.position
-        places = [following.place for following in self.topics.values() if following.place is not None]
-        seen = max(places, key=lambda place: place.seq, default=None)
-        line.send(
+    def connect(self, connection: Connection) -> None:
+        """Send `hello`, and subscribe to all wanted topics."""
+        self.connection, self.since = connection, self.position
+        positions = [one.position for one in self.topics.values() if one.position is not None]
+        seen = max(positions, key=lambda position: position.seq, default=None)
+        connection.send(
             op="hello",
             token=self.user,
             **({"since": str(self.since)} if self.since else {}),
             **({"seen": str(seen)} if self.since and seen and seen.seq > self.since.seq else {}),
         )
         for topic in self.wanted:
-            self.ask(topic)
+            self.subscribe(topic)
 
-    def ask(self, topic: Topic) -> None:
-        """Subscribe."""
-        assert self.line is not None
-        following = self.topics.setdefault(topic, Following())
-        following.pending, following.answered = True, None
-        self.line.send(op="subscribe", id=topic, topic=topic)
+    def subscribe(self, topic: Topic) -> None:
+        """Send `subscribe`."""
+        assert self.connection is not None
+        subscription = self.topics.setdefault(topic, Subscription())
+        subscription.pending, subscription.subscribed_at = True, None
+        self.connection.send(op="subscribe", id=topic, topic=topic)
 
-    def leave(self, topic: Topic) -> None:
-        """Unsubscribe."""
-        assert self.line is not None
-        self.line.send(op="unsubscribe", id=topic, topic=topic)
+    def unsubscribe(self, topic: Topic) -> None:
+        """Send `unsubscribe`."""
+        assert self.connection is not None
+        self.connection.send(op="unsubscribe", id=topic, topic=topic)
 
     def cut(self) -> None:
-        """The line breaks."""
-        if self.line is not None:
-            self.line.cut()
-            self._hung_up()
+        """Break the connection, if there is one."""
+        if self.connection is not None:
+            self.connection.cut()
+            self._disconnected()
 
     def receive(self, limit: int) -> int:
-        """Process what has come in; returns how many frames that was."""
+        """Process up to `limit` frames of the inbox; return their number."""
         count = 0
-        while self.line is not None and self.line.inbox and count < limit:
-            self._process(self.line.inbox.popleft())
+        while self.connection is not None and self.connection.inbox and count < limit:
+            self._process(self.connection.inbox.popleft())
             count += 1
-        if self.line is not None and self.line.over:
-            self._hung_up()
+        if self.connection is not None and self.connection.finished:
+            self._disconnected()
         return count
 
-    def _hung_up(self) -> None:
-        self.line = None
-        # What was asked for or left, and not answered, is as if it had never been known.
+    def _disconnected(self) -> None:
+        self.connection = None
+        # Forget topics whose `subscribe` or `unsubscribe` was not answered.
         self.topics = {
-            topic: following for topic, following in self.topics.items() if following.base and topic in self.wanted
+            topic: subscription
+            for topic, subscription in self.topics.items()
+            if subscription.base and topic in self.wanted
         }
 
     @property
     def pending(self) -> bool:
-        return any(following.pending for following in self.topics.values())
+        return any(subscription.pending for subscription in self.topics.values())
 
-    def _keep(self, position: Position) -> None:
+    def _advance(self, position: Position) -> None:
         if not self.pending:
             self.position = position
 
@@ -143,56 +146,56 @@ class Client:
             case "changes" if position is not None and topic in self.topics:
                 self._changes(self.topics[topic], frame, position)
             case "reset" if position is not None and topic in self.topics:
-                following = self.topics[topic]
-                if position == following.answered:
-                    following.pending = False  # this is no replay: there is nothing that it could begin with
-                following.place = following.base = position
-                following.received = []
-                following.state, following.read_from = self._read_state(topic)
+                subscription = self.topics[topic]
+                if position == subscription.subscribed_at:
+                    subscription.pending = False  # a reset in place of the replay
+                subscription.position = subscription.base = position
+                subscription.received = []
+                subscription.state, subscription.read_from = self._read_state(topic)
             case "resumed" if position is not None:
-                for following in self.topics.values():
-                    if following.answered:
-                        following.advance(position)
-                        following.pending = False
-                self._keep(position)
+                for subscription in self.topics.values():
+                    if subscription.subscribed_at:
+                        subscription.advance(position)
+                        subscription.pending = False
+                self._advance(position)
             case "head" if position is not None:
-                self._keep(position)
+                self._advance(position)
             case "revoked" | "unsubscribed":
                 self.topics.pop(topic, None)
             case "error" if frame.get("id") in self.topics:
                 topic = Topic(frame["id"])
                 if frame["retry"]:
-                    self.ask(topic)
+                    self.subscribe(topic)
                 elif frame["code"] != "already_subscribed":
                     self.topics.pop(topic)
 
-    def _subscribed(self, following: Following, topic: Topic, position: Position) -> None:
-        following.answered = position
-        following.pending = position == self.since  # then it is being replayed
-        if following.base is None:
-            following.base = position
-            following.state, following.read_from = self._read_state(topic)
-        following.advance(position)
+    def _subscribed(self, subscription: Subscription, topic: Topic, position: Position) -> None:
+        subscription.subscribed_at = position
+        subscription.pending = position == self.since  # then the topic is replayed
+        if subscription.base is None:
+            subscription.base = position
+            subscription.state, subscription.read_from = self._read_state(topic)
+        subscription.advance(position)
 
-    def _changes(self, following: Following, frame: dict[str, Any], position: Position) -> None:
-        prev, place = Position.parse(frame["prev"]), following.place
-        assert place is not None
-        if not following.pending and prev.epoch == place.epoch and prev.seq > place.seq:
-            raise Violation("I7", f"{self.user} sees a gap in {frame['topic']} from {place} to {prev}")
+    def _changes(self, subscription: Subscription, frame: dict[str, Any], position: Position) -> None:
+        prev, last = Position.parse(frame["prev"]), subscription.position
+        assert last is not None
+        if not subscription.pending and prev.epoch == last.epoch and prev.seq > last.seq:
+            raise Violation("I7", f"{self.user} sees a gap in {frame['topic']} from {last} to {prev}")
         for change in frame["changes"]:
-            if position.epoch != place.epoch or change["seq"] > place.seq:
-                self._apply(following, change)
-        following.advance(position)
-        self._keep(position)
+            if position.epoch != last.epoch or change["seq"] > last.seq:
+                self._apply(subscription, change)
+        subscription.advance(position)
+        self._advance(position)
 
-    def _apply(self, following: Following, change: dict[str, Any]) -> None:
+    def _apply(self, subscription: Subscription, change: dict[str, Any]) -> None:
         uid = int(change["at"])
-        if any(received.uid == uid for received in following.received):
-            raise Violation("I1", f"{self.user} is told event {uid} again")
-        following.received.append(Received(uid, change["seq"]))
+        if any(received.uid == uid for received in subscription.received):
+            raise Violation("I1", f"{self.user} receives event {uid} again")
+        subscription.received.append(Received(uid, change["seq"]))
         if change["table"] != "rows":
             return
         if change["kind"] == "delete":
-            following.state.pop(change["key"]["id"], None)
+            subscription.state.pop(change["key"]["id"], None)
         else:
-            following.state[change["key"]["id"]] = change["record"]["version"]
+            subscription.state[change["key"]["id"]] = change["record"]["version"]

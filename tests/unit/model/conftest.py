@@ -1,4 +1,4 @@
-"""`--hypothesis-profile=search` looks further than a test run does, and from another place each time."""
+"""`--hypothesis-profile=search` tries more examples than a test run, from a new random seed each time."""
 
 from hypothesis import settings
 

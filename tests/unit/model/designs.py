@@ -1,4 +1,4 @@
-"""The design as it is, and mutants of it: each decides one thing otherwise."""
+"""The real design, and mutants of it that each make one decision wrong."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,68 +10,68 @@ from daemon.core.session import Follow
 from daemon.delivery.client import Client
 from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.pump import Pump
-from tests.unit.model.postgres import Entry, Event, Fresh, Snapshot, by_snapshot_difference
+from tests.unit.model.postgres import Entry, Event, SelectNew, Snapshot, by_snapshot_difference
 
 
 class ModelHub(Hub):
-    """The hub, which also remembers where it was when it last had to move."""
+    """The hub, which also remembers the position it left at its last discontinuity."""
 
-    left: Position | None = None
+    position_before_move: Position | None = None
 
     def move(self, position: Position, reason: str) -> None:
-        self.left = self.position
+        self.position_before_move = self.position
         super().move(position, reason)
 
 
 @dataclass(frozen=True)
 class Design:
-    """What a daemon is made of, and by which rule Postgres numbers."""
+    """The parts of a daemon, and the rules by which Postgres numbers and hides content."""
 
     name: str = "the design"
-    fresh: Fresh = by_snapshot_difference
-    far: int = 1000
-    purges: bool = True
-    waits_for_place: bool = True
+    select_new: SelectNew = by_snapshot_difference
+    term_gap: int = 1000
+    hides_deleted: bool = True
+    waits_until_delivered: bool = True
     hub: type[ModelHub] = ModelHub
     router: type[PackRouter] = PackRouter
     client: type[Client] = Client
     pump: type[Pump] = Pump
 
 
-def past_a_cursor(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Sequence[Entry]) -> list[Event]:
-    """What has a greater id than everything that was numbered."""
+def after_last_id(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Sequence[Entry]) -> list[Event]:
+    """Events with a greater id than every numbered event."""
     cursor = max((entry.event.id for entry in log), default=0)
     return sorted((event for event in visible if event.id > cursor), key=lambda event: event.id)
 
 
-def below_a_horizon(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Sequence[Entry]) -> list[Event]:
-    """What older transactions than every running one have written, by transaction id."""
-    fresh = [event for event in visible if last.xmin <= event.xid < now.xmin]
-    return sorted(fresh, key=lambda event: (event.xid, event.topic, event.id))
+def below_xmin(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Sequence[Entry]) -> list[Event]:
+    """Events of transactions older than every running one, by transaction id."""
+    new = [event for event in visible if last.xmin <= event.xid < now.xmin]
+    return sorted(new, key=lambda event: (event.xid, event.topic, event.id))
 
 
 def by_event_id(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Sequence[Entry]) -> list[Event]:
-    """The true choice, in the order of ids: transactions are torn apart."""
+    """The right events, ordered by their ids: transactions interleave."""
     return sorted(by_snapshot_difference(visible, last, now, log), key=lambda event: event.id)
 
 
-class RightsAreForEver(PackRouter):
-    """Who once was allowed to subscribe hears everything."""
+class IgnoresRevocations(PackRouter):
+    """A right, once looked up, never ends."""
 
     def ended_rights(self, changes: Iterable[Change]) -> list[RightEnd]:
         return []
 
 
-class MissesRevocations(ModelHub):
-    """A right that ends while it is looked up is missed."""
+class MissesRevocationsDuringLookup(ModelHub):
+    """A revocation during the lookup of a right is missed."""
 
     def end_rights_query(self, query: RightsQuery) -> None:
         super().end_rights_query(query)
         query.revoked_at = Seq(0)
 
 
-class FromTheHead(Client):
-    """Whoever comes back is told only what happens from now on."""
+class ResumesFromHead(Client):
+    """A client that resumes receives only later changes."""
 
     __slots__ = ()
 
@@ -80,8 +80,8 @@ class FromTheHead(Client):
         await super()._resume(follow, max(since, head), start)
 
 
-class FromOneBefore(Client):
-    """Whoever comes back is told the last change again."""
+class RepeatsLastChange(Client):
+    """A client that resumes receives its last change again."""
 
     __slots__ = ()
 
@@ -91,8 +91,8 @@ class FromOneBefore(Client):
             self._replay.add(follow.topic, Seq(max(self._replay._places[follow.topic] - 1, 0)))
 
 
-class SeesNothing(Client):
-    """How far a topic has gone beyond the position does not count."""
+class IgnoresSeen(Client):
+    """`seen` in `hello`, how far topics are beyond the position, is ignored."""
 
     __slots__ = ()
 
@@ -101,8 +101,8 @@ class SeesNothing(Client):
         await super()._resume(follow, since, start)
 
 
-class FromBeforeTheRight(Client):
-    """Whoever has the right now is told all that there ever was."""
+class ReplaysFromBeforeRight(Client):
+    """A replay also contains changes from before the right began."""
 
     __slots__ = ()
 
@@ -110,8 +110,8 @@ class FromBeforeTheRight(Client):
         await super()._resume(follow, since, Seq(0))
 
 
-class NeverAsksAgain(Client):
-    """Behind a break rights count that were looked up before it."""
+class KeepsOldRights(Client):
+    """Rights looked up before a discontinuity stay valid after it."""
 
     __slots__ = ()
 
@@ -119,36 +119,36 @@ class NeverAsksAgain(Client):
         return {}
 
 
-class NeverLooksBack(Pump):
-    """A jump of the numbers is taken for granted: nothing that was delivered can have been lost."""
+class IgnoresGaps(Pump):
+    """After a gap in the numbers, the pump does not check whether delivered changes were lost."""
 
     async def _check_gap(self, first: Seq) -> None:
         pass
 
 
-class TakesWhatComes(Pump):
-    """What the leader hands over is delivered, whatever was delivered before."""
+class DeliversEveryOffer(Pump):
+    """Offered changes are delivered even if they do not follow the last delivered one."""
 
     def offer(self, after: Seq, changes: Sequence[Change]) -> None:
         if self.started.is_set():
             self._publish(changes)
 
 
-class BelievesTheClient(Client):
-    """A position is taken as it comes: whatever it says, the log is replayed behind it."""
+class TrustsPositions(Client):
+    """The log is replayed from any position that a client sends, without a check."""
 
     __slots__ = ()
 
     async def _reset_reason(self, since: Position) -> str | None:
         context = self._context
-        self._context = replace(context, log_reader=_Trusting(context.log_reader))
+        self._context = replace(context, log_reader=_TrustingLogReader(context.log_reader))
         try:
             return await super()._reset_reason(since)
         finally:
             self._context = context
 
 
-class _Trusting:
+class _TrustingLogReader:
     def __init__(self, log_reader: LogReader) -> None:
         self._log = log_reader
         self.head, self.read, self.read_topics = log_reader.head, log_reader.read, log_reader.read_topics
@@ -158,26 +158,26 @@ class _Trusting:
 
 
 DESIGN = Design()
-BLIND = Design("what was seen is not told", client=SeesNothing)
-"""A mutant for which one life is known; a search would be long."""
+SEEN_IGNORED = Design("seen in hello is ignored", client=IgnoresSeen)
+"""A mutant with a known history that shows the violation; a search would take long."""
 
 MUTANTS = {
     mutant.name: (mutant, invariants)
     for mutant, invariants in (
-        (Design("a naive cursor", fresh=past_a_cursor), {"I7"}),
-        (Design("the horizon of xmin", fresh=below_a_horizon), {"I2"}),
-        (Design("the order of event ids", fresh=by_event_id), {"whole"}),
-        (Design("rights are looked up once", router=RightsAreForEver), {"I4"}),
-        (Design("rights that end while they are looked up", hub=MissesRevocations), {"I4"}),
-        (Design("rights reach back to the beginning", client=FromBeforeTheRight), {"I4"}),
-        (Design("rights outlive a break", client=NeverAsksAgain), {"I4", "I7"}),
-        (Design("resuming from the head", client=FromTheHead), {"I7"}),
-        (Design("resuming from one before", client=FromOneBefore), {"I1"}),
-        (Design("numbers are used again", far=0), {"I1", "I5", "I7"}),
-        (Design("a deleted row's content stays", purges=False), {"I4"}),
-        (Design("a new term is taken for granted", pump=NeverLooksBack), {"I1", "I5", "I7", "whole"}),
-        (Design("what is handed over is not compared", pump=TakesWhatComes), {"I1", "I7"}),
-        (Design("a position is believed", client=BelievesTheClient), {"I1", "I5", "I7", "whole"}),
-        (Design("a daemon that lags is not waited for", waits_for_place=False), {"I1", "I7"}),
+        (Design("numbering by a cursor on event ids", select_new=after_last_id), {"I7"}),
+        (Design("numbering below the horizon of xmin", select_new=below_xmin), {"I2"}),
+        (Design("numbering in the order of event ids", select_new=by_event_id), {"atomic"}),
+        (Design("revocations are ignored", router=IgnoresRevocations), {"I4"}),
+        (Design("revocations during a lookup are missed", hub=MissesRevocationsDuringLookup), {"I4"}),
+        (Design("replays from before the right began", client=ReplaysFromBeforeRight), {"I4"}),
+        (Design("rights survive a discontinuity", client=KeepsOldRights), {"I4", "I7"}),
+        (Design("resuming from the head", client=ResumesFromHead), {"I7"}),
+        (Design("resuming with the last change again", client=RepeatsLastChange), {"I1"}),
+        (Design("numbers are reused", term_gap=0), {"I1", "I5", "I7"}),
+        (Design("content of deleted rows stays", hides_deleted=False), {"I4"}),
+        (Design("gaps between terms are not checked", pump=IgnoresGaps), {"I1", "I5", "I7", "atomic"}),
+        (Design("every offer is delivered", pump=DeliversEveryOffer), {"I1", "I7"}),
+        (Design("positions are not checked", client=TrustsPositions), {"I1", "I5", "I7", "atomic"}),
+        (Design("a lagging daemon is not waited for", waits_until_delivered=False), {"I1", "I7"}),
     )
 }

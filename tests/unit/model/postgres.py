@@ -1,8 +1,8 @@
-"""A Postgres of a few hundred lines: what matters to delivery of transactions, snapshots, crashes and failovers.
+"""A model of Postgres: the transactions, snapshots, crashes and failovers that matter to delivery.
 
-Transactions take their id at their first write or before, lock the rows that they write until they end, and become
-visible when they commit. What a crash keeps is a prefix of the commits that holds at least all that were flushed.
-The numbering follows `number_events`, `open_term` and `continuity` word for word.
+A transaction gets its id at its first write or before, locks the rows that it writes until it ends, and becomes
+visible when it commits. A crash keeps a prefix of the commits, which contains at least all that were flushed.
+Numbering follows the SQL of `number_events`, `open_term` and `continuity` statement by statement.
 """
 
 from collections import defaultdict
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 
 from daemon.core.change import CONTENT, Change, Kind, Position, Right, Seq, Topic
 
-FAR_ID, FAR_SEQ = 10_000, 100_000  # how many ids, and how many numbers, a segment has
-ALL_TOPICS = Topic("*app")  # the topic of what puts the whole pack in doubt
+SEGMENT_IDS, SEGMENT_SEQS = 10_000, 100_000  # how many event ids, and how many numbers, a segment has
+ALL_TOPICS = Topic("*app")  # of a change that resets every topic of the pack
 
 
 @dataclass(frozen=True)
 class Event:
-    """One row of `rowcast.events`. `uid` tells it from all others, whatever a crash does to ids.
+    """One row of `rowcast.events`. `uid` is unique; an `id` may be reused after a crash.
 
-    `right` counts the rights: the one that begins with this event, or the last that there was when one ended with it.
+    `right` is the number of the right that begins with this event, or of the newest right if one ends with it.
     """
 
     uid: int
@@ -37,7 +37,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of `rowcast.log`. `at` is when it was written, in steps of the world."""
+    """One row of `rowcast.log`. `at` is the step of the world at which it was written."""
 
     seq: int
     tx_end: int
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """As `pg_current_snapshot` has it."""
+    """A snapshot, as `pg_current_snapshot()` returns it."""
 
     xmin: int
     xmax: int
@@ -63,7 +63,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment of log and events, once it is opened. `last_seq` and `closed_xid` are there once it is closed."""
+    """A segment of log and events. `last_seq` and `closed_xid` are set when it is closed."""
 
     number: int
     closed_xid: int | None = None
@@ -72,23 +72,23 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A row of the application's table. A row that is gone keeps its version, so that versions never repeat."""
+class StoredRow:
+    """A row of the application's table. It keeps its version when it no longer exists, so that no version repeats."""
 
     topic: Topic
     version: int = 0
-    there: bool = False
+    exists: bool = False
     deleted: bool = False
 
 
 @dataclass
 class State:
-    """What is committed."""
+    """The committed state."""
 
-    rows: dict[int, Stored] = field(default_factory=dict)
+    rows: dict[int, StoredRow] = field(default_factory=dict)
     rights: dict[tuple[str, Topic], int] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
-    log: list[Entry] = field(default_factory=list)  # what is dropped stays here, behind the floor
+    log: list[Entry] = field(default_factory=list)  # dropped entries stay here, up to the floor
     grants: list[tuple[int, Right]] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=lambda: [Segment(0)])
@@ -117,51 +117,51 @@ class State:
 
 @dataclass(eq=False)
 class Transaction:
-    """An open transaction: what it has written is nobody else's affair yet."""
+    """An open transaction, whose writes are not visible to others."""
 
     xid: int = 0
     events: list[Event] = field(default_factory=list)
-    rows: dict[int, Stored] = field(default_factory=dict)
+    rows: dict[int, StoredRow] = field(default_factory=dict)
     rights: dict[tuple[str, Topic], int] = field(default_factory=dict)
 
 
 @dataclass
 class Leader:
-    """What the sequencer keeps in memory."""
+    """What the leading sequencer keeps in memory."""
 
     last_seq: int
     snapshot: Snapshot
     first_segment: int
 
 
-Fresh = Callable[[Iterable[Event], Snapshot, Snapshot, Sequence[Entry]], list[Event]]
-"""Which of the visible events are new, in their order: of the last snapshot, the present one, and the log."""
+SelectNew = Callable[[Iterable[Event], Snapshot, Snapshot, Sequence[Entry]], list[Event]]
+"""Selects and orders the events to number, from the visible events, the last and current snapshot, and the log."""
 
 
 def by_snapshot_difference(
     visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Sequence[Entry]
 ) -> list[Event]:
-    """What became visible between two snapshots: transactions by their largest event id, topics together."""
-    fresh = [event for event in visible if event.xid >= last.xmax or event.xid in last.xip]
+    """Events that became visible between two snapshots: by transaction (its largest event id), then by topic."""
+    new = [event for event in visible if event.xid >= last.xmax or event.xid in last.xip]
     tx: defaultdict[int, int] = defaultdict(int)
     tx_topic: dict[tuple[int, Topic], int] = {}
-    for event in fresh:
+    for event in new:
         tx[event.xid] = max(tx[event.xid], event.id)
         tx_topic[event.xid, event.topic] = min(tx_topic.get((event.xid, event.topic), event.id), event.id)
-    return sorted(fresh, key=lambda event: (tx[event.xid], tx_topic[event.xid, event.topic], event.id))
+    return sorted(new, key=lambda event: (tx[event.xid], tx_topic[event.xid, event.topic], event.id))
 
 
 class Postgres:
-    """The database. `far` is how far the numbers of a new term lie above all others."""
+    """The database. The numbers of a new term begin `term_gap` above all others."""
 
-    def __init__(self, fresh: Fresh, far: int, *, purges: bool) -> None:
-        self._fresh = fresh
-        self._far = far
-        self._purges = purges
+    def __init__(self, select_new: SelectNew, term_gap: int, *, hides_deleted: bool) -> None:
+        self._select_new = select_new
+        self._term_gap = term_gap
+        self._hides_deleted = hides_deleted
         self.step = 0
         self.state = State()
         self.history = [self.state]  # the state after each commit
-        self.flushed = 0  # where in the history a crash cannot go behind
+        self.flushed = 0  # index in the history; a crash keeps everything up to it
         self.timeline = 1
         self.open: list[Transaction] = []
         self.next_xid = self.state.next_xid
@@ -169,7 +169,7 @@ class Postgres:
         self.uids = 0
         self.rights = 0
         self.ever_committed: set[int] = set()
-        self.numbered: dict[Position, Event] = {}  # every number that was ever given
+        self.numbered: dict[Position, Event] = {}  # every number that was ever assigned
         self._locks: dict[object, Transaction] = {}
 
     # What applications do.
@@ -188,7 +188,7 @@ class Postgres:
         return tx.xid
 
     def lock(self, tx: Transaction, *things: object) -> bool:
-        """Take these locks; False, and none of them, where another transaction would have to be waited for."""
+        """Take all of these locks. False, with none taken, if another transaction holds one."""
         if any(self._locks.get(thing, tx) is not tx for thing in things):
             return False
         self._locks.update(dict.fromkeys(things, tx))
@@ -214,13 +214,13 @@ class Postgres:
         tx.events.append(event)
 
     def write(self, tx: Transaction, row: int, topic: Topic) -> bool:
-        """Insert the row, update it, move it to this topic, or take its deletion back. False if it is locked."""
+        """Insert, update or restore the row, or move it to this topic. False if it is locked."""
         if not self.lock(tx, ("row", row)):
             return False
-        old = tx.rows.get(row) or self.state.rows.get(row) or Stored(topic)
+        old = tx.rows.get(row) or self.state.rows.get(row) or StoredRow(topic)
         version = old.version + 1
-        tx.rows[row] = Stored(topic, version, there=True)
-        if not old.there:
+        tx.rows[row] = StoredRow(topic, version, exists=True)
+        if not old.exists:
             self._capture(tx, topic, Kind.INSERT, "rows", row, version=version)
         elif old.deleted:
             self._capture(tx, topic, Kind.RESTORE, "rows", row, version=version)
@@ -232,16 +232,16 @@ class Postgres:
         return True
 
     def delete(self, tx: Transaction, row: int) -> bool:
-        """Delete the row softly. False if it is locked, or there is none."""
+        """Soft-delete the row. False if it is locked or there is none."""
         old = tx.rows.get(row) or self.state.rows.get(row)
-        if old is None or not old.there or old.deleted or not self.lock(tx, ("row", row)):
+        if old is None or not old.exists or old.deleted or not self.lock(tx, ("row", row)):
             return False
         tx.rows[row] = replace(old, version=old.version + 1, deleted=True)
         self._capture(tx, old.topic, Kind.DELETE, "rows", row, version=old.version + 1)
         return True
 
     def truncate(self, table: str) -> bool:
-        """Truncate a table, in a transaction of its own. False if somebody has written to it."""
+        """Truncate a table, in a transaction of its own. False if an open transaction has written to it."""
         kind = "row" if table == "rows" else "user"
         if any(isinstance(thing, tuple) and thing[0] == kind for thing in self._locks):
             return False
@@ -249,7 +249,7 @@ class Postgres:
         if table == "rows":
             self._capture(tx, ALL_TOPICS, Kind.TRUNCATE, table, None)
             for row, stored in self.state.rows.items():
-                tx.rows[row] = Stored(stored.topic, stored.version)
+                tx.rows[row] = StoredRow(stored.topic, stored.version)
         else:
             self._capture(tx, ALL_TOPICS, Kind.TRUNCATE, table, None, right=self.rights, ends=Right(None, None))
             tx.rights = dict.fromkeys(self.state.rights, 0)
@@ -257,7 +257,7 @@ class Postgres:
         return True
 
     def grant(self, tx: Transaction, user: str, topic: Topic) -> bool:
-        """Make the user a member of the topic. False if that is locked, or so already."""
+        """Make the user a member of the topic. False if the user is locked or is a member already."""
         if self._right(tx, user, topic) or not self.lock(tx, ("user", user)):
             return False
         self.rights += 1
@@ -267,9 +267,9 @@ class Postgres:
         return True
 
     def revoke(self, tx: Transaction, user: str, topic: Topic | None) -> bool:
-        """End the user's membership in the topic, or in all. False if that is locked, or there is none."""
-        mine = [one for one in self.state.rights.keys() | tx.rights.keys() if one[0] == user]
-        ending = [one for one in mine if topic in (None, one[1]) and self._right(tx, *one)]
+        """End the user's membership in the topic, or in all topics. False if the user is locked or there is none."""
+        memberships = [one for one in self.state.rights.keys() | tx.rights.keys() if one[0] == user]
+        ending = [one for one in memberships if topic in (None, one[1]) and self._right(tx, *one)]
         if not ending or not self.lock(tx, ("user", user)):
             return False
         tx.rights.update(dict.fromkeys(ending, 0))
@@ -284,13 +284,13 @@ class Postgres:
         return tx.rights.get((user, topic), self.state.rights.get((user, topic), 0))
 
     def savepoint_rollback(self, tx: Transaction, row: int) -> None:
-        """Write within a savepoint and take it back: an event id and a transaction id are used up."""
+        """Write in a savepoint and roll it back: that uses up an event id and a transaction id."""
         if self.lock(tx, ("row", row)):
             self._assign(tx)
             self.next_id += 1
 
     def commit(self, tx: Transaction, *, flush: bool = True) -> None:
-        """End a transaction; without `flush` a crash may take it back."""
+        """Commit a transaction. Without `flush`, a crash may undo it."""
         after = self._next()
         after.rows |= tx.rows
         after.rights |= tx.rights
@@ -302,7 +302,7 @@ class Postgres:
         self._log_commit(after, flush=flush)
 
     def rollback(self, tx: Transaction) -> None:
-        """End a transaction as if it had never been."""
+        """Roll back a transaction."""
         if tx in self.state.prepared:
             after = self._next()
             after.prepared.remove(tx)
@@ -310,7 +310,7 @@ class Postgres:
         self._end(tx)
 
     def prepare(self, tx: Transaction) -> None:
-        """Make a transaction survive crashes, without making it visible."""
+        """Prepare a transaction: it survives crashes, but is not visible."""
         if tx.xid and tx not in self.state.prepared:
             after = self._next()
             after.prepared.append(tx)
@@ -331,25 +331,25 @@ class Postgres:
         if flush:
             self.flushed = len(self.history) - 1
 
-    # What befalls a database.
+    # Faults, and retention.
 
     def crash(self, lost: int) -> None:
-        """Start anew without the last `lost` commits, or as many of them as were not flushed."""
-        self._begin_from(max(len(self.history) - 1 - lost, self.flushed))
+        """Restart without the last `lost` commits, except those that were flushed."""
+        self._restart_from(max(len(self.history) - 1 - lost, self.flushed))
 
     def fail_over(self, lost: int) -> None:
-        """Go on with a standby that never got the last `lost` commits, flushed or not, but knows of every term."""
-        opened = next(place for place, state in enumerate(self.history) if state.terms == self.state.terms)
-        self._begin_from(max(len(self.history) - 1 - lost, opened))
+        """Continue with a standby that misses the last `lost` commits, flushed or not, but no term."""
+        opened = next(index for index, state in enumerate(self.history) if state.terms == self.state.terms)
+        self._restart_from(max(len(self.history) - 1 - lost, opened))
         self.timeline += 1
 
-    def _begin_from(self, place: int) -> None:
-        del self.history[place + 1 :]
-        self.state = self.history[place]
-        self.flushed = place
+    def _restart_from(self, index: int) -> None:
+        del self.history[index + 1 :]
+        self.state = self.history[index]
+        self.flushed = index
         self.open = list(self.state.prepared)
         self._locks = {thing: tx for thing, tx in self._locks.items() if tx in self.open}
-        # What was never recorded may be given out again, ids of transactions and events alike.
+        # Ids of transactions and events that were not recorded are assigned again.
         self.next_xid, self.next_id = self.state.next_xid, self.state.next_id
 
     def drop_segments(self) -> None:
@@ -368,31 +368,33 @@ class Postgres:
 
     def snapshot(self) -> Snapshot:
         running = {tx.xid for tx in self.open if tx.xid}
-        # Everything below is known to have ended or to be running: nothing above the last that ended has ended.
+        # One above the newest transaction that has ended.
         xmax = max((xid + 1 for xid in range(3, self.next_xid) if xid not in running), default=3)
         xip = frozenset(xid for xid in running if xid < xmax)
         return Snapshot(min(xip, default=xmax), xmax, xip)
 
     def open_term(self, *, next_segment: bool = False) -> Leader:
-        """Begin a reign, on record before anything is numbered; maybe in the next segment."""
+        """Begin a term, recorded before anything is numbered, in this segment or the next."""
         if next_segment:
-            self.next_id = max(self.next_id, (self.state.segments[-1].number + 1) * FAR_ID)
+            self.next_id = max(self.next_id, (self.state.segments[-1].number + 1) * SEGMENT_IDS)
         after = self._next()
         snapshot = after.snapshot or Snapshot(3, 3, frozenset())
         previous = after.terms[-1] if after.terms else None
         newest = max(previous.base if previous else 0, self._newest())
-        base = newest + self._far if previous else 0
+        base = newest + self._term_gap if previous else 0
         self.next_xid += 1
         if next_segment:
             last = after.segments[-1]
             after.segments[-1] = replace(last, closed_xid=self.next_xid - 1, last_seq=newest)
             after.segments.append(Segment(last.number + 1))
-            base = max(base, (last.number + 1) * FAR_SEQ)
+            base = max(base, (last.number + 1) * SEGMENT_SEQS)
         after.terms.append(Term(previous.term + 1 if previous else 1, base, f"e{self.timeline}"))
         after.snapshot = snapshot
         self._log_commit(after, flush=True)
-        open_ = [one.number for one in after.segments if one.closed_xid is None or one.closed_xid > snapshot.xmin]
-        return Leader(base, snapshot, min(open_))
+        still_open = [
+            one.number for one in after.segments if one.closed_xid is None or one.closed_xid > snapshot.xmin
+        ]
+        return Leader(base, snapshot, min(still_open))
 
     def _newest(self) -> int:
         return max((entry.seq for entry in self._kept()), default=0)
@@ -402,14 +404,14 @@ class Postgres:
         return [entry for entry in self.state.log if entry.seq > floor]
 
     def number(self, leader: Leader) -> list[Change]:
-        """Give what is new its numbers; returns it as the log has it now."""
+        """Number the new events; return them as the log has them."""
         now = self.snapshot()
-        visible = [event for event in self.state.events if event.id // FAR_ID >= leader.first_segment]
-        fresh = self._fresh(visible, leader.snapshot, now, self.state.log)
+        visible = [event for event in self.state.events if event.id // SEGMENT_IDS >= leader.first_segment]
+        new = self._select_new(visible, leader.snapshot, now, self.state.log)
         leader.snapshot = now
-        if fresh:
+        if new:
             after = self._next()
-            numbers = list(enumerate(fresh, leader.last_seq + 1))
+            numbers = list(enumerate(new, leader.last_seq + 1))
             begins = {event.xid: seq for seq, event in reversed(numbers)}
             ends = {event.xid: seq for seq, event in numbers}
             entries = [Entry(seq, ends[event.xid], event, self.step) for seq, event in numbers]
@@ -419,32 +421,32 @@ class Postgres:
                 if event.begins:
                     after.grants.append((begins[event.xid], event.begins))
             after.snapshot = now
-            leader.last_seq += len(fresh)
+            leader.last_seq += len(new)
             self.next_xid += 1
-            self._log_commit(after, flush=any(event.begins for event in fresh))
+            self._log_commit(after, flush=any(event.begins for event in new))
             return list(map(self.change, entries))
         return []
 
-    # What the daemons ask.
+    # What daemons query.
 
     def head(self) -> Position:
         last = self.state.terms[-1]
         return Position(last.epoch, Seq(max(last.base, self._newest())))
 
     def reasons(self, since: Position) -> list[str]:
-        """Every reason why a stream cannot go on from there."""
+        """Every reason why a stream cannot continue from this position."""
         terms, found = self.state.terms, []
         if since.epoch != terms[-1].epoch:
             found.append("epoch")
         if since.seq < self.state.floor:
             found.append("retention")
-        mine = [term for term in terms if term.base <= since.seq]
-        if not mine:
+        at_or_below = [term for term in terms if term.base <= since.seq]
+        if not at_or_below:
             return [*found, "crash"]
-        bound = next((term.base for term in terms if term.term > mine[-1].term), float("inf"))
+        bound = next((term.base for term in terms if term.term > at_or_below[-1].term), float("inf"))
         logged = [entry.seq for entry in self._kept() if entry.seq < bound]
-        closed = [one.last_seq for one in self.state.segments if mine[-1].base <= one.last_seq < bound]
-        if since.seq > max([mine[-1].base, *logged, *closed]):
+        closed = [one.last_seq for one in self.state.segments if at_or_below[-1].base <= one.last_seq < bound]
+        if since.seq > max([at_or_below[-1].base, *logged, *closed]):
             found.append("crash")
         return found
 
@@ -462,17 +464,18 @@ class Postgres:
         return self.state.rights.get((user, topic), 0)
 
     def readable_from(self, user: str, topic: Topic) -> tuple[int, bool]:
-        """Where the right to the topic began, and whether a beginning waits for its number."""
+        """The number at which the right to the topic began, and whether a newer grant is not numbered yet."""
         right = Right(user, topic)
-        seen = self.state.snapshot
-        assert seen is not None
+        snapshot = self.state.snapshot
+        assert snapshot is not None
         pending = any(
-            event.begins == right and (event.xid >= seen.xmax or event.xid in seen.xip) for event in self.state.events
+            event.begins == right and (event.xid >= snapshot.xmax or event.xid in snapshot.xip)
+            for event in self.state.events
         )
-        return max((seq for seq, begun in self.state.grants if begun == right), default=0), pending
+        return max((seq for seq, granted in self.state.grants if granted == right), default=0), pending
 
     def tombstone(self, entry: Entry) -> Entry | None:
-        """The first deletion of the row that the log has behind this entry."""
+        """The first deletion of the row after this entry in the log."""
         return next(
             (
                 later
@@ -484,21 +487,21 @@ class Postgres:
             None,
         )
 
-    def purged(self, entry: Entry) -> bool:
-        """Is the content of this entry gone, since its row is?"""
+    def is_hidden(self, entry: Entry) -> bool:
+        """Is the content of this entry hidden because its row was deleted later?"""
         return entry.event.kind in CONTENT and self.tombstone(entry) is not None
 
     def change(self, entry: Entry) -> Change:
-        """What the log says of one entry."""
+        """An entry, as a reader of the log gets it."""
         event = entry.event
         record = None
-        if event.kind in CONTENT and not (self._purges and self.purged(entry)):
+        if event.kind in CONTENT and not (self._hides_deleted and self.is_hidden(entry)):
             columns = f',"version":{event.version}' if event.table == "rows" else ""
             record = f'{{"id":{_json(event.key)}{columns}}}'
         return Change(
             seq=Seq(entry.seq),
             tx=str(event.xid),
-            at=str(event.uid),  # no time, but the one thing by which a frame tells which event it shows
+            at=str(event.uid),  # not a time, but the uid: it identifies the event in a frame
             schema="app",
             table=event.table,
             topic=event.topic,

@@ -1,6 +1,6 @@
-"""Random lives of a database, daemons and clients, and what holds of each: the invariants I1 to I7 of delivery.
+"""Random histories of a database, daemons and clients, checked for the invariants of delivery, I1 to I7.
 
-`--hypothesis-profile=search` looks further, from another place each time.
+`--hypothesis-profile=search` tries more histories, from a new random seed each time.
 """
 
 from typing import ClassVar
@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from daemon.core.change import Topic
 from tests.unit.model.client import Violation
-from tests.unit.model.designs import BLIND, DESIGN, MUTANTS, Design
+from tests.unit.model.designs import DESIGN, MUTANTS, SEEN_IGNORED, Design
 from tests.unit.model.postgres import Transaction
 from tests.unit.model.world import TOPICS, USERS, World
 
@@ -24,8 +24,8 @@ rows, topics, users = st.sampled_from(ROWS), st.sampled_from(TOPICS), st.sampled
 daemons, few, yes_or_no = st.sampled_from((0, 1)), st.integers(0, 4), st.booleans()
 
 
-class Lives(RuleBasedStateMachine):
-    """What can happen, in pieces large enough that something comes of them."""
+class Histories(RuleBasedStateMachine):
+    """The events of a history. Most rules do several steps, which random single steps would rarely combine."""
 
     design: ClassVar[Design] = DESIGN
 
@@ -34,10 +34,10 @@ class Lives(RuleBasedStateMachine):
         self.world = World(self.design)
         self.open: list[Transaction] = []
 
-    @initialize(following=st.lists(st.tuples(users, topics), min_size=2, max_size=6, unique=True))
-    def begin(self, following: list[tuple[int, Topic]]) -> None:
+    @initialize(subscriptions=st.lists(st.tuples(users, topics), min_size=2, max_size=6, unique=True))
+    def begin(self, subscriptions: list[tuple[int, Topic]]) -> None:
         world = self.world
-        for user, topic in following:
+        for user, topic in subscriptions:
             world.subscribe(world.clients[user], topic)
             tx = world.postgres.begin()
             world.postgres.grant(tx, USERS[user], topic)
@@ -61,11 +61,11 @@ class Lives(RuleBasedStateMachine):
         self.world.postgres.write(tx, row, topic)
         self._commit(tx, flush=flush)
 
-    @rule(row=rows, topic=topics, again=yes_or_no)
-    def delete(self, row: int, topic: Topic, again: bool) -> None:
-        """A row is written, its deletion follows, and maybe its return."""
+    @rule(row=rows, topic=topics, restored=yes_or_no)
+    def delete(self, row: int, topic: Topic, restored: bool) -> None:
+        """Write a row, delete it, and maybe restore it."""
         postgres = self.world.postgres
-        for step in ("write", "delete", "write")[: 2 + again]:
+        for step in ("write", "delete", "write")[: 2 + restored]:
             tx = postgres.begin()
             if step == "write":
                 postgres.write(tx, row, topic)
@@ -77,7 +77,7 @@ class Lives(RuleBasedStateMachine):
     def overtake(
         self, first: int, second: int, topic: Topic, other: Topic, early: bool, numbered: bool, swapped: bool
     ) -> None:
-        """One transaction begins, another writes and commits, and the first one ends behind it."""
+        """A slow transaction begins, a quick one writes and commits, and the slow one commits after it."""
         postgres = self.world.postgres
         slow, quick = postgres.begin(early=early), postgres.begin()
         if not swapped:
@@ -98,7 +98,7 @@ class Lives(RuleBasedStateMachine):
 
     @precondition(lambda self: self.open)
     @rule(which=few, row=rows, topic=topics, what=st.sampled_from(("write", "delete", "savepoint", "prepare")))
-    def go_on(self, which: int, row: int, topic: Topic, what: str) -> None:
+    def go_on_in_transaction(self, which: int, row: int, topic: Topic, what: str) -> None:
         tx, postgres = self.open[which % len(self.open)], self.world.postgres
         if tx in postgres.state.prepared:
             return
@@ -133,24 +133,24 @@ class Lives(RuleBasedStateMachine):
         self.world.postgres.grant(tx, USERS[user], topic)
         self._commit(tx)
 
-    @rule(user=users, topic=topics, every=st.sampled_from((False, False, True)), row=rows, flowing=yes_or_no)
-    def revoke(self, user: int, topic: Topic, every: bool, row: int, flowing: bool) -> None:
-        """A right ends, and something that its user must not see follows."""
+    @rule(user=users, topic=topics, all_topics=st.sampled_from((False, False, True)), row=rows, delivered=yes_or_no)
+    def revoke(self, user: int, topic: Topic, all_topics: bool, row: int, delivered: bool) -> None:
+        """End a right, then write a row that its user must not receive."""
         postgres = self.world.postgres
         tx = postgres.begin()
-        postgres.revoke(tx, USERS[user], None if every else topic)
+        postgres.revoke(tx, USERS[user], None if all_topics else topic)
         self._commit(tx)
         tx = postgres.begin()
         postgres.write(tx, row, topic)
         self._commit(tx)
-        if flowing:
+        if delivered:
             self.flow()
 
     @rule(user=users, topic=topics, row=rows, number=daemons)
     def join_late(self, user: int, topic: Topic, row: int, number: int) -> None:
-        """Somebody who has a position, but not the right, is given it behind something that was written."""
+        """Grant a right to a client that already has a position, after a row was written."""
         client, postgres = self.world.clients[user], self.world.postgres
-        self.revoke(user, topic, every=False, row=row, flowing=True)
+        self.revoke(user, topic, all_topics=False, row=row, delivered=True)
         self.world.connect(client, self.world.daemons[number])
         self.world.receive(client)
         self.write(row, topic, flush=True)
@@ -163,22 +163,22 @@ class Lives(RuleBasedStateMachine):
         self.world.receive(client)
 
     @rule(user=users, topic=topics, row=rows, number=daemons)
-    def revoke_while_asked(self, user: int, topic: Topic, row: int, number: int) -> None:
-        """A right is looked up, and its end reaches the hub before the answer does."""
+    def revoke_during_lookup(self, user: int, topic: Topic, row: int, number: int) -> None:
+        """End a right during its lookup: the end reaches the hub before the result of the lookup."""
         client, daemon = self.world.clients[user], self.world.daemons[number]
         daemon.link.held = True
         self.world.connect(client, daemon)
         if daemon.link.waiting:
             daemon.link.let_through(0)
-        self.revoke(user, topic, every=False, row=row, flowing=False)
+        self.revoke(user, topic, all_topics=False, row=row, delivered=False)
         self.world.number()
         daemon.wake()
         for _ in range(4):
             if len(daemon.link.waiting) > 1:
                 daemon.link.let_through(-1)
-        self.let_through(number, all_of_it=True, order=0)
+        self.let_through(number, all_queries=True, order=0)
 
-    # The way to the clients.
+    # Delivery.
 
     @rule()
     def number(self) -> None:
@@ -190,7 +190,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def flow(self) -> None:
-        """Everything that is committed reaches everybody who listens."""
+        """Deliver everything that is committed to every connected client."""
         self.world.number()
         self.world.wake_all()
         for client in self.world.clients:
@@ -210,25 +210,25 @@ class Lives(RuleBasedStateMachine):
 
     @rule(number=daemons)
     def hold(self, number: int) -> None:
-        """What this daemon asks of Postgres takes its time from now on."""
+        """Hold up this daemon's queries from now on."""
         self.world.daemons[number].link.held = True
 
     @precondition(lambda self: any(daemon.link.held for daemon in self.world.daemons))
-    @rule(number=daemons, all_of_it=yes_or_no, order=few)
-    def let_through(self, number: int, all_of_it: bool, order: int) -> None:
+    @rule(number=daemons, all_queries=yes_or_no, order=few)
+    def let_through(self, number: int, all_queries: bool, order: int) -> None:
         link = self.world.daemons[number].link
-        if all_of_it:
+        if all_queries:
             link.held = False
         while link.waiting:
             link.let_through(order)
-            if not all_of_it:
+            if not all_queries:
                 break
 
     # Clients come and go.
 
     @rule(user=users, number=daemons, limit=few, reading=yes_or_no)
     def come_back(self, user: int, number: int, limit: int, reading: bool) -> None:
-        """A client reads a little, loses its line, and goes on at some daemon."""
+        """A client reads a little, loses its connection, and resumes at one of the daemons."""
         client = self.world.clients[user]
         self.world.receive(client, limit)
         self.world.connect(client, self.world.daemons[number])
@@ -237,7 +237,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(user=users, number=daemons, row=rows, topic=topics, delivered=yes_or_no)
     def stay_away(self, user: int, number: int, row: int, topic: Topic, delivered: bool) -> None:
-        """A client is away while something happens."""
+        """A client is offline while a row is written."""
         client = self.world.clients[user]
         self.world.receive(client)
         client.cut()
@@ -255,11 +255,11 @@ class Lives(RuleBasedStateMachine):
     @rule(user=users, topic=topics)
     def unsubscribe(self, user: int, topic: Topic) -> None:
         client = self.world.clients[user]
-        if client.line is not None and topic in client.wanted and topic in client.topics:
+        if client.connection is not None and topic in client.wanted and topic in client.topics:
             client.wanted.remove(topic)
-            client.leave(topic)
+            client.unsubscribe(topic)
 
-    # Faults, and what comes with time.
+    # Faults, elections and retention.
 
     @rule(next_segment=yes_or_no)
     def elect(self, next_segment: bool) -> None:
@@ -275,13 +275,13 @@ class Lives(RuleBasedStateMachine):
 
     @rule(lost=few, elected=yes_or_no)
     def crash(self, lost: int, elected: bool) -> None:
-        self._go_down()
+        self.open.clear()
         self.world.crash(lost)
-        self._come_up(elected=elected)
+        self._recover(elected=elected)
 
     @rule(row=rows, other=rows, topic=topics, flush=yes_or_no, lost=few, number=daemons)
-    def crash_after_a_flow(self, row: int, other: int, topic: Topic, flush: bool, lost: int, number: int) -> None:
-        """What was told to everybody is not on record any more, and its numbers are free for something else."""
+    def crash_after_delivery(self, row: int, other: int, topic: Topic, flush: bool, lost: int, number: int) -> None:
+        """A crash loses changes that were delivered, and their numbers are free for other changes."""
         self.write(row, topic, flush=flush)
         self.flow()
         self.crash(lost, elected=True)
@@ -291,14 +291,11 @@ class Lives(RuleBasedStateMachine):
 
     @rule(lost=few, elected=yes_or_no)
     def fail_over(self, lost: int, elected: bool) -> None:
-        self._go_down()
-        self.world.fail_over(lost)
-        self._come_up(elected=elected)
-
-    def _go_down(self) -> None:
         self.open.clear()
+        self.world.fail_over(lost)
+        self._recover(elected=elected)
 
-    def _come_up(self, *, elected: bool) -> None:
+    def _recover(self, *, elected: bool) -> None:
         self.open = list(self.world.postgres.open)
         if elected:
             self.world.elect()
@@ -311,57 +308,57 @@ class Lives(RuleBasedStateMachine):
 
 
 def search(design: Design, examples: int, number: int = 0) -> None:
-    """Look for a life in which an invariant does not hold; the Violation is raised. Each number is another search."""
-    lives = type("Lives", (Lives,), {"design": design})
-    further = settings.get_current_profile_name() == "search"
-    profile = settings.get_profile("search") if further else settings(max_examples=examples, stateful_step_count=25)
+    """Run random histories and raise the first Violation. `number` is the seed of the search."""
+    histories = type("Histories", (Histories,), {"design": design})
+    thorough = settings.get_current_profile_name() == "search"
+    profile = settings.get_profile("search") if thorough else settings(max_examples=examples, stateful_step_count=25)
     run_state_machine_as_test(
-        lives if further else seed(number)(lives),
+        histories if thorough else seed(number)(histories),
         settings=settings(
             profile,
             derandomize=False,
             database=None,
             deadline=None,
-            phases=[Phase.generate, Phase.shrink] if further else [Phase.generate],
+            phases=[Phase.generate, Phase.shrink] if thorough else [Phase.generate],
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
-            verbosity=Verbosity.normal if further else Verbosity.quiet,
+            verbosity=Verbosity.normal if thorough else Verbosity.quiet,
         ),
     )
 
 
-def test_no_life_of_the_design_breaks_an_invariant_of_delivery() -> None:
+def test_no_history_of_the_real_design_violates_an_invariant() -> None:
     search(DESIGN, 250)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_decision_that_was_made_otherwise_breaks_the_invariant_that_it_is_there_for(name: str) -> None:
+def test_each_mutant_of_the_design_violates_the_invariant_that_it_endangers(name: str) -> None:
     mutant, invariants = MUTANTS[name]
-    broken = set[str]()
-    for number in range(SEARCHES):  # most mutants break more than one, and any may be found first
+    violated = set[str]()
+    for number in range(SEARCHES):  # most mutants violate several, and any of them may be found first
         with pytest.raises(Violation) as caught:
             search(mutant, 1000, number)
-        broken.add(caught.value.invariant)
-        if broken & invariants:
+        violated.add(caught.value.invariant)
+        if violated & invariants:
             break
-    assert broken & invariants
+    assert violated & invariants
 
 
-def lose_what_was_seen(design: Design) -> None:
-    """A line breaks in the midst of a replay; a crash takes back what that had told beyond the client's position."""
-    lives = type("Lives", (Lives,), {"design": design})()
+def lose_changes_seen_in_a_replay(design: Design) -> None:
+    """A connection breaks during a replay; a crash undoes what the replay had sent beyond the client's position."""
+    history = type("Histories", (Histories,), {"design": design})()
     try:
-        lives.begin(following=[(0, TOPICS[0]), (0, TOPICS[1])])
-        lives.restart(number=0)
-        lives.crash_after_a_flow(row=1, other=1, topic=TOPICS[0], flush=False, lost=0, number=0)
-        lives.crash(lost=1, elected=False)
-        lives.come_back(user=0, number=0, limit=0, reading=False)
-        lives.restart(number=0)
+        history.begin(subscriptions=[(0, TOPICS[0]), (0, TOPICS[1])])
+        history.restart(number=0)
+        history.crash_after_delivery(row=1, other=1, topic=TOPICS[0], flush=False, lost=0, number=0)
+        history.crash(lost=1, elected=False)
+        history.come_back(user=0, number=0, limit=0, reading=False)
+        history.restart(number=0)
     finally:
-        lives.teardown()
+        history.teardown()
 
 
-def test_changes_seen_beyond_the_position_and_undone_cause_a_reset() -> None:
-    lose_what_was_seen(DESIGN)
+def test_a_crash_that_undoes_changes_seen_beyond_the_position_causes_a_reset() -> None:
+    lose_changes_seen_in_a_replay(DESIGN)
     with pytest.raises(Violation, match="again"):
-        lose_what_was_seen(BLIND)
+        lose_changes_seen_in_a_replay(SEEN_IGNORED)

@@ -1,7 +1,7 @@
-"""A database, daemons and clients in one process: answers come when the test lets them, and every frame is checked.
+"""A database, daemons and clients in one process. The test decides when queries return; every frame is checked.
 
-The daemons are made of the real hub, pump, replay, sessions and frames. They run on an event loop of their own that
-knows no time and no files: it runs until nothing can go on, and then the test decides what happens next.
+The daemons consist of the real hub, pump, replay, sessions and frames. Their event loop has no clock and no files. It
+runs until every task waits, and then the test decides what happens next.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from tests.unit.model.postgres import Entry, Leader, Postgres
 TOPICS = (Topic("t:a"), Topic("t:b"))
 USERS = ("ada", "bob", "eve")
 CHUNK = 3
-QUEUE_BYTES = 700  # more than a few frames that wait to be read make a client slow
+QUEUE_BYTES = 700  # so that a few unread frames make a client slow
 RECENT_BYTES = 6 * OVERHEAD
 MAX_ROUNDS = 100
 T = TypeVar("T")
@@ -49,7 +49,7 @@ PACK = Pack("app", {"rows": Rows, "members": Members, "users": Members}, (r"[tu]
 
 
 class _UntilIdle(selectors.SelectSelector):
-    """Reports no file, and calls `idle` instead of waiting."""
+    """A selector that never reports a file, and calls `idle` instead of waiting."""
 
     idle: Callable[[], None]
 
@@ -60,7 +60,7 @@ class _UntilIdle(selectors.SelectSelector):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that stops when nothing can go on without the world."""
+    """An event loop that stops when every task waits for the world."""
 
     def __init__(self) -> None:
         selector = _UntilIdle()
@@ -68,85 +68,89 @@ class _Loop(asyncio.SelectorEventLoop):
         selector.idle = self.stop
         self.now = 0.0
         self.errors: list[BaseException] = []
-        self.set_exception_handler(lambda _, context: self.errors.append(context.get("exception") or _Odd(context)))
+        self.set_exception_handler(
+            lambda _, context: self.errors.append(context.get("exception") or _LoopError(context))
+        )
 
     def time(self) -> float:
         return self.now
 
 
-class _Odd(Exception):
-    pass
+class _LoopError(Exception):
+    """An error that the event loop reports without an exception."""
 
 
 @dataclass(eq=False)
-class Question:
-    """A statement on its way to Postgres (`answered` is false), or its answer on the way back."""
+class Query:
+    """A query on its way to Postgres or, once `executed`, its result on the way back."""
 
-    ask: Callable[[], Any]
+    execute: Callable[[], Any]
     failure: RowcastError
     future: "asyncio.Future[Any]"
-    answered: bool = False
-    answer: Any = None
-    asked_at: int = 0
+    executed: bool = False
+    result: Any = None
+    executed_at: int = 0
 
 
 class Link:
-    """Between one daemon and Postgres: while it is `held`, each statement and each answer waits to be let through."""
+    """One daemon's link to Postgres. While it is `held`, queries and results wait for `let_through()`."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
         self.held = False
-        self.waiting: list[Question] = []
+        self.waiting: list[Query] = []
         self._waiters: list[asyncio.Future[None]] = []
 
-    async def ask(self, ask: Callable[[], T], failure: RowcastError) -> T:
+    async def query(self, execute: Callable[[], T], failure: RowcastError) -> T:
         if not self.held:
-            return ask()
-        question = Question(ask, failure, asyncio.get_running_loop().create_future())
-        self.waiting.append(question)
+            return execute()
+        query = Query(execute, failure, asyncio.get_running_loop().create_future())
+        self.waiting.append(query)
         try:
-            return await question.future  # type: ignore[no-any-return]
+            return await query.future  # type: ignore[no-any-return]
         finally:
-            self.waiting.remove(question)
+            self.waiting.remove(query)
 
     async def next_batch(self) -> None:
-        """Wait a little: until something has been numbered."""
+        """Wait until the next events have been numbered."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
 
-    def batch(self) -> None:
-        """Something has been numbered."""
+    def notify_batch(self) -> None:
+        """Wake the tasks that wait in `next_batch()`."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     def let_through(self, number: int) -> None:
-        """Let one statement arrive, or one answer."""
-        question = self.waiting[number % len(self.waiting)]
-        if not question.answered:
-            question.answer, question.answered = question.ask(), True
-            question.asked_at = self._world.postgres.step
-        elif not question.future.done():
-            self._world.run(lambda: question.future.set_result(question.answer), since=question.asked_at)
+        """Let one query or one result arrive."""
+        query = self.waiting[number % len(self.waiting)]
+        if not query.executed:
+            query.result, query.executed = query.execute(), True
+            query.executed_at = self._world.postgres.step
+        elif not query.future.done():
+            self._world.run(lambda: query.future.set_result(query.result), since=query.executed_at)
 
-    def break_down(self) -> None:
-        """Postgres is gone: what did not arrive fails."""
-        for question in tuple(self.waiting):
-            if not question.answered and not question.future.done():
-                question.future.set_exception(question.failure)
+    def fail(self) -> None:
+        """Fail every query that has not reached Postgres."""
+        for query in tuple(self.waiting):
+            if not query.executed and not query.future.done():
+                query.future.set_exception(query.failure)
 
 
 class ModelLog:
-    """The LogReader port, statement for statement like the real one."""
+    """A LogReader with the same statements as the real one."""
 
     def __init__(self, postgres: Postgres, link: Link) -> None:
         self._postgres = postgres
-        self._ask: Callable[[Callable[[], Any]], Awaitable[Any]] = lambda ask: link.ask(ask, LogUnavailable("gone"))
+        self._query: Callable[[Callable[[], Any]], Awaitable[Any]] = lambda execute: link.query(
+            execute, LogUnavailable("gone")
+        )
 
     async def head(self) -> Position:
-        found: Position = await self._ask(self._postgres.head)
+        found: Position = await self._query(self._postgres.head)
         return found
 
     async def read(self, after: Seq, limit: int) -> Sequence[Change]:
@@ -154,27 +158,27 @@ class ModelLog:
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         changes = await self._read(topics, limit, after, upto)
-        if await self._ask(lambda: self._postgres.state.floor) > after:
+        if await self._query(lambda: self._postgres.state.floor) > after:
             raise LogTruncated
         return Batch(changes)
 
     async def _read(self, topics: Collection[Topic] | None, limit: int, after: int, upto: int | None) -> list[Change]:
-        found = await self._ask(lambda: self._rows(self._postgres.entries(after, upto, topics)[:limit]))
+        found = await self._query(lambda: self._rows(self._postgres.entries(after, upto, topics)[:limit]))
         if len(found) == limit and found[-1][1] > found[-1][0].seq:
-            cut, end = found[-1][0].seq, found[-1][1]
-            found = found + await self._ask(lambda: self._rows(self._postgres.entries(cut, end, topics)))
+            last, end = found[-1][0].seq, found[-1][1]
+            found = found + await self._query(lambda: self._rows(self._postgres.entries(last, end, topics)))
         return [change for change, _ in found]
 
     def _rows(self, entries: Sequence[Entry]) -> list[tuple[Change, int]]:
         return [(self._postgres.change(entry), entry.tx_end) for entry in entries]
 
     async def continuity(self, since: Position) -> str | None:
-        reasons = await self._ask(lambda: self._postgres.reasons(since))
+        reasons = await self._query(lambda: self._postgres.reasons(since))
         return next(iter(reasons), None)
 
 
 class ModelGrants:
-    """The Grants port."""
+    """The Grants of the model."""
 
     def __init__(self, daemon: "Daemon", link: Link) -> None:
         self._daemon = daemon
@@ -182,22 +186,22 @@ class ModelGrants:
 
     async def readable_from(self, user: str, topic: Topic) -> Seq | None:
         while True:
-            right, begun, pending = await self._link.ask(
+            right, granted, pending = await self._link.query(
                 lambda: self._look_up(user, topic), GrantsUnavailable("gone")
             )
             if not right:
                 return None
             if not pending:
-                return Seq(begun)
+                return Seq(granted)
             await self._link.next_batch()
 
     def _look_up(self, user: str, topic: Topic) -> tuple[int, int, bool]:
         postgres = self._daemon.world.postgres
-        right, (begun, pending) = postgres.may_read(user, topic), postgres.readable_from(user, topic)
-        line = self._daemon.lines.get(user)
-        if right and line is not None:
-            line.rights[topic] = right
-        return right, begun, pending
+        right, (granted, pending) = postgres.may_read(user, topic), postgres.readable_from(user, topic)
+        connection = self._daemon.connections.get(user)
+        if right and connection is not None:
+            connection.rights[topic] = right
+        return right, granted, pending
 
 
 @dataclass(frozen=True)
@@ -206,34 +210,34 @@ class _Claims:
     expires: float = float("inf")
 
 
-class Line:
-    """A connection: the gateway's Socket on one side, a client's line on the other. Watches what is said on it."""
+class Connection:
+    """A connection: a Socket for the daemon, a `client.Connection` for the client. It checks every frame."""
 
     def __init__(self, daemon: "Daemon", user: str) -> None:
         self.daemon = daemon
         self.user = user
         self.session = user
         self.inbox: deque[dict[str, Any]] = deque()
-        self.rights: dict[Topic, int] = {}  # by which right a topic was allowed
+        self.rights: dict[Topic, int] = {}  # the right by which each topic was allowed
         self.closed = False
-        self.gone = False
+        self.lost = False
         self.handler: ClientHandler | None = None
         self._last_positions: dict[Topic, Position] = {}
         self._transactions: dict[Topic, set[str]] = {}
         self._since: Position | None = None
         self._seen: Position | None = None
-        self._breaks = daemon.hub.discontinuity.number
+        self._first_discontinuity = daemon.hub.discontinuity.number
         self._explained: dict[Topic, int] = {}
         self._drains: list[tuple[asyncio.Future[None], int]] = []
 
-    # What the client does.
+    # For the client.
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         return self.closed and not self.inbox
 
     def send(self, **frame: Any) -> None:
-        if not self.gone and not self.closed:
+        if not self.lost and not self.closed:
             if frame.get("since"):
                 self._since = Position.parse(frame["since"])
                 self._seen = Position.parse(frame["seen"]) if "seen" in frame else None
@@ -243,43 +247,43 @@ class Line:
     def cut(self) -> None:
         self.inbox.clear()
         self.closed = True
-        self.daemon.world.run(self.end)
+        self.daemon.world.run(self.disconnect)
 
     def read(self) -> None:
-        """Something was taken out of the inbox: maybe the server may write more."""
+        """Resume the server's writing if the inbox has become short enough."""
         while self._drains and self.queued() <= QUEUE_BYTES // 2:
             future, since = self._drains.pop(0)
             if not future.done():
                 self.daemon.world.run(partial(future.set_result, None), since=since)
 
-    # What the gateway does.
+    # For the daemon.
 
     def require_handler(self) -> ClientHandler:
         assert self.handler is not None
         return self.handler
 
-    def end(self) -> None:
-        if not self.gone:
-            self.gone = True
+    def disconnect(self) -> None:
+        if not self.lost:
+            self.lost = True
             for future, _ in self._drains:
                 if not future.done():
                     future.set_result(None)
             self.require_handler().connection_lost(None)
-            self.daemon.lines.pop(self.user, None)
+            self.daemon.connections.pop(self.user, None)
 
     def write(self, frames: bytes) -> int:
-        for line in frames.splitlines():
+        for text in frames.splitlines():
             if not self.closed:
-                frame = json.loads(line)
+                frame = json.loads(text)
                 try:
                     self._check(frame)
-                except Violation as violation:  # whoever is writing would take it for its own mistake
+                except Violation as violation:  # raised here, it would reach the code that writes
                     self.daemon.world.violations.append(violation)
                 self.inbox.append(frame)
         return self.queued()
 
     def queued(self) -> int:
-        return 0 if self.gone else sum(len(str(frame)) for frame in self.inbox)
+        return 0 if self.lost else sum(len(str(frame)) for frame in self.inbox)
 
     async def drained(self) -> None:
         if self.queued() > QUEUE_BYTES // 2:
@@ -292,7 +296,7 @@ class Line:
             self.daemon.world.violations.append(Violation("I7", f"the daemon failed: {reason}"))
         self.closed = True
 
-    # What must hold of every frame.
+    # The checks of every frame.
 
     def _check(self, frame: dict[str, Any]) -> None:
         topic = Topic(frame.get("topic", ""))
@@ -309,82 +313,89 @@ class Line:
                 for change in frame["changes"]:
                     self._check_change(topic, Position(Position.parse(frame["pos"]).epoch, change["seq"]), change)
 
-    def _check_transactions(self, topic: Topic, these: set[str]) -> None:
-        if repeated := these & self._transactions.setdefault(topic, set()):
+    def _check_transactions(self, topic: Topic, ids: set[str]) -> None:
+        if repeated := ids & self._transactions.setdefault(topic, set()):
             raise Violation(
-                "whole", f"{self.user} is told of the transactions {repeated} in {topic} in several frames"
+                "atomic", f"{self.user} receives the transactions {repeated} in {topic} in several frames"
             )
-        self._transactions[topic] |= these
+        self._transactions[topic] |= ids
 
-    def _check_change(self, topic: Topic, place: Position, change: dict[str, Any]) -> None:
+    def _check_change(self, topic: Topic, position: Position, change: dict[str, Any]) -> None:
         world, uid = self.daemon.world, int(change["at"])
         last = self._last_positions.get(topic)
-        what = f"{self.user} is told {place} ({change['kind']} {change['key']}) in {topic}"
+        received = f"{self.user} receives {position} ({change['kind']} {change['key']}) in {topic}"
         if last is None:
-            raise Violation("I1", f"{what}, and does not follow it")
-        if last.epoch == place.epoch and last.seq >= place.seq:
-            raise Violation("I1", f"{what} behind {last}")
-        self._last_positions[topic] = place
-        if world.names.setdefault(place, uid) != uid:
-            raise Violation("I1", f"{what}, a number that was another event's")
+            raise Violation("I1", f"{received}, and is not subscribed")
+        if last.epoch == position.epoch and last.seq >= position.seq:
+            raise Violation("I1", f"{received} after {last}")
+        self._last_positions[topic] = position
+        if world.uids.setdefault(position, uid) != uid:
+            raise Violation("I1", f"{received}, a number of another event")
         if uid not in world.postgres.ever_committed:
-            raise Violation("I5", f"{what}, which was never committed")
-        self._check_right(what, topic, place)
+            raise Violation("I5", f"{received}, which was never committed")
+        self._check_right(received, topic, position)
         if "record" in change:
-            self._check_content(what, place, uid)
+            self._check_content(received, position, uid)
 
-    def _check_right(self, what: str, topic: Topic, place: Position) -> None:
+    def _check_right(self, received: str, topic: Topic, position: Position) -> None:
         world, right = self.daemon.world, self.rights[topic]
-        begun = world.begun(right)
-        if begun > place.seq:
-            raise Violation("I4", f"{what}, the right to which began at {begun}")
+        granted = world.granted_at(right)
+        if granted > position.seq:
+            raise Violation("I4", f"{received}, the right to which began at {granted}")
         for entry in world.postgres.state.log:
             event = entry.event
             ends = event.ends and event.ends.user in (None, self.user) and event.ends.topic in (None, topic)
-            if ends and event.right >= right and entry.seq <= place.seq:
-                raise Violation("I4", f"{what}, the right to which ended at {entry.seq}")
+            if ends and event.right >= right and entry.seq <= position.seq:
+                raise Violation("I4", f"{received}, the right to which ended at {entry.seq}")
 
-    def _check_content(self, what: str, place: Position, uid: int) -> None:
+    def _check_content(self, received: str, position: Position, uid: int) -> None:
         for entry in self.daemon.world.postgres.state.log:
-            if entry.event.uid == uid and entry.seq == place.seq:
+            if entry.event.uid == uid and entry.seq == position.seq:
                 tombstone = self.daemon.world.postgres.tombstone(entry)
                 if tombstone is None or tombstone.seq > self.daemon.hub.position.seq:
-                    continue  # what is held in memory is as new as the hub
+                    continue  # the log cache is only as new as the hub
                 if tombstone.at < self.daemon.world.since:
-                    raise Violation("I4", f"{what}, content of a row whose deletion at {tombstone.seq} is on record")
+                    raise Violation(
+                        "I4", f"{received}, content of a row whose deletion at {tombstone.seq} was recorded"
+                    )
 
-    def _check_reset(self, topic: Topic, reason: str, place: Position) -> None:
+    def _check_reset(self, topic: Topic, reason: str, position: Position) -> None:
         postgres, hub = self.daemon.world.postgres, self.daemon.hub
         if reason in (Kind.TRUNCATE, Kind.LOST):
-            here = [entry.event for entry in postgres.state.log if entry.seq == place.seq]
-            if any(event.kind == reason for event in (*here, *filter(None, [postgres.numbered.get(place)]))):
+            here = [entry.event for entry in postgres.state.log if entry.seq == position.seq]
+            if any(event.kind == reason for event in (*here, *filter(None, [postgres.numbered.get(position)]))):
                 return
         if reason == "rights":
             if (
                 self._since is not None
-                and self._since.seq < place.seq == self.daemon.world.begun(self.rights[topic]) - 1
+                and self._since.seq < position.seq == self.daemon.world.granted_at(self.rights[topic]) - 1
             ):
                 return
-            raise Violation("I6", f"{self.user} is told that its right to {topic} began behind {place}")
-        asked = [self._since] if self._since is not None and self._last_positions.get(topic) == place else []
-        if asked and self._seen is not None:
-            asked.append(self._seen)
+            raise Violation(
+                "I6", f"{self.user} gets a reset of {topic} for a right that does not begin after {position}"
+            )
+        positions = [self._since] if self._since is not None and self._last_positions.get(topic) == position else []
+        if positions and self._seen is not None:
+            positions.append(self._seen)
         if reason == "retention":
-            # What is still to be replayed may be dropped, and all of it begins anew.
-            asked += self._last_positions.values()
-        if hub.left is not None and self._explained.get(topic, self._breaks) < hub.discontinuity.number:
-            asked.append(hub.left)
+            # The log may be dropped during a replay, which resets all of its topics.
+            positions += self._last_positions.values()
+        if (
+            hub.position_before_move is not None
+            and self._explained.get(topic, self._first_discontinuity) < hub.discontinuity.number
+        ):
+            positions.append(hub.position_before_move)
         self._explained[topic] = hub.discontinuity.number
-        if not any(reason in postgres.reasons(position) for position in asked):
-            raise Violation("I6", f"{self.user} is told that {topic} is reset ({reason} at {place}) for no reason")
+        if not any(reason in postgres.reasons(one) for one in positions):
+            raise Violation("I6", f"{self.user} gets a reset of {topic} ({reason} at {position}) for no reason")
 
 
 @dataclass
 class Daemon:
-    """One process of Rowcast."""
+    """One daemon process."""
 
     world: "World"
-    lines: dict[str, Line] = field(default_factory=dict)
+    connections: dict[str, Connection] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         world = self.world
@@ -397,7 +408,7 @@ class Daemon:
         self.pump = pump = world.design.pump(
             log_reader, self.wakeup, self.hub, router, log_cache, _store_dead_letters, chunk=CHUNK
         )
-        wait_until_delivered = pump.wait_until_delivered if world.design.waits_for_place else _at_once
+        wait_until_delivered = pump.wait_until_delivered if world.design.waits_until_delivered else _at_once
         self.context = ClientContext(
             hub=self.hub,
             log_reader=log_cache,
@@ -419,67 +430,67 @@ class Daemon:
         self.task = world.loop.create_task(pump.run())
         world.run()
 
-    def accept(self, user: str) -> Line:
-        line = Line(self, user)
-        line.handler = self.world.design.client(self.context, line)
-        self.lines[user] = line
-        return line
+    def accept(self, user: str) -> Connection:
+        connection = Connection(self, user)
+        connection.handler = self.world.design.client(self.context, connection)
+        self.connections[user] = connection
+        return connection
 
     def wake(self) -> None:
-        """Tell it that the log has grown."""
+        """Notify the daemon that the log has grown."""
         self.world.run(self.wakeup.set)
 
     def tick(self) -> None:
         """Let time pass until the next heartbeat."""
         self.world.now += 100.0
-        for line in tuple(self.lines.values()):
-            self.world.run(partial(line.require_handler().tick, self.world.now))
+        for connection in tuple(self.connections.values()):
+            self.world.run(partial(connection.require_handler().tick, self.world.now))
 
     def kill(self) -> None:
-        """Nothing more comes from this process but what was written."""
-        for line in tuple(self.lines.values()):
-            line.closed = True
-            self.world.run(line.end)
+        """Kill the process. Clients still receive the frames that it has written."""
+        for connection in tuple(self.connections.values()):
+            connection.closed = True
+            self.world.run(connection.disconnect)
         self.task.cancel()
         self.world.run()
 
 
 async def _store_dead_letters(dead_letters: object) -> None:
-    """The dead letters of this model have no reader."""
+    """Discard dead letters: nothing in this model reads them."""
 
 
 async def _at_once(seq: Seq) -> None:
-    """Wait for nothing."""
+    """Return at once."""
 
 
 class World:
-    """All of it, and what the tests do to it. Every method leaves it idle."""
+    """The database, daemons and clients, and what tests do to them. After each method, all tasks wait."""
 
     def __init__(self, design: Design, daemons: int = 2) -> None:
         self.design = design
         self.loop = _Loop()
         self.now = 0.0
-        self.since = 0  # no answer that is being used is older than this step
+        self.since = 0  # every result that is in use was read at this step or later
         self.violations: list[Violation] = []
-        self.names: dict[Position, int] = {}
-        self.postgres = Postgres(design.fresh, design.far, purges=design.purges)
+        self.uids: dict[Position, int] = {}
+        self.postgres = Postgres(design.select_new, design.term_gap, hides_deleted=design.hides_deleted)
         self.leader: Leader | None = None
-        self.leading: Daemon | None = None  # None: a daemon without clients
+        self.leading: Daemon | None = None  # None: a daemon without clients leads
         self.daemons: list[Daemon] = []
         self.elect()
         self.daemons += [Daemon(self) for _ in range(daemons)]
         self.clients = [Client(user, self.read_state) for user in USERS]
 
     def run(self, first: Callable[[], object] | None = None, *, since: int | None = None) -> None:
-        """Do this, and let everything go on as far as it can. `since`: what it uses was read at that step."""
+        """Call `first`, and run until every task waits. Results that this uses were read at step `since` or later."""
         self.postgres.step += 1
         self.since = self.postgres.step if since is None else since
         if first is not None:
             self.loop.call_soon(first)
         self.loop.run_forever()
         for daemon in getattr(self, "daemons", ()):
-            for line in [line for line in daemon.lines.values() if line.closed]:
-                self.loop.call_soon(line.end)
+            for connection in [connection for connection in daemon.connections.values() if connection.closed]:
+                self.loop.call_soon(connection.disconnect)
                 self.loop.run_forever()
         for error in (*self.loop.errors, *self.violations):
             raise error
@@ -494,24 +505,24 @@ class World:
         self.loop.close()
 
     def read_state(self, topic: Topic) -> tuple[dict[int, int], object]:
-        """What the application would say of a topic now."""
+        """The rows of a topic that the application would return now, and the state they are from."""
         state = self.postgres.state
         return {
             row: stored.version
             for row, stored in state.rows.items()
-            if stored.topic == topic and stored.there and not stored.deleted
+            if stored.topic == topic and stored.exists and not stored.deleted
         }, state
 
     # The sequencer.
 
     def elect(self, *, next_segment: bool = False) -> None:
-        """Another leader begins, or the same goes on in the next segment."""
+        """Begin a new term, in this segment or the next; another process leads."""
         self.leader = self.postgres.open_term(next_segment=next_segment)
         leaders = (*self.daemons, None)
         self.leading = leaders[self.postgres.state.terms[-1].term % len(leaders)]
 
     def number(self) -> None:
-        """The leader looks for events; if there is none any more, another begins."""
+        """Number the new events, after an election if there is no leader."""
         self.postgres.step += 1
         if self.leader is None:
             self.elect()
@@ -521,20 +532,20 @@ class World:
         if changes and self.leading is not None:
             self.run(partial(self.leading.pump.offer, Seq(before), changes))
         for daemon in self.daemons:
-            self.run(daemon.link.batch)
+            self.run(daemon.link.notify_batch)
 
     def wake_all(self) -> None:
         for daemon in self.daemons:
             daemon.wake()
 
-    def begun(self, right: int) -> int:
-        """Where in the log a right began: where its transaction did; 0 where that is not on record."""
+    def granted_at(self, right: int) -> int:
+        """The number at which a right began, the first of its transaction; 0 if the log does not have it."""
         log = self.postgres.state.log
         xid = next((entry.event.xid for entry in log if entry.event.begins and entry.event.right == right), None)
         return next((entry.seq for entry in log if entry.event.xid == xid), 0)
 
     def drop_segments(self) -> None:
-        """What is old goes, and every daemon learns of it."""
+        """Drop the closed segments, and notify every daemon."""
         self.postgres.drop_segments()
         for daemon in self.daemons:
             daemon.log_cache.forget(Seq(self.postgres.state.floor))
@@ -546,55 +557,55 @@ class World:
         client.connect(daemon.accept(client.user))
 
     def receive(self, client: Client, limit: int = 1_000_000) -> int:
-        """Let a client read; returns how many frames it has read."""
+        """Let a client read up to `limit` frames; return their number."""
         count = 0
         while count < limit and client.receive(1):
             count += 1
-            if isinstance(client.line, Line):
-                client.line.read()
+            if isinstance(client.connection, Connection):
+                client.connection.read()
         return count
 
     def pass_time(self) -> None:
-        """Let two seconds pass, in which whoever looks now and then has looked."""
+        """Let two seconds pass, longer than the pump's polling interval."""
         self.loop.now += 2.0
         self.run()
 
     def subscribe(self, client: Client, topic: Topic) -> None:
         if topic not in client.wanted:
             client.wanted.append(topic)
-        if client.line is not None and topic not in client.topics:
-            client.ask(topic)
+        if client.connection is not None and topic not in client.topics:
+            client.subscribe(topic)
 
-    # What befalls everybody.
+    # Faults.
 
-    def _break_down(self) -> None:
-        """Postgres is gone, and with it the leader's connection and everything that was asked."""
+    def _disconnect_postgres(self) -> None:
+        """Break every connection to Postgres: there is no leader, and queries fail."""
         self.leader = None
         for daemon in self.daemons:
-            self.run(daemon.link.break_down)
+            self.run(daemon.link.fail)
 
     def crash(self, lost: int) -> None:
-        """Postgres is killed, and comes back."""
+        """Kill Postgres and restart it."""
         self.postgres.crash(lost)
-        self._break_down()
+        self._disconnect_postgres()
 
     def fail_over(self, lost: int) -> None:
-        """A standby takes over, which knows of every term."""
+        """Let a standby take over, which has every term."""
         self.postgres.fail_over(lost)
-        self._break_down()
+        self._disconnect_postgres()
 
     def restart(self, number: int) -> None:
-        """A daemon is killed, and another takes its place."""
+        """Kill a daemon and start another in its place."""
         killed = self.daemons.pop(number)
         killed.kill()
         if killed is self.leading:
             self.leader = None
         self.daemons.insert(number, Daemon(self))
 
-    # The end.
+    # The end of a history.
 
     def rest(self) -> None:
-        """Heal everything, end everything, let everybody hear everything, and see whether that is all there is."""
+        """Undo all faults, commit all transactions, deliver everything, and check what the clients received."""
         for daemon in self.daemons:
             daemon.link.held = False
         for tx in tuple(self.postgres.open):
@@ -612,29 +623,29 @@ class World:
             self.postgres.commit(tx)
 
     def _settle(self) -> None:
-        """Until nobody has anything to read, to ask or to say."""
+        """Run until nothing is left to read, to query or to send."""
         self.number()
         busy, rounds = True, 0
         while busy:
             busy, rounds = False, rounds + 1
             self.pass_time()
             if rounds > MAX_ROUNDS:
-                raise Violation("I7", "it never comes to rest")
+                raise Violation("I7", "the system never comes to rest")
             for daemon in self.daemons:
                 while daemon.link.waiting:
                     daemon.link.let_through(0)
                 daemon.wake()
             for client in self.clients:
-                if client.line is None:
+                if client.connection is None:
                     client.connect(self.daemons[0].accept(client.user))
                     busy = True
-                assert isinstance(client.line, Line)
-                busy |= self.receive(client) > 0 or client.line is None
-                if client.line is None:
+                assert isinstance(client.connection, Connection)
+                busy |= self.receive(client) > 0 or client.connection is None
+                if client.connection is None:
                     continue
                 for topic in client.wanted:
                     if topic not in client.topics and self.postgres.state.rights.get((client.user, topic)):
-                        client.ask(topic)
+                        client.subscribe(topic)
                         busy = True
         for daemon in self.daemons:
             daemon.tick()
@@ -645,40 +656,42 @@ class World:
         for client in self.clients:
             for topic in client.wanted:
                 allowed = bool(self.postgres.state.rights.get((client.user, topic)))
-                assert isinstance(client.line, Line)
+                assert isinstance(client.connection, Connection)
                 if allowed != (topic in client.topics):
                     raise Violation("I7", f"{client.user} should follow {topic}: {allowed}")
             if client.pending:
-                raise Violation("I7", f"{client.user} waits for ever")
-            for topic, following in client.topics.items():
-                self._check_received(client.user, topic, following)
+                raise Violation("I7", f"{client.user} waits forever")
+            for topic, subscription in client.topics.items():
+                self._check_received(client.user, topic, subscription)
         self._check_one_order()
 
-    def _check_received(self, user: str, topic: Topic, following: Any) -> None:
-        received = [one.uid for one in following.received]
+    def _check_received(self, user: str, topic: Topic, subscription: Any) -> None:
+        received = [one.uid for one in subscription.received]
         events = {event.uid: event for event in self.postgres.state.events}
         for uid in received:
             if uid not in events:
-                raise Violation("I5", f"{user} was told event {uid} in {topic}, which was taken back, and no reset")
+                raise Violation("I5", f"{user} received event {uid} in {topic}, which was undone, and no reset")
         versions: dict[object, int] = {}
         for event in map(events.__getitem__, received):
             if event.table == "rows":
                 if versions.get(event.key, 0) >= event.version:
-                    raise Violation("I2", f"{user} heard version {event.version} of {event.key} in {topic} too late")
+                    raise Violation(
+                        "I2", f"{user} received version {event.version} of {event.key} in {topic} too late"
+                    )
                 versions[event.key] = event.version
-        owed = [
+        expected = [
             entry
             for entry in self.postgres.state.log
-            if entry.seq > following.base.seq and entry.event.topic == topic and not self.postgres.purged(entry)
+            if entry.seq > subscription.base.seq and entry.event.topic == topic and not self.postgres.is_hidden(entry)
         ]
-        for entry in owed:
+        for entry in expected:
             if entry.event.uid not in received:
-                raise Violation("I7", f"{user} was never told {entry.seq} in {topic}")
-        # What the application itself said, and a crash took back, is not for a stream of changes to mend.
-        kept = any(state is following.read_from for state in self.postgres.history)
+                raise Violation("I7", f"{user} never received {entry.seq} in {topic}")
+        # Changes cannot correct a state that the application returned and a crash undid.
+        survived = any(state is subscription.read_from for state in self.postgres.history)
         rows, _ = self.read_state(topic)
-        if kept and following.state != rows:
-            raise Violation("I7", f"{user} knows {following.state} of {topic}, which is {rows}")
+        if survived and subscription.state != rows:
+            raise Violation("I7", f"{user} has {subscription.state} for {topic}, which is {rows}")
 
     def _check_one_order(self) -> None:
         for topic in TOPICS:
@@ -687,4 +700,4 @@ class World:
                 for other in orders[:number]:
                     common = set(one) & set(other)
                     if [uid for uid in one if uid in common] != [uid for uid in other if uid in common]:
-                        raise Violation("I3", f"two clients heard {topic} in two orders")
+                        raise Violation("I3", f"two clients received {topic} in different orders")

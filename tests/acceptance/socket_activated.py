@@ -1,4 +1,4 @@
-"""Starts the daemon with a listening socket where systemd puts it: `python -m tests.acceptance.handed_over`."""
+"""Starts the daemon with a listening socket, as systemd does: `python -m tests.acceptance.socket_activated`."""
 
 import os
 import socket

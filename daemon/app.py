@@ -140,10 +140,11 @@ async def running(
     gateway. When the block begins, the schema is current, the listener receives notifications, the log has been read
     and the port is open.
     """
+    dsn = settings.require_dsn()
     packs = by_schema(settings.schemas)
     async with AsyncExitStack() as stack:
         pool = await open_pool(
-            settings.require_dsn(),
+            dsn,
             application_name="rowcast",
             server_settings=SESSION,
             attempts=settings.connect_attempts,

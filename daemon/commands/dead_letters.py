@@ -70,13 +70,18 @@ async def replay(settings: Settings, selection: Selection) -> None:
 
     Stale ones are kept, with a line each that says why, and StaleDeadLetters is raised at the end.
     """
+    refused = 0
+
+    def report(refusal: dead_letters.Refusal) -> None:
+        nonlocal refused
+        refused += 1
+        click.echo(f"{refusal.seq} of {refusal.table} is not replayed: {_REFUSALS[refusal.reason]}", err=True)
+
     async with _database(settings) as connection:
-        replayed, refusals = await dead_letters.replay(connection, selection)
-    for seq, table, reason in refusals:
-        click.echo(f"{seq} of {table} is not replayed: {_REFUSALS[reason]}", err=True)
+        replayed = await dead_letters.replay(connection, selection, report)
     click.echo(f"replayed {_counted(replayed)}")
-    if refusals:
-        raise StaleDeadLetters(len(refusals))
+    if refused:
+        raise StaleDeadLetters(refused)
 
 
 async def drop(settings: Settings, selection: Selection) -> None:

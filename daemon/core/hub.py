@@ -52,13 +52,12 @@ class Follower(Protocol):
 class RightsQuery:
     """A right that is being looked up, so that a revocation meanwhile is not missed."""
 
-    __slots__ = ("abandoned", "follower", "revoked_at", "topic")
+    __slots__ = ("follower", "revoked_at", "topic")
 
     def __init__(self, topic: Topic, follower: Follower) -> None:
         self.topic = topic
         self.follower = follower
         self.revoked_at = Seq(0)  # where the right last ended since the query began; 0 if it did not
-        self.abandoned = False  # the follower left the topic meanwhile
 
 
 class _SentFrame(NamedTuple):
@@ -115,10 +114,12 @@ class Hub:
         self._followers[topic][follower] = None
 
     def unfollow(self, topic: Topic, follower: Follower) -> None:
-        """Deliver nothing more of the topic to this follower, whether it followed, waited or asked for it."""
-        for query in self._queries.get(topic, ()):
-            query.abandoned = query.abandoned or query.follower is follower
-        self._stop_delivery(topic, follower)
+        """Deliver nothing more of the topic to this follower, and watch its right no longer."""
+        _discard(self._pending, topic, follower)
+        if topic in self._followers:
+            _discard(self._followers, topic, follower)
+            if topic not in self._followers:
+                del self._sent[topic]
 
     def suspend(self, topics: Iterable[Topic], follower: Follower) -> dict[Topic, Seq]:
         """Stop delivering these topics for now, but still tell this follower if a right to one of them ends.
@@ -129,16 +130,9 @@ class Hub:
         for topic in topics:
             if follower in self._followers.get(topic, ()):
                 suspended[topic] = self._sent[topic].seq
-                self._stop_delivery(topic, follower)
+                self.unfollow(topic, follower)
                 self.watch_rights(topic, follower)
         return suspended
-
-    def _stop_delivery(self, topic: Topic, follower: Follower) -> None:
-        _discard(self._pending, topic, follower)
-        if topic in self._followers:
-            _discard(self._followers, topic, follower)
-            if topic not in self._followers:
-                del self._sent[topic]
 
     @property
     def topics(self) -> Collection[Topic]:

@@ -80,8 +80,9 @@ class Session:
     """One client's side of the protocol.
 
     `deadline` is when the hello must have arrived, and later when the token expires, in seconds of the caller's
-    clock. `topics` are those that the client follows or has asked for. `seen` is the newest position that the client
-    has processed in any topic, if that is beyond where it resumes.
+    clock. `topics` are those that the client follows or has requested, each with the Follow of its subscription: a
+    topic that was left and requested again has another one. `seen` is the newest position that the client has
+    processed in any topic, if that is beyond where it resumes.
     """
 
     __slots__ = ("_since", "deadline", "phase", "seen", "topics", "user")
@@ -90,7 +91,7 @@ class Session:
         self.phase = Phase.GREETING
         self.deadline = deadline
         self.user: str = ""
-        self.topics: dict[Topic, None] = {}  # ordered, so that resets come in the order of the subscriptions
+        self.topics: dict[Topic, Follow] = {}
         self._since: Position | None = None
         self.seen: Position | None = None
 
@@ -119,8 +120,8 @@ class Session:
             return self.fault(AlreadySubscribed(), frame.id)
         if len(self.topics) >= MAX_TOPICS:
             return self.fault(TooManyTopics(MAX_TOPICS), frame.id)
-        self.topics[topic] = None
-        return [Follow(topic, frame.since or self._since, frame.id)]
+        self.topics[topic] = Follow(topic, frame.since or self._since, frame.id)
+        return [self.topics[topic]]
 
     def welcomed(self, user: str, since: Position | None, expires: float, seen: Position | None = None) -> None:
         """The token is valid. `since` is where topics without a position of their own are replayed from."""

@@ -156,12 +156,13 @@ class Client:
         if close is not None and self._session.user:
             self._context.close_history.record(self._socket.session, self._session.user, close)
         self._session.end(1006, "lost")
+        # Neither task is kept: it refers to this client, and both would wait for the garbage collector.
         if self._subscribing is not None:
             self._subscribing.cancel()
+            self._subscribing = None
         if self._replay is not None:
-            self._replay.clear()
-            if self._replay.task is not None:
-                self._replay.task.cancel()
+            self._replay.stop()
+            self._replay = None
         for topic in self._session.topics:
             self._context.hub.unfollow(topic, self)
         self._session.topics.clear()
@@ -207,15 +208,16 @@ class Client:
         readable: dict[Topic, Seq] = {}
         for topic in self._replay or ():
             while self._is_replaying(topic) and topic not in readable:
+                follow = self._session.topics[topic]
                 try:
-                    start = await self._context.rights.readable_from(topic, self)
+                    start = await self._readable_from(follow)
                 except GrantsUnavailable as error:
                     log.debug("log_unavailable", session=self._socket.session, reason=error.reason)
                     await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
                     continue
                 if start is not None:
                     readable[topic] = start
-                elif self._is_replaying(topic):
+                elif self._is_current(follow):
                     self.send(wire.revoked(topic, self._context.hub.position))
                     self._context.hub.unfollow(topic, self)
                     self.revoked(topic)
@@ -295,7 +297,9 @@ class Client:
     async def _subscribe(self, follow: Follow) -> None:
         """Follow the topic if the user may read it: live at once, or through a replay from `since`."""
         try:
-            start = await self._context.rights.readable_from(follow.topic, self)
+            start = await self._readable_from(follow)
+            if self._session.phase is not Phase.LIVE:
+                return  # the connection is being closed
             if start is None:
                 self._refuse(follow, NoSuchTopic())
             elif follow.since is None:
@@ -304,13 +308,21 @@ class Client:
                 await self._resume(follow, follow.since, start)
         except (GrantsUnavailable, LogUnavailable) as error:
             log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
+            metrics.ERRORS.labels(code=Unavailable.code).inc()
             self._refuse(follow, Unavailable())
+
+    async def _readable_from(self, follow: Follow) -> Seq | None:
+        return await self._context.rights.readable_from(follow.topic, self, lambda: self._is_current(follow))
+
+    def _is_current(self, follow: Follow) -> bool:
+        """Whether this is still the client's subscription to the topic."""
+        return self._session.topics.get(follow.topic) is follow
 
     def _refuse(self, follow: Follow, fault: ClientFault) -> None:
         """A topic that does not exist and one that is forbidden look the same."""
         self._context.hub.unfollow(follow.topic, self)
         self._session.forget(follow.topic)
-        self._perform(self._fault(fault, follow.frame))
+        self._perform(self._session.fault(fault, follow.frame))
 
     def _follow_live(self, follow: Follow) -> None:
         """Follow the topic from the head of the log on."""
@@ -332,12 +344,12 @@ class Client:
             reason = await self._reset_reason(since)
             if hub.discontinuity is discontinuity:
                 break
-            readable_from = await self._context.rights.readable_from(topic, self)
+            readable_from = await self._readable_from(follow)
             if readable_from is None:
                 self._refuse(follow, NoSuchTopic())
                 return
             start = readable_from
-        if topic not in self._session.topics:
+        if not self._is_current(follow):
             return  # revoked, or left, meanwhile
         if reason is not None:
             metrics.RESETS.labels(reason=reason).inc()

@@ -129,10 +129,13 @@ class Replay:
         self._places.pop(topic, None)
         self._sent_positions.pop(topic, None)
 
-    def clear(self) -> None:
-        """Send nothing more."""
+    def stop(self) -> None:
+        """Send nothing more, and cancel the task."""
         self._places.clear()
         self._sent_positions.clear()
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
 
     async def run(self) -> None:
         """Replay until every topic has joined or was removed."""
@@ -199,7 +202,8 @@ class Replay:
                         self._sent_positions[covered] = last.seq
             # A topic whose place is further on has been sent some of this already.
             elif topic in reading and (fresh := [change for change in run if change.seq > reading[topic]]):
-                prev = Position(self._hub.position.epoch, self._sent_positions[topic])
+                # A topic that was left and requested again from the same place has no last frame.
+                prev = Position(self._hub.position.epoch, self._sent_positions.get(topic, reading[topic]))
                 frames.append((topic, wire.changes(topic, prev, fresh)))
                 self._sent_positions[topic] = fresh[-1].seq
                 self.sent += len(fresh)

@@ -18,12 +18,12 @@ class Rights:
         self._grants = grants
         self._wait_until_delivered = wait_until_delivered
 
-    async def readable_from(self, topic: Topic, follower: Follower) -> Seq | None:
+    async def readable_from(self, topic: Topic, follower: Follower, is_wanted: Callable[[], bool]) -> Seq | None:
         """The position from which on the follower's user may read the topic.
 
-        None if the user may not, or if the follower left the topic meanwhile. Otherwise, when this returns, the hub
-        has delivered everything before that position, and watches the right until the follower leaves the topic:
-        `follower.revoked` is called when it ends. Raises GrantsUnavailable.
+        None if the user may not, or if the answer is not wanted any more when it arrives. Otherwise, when this
+        returns, the hub has delivered everything before that position, and watches the right until the follower
+        leaves the topic: `follower.revoked` is called when it ends. Raises GrantsUnavailable.
         """
         hub = self._hub
         while True:
@@ -38,7 +38,7 @@ class Rights:
                 hub.end_rights_query(query)
             if hub.discontinuity is discontinuity:
                 break  # else revocations may have been missed
-        if start is None or query.revoked_at > start or query.abandoned:
+        if start is None or query.revoked_at > start or not is_wanted():
             return None
         hub.watch_rights(topic, follower)
         return start

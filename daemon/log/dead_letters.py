@@ -1,6 +1,6 @@
 """Dead letters: storing, listing, replaying and dropping the changes that failed validation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -81,13 +81,12 @@ async def fetch(connection: Connection, seq: int) -> str:
     return text
 
 
-async def replay(connection: Connection, selection: Selection) -> tuple[int, list[Refusal]]:
-    """Replay the selected changes as new ones; stale ones are skipped.
+async def replay(connection: Connection, selection: Selection, on_refusal: Callable[[Refusal], None]) -> int:
+    """Replay the selected changes as new ones, and return how many there were. Raises UnknownDeadLetter.
 
-    Returns how many were replayed, and those that were not. Raises UnknownDeadLetter.
+    Stale ones are skipped; `on_refusal` is called for each as soon as that is certain.
     """
     replayed = 0
-    refusals: list[Refusal] = []
     rows: dict[tuple[str, str, str], list[int]] = {}
     for dead_letter in await find(connection, selection):
         row = itemgetter("schema_name", "table_name", "key")(dead_letter)
@@ -100,8 +99,10 @@ async def replay(connection: Connection, selection: Selection) -> tuple[int, lis
             verdicts = await connection.fetch(query("check_replayable"), seqs, live)
             replayable = [seq for seq, reason in verdicts if reason is None]
             replayed += await connection.fetchval(query("replay_dead_letters"), replayable)
-        refusals += [Refusal(seq, f"{schema}.{table}", reason) for seq, reason in verdicts if reason is not None]
-    return replayed, refusals
+        for seq, reason in verdicts:
+            if reason is not None:
+                on_refusal(Refusal(seq, f"{schema}.{table}", reason))
+    return replayed
 
 
 async def _lock_row(connection: Connection, schema: str, table: str, key: str) -> bool:

@@ -78,7 +78,8 @@ class UnknownPack(OperatorFault):
 class Row(BaseModel):
     """The base of a row model: exactly the published columns of one table. Validate JSON text, not Python objects."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+    # Built at the first use: commands that only read the settings import every pack.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, defer_build=True)
 
     key: ClassVar[tuple[str, ...]] = ("id",)
     """The key columns, as passed to `rowcast.watch`."""

@@ -1,6 +1,7 @@
 """`Client` with a real log, and a socket whose peer reads when the test says so."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,8 +13,9 @@ from daemon.core.change import Position, Right, Seq, Topic
 from daemon.core.close_codes import Close
 from daemon.core.close_history import CloseHistory
 from daemon.core.hub import Hub, RightEnd
+from daemon.core.ports import Grants
 from daemon.delivery.client import Client, ClientContext
-from daemon.delivery.replay import ReplayReader
+from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Pool, connect
@@ -43,6 +45,18 @@ class AllowAll:
 
     async def readable_from(self, user: str, topic: Topic) -> Seq | None:
         return Seq(0)
+
+
+class GatedGrants:
+    """Grants that wait with each answer, newest question last, until the test gives it."""
+
+    def __init__(self) -> None:
+        self.questions: list[asyncio.Future[Seq | None]] = []
+
+    async def readable_from(self, user: str, topic: Topic) -> Seq | None:
+        question: asyncio.Future[Seq | None] = asyncio.get_running_loop().create_future()
+        self.questions.append(question)
+        return await question
 
 
 class Socket:
@@ -87,7 +101,13 @@ class Socket:
 class ClientHarness:
     """A client that has been welcomed, with its hub and its clock."""
 
-    def __init__(self, hub: Hub, log_reader: PgLogReader, replay_reader: ReplayReader | None = None) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        log_reader: PgLogReader,
+        replay_reader: ReplayReader | None = None,
+        grants: Grants | None = None,
+    ) -> None:
         self.hub = hub
         self.log = log_reader
         self.now = 1000.0
@@ -97,7 +117,7 @@ class ClientHarness:
             hub=hub,
             log_reader=log_reader,
             replay_reader=replay_reader or log_reader,
-            rights=Rights(hub, AllowAll(), self._is_delivered),
+            rights=Rights(hub, grants or AllowAll(), self._is_delivered),
             router=SERVED,
             authenticate=lambda _: Claims(),
             wait_until_delivered=self._is_delivered,
@@ -263,3 +283,108 @@ async def test_nothing_remains_of_a_slow_client_that_disconnects(harness: Client
     assert (0, slow) == (harness.hub.subscriptions, metrics.CLIENTS_BEHIND._value.get())
     await harness.publish(24, (Seq(20), Right("ada", ONE)))
     assert "revoked" not in harness.socket.ops()
+
+
+@pytest.fixture
+async def gated(pool: Pool) -> tuple[ClientHarness, GatedGrants]:
+    """A client that follows ONE live, behind a discontinuity: its right is being looked up again."""
+    grants = GatedGrants()
+    harness = ClientHarness(await a_hub(pool), PgLogReader(pool), grants=grants)
+    harness.say(op="subscribe", topic=ONE)
+    await harness.until(lambda: len(grants.questions) == 1)
+    grants.questions[0].set_result(Seq(0))
+    await harness.until(lambda: harness.hub.subscriptions == 1)
+    harness.hub.move(Position(harness.hub.position.epoch, Seq(10_000_024)), "crash")
+    await harness.until(lambda: len(grants.questions) == 2)
+    return harness, grants
+
+
+async def test_a_topic_that_was_left_while_its_right_was_looked_up_again_is_not_watched(
+    gated: tuple[ClientHarness, GatedGrants],
+) -> None:
+    harness, grants = gated
+    harness.say(op="unsubscribe", topic=ONE)
+    harness.hub.move(Position(harness.hub.position.epoch, Seq(20_000_024)), "crash")
+    grants.questions[1].set_result(Seq(0))
+    await harness.until(lambda: len(grants.questions) == 3)
+    grants.questions[2].set_result(Seq(0))
+    await harness.until(lambda: "resumed" in harness.socket.ops())
+    harness.hub.publish([], harness.hub.position, lambda _: (), [RightEnd(Seq(1), Right("ada", ONE), lambda _: True)])
+    assert "revoked" not in harness.socket.ops()
+    assert {} == harness.hub._pending
+
+
+async def test_a_topic_that_was_left_and_requested_again_is_not_revoked_by_the_older_answer(
+    gated: tuple[ClientHarness, GatedGrants],
+) -> None:
+    harness, grants = gated
+    since = f"{harness.hub.position.epoch}:{harness.hub.position.seq}"
+    harness.say(op="unsubscribe", topic=ONE)
+    harness.say(op="subscribe", topic=ONE)
+    await harness.until(lambda: len(grants.questions) == 3)
+    grants.questions[2].set_result(Seq(0))
+    await harness.until(lambda: harness.socket.ops().count("subscribed") == 2)
+    grants.questions[1].set_result(None)  # an answer to the subscription that was left
+    await harness.until(lambda: len(grants.questions) == 4)
+    grants.questions[3].set_result(Seq(0))
+    await harness.until(lambda: "resumed" in harness.socket.ops())
+    assert ("revoked" not in harness.socket.ops(), since) == (True, harness.socket.frames[-1]["pos"])
+    assert 1 == harness.hub.subscriptions
+
+
+async def test_a_right_that_is_lost_and_granted_again_across_a_discontinuity_refuses_the_subscribe(
+    pool: Pool,
+) -> None:
+    class GatedContinuity(PgLogReader):
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def continuity(self, since: Position) -> str | None:
+            self.asked.set()
+            await self.go.wait()
+            return await super().continuity(since)
+
+    grants, log = GatedGrants(), GatedContinuity(pool)
+    harness = ClientHarness(await a_hub(pool), log, grants=grants)
+    harness.say(op="subscribe", topic=ONE, since=f"{harness.hub.position.epoch}:8")
+    await harness.until(lambda: len(grants.questions) == 1)
+    grants.questions[0].set_result(Seq(0))
+    await log.asked.wait()
+    position = Position(harness.hub.position.epoch, Seq(25))
+    harness.hub.publish([], position, lambda _: (), [RightEnd(Seq(25), Right("ada", ONE), lambda _: True)])
+    harness.hub.move(Position(position.epoch, Seq(10_000_024)), "crash")
+    log.go.set()
+    await harness.until(lambda: len(grants.questions) == 2)
+    grants.questions[1].set_result(Seq(0))
+    await harness.until(lambda: harness.socket.ops()[-1] == "error")
+    assert ["revoked", "error"] == harness.socket.ops()[-2:]
+    assert {} == harness.hub._pending
+
+
+async def test_a_topic_requested_again_from_the_same_place_during_a_read_is_replayed(pool: Pool) -> None:
+    hub, log = await a_hub(pool), GatedLog(pool)
+    harness = ClientHarness(hub, PgLogReader(pool), log)
+    await harness.subscribe(ONE, since=8)
+    await log.reading.wait()
+    harness.say(op="unsubscribe", topic=ONE)
+    await harness.subscribe(ONE, since=8)
+    log.go.set()
+    await harness.until(lambda: "resumed" in harness.socket.ops())
+    [frame] = [frame for frame in harness.socket.frames if frame["op"] == "changes"]
+    assert (f"{hub.position.epoch}:8", 2) == (frame["prev"], len(frame["changes"]))
+
+
+async def test_a_client_that_is_lost_during_a_replay_leaves_nothing_to_the_garbage_collector(pool: Pool) -> None:
+    log = GatedLog(pool)
+    harness = ClientHarness(await a_hub(pool), PgLogReader(pool), log)
+    await harness.subscribe(ONE, since=8)
+    await log.reading.wait()
+    gc.collect()
+    gc.disable()
+    try:
+        harness.client.connection_lost(None)
+        del harness.client
+        for _ in range(5):  # the cancelled task ends
+            await asyncio.sleep(0)
+        assert [] == [found for found in gc.get_objects() if isinstance(found, Client | Replay)]
+    finally:
+        gc.enable()

@@ -11,6 +11,8 @@ from tests.support.log import ROWS
 from tests.support.postgres import FAST, Server, remove_prepared_clusters, running_server
 from tests.support.preloaded import Forker
 
+CANCEL_TIMEOUT = 60.0  # seconds
+
 
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: tests wait for processes and timers half of their time."""
@@ -26,7 +28,9 @@ async def tasks() -> AsyncIterator[None]:
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
     for task in left:
         task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    if left:
+        _, still_running = await asyncio.wait(left, timeout=CANCEL_TIMEOUT)
+        assert not still_running, "these tasks ignore their cancellation"
     loop.set_exception_handler(None)
 
 

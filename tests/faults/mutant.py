@@ -28,11 +28,12 @@ def _put(owner: Any, name: str, mutated: object) -> None:
 def _resume(shift: Callable[[Position | None], Position | None]) -> None:
     receive = session.Session.receive
 
-    def mutated(self: session.Session, *arguments: Any, **more: Any) -> list[session.Action]:
-        return [
-            dataclasses.replace(action, since=shift(action.since)) if isinstance(action, session.Follow) else action
-            for action in receive(self, *arguments, **more)
-        ]
+    def mutated(self: session.Session, frame: Any) -> list[session.Action]:
+        actions = receive(self, frame)
+        for place, action in enumerate(actions):
+            if isinstance(action, session.Follow):
+                actions[place] = self.topics[action.topic] = dataclasses.replace(action, since=shift(action.since))
+        return actions
 
     _put(session.Session, "receive", mutated)
 

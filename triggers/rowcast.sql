@@ -27,20 +27,120 @@ begin
 end
 $$;
 
--- A select list with the columns of the row `alias`.
-create or replace function rowcast.columns_of(alias text, columns name []) returns text
+-- The settings that a value's text, or the meaning of an expression, depends on, as pg_proc.proconfig shows them. Every
+-- capture function runs with these, whatever is set in the writer's session. With row security off, a query that row
+-- security would filter fails instead.
+create or replace function rowcast.capture_settings() returns text []
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select string_agg(format('%s.%I', alias, c), ', ' order by n) from unnest(columns) with ordinality as u (c, n)
+    select array[
+        'search_path=pg_catalog, pg_temp', 'TimeZone=UTC', 'DateStyle=iso, ymd', 'IntervalStyle=postgres',
+        'extra_float_digits=1', 'bytea_output=hex', 'lc_monetary=C', 'lc_numeric=C', 'lc_time=C', 'array_nulls=on',
+        'quote_all_identifiers=off', 'xmloption=content', 'transform_null_equals=off', 'standard_conforming_strings=on',
+        'row_security=off'
+    ]
 $$;
 
--- The same as one JSON expression, `{"id":...}`.
-create or replace function rowcast.json_of(alias text, columns name []) returns text
+-- The type that a domain is made of, however many domains lie between; any other type itself.
+create or replace function rowcast.base_type(type_ oid) returns oid
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with recursive base as (
+        select t.oid, t.typtype, t.typbasetype from pg_type as t where t.oid = type_
+        union all
+        select t.oid, t.typtype, t.typbasetype from pg_type as t join base as b on b.typtype = 'd' and t.oid = b.typbasetype
+    )
+    select b.oid from base as b where b.typtype <> 'd'
+$$;
+
+-- Is this a type of Postgres itself? Only superusers can change how these behave. (16384 is the first oid of other
+-- objects.)
+create or replace function rowcast.is_builtin(type_ oid) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select type_ < 16384 and exists (
+        select from pg_type as t where t.oid = type_ and t.typnamespace in ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+    )
+$$;
+
+-- What capture has to know of a table's columns.
+--   text_form    the type is not built in: a string made by its output function. format() calls that alone, where a cast
+--                would call whatever the owner of the type has defined
+--   array_form   the same for each element of an array
+--   same         values that are equal also read the same, so = and "is distinct from" can compare them
+--   searchable   = finds the value in an index, wherever the type comes from
+--   short        its text is never longer than some hundred bytes
+--   size         an expression for the bytes of %1$s; null for what is never large
+create or replace function rowcast.captured_columns(relation regclass)
+returns table (name name, text_form boolean, array_form boolean, same boolean, searchable boolean, short boolean, size text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select a.attname, not builtin.itself and not builtin.array_of, builtin.array_of,
+           t.typtype = 'e' or t.oid in ('bool'::regtype, 'int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype,
+               'uuid'::regtype, 'date'::regtype, 'time'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype,
+               'bytea'::regtype, 'name'::regtype, '"char"'::regtype, 'macaddr'::regtype, 'pg_lsn'::regtype)
+               or t.oid in ('text'::regtype, 'varchar'::regtype) and coalesce(l.collisdeterministic, true),
+           builtin.itself or t.typtype = 'e',
+           t.typlen > 0 or t.oid in ('inet'::regtype, 'cidr'::regtype) or bounded.most <= 100,
+           case when t.typlen > 0 or t.oid in ('numeric'::regtype, 'inet'::regtype, 'cidr'::regtype) or bounded.most <= 10000 then null
+                when t.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
+                then 'coalesce(octet_length(%1$s), 0)'
+                -- A compressed value may be a hundred times as large: as the element of an array it is not compressed.
+                else 'coalesce(case when pg_column_size(%1$s) < 2000 then pg_column_size(%1$s) '
+                     'else pg_column_size(array[%1$s]) end, 0)' end
+    from pg_attribute as a
+    join pg_type as t on t.oid = rowcast.base_type(a.atttypid)
+    join pg_type as d on d.oid = a.atttypid
+    left join pg_collation as l on l.oid = a.attcollation
+    cross join lateral (
+        select rowcast.is_builtin(t.oid) and (t.typelem = 0 or rowcast.is_builtin(t.typelem)) as itself,
+               exists (select from pg_type as e where e.oid = t.typelem and e.typarray = t.oid
+                       and not rowcast.is_builtin(e.oid) and e.typdelim = ',') as array_of
+    ) as builtin
+    cross join lateral (
+        select greatest(a.atttypmod, d.typtypmod) - 4 as most
+        where t.oid in ('varchar'::regtype, 'bpchar'::regtype) and greatest(a.atttypmod, d.typtypmod) > 4
+        union all
+        select null where not (t.oid in ('varchar'::regtype, 'bpchar'::regtype) and greatest(a.atttypmod, d.typtypmod) > 4)
+    ) as bounded
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+$$;
+
+-- The text of a column as its output function writes it; null for null.
+create or replace function rowcast.text_of(alias text, name name) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('(select row_to_json(x) from (select %s) as x)', rowcast.columns_of(alias, columns))
+    select format($q$case when %1$s.%2$I is distinct from null then format('%%s', %1$s.%2$I) end$q$, alias, name)
+$$;
+
+-- A select list with columns of the row `alias` as they are published.
+create or replace function rowcast.published(relation regclass, alias text, columns name []) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select string_agg(
+        case when c.array_form then format('(%s)::text[] as %I', rowcast.text_of(alias, c.name), c.name)
+             when c.text_form then format('%s as %I', rowcast.text_of(alias, c.name), c.name)
+             else format('%s.%I', alias, c.name) end, ', ' order by u.n)
+    from unnest(columns) with ordinality as u (name, n) join rowcast.captured_columns(relation) as c using (name)
+$$;
+
+-- The condition that the rows `a` and `b` have the same key, which is: a key that reads the same. An index can answer it
+-- if `a` is a table.
+create or replace function rowcast.same_key(relation regclass, key name [], a text, b text) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select string_agg(concat_ws(' and ',
+               case when c.searchable then format('%s.%I = %s.%I', a, c.name, b, c.name) end,
+               case when not c.same then format($q$format('%%s', %s.%I) collate "C" = format('%%s', %s.%I) collate "C"$q$,
+                                                a, c.name, b, c.name) end), ' and ')
+    from unnest(key) as u (name) join rowcast.captured_columns(relation) as c using (name)
 $$;
 
 -- The condition that the row `alias` is not soft-deleted.
@@ -49,6 +149,44 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
     select case when soft_delete is null then 'true' else format('%s.%I is null', alias, soft_delete) end
+$$;
+
+-- The bytes of the columns of the row `alias` that may be large; null if there are none.
+create or replace function rowcast.size_of(relation regclass, alias text, columns name []) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select string_agg(format(c.size, format('%s.%I', alias, c.name)), ' + ')
+    from unnest(columns) as u (name) join rowcast.captured_columns(relation) as c using (name)
+$$;
+
+-- The condition that the row `alias` is too large to tell, or its key `k` too long; null if neither can be. What is too
+-- large becomes a `limit`, which resets the topic. Nothing of it is converted: only its size is looked up.
+create or replace function rowcast.over_of(relation regclass, alias text, columns name [], key name []) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select nullif(concat_ws(' or ', rowcast.size_of(relation, alias, columns) || ' > 16777216',
+        (select 'pg_column_size(k.key) > 1000' from unnest(key) as u (name)
+         join rowcast.captured_columns(relation) as c using (name) having not bool_and(c.short))), '')
+$$;
+
+-- The relation `k` with the key of the row `alias` as JSON. `offset 0`: it is made once, however often it is used.
+create or replace function rowcast.key_of(relation regclass, alias text, key name []) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('(select row_to_json(x.*) as key from (select %s) as x offset 0) as k', rowcast.published(relation, alias, key))
+$$;
+
+-- A right without what makes it too large. A user or a topic of more than 250 characters cannot exist.
+create or replace function rowcast.short_right(gives jsonb) returns jsonb
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when not (length(gives ->> 'user') > 250 or length(gives ->> 'topic') > 250)
+                     or gives ->> 'user' is null and gives ->> 'topic' is null
+                then jsonb_strip_nulls(jsonb_build_object('user', gives -> 'user', 'topic', gives -> 'topic')) end
 $$;
 
 -- The rights that end when it is unknown which rows are gone: `{}`, every right of the pack, if rows of this table give
@@ -60,102 +198,245 @@ as $$
     select case when watched.revokes is null then 'null::jsonb' else $q$'{}'::jsonb$q$ end
 $$;
 
+-- The statement that captures inserted rows, which are those of the relation `r`.
+create or replace function rowcast.insert_body(
+    watched rowcast.watched, relation regclass, each_topic text, rights text, source text
+) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format($body$
+            insert into rowcast.events (watch, topic, kind, key, record, bytes, actor, grants)
+            select %1$s, t.topic, %2$s, %3$s, %4$s, %5$s, nullif(current_setting('rowcast.actor', true), ''), g.gives
+            from %6$s cross join lateral (select %7$s) as g (gives) cross join lateral %8$s as t (topic)
+            cross join lateral %9$s cross join lateral (select %10$s) as x%11$s
+            where t.topic is not null and %12$s;$body$,
+        watched.id,
+        case when s.over is null then $q$'insert'$q$
+             else $q$case when s.over then 'limit'::rowcast.kind else 'insert'::rowcast.kind end$q$ end,
+        case when s.over is null then 'k.key' else $q$case when s.over then '{}'::json else k.key end$q$ end,
+        case when s.over is null then 'row_to_json(x.*)' else 'case when not s.over then row_to_json(x.*) end' end,
+        case when s.size is null then 'null' else 'case when not s.over and s.bytes >= 8192 then s.bytes end' end,
+        source, rights, each_topic,
+        rowcast.key_of(relation, 'r', watched.key),
+        rowcast.published(relation, 'r', watched.columns),
+        case when s.over is not null then format(
+            E'\n            cross join lateral (select %s as over, %s as bytes offset 0) as s', s.over, coalesce(s.size, '0')) end,
+        rowcast.live_of('r', watched.soft_delete))
+    from (select rowcast.over_of(relation, 'r', watched.columns, watched.key) as over,
+                 rowcast.size_of(relation, 'r', watched.columns) as size) as s
+$$;
+
+-- The statement that captures what became of rows: the relation `pairs` joins each old version `o` with the new one `n`.
+-- One of them may be missing.
+create or replace function rowcast.update_body(
+    watched rowcast.watched, relation regclass, topics text, rights text, pairs text
+) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format($body$
+            insert into rowcast.events (watch, topic, kind, key, record, bytes, changed, actor, grants, revokes)
+            select %1$s, e.topic, e.kind, e.key, e.record, e.bytes, e.changed, nullif(current_setting('rowcast.actor', true), ''),
+                   case when rights.changed and e.step = 2 then rights.new end, case when rights.changed then rights.old end
+            from %2$s
+            cross join lateral (select (%3$s) and %5$s as old, (%4$s) and %6$s as new) as live
+            cross join lateral (select
+                case when live.old then (select %7$s from (select o.*) as r) else '{}' end as old,
+                case when live.new then (select %7$s from (select n.*) as r) else '{}' end as new) as topics
+            cross join lateral (%8$s) as rights
+            cross join lateral (
+                select 1 as step, t.topic, case%9$s when live.new then 'leave'::rowcast.kind else 'delete'::rowcast.kind end as kind,
+                       %10$s as key, null::json as record, null::integer as bytes, null::name[] as changed
+                from unnest(topics.old) as t (topic) cross join lateral %11$s
+                where t.topic <> all (topics.new)
+                union all
+                select 2, t.topic, case%12$s when t.topic = any (topics.old) then 'update'::rowcast.kind
+                                        when live.old or not (%3$s) then 'insert'::rowcast.kind else 'restore'::rowcast.kind end,
+                       %13$s, %14$s, %15$s, case when t.topic = any (topics.old) then c.changed end
+                from unnest(topics.new) as t (topic) cross join lateral %16$s
+                cross join lateral (select array_remove(array[%17$s]::name[], null) as changed) as c%18$s
+                where not t.topic = any (topics.old) or c.changed <> '{}' or rights.changed
+            ) as e
+            order by e.step;$body$,
+        watched.id,                                                         --  1
+        pairs,                                                              --  2
+        format('o.%I is distinct from null', watched.key[1]),               --  3  is there an o, or only an n?
+        format('n.%I is distinct from null', watched.key[1]),               --  4
+        rowcast.live_of('o', watched.soft_delete),                          --  5
+        rowcast.live_of('n', watched.soft_delete),                          --  6
+        topics,                                                             --  7  of the row r
+        case when watched.revokes is null then 'select null::jsonb as old, null::jsonb as new, false as changed'
+             else format($q$select b.old, b.new, b.old is distinct from b.new as changed
+                from (select case when live.old then (select %1$s from (select o.*) as r) end as old,
+                             case when live.new then (select %1$s from (select n.*) as r) end as new) as b$q$, rights) end,  -- 8
+        ' when ' || s.old_over || $q$ then 'limit'::rowcast.kind$q$,        --  9
+        coalesce('case when ' || s.old_over || $q$ then '{}'::json else k.key end$q$, 'k.key'),  -- 10
+        rowcast.key_of(relation, 'o', watched.key),                         -- 11
+        case when s.over is not null then $q$ when s.over then 'limit'::rowcast.kind$q$ end,  -- 12
+        case when s.over is null then 'k.key' else $q$case when s.over then '{}'::json else k.key end$q$ end,  -- 13
+        format(case when s.over is null then '%s' else 'case when not s.over then %s end' end,
+               format('(select row_to_json(x.*) from (select %s) as x)', rowcast.published(relation, 'n', watched.columns))),  -- 14
+        case when s.size is null then 'null' else 'case when not s.over and s.bytes >= 8192 then s.bytes end' end,  -- 15
+        rowcast.key_of(relation, 'n', watched.key),                         -- 16
+        s.changed,                                                          -- 17  the names of the columns that read differently
+        case when s.over is not null then format(
+            E'\n                cross join lateral (select %s as over, %s as bytes offset 0) as s', s.over, coalesce(s.size, '0')) end)
+    from (select rowcast.over_of(relation, 'n', watched.columns, watched.key) as over,
+                 rowcast.over_of(relation, 'o', '{}', watched.key) as old_over,
+                 rowcast.size_of(relation, 'n', watched.columns) as size,
+                 -- Two values with the same binary image read the same, whatever their type and collation.
+                 (select string_agg(format(
+                      case when c.same then 'case when o.%1$I is distinct from n.%1$I then %2$L end'
+                           else 'case when record_image_ne(row(o.%1$I), row(n.%1$I)) then %2$L end' end, c.name, c.name), ', ' order by u.n)
+                  from unnest(watched.columns) with ordinality as u (name, n)
+                  join rowcast.captured_columns(relation) as c using (name)) as changed) as s
+$$;
+
+-- The statement that captures deleted rows, which are those of the relation `r`.
+create or replace function rowcast.delete_body(
+    watched rowcast.watched, relation regclass, each_topic text, rights text, source text
+) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format($body$
+            insert into rowcast.events (watch, topic, kind, key, actor, revokes)
+            select %1$s, t.topic, %2$s, %3$s, nullif(current_setting('rowcast.actor', true), ''), g.gives
+            from %4$s cross join lateral (select %5$s) as g (gives) cross join lateral %6$s as t (topic)
+            cross join lateral %7$s
+            where t.topic is not null and %8$s;$body$,
+        watched.id,
+        coalesce('case when ' || s.over || $q$ then 'limit'::rowcast.kind else 'delete'::rowcast.kind end$q$, $q$'delete'$q$),
+        coalesce('case when ' || s.over || $q$ then '{}'::json else k.key end$q$, 'k.key'),
+        source, rights, each_topic,
+        rowcast.key_of(relation, 'r', watched.key),
+        rowcast.live_of('r', watched.soft_delete))
+    from (select rowcast.over_of(relation, 'r', '{}', watched.key) as over) as s
+$$;
+
+-- Are these columns unique at every moment? False if they may repeat until the statement or the transaction ends, because
+-- the constraint is deferrable. Null if they are not unique.
+create or replace function rowcast.unique_at_once(relation regclass, key text []) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select bool_or(i.indimmediate) from pg_index as i
+    where i.indrelid = relation and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null
+      and (select array_agg(a.attname::text order by a.attname::text) from pg_attribute as a
+           where a.attrelid = relation and a.attnum = any (i.indkey[0:i.indnkeyatts - 1]))
+          <@ key
+$$;
+
 -- The body of a capture function. `topics` is an array expression over the row `r`; `each_topic` returns the same topics
--- as rows. `old_rows` and `new_rows` are the relations to read the rows from. A single format() inserts all names, so
--- that no name is parsed as part of the template.
+-- as rows; `used` are the columns that anything of it needs. A single format() inserts all names, so that no name is
+-- parsed as part of the template. Names of columns never collide with these: they are always qualified, and so is a whole
+-- row (`k.*`).
+--
+-- A statement's triggers run after those of the statements that they themselves, or functions in the statement, execute.
+-- So the first capture in a command of the client tells what its statement wrote. Each further one in the same command
+-- may tell of rows that have changed since: it reads them again, and tells what they are now. `rowcast.captured` is the
+-- time of the command that was captured last in this transaction.
+-- Referential actions add to the old and new rows of the statement that caused them. If one can update a row that the
+-- statement itself has updated, there may be two versions of it among these rows; then they are read again, too. So are
+-- they always if the key is deferrable: two rows may have it for a while.
 create or replace function rowcast.capture_body(
-    watched rowcast.watched, relation regclass, topics text, each_topic text, old_rows text, new_rows text
+    watched rowcast.watched, relation regclass, topics text, each_topic text, used name []
 ) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    same_key text;
-    changed text;
-    rights text := 'select null::jsonb as old, null::jsonb as new, false as changed';
+    name constant text := format('%I.%I', watched.schema_name, watched.table_name);
+    -- `offset 0` keeps the planner from folding the single row into the full join, which it could not perform then.
+    old_rows constant text := case when watched.per_row then '(select old.* offset 0)' else 'old_rows' end;
+    new_rows constant text := case when watched.per_row then '(select new.* offset 0)' else 'new_rows' end;
+    same_key constant text := rowcast.same_key(relation, watched.key, 'o', 'n');
+    rights constant text := coalesce('(select case when pg_column_size(v.gives) > 1000 then rowcast.short_right(v.gives) '
+        'else v.gives end from (select (' || watched.revokes || ') as gives offset 0) as v)', 'null::jsonb');
+    columns constant text := (select string_agg(format('c.%I', u.name), ', ') from unnest(used) as u (name));
+    current_row text;
+    versions text := '';
 begin
-    select string_agg(format('o.%1$I = n.%1$I', c), ' and ') into same_key from unnest(watched.key) as k (c);
-    -- Types that may lack an equality operator in pg_catalog are compared as text.
-    select string_agg(format(
-               case when t.typnamespace <> 'pg_catalog'::regnamespace or t.typname in ('json', 'xml', 'point', 'polygon')
-                    then 'case when o.%1$I::text is distinct from n.%1$I::text then %2$L end'
-                    else 'case when o.%1$I is distinct from n.%1$I then %2$L end' end, c, c), ', ' order by n)
-      into changed
-      from unnest(watched.columns) with ordinality as u (c, n)
-      join pg_attribute as a on a.attrelid = relation and a.attname = u.c
-      join pg_type as t on t.oid = a.atttypid;
-
-    if watched.revokes is not null then
-        rights := format($rights$
-            select b.old, b.new, b.old is distinct from b.new as changed
-            from (select case when live.old then (select (%1$s) from (select o.*) as r) end as old,
-                         case when live.new then (select (%1$s) from (select n.*) as r) end as new) as b$rights$,
-            watched.revokes);
+    current_row := '(select ' || columns || ' from ' || name || ' as c where '
+        || rowcast.same_key(relation, watched.key, 'c', 'b') || ' offset 0)';
+    if not rowcast.unique_at_once(relation, watched.key::text []) then
+        versions := E'\n    again := true;';
+    elsif not watched.per_row and exists (
+        select from pg_constraint as f where f.contype = 'f' and f.conrelid = relation
+        and (f.confupdtype in ('c', 'n', 'd') or f.confdeltype in ('n', 'd'))
+    ) then
+        select format($q$
+    if tg_op = 'UPDATE' and not again then
+        again := exists (select from old_rows as v group by %1$s having count(*) > 1)
+            or exists (select from new_rows as v group by %1$s having count(*) > 1);
+    end if;$q$,
+                      string_agg(format($q$format('%%s', v.%I) collate "C"$q$, u.name), ', '))
+          into versions from unnest(watched.key) as u (name);
     end if;
-
     return format($body$
-    if tg_op = 'INSERT' then
-        insert into rowcast.events (watch, topic, kind, key, record, actor, grants)
-        select %1$s, t.topic, 'insert', row_to_json(k), row_to_json(x), nullif(current_setting('rowcast.actor', true), ''), g.gives
-        from %5$s as r cross join lateral (select %8$s) as g (gives) cross join lateral %21$s as t (topic)
-        cross join lateral (select %9$s) as k cross join lateral (select %12$s) as x
-        where t.topic is not null and %14$s;
+#variable_conflict use_column
+declare
+    again boolean := current_setting('rowcast.captured', true) is not distinct from statement_timestamp()::text;
+    captured text;
+begin%9$s%15$s
+    if tg_op = 'TRUNCATE' then
+        insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$s, 'truncate', '{}', %3$s);
+    elsif again and not coalesce((
+        select not row_security_active(%4$L::regclass) and bool_and(has_column_privilege(%4$L::regclass, u.name, 'select'))
+        from unnest(%5$L::name[]) as u (name)
+    ), false) then
+        insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$s, 'lost', '{}', %3$s);
+    elsif tg_op = 'INSERT' then
+        if not again then%6$s
+        elsif exists (select from %7$s as r) then%8$s
+        end if;
     elsif tg_op = 'UPDATE' then
-        insert into rowcast.events (watch, topic, kind, key, record, changed, actor, grants, revokes)
-        select %1$s, e.topic, e.kind, e.key, e.record, e.changed, nullif(current_setting('rowcast.actor', true), ''),
-               case when rights.changed and e.step = 2 then rights.new end, case when rights.changed then rights.old end
-        from %4$s as o full join %5$s as n on %6$s
-        cross join lateral (select (%17$s) and %15$s as old, (%18$s) and %16$s as new) as live
-        cross join lateral (select
-            case when live.old then (select %2$s from (select o.*) as r) else '{}' end as old,
-            case when live.new then (select %2$s from (select n.*) as r) else '{}' end as new) as topics
-        cross join lateral (%19$s) as rights
-        cross join lateral (
-            select 1 as step, t.topic, (case when live.new then 'leave' else 'delete' end)::rowcast.kind as kind,
-                   %10$s as key, null::json as record, null::name[] as changed
-            from unnest(topics.old) as t (topic) where t.topic <> all (topics.new)
-            union all
-            select 2, t.topic, (case when t.topic = any (topics.old) then 'update'
-                                     when live.old or not %17$s then 'insert' else 'restore' end)::rowcast.kind,
-                   %11$s, %13$s, case when t.topic = any (topics.old) then c.changed end
-            from unnest(topics.new) as t (topic)
-            cross join lateral (select array_remove(array[%7$s]::name[], null) as changed) as c
-            where not t.topic = any (topics.old) or c.changed <> '{}' or rights.changed
-        ) as e
-        order by e.step;
-    elsif tg_op = 'DELETE' then
-        insert into rowcast.events (watch, topic, kind, key, actor, revokes)
-        select %1$s, t.topic, 'delete', row_to_json(k), nullif(current_setting('rowcast.actor', true), ''), g.gives
-        from %4$s as r cross join lateral (select %8$s) as g (gives) cross join lateral %21$s as t (topic)
-        cross join lateral (select %9$s) as k
-        where t.topic is not null and %14$s;
-    else
-        insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %3$s, 'truncate', '{}', %20$s);
+        if not again then%10$s
+        elsif exists (select from %11$s as r) then%12$s
+        end if;
+    elsif not again then%13$s
+    else%14$s
     end if;
-    if found and rowcast.must_ring() then
-        perform pg_notify('rowcast', '');
-    end if;$body$,
-        watched.id,                                          --  1
-        topics,                                              --  2  of the row r
-        quote_literal('*' || watched.pack),                  --  3  the topic for changes that concern the whole pack
-        old_rows,                                            --  4
-        new_rows,                                            --  5
-        same_key,                                            --  6  of o and n
-        changed,                                             --  7  the names of the columns in which o and n differ
-        coalesce('(' || watched.revokes || ')', 'null::jsonb'),  --  8  of the row r
-        rowcast.columns_of('r', watched.key),                --  9
-        rowcast.json_of('o', watched.key),                   -- 10
-        rowcast.json_of('n', watched.key),                   -- 11
-        rowcast.columns_of('r', watched.columns),            -- 12
-        rowcast.json_of('n', watched.columns),               -- 13
-        rowcast.live_of('r', watched.soft_delete),           -- 14
-        rowcast.live_of('o', watched.soft_delete),           -- 15
-        rowcast.live_of('n', watched.soft_delete),           -- 16
-        format('o.%I is not null', watched.key[1]),          -- 17  is there an o, or only an n?
-        format('n.%I is not null', watched.key[1]),          -- 18
-        rights,                                              -- 19  the rights that the row gives before and after
-        rowcast.every_right(watched),                        -- 20
-        each_topic                                           -- 21
+    if found then
+        captured := set_config('rowcast.captured', statement_timestamp()::text, true);
+        if rowcast.must_ring() then
+            perform pg_notify('rowcast', '');
+        end if;
+    end if;%16$s
+    return null;
+end
+$body$,
+        watched.id,                                                                                 --  1
+        quote_literal('*' || watched.pack),             --  2  the topic for changes that concern the whole pack
+        rowcast.every_right(watched),                                                               --  3
+        name,                                                                                       --  4
+        used,                                                                                       --  5
+        rowcast.insert_body(watched, relation, each_topic, rights, new_rows || ' as r'),            --  6
+        new_rows,                                                                                   --  7
+        rowcast.insert_body(watched, relation, each_topic, rights,
+                            format('%s as b cross join lateral %s as r', new_rows, current_row)),   --  8
+        versions,                                                                                   --  9
+        rowcast.update_body(watched, relation, topics, rights,
+                            format('%s as o full join %s as n on %s', old_rows, new_rows, same_key)),  -- 10
+        new_rows,                                                                                   -- 11
+        rowcast.update_body(watched, relation, topics, rights, format(
+            '%s as o full join %s as k on %s cross join lateral (select %s) as b left join lateral %s as n on true',
+            old_rows, new_rows, rowcast.same_key(relation, watched.key, 'o', 'k'),
+            (select string_agg(format('case when o.%1$I is distinct from null then o.%2$I else k.%2$I end as %2$I',
+                                      watched.key[1], u.name), ', ')
+             from unnest(watched.key) as u (name)), current_row)),                                  -- 12
+        rowcast.delete_body(watched, relation, each_topic, rights, old_rows || ' as r'),            -- 13
+        rowcast.update_body(watched, relation, topics, rights,
+                            format('%s as o cross join lateral (select o.*) as b left join lateral %s as n on true',
+                                   old_rows, current_row)),                                         -- 14
+        case watched.on_error when 'lenient' then E'\n    begin' end,                               -- 15
+        case watched.on_error when 'lenient' then format($lenient$
+    exception when others then
+        insert into rowcast.lost (watch, operation, sqlstate, reason) values (%1$s, tg_op, sqlstate, sqlerrm);
+        insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$L, 'lost', '{}', %3$s);
+        perform rowcast.ring();
+    end;$lenient$, watched.id, '*' || watched.pack, rowcast.every_right(watched)) end                -- 16
     );
 end
 $$;
@@ -189,6 +470,107 @@ as $$
     where not per_row or operation = 'truncate' or target = relation
 $$;
 
+-- Can the capture functions have the role rowcast_capture for their owner?
+create or replace function rowcast.has_capture_role() returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (select from pg_roles as r where r.rolname = 'rowcast_capture' and pg_has_role(current_user, r.oid, 'member'))
+$$;
+
+-- What rowcast.watched.definition holds of a function's body, to tell when it was changed.
+create or replace function rowcast.definition_of(body text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select md5(body || rowcast.capture_settings()::text)
+$$;
+
+-- Lets the capture role read these columns: what it tells it may also read. See rowcast.capture_body.
+create or replace function rowcast.let_capture_read(relation regclass, columns name []) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    schema_name constant name := (select n.nspname from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+                                  where c.oid = relation);
+    missing text;
+begin
+    if not rowcast.has_capture_role() then
+        return;
+    end if;
+    if not has_schema_privilege('rowcast_capture', schema_name, 'usage') then
+        execute format('grant usage on schema %I to rowcast_capture', schema_name);
+    end if;
+    select string_agg(quote_ident(u.c), ', ') into missing from unnest(columns) as u (c)
+    where not has_column_privilege('rowcast_capture', relation, u.c, 'select');
+    if missing is not null then
+        execute format('grant select (%s) on %s to rowcast_capture', missing, relation);
+    end if;
+end
+$$;
+
+-- The type of an expression over the row `r`, which has these columns. Tried as the role that will evaluate it, and on no
+-- row: a mistake or a missing right fails here, and not in an application's insert.
+create or replace function rowcast.type_of(relation regclass, columns name [], expression text) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    caller constant text := current_user;
+    type_ text;
+begin
+    if rowcast.has_capture_role() then
+        perform set_config('role', 'rowcast_capture', true);
+    end if;
+    execute format('select pg_typeof(%s) from (values (1)) as one left join (select %s from %s) as r on false', expression,
+                   (select string_agg(quote_ident(u.c), ', ') from unnest(columns) as u (c)), relation) into type_;
+    perform set_config('role', caller, true);
+    return type_;
+exception when insufficient_privilege then
+    raise exception 'rowcast: %: grant that right to the role rowcast_capture, which evaluates the expression', sqlerrm
+        using errcode = 'insufficient_privilege';
+end
+$$;
+
+-- The columns of a table that capturing it needs: these, and all that a text mentions. Rather too many than too few.
+create or replace function rowcast.used_columns(relation regclass, needed text [], expressions text) returns name []
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select array_agg(a.attname order by a.attnum) from pg_attribute as a
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+      and (a.attname::text = any (needed)
+           or case when a.attname ~ '^[a-zA-Z_][a-zA-Z0-9_]*$' then expressions ~* ('\m' || a.attname || '\M') else true end
+           or expressions ~* '\mr\M(?!\s*\.\s*[^*\s])' or expressions ~* 'u&"')
+$$;
+
+-- Fails for tables some of whose changes would not fire the triggers on them.
+create or replace function rowcast.check_inheritance(relation regclass, per_row boolean) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    other regclass;
+begin
+    select i.inhrelid into other from pg_inherits as i join pg_class as c on c.oid = i.inhrelid
+    where i.inhparent = relation and not c.relispartition limit 1;
+    if other is not null then
+        raise exception 'rowcast: % cannot be watched: % inherits from it, and writes to that fire no trigger here; '
+            'watch the tables that inherit, with per_row => true', relation, other using errcode = 'wrong_object_type';
+    end if;
+    select i.inhparent into other from pg_inherits as i where i.inhrelid = relation limit 1;
+    if other is not null and not per_row then
+        if (select c.relispartition from pg_class as c where c.oid = relation) then
+            raise exception 'rowcast: % cannot be watched: writes to % fire no statement trigger of its partitions; watch %',
+                relation, other, other using errcode = 'wrong_object_type';
+        end if;
+        raise exception 'rowcast: % cannot be watched: it inherits from %, and writes to that fire no statement trigger '
+            'here; use per_row => true', relation, other using errcode = 'wrong_object_type';
+    end if;
+end
+$$;
+
 -- Captures a table: every committed change of a row becomes one event in each of its topics.
 --   relation     the table; the partitions of a partitioned table are captured as that table
 --   topic        SQL expression over the row `r`, of type text or text[]; null: the row is not published
@@ -220,7 +602,7 @@ declare
     missing text;
     body text;
     definition text;
-    owner_exists constant boolean := exists (select from pg_roles where rolname = 'rowcast_capture');
+    used name [];
     trigger_ record;
 begin
     select n.nspname, c.relname into w.schema_name, w.table_name
@@ -244,39 +626,20 @@ begin
     if missing is not null then
         raise exception 'rowcast: % has no column %', relation, missing using errcode = 'undefined_column';
     end if;
-    if not exists (
-        select from pg_index as i
-        where i.indrelid = relation and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null
-          and (select array_agg(a.attname::text order by a.attname::text) from pg_attribute as a
-               where a.attrelid = relation and a.attnum = any (i.indkey[0:i.indnkeyatts - 1]))
-              <@ watch.key
-    ) or exists (
+    select string_agg(quote_ident(a.attname), ', ') into missing from pg_attribute as a
+    where a.attrelid = relation and a.attname = any (columns || key || soft_delete::text) and a.attgenerated = 'v';
+    if missing is not null then
+        raise exception 'rowcast: % of % cannot be published: a virtual generated column has no value in a trigger', missing,
+            relation using errcode = 'feature_not_supported';
+    end if;
+    if rowcast.unique_at_once(relation, key) is null or exists (
         select from pg_attribute as a
         where a.attrelid = relation and a.attname = any (watch.key) and not a.attnotnull
     ) then
         raise exception 'rowcast: (%) is no key of %: it must be unique and not null', array_to_string(key, ', '), relation
             using errcode = 'invalid_parameter_value';
     end if;
-
-    -- Both expressions are tried here, on no row, so that a mistake fails here and not in an application's insert.
-    execute format('select pg_typeof(%s) from (values (1)) as one left join %s as r on false', topic, relation) into type_;
-    topics := case
-        when type_ in ('text', 'character varying', 'unknown', 'name') then format('array_remove(array[(%s)::text], null)', topic)
-        when type_ in ('text[]', 'character varying[]') then
-            format('array(select distinct x::text from unnest(%s) as u (x) where x is not null order by 1)', topic)
-    end;
-    if topics is null then
-        raise exception 'rowcast: a topic is text or text[], this expression gives %', type_ using errcode = 'datatype_mismatch';
-    end if;
-    -- A single topic needs no array, unless its expression has a subquery, which should run only once.
-    each_topic := case when type_ like '%[]' or topic ~* '\mselect\M' then format('unnest(%s)', topics)
-                       else format('(select (%s)::text)', topic) end;
-    if revokes is not null then
-        execute format('select pg_typeof(%s) from (values (1)) as one left join %s as r on false', revokes, relation) into type_;
-        if type_ <> 'jsonb' then
-            raise exception 'rowcast: revokes is jsonb, this expression gives %', type_ using errcode = 'datatype_mismatch';
-        end if;
-    end if;
+    perform rowcast.check_inheritance(relation, per_row);
 
     w.pack := coalesce(pack, w.schema_name);
     w.model := coalesce(model, w.table_name);
@@ -288,27 +651,34 @@ begin
     w.per_row := per_row;
     w.on_error := on_error;
 
+    used := rowcast.used_columns(relation, columns || key || soft_delete::text, concat_ws(' ', topic, revokes));
+    perform rowcast.let_capture_read(relation, used);
+    type_ := rowcast.type_of(relation, used, topic);
+    -- At most 250 characters, which is more than a client may name. In "C", two that differ are never equal.
+    topics := case
+        when type_ in ('text', 'character varying', 'unknown', 'name')
+        then format('array_remove(array[left((%s)::text, 250) collate "C"], null)', topic)
+        when type_ in ('text[]', 'character varying[]') then format(
+            'array(select distinct left(x::text, 250) collate "C" from unnest(%s) as u (x) where x is not null order by 1)', topic)
+    end;
+    if topics is null then
+        raise exception 'rowcast: a topic is text or text[], this expression gives %', type_ using errcode = 'datatype_mismatch';
+    end if;
+    -- A single topic needs no array, unless its expression has a subquery, which should run only once.
+    each_topic := case when type_ like '%[]' or topic ~* '\mselect\M' then format('unnest(%s)', topics)
+                       else format('(select left((%s)::text, 250))', topic) end;
+    if revokes is not null then
+        type_ := rowcast.type_of(relation, used, revokes);
+        if type_ <> 'jsonb' then
+            raise exception 'rowcast: revokes is jsonb, this expression gives %', type_ using errcode = 'datatype_mismatch';
+        end if;
+    end if;
+
     select k.* into known from rowcast.watched as k where (k.schema_name, k.table_name) = (w.schema_name, w.table_name);
     w.id := coalesce(known.id, nextval(pg_get_serial_sequence('rowcast.watched', 'id')));
     w.function_name := left(format('capture_%s_%s', w.id, regexp_replace(lower(w.table_name), '[^a-z0-9_]', '', 'g')), 63);
-    -- `offset 0` keeps the planner from folding the single row into the full join, which it could not perform then.
-    body := rowcast.capture_body(w, relation, topics, each_topic,
-        case when per_row then '(select old.* offset 0)' else 'old_rows' end,
-        case when per_row then '(select new.* offset 0)' else 'new_rows' end);
-    if on_error = 'lenient' then
-        body := format($lenient$
-    begin%s
-    exception when others then
-        insert into rowcast.lost (watch, operation, sqlstate, reason) values (%s, tg_op, sqlstate, sqlerrm);
-        insert into rowcast.events (watch, topic, kind, key, revokes) values (%s, %L, 'lost', '{}', %s);
-        perform rowcast.ring();
-    end;$lenient$, body, w.id, w.id, '*' || w.pack, rowcast.every_right(w));
-    end if;
-    definition := format(
-        E'create or replace function rowcast.%I() returns trigger\nlanguage plpgsql security definer\n'
-        'set search_path = pg_catalog, pg_temp\nset timezone = ''UTC''\nas $capture$\nbegin%s\n    return null;\nend\n$capture$',
-        w.function_name, body);
-    w.definition := md5(definition);
+    body := rowcast.capture_body(w, relation, topics, each_topic, used);
+    w.definition := rowcast.definition_of(body);
 
     if known.definition = w.definition and known.function_name is not null
        and (known.model, known.pack) = (w.model, w.pack)
@@ -317,10 +687,17 @@ begin
         return format('%s is watched already', relation);
     end if;
 
+    definition := format('create or replace function rowcast.%I() returns trigger language plpgsql security definer %s as %L',
+        w.function_name,
+        (select string_agg(format('set %s = %s', split_part(s, '=', 1),
+                                  case when split_part(s, '=', 1) in ('search_path', 'DateStyle') then split_part(s, '=', 2)
+                                       else quote_literal(split_part(s, '=', 2)) end), ' ' order by n)
+         from unnest(rowcast.capture_settings()) with ordinality as u (s, n)),
+        body);
     perform rowcast.unwatch(relation);
     execute definition;
     execute format('revoke all on function rowcast.%I() from public', w.function_name);
-    if owner_exists and pg_has_role(current_user, 'rowcast_capture', 'MEMBER') then
+    if rowcast.has_capture_role() then
         -- To become a function's owner, a role needs the right to create in its schema.
         grant create on schema rowcast to rowcast_capture;
         execute format('alter function rowcast.%I() owner to rowcast_capture', w.function_name);
@@ -401,11 +778,39 @@ begin
 end
 $$;
 
-revoke all on all functions in schema rowcast from public;
-grant execute on function rowcast.ulid() to public;
+-- The capture role sees every row of what it reads: a topic that is looked up in a table with row security would be null
+-- otherwise, and the change would be told to nobody. Only a superuser may give it that; without it, such a write fails.
 do $$
 begin
-    grant execute on function rowcast.ring(), rowcast.must_ring() to rowcast_capture;
+    if exists (select from pg_catalog.pg_roles where rolname = 'rowcast_capture' and not rolbypassrls) then
+        alter role rowcast_capture bypassrls;
+    end if;
+exception when insufficient_privilege then
+    null;
+end
+$$;
+
+-- Capture functions run with the rights of their owner, and evaluate what a table's owner may have defined. That owner
+-- must not be the one who installs this, who may own the whole database, unless somebody has decided so.
+do $$
+begin
+    if not rowcast.has_capture_role()
+       and coalesce(pg_catalog.current_setting('rowcast.capture_as_owner', true), 'off') operator(pg_catalog.<>) 'on'
+    then
+        raise exception 'rowcast: % may not make the role rowcast_capture, whose rights the capture functions run with: '
+            'as a superuser, run "create role rowcast_capture nologin bypassrls; grant rowcast_capture to %", or let them '
+            'run with the rights of % ("alter role % set rowcast.capture_as_owner = on")',
+            current_user, pg_catalog.quote_ident(current_user), current_user, pg_catalog.quote_ident(current_user)
+            using errcode = 'object_not_in_prerequisite_state';
+    end if;
+end
+$$;
+
+revoke all on all functions in schema rowcast from public;
+grant execute on function rowcast.ulid(), rowcast.capture_settings(), rowcast.definition_of(text) to public;
+do $$
+begin
+    grant execute on function rowcast.ring(), rowcast.must_ring(), rowcast.short_right(jsonb) to rowcast_capture;
 exception when undefined_object then
     null;  -- the role could not be created; a warning was raised then
 end

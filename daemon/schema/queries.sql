@@ -80,9 +80,9 @@ order by 1;
 select pg_is_in_recovery();
 
 -- name: capture_problems
--- The differences between the catalog and what rowcast.watch() set up: a row for each table, problem and place. The
--- function's definition is assembled from the catalog in the same way as in watch(). The owner is checked only where the
--- owner of Rowcast's schema is a member of rowcast_capture: otherwise watch() could not change the owner.
+-- The differences between the catalog and what rowcast.watch() set up: a row for each table, problem and place. The owner
+-- is checked only where the owner of Rowcast's schema is a member of rowcast_capture: otherwise watch() could not change
+-- it.
 with watched as (
     select format('%I.%I', w.schema_name, w.table_name) as name, w.per_row, w.function_name, w.definition,
            (select c.oid from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
@@ -124,12 +124,8 @@ select w.name, 'function_altered', format('rowcast.%I', w.function_name), '', fa
 from watched as w
 join pg_proc as p on p.oid = w.function
 join pg_language as l on l.oid = p.prolang
-where l.lanname <> 'plpgsql' or not p.prosecdef
-   or p.proconfig is distinct from '{"search_path=pg_catalog, pg_temp",TimeZone=UTC}'::text []
-   or md5(format(
-        E'create or replace function rowcast.%I() returns trigger\nlanguage plpgsql security definer\n'
-        'set search_path = pg_catalog, pg_temp\nset timezone = ''UTC''\nas $capture$%s$capture$',
-        p.proname, p.prosrc)) <> w.definition
+where l.lanname <> 'plpgsql' or not p.prosecdef or p.proconfig is distinct from rowcast.capture_settings()
+   or rowcast.definition_of(p.prosrc) <> w.definition
 union all
 select w.name, 'function_owner', format('rowcast.%I', w.function_name), '', false
 from watched as w

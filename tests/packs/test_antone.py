@@ -1067,16 +1067,6 @@ async def test_security_definer_functions_use_only_the_catalog_path_and_are_not_
     assert not any(f["open"] for f in functions)
 
 
-async def test_capture_may_look_up_platforms_and_posts_and_read_nothing_else(world: Connection) -> None:
-    granted = await world.fetch(
-        "select table_name, column_name from information_schema.role_column_grants"
-        " where grantee = 'rowcast_capture' and table_schema = 'antone'"
-    )
-    assert {("posts", "id"), ("posts", "platform"), ("decisions", "id"), ("decisions", "post_id")} == {
-        (row["table_name"], row["column_name"]) for row in granted
-    }
-
-
 # --- The application's role ------------------------------------------------------------------------------------
 
 

@@ -698,15 +698,6 @@ async def test_rights_end_with_membership_channel_and_user(world: Connection) ->
     assert [] == await revoked_by(soft_delete.format("messages"), MESSAGE)
 
 
-async def test_capture_may_look_up_the_channel_of_a_message_and_read_nothing_else(db: Connection) -> None:
-    readable = await db.fetch(
-        "select c.relname, a.attname from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0"
-        " where c.relnamespace = 'chatgenius'::regnamespace and c.relkind in ('r', 'v')"
-        " and has_column_privilege('rowcast_capture', c.oid, a.attnum, 'select')"
-    )
-    assert {("messages", "id"), ("messages", "channel_id")} == {tuple(column) for column in readable}
-
-
 # --- Rights ----------------------------------------------------------------------------------------------------
 
 MAY_READ: list[tuple[str | None, str | None, bool]] = [

@@ -1311,15 +1311,6 @@ async def test_rights_end_with_the_secret_its_owner_and_a_change_of_owner(world:
     assert [] == await revoked_by("update disclosure.secrets set status = 'paused'")
 
 
-async def test_capture_may_read_nothing_of_the_pack(db: Connection) -> None:
-    readable = await db.fetch(
-        "select c.relname, a.attname from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0"
-        " where c.relnamespace = 'disclosure'::regnamespace and c.relkind in ('r', 'v')"
-        " and has_column_privilege('rowcast_capture', c.oid, a.attnum, 'select')"
-    )
-    assert [] == readable
-
-
 # --- Rights ----------------------------------------------------------------------------------------------------
 
 MAY_READ: list[tuple[str | None, str | None, bool]] = [

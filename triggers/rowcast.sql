@@ -80,11 +80,12 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select a.attname, not builtin.itself and not builtin.array_of, builtin.array_of,
-           t.typtype = 'e' or t.oid in ('bool'::regtype, 'int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype,
+           t.typtype = 'e' and d.typtype = 'e' or t.oid in ('bool'::regtype, 'int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype,
                'uuid'::regtype, 'date'::regtype, 'time'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype,
                'bytea'::regtype, 'name'::regtype, '"char"'::regtype, 'macaddr'::regtype, 'pg_lsn'::regtype)
                or t.oid in ('text'::regtype, 'varchar'::regtype) and coalesce(l.collisdeterministic, true),
-           builtin.itself or t.typtype = 'e',
+           -- The operators of enumerations, ranges and arrays take no domain over these.
+           (builtin.itself or t.typtype = 'e') and not (d.typtype = 'd' and (t.typtype <> 'b' or t.typelem <> 0)),
            t.typlen > 0 or t.oid in ('inet'::regtype, 'cidr'::regtype) or bounded.most <= 100,
            case when t.typlen > 0 or t.oid in ('numeric'::regtype, 'inet'::regtype, 'cidr'::regtype) or bounded.most <= 10000 then null
                 when t.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
@@ -208,7 +209,8 @@ as $$
     select format($body$
             insert into rowcast.events (watch, topic, kind, key, record, bytes, actor, grants)
             select %1$s, t.topic, %2$s, %3$s, %4$s, %5$s, nullif(current_setting('rowcast.actor', true), ''), g.gives
-            from %6$s cross join lateral (select %7$s) as g (gives) cross join lateral %8$s as t (topic)
+            from %6$s cross join lateral (select %7$s from (select r.*) as r) as g (gives)
+            cross join lateral (select %8$s from (select r.*) as r) as t (topic)
             cross join lateral %9$s cross join lateral (select %10$s) as x%11$s
             where t.topic is not null and %12$s;$body$,
         watched.id,
@@ -303,7 +305,8 @@ as $$
     select format($body$
             insert into rowcast.events (watch, topic, kind, key, actor, revokes)
             select %1$s, t.topic, %2$s, %3$s, nullif(current_setting('rowcast.actor', true), ''), g.gives
-            from %4$s cross join lateral (select %5$s) as g (gives) cross join lateral %6$s as t (topic)
+            from %4$s cross join lateral (select %5$s from (select r.*) as r) as g (gives)
+            cross join lateral (select %6$s from (select r.*) as r) as t (topic)
             cross join lateral %7$s
             where t.topic is not null and %8$s;$body$,
         watched.id,
@@ -331,7 +334,7 @@ $$;
 -- The body of a capture function. `topics` is an array expression over the row `r`; `each_topic` returns the same topics
 -- as rows; `used` are the columns that anything of it needs. A single format() inserts all names, so that no name is
 -- parsed as part of the template. Names of columns never collide with these: they are always qualified, and so is a whole
--- row (`k.*`).
+-- row (`k.*`). An expression sees no other relation than `r`, so it may name columns without it.
 --
 -- A statement's triggers run after those of the statements that they themselves, or functions in the statement, execute.
 -- So the first capture in a command of the client tells what its statement wrote. Each further one in the same command
@@ -415,7 +418,7 @@ $body$,
         rowcast.insert_body(watched, relation, each_topic, rights, new_rows || ' as r'),            --  6
         new_rows,                                                                                   --  7
         rowcast.insert_body(watched, relation, each_topic, rights,
-                            format('%s as b cross join lateral %s as r', new_rows, current_row)),   --  8
+                            format('(select r.* from %s as b cross join lateral %s as r) as r', new_rows, current_row)),  --  8
         versions,                                                                                   --  9
         rowcast.update_body(watched, relation, topics, rights,
                             format('%s as o full join %s as n on %s', old_rows, new_rows, same_key)),  -- 10
@@ -666,7 +669,7 @@ begin
     end if;
     -- A single topic needs no array, unless its expression has a subquery, which should run only once.
     each_topic := case when type_ like '%[]' or topic ~* '\mselect\M' then format('unnest(%s)', topics)
-                       else format('(select left((%s)::text, 250))', topic) end;
+                       else format('left((%s)::text, 250)', topic) end;
     if revokes is not null then
         type_ := rowcast.type_of(relation, used, revokes);
         if type_ <> 'jsonb' then

@@ -42,10 +42,10 @@ class Claims:
 class Authenticator:
     """Issues and verifies tokens with one secret. Raises BadSecret if the secret is unsuitable.
 
-    The algorithm is fixed; a token that names another one is invalid. `leeway` is how many seconds the issuer's clock
-    may be ahead: `iat` and `nbf` may lie that far in the future. An expired token has no such grace. The claims of the
-    newest `max_known` valid tokens are cached by the token's digest until they expire: clients that reconnect all at
-    once do so with the tokens they had.
+    The algorithm is fixed; a token that names another one is invalid. `leeway` is how many seconds the clock of
+    the issuer may be ahead: `iat` and `nbf` may lie that far in the future. `exp` has no such grace. The claims of
+    the newest `max_known` valid tokens are cached by the token's digest until they expire: clients that reconnect
+    all at once do so with the tokens they had.
     """
 
     def __init__(

@@ -79,7 +79,9 @@ async def test_a_bad_first_frame_gets_an_error_and_a_close(daemon: Daemon, text:
         assert close == (await client.closed())[0]
 
 
-async def test_a_token_that_expired_long_ago_or_just_now_and_a_forged_one_get_the_same_answer(daemon: Daemon, chat: Chat) -> None:
+async def test_a_token_that_expired_long_ago_or_just_now_and_a_forged_one_get_the_same_answer(
+    daemon: Daemon, chat: Chat
+) -> None:
     forged = Authenticator(b"another key that is just as long as the right one").issue(chat.ada, 60)
     answers = []
     for bad in (token(chat.ada, ttl=-3600), token(chat.ada, ttl=-10), forged):

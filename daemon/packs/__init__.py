@@ -158,7 +158,7 @@ class Pack:
                 if change.record is not None:
                     return "record: not_expected"
                 return _problem("key", row, change.key)
-            case Kind.TRUNCATE | Kind.LOST | Kind.LIMIT:
+            case Kind.TRUNCATE | Kind.LOST | Kind.LIMIT | Kind.INVALID:
                 if change.record is not None:
                     return "record: not_expected"
                 return None if change.key == "{}" else "key: not_expected"

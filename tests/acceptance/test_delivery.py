@@ -328,21 +328,43 @@ async def test_a_position_of_another_epoch_or_beyond_the_head_is_reset(daemon: D
             assert "live" == (await client.changes())[0]["record"]["content"]
 
 
-async def test_an_invalid_change_becomes_a_dead_letter_and_the_stream_continues(daemon: Daemon, chat: Chat) -> None:
+def replayed(frames: list[Frame]) -> list[tuple[str, object]]:
+    """What frames say, whichever changes each of them holds."""
+    told: list[tuple[str, object]] = []
+    for frame in frames:
+        if frame["op"] == "changes":
+            told += [("change", change) for change in frame["changes"]]
+        else:
+            told.append((frame["op"], (frame["reason"], frame["pos"])))
+    return told
+
+
+async def test_an_invalid_change_becomes_a_dead_letter_and_a_reset_of_its_topic_live_and_in_a_replay(
+    daemon: Daemon, chat: Chat, database: str
+) -> None:
+    # The table's own check would refuse such a row.
+    await chat.sql.execute("alter table chatgenius.files drop constraint if exists files_size_not_negative")
     async with daemon.client(chat.ada) as client:
-        await client.subscribe(chat.topic)
-        # The table's own check would refuse such a row.
-        await chat.sql.execute("alter table chatgenius.files drop constraint files_size_not_negative")
-        message = await chat.say("before")
-        await chat.sql.execute(
-            """insert into chatgenius.files (message_id, name, type, size, url)
-               values ($1, 'n', 't', -1, 'secret-url')""",
-            message,
-        )
-        await chat.say("after")
-        assert ["before", "after"] == [change["record"]["content"] for change in await client.changes(2)]
+        subscribed = await client.subscribe(chat.topic)
+        async with chat.sql.transaction():
+            message = await chat.say("before")
+            await chat.sql.execute(
+                """insert into chatgenius.files (message_id, name, type, size, url)
+                   values ($1, 'n', 't', -1, 'secret-url')""",
+                message,
+            )
+            await chat.say("after")
+        frames = [await client.next() for _ in range(3)]
+        assert ["before", "after"] == [frames[place]["changes"][0]["record"]["content"] for place in (0, 2)]
+        assert {"op": "reset", "topic": chat.topic, "reason": "invalid", "pos": frames[2]["prev"]} == frames[1]
         await chat.say("the dead letter is stored before anything later is read")
-        await client.changes()
+        later = [await client.next()]
+    async with daemon.client(chat.ada, since=subscribed["pos"]) as client:  # from the cache
+        await client.subscribe(chat.topic)
+        assert replayed(frames + later) == replayed((await client.until("resumed"))[:-1])
+    async with daemon_process(database) as another, another.client(chat.ada, since=subscribed["pos"]) as client:
+        await client.subscribe(chat.topic)  # from the log
+        assert replayed(frames + later) == replayed((await client.until("resumed"))[:-1])
     dead_letter = await chat.sql.fetchrow(
         "select pack, table_name, reason, record->>'size' as size from rowcast.dead_letters"
     )

@@ -4,21 +4,22 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon.core.json_text import emptied, quoted_numbers, replace_values
 
-TEXTS = st.text(st.sampled_from('ab\\"[]{},: \n\x00é€0-')) | st.text()
+TEXTS = st.text(st.sampled_from('ab\\"[]{},: \n\x00é€0-'), max_size=8) | st.text(max_size=4)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
-    max_leaves=30,
+    max_leaves=10,
 )
 
 
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    members=st.dictionaries(TEXTS, VALUES),
+    members=st.dictionaries(TEXTS, VALUES, max_size=5),
     ascii_only=st.booleans(),
     indent=st.sampled_from([None, 1]),
     data=st.data(),

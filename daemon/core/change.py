@@ -35,6 +35,14 @@ RESET_KINDS = (Kind.TRUNCATE, Kind.LOST, Kind.LIMIT, Kind.INVALID)
 ALL_TOPICS = Topic("*")
 """The topic of a `limit` whose transaction touched too many topics to name each."""
 
+
+class Numbers(StrEnum):
+    """How the frames of a client show the values of int8 and numeric columns."""
+
+    JSON = "json"  # as JSON numbers
+    STRING = "string"  # as strings with exactly their digits, for clients whose numbers are doubles
+
+
 CONTENT = frozenset({Kind.INSERT, Kind.UPDATE, Kind.RESTORE})
 """The kinds that carry a record, unless the row has been deleted since."""
 

@@ -56,6 +56,11 @@ class PackRouter:
         """What of a batch may be sent. The pump reports the invalid changes when it reads them."""
         return batch.changes if batch.validated else self.validate(batch.changes)[0]
 
+    def with_exact_numbers(self, change: Change) -> Change:
+        """The change as clients get it that chose Numbers.STRING."""
+        pack = self.packs.get(change.schema)
+        return pack.with_exact_numbers(change) if pack is not None else change
+
     def ended_rights(self, changes: Iterable[Change]) -> list[RightEnd]:
         """The rights that end with these changes, and where. Invalid changes end rights too."""
         return [

@@ -68,6 +68,7 @@ async def test_an_error_repeats_the_id_of_the_frame_it_answers(daemon: Daemon, c
         ('{"op": "ping"}', "hello_expected", 4400),
         ('{"op": "fly"}', "unknown_op", 4400),
         ('{"op": "hello"}', "bad_frame", 4400),
+        ('{"op": "hello", "token": "t", "numbers": "exact"}', "bad_frame", 4400),
         ('{"op": "hello", "token": ""}', "token", 4401),
         ('{"op": "hello", "token": "a.b.c"}', "token", 4401),
     ],

@@ -372,3 +372,38 @@ async def test_an_invalid_change_becomes_a_dead_letter_and_a_reset_of_its_topic_
     [logged] = [line for line in daemon.events() if line["event"] == "change_invalid"]
     assert ("files", "error") == (logged["data"]["table"], logged["level"])
     assert "secret-url" not in daemon.log.read_text()
+
+
+async def test_a_client_chooses_strings_for_numbers_that_no_double_holds_live_and_in_a_replay(
+    daemon: Daemon, chat: Chat, database: str
+) -> None:
+    size = 2**53 + 1
+    async with (
+        daemon.client(chat.ada) as plain,
+        daemon.client(chat.ada, numbers="string") as exact,
+        daemon.client(chat.ada, numbers="json") as explicit,
+    ):
+        assert [None, "string", "json"] == [client.welcome.get("numbers") for client in (plain, exact, explicit)]
+        since = exact.welcome["pos"]
+        for client in (plain, exact, explicit):
+            await client.subscribe(chat.topic)
+        async with chat.sql.transaction():
+            await chat.sql.execute(
+                "update chatgenius.messages set metadata = $2 where id = $1",
+                await chat.say("a large file"),
+                f'{{"size": {size}}}',
+            )
+            await chat.sql.execute(
+                "insert into chatgenius.files (message_id, name, type, size, url)"
+                " select max(id), 'n', 't', $1, 'u' from chatgenius.messages",
+                size,
+            )
+        told = [(await client.changes(3))[1:] for client in (plain, exact, explicit)]
+    sizes = [(update["record"]["metadata"], insert["record"]["size"]) for update, insert in told]
+    # Inside JSON, numbers are as the application wrote them.
+    assert [({"size": size}, size), ({"size": size}, str(size)), ({"size": size}, size)] == sizes
+    async with daemon_process(database) as another:
+        for source in (daemon, another):  # from the cache, and from the log
+            async with source.client(chat.ada, since=since, numbers="string") as client:
+                await client.subscribe(chat.topic)
+                assert told[1] == (await client.changes(3))[1:]

@@ -328,15 +328,15 @@ async def test_a_position_of_another_epoch_or_beyond_the_head_is_reset(daemon: D
             assert "live" == (await client.changes())[0]["record"]["content"]
 
 
-def replayed(frames: list[Frame]) -> list[tuple[str, object]]:
+def said(frames: list[Frame]) -> list[tuple[str, object]]:
     """What frames say, whichever changes each of them holds."""
-    told: list[tuple[str, object]] = []
+    found: list[tuple[str, object]] = []
     for frame in frames:
         if frame["op"] == "changes":
-            told += [("change", change) for change in frame["changes"]]
+            found += [("change", change) for change in frame["changes"]]
         else:
-            told.append((frame["op"], (frame["reason"], frame["pos"])))
-    return told
+            found.append((frame["op"], (frame["reason"], frame["pos"])))
+    return found
 
 
 async def test_an_invalid_change_becomes_a_dead_letter_and_a_reset_of_its_topic_live_and_in_a_replay(
@@ -361,10 +361,10 @@ async def test_an_invalid_change_becomes_a_dead_letter_and_a_reset_of_its_topic_
         later = [await client.next()]
     async with daemon.client(chat.ada, since=subscribed["pos"]) as client:  # from the cache
         await client.subscribe(chat.topic)
-        assert replayed(frames + later) == replayed((await client.until("resumed"))[:-1])
+        assert said(frames + later) == said((await client.until("resumed"))[:-1])
     async with daemon_process(database) as another, another.client(chat.ada, since=subscribed["pos"]) as client:
         await client.subscribe(chat.topic)  # from the log
-        assert replayed(frames + later) == replayed((await client.until("resumed"))[:-1])
+        assert said(frames + later) == said((await client.until("resumed"))[:-1])
     dead_letter = await chat.sql.fetchrow(
         "select pack, table_name, reason, record->>'size' as size from rowcast.dead_letters"
     )
@@ -398,12 +398,12 @@ async def test_a_client_chooses_strings_for_numbers_that_no_double_holds_live_an
                 " select max(id), 'n', 't', $1, 'u' from chatgenius.messages",
                 size,
             )
-        told = [(await client.changes(3))[1:] for client in (plain, exact, explicit)]
-    sizes = [(update["record"]["metadata"], insert["record"]["size"]) for update, insert in told]
+        received = [(await client.changes(3))[1:] for client in (plain, exact, explicit)]
+    sizes = [(update["record"]["metadata"], insert["record"]["size"]) for update, insert in received]
     # Inside JSON, numbers are as the application wrote them.
     assert [({"size": size}, size), ({"size": size}, str(size)), ({"size": size}, size)] == sizes
     async with daemon_process(database) as another:
         for source in (daemon, another):  # from the cache, and from the log
             async with source.client(chat.ada, since=since, numbers="string") as client:
                 await client.subscribe(chat.topic)
-                assert told[1] == (await client.changes(3))[1:]
+                assert received[1] == (await client.changes(3))[1:]

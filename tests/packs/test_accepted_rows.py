@@ -17,7 +17,7 @@ import pytest
 from daemon.core.change import Change, Kind, Seq, Topic
 from daemon.packs import Pack, bundled
 from daemon.postgres.connect import Connection
-from tests.packs.test_every_pack import load_demo
+from tests.packs.databases import load_demo
 
 DEEP = "[" * 1000 + "]" * 1000
 LONG = "9" * 5000

@@ -10,7 +10,7 @@ from daemon.core.change import Change, Kind, Seq, Topic
 from daemon.packs import NUMBER, SERIAL, ULID, UUID, Column, Pack, Row, bundled, special_columns
 from daemon.postgres.connect import Connection
 from daemon.schema import migrate
-from tests.packs.databases import session
+from tests.packs.databases import load_demo, session
 from tests.support.cases import for_each
 from tests.support.catalog import catalog
 
@@ -45,10 +45,6 @@ JSON_TYPES = {
 }
 # The JSON Schema formats of strings; other strings have none.
 FORMATS = {"timestamp with time zone": "postgres timestamptz", "date": "postgres date"}
-
-
-async def load_demo(db: Connection, pack: Pack) -> None:
-    await db.execute((ROOT / "ddl" / pack.name / "demo.sql").read_text())
 
 
 async def captured(db: Connection, pack: Pack) -> list[Change]:

@@ -215,23 +215,25 @@ class Hub:
         frames: defaultdict[_Stream, list[tuple[int, bytes]]] = defaultdict(list)
         for place, (stream, _, _, frame) in enumerate(sent):
             frames[stream].append((place, frame))
-        groups: dict[tuple[_Stream, ...], list[Follower]] = {}
+        # Followers by their streams, as indexes into `frames`: these are looked up for each follower.
+        groups: dict[tuple[int, ...], list[Follower]] = {}
         if len(frames) == 1:
             [stream] = frames
-            groups[stream,] = list(self._followers[stream])
+            groups[0,] = list(self._followers[stream])
         elif frames:
-            streams_of: dict[Follower, tuple[_Stream, ...]] = {}
-            for stream in frames:
+            streams_of: dict[Follower, tuple[int, ...]] = {}
+            for index, stream in enumerate(frames):
                 for follower in self._followers[stream]:
-                    streams_of[follower] = (*streams_of.get(follower, ()), stream)
+                    streams_of[follower] = (*streams_of.get(follower, ()), index)
             for follower, streams in streams_of.items():
                 groups.setdefault(streams, []).append(follower)
+        of_stream = list(frames.values())
         return [
             (
                 [follower for follower in followers if follower not in revoked_followers]
                 if revoked_followers
                 else followers,
-                [frame for _, frame in sorted(chain.from_iterable(frames[stream] for stream in streams))],
+                [frame for _, frame in sorted(chain.from_iterable(of_stream[index] for index in streams))],
             )
             for streams, followers in groups.items()
         ]

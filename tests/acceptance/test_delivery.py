@@ -407,3 +407,37 @@ async def test_a_client_chooses_strings_for_numbers_that_no_double_holds_live_an
             async with source.client(chat.ada, since=since, numbers="string") as client:
                 await client.subscribe(chat.topic)
                 assert received[1] == (await client.changes(3))[1:]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ['{"a":' * 2000 + "1" + "}" * 2000, f'{{"digits": {"9" * 5000}}}'],
+    ids=["2,000 levels", "5,000 digits"],
+)
+async def test_metadata_that_few_parsers_take_reaches_clients_as_postgres_wrote_it(
+    daemon: Daemon, chat: Chat, metadata: str
+) -> None:
+    async with daemon.client(chat.ada) as client:
+        await client.subscribe(chat.topic)
+        message = await chat.say("odd")
+        await client.changes()
+        await chat.sql.execute("update chatgenius.messages set metadata = $2 where id = $1", message, metadata)
+        stored = await chat.sql.fetchval("select metadata::text from chatgenius.messages where id = $1", message)
+        while (frame := str(await client.connection.recv())).startswith('{"op":"head"'):
+            pass
+        assert f'"metadata":{stored},' in frame
+
+
+async def test_times_that_are_infinite_before_christ_or_past_the_year_9999_reach_clients(
+    daemon: Daemon, chat: Chat
+) -> None:
+    times = ["infinity", "-infinity", "0044-03-15T12:00:00+00:00 BC", "12026-01-10T12:00:00+00:00"]
+    async with daemon.client(chat.ada) as client:
+        await client.subscribe(chat.topic)
+        message = await chat.say("odd")
+        await client.changes()
+        for time in times:
+            await chat.sql.execute(
+                "update chatgenius.messages set created_at = $2::text::timestamptz where id = $1", message, time
+            )
+        assert times == [change["record"]["created_at"] for change in await client.changes(len(times))]

@@ -18,7 +18,6 @@ READERS_OF_THE_ENVIRONMENT = {
     "daemon/systemd.py": "the variables of systemd are not settings",
 }
 SKIPS = {
-    "tests/postgres/test_types.py": "capture does not tell every type as the guide says",
     "tests/embedded/test_server.py": "the wheel with Postgres does not exist for every platform",
     "tests/support/browser.py": "a browser cannot be installed everywhere; the skip names the package",
 }

@@ -177,7 +177,8 @@ def _build(
     settings: Settings, packs: Mapping[str, Pack], pool: Pool, schema: SchemaHealth, demo: Demo | None
 ) -> _Parts:
     """Make every part and connect them; nothing runs yet."""
-    hub, router = Hub(encode), PackRouter(packs)
+    router = PackRouter(packs)
+    hub = Hub(encode, router.with_exact_numbers)
     log_reader = PgLogReader(pool, settings.transaction_changes)
     log_cache = LogCache(log_reader, settings.recent_bytes)
     events, numbers = asyncio.Event(), asyncio.Event()

@@ -43,13 +43,16 @@ SUBSCRIPTIONS: Final = Gauge(
     "rowcast_subscriptions", "Current subscriptions: followed topics, counted per client.", registry=REGISTRY
 )
 CHANGES: Final = Counter(
-    "rowcast_changes_total", "Valid changes read from the log, by kind.", ["kind"], registry=REGISTRY
+    "rowcast_changes_total",
+    "Changes read from the log, by kind; `invalid` are those that their row model refuses.",
+    ["kind"],
+    registry=REGISTRY,
 )
 FRAMES: Final = Counter("rowcast_frames_total", "Frames with changes that were built.", registry=REGISTRY)
 DELIVERIES: Final = Counter("rowcast_deliveries_total", "Frames with changes written to clients.", registry=REGISTRY)
 DEAD_LETTERS: Final = Counter(
     "rowcast_dead_letters_total",
-    "Changes that did not fit their row model and were not sent.",
+    "Changes that did not fit their row model: a reset was sent instead.",
     ["pack", "table"],
     registry=REGISTRY,
 )

@@ -30,7 +30,7 @@ class Rows {
     let mark = before?.mark ?? "";
     if (change.kind === "restore") mark = "restored";
     if (change.kind === "update" && change.changed?.includes("content")) mark = "edited";
-    const time = Date.parse(change.record.created_at);
+    const time = parseTime(change.record.created_at);
     rows.set(key, { key, row: change.record, seq: change.seq, mark, live, time });
     if (rows.size > limit) rows.delete(rows.keys().next().value);
   }
@@ -119,6 +119,15 @@ const dayFormat = new Intl.DateTimeFormat(undefined, {
   day: "numeric", month: "short", hour: "numeric", minute: "2-digit",
 });
 const secondFormat = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
+/** The milliseconds of a time as Postgres writes it: in any year, before Christ too, or infinite. */
+function parseTime(text = "") {
+  const [, digits, rest, beforeChrist] = /^(\d{4,})(-.*?)( BC)?$/.exec(text) ?? [];
+  if (!digits) return text.startsWith("-") ? -Infinity : Infinity;
+  const year = beforeChrist ? 1 - Number(digits) : Number(digits);
+  const time = Date.parse(`${year < 0 ? "-" : "+"}${String(Math.abs(year)).padStart(6, "0")}${rest}`);
+  return Number.isNaN(time) ? Infinity : time; // past the last year of JavaScript
+}
+
 const isToday = (time) => new Date(time).toDateString() === new Date().toDateString();
 const formatTime = (time) => (isToday(time) ? timeFormat : dayFormat).format(time);
 const formatLatency = (ms) => (ms === null ? "–" : ms < seconds(1) ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
@@ -354,15 +363,16 @@ function updateMessage(item, message, details) {
 
 function messageParts({ row, mark, time }, { status, reactions, files }) {
   const name = nameOf(row.user_id);
-  const stamp = el("time", "", formatTime(time));
+  const stamp = el("time", "", Number.isFinite(time) ? formatTime(time) : row.created_at);
   stamp.dateTime = row.created_at;
-  stamp.title = new Date(time).toLocaleString();
+  stamp.title = Number.isFinite(time) ? new Date(time).toLocaleString() : row.created_at;
   const avatar = el("div", "avatar", initials(name), statusDot(status));
   const text = el("p", "text", row.content);
   if (mark) text.append(el("span", "mark", `(${mark})`));
   const body = el("div", "message-body", el("div", "author", el("strong", "", name), stamp), text);
   for (const file of files) {
-    body.append(el("span", "file", `${file.name} · ${Math.ceil(file.size / 1024).toLocaleString()} kB`));
+    const size = (BigInt(file.size) + 1023n) / 1024n; // a bigint column: no double holds all its values
+    body.append(el("span", "file", `${file.name} · ${size.toLocaleString()} kB`));
   }
   if (reactions.size) body.append(el("ul", "reactions", ...[...reactions].map(reactionElement)));
   return [avatar, body];
@@ -565,6 +575,7 @@ function signIn(token, user) {
   url.protocol = url.protocol.replace("http", "ws");
   app.client = new RowcastClient(url.href, {
     token,
+    numbers: "string",
     on: {
       state: onState, frame: onFrame, welcome: onWelcome, changes: onChanges, reset: onReset, removed: leave,
     },

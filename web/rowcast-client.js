@@ -26,7 +26,7 @@
  * @property {string} at when its statement began
  * @property {string} table
  * @property {"insert" | "update" | "delete" | "restore"} kind
- * @property {Record<string, any>} key the columns that identify the row
+ * @property {Record<string, any>} key the columns that identify the row, in the form that `numbers` chose
  * @property {Record<string, any>} [record] the published row, unless `kind` is `delete`
  * @property {string[]} [changed] the columns that an `update` changed
  * @property {boolean} [left] in a `delete`: the row still exists, but not in this topic
@@ -147,6 +147,7 @@ export class RowcastClient {
 
   #url;
   #getToken;
+  #numbers;
   #on;
   /** @type {Map<string, Topic>} */
   #topics = new Map();
@@ -173,12 +174,16 @@ export class RowcastClient {
   #state = { name: "idle" };
 
   /**
+   * With `numbers: "string"`, values of bigint and numeric columns are strings with all their digits. Otherwise they
+   * are numbers, and `JSON.parse` rounds those that no double holds.
+   *
    * @param {string} url the WebSocket URL, which ends in `/v1`
-   * @param {{ token: GetToken, on?: Callbacks }} options
+   * @param {{ token: GetToken, numbers?: "json" | "string", on?: Callbacks }} options
    */
-  constructor(url, { token, on = {} }) {
+  constructor(url, { token, numbers, on = {} }) {
     this.#url = url;
     this.#getToken = token;
+    this.#numbers = numbers;
     this.#on = on;
   }
 
@@ -270,7 +275,8 @@ export class RowcastClient {
   #hello(token) {
     this.#helloSince = this.position?.toString() ?? null;
     const session = this.#session ?? undefined;
-    this.#send({ op: "hello", token, since: this.#helloSince ?? undefined, seen: this.#seen, session });
+    const since = this.#helloSince ?? undefined;
+    this.#send({ op: "hello", token, since, seen: this.#seen, session, numbers: this.#numbers });
   }
 
   /** How far any topic is ahead of the position, because another was pending. */

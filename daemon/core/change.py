@@ -16,7 +16,7 @@ MAX_SEQ = 2**53 - 1  # the largest integer that a JavaScript client can hold exa
 
 
 class Kind(StrEnum):
-    """What happened to a row in a topic: the labels of the SQL type ``rowcast.kind``, and ``limit``."""
+    """What happened to a row in a topic: the labels of the SQL type ``rowcast.kind``, and ``invalid``."""
 
     INSERT = "insert"
     UPDATE = "update"
@@ -25,14 +25,23 @@ class Kind(StrEnum):
     LEAVE = "leave"  # the row moved to another topic: a delete with `left` on the wire
     TRUNCATE = "truncate"  # the table was truncated: a reset on the wire
     LOST = "lost"  # capture of a lenient table failed: a reset on the wire
-    LIMIT = "limit"  # a transaction too large to send change by change: a reset on the wire
+    LIMIT = "limit"  # too large to send change by change: a reset on the wire
+    INVALID = "invalid"  # in the place of a change that its row model refuses: a reset on the wire
 
 
-RESET_KINDS = (Kind.TRUNCATE, Kind.LOST, Kind.LIMIT)
+RESET_KINDS = (Kind.TRUNCATE, Kind.LOST, Kind.LIMIT, Kind.INVALID)
 """The kinds that name no row, but reset whole topics; each is the reason of its `reset` frame."""
 
 ALL_TOPICS = Topic("*")
 """The topic of a `limit` whose transaction touched too many topics to name each."""
+
+
+class Numbers(StrEnum):
+    """How the frames of a client show the values of int8 and numeric columns."""
+
+    JSON = "json"  # as JSON numbers
+    STRING = "string"  # as strings with exactly their digits, for clients whose numbers are doubles
+
 
 CONTENT = frozenset({Kind.INSERT, Kind.UPDATE, Kind.RESTORE})
 """The kinds that carry a record, unless the row has been deleted since."""

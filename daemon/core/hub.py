@@ -1,4 +1,4 @@
-"""Fan-out: which follower gets which frames. A frame is built once, and shared by all who follow its topic."""
+"""Fan-out: which follower gets which frames. A frame is built once, and shared by all who follow its stream."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from itertools import chain
 from typing import NamedTuple, Protocol, TypeVar
 
 from daemon.core import wire
-from daemon.core.change import RESET_KINDS, Change, Position, Right, Seq, Topic
+from daemon.core.change import RESET_KINDS, Change, Numbers, Position, Right, Seq, Topic
 from daemon.core.ports import Encode
 
 
@@ -36,6 +36,10 @@ class Follower(Protocol):
     def user(self) -> str:
         """The user whose rights count."""
 
+    @property
+    def numbers(self) -> Numbers:
+        """The form of its frames. It does not change while topics are followed."""
+
     def deliver(self, frames: bytes) -> None:
         """Take everything that concerns this follower up to the hub's `position`: encoded frames, in order.
 
@@ -60,15 +64,23 @@ class RightsQuery:
         self.revoked_at = Seq(0)  # where the right last ended since the query began; 0 if it did not
 
 
-class _SentFrame(NamedTuple):
-    """A frame for one topic, built from one run of changes. `prev` is the topic's position before it."""
+class _Stream(NamedTuple):
+    """The frames of a topic in one form. Those who follow it get the same ones."""
 
     topic: Topic
+    numbers: Numbers
+
+
+class _SentFrame(NamedTuple):
+    """A frame of one stream, built from one run of changes. `prev` is the topic's position before it."""
+
+    stream: _Stream
     prev: Position
     run: Sequence[Change]
     frame: bytes
 
 
+_Key = TypeVar("_Key")
 _Member = TypeVar("_Member")
 
 _Share = tuple[Collection[Follower], list[bytes]]
@@ -79,14 +91,16 @@ class Hub:
     """The live end of the log in this process: how far it has come, and who follows what.
 
     `position` is what has been delivered to every follower; only `publish` and `move` change it. `discontinuity` is
-    the last one: replays that began before it restart from its position.
+    the last one: replays that began before it restart from its position. `with_exact_numbers` gives a change as
+    clients with Numbers.STRING get it; such frames are built only for topics that one of them follows.
     """
 
-    def __init__(self, encode: Encode) -> None:
+    def __init__(self, encode: Encode, with_exact_numbers: Callable[[Change], Change]) -> None:
         self.position = Position("", Seq(0))
         self.discontinuity = Discontinuity(0, "", self.position)
         self._encode = encode
-        self._followers: dict[Topic, dict[Follower, None]] = {}
+        self._with_exact_numbers = with_exact_numbers
+        self._followers: dict[_Stream, dict[Follower, None]] = {}
         self._pending: dict[Topic, dict[Follower, None]] = {}  # not live yet, but their rights are watched
         self._queries: dict[Topic, dict[RightsQuery, None]] = {}
         self._sent: dict[Topic, Position] = {}  # the position of the last frame of each followed topic
@@ -108,18 +122,15 @@ class Hub:
     def follow(self, topic: Topic, follower: Follower) -> None:
         """Deliver the topic's changes past `position` to this follower."""
         _discard(self._pending, topic, follower)
-        if topic not in self._followers:
-            self._followers[topic] = {}
-            self._sent[topic] = self.position
-        self._followers[topic][follower] = None
+        self._sent.setdefault(topic, self.position)
+        self._followers.setdefault(_Stream(topic, follower.numbers), {})[follower] = None
 
     def unfollow(self, topic: Topic, follower: Follower) -> None:
         """Deliver nothing more of the topic to this follower, and watch its right no longer."""
         _discard(self._pending, topic, follower)
-        if topic in self._followers:
-            _discard(self._followers, topic, follower)
-            if topic not in self._followers:
-                del self._sent[topic]
+        _discard(self._followers, _Stream(topic, follower.numbers), follower)
+        if topic in self._sent and not self._streams(topic):
+            del self._sent[topic]
 
     def suspend(self, topics: Iterable[Topic], follower: Follower) -> dict[Topic, Seq]:
         """Stop delivering these topics for now, but still tell this follower if a right to one of them ends.
@@ -128,7 +139,7 @@ class Hub:
         """
         suspended: dict[Topic, Seq] = {}
         for topic in topics:
-            if follower in self._followers.get(topic, ()):
+            if follower in self._followers.get(_Stream(topic, follower.numbers), ()):
                 suspended[topic] = self._sent[topic].seq
                 self.unfollow(topic, follower)
                 self.watch_rights(topic, follower)
@@ -137,7 +148,7 @@ class Hub:
     @property
     def topics(self) -> Collection[Topic]:
         """The topics that have live followers."""
-        return self._followers.keys()
+        return self._sent.keys()
 
     @property
     def subscriptions(self) -> int:
@@ -192,34 +203,39 @@ class Hub:
         for topic, run in wire.runs(change for change in changes if self._is_relevant(change)):
             for concerned in covers(run[-1]) if run[-1].kind in RESET_KINDS else (topic,):
                 prev = self._sent[concerned]
-                sent.append(_SentFrame(concerned, prev, run, self._frame(concerned, prev, run, epoch)))
+                sent += [
+                    _SentFrame(stream, prev, run, self._frame(stream, prev, run, epoch))
+                    for stream in self._streams(concerned)
+                ]
                 self._sent[concerned] = Position(epoch, run[-1].seq)
         return sent
 
     def _shares(self, sent: Iterable[_SentFrame], revoked_followers: Collection[Follower]) -> list[_Share]:
-        """What to deliver to whom, but for followers that lose a right: one share for all who get the same topics."""
-        frames: defaultdict[Topic, list[tuple[int, bytes]]] = defaultdict(list)
-        for place, (topic, _, _, frame) in enumerate(sent):
-            frames[topic].append((place, frame))
-        groups: dict[tuple[Topic, ...], list[Follower]] = {}
+        """What to deliver to whom, but for followers that lose a right: one share for all with the same streams."""
+        frames: defaultdict[_Stream, list[tuple[int, bytes]]] = defaultdict(list)
+        for place, (stream, _, _, frame) in enumerate(sent):
+            frames[stream].append((place, frame))
+        # Followers by their streams, as indexes into `frames`: these are looked up for each follower.
+        groups: dict[tuple[int, ...], list[Follower]] = {}
         if len(frames) == 1:
-            [topic] = frames
-            groups[topic,] = list(self._followers[topic])
+            [stream] = frames
+            groups[0,] = list(self._followers[stream])
         elif frames:
-            topics_of: dict[Follower, tuple[Topic, ...]] = {}
-            for topic in frames:
-                for follower in self._followers[topic]:
-                    topics_of[follower] = (*topics_of.get(follower, ()), topic)
-            for follower, topics in topics_of.items():
-                groups.setdefault(topics, []).append(follower)
+            streams_of: dict[Follower, tuple[int, ...]] = {}
+            for index, stream in enumerate(frames):
+                for follower in self._followers[stream]:
+                    streams_of[follower] = (*streams_of.get(follower, ()), index)
+            for follower, streams in streams_of.items():
+                groups.setdefault(streams, []).append(follower)
+        of_stream = list(frames.values())
         return [
             (
                 [follower for follower in followers if follower not in revoked_followers]
                 if revoked_followers
                 else followers,
-                [frame for _, frame in sorted(chain.from_iterable(frames[topic] for topic in topics))],
+                [frame for _, frame in sorted(chain.from_iterable(of_stream[index] for index in streams))],
             )
-            for topics, followers in groups.items()
+            for streams, followers in groups.items()
         ]
 
     def _truncated(
@@ -231,32 +247,39 @@ class Hub:
     ) -> list[bytes]:
         """The frames for a follower that loses a right: that topic's changes before its end, then `revoked`."""
         frames: list[bytes] = []
-        for topic, prev, run, frame in sent:
-            if follower in self._followers[topic]:
-                revoked_at = revocations.get((topic, follower))
+        for stream, prev, run, frame in sent:
+            if follower in self._followers[stream]:
+                revoked_at = revocations.get((stream.topic, follower))
                 if revoked_at is None or run[-1].seq < revoked_at:
                     frames.append(frame)
                 elif kept := [change for change in run if change.seq < revoked_at]:
-                    frames.append(self._frame(topic, prev, kept, epoch))
+                    frames.append(self._frame(stream, prev, kept, epoch))
         for (topic, loser), revoked_at in revocations.items():
             if loser is follower:
                 frames.append(self._encode(wire.revoked(topic, Position(epoch, revoked_at))))
         return frames
 
-    def _frame(self, topic: Topic, prev: Position, run: Sequence[Change], epoch: str) -> bytes:
-        """The frame of a topic for a run: its changes, or a reset."""
+    def _frame(self, stream: _Stream, prev: Position, run: Sequence[Change], epoch: str) -> bytes:
+        """The frame of a stream for a run: its changes, or a reset."""
         last = run[-1]
         if last.kind in RESET_KINDS:
-            return self._encode(wire.reset(topic, last.kind.value, Position(epoch, last.seq)))
-        return self._encode(wire.changes(topic, prev, run))
+            return self._encode(wire.reset(stream.topic, last.kind.value, Position(epoch, last.seq)))
+        if stream.numbers is Numbers.STRING:
+            run = list(map(self._with_exact_numbers, run))
+        return self._encode(wire.changes(stream.topic, prev, run))
+
+    def _streams(self, topic: Topic) -> list[_Stream]:
+        """The streams of the topic that have live followers."""
+        return [stream for stream in (_Stream(topic, numbers) for numbers in Numbers) if stream in self._followers]
 
     def _revocations(self, ended_rights: Iterable[RightEnd]) -> dict[tuple[Topic, Follower], Seq]:
         """Which followers, live or pending, lose which topic, and where. Also records it in the running queries."""
         revocations: dict[tuple[Topic, Follower], Seq] = {}
         for seq, right, serves in ended_rights:
-            known = (right.topic,) if right.topic is not None else {*self._followers, *self._pending, *self._queries}
+            known = (right.topic,) if right.topic is not None else {*self._sent, *self._pending, *self._queries}
             for topic in filter(serves, known):
-                for follower in (*self._followers.get(topic, ()), *self._pending.get(topic, ())):
+                live = chain.from_iterable(self._followers[stream] for stream in self._streams(topic))
+                for follower in (*live, *self._pending.get(topic, ())):
                     if right.user is None or right.user == follower.user:
                         revocations.setdefault((topic, follower), seq)
                 for query in self._queries.get(topic, ()):
@@ -265,12 +288,12 @@ class Hub:
         return revocations
 
     def _is_relevant(self, change: Change) -> bool:
-        return change.topic in self._followers or change.kind in RESET_KINDS
+        return change.topic in self._sent or change.kind in RESET_KINDS
 
 
-def _discard(members: dict[Topic, dict[_Member, None]], topic: Topic, member: _Member) -> None:
-    """Remove a member from a topic, and the topic with its last member."""
-    of_topic = members.get(topic, {})
-    of_topic.pop(member, None)
-    if not of_topic:
-        members.pop(topic, None)
+def _discard(members: dict[_Key, dict[_Member, None]], key: _Key, member: _Member) -> None:
+    """Remove a member from a topic or stream, and that with its last member."""
+    of_key = members.get(key, {})
+    of_key.pop(member, None)
+    if not of_key:
+        members.pop(key, None)

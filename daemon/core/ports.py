@@ -57,7 +57,7 @@ OpenClient = Callable[[Socket], ClientHandler]
 class Batch(NamedTuple):
     """What a read of the log returned: changes, in order.
 
-    `validated`: changes that may not be sent have been taken out already, so that nobody validates them again.
+    `validated`: it holds what may be sent, so that nobody validates it again.
     """
 
     changes: Sequence[Change]

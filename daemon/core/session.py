@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import Final, assert_never
 
 from daemon.core import wire
-from daemon.core.change import Position, Topic
+from daemon.core.change import Numbers, Position, Topic
 from daemon.core.errors import (
     AlreadyGreeted,
     AlreadySubscribed,
@@ -82,10 +82,10 @@ class Session:
     `deadline` is when the hello must have arrived, and later when the token expires, in seconds of the caller's
     clock. `topics` are those that the client follows or has requested, each with the Follow of its subscription: a
     topic that was left and requested again has another one. `seen` is the newest position that the client has
-    processed in any topic, if that is beyond where it resumes.
+    processed in any topic, if that is beyond where it resumes. `numbers` is the form of its int8 and numeric values.
     """
 
-    __slots__ = ("_since", "deadline", "phase", "seen", "topics", "user")
+    __slots__ = ("_since", "deadline", "numbers", "phase", "seen", "topics", "user")
 
     def __init__(self, deadline: float) -> None:
         self.phase = Phase.GREETING
@@ -94,6 +94,7 @@ class Session:
         self.topics: dict[Topic, Follow] = {}
         self._since: Position | None = None
         self.seen: Position | None = None
+        self.numbers = Numbers.JSON
 
     def receive(self, frame: wire.ClientFrame) -> list[Action]:
         """Answer one frame. A Follow is always the last action."""
@@ -123,13 +124,14 @@ class Session:
         self.topics[topic] = Follow(topic, frame.since or self._since, frame.id)
         return [self.topics[topic]]
 
-    def welcomed(self, user: str, since: Position | None, expires: float, seen: Position | None = None) -> None:
-        """The token is valid. `since` is where topics without a position of their own are replayed from."""
+    def welcomed(self, user: str, hello: Hello, expires: float) -> None:
+        """The token of this hello is valid."""
         self.phase = Phase.LIVE
         self.deadline = expires
         self.user = user
-        self._since = since
-        self.seen = seen
+        self._since = hello.since  # where topics without a position of their own are replayed from
+        self.seen = hello.seen
+        self.numbers = hello.numbers or Numbers.JSON
 
     def forget(self, topic: Topic) -> None:
         """The topic is not followed any more; the client may ask again."""

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from daemon.core.change import RESET_KINDS, Change, Kind, Position, Topic
+from daemon.core.change import RESET_KINDS, Change, Kind, Numbers, Position, Topic
 from daemon.core.close_codes import Close
 from daemon.core.errors import BadFrame, BadJson, BadPosition, ClientFault, UnknownOp
 
@@ -38,7 +38,7 @@ class Hello(_Frame):
     """The first frame. Topics that are subscribed later are replayed from `since`.
 
     `seen` is the newest position that the client has processed in any topic, if that is beyond `since`. `session` is
-    the one from the `welcome` of its previous connection.
+    the one from the `welcome` of its previous connection. `numbers` is the form of int8 and numeric values.
     """
 
     op: Literal["hello"]
@@ -46,6 +46,7 @@ class Hello(_Frame):
     since: PositionText | None = None
     seen: PositionText | None = None
     session: SessionText | None = None
+    numbers: Numbers | None = None
 
 
 class Subscribe(_Frame):
@@ -120,11 +121,13 @@ def welcome(
     heartbeat: float,
     schema: str,
     limits: dict[str, int],
+    numbers: Numbers | None = None,
     last_close: Close | None = None,
 ) -> bytes:
     """The token is valid. `heartbeat`: seconds between `head` frames; `schema`: the hash of the payload contracts.
 
-    `last_close`: why this daemon closed the client's previous connection, if it did.
+    `numbers`: the form that the client chose, if it did. `last_close`: why this daemon closed the client's previous
+    connection, if it did.
     """
     return _payload(
         "welcome",
@@ -135,6 +138,7 @@ def welcome(
         heartbeat=heartbeat,
         schema=schema,
         limits=limits,
+        numbers=numbers,
         last_close=last_close and last_close._asdict(),
     )
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from daemon import metrics
 from daemon.core import wire
-from daemon.core.change import Position, Seq, Topic
+from daemon.core.change import Numbers, Position, Seq, Topic
 from daemon.core.close_codes import Close
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import (
@@ -175,6 +175,11 @@ class Client:
         """The user whose rights count."""
         return self._session.user
 
+    @property
+    def numbers(self) -> Numbers:
+        """The form of the int8 and numeric values in its frames."""
+        return self._session.numbers
+
     def deliver(self, frames: bytes) -> None:
         """Write live frames. If too much waits for the peer now, nothing more is live."""
         if self._socket.write(frames) > self._context.queue_bytes:
@@ -261,7 +266,7 @@ class Client:
         except ClientFault as fault:
             return self._fault(fault, hello.id)
         remaining = claims.expires - time.time()
-        self._session.welcomed(claims.user, hello.since, self._context.clock() + remaining, hello.seen)
+        self._session.welcomed(claims.user, hello, self._context.clock() + remaining)
         return [
             Say(
                 wire.welcome(
@@ -272,6 +277,7 @@ class Client:
                     heartbeat=self._context.heartbeat,
                     schema=self._context.schema,
                     limits={"topics": MAX_TOPICS, "frame_bytes": self._context.frame_bytes},
+                    numbers=hello.numbers,
                     last_close=self._context.close_history.lookup(hello.session or "", claims.user),
                 )
             )

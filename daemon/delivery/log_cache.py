@@ -56,8 +56,8 @@ class LogCache:
         # work is the same, however many changes the row has had.
         self._deleted: dict[_Row, Seq] = {}
 
-    def add(self, changes: Sequence[Change], valid: Sequence[Change]) -> None:
-        """Add what the hub has just published: `changes` in order, of which `valid` may be sent.
+    def add(self, changes: Sequence[Change], sendable: Sequence[Change]) -> None:
+        """Add what the hub has just published: `changes` in order, of which `sendable` is sent.
 
         The caller has proven that a gap in their numbers is not a new term. A `limit` change drops everything,
         because the rows that its transaction deleted are unknown.
@@ -73,7 +73,7 @@ class LogCache:
                     self._gaps.append((before, change.seq))
                 before = change.seq
         self._end = end
-        for change in valid:
+        for change in sendable:
             self._keep(change)
         for change in changes:  # an invalid delete still hides the row's earlier content
             if change.kind is Kind.DELETE:

@@ -29,30 +29,37 @@ class PackRouter:
         return next((schema for schema, pack in self.packs.items() if pack.serves(topic)), None)
 
     def validate(self, changes: Iterable[Change]) -> tuple[list[Change], list[Invalid]]:
-        """The changes that may be sent, and those that their models refuse.
+        """What may be sent, and the changes that their models refuse. These are sent as `invalid`: a reset.
 
         Left out of both: changes of other schemas, and changes without content because their row was deleted since.
         A `limit` stands for changes of any schema, and may be sent in every topic that is served.
         """
-        valid, invalid = [], []
+        sendable: list[Change] = []
+        invalid: list[Invalid] = []
         for change in changes:
             if change.kind is Kind.LIMIT:
                 if self._packs_reset_by(change) or self.schema_of(change.topic):
-                    valid.append(change)
+                    sendable.append(change)
                 continue
             pack = self.packs.get(change.schema)
             if pack is None or (change.record is None and change.kind in CONTENT):
                 continue
             problem = pack.problem(change)
             if problem is None:
-                valid.append(change)
+                sendable.append(change)
             else:
                 invalid.append(Invalid(change, pack.name, problem))
-        return valid, invalid
+                sendable.append(change._replace(kind=Kind.INVALID, key="{}", record=None, changed=()))
+        return sendable, invalid
 
     def deliverable(self, batch: Batch) -> Sequence[Change]:
-        """The changes of a batch that may be sent. The pump reports the invalid ones when it reads them."""
+        """What of a batch may be sent. The pump reports the invalid changes when it reads them."""
         return batch.changes if batch.validated else self.validate(batch.changes)[0]
+
+    def with_exact_numbers(self, change: Change) -> Change:
+        """The change as clients get it that chose Numbers.STRING."""
+        pack = self.packs.get(change.schema)
+        return pack.with_exact_numbers(change) if pack is not None else change
 
     def ended_rights(self, changes: Iterable[Change]) -> list[RightEnd]:
         """The rights that end with these changes, and where. Invalid changes end rights too."""
@@ -66,7 +73,7 @@ class PackRouter:
         """Those of `topics` that a change of one of RESET_KINDS resets; none for other changes."""
         if change.kind not in RESET_KINDS:
             return ()
-        if change.kind is Kind.LIMIT and change.topic in topics:
+        if change.kind in (Kind.LIMIT, Kind.INVALID) and change.topic in topics:
             return [change.topic]
         packs = self._packs_reset_by(change)
         return [topic for topic in topics if any(pack.serves(topic) for pack in packs)]

@@ -181,19 +181,19 @@ class Pump:
         self._log_cache.restart(position)
 
     def _publish(self, changes: Sequence[Change]) -> None:
-        valid, invalid = self._router.validate(changes)
+        sendable, invalid = self._router.validate(changes)
         position = Position(self._hub.position.epoch, changes[-1].seq)
         built, delivered = self._hub.publish(
-            valid,
+            sendable,
             position,
             lambda change: self._router.topics_to_reset(change, self._hub.topics),
             self._router.ended_rights(changes),
         )
-        self._log_cache.add(changes, valid)
+        self._log_cache.add(changes, sendable)
         metrics.FRAMES.inc(built)
         metrics.DELIVERIES.inc(delivered)
         metrics.BATCH_CHANGES.observe(len(changes))
-        _report(changes, valid, invalid)
+        _report(changes, sendable, invalid)
         self._pending_dead_letters += invalid
         deliveries, self._deliveries = self._deliveries, []
         for delivery in deliveries:
@@ -218,11 +218,11 @@ class Pump:
             self._retry_storing_at = failed + max(self._poll_every, 10 * (failed - began))
 
 
-def _report(changes: Sequence[Change], valid: Sequence[Change], invalid: Sequence[Invalid]) -> None:
+def _report(changes: Sequence[Change], sendable: Sequence[Change], invalid: Sequence[Invalid]) -> None:
     """Count what was published, and log what an operator should see."""
-    for kind, count in Counter(change.kind for change in valid).items():
+    for kind, count in Counter(change.kind for change in sendable).items():
         metrics.CHANGES.labels(kind=kind.value).inc(count)
-    for change in valid:
+    for change in sendable:
         if change.kind is Kind.LOST:
             log.error("trigger_error", seq=change.seq, table=change.table)
     for tx in {change.tx for change in changes if change.kind is Kind.LIMIT}:

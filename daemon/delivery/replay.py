@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
 from daemon.core import wire
-from daemon.core.change import RESET_KINDS, Change, Position, Seq, Topic
+from daemon.core.change import RESET_KINDS, Change, Numbers, Position, Seq, Topic
 from daemon.core.errors import LogTruncated, LogUnavailable
 from daemon.core.hub import Discontinuity, Hub
 from daemon.core.ports import Batch, LogReader
@@ -20,6 +20,10 @@ MAX_CONCURRENT_READS = 4  # leaves database connections to the pump, however man
 
 class ReplayTarget(Protocol):
     """The client that a replay is for."""
+
+    @property
+    def numbers(self) -> Numbers:
+        """The form of the int8 and numeric values in its frames."""
 
     def send(self, payload: bytes) -> None:
         """Send this frame."""
@@ -204,6 +208,8 @@ class Replay:
             elif topic in reading and (fresh := [change for change in run if change.seq > reading[topic]]):
                 # A topic that was left and requested again from the same place has no last frame.
                 prev = Position(self._hub.position.epoch, self._sent_positions.get(topic, reading[topic]))
+                if self._target.numbers is Numbers.STRING:
+                    fresh = list(map(self._router.with_exact_numbers, fresh))
                 frames.append((topic, wire.changes(topic, prev, fresh)))
                 self._sent_positions[topic] = fresh[-1].seq
                 self.sent += len(fresh)

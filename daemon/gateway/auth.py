@@ -42,9 +42,10 @@ class Claims:
 class Authenticator:
     """Issues and verifies tokens with one secret. Raises BadSecret if the secret is unsuitable.
 
-    The algorithm is fixed; a token that names another one is invalid. `leeway` is how many seconds the clocks of
-    issuer and verifier may differ. The claims of the newest `max_known` valid tokens are cached by the token's
-    digest until they expire: clients that reconnect all at once do so with the tokens they had.
+    The algorithm is fixed; a token that names another one is invalid. `leeway` is how many seconds the clock of
+    the issuer may be ahead: `iat` and `nbf` may lie that far in the future. `exp` has no such grace. The claims of
+    the newest `max_known` valid tokens are cached by the token's digest until they expire: clients that reconnect
+    all at once do so with the tokens they had.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Authenticator:
         """The claims of `token`. Raises BadToken, which does not reveal the reason."""
         digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         known = self._known.get(digest)
-        if known is not None and known.expires > time.time() - self._leeway:
+        if known is not None and known.expires > time.time():
             return known
         claims = self._known[digest] = self._decode(token)
         if len(self._known) > self._max_known:
@@ -130,6 +131,9 @@ def _claims(claims: dict[str, Any]) -> Claims:
         raise ValueError("a time is not a number")
     if not _is_user(claims["sub"]):
         raise ValueError("sub is not a valid user")
+    # PyJWT applies the leeway to `exp` too.
+    if claims["exp"] <= time.time():
+        raise ValueError("expired")
     return Claims(claims["sub"], float(claims["exp"]))
 
 

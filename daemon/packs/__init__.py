@@ -7,12 +7,14 @@ import importlib
 import json
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum
 from functools import cache
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -24,10 +26,10 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic_core import from_json
 
 from daemon.core.change import CONTENT, Change, Kind
 from daemon.core.errors import OperatorFault
+from daemon.core.json_text import emptied, quoted_numbers, replace_values
 
 ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 """A ULID, as a part of a larger regular expression."""
@@ -47,23 +49,41 @@ Uuid = Annotated[str, StringConstraints(pattern=rf"^{UUID}$")]
 SERIAL = "[1-9][0-9]{0,9}"
 """The id of a `serial` column in a topic, as a part of a larger regular expression."""
 
-Serial = Annotated[int, Field(ge=1, le=2**31 - 1)]
-"""The id of a `serial` column."""
+Serial = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+"""The id of a `serial` column: any integer, because an INSERT may choose it."""
+
+
+class Column(Enum):
+    """A type whose values no parser of JSON holds whole. It is part of the annotation of such a column."""
+
+    BIGINT = "bigint"
+    NUMERIC = "numeric"
+    JSON = "json"
+
+
+BigInt = Annotated[int, Column.BIGINT]
+"""An int8."""
+
+Numeric = Annotated[Decimal, Field(allow_inf_nan=True), Column.NUMERIC]
+"""A numeric: any number of digits, or one of the strings `NaN`, `Infinity` and `-Infinity`."""
+
+JsonObject = Annotated[dict[str, Any], Column.JSON]
+"""A json or jsonb object; its members are up to the application and not validated."""
+
+_DAY = "[0-9]{4,}-[0-9]{2}-[0-9]{2}"
+_TIME = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
 
 Timestamp = Annotated[
     str,
     Field(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?[+-][0-9]{2}:[0-9]{2}$",
-        json_schema_extra={"format": "date-time"},
+        pattern=rf"^(-?infinity|{_DAY}T{_TIME}[+-][0-9]{{2}}:[0-9]{{2}}( BC)?)$",
+        json_schema_extra={"format": "postgres timestamptz"},
     ),
 ]
-"""A timestamptz as Postgres writes it into JSON: RFC 3339 with an offset, and not `infinity`."""
+"""A timestamptz as Postgres writes it into JSON: RFC 3339 from year 1 to 9999, and beyond as in docs/types.md."""
 
-Date = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", json_schema_extra={"format": "date"})]
-"""A date as Postgres writes it into JSON, and not `infinity`."""
-
-JsonObject = dict[str, Any]
-"""A jsonb object; its members are up to the application and not validated."""
+Date = Annotated[str, Field(pattern=rf"^(-?infinity|{_DAY}( BC)?)$", json_schema_extra={"format": "postgres date"})]
+"""A date as Postgres writes it into JSON."""
 
 
 class UnknownPack(OperatorFault):
@@ -79,7 +99,9 @@ class Row(BaseModel):
     """The base of a row model: exactly the published columns of one table. Validate JSON text, not Python objects."""
 
     # Built at the first use: commands that only read the settings import every pack.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, defer_build=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, allow_inf_nan=False, defer_build=True
+    )
 
     key: ClassVar[tuple[str, ...]] = ("id",)
     """The key columns, as passed to `rowcast.watch`."""
@@ -131,15 +153,50 @@ class Pack:
             case Kind.INSERT | Kind.UPDATE | Kind.RESTORE:
                 if change.record is None:
                     return "record: missing"
-                return _problem("key", _key_model(row), change.key) or _problem("record", row, change.record)
+                return _problem("key", row, change.key) or _problem("record", row, change.record)
             case Kind.DELETE | Kind.LEAVE:
                 if change.record is not None:
                     return "record: not_expected"
-                return _problem("key", _key_model(row), change.key)
-            case Kind.TRUNCATE | Kind.LOST | Kind.LIMIT:
+                return _problem("key", row, change.key)
+            case Kind.TRUNCATE | Kind.LOST | Kind.LIMIT | Kind.INVALID:
                 if change.record is not None:
                     return "record: not_expected"
                 return None if change.key == "{}" else "key: not_expected"
+
+    def with_exact_numbers(self, change: Change) -> Change:
+        """The same change with every int8 and numeric of its key and record as a string with exactly its digits."""
+        row = self.tables.get(change.model or change.table)
+        columns = _exact_columns(row) if row is not None else {}
+        if not columns:
+            return change
+        record = change.record and replace_values(change.record, columns)
+        return change._replace(key=replace_values(change.key, columns), record=record)
+
+
+@cache
+def special_columns(row: type[Row]) -> Mapping[str, Column]:
+    """The columns whose annotation names a Column, also within an array or a union."""
+    found = {name: set(_columns_in((field.annotation, *field.metadata))) for name, field in row.model_fields.items()}
+    return {name: column for name, columns in found.items() for column in columns}
+
+
+def _columns_in(annotations: Iterable[object]) -> Iterator[Column]:
+    for annotation in annotations:
+        if isinstance(annotation, Column):
+            yield annotation
+        yield from _columns_in(get_args(annotation))
+
+
+@cache
+def _exact_columns(row: type[Row]) -> Mapping[str, Callable[[str], str]]:
+    return {name: quoted_numbers for name, column in special_columns(row).items() if column is not Column.JSON}
+
+
+@cache
+def _unparsed_columns(row: type[Row]) -> Mapping[str, Callable[[str], str]]:
+    """What to put in place of values that pydantic cannot parse: Postgres has done so."""
+    replacements = {Column.JSON: emptied, Column.NUMERIC: quoted_numbers}
+    return {name: replacements[column] for name, column in special_columns(row).items() if column in replacements}
 
 
 @cache
@@ -151,7 +208,7 @@ def _is_valid(row: type[Row], key: str, record: str) -> bool:
     """A fast path for valid records, which nearly all are. False does not prove a record invalid."""
     validate_key, validate_record = _validators(row)
     if "NaN" in record or "Infinity" in record:
-        return False
+        return False  # pydantic parses them as numbers, which a browser's JSON.parse does not
     try:
         validate_key(key)
         validate_record(record)
@@ -160,13 +217,11 @@ def _is_valid(row: type[Row], key: str, record: str) -> bool:
     return True
 
 
-def _problem(part: str, model: type[BaseModel], text: str) -> str | None:
+def _problem(part: Literal["key", "record"], row: type[Row], text: str) -> str | None:
+    model = row if part == "record" else _key_model(row)
     try:
-        # pydantic accepts NaN and Infinity as numbers; a browser's JSON.parse does not. These words are rare in
-        # text, so few records are parsed twice.
-        if "NaN" in text or "Infinity" in text:
-            from_json(text, allow_inf_nan=False)
-        model.__pydantic_validator__.validate_json(text)
+        # What is inside a JSON column is the application's, however deep and long: only the row's shape is validated.
+        model.__pydantic_validator__.validate_json(replace_values(text, _unparsed_columns(row)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         # A name that the model does not have is part of the input, and must not be revealed.

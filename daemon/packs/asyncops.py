@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from daemon.packs import SERIAL, Date, Pack, Row, Serial, Timestamp
+from daemon.packs import SERIAL, Date, JsonObject, Pack, Row, Serial, Timestamp
 
 Title = Annotated[str, Field(max_length=200)]
 Severity = Literal["low", "medium", "high", "critical"]
@@ -161,7 +161,7 @@ class Statistics(Part):
 
 
 class SummaryContent(Part):
-    """The content of a summary."""
+    """The content of a summary as generate_daily_summary() writes it. The table accepts more."""
 
     status_updates: list[SummarizedStatusUpdate]
     incidents: list[SummarizedIncident]
@@ -171,11 +171,11 @@ class SummaryContent(Part):
 
 
 class DailySummary(Row):
-    """The summary of a day: its updates, and what was active at its end."""
+    """The summary of a day: its updates, and what was active at its end. See SummaryContent."""
 
     id: Serial
     summary_date: Date
-    content: SummaryContent
+    content: JsonObject
     status_updates_count: Count
     incidents_count: Count
     blockers_count: Count

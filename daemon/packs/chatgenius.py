@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from daemon.packs import ULID, JsonObject, Pack, Row, Timestamp, Ulid
+from daemon.packs import ULID, BigInt, JsonObject, Pack, Row, Timestamp, Ulid
 
 Name = Annotated[str, Field(min_length=1, max_length=255)]
 
@@ -70,7 +70,7 @@ class File(Row):
     message_id: Ulid | None
     name: Name
     type: Annotated[str, Field(min_length=1, max_length=100)]
-    size: Annotated[int, Field(ge=0)]
+    size: Annotated[BigInt, Field(ge=0)]
     url: Annotated[str, Field(min_length=1)]
     created_at: Timestamp
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from daemon.packs import NUMBER, ULID, Pack, Row, Timestamp, Ulid
+from daemon.packs import NUMBER, ULID, BigInt, Pack, Row, Timestamp, Ulid
 
-Id = Annotated[int, Field(ge=1)]
+Id = Annotated[BigInt, Field(ge=1)]
 
 
 class User(Row):

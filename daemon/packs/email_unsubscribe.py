@@ -67,7 +67,7 @@ class AllowListEntry(Row):
 
 
 class AuditEntry(Row):
-    """One logged action. Columns that do not apply to it are null."""
+    """One logged action. Columns that do not apply to it are null. `user_id` outlives its user: no key checks it."""
 
     id: Ulid
     occurred_at: Timestamp
@@ -77,7 +77,7 @@ class AuditEntry(Row):
     method: Method | None
     outcome: Status | None
     entry_type: EntryType | None
-    user_id: Ulid | None
+    user_id: Annotated[str, Field(max_length=26)] | None
 
 
 def check_token_keys(keys: SecretStr) -> SecretStr:

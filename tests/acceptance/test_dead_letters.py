@@ -59,12 +59,20 @@ async def attach(chat: Chat, follower: Client, size: int = -1, *, actor: str = "
         size,
     )
     await follower.changes(1 if size < 0 else 2)
+    if size < 0:
+        await is_reset(follower)
     await settled(chat, follower)
     while size < 0 and not await chat.sql.fetchval(
         "select exists (select from rowcast.dead_letters where key ->> 'id' = $1)", file
     ):
         await asyncio.sleep(0)  # storing is retried if it fails at first
     return file
+
+
+async def is_reset(follower: Client) -> None:
+    """The next frame is the reset that stands for an invalid change."""
+    frame = await follower.next()
+    assert ("reset", "invalid") == (frame["op"], frame.get("reason")), frame
 
 
 async def settled(chat: Chat, follower: Client) -> None:
@@ -204,6 +212,7 @@ async def test_a_replayed_dead_letter_that_is_still_invalid_is_stored_again_unde
     await attach(chat, follower)
     [old] = await stored(chat)
     assert 0 == (await dead_letters(database, "replay", "--all"))[0]
+    await is_reset(follower)
     await settled(chat, follower)
     [new] = await stored(chat)
     assert new > old
@@ -212,6 +221,7 @@ async def test_a_replayed_dead_letter_that_is_still_invalid_is_stored_again_unde
 async def test_all_dead_letters_of_a_row_are_replayed_in_order(follower: Client, chat: Chat, database: str) -> None:
     await attach(chat, follower)
     await chat.sql.execute("update chatgenius.files set name = 'newer'")
+    await is_reset(follower)
     await settled(chat, follower)
     await repair(chat)
     assert (0, "replayed 2 dead letters\n", "") == await dead_letters(database, "replay", "--all", "--table", "files")
@@ -226,6 +236,7 @@ async def test_the_older_of_two_dead_letters_of_a_row_is_not_replayed_alone(
 ) -> None:
     await attach(chat, follower)
     await chat.sql.execute("update chatgenius.files set name = 'newer'")
+    await is_reset(follower)
     await settled(chat, follower)
     await repair(chat)
     older, newer = await stored(chat)
@@ -245,6 +256,7 @@ async def test_storing_a_dead_letter_is_retried_without_delaying_the_stream(
         await chat.say("a message with a file"),
     )
     await follower.changes()
+    await is_reset(follower)
     await settled(chat, follower)
     [failed, *_] = [event for event in daemon.events() if event["event"] == "dead_letter_failed"]
     await chat.sql.execute("alter table rowcast.elsewhere rename to dead_letters")

@@ -328,21 +328,43 @@ async def test_a_position_of_another_epoch_or_beyond_the_head_is_reset(daemon: D
             assert "live" == (await client.changes())[0]["record"]["content"]
 
 
-async def test_an_invalid_change_becomes_a_dead_letter_and_the_stream_continues(daemon: Daemon, chat: Chat) -> None:
+def said(frames: list[Frame]) -> list[tuple[str, object]]:
+    """What frames say, whichever changes each of them holds."""
+    found: list[tuple[str, object]] = []
+    for frame in frames:
+        if frame["op"] == "changes":
+            found += [("change", change) for change in frame["changes"]]
+        else:
+            found.append((frame["op"], (frame["reason"], frame["pos"])))
+    return found
+
+
+async def test_an_invalid_change_becomes_a_dead_letter_and_a_reset_of_its_topic_live_and_in_a_replay(
+    daemon: Daemon, chat: Chat, database: str
+) -> None:
+    # The table's own check would refuse such a row.
+    await chat.sql.execute("alter table chatgenius.files drop constraint if exists files_size_not_negative")
     async with daemon.client(chat.ada) as client:
-        await client.subscribe(chat.topic)
-        # The table's own check would refuse such a row.
-        await chat.sql.execute("alter table chatgenius.files drop constraint files_size_not_negative")
-        message = await chat.say("before")
-        await chat.sql.execute(
-            """insert into chatgenius.files (message_id, name, type, size, url)
-               values ($1, 'n', 't', -1, 'secret-url')""",
-            message,
-        )
-        await chat.say("after")
-        assert ["before", "after"] == [change["record"]["content"] for change in await client.changes(2)]
+        subscribed = await client.subscribe(chat.topic)
+        async with chat.sql.transaction():
+            message = await chat.say("before")
+            await chat.sql.execute(
+                """insert into chatgenius.files (message_id, name, type, size, url)
+                   values ($1, 'n', 't', -1, 'secret-url')""",
+                message,
+            )
+            await chat.say("after")
+        frames = [await client.next() for _ in range(3)]
+        assert ["before", "after"] == [frames[place]["changes"][0]["record"]["content"] for place in (0, 2)]
+        assert {"op": "reset", "topic": chat.topic, "reason": "invalid", "pos": frames[2]["prev"]} == frames[1]
         await chat.say("the dead letter is stored before anything later is read")
-        await client.changes()
+        later = [await client.next()]
+    async with daemon.client(chat.ada, since=subscribed["pos"]) as client:  # from the cache
+        await client.subscribe(chat.topic)
+        assert said(frames + later) == said((await client.until("resumed"))[:-1])
+    async with daemon_process(database) as another, another.client(chat.ada, since=subscribed["pos"]) as client:
+        await client.subscribe(chat.topic)  # from the log
+        assert said(frames + later) == said((await client.until("resumed"))[:-1])
     dead_letter = await chat.sql.fetchrow(
         "select pack, table_name, reason, record->>'size' as size from rowcast.dead_letters"
     )
@@ -350,3 +372,72 @@ async def test_an_invalid_change_becomes_a_dead_letter_and_the_stream_continues(
     [logged] = [line for line in daemon.events() if line["event"] == "change_invalid"]
     assert ("files", "error") == (logged["data"]["table"], logged["level"])
     assert "secret-url" not in daemon.log.read_text()
+
+
+async def test_a_client_chooses_strings_for_numbers_that_no_double_holds_live_and_in_a_replay(
+    daemon: Daemon, chat: Chat, database: str
+) -> None:
+    size = 2**53 + 1
+    async with (
+        daemon.client(chat.ada) as plain,
+        daemon.client(chat.ada, numbers="string") as exact,
+        daemon.client(chat.ada, numbers="json") as explicit,
+    ):
+        assert [None, "string", "json"] == [client.welcome.get("numbers") for client in (plain, exact, explicit)]
+        since = exact.welcome["pos"]
+        for client in (plain, exact, explicit):
+            await client.subscribe(chat.topic)
+        async with chat.sql.transaction():
+            await chat.sql.execute(
+                "update chatgenius.messages set metadata = $2 where id = $1",
+                await chat.say("a large file"),
+                f'{{"size": {size}}}',
+            )
+            await chat.sql.execute(
+                "insert into chatgenius.files (message_id, name, type, size, url)"
+                " select max(id), 'n', 't', $1, 'u' from chatgenius.messages",
+                size,
+            )
+        received = [(await client.changes(3))[1:] for client in (plain, exact, explicit)]
+    sizes = [(update["record"]["metadata"], insert["record"]["size"]) for update, insert in received]
+    # Inside JSON, numbers are as the application wrote them.
+    assert [({"size": size}, size), ({"size": size}, str(size)), ({"size": size}, size)] == sizes
+    async with daemon_process(database) as another:
+        for source in (daemon, another):  # from the cache, and from the log
+            async with source.client(chat.ada, since=since, numbers="string") as client:
+                await client.subscribe(chat.topic)
+                assert received[1] == (await client.changes(3))[1:]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ['{"a":' * 2000 + "1" + "}" * 2000, f'{{"digits": {"9" * 5000}}}'],
+    ids=["2,000 levels", "5,000 digits"],
+)
+async def test_metadata_that_few_parsers_take_reaches_clients_as_postgres_wrote_it(
+    daemon: Daemon, chat: Chat, metadata: str
+) -> None:
+    async with daemon.client(chat.ada) as client:
+        await client.subscribe(chat.topic)
+        message = await chat.say("odd")
+        await client.changes()
+        await chat.sql.execute("update chatgenius.messages set metadata = $2 where id = $1", message, metadata)
+        stored = await chat.sql.fetchval("select metadata::text from chatgenius.messages where id = $1", message)
+        while (frame := str(await client.connection.recv())).startswith('{"op":"head"'):
+            pass
+        assert f'"metadata":{stored},' in frame
+
+
+async def test_times_that_are_infinite_before_christ_or_past_the_year_9999_reach_clients(
+    daemon: Daemon, chat: Chat
+) -> None:
+    times = ["infinity", "-infinity", "0044-03-15T12:00:00+00:00 BC", "12026-01-10T12:00:00+00:00"]
+    async with daemon.client(chat.ada) as client:
+        await client.subscribe(chat.topic)
+        message = await chat.say("odd")
+        await client.changes()
+        for time in times:
+            await chat.sql.execute(
+                "update chatgenius.messages set created_at = $2::text::timestamptz where id = $1", message, time
+            )
+        assert times == [change["record"]["created_at"] for change in await client.changes(len(times))]

@@ -97,6 +97,38 @@ async def test_the_page_shows_what_sql_does_to_a_message(
     assert [] == complaints.but_for(CUT)
 
 
+async def test_the_page_shows_every_digit_of_a_bigint_and_times_that_no_date_holds(
+    page: Page, complaints: Complaints, database: str, sql: Connection, tmp_path: Path
+) -> None:
+    async with daemon_process(database, "up", "--data-dir", str(tmp_path)) as daemon:
+        await page.goto(daemon.http)
+        await is_live(page)
+        written = await say(sql, "with a large file")
+        size = 2**53 + 1
+        await sql.execute(
+            "insert into chatgenius.files (message_id, name, type, size, url) values ($1, 'large', 't', $2, 'u')",
+            written,
+            size,
+        )
+        shown = page.locator(f'[data-id="{written}"] .file')
+        await expect(shown).to_have_text(f"large · {(size + 1023) // 1024:,} kB")
+        entry = page.locator("#lines details", has_text="files large")
+        await entry.locator("summary").click()
+        await expect(entry.locator("pre")).to_contain_text(f'"size": "{size}"')
+        times = ("-infinity", "0044-03-15T12:00:00+00:00 BC", "12026-01-10T12:00:00+00:00", "infinity")
+        for time in times:
+            await sql.execute(
+                "insert into chatgenius.messages (channel_id, user_id, content, created_at)"
+                " values ($1, $2, $3, $4::text::timestamptz)",
+                GENERAL,
+                BOB,
+                f"written {time}",
+                time,
+            )
+        await expect(message(page, "written ")).to_have_text([f"written {time}" for time in times])
+    assert [] == complaints.but_for(CUT)
+
+
 async def test_a_user_who_joins_and_leaves_a_channel_sees_it_appear_and_disappear(
     page: Page, complaints: Complaints, database: str, sql: Connection, tmp_path: Path
 ) -> None:

@@ -148,12 +148,13 @@ async def test_a_too_large_transaction_is_never_fetched_whole(log: PgLogReader, 
 
 async def test_changes_after_a_too_large_transaction_need_no_further_wakeup(log: PgLogReader) -> None:
     head = await log.head()
-    wakeup, hub, log_cache = asyncio.Event(), Hub(lambda payload: payload), LogCache(log, 0)
+    router, wakeup, log_cache = PackRouter(), asyncio.Event(), LogCache(log, 0)
+    hub = Hub(lambda payload: payload, router.with_exact_numbers)
     pump = Pump(
         log,
         wakeup,
         hub,
-        PackRouter(),
+        router,
         log_cache,
         DeadLetters(log._pool).store_dead_letters,
         poll_every=3600,

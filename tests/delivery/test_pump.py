@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from daemon.core.change import Change, Seq, Topic
+from daemon.core.change import Change, Numbers, Seq, Topic
 from daemon.core.hub import Hub
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
@@ -49,6 +49,7 @@ class Follower:
     """A follower that keeps the frames that it receives."""
 
     user = "ada"
+    numbers = Numbers.JSON
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -73,7 +74,7 @@ class PumpHarness:
         self.may_store = asyncio.Event()
         self.may_store.set()
         self.wakeup = asyncio.Event()
-        self.hub = Hub(lambda payload: payload + b"\n")
+        self.hub = Hub(lambda payload: payload + b"\n", router.with_exact_numbers)
         self.follower = Follower()
         self.pump = Pump(
             log,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.change import Change, Kind, Numbers, Position, Seq, Topic
 from daemon.core.errors import LogUnavailable
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
@@ -21,6 +21,8 @@ from tests.support.postgres import Server
 
 class Recorder:
     """A ReplayTarget that records the frames it is sent and the topics that have joined."""
+
+    numbers = Numbers.JSON
 
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
@@ -138,6 +140,7 @@ async def test_changes_delivered_while_the_log_is_read_are_neither_lost_nor_repe
 
     class Follower:
         user = "ada"
+        numbers = Numbers.JSON
 
         def deliver(self, frames: bytes) -> None:
             live.append(frames)

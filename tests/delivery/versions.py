@@ -53,7 +53,7 @@ async def versions(database: str, sql: Connection) -> AsyncIterator[Pool]:
 
 async def a_hub(pool: Pool) -> Hub:
     """A hub at the head, which ends each frame with a newline."""
-    hub = Hub(encode=lambda payload: payload + b"\n")
+    hub = Hub(lambda payload: payload + b"\n", SERVED.with_exact_numbers)
     head = await PgLogReader(pool).head()
     hub.move(Position(head.epoch, Seq(24)), "epoch")
     return hub

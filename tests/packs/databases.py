@@ -3,14 +3,17 @@
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 
-from daemon.packs import bundled
+from daemon.packs import Pack, bundled
 from daemon.postgres.connect import Connection
 from daemon.schema import migrate
 from tests.support.postgres import Server
+
+ROOT = Path(__file__).parents[2]
 
 
 @asynccontextmanager
@@ -36,6 +39,11 @@ async def undone(
 
     async with postgres.undone(name, build) as connection:
         yield connection
+
+
+async def load_demo(db: Connection, pack: Pack) -> None:
+    """Insert the pack's sample data."""
+    await db.execute((ROOT / "ddl" / pack.name / "demo.sql").read_text())
 
 
 class Events:

@@ -1389,7 +1389,7 @@ RECORD: Mapping[str, object] = {
         {"id": 0},
         {"id": "123"},
         {"check_in_days": 0},
-        {"processing_started_at": "infinity"},
+        {"processing_started_at": "Infinity"},
         {"ciphertext": "00"},
         {"recipient_email": TEST},
     ],

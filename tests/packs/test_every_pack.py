@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from daemon.core.change import Change, Kind, Seq, Topic
-from daemon.packs import NUMBER, SERIAL, ULID, UUID, Pack, Row, bundled
+from daemon.packs import NUMBER, SERIAL, ULID, UUID, Column, Pack, Row, bundled, special_columns
 from daemon.postgres.connect import Connection
 from daemon.schema import migrate
-from tests.packs.databases import session
+from tests.packs.databases import load_demo, session
 from tests.support.cases import for_each
 from tests.support.catalog import catalog
 
@@ -44,11 +44,7 @@ JSON_TYPES = {
     "USER-DEFINED": "string",  # an enum type
 }
 # The JSON Schema formats of strings; other strings have none.
-FORMATS = {"timestamp with time zone": "date-time", "date": "date"}
-
-
-async def load_demo(db: Connection, pack: Pack) -> None:
-    await db.execute((ROOT / "ddl" / pack.name / "demo.sql").read_text())
+FORMATS = {"timestamp with time zone": "postgres timestamptz", "date": "postgres date"}
 
 
 async def captured(db: Connection, pack: Pack) -> list[Change]:
@@ -163,6 +159,32 @@ async def test_a_model_has_the_types_and_limits_of_its_table(db: Connection, pac
             assert rf"^{UUID}$" == shape.get("pattern"), name
         else:
             assert (column["length"] or lengths.get(name)) == shape.get("maxLength"), name
+
+
+@every_table_in_turn
+async def test_a_model_names_its_columns_of_types_that_a_parser_may_not_hold(
+    db: Connection, pack: Pack, table: str
+) -> None:
+    types = await db.fetch(
+        """with recursive based (column_name, type) as (
+               select a.attname, a.atttypid from pg_catalog.pg_attribute as a
+               where a.attrelid = $1::text::regclass and a.attnum > 0 and not a.attisdropped
+               union all
+               select b.column_name, case when t.typtype = 'd' then t.typbasetype else t.typelem end
+               from based as b join pg_catalog.pg_type as t on t.oid = b.type
+               where t.typtype = 'd' or t.typcategory = 'A'
+           )
+           select column_name, replace(type::regtype::text, 'jsonb', 'json') as type from based""",
+        f"{pack.name}.{table}",
+    )
+    model = pack.tables[table]
+    known = {column.value for column in Column}
+    expected = {
+        row["column_name"]: Column(row["type"])
+        for row in types
+        if row["type"] in known and row["column_name"] in model.model_fields
+    }
+    assert expected == special_columns(model)
 
 
 async def enumerations(db: Connection, pack: Pack, table: str) -> dict[str, list[str]]:

@@ -121,10 +121,10 @@ class Daemon:
             yield Client(connection)
 
     @asynccontextmanager
-    async def client(self, user: str, since: str | None = None) -> AsyncIterator[Client]:
-        """A client that has sent `hello` and received `welcome`."""
+    async def client(self, user: str, since: str | None = None, **members: object) -> AsyncIterator[Client]:
+        """A client that has sent `hello`, with these members, and received `welcome`."""
         async with self.raw() as client:
-            await client.say(op="hello", token=token(user), **({"since": since} if since else {}))
+            await client.say(op="hello", token=token(user), **({"since": since} if since else {}), **members)
             client.welcome = await client.next()
             assert "welcome" == client.welcome["op"], client.welcome
             yield client

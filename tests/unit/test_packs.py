@@ -8,7 +8,20 @@ from pydantic import Field, ValidationError, create_model
 
 from daemon.commands.up import example_topic
 from daemon.core.change import Change, Kind, Seq, Topic
-from daemon.packs import Date, JsonObject, Pack, Row, Serial, Timestamp, Ulid, bundled, contract_hash
+from daemon.core.json_text import replace_values
+from daemon.packs import (
+    BigInt,
+    Date,
+    JsonObject,
+    Numeric,
+    Pack,
+    Row,
+    Serial,
+    Timestamp,
+    Ulid,
+    bundled,
+    contract_hash,
+)
 
 ID = "01JH000000MSG0000000000001"
 OTHER_ID = "01JH000000CHAN00000GENERA1"
@@ -140,10 +153,11 @@ def test_a_key_holds_exactly_the_key_columns(key: object, reason: str) -> None:
         ({"count": 3.0}, "record: int_type count"),
         ({"count": True}, "record: int_type count"),
         ({"extra": ["a"]}, "record: dict_type extra"),
-        ({"written_at": "infinity"}, "record: string_pattern_mismatch written_at"),
+        ({"written_at": "Infinity"}, "record: string_pattern_mismatch written_at"),
         ({"written_at": "2026-01-10T12:00:00"}, "record: string_pattern_mismatch written_at"),
         ({"written_at": "2026-01-10 12:00:00+00"}, "record: string_pattern_mismatch written_at"),
-        ({"written_at": "12026-01-10T12:00:00+00:00"}, "record: string_pattern_mismatch written_at"),
+        ({"written_at": "2026-01-10T12:00:00+00:00 AD"}, "record: string_pattern_mismatch written_at"),
+        ({"written_at": "infinity\n"}, "record: string_pattern_mismatch written_at"),
         ({"written_at": 1768046400}, "record: string_type written_at"),
         ({"password": "hunter2"}, "record: extra_forbidden"),
     ],
@@ -175,13 +189,17 @@ DAY: dict[str, Any] = {"number": 1, "day": "2026-01-10"}
     [
         ({}, None),
         ({"number": 2**31 - 1}, None),
-        ({"number": 0}, "key: greater_than_equal number"),
+        ({"number": 0}, None),
+        ({"number": -(2**31)}, None),
         ({"number": 2**31}, "key: less_than_equal number"),
         ({"number": "1"}, "key: int_type number"),
         ({"number": True}, "key: int_type number"),
-        ({"day": "infinity"}, "record: string_pattern_mismatch day"),
-        ({"day": "0044-03-15 BC"}, "record: string_pattern_mismatch day"),
-        ({"day": "12026-01-10"}, "record: string_pattern_mismatch day"),
+        ({"day": "infinity"}, None),
+        ({"day": "-infinity"}, None),
+        ({"day": "0044-03-15 BC"}, None),
+        ({"day": "12026-01-10"}, None),
+        ({"day": "5874897-12-31"}, None),
+        ({"day": "26-01-10"}, "record: string_pattern_mismatch day"),
         ({"day": "2026-01-10T12:00:00+00:00"}, "record: string_pattern_mismatch day"),
         ({"day": "2026-01-10\n"}, "record: string_pattern_mismatch day"),
         ({"day": None}, "record: string_type day"),
@@ -195,8 +213,9 @@ def test_serial_ids_and_dates_have_the_format_of_postgres(members: dict[str, Any
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_are_refused_everywhere(number: float) -> None:
-    assert "record: json_invalid" == problem_of_a_note(weight=number)
+    assert "record: finite_number weight" == problem_of_a_note(weight=number)
     assert "record: json_invalid" == problem_of_a_note(extra={"deep": [number]})
+    assert "record: json_invalid" == problem_of_a_note(extra={"deep": [number, '"']}, text="NaN")
 
 
 def test_nan_and_infinity_are_allowed_as_text() -> None:
@@ -223,6 +242,99 @@ def test_invalid_json_is_refused_and_raises_nothing(text: str) -> None:
     ):
         assert reason is not None
         assert reason.endswith(("json_invalid", "model_type", "string_unicode"))
+
+
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param(f'{{"deep": {DEEP}}}', id="5,000 levels"),
+        pytest.param('{"a":' * 300 + "1" + "}" * 300, id="300 objects"),
+        pytest.param(f'{{"long": {"9" * 5000}}}', id="a number of 5,000 digits"),
+        pytest.param(f'{{"long": [0.{"9" * 5000}, 1e-{"9" * 20}]}}', id="a fraction of 5,000 digits"),
+        pytest.param(r'{"half": "\ud800", "\udfff": 1}', id="half a surrogate pair"),
+        pytest.param(f'{{"]}}": ["[{{\\"", {{"NaN": "Infinity"}}, {DEEP}]}}', id="brackets in texts"),
+        pytest.param(f' {{ "white"\n:\t[ {DEEP} , 1 ] }} ', id="white space"),
+    ],
+)
+def test_what_json_allows_in_a_json_column_is_accepted_however_deep_and_long(extra: str) -> None:
+    record = json.dumps(NOTE | {"extra": 0}).replace('"extra": 0', f'"extra": {extra}')
+    assert PACK.problem(change(Kind.INSERT, key={"id": ID}, record=record)) is None
+    wrong = record.replace('"red"', '"green"')
+    assert "record: literal_error colour" == PACK.problem(change(Kind.INSERT, key={"id": ID}, record=wrong))
+
+
+@pytest.mark.parametrize("extra", [f'["deep", {DEEP}]', '"\\ud800"', "9" * 5000, f"[{'9' * 5000}]", "true"])
+def test_a_json_column_that_must_be_an_object_is_refused_if_it_is_not(extra: str) -> None:
+    record = json.dumps(NOTE | {"extra": 0}).replace('"extra": 0', f'"extra": {extra}')
+    assert "record: dict_type extra" == PACK.problem(change(Kind.INSERT, key={"id": ID}, record=record))
+
+
+class Account(Row):
+    key: ClassVar[tuple[str, ...]] = ("number",)
+
+    number: BigInt
+    balance: Numeric | None
+    past: list[BigInt | None]
+    parts: list[list[Numeric]]
+    extra: JsonObject
+    text: str
+
+
+ACCOUNTS = Pack(name="sample", tables={"accounts": Account}, topics=("notes",))
+ACCOUNT = (
+    '{"number":9223372036854775807,"balance":1.50,"past":[-9007199254740993,null],"parts":[[0.1,"NaN"],[]],'
+    '"extra":{"number": 1, "balance": [2]},"text":"[1,2] \\"3\\""}'
+)
+
+
+def account(**members: str) -> str:
+    """ACCOUNT with other values, as JSON texts."""
+    return replace_values(ACCOUNT, {name: lambda _, value=value: value for name, value in members.items()})  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, f"-0.{'0' * 5000}1", "NaN", "Infinity", "-Infinity"])
+def test_a_numeric_has_any_number_of_digits(digits: str) -> None:
+    for balance in (digits if digits[-1].isdigit() else f'"{digits}"', "null"):
+        record = account(balance=balance, parts=f"[[{balance}]]" if balance != "null" else "[]")
+        assert ACCOUNTS.problem(change(Kind.INSERT, table="accounts", key={"number": 1}, record=record)) is None
+
+
+def test_a_numeric_is_a_number() -> None:
+    record = account(balance='"many"')
+    problem = ACCOUNTS.problem(change(Kind.INSERT, table="accounts", key={"number": 1}, record=record))
+    assert "record: decimal_parsing balance" == problem
+
+
+def test_exact_numbers_are_strings_with_the_digits_that_postgres_wrote() -> None:
+    plain = change(Kind.INSERT, table="accounts", key='{"number":9223372036854775807}', record=ACCOUNT)
+    exact = ACCOUNTS.with_exact_numbers(plain)
+    assert '{"number":"9223372036854775807"}' == exact.key
+    assert (
+        '{"number":"9223372036854775807","balance":"1.50","past":["-9007199254740993",null],'
+        '"parts":[["0.1","NaN"],[]],"extra":{"number": 1, "balance": [2]},"text":"[1,2] \\"3\\""}'
+    ) == exact.record
+    assert plain._replace(key=exact.key, record=exact.record) == exact
+
+
+def test_a_null_and_a_missing_record_have_no_exact_numbers() -> None:
+    gone = ACCOUNTS.with_exact_numbers(change(Kind.DELETE, table="accounts", key='{"number":-1}'))
+    assert ('{"number":"-1"}', None) == (gone.key, gone.record)
+    record = account(balance="null", past="[]")
+    assert ACCOUNTS.with_exact_numbers(
+        change(Kind.INSERT, table="accounts", key='{"number":1}', record=record)
+    ).record == replace_values(
+        record, {"number": lambda value: f'"{value}"', "parts": lambda _: '[["0.1","NaN"],[]]'}
+    )
+
+
+def test_a_change_without_such_columns_is_the_same_in_both_forms() -> None:
+    plain = change(Kind.INSERT, key={"id": ID}, record=NOTE)
+    assert PACK.with_exact_numbers(plain) is plain
+    unknown = change(Kind.DELETE, table="unknown", key={"id": 1})
+    assert PACK.with_exact_numbers(unknown) is unknown
 
 
 def test_a_reason_reveals_nothing_of_the_refused_change() -> None:

@@ -2,7 +2,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
+from daemon.core.change import Change, Kind, Numbers, Position, Right, Seq, Topic
 from daemon.core.hub import Discontinuity, Hub, RightEnd
 from tests.unit.core.changes import a_change
 
@@ -10,8 +10,9 @@ from tests.unit.core.changes import a_change
 class Recorder:
     """A follower that records what it is sent, one entry for each call."""
 
-    def __init__(self, user: str = "ada") -> None:
+    def __init__(self, user: str = "ada", numbers: Numbers = Numbers.JSON) -> None:
         self.user = user
+        self.numbers = numbers
         self.calls: list[list[dict[str, Any]]] = []
         self.revocations: list[Topic] = []
         self.moves = 0
@@ -34,8 +35,12 @@ class Recorder:
         return [frame for call in self.calls for frame in call]
 
 
+def with_exact_numbers(change: Change) -> Change:
+    return change._replace(key='{"exact":true}')
+
+
 def a_hub(seq: int = 10) -> Hub:
-    hub = Hub(encode=lambda payload: payload + b"\n")
+    hub = Hub(lambda payload: payload + b"\n", with_exact_numbers)
     hub.move(Position("e", Seq(seq)), "epoch")
     return hub
 
@@ -105,6 +110,68 @@ def test_followers_of_the_same_frames_share_one_bytes_object_whatever_else_they_
     assert received["3"] is received["5"]
     [first, second, third] = received["1"].splitlines(keepends=True)
     assert (first + third, second) == (received["3"], received["6"])
+
+
+def test_followers_of_one_form_share_a_frame_that_is_built_once() -> None:
+    hub = a_hub()
+    received: dict[str, bytes] = {}
+
+    class Listener(Recorder):
+        def deliver(self, frames: bytes) -> None:
+            received[self.user] = frames
+
+    for user, numbers in {"1": Numbers.JSON, "2": Numbers.STRING, "3": Numbers.STRING, "4": Numbers.JSON}.items():
+        hub.follow(Topic("a"), Listener(user, numbers))
+    assert (2, 4) == publish(hub, a_change(11, "a"))
+    assert received["1"] is received["4"]
+    assert received["2"] is received["3"]
+    key, exact = b'"key":{"id":"m1"}', b'"key":{"exact":true}'
+    assert received["1"].replace(key, exact) == received["2"] != received["1"]
+
+
+def test_exact_numbers_are_looked_for_only_where_a_follower_wants_them() -> None:
+    def look(change: Change) -> Change:
+        looked.append(change.seq)
+        return change
+
+    looked: list[int] = []
+    hub, plain, exact = Hub(lambda payload: payload + b"\n", look), Recorder(), Recorder("bob", Numbers.STRING)
+    for topic in ("a", "b"):
+        hub.follow(Topic(topic), plain)
+    publish(hub, a_change(11, "a"), a_change(12, "b"))
+    hub.follow(Topic("b"), exact)
+    publish(hub, a_change(13, "a"), a_change(14, "b"))
+    hub.unfollow(Topic("b"), exact)
+    publish(hub, a_change(15, "b"))
+    assert ([14], [14], [11, 12, 13, 14, 15]) == (looked, exact.seqs, plain.seqs)
+
+
+def test_a_follower_with_exact_numbers_is_suspended_and_loses_its_right_like_any_other() -> None:
+    hub, exact, plain = a_hub(), Recorder("ada", Numbers.STRING), Recorder("bob")
+    for follower in (exact, plain):
+        hub.follow(Topic("a"), follower)
+        hub.follow(Topic("b"), follower)
+    publish(hub, a_change(11, "a"), a_change(12, "a", ends=Right("ada", Topic("a"))), a_change(13, "b"))
+    assert [("changes", "e:11"), ("changes", "e:13"), ("revoked", "e:12")] == [
+        (frame["op"], frame["pos"]) for frame in exact.frames
+    ]
+    assert [{"exact": True}] * 2 == [change["key"] for frame in exact.frames[:2] for change in frame["changes"]]
+    assert [11, 12, 13] == plain.seqs
+    assert {Topic("b"): 13} == hub.suspend([Topic("a"), Topic("b")], exact)
+    assert {Topic("a"), Topic("b")} == set(hub.topics)
+
+
+def test_an_invalid_change_is_a_reset_in_its_place_and_its_right_still_ends() -> None:
+    hub, ada, bob = a_hub(), Recorder("ada"), Recorder("bob")
+    hub.follow(Topic("a"), ada)
+    hub.follow(Topic("a"), bob)
+    invalid = a_change(12, "a", Kind.INVALID, key="{}", record=None, ends=Right("ada", Topic("a")))
+    publish(hub, a_change(11, "a"), invalid, a_change(13, "a"), covers=[Topic("a")])
+    assert [("changes", "e:11"), ("revoked", "e:12")] == [(frame["op"], frame["pos"]) for frame in ada.frames]
+    assert [("changes", "e:11"), ("reset", "e:12"), ("changes", "e:13")] == [
+        (frame["op"], frame["pos"]) for frame in bob.frames
+    ]
+    assert "invalid" == bob.frames[1]["reason"]
 
 
 def test_a_follower_that_unfollows_receives_nothing_more() -> None:

@@ -25,7 +25,7 @@ def receive(session: Session, frame: bytes) -> list[Action]:
 
 def a_live_session(since: Position | None = None) -> Session:
     session = Session(deadline=5.0)
-    session.welcomed("ada", since, expires=100.0)
+    session.welcomed("ada", Hello(op="hello", token="t").model_copy(update={"since": since}), expires=100.0)
     return session
 
 

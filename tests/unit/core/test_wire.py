@@ -32,6 +32,8 @@ SECRET = "do-not-repeat-me"
         (b'{"op": "hello", "token": "t", "since": "e:-1"}', BadFrame),
         (b'{"op": "hello", "token": "t", "since": ":1"}', BadFrame),
         (b'{"op": "hello", "token": "t", "session": 7}', BadFrame),
+        (b'{"op": "hello", "token": "t", "numbers": "exact"}', BadFrame),
+        (b'{"op": "hello", "token": "t", "numbers": true}', BadFrame),
         (b'{"op": "hello", "token": "t", "session": "' + b"s" * 65 + b'"}', BadFrame),
         (b'{"op": "subscribe"}', BadFrame),
         (b'{"op": "subscribe", "topic": ""}', BadFrame),

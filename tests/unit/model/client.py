@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 from daemon.core.change import Position, Topic
 
+NUMBERS = {"eve": "string"}
+"""The form of numbers that a user's client chooses, if it does."""
+
 
 class Violation(AssertionError):
     """An invariant of delivery does not hold."""
@@ -83,6 +86,7 @@ class Client:
         connection.send(
             op="hello",
             token=self.user,
+            numbers=NUMBERS.get(self.user, "json"),
             **({"since": str(self.since)} if self.since else {}),
             **({"seen": str(seen)} if self.since and seen and seen.seq > self.since.seq else {}),
         )
@@ -195,7 +199,10 @@ class Client:
         subscription.received.append(Received(uid, change["seq"]))
         if change["table"] != "rows":
             return
+        row = change["key"]["id"]
+        if type(row) is not (str if NUMBERS.get(self.user) == "string" else int):
+            raise Violation("form", f"{self.user} receives the key {row!r}")
         if change["kind"] == "delete":
-            subscription.state.pop(change["key"]["id"], None)
+            subscription.state.pop(int(row), None)
         else:
-            subscription.state[change["key"]["id"]] = change["record"]["version"]
+            subscription.state[int(row)] = change["record"]["version"]

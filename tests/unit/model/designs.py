@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from daemon.core.change import Change, Position, Seq, Topic
+from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.hub import Hub, RightEnd, RightsQuery
 from daemon.core.ports import LogReader
 from daemon.core.session import Follow
 from daemon.delivery.client import Client
-from daemon.delivery.pack_router import PackRouter
+from daemon.delivery.pack_router import Invalid, PackRouter
 from daemon.delivery.pump import Pump
 from tests.unit.model.postgres import Entry, Event, SelectNew, Snapshot, by_snapshot_difference
 
@@ -60,6 +60,14 @@ class IgnoresRevocations(PackRouter):
 
     def ended_rights(self, changes: Iterable[Change]) -> list[RightEnd]:
         return []
+
+
+class LeavesOutInvalidChanges(PackRouter):
+    """Nothing is sent in the place of a change that its row model refuses."""
+
+    def validate(self, changes: Iterable[Change]) -> tuple[list[Change], list[Invalid]]:
+        sendable, invalid = super().validate(changes)
+        return [change for change in sendable if change.kind is not Kind.INVALID], invalid
 
 
 class MissesRevocationsDuringLookup(ModelHub):
@@ -168,6 +176,7 @@ MUTANTS = {
         (Design("numbering below the horizon of xmin", select_new=below_xmin), {"I2"}),
         (Design("numbering in the order of event ids", select_new=by_event_id), {"atomic"}),
         (Design("revocations are ignored", router=IgnoresRevocations), {"I4"}),
+        (Design("invalid changes are left out", router=LeavesOutInvalidChanges), {"I7"}),
         (Design("revocations during a lookup are missed", hub=MissesRevocationsDuringLookup), {"I4"}),
         (Design("replays from before the right began", client=ReplaysFromBeforeRight), {"I4"}),
         (Design("rights survive a discontinuity", client=KeepsOldRights), {"I4", "I7"}),

@@ -15,6 +15,11 @@ SEGMENT_IDS, SEGMENT_SEQS = 10_000, 100_000  # how many event ids, and how many 
 ALL_TOPICS = Topic("*app")  # of a change that resets every topic of the pack
 
 
+def is_refused(version: int) -> bool:
+    """Whether the row model refuses a row of this version, which the table accepts."""
+    return version % 4 == 0
+
+
 @dataclass(frozen=True)
 class Event:
     """One row of `rowcast.events`. `uid` is unique; an `id` may be reused after a crash.
@@ -33,6 +38,11 @@ class Event:
     right: int = 0
     begins: Right | None = None
     ends: Right | None = None
+
+    @property
+    def is_invalid(self) -> bool:
+        """Whether the row model refuses the event."""
+        return self.table == "rows" and self.kind in CONTENT and is_refused(self.version)
 
 
 @dataclass(frozen=True)

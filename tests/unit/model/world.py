@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator
 
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.close_history import CloseHistory
@@ -22,10 +24,10 @@ from daemon.delivery.client import ClientContext
 from daemon.delivery.log_cache import OVERHEAD, LogCache
 from daemon.delivery.replay import RetryingLogReader
 from daemon.delivery.rights import Rights
-from daemon.packs import Pack, Row
+from daemon.packs import BigInt, Pack, Row
 from tests.unit.model.client import Client, Violation
 from tests.unit.model.designs import Design
-from tests.unit.model.postgres import Entry, Leader, Postgres
+from tests.unit.model.postgres import Entry, Leader, Postgres, is_refused
 
 TOPICS = (Topic("t:a"), Topic("t:b"))
 USERS = ("ada", "bob", "eve")
@@ -36,9 +38,15 @@ MAX_ROUNDS = 100
 T = TypeVar("T")
 
 
+def _check(version: int) -> int:
+    if is_refused(version):
+        raise ValueError("refused")
+    return version
+
+
 class Rows(Row):
-    id: int
-    version: int
+    id: BigInt
+    version: Annotated[int, AfterValidator(_check)]
 
 
 class Members(Row):
@@ -361,10 +369,12 @@ class Connection:
 
     def _check_reset(self, topic: Topic, reason: str, position: Position) -> None:
         postgres, hub = self.daemon.world.postgres, self.daemon.hub
-        if reason in (Kind.TRUNCATE, Kind.LOST):
-            here = [entry.event for entry in postgres.state.log if entry.seq == position.seq]
-            if any(event.kind == reason for event in (*here, *filter(None, [postgres.numbered.get(position)]))):
-                return
+        here = [entry.event for entry in postgres.state.log if entry.seq == position.seq]
+        here += filter(None, [postgres.numbered.get(position)])
+        if any(event.kind == reason for event in here):
+            return
+        if reason == Kind.INVALID and any(event.is_invalid and event.topic == topic for event in here):
+            return
         if reason == "rights":
             if (
                 self._since is not None
@@ -401,8 +411,8 @@ class Daemon:
         world = self.world
         self.link = Link(world)
         self.wakeup = asyncio.Event()
-        self.hub = world.design.hub(encode=lambda payload: payload + b"\n")
         router = world.design.router({"app": PACK})
+        self.hub = world.design.hub(lambda payload: payload + b"\n", router.with_exact_numbers)
         log_reader = ModelLog(world.postgres, self.link)
         self.log_cache = log_cache = LogCache(log_reader, RECENT_BYTES)
         self.pump = pump = world.design.pump(
@@ -682,7 +692,10 @@ class World:
         expected = [
             entry
             for entry in self.postgres.state.log
-            if entry.seq > subscription.base.seq and entry.event.topic == topic and not self.postgres.is_hidden(entry)
+            if entry.seq > subscription.base.seq
+            and entry.event.topic == topic
+            and not self.postgres.is_hidden(entry)
+            and not entry.event.is_invalid
         ]
         for entry in expected:
             if entry.event.uid not in received:

@@ -4,6 +4,8 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -13,6 +15,7 @@ from stamina.instrumentation import set_on_retry_hooks
 
 from daemon.core.errors import OperatorFault
 from daemon.postgres.errors import DRIVER_ERRORS, TRANSIENT, BadDatabaseUrl, DatabaseFault, address_of, explain
+from daemon.postgres.queries import Queries
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -27,6 +30,29 @@ T = TypeVar("T")
 Connect = Callable[[], Awaitable[Connection]]
 """Opens a new connection, which the caller owns."""
 
+PINNED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        # Otherwise a role that may create in `public`, or in another schema of the path, could put a function,
+        # operator, type or table of its own in the place of the one that a statement means.
+        "search_path": "pg_catalog, pg_temp",
+        "default_transaction_isolation": "read committed",
+        "default_transaction_deferrable": "off",
+        # How text is read.
+        "standard_conforming_strings": "on",
+        "transform_null_equals": "off",
+        "array_nulls": "on",
+        "xmloption": "content",
+        # How values are written.
+        "timezone": "UTC",
+        "datestyle": "ISO, MDY",
+        "intervalstyle": "postgres",
+        "extra_float_digits": "1",
+        "bytea_output": "hex",
+        "quote_all_identifiers": "off",
+    }
+)
+"""Settings of every session of every command: what the meaning of a statement depends on. Nothing overrides them."""
+
 # An idle leader must not be disconnected, and a transaction that hangs must not block others.
 SESSION: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -34,7 +60,6 @@ SESSION: Final[Mapping[str, str]] = MappingProxyType(
         "idle_in_transaction_session_timeout": "5s",
         "lock_timeout": "5s",
         "statement_timeout": "0",
-        "timezone": "UTC",
         # Every statement looks up few rows among many by an index. The settings below keep plans from depending on
         # fresh statistics, and reuse them: planning would cost more than the statement.
         "plan_cache_mode": "force_generic_plan",
@@ -45,7 +70,7 @@ SESSION: Final[Mapping[str, str]] = MappingProxyType(
         "jit": "off",
     }
 )
-"""Settings of every session of a running daemon. They override those of the database and the role."""
+"""Settings of every session of a running daemon, besides PINNED."""
 
 OnRetry = Callable[[DatabaseFault, int], None]
 """Called before each retry with the fault and the number of the attempt that failed, from 1."""
@@ -59,6 +84,8 @@ _SERVER_KEEPALIVE: Final = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "19000",
 }
+
+query: Final = Queries(Path(__file__).with_name("session.sql"))
 
 set_on_retry_hooks(())  # callers log retries through `on_retry`
 
@@ -99,18 +126,13 @@ async def connect(
 ) -> Connection:
     """Open a connection. Each attempt may take `time_limit` seconds. Raises a DatabaseFault."""
 
+    opening = partial(_open, dsn, application_name, server_settings or {}, time_limit, statement_cache_size)
+
     async def once() -> Connection:
         try:
-            connection = await asyncpg.connect(
-                dsn,
-                timeout=time_limit,
-                statement_cache_size=statement_cache_size,
-                server_settings=_settings(application_name, server_settings),
-            )
+            return await opening()
         except (*DRIVER_ERRORS, ValueError) as error:
             raise _explain_connecting(error, dsn) from None
-        await _enable_keepalive(connection)
-        return connection
 
     return await retry(once, attempts=attempts, on_retry=on_retry)
 
@@ -132,16 +154,12 @@ async def open_pool(
     later fail with DRIVER_ERRORS.
     """
 
+    opening = partial(_open, dsn, application_name, server_settings or {}, time_limit, statement_cache_size=100)
+
     async def once() -> Pool:
         try:
             return await asyncpg.create_pool(
-                dsn,
-                min_size=min_size,
-                max_size=max_size,
-                timeout=time_limit,
-                init=_enable_keepalive,
-                reset=_skip_reset,
-                server_settings=_settings(application_name, server_settings),
+                min_size=min_size, max_size=max_size, connect=lambda *_, **__: opening(), reset=_skip_reset
             )
         except (*DRIVER_ERRORS, ValueError) as error:
             raise _explain_connecting(error, dsn) from None
@@ -168,8 +186,35 @@ async def acquired(pool: Pool, time_limit: float) -> AsyncIterator[Connection]:
             await pool.release(connection)
 
 
-def _settings(application_name: str, server_settings: Mapping[str, str] | None) -> dict[str, str]:
-    return {"application_name": application_name, **_SERVER_KEEPALIVE, **(server_settings or {})}
+async def _open(
+    dsn: str,
+    application_name: str,
+    server_settings: Mapping[str, str],
+    time_limit: float,
+    statement_cache_size: int,
+) -> Connection:
+    """Open a session with its settings within `time_limit` seconds. Raises one of DRIVER_ERRORS, or a ValueError."""
+    async with asyncio.timeout(time_limit):
+        connection = await asyncpg.connect(
+            dsn,
+            timeout=time_limit,
+            statement_cache_size=statement_cache_size,
+            server_settings={"application_name": application_name},
+        )
+        try:
+            _enable_keepalive(connection)
+            await _set(connection, {**_SERVER_KEEPALIVE, **server_settings, **PINNED})
+        except BaseException:
+            connection.terminate()
+            raise
+    return connection
+
+
+async def _set(connection: Connection, settings: Mapping[str, str]) -> None:
+    """Set settings of a session."""
+    async with connection.transaction():
+        statement = await connection.prepare(query("set_session"), name="")
+        await statement.fetch(list(settings), list(settings.values()))
 
 
 def _explain_connecting(error: Exception, dsn: str) -> OperatorFault:
@@ -183,7 +228,7 @@ async def _skip_reset(_: Connection) -> None:
     """Do not reset a released connection: that costs a round trip, and nothing changes the session."""
 
 
-async def _enable_keepalive(connection: Connection) -> None:
+def _enable_keepalive(connection: Connection) -> None:
     """Let the kernel detect a peer that vanished. asyncpg sets no keepalive."""
     peer = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
     if peer.family == socket.AF_UNIX:

@@ -59,6 +59,12 @@ class InsufficientPrivilege(DatabaseFault):
     exit_code = 14
 
 
+class UnqualifiedName(DatabaseFault):
+    """{reason}{place}: write the name of a new object with its schema."""
+
+    exit_code = 65
+
+
 class DatabaseExists(DatabaseFault):
     """{reason}: use it as it is, or choose another name."""
 
@@ -187,6 +193,8 @@ def _explain_server_error(error: asyncpg.PostgresError, address: str, place: str
     if sqlstate.startswith("22"):  # data exceptions quote the value
         reason = re.sub(r'"[^"]*"', '"..."', reason)
     kind = _FAULTS.get(sqlstate) or _FAULTS.get(sqlstate[:2], DatabaseFault)
+    if kind is InsufficientPrivilege and re.search(r'(to create "|for schema )pg_catalog\b', reason):
+        kind = UnqualifiedName  # the first schema of the path is where new objects go
     fault = kind(reason, sqlstate=sqlstate, address=address, place=place)
     if isinstance(fault, DependentObjects) and error.detail:
         fault.users = "; ".join(error.detail.splitlines())  # names objects, not rows

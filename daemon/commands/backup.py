@@ -55,7 +55,9 @@ async def backup(settings: Settings, path: Path, *, report: Callable[[str], None
     The file appears only when it is complete. Raises an OperatorFault.
     """
     dsn = settings.require_dsn()
-    connection = await connect(dsn, application_name="rowcast backup", attempts=settings.connect_attempts)
+    connection = await connect(
+        dsn, application_name="rowcast backup", target="any", attempts=settings.connect_attempts
+    )
     major = connection.get_server_version().major
     await connection.close()
     program, environment = await _pg_dump(major)

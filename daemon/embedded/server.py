@@ -372,7 +372,9 @@ class EmbeddedPostgres:
     async def _connect(self, process: subprocess.Popen[bytes]) -> Connection:
         while True:
             with suppress(*TRANSIENT):
-                return await connect(self.dsn_for("postgres"), application_name="rowcast embedded", attempts=1)
+                return await connect(
+                    self.dsn_for("postgres"), application_name="rowcast embedded", target="any", attempts=1
+                )
             if process.poll() is not None:
                 raise PostgresNotStarted(f"ended with status {process.returncode}", self._log)
             await asyncio.sleep(0.01)

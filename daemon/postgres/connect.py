@@ -4,18 +4,33 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast
 
 import asyncpg
 import stamina
 from stamina.instrumentation import set_on_retry_hooks
 
 from daemon.core.errors import OperatorFault
-from daemon.postgres.errors import DRIVER_ERRORS, TRANSIENT, BadDatabaseUrl, DatabaseFault, address_of, explain
+from daemon.postgres.errors import (
+    DATABASE_ERRORS,
+    TRANSIENT,
+    UNUSABLE,
+    BadDatabaseUrl,
+    DatabaseFault,
+    ReadOnlyDatabase,
+    StandbyDatabase,
+    SuperuserRefused,
+    TransactionPooler,
+    UnsupportedEncoding,
+    UnsupportedPostgres,
+    address_of,
+    explain,
+)
 from daemon.postgres.queries import Queries
+from daemon.settings.database_url import ProductionUrl
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -24,6 +39,10 @@ else:
     Connection, Pool = asyncpg.Connection, asyncpg.Pool
 
 Record = asyncpg.Record
+
+MIN_MAJOR_VERSION: Final = 14
+"""The oldest major version with everything that Rowcast needs, in particular DETACH PARTITION CONCURRENTLY."""
+
 T = TypeVar("T")
 
 
@@ -72,6 +91,12 @@ SESSION: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Settings of every session of a running daemon, besides PINNED."""
 
+Target = Literal["writable", "primary", "any"]
+"""What a session is for: to write; to read from the primary; or anything that a standby can do as well."""
+
+OnUnusable = Callable[[DatabaseFault], None]
+"""Called with a fault that will not pass by itself."""
+
 OnRetry = Callable[[DatabaseFault, int], None]
 """Called before each retry with the fault and the number of the attempt that failed, from 1."""
 
@@ -84,6 +109,16 @@ _SERVER_KEEPALIVE: Final = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "19000",
 }
+
+_POOLER_PROBES: Final = 3  # in transaction mode, a busy pooler may give a session the same process again by chance
+_POOLER_TIMEOUT: Final = 2.0  # seconds that a second session waits for a process of its own
+
+_NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def _ignore(_: DatabaseFault) -> None:
+    """Do nothing about a fault that is raised as well."""
+
 
 query: Final = Queries(Path(__file__).with_name("session.sql"))
 
@@ -118,30 +153,29 @@ async def connect(
     dsn: str,
     *,
     application_name: str,
-    server_settings: Mapping[str, str] | None = None,
+    server_settings: Mapping[str, str] = _NO_SETTINGS,
+    target: Target = "writable",
+    on_unusable: OnUnusable = _ignore,
     statement_cache_size: int = 100,
     time_limit: float = 10.0,
     attempts: int = 5,
     on_retry: OnRetry | None = None,
 ) -> Connection:
-    """Open a connection. Each attempt may take `time_limit` seconds. Raises a DatabaseFault."""
+    """Open a connection. Each attempt may take `time_limit` seconds. Raises a DatabaseFault.
 
-    opening = partial(_open, dsn, application_name, server_settings or {}, time_limit, statement_cache_size)
-
-    async def once() -> Connection:
-        try:
-            return await opening()
-        except (*DRIVER_ERRORS, ValueError) as error:
-            raise _explain_connecting(error, dsn) from None
-
-    return await retry(once, attempts=attempts, on_retry=on_retry)
+    `on_unusable` is also called with a fault that is one of UNUSABLE.
+    """
+    opening = _Opening(dsn, application_name, server_settings, target, on_unusable, time_limit, statement_cache_size)
+    return await retry(opening.open, attempts=attempts, on_retry=on_retry)
 
 
 async def open_pool(
     dsn: str,
     *,
     application_name: str,
-    server_settings: Mapping[str, str] | None = None,
+    server_settings: Mapping[str, str] = _NO_SETTINGS,
+    target: Target = "writable",
+    on_unusable: OnUnusable = _ignore,
     min_size: int = 1,
     max_size: int = 10,
     time_limit: float = 10.0,
@@ -150,19 +184,15 @@ async def open_pool(
 ) -> Pool:
     """Open a pool of `min_size` to `max_size` connections; close it when done. Raises a DatabaseFault.
 
-    A session is not reset between uses, so its users must not change its settings. Connections that the pool opens
-    later fail with DRIVER_ERRORS.
+    A session is not reset between uses, so its users must not change its settings. Using a connection fails with
+    DATABASE_ERRORS. The other parameters are those of `connect`.
     """
-
-    opening = partial(_open, dsn, application_name, server_settings or {}, time_limit, statement_cache_size=100)
+    opening = _Opening(dsn, application_name, server_settings, target, on_unusable, time_limit)
 
     async def once() -> Pool:
-        try:
-            return await asyncpg.create_pool(
-                min_size=min_size, max_size=max_size, connect=lambda *_, **__: opening(), reset=_skip_reset
-            )
-        except (*DRIVER_ERRORS, ValueError) as error:
-            raise _explain_connecting(error, dsn) from None
+        return await asyncpg.create_pool(
+            min_size=min_size, max_size=max_size, connect=lambda *_, **__: opening.open(), reset=_skip_reset
+        )
 
     return await retry(once, attempts=attempts, on_retry=on_retry)
 
@@ -186,35 +216,106 @@ async def acquired(pool: Pool, time_limit: float) -> AsyncIterator[Connection]:
             await pool.release(connection)
 
 
-async def _open(
-    dsn: str,
-    application_name: str,
-    server_settings: Mapping[str, str],
-    time_limit: float,
-    statement_cache_size: int,
-) -> Connection:
-    """Open a session with its settings within `time_limit` seconds. Raises one of DRIVER_ERRORS, or a ValueError."""
-    async with asyncio.timeout(time_limit):
-        connection = await asyncpg.connect(
-            dsn,
-            timeout=time_limit,
-            statement_cache_size=statement_cache_size,
-            server_settings={"application_name": application_name},
-        )
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """Opens sessions: each with the settings that it must have, on a server that can be used."""
+
+    dsn: str
+    application_name: str
+    server_settings: Mapping[str, str]
+    target: Target
+    on_unusable: OnUnusable
+    time_limit: float
+    statement_cache_size: int = 100
+
+    async def open(self) -> Connection:
+        """Open a session within the time limit. Raises a DatabaseFault."""
         try:
-            _enable_keepalive(connection)
-            await _set(connection, {**_SERVER_KEEPALIVE, **server_settings, **PINNED})
-        except BaseException:
-            connection.terminate()
-            raise
-    return connection
+            async with asyncio.timeout(self.time_limit):
+                connection = await self._connect()
+                try:
+                    await self._begin(connection)
+                except BaseException:
+                    connection.terminate()
+                    raise
+        except (*DATABASE_ERRORS, ValueError) as error:
+            fault = _explain_connecting(error, self.dsn)
+            if isinstance(fault, UNUSABLE):
+                self.on_unusable(fault)
+            raise fault from None
+        return connection
+
+    async def _connect(self) -> Connection:
+        # Poolers refuse other parameters at startup, or ignore them.
+        connection: Connection = await asyncpg.connect(
+            self.dsn,
+            timeout=self.time_limit,
+            statement_cache_size=self.statement_cache_size,
+            server_settings={"application_name": self.application_name},
+        )
+        _enable_keepalive(connection)
+        return connection
+
+    async def _begin(self, connection: Connection) -> None:
+        """Check the server, and set the session's settings. Raises a DatabaseFault or one of DRIVER_ERRORS."""
+        major = connection.get_server_version().major
+        if major < MIN_MAJOR_VERSION:
+            raise UnsupportedPostgres(str(major), address=address_of(self.dsn))
+        async with connection.transaction():
+            server = await _identify(connection)
+        if server["pid"] != connection.get_server_pid():  # poolers give out process ids of their own
+            await self._check_pooler(connection, server["pid"])
+        self._check_server(server)
+        async with connection.transaction():
+            settings = {**_SERVER_KEEPALIVE, **self.server_settings, **PINNED}
+            await _fetch(connection, "set_session", list(settings), list(settings.values()))
+
+    def _check_server(self, server: Record) -> None:
+        if server["encoding"] == "SQL_ASCII":  # it stores any bytes, so nobody knows which text they are
+            raise UnsupportedEncoding(server["encoding"])
+        if server["superuser"] == "on" and isinstance(self.dsn, ProductionUrl):
+            raise SuperuserRefused
+        if server["in_recovery"] and self.target != "any":
+            raise StandbyDatabase
+        if server["read_only"] == "on" and self.target == "writable":
+            raise ReadOnlyDatabase
+
+    async def _check_pooler(self, connection: Connection, pid: int) -> None:
+        """Raises TransactionPooler unless the server's process `pid` is this session's alone.
+
+        While a second session has a transaction open, the first one uses its process. In transaction mode the two
+        get the same process, or the first one gets another.
+        """
+        other = await self._connect()
+        try:
+            for _ in range(_POOLER_PROBES):
+                transaction = other.transaction()
+                try:
+                    async with asyncio.timeout(_POOLER_TIMEOUT):
+                        await transaction.start()
+                        taken = await _identify(other)
+                except TimeoutError:
+                    return  # it has no process left, since each belongs to a session
+                if taken["pid"] == pid:
+                    raise TransactionPooler(address=address_of(self.dsn))
+                async with connection.transaction():
+                    own = await _identify(connection)
+                if own["pid"] != pid:
+                    raise TransactionPooler(address=address_of(self.dsn))
+                await transaction.rollback()
+        finally:
+            other.terminate()
 
 
-async def _set(connection: Connection, settings: Mapping[str, str]) -> None:
-    """Set settings of a session."""
-    async with connection.transaction():
-        statement = await connection.prepare(query("set_session"), name="")
-        await statement.fetch(list(settings), list(settings.values()))
+async def _identify(connection: Connection) -> Record:
+    [server] = await _fetch(connection, "identify")
+    return server
+
+
+async def _fetch(connection: Connection, name: str, *arguments: object) -> list[Record]:
+    """Run a statement inside a transaction. Without a name it leaves nothing in a session that is not ours alone."""
+    statement = await connection.prepare(query(name), name="")
+    return await statement.fetch(*arguments)
 
 
 def _explain_connecting(error: Exception, dsn: str) -> OperatorFault:

@@ -115,6 +115,44 @@ class DependentObjects(DatabaseFault):
         self.users = "other objects use it"
 
 
+class UnsupportedPostgres(DatabaseFault):
+    """The server at {address} is PostgreSQL {reason}: Rowcast needs PostgreSQL 14 or newer."""
+
+    exit_code = 26
+
+
+class UnsupportedEncoding(DatabaseFault):
+    """The encoding of this database is {reason}: restore a dump of it in one with the encoding UTF8, and use that."""
+
+    exit_code = 27
+
+
+class ReadOnlyDatabase(DatabaseFault):
+    """This database is read-only for this role: turn default_transaction_read_only off, or use another role."""
+
+    exit_code = 28
+
+
+class SuperuserRefused(DatabaseFault):
+    """This role is a superuser, which production does not allow: connect as the database's owner, \
+an ordinary role."""
+
+    exit_code = 29
+
+
+class StandbyDatabase(DatabaseFault):
+    """This database is a read-only standby: connect to the primary."""
+
+    exit_code = 31
+
+
+class TransactionPooler(DatabaseFault):
+    """A pooler at {address} shares sessions (transaction mode): connect to Postgres directly, or set \
+pool_mode = session."""
+
+    exit_code = 33
+
+
 class BadDatabaseUrl(DatabaseFault):
     """The database URL is malformed: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with each special \
 character in the password as %XX."""
@@ -125,12 +163,18 @@ character in the password as %XX."""
 TRANSIENT: Final[tuple[type[DatabaseFault], ...]] = (ConnectionRefused, TemporarilyUnavailable)
 """Faults that may pass by themselves, and are retried. An unknown host or a wrong password is not."""
 
+UNUSABLE: Final = (UnsupportedPostgres, UnsupportedEncoding, SuperuserRefused, TransactionPooler)
+"""Faults of a server that answers and cannot be used. A running daemon that meets one of them ends."""
+
 DRIVER_ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What the driver raises when the database or the connection to it fails."""
 
 # By SQLSTATE, or by its class (the first two characters) where the whole class means the same.
 _FAULTS: Final[Mapping[str, type[DatabaseFault]]] = {
     "08": TemporarilyUnavailable,  # the connection was lost
+    "25006": ReadOnlyDatabase,
+    "26000": TransactionPooler,  # another session has, or lacks, the statement that this one prepared
+    "42P05": TransactionPooler,
     "2BP01": DependentObjects,
     "28000": AuthenticationFailed,
     "28P01": AuthenticationFailed,
@@ -195,6 +239,10 @@ def _explain_server_error(error: asyncpg.PostgresError, address: str, place: str
     kind = _FAULTS.get(sqlstate) or _FAULTS.get(sqlstate[:2], DatabaseFault)
     if kind is InsufficientPrivilege and re.search(r'(to create "|for schema )pg_catalog\b', reason):
         kind = UnqualifiedName  # the first schema of the path is where new objects go
+    if sqlstate.startswith("08") and "statement pooling" in reason:
+        kind = TransactionPooler
+    if sqlstate == "0A000" and "UTF8" in reason:  # the server cannot convert the database's encoding
+        kind, reason = UnsupportedEncoding, "one that PostgreSQL does not convert to UTF8"
     fault = kind(reason, sqlstate=sqlstate, address=address, place=place)
     if isinstance(fault, DependentObjects) and error.detail:
         fault.users = "; ".join(error.detail.splitlines())  # names objects, not rows

@@ -9,6 +9,13 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import SecretStr
 
+
+class ProductionUrl(str):
+    """The URL of a database in production. A superuser may not connect to it."""
+
+    __slots__ = ()
+
+
 _HOST_AND_PORT: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 
 

@@ -14,6 +14,7 @@ import stamina
 from stamina.instrumentation import set_on_retry_hooks
 
 from daemon.core.errors import OperatorFault
+from daemon.postgres.arguments import Arguments, read_url, several_hosts
 from daemon.postgres.errors import (
     DATABASE_ERRORS,
     TRANSIENT,
@@ -31,6 +32,7 @@ from daemon.postgres.errors import (
 )
 from daemon.postgres.queries import Queries
 from daemon.settings.database_url import ProductionUrl
+from daemon.settings.parameters import BadParameter, parameters_of
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -231,10 +233,11 @@ class _Opening:
     async def open(self) -> Connection:
         """Open a session within the time limit. Raises a DatabaseFault."""
         try:
-            async with asyncio.timeout(self.time_limit):
-                connection = await self._connect()
+            arguments = read_url(self.dsn, self.time_limit)
+            async with asyncio.timeout(arguments.time_limit):
+                connection = await self._connect(arguments)
                 try:
-                    await self._begin(connection)
+                    await self._begin(connection, arguments)
                 except BaseException:
                     connection.terminate()
                     raise
@@ -245,18 +248,20 @@ class _Opening:
             raise fault from None
         return connection
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, arguments: Arguments) -> Connection:
+        driver = {**arguments.driver}
         # Poolers refuse other parameters at startup, or ignore them.
-        connection: Connection = await asyncpg.connect(
-            self.dsn,
-            timeout=self.time_limit,
-            statement_cache_size=self.statement_cache_size,
-            server_settings={"application_name": self.application_name},
-        )
-        _enable_keepalive(connection)
+        name = arguments.application_name or self.application_name
+        driver["server_settings"] = {**driver["server_settings"], "application_name": name}
+        if self.target != "any" and several_hosts(arguments):
+            driver["target_session_attrs"] = "primary"
+        driver["timeout"] = arguments.time_limit
+        connection: Connection = await asyncpg.connect(**driver, statement_cache_size=self.statement_cache_size)
+        if arguments.keepalive:
+            _enable_keepalive(connection, {**_KEEPALIVE, **arguments.keepalive_options})
         return connection
 
-    async def _begin(self, connection: Connection) -> None:
+    async def _begin(self, connection: Connection, arguments: Arguments) -> None:
         """Check the server, and set the session's settings. Raises a DatabaseFault or one of DRIVER_ERRORS."""
         major = connection.get_server_version().major
         if major < MIN_MAJOR_VERSION:
@@ -264,7 +269,7 @@ class _Opening:
         async with connection.transaction():
             server = await _identify(connection)
         if server["pid"] != connection.get_server_pid():  # poolers give out process ids of their own
-            await self._check_pooler(connection, server["pid"])
+            await self._check_pooler(connection, server["pid"], arguments)
         self._check_server(server)
         async with connection.transaction():
             settings = {**_SERVER_KEEPALIVE, **self.server_settings, **PINNED}
@@ -280,13 +285,13 @@ class _Opening:
         if server["read_only"] == "on" and self.target == "writable":
             raise ReadOnlyDatabase
 
-    async def _check_pooler(self, connection: Connection, pid: int) -> None:
+    async def _check_pooler(self, connection: Connection, pid: int, arguments: Arguments) -> None:
         """Raises TransactionPooler unless the server's process `pid` is this session's alone.
 
         While a second session has a transaction open, the first one uses its process. In transaction mode the two
         get the same process, or the first one gets another.
         """
-        other = await self._connect()
+        other = await self._connect(arguments)
         try:
             for _ in range(_POOLER_PROBES):
                 transaction = other.transaction()
@@ -320,21 +325,26 @@ async def _fetch(connection: Connection, name: str, *arguments: object) -> list[
 
 def _explain_connecting(error: Exception, dsn: str) -> OperatorFault:
     # With a slash in the password, the driver takes part of it for the port, and quotes it in its ValueError.
-    if isinstance(error, ValueError) and not isinstance(error, OSError):
+    if isinstance(error, ValueError) and not isinstance(error, OSError | BadParameter):
         return BadDatabaseUrl()
-    return explain(error, address=address_of(dsn))
+    if isinstance(error, BadParameter):
+        return BadDatabaseUrl(str(error))
+    fault = explain(error, address=address_of(dsn))
+    if type(fault) is DatabaseFault and "options" in parameters_of(dsn):
+        return BadDatabaseUrl(f"options: {fault.reason}")
+    return fault
 
 
 async def _skip_reset(_: Connection) -> None:
     """Do not reset a released connection: that costs a round trip, and nothing changes the session."""
 
 
-def _enable_keepalive(connection: Connection) -> None:
+def _enable_keepalive(connection: Connection, options: Mapping[str, int]) -> None:
     """Let the kernel detect a peer that vanished. asyncpg sets no keepalive."""
     peer = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
     if peer.family == socket.AF_UNIX:
         return
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
+    for name, value in options.items():
         if (option := getattr(socket, name, None)) is not None:  # other systems lack some
             peer.setsockopt(socket.IPPROTO_TCP, option, value)

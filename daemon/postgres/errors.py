@@ -35,6 +35,10 @@ class ConnectionRefused(Unreachable):
     """Nothing answers at {address} ({reason}): start Postgres there, or correct the database URL."""
 
 
+class TlsFailed(Unreachable):
+    """TLS with {address} failed ({reason}): correct host, sslmode or sslrootcert in the database URL."""
+
+
 class AuthenticationFailed(DatabaseFault):
     """{reason}: correct user and password in the database URL, or admit this user in pg_hba.conf."""
 
@@ -154,10 +158,15 @@ pool_mode = session."""
 
 
 class BadDatabaseUrl(DatabaseFault):
-    """The database URL is malformed: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with each special \
-character in the password as %XX."""
+    """The database URL cannot be used: {reason}."""
 
     exit_code = 78
+
+    def __init__(self, reason: str = "", **facts: str) -> None:
+        malformed = (
+            "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with each special character in the password as %XX"
+        )
+        super().__init__(reason or malformed, **facts)
 
 
 TRANSIENT: Final[tuple[type[DatabaseFault], ...]] = (ConnectionRefused, TemporarilyUnavailable)
@@ -212,6 +221,8 @@ def explain(error: BaseException, *, address: str = "the database", place: str =
             return cause
         if isinstance(cause, asyncpg.PostgresError):
             return _explain_server_error(cause, address, place)
+        if isinstance(cause, asyncpg.TargetServerAttributeNotMatched):
+            return StandbyDatabase()
         if isinstance(cause, asyncpg.ClientConfigurationError):
             return BadDatabaseUrl()
         if isinstance(cause, OSError):
@@ -241,6 +252,8 @@ def _explain_server_error(error: asyncpg.PostgresError, address: str, place: str
         kind = UnqualifiedName  # the first schema of the path is where new objects go
     if sqlstate.startswith("08") and "statement pooling" in reason:
         kind = TransactionPooler
+    if sqlstate.startswith("08") and (refused := re.search(r"unsupported startup parameter: (\w+)", reason)):
+        kind, reason = BadDatabaseUrl, f"the pooler refuses the parameter {refused[1]}: leave it out"
     if sqlstate == "0A000" and "UTF8" in reason:  # the server cannot convert the database's encoding
         kind, reason = UnsupportedEncoding, "one that PostgreSQL does not convert to UTF8"
     fault = kind(reason, sqlstate=sqlstate, address=address, place=place)
@@ -256,9 +269,9 @@ def _explain_network_error(error: OSError, address: str) -> DatabaseFault:
     if isinstance(error, TimeoutError):
         return DatabaseTimeout(address=address)
     if isinstance(error, ssl.SSLError):
-        return Unreachable(f"TLS: {error.reason or 'handshake failed'}", address=address)
+        return TlsFailed(error.reason or "the handshake failed", address=address)
     if "SSL upgrade" in str(error):
-        return Unreachable("the server offers no TLS", address=address)
+        return TlsFailed("the server offers none", address=address)
     # For a host with several addresses, asyncio raises one error without an errno that joins the texts of all.
     numbers = {error.errno} if error.errno else {int(n) for n in re.findall(r"\[Errno (\d+)]", str(error))}
     reason = ", ".join(sorted(errno.errorcode.get(n, str(n)) for n in numbers)) or "connection lost"

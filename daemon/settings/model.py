@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from daemon.packs import default_packs, pack_secrets
 from daemon.settings.database_url import ProductionUrl, check_database_url, production_problem
 from daemon.settings.errors import BadSettings
+from daemon.settings.parameters import BadParameter, check_parameters, parameters_of
 from daemon.settings.values import (
     Address,
     Count,
@@ -189,6 +190,14 @@ class BaseRowcastSettings(BaseSettings):
         if problem is None:
             return self
         raise ValueError(f"ROWCAST_ENVIRONMENT is production, which does not allow {problem}")
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> Self:
+        try:
+            check_parameters(parameters_of(self.dsn or ""))
+        except BadParameter as problem:
+            raise ValueError(f"DATABASE_URL: {problem}") from None
+        return self
 
     @model_validator(mode="after")
     def _check_metrics_ports(self) -> Self:

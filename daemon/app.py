@@ -34,9 +34,9 @@ from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.sequencer import Sequencer
 from daemon.logs import get_logger
 from daemon.packs import Pack, by_schema, contract_hash
-from daemon.postgres.connect import SESSION, Connect, Pool, connect, open_pool
-from daemon.postgres.errors import DRIVER_ERRORS, address_of, explain
-from daemon.schema.health import SchemaHealth, SchemaNotCurrent, check_primary
+from daemon.postgres.connect import SESSION, Connect, OnUnusable, Pool, connect, open_pool
+from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, address_of, explain
+from daemon.schema.health import SchemaHealth, SchemaNotCurrent
 from daemon.settings import Address, Settings
 
 log = get_logger()
@@ -142,19 +142,22 @@ async def running(
     """
     dsn = settings.require_dsn()
     packs = by_schema(settings.schemas)
+    unusable: asyncio.Queue[DatabaseFault] = asyncio.Queue()
     async with AsyncExitStack() as stack:
         pool = await open_pool(
             dsn,
             application_name="rowcast",
             server_settings=SESSION,
+            on_unusable=unusable.put_nowait,
             attempts=settings.connect_attempts,
             on_retry=lambda fault, attempt: log.warning("database_retry", reason=str(fault), attempt=attempt),
         )
         stack.push_async_callback(_close, pool)
         schema = SchemaHealth(pool, settings)
         await _check_database(settings, pool, schema)
-        parts = _build(settings, packs, pool, schema, demo)
+        parts = _build(settings, packs, pool, schema, demo, unusable.put_nowait)
         run_in_background = await stack.enter_async_context(_in_background())
+        run_in_background(_end_if_unusable(unusable))
         await _start(parts, run_in_background)
         own, (host, port) = await _listen(settings, parts.gateway, inherited, should_accept)
         stack.push_async_callback(parts.gateway.drain, lambda: encode(bye("restart")), within=settings.drain_seconds)
@@ -162,10 +165,14 @@ async def running(
         yield Running(host, port, pool, parts.readiness, metrics_url)
 
 
+async def _end_if_unusable(unusable: asyncio.Queue[DatabaseFault]) -> None:
+    """End the daemon when a new connection meets a server that cannot be used, such as a pooler put in between."""
+    raise await unusable.get()
+
+
 async def _check_database(settings: Settings, pool: Pool, schema: SchemaHealth) -> None:
-    """Raises an OperatorFault unless the server is a primary with a current schema."""
+    """Raises an OperatorFault unless the schema is current."""
     try:
-        await check_primary(pool)
         await schema.refresh()
     except DRIVER_ERRORS as error:
         raise explain(error, address=address_of(settings.require_dsn())) from None
@@ -174,7 +181,12 @@ async def _check_database(settings: Settings, pool: Pool, schema: SchemaHealth) 
 
 
 def _build(
-    settings: Settings, packs: Mapping[str, Pack], pool: Pool, schema: SchemaHealth, demo: Demo | None
+    settings: Settings,
+    packs: Mapping[str, Pack],
+    pool: Pool,
+    schema: SchemaHealth,
+    demo: Demo | None,
+    on_unusable: OnUnusable,
 ) -> _Parts:
     """Make every part and connect them; nothing runs yet."""
     router = PackRouter(packs)
@@ -192,7 +204,7 @@ def _build(
         poll_every=settings.poll_every,
         chunk=settings.read_chunk,
     )
-    notifier, sequencer, retention = _build_log(settings, pool, pump, log_cache, events, numbers)
+    notifier, sequencer, retention = _build_log(settings, pool, pump, log_cache, events, numbers, on_unusable)
     readiness = Readiness(
         lambda: schema.problems,
         lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
@@ -233,12 +245,18 @@ def _build_log(
     log_cache: LogCache,
     events: asyncio.Event,
     numbers: asyncio.Event,
+    on_unusable: OnUnusable,
 ) -> tuple[Notifier, Sequencer, Retention]:
     """Make the parts that maintain the log: the notifier, the sequencer and the retention."""
 
     def opener(name: str, server_settings: Mapping[str, str] = SESSION) -> Connect:
         return partial(
-            connect, settings.require_dsn(), application_name=name, server_settings=server_settings, attempts=1
+            connect,
+            settings.require_dsn(),
+            application_name=name,
+            server_settings=server_settings,
+            on_unusable=on_unusable,
+            attempts=1,
         )
 
     sequencer = Sequencer(

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from daemon import files
 from daemon.core.errors import OperatorFault
 from daemon.embedded.binaries import installed
 from daemon.postgres.connect import connect
 from daemon.settings import Settings
+from daemon.settings.parameters import parameters_of
 
 # Any client can run INSERTs, while COPY data requires psql.
 _OPTIONS: Final = ("--format=plain", "--inserts", "--rows-per-insert=1000", "--no-password")
+# A pg_dump from before PostgreSQL 17 may not know these, and a dump can do without them.
+_NEWER_PARAMETERS: Final = {"load_balance_hosts", "sslcertmode", "gssdelegation", "sslnegotiation"}
 _END: Final = b"-- PostgreSQL database dump complete"
 _TAIL: Final = 4096  # bytes at the end of the file that contain that line
 
@@ -55,7 +58,9 @@ async def backup(settings: Settings, path: Path, *, report: Callable[[str], None
     The file appears only when it is complete. Raises an OperatorFault.
     """
     dsn = settings.require_dsn()
-    connection = await connect(dsn, application_name="rowcast backup", attempts=settings.connect_attempts)
+    connection = await connect(
+        dsn, application_name="rowcast backup", target="any", attempts=settings.connect_attempts
+    )
     major = connection.get_server_version().major
     await connection.close()
     program, environment = await _pg_dump(major)
@@ -82,11 +87,11 @@ def without_password(dsn: str) -> tuple[str, str | None]:
     url = urlsplit(dsn)
     account, at, hosts = url.netloc.rpartition("@")
     user, _, password = account.partition(":")
-    options = parse_qsl(url.query)
-    in_query = [value for name, value in options if name == "password"]
-    kept = urlencode([(name, value) for name, value in options if name != "password"])
-    found = unquote(password) or next(iter(in_query), None)
-    return url._replace(netloc=f"{user}{at}{hosts}", query=kept).geturl(), found
+    options = parameters_of(dsn)
+    in_query = options.pop("password", "")
+    known = {name: value for name, value in options.items() if name not in _NEWER_PARAMETERS}
+    kept = urlencode(known, quote_via=quote)  # libpq does not take + for a blank
+    return url._replace(netloc=f"{user}{at}{hosts}", query=kept).geturl(), unquote(password) or in_query or None
 
 
 async def _pg_dump(major: int) -> tuple[Path, Mapping[str, str]]:

@@ -57,7 +57,9 @@ def line(change: Change) -> str:
 async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | None) -> None:
     """Print the topic's changes as they arrive, until interrupted. Raises an OperatorFault."""
     dsn = settings.require_dsn()
-    pool = await open_pool(dsn, application_name="rowcast tail", server_settings=SESSION, max_size=1)
+    pool = await open_pool(
+        dsn, application_name="rowcast tail", server_settings=SESSION, target="primary", max_size=1
+    )
     log_reader = PgLogReader(pool, settings.transaction_changes)
     try:
         position = await _start_position(log_reader, since)
@@ -65,7 +67,7 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
         raise LogUnreadable(error.reason) from None
     wakeup = asyncio.Event()
     notifier = Notifier(
-        partial(connect, dsn, application_name="rowcast tail", server_settings=SESSION, attempts=1),
+        partial(connect, dsn, application_name="rowcast tail", server_settings=SESSION, target="primary", attempts=1),
         {"rowcast_log": wakeup},
         beat_every=settings.beat_every,
         beat_limit=settings.beat_limit,

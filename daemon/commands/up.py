@@ -16,14 +16,14 @@ import click
 from pydantic import SecretStr
 
 from daemon.app import Running, serve
-from daemon.commands.seed import seed, statements
+from daemon.commands.seed import SeedRefused, seed, statements
 from daemon.core.errors import OperatorFault
 from daemon.embedded.server import EmbeddedPostgres
 from daemon.gateway.auth import Authenticator
 from daemon.logs import get_logger
 from daemon.packs import Pack, bundled
 from daemon.postgres.connect import Pool, acquired
-from daemon.postgres.errors import DRIVER_ERRORS, explain
+from daemon.postgres.errors import DATABASE_ERRORS, explain
 from daemon.settings import Settings
 from daemon.settings.local import DataDirUnusable, connection_file, with_local_instance
 
@@ -52,6 +52,8 @@ def _write_private(path: Path, text: str) -> None:
 
 async def up(settings: Settings, *, demo: bool) -> None:
     """Set everything up and serve until SIGINT or SIGTERM. Raises an OperatorFault."""
+    if demo and settings.environment == "production":
+        raise SeedRefused
     data_dir = settings.data_dir
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,9 @@ async def up(settings: Settings, *, demo: bool) -> None:
     async with AsyncExitStack() as stack:
         if settings.dsn is None:
             postgres = await stack.enter_async_context(EmbeddedPostgres(data_dir))
-            settings = settings.model_copy(update={"database_url": SecretStr(postgres.dsn)})
+            # Its only role is a superuser, whatever environment this is.
+            embedded = {"database_url": SecretStr(postgres.dsn), "environment": "development"}
+            settings = settings.model_copy(update=embedded)
         settings = with_local_instance(settings)
         await _apply_ddl(settings)
         sample = await seed(settings) if demo else []
@@ -107,7 +111,7 @@ async def _bot(settings: Settings, pool: Pool) -> None:
             try:
                 async with acquired(pool, STEP_TIMEOUT) as connection:
                     await connection.execute(step)
-            except DRIVER_ERRORS as error:
+            except DATABASE_ERRORS as error:
                 log.debug("demo_step_failed", reason=str(explain(error)))
 
 

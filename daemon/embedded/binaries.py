@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from daemon.core.errors import OperatorFault
-
-MIN_MAJOR_VERSION: Final = 14
-"""The oldest major version with everything that Rowcast needs, in particular DETACH PARTITION CONCURRENTLY."""
+from daemon.postgres.connect import MIN_MAJOR_VERSION
 
 _SYSTEM_BINDIRS = (
     "usr/lib/postgresql/*/bin",

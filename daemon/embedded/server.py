@@ -31,11 +31,11 @@ from types import MappingProxyType, TracebackType
 from typing import ClassVar, Final, Self
 from urllib.parse import quote
 
-import asyncpg
-
 from daemon.core.errors import OperatorFault
 from daemon.embedded.account import Account, PathNotAccessible
 from daemon.embedded.binaries import Binaries, find_binaries, installed
+from daemon.postgres.connect import Connection, connect
+from daemon.postgres.errors import DRIVER_ERRORS, TRANSIENT, DatabaseFault
 
 SETTINGS: Final = MappingProxyType(
     {
@@ -366,13 +366,15 @@ class EmbeddedPostgres:
                 await connection.close()
         except TimeoutError:
             raise PostgresNotStarted(f"did not answer within {START_TIMEOUT:g} s", self._log) from None
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (*DRIVER_ERRORS, DatabaseFault) as error:
             raise PostgresNotStarted(f"is up, but gave us {type(error).__name__}", self._log) from error
 
-    async def _connect(self, process: subprocess.Popen[bytes]) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _connect(self, process: subprocess.Popen[bytes]) -> Connection:
         while True:
-            with suppress(OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError):
-                return await asyncpg.connect(self.dsn_for("postgres"))
+            with suppress(*TRANSIENT):
+                return await connect(
+                    self.dsn_for("postgres"), application_name="rowcast embedded", target="any", attempts=1
+                )
             if process.poll() is not None:
                 raise PostgresNotStarted(f"ended with status {process.returncode}", self._log)
             await asyncio.sleep(0.01)

@@ -13,6 +13,9 @@ from daemon.log.queries import query
 from daemon.postgres.connect import Pool, acquired
 from daemon.postgres.errors import DATABASE_ERRORS, describe
 
+# The database's encoding has no such user or topic.
+INEXPRESSIBLE = (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError)
+
 # Server errors that concern the connection, not the query.
 UNANSWERED = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
 
@@ -63,6 +66,8 @@ class PgGrants:
                 self._workers.add(worker)
                 worker.add_done_callback(self._workers.discard)
             answer = await lookup.answer
+            if isinstance(answer, INEXPRESSIBLE):
+                return None
             if isinstance(answer, DATABASE_ERRORS):
                 raise GrantsUnavailable(describe(answer)) from answer
             if isinstance(answer, Exception):

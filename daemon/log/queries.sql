@@ -68,7 +68,7 @@ with superseded as materialized (
 ), logged as (
     insert into rowcast.log (seq, tx_end, xid, event_id, topic, row_hash)
     select n.seq, n.tx_end, n.xid, n.id, n.topic,
-           case when n.kind in ('insert', 'update', 'restore', 'delete', 'leave') then hashtextextended(n.key::text, n.watch) end
+           case when n.kind in ('insert', 'update', 'restore', 'delete', 'leave') then hashtextextended(n.key::text, n.watch::bigint) end
     from numbered as n
 ), batch as (
     insert into rowcast.batches (last_seq, term, snapshot)
@@ -337,7 +337,7 @@ with later as (
     join rowcast.events as e on e.xid = l.xid and e.id = l.event_id
     cross join lateral (
         select m.xid, m.event_id from rowcast.log as m
-        where m.row_hash = hashtextextended(e.key::text, e.watch) and m.seq > d.seq
+        where m.row_hash = hashtextextended(e.key::text, e.watch::bigint) and m.seq > d.seq
           and not exists (
               select from rowcast.dead_letters as b
               where b.seq = m.seq and b.seq = any ($1) and b.kind not in ('delete', 'leave'))

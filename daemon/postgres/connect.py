@@ -4,15 +4,35 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast
 
 import asyncpg
 import stamina
 from stamina.instrumentation import set_on_retry_hooks
 
 from daemon.core.errors import OperatorFault
-from daemon.postgres.errors import DRIVER_ERRORS, TRANSIENT, BadDatabaseUrl, DatabaseFault, address_of, explain
+from daemon.postgres.arguments import Arguments, read_url, several_hosts
+from daemon.postgres.errors import (
+    DATABASE_ERRORS,
+    TRANSIENT,
+    UNUSABLE,
+    BadDatabaseUrl,
+    DatabaseFault,
+    ReadOnlyDatabase,
+    StandbyDatabase,
+    SuperuserRefused,
+    TransactionPooler,
+    UnsupportedEncoding,
+    UnsupportedPostgres,
+    address_of,
+    explain,
+)
+from daemon.postgres.queries import Queries
+from daemon.settings.database_url import ProductionUrl
+from daemon.settings.parameters import BadParameter, parameters_of
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -21,11 +41,38 @@ else:
     Connection, Pool = asyncpg.Connection, asyncpg.Pool
 
 Record = asyncpg.Record
+
+MIN_MAJOR_VERSION: Final = 14
+"""The oldest major version with everything that Rowcast needs, in particular DETACH PARTITION CONCURRENTLY."""
+
 T = TypeVar("T")
 
 
 Connect = Callable[[], Awaitable[Connection]]
 """Opens a new connection, which the caller owns."""
+
+PINNED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        # Otherwise a role that may create in `public`, or in another schema of the path, could put a function,
+        # operator, type or table of its own in the place of the one that a statement means.
+        "search_path": "pg_catalog, pg_temp",
+        "default_transaction_isolation": "read committed",
+        "default_transaction_deferrable": "off",
+        # How text is read.
+        "standard_conforming_strings": "on",
+        "transform_null_equals": "off",
+        "array_nulls": "on",
+        "xmloption": "content",
+        # How values are written.
+        "timezone": "UTC",
+        "datestyle": "ISO, MDY",
+        "intervalstyle": "postgres",
+        "extra_float_digits": "1",
+        "bytea_output": "hex",
+        "quote_all_identifiers": "off",
+    }
+)
+"""Settings of every session of every command: what the meaning of a statement depends on. Nothing overrides them."""
 
 # An idle leader must not be disconnected, and a transaction that hangs must not block others.
 SESSION: Final[Mapping[str, str]] = MappingProxyType(
@@ -34,7 +81,6 @@ SESSION: Final[Mapping[str, str]] = MappingProxyType(
         "idle_in_transaction_session_timeout": "5s",
         "lock_timeout": "5s",
         "statement_timeout": "0",
-        "timezone": "UTC",
         # Every statement looks up few rows among many by an index. The settings below keep plans from depending on
         # fresh statistics, and reuse them: planning would cost more than the statement.
         "plan_cache_mode": "force_generic_plan",
@@ -45,7 +91,13 @@ SESSION: Final[Mapping[str, str]] = MappingProxyType(
         "jit": "off",
     }
 )
-"""Settings of every session of a running daemon. They override those of the database and the role."""
+"""Settings of every session of a running daemon, besides PINNED."""
+
+Target = Literal["writable", "primary", "any"]
+"""What a session is for: to write; to read from the primary; or anything that a standby can do as well."""
+
+OnUnusable = Callable[[DatabaseFault], None]
+"""Called with a fault that will not pass by itself."""
 
 OnRetry = Callable[[DatabaseFault, int], None]
 """Called before each retry with the fault and the number of the attempt that failed, from 1."""
@@ -59,6 +111,18 @@ _SERVER_KEEPALIVE: Final = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "19000",
 }
+
+_POOLER_PROBES: Final = 3  # in transaction mode, a busy pooler may give a session the same process again by chance
+_POOLER_TIMEOUT: Final = 2.0  # seconds that a second session waits for a process of its own
+
+_NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def _ignore(_: DatabaseFault) -> None:
+    """Do nothing about a fault that is raised as well."""
+
+
+query: Final = Queries(Path(__file__).with_name("session.sql"))
 
 set_on_retry_hooks(())  # callers log retries through `on_retry`
 
@@ -91,35 +155,29 @@ async def connect(
     dsn: str,
     *,
     application_name: str,
-    server_settings: Mapping[str, str] | None = None,
+    server_settings: Mapping[str, str] = _NO_SETTINGS,
+    target: Target = "writable",
+    on_unusable: OnUnusable = _ignore,
     statement_cache_size: int = 100,
     time_limit: float = 10.0,
     attempts: int = 5,
     on_retry: OnRetry | None = None,
 ) -> Connection:
-    """Open a connection. Each attempt may take `time_limit` seconds. Raises a DatabaseFault."""
+    """Open a connection. Each attempt may take `time_limit` seconds. Raises a DatabaseFault.
 
-    async def once() -> Connection:
-        try:
-            connection = await asyncpg.connect(
-                dsn,
-                timeout=time_limit,
-                statement_cache_size=statement_cache_size,
-                server_settings=_settings(application_name, server_settings),
-            )
-        except (*DRIVER_ERRORS, ValueError) as error:
-            raise _explain_connecting(error, dsn) from None
-        await _enable_keepalive(connection)
-        return connection
-
-    return await retry(once, attempts=attempts, on_retry=on_retry)
+    `on_unusable` is also called with a fault that is one of UNUSABLE.
+    """
+    opening = _Opening(dsn, application_name, server_settings, target, on_unusable, time_limit, statement_cache_size)
+    return await retry(opening.open, attempts=attempts, on_retry=on_retry)
 
 
 async def open_pool(
     dsn: str,
     *,
     application_name: str,
-    server_settings: Mapping[str, str] | None = None,
+    server_settings: Mapping[str, str] = _NO_SETTINGS,
+    target: Target = "writable",
+    on_unusable: OnUnusable = _ignore,
     min_size: int = 1,
     max_size: int = 10,
     time_limit: float = 10.0,
@@ -128,23 +186,15 @@ async def open_pool(
 ) -> Pool:
     """Open a pool of `min_size` to `max_size` connections; close it when done. Raises a DatabaseFault.
 
-    A session is not reset between uses, so its users must not change its settings. Connections that the pool opens
-    later fail with DRIVER_ERRORS.
+    A session is not reset between uses, so its users must not change its settings. Using a connection fails with
+    DATABASE_ERRORS. The other parameters are those of `connect`.
     """
+    opening = _Opening(dsn, application_name, server_settings, target, on_unusable, time_limit)
 
     async def once() -> Pool:
-        try:
-            return await asyncpg.create_pool(
-                dsn,
-                min_size=min_size,
-                max_size=max_size,
-                timeout=time_limit,
-                init=_enable_keepalive,
-                reset=_skip_reset,
-                server_settings=_settings(application_name, server_settings),
-            )
-        except (*DRIVER_ERRORS, ValueError) as error:
-            raise _explain_connecting(error, dsn) from None
+        return await asyncpg.create_pool(
+            min_size=min_size, max_size=max_size, connect=lambda *_, **__: opening.open(), reset=_skip_reset
+        )
 
     return await retry(once, attempts=attempts, on_retry=on_retry)
 
@@ -168,27 +218,133 @@ async def acquired(pool: Pool, time_limit: float) -> AsyncIterator[Connection]:
             await pool.release(connection)
 
 
-def _settings(application_name: str, server_settings: Mapping[str, str] | None) -> dict[str, str]:
-    return {"application_name": application_name, **_SERVER_KEEPALIVE, **(server_settings or {})}
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """Opens sessions: each with the settings that it must have, on a server that can be used."""
+
+    dsn: str
+    application_name: str
+    server_settings: Mapping[str, str]
+    target: Target
+    on_unusable: OnUnusable
+    time_limit: float
+    statement_cache_size: int = 100
+
+    async def open(self) -> Connection:
+        """Open a session within the time limit. Raises a DatabaseFault."""
+        try:
+            arguments = read_url(self.dsn, self.time_limit)
+            async with asyncio.timeout(arguments.time_limit):
+                connection = await self._connect(arguments)
+                try:
+                    await self._begin(connection, arguments)
+                except BaseException:
+                    connection.terminate()
+                    raise
+        except (*DATABASE_ERRORS, ValueError) as error:
+            fault = _explain_connecting(error, self.dsn)
+            if isinstance(fault, UNUSABLE):
+                self.on_unusable(fault)
+            raise fault from None
+        return connection
+
+    async def _connect(self, arguments: Arguments) -> Connection:
+        driver = {**arguments.driver}
+        # Poolers refuse other parameters at startup, or ignore them.
+        name = arguments.application_name or self.application_name
+        driver["server_settings"] = {**driver["server_settings"], "application_name": name}
+        if self.target != "any" and several_hosts(arguments):
+            driver["target_session_attrs"] = "primary"
+        driver["timeout"] = arguments.time_limit
+        connection: Connection = await asyncpg.connect(**driver, statement_cache_size=self.statement_cache_size)
+        if arguments.keepalive:
+            _enable_keepalive(connection, {**_KEEPALIVE, **arguments.keepalive_options})
+        return connection
+
+    async def _begin(self, connection: Connection, arguments: Arguments) -> None:
+        """Check the server, and set the session's settings. Raises a DatabaseFault or one of DRIVER_ERRORS."""
+        major = connection.get_server_version().major
+        if major < MIN_MAJOR_VERSION:
+            raise UnsupportedPostgres(str(major), address=address_of(self.dsn))
+        async with connection.transaction():
+            server = await _identify(connection)
+        if server["pid"] != connection.get_server_pid():  # poolers give out process ids of their own
+            await self._check_pooler(connection, server["pid"], arguments)
+        self._check_server(server)
+        async with connection.transaction():
+            settings = {**_SERVER_KEEPALIVE, **self.server_settings, **PINNED}
+            await _fetch(connection, "set_session", list(settings), list(settings.values()))
+
+    def _check_server(self, server: Record) -> None:
+        if server["encoding"] == "SQL_ASCII":  # it stores any bytes, so nobody knows which text they are
+            raise UnsupportedEncoding(server["encoding"])
+        if server["superuser"] == "on" and isinstance(self.dsn, ProductionUrl):
+            raise SuperuserRefused
+        if server["in_recovery"] and self.target != "any":
+            raise StandbyDatabase
+        if server["read_only"] == "on" and self.target == "writable":
+            raise ReadOnlyDatabase
+
+    async def _check_pooler(self, connection: Connection, pid: int, arguments: Arguments) -> None:
+        """Raises TransactionPooler unless the server's process `pid` is this session's alone.
+
+        While a second session has a transaction open, the first one uses its process. In transaction mode the two
+        get the same process, or the first one gets another.
+        """
+        other = await self._connect(arguments)
+        try:
+            for _ in range(_POOLER_PROBES):
+                transaction = other.transaction()
+                try:
+                    async with asyncio.timeout(_POOLER_TIMEOUT):
+                        await transaction.start()
+                        taken = await _identify(other)
+                except TimeoutError:
+                    return  # it has no process left, since each belongs to a session
+                if taken["pid"] == pid:
+                    raise TransactionPooler(address=address_of(self.dsn))
+                async with connection.transaction():
+                    own = await _identify(connection)
+                if own["pid"] != pid:
+                    raise TransactionPooler(address=address_of(self.dsn))
+                await transaction.rollback()
+        finally:
+            other.terminate()
+
+
+async def _identify(connection: Connection) -> Record:
+    [server] = await _fetch(connection, "identify")
+    return server
+
+
+async def _fetch(connection: Connection, name: str, *arguments: object) -> list[Record]:
+    """Run a statement inside a transaction. Without a name it leaves nothing in a session that is not ours alone."""
+    statement = await connection.prepare(query(name), name="")
+    return await statement.fetch(*arguments)
 
 
 def _explain_connecting(error: Exception, dsn: str) -> OperatorFault:
     # With a slash in the password, the driver takes part of it for the port, and quotes it in its ValueError.
-    if isinstance(error, ValueError) and not isinstance(error, OSError):
+    if isinstance(error, ValueError) and not isinstance(error, OSError | BadParameter):
         return BadDatabaseUrl()
-    return explain(error, address=address_of(dsn))
+    if isinstance(error, BadParameter):
+        return BadDatabaseUrl(str(error))
+    fault = explain(error, address=address_of(dsn))
+    if type(fault) is DatabaseFault and "options" in parameters_of(dsn):
+        return BadDatabaseUrl(f"options: {fault.reason}")
+    return fault
 
 
 async def _skip_reset(_: Connection) -> None:
     """Do not reset a released connection: that costs a round trip, and nothing changes the session."""
 
 
-async def _enable_keepalive(connection: Connection) -> None:
+def _enable_keepalive(connection: Connection, options: Mapping[str, int]) -> None:
     """Let the kernel detect a peer that vanished. asyncpg sets no keepalive."""
     peer = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
     if peer.family == socket.AF_UNIX:
         return
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
+    for name, value in options.items():
         if (option := getattr(socket, name, None)) is not None:  # other systems lack some
             peer.setsockopt(socket.IPPROTO_TCP, option, value)

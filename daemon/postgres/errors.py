@@ -35,6 +35,10 @@ class ConnectionRefused(Unreachable):
     """Nothing answers at {address} ({reason}): start Postgres there, or correct the database URL."""
 
 
+class TlsFailed(Unreachable):
+    """TLS with {address} failed ({reason}): correct host, sslmode or sslrootcert in the database URL."""
+
+
 class AuthenticationFailed(DatabaseFault):
     """{reason}: correct user and password in the database URL, or admit this user in pg_hba.conf."""
 
@@ -57,6 +61,12 @@ class InsufficientPrivilege(DatabaseFault):
     """{reason}{place}: grant that right, or connect as a role that has it."""
 
     exit_code = 14
+
+
+class UnqualifiedName(DatabaseFault):
+    """{reason}{place}: write the name of a new object with its schema."""
+
+    exit_code = 65
 
 
 class DatabaseExists(DatabaseFault):
@@ -109,15 +119,61 @@ class DependentObjects(DatabaseFault):
         self.users = "other objects use it"
 
 
+class UnsupportedPostgres(DatabaseFault):
+    """The server at {address} is PostgreSQL {reason}: Rowcast needs PostgreSQL 14 or newer."""
+
+    exit_code = 26
+
+
+class UnsupportedEncoding(DatabaseFault):
+    """The encoding of this database is {reason}: restore a dump of it in one with the encoding UTF8, and use that."""
+
+    exit_code = 27
+
+
+class ReadOnlyDatabase(DatabaseFault):
+    """This database is read-only for this role: turn default_transaction_read_only off, or use another role."""
+
+    exit_code = 28
+
+
+class SuperuserRefused(DatabaseFault):
+    """This role is a superuser, which production does not allow: connect as the database's owner, \
+an ordinary role."""
+
+    exit_code = 29
+
+
+class StandbyDatabase(DatabaseFault):
+    """This database is a read-only standby: connect to the primary."""
+
+    exit_code = 31
+
+
+class TransactionPooler(DatabaseFault):
+    """A pooler at {address} shares sessions (transaction mode): connect to Postgres directly, or set \
+pool_mode = session."""
+
+    exit_code = 33
+
+
 class BadDatabaseUrl(DatabaseFault):
-    """The database URL is malformed: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with each special \
-character in the password as %XX."""
+    """The database URL cannot be used: {reason}."""
 
     exit_code = 78
+
+    def __init__(self, reason: str = "", **facts: str) -> None:
+        malformed = (
+            "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with each special character in the password as %XX"
+        )
+        super().__init__(reason or malformed, **facts)
 
 
 TRANSIENT: Final[tuple[type[DatabaseFault], ...]] = (ConnectionRefused, TemporarilyUnavailable)
 """Faults that may pass by themselves, and are retried. An unknown host or a wrong password is not."""
+
+UNUSABLE: Final = (UnsupportedPostgres, UnsupportedEncoding, SuperuserRefused, TransactionPooler)
+"""Faults of a server that answers and cannot be used. A running daemon that meets one of them ends."""
 
 DRIVER_ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What the driver raises when the database or the connection to it fails."""
@@ -125,6 +181,9 @@ DRIVER_ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, 
 # By SQLSTATE, or by its class (the first two characters) where the whole class means the same.
 _FAULTS: Final[Mapping[str, type[DatabaseFault]]] = {
     "08": TemporarilyUnavailable,  # the connection was lost
+    "25006": ReadOnlyDatabase,
+    "26000": TransactionPooler,  # another session has, or lacks, the statement that this one prepared
+    "42P05": TransactionPooler,
     "2BP01": DependentObjects,
     "28000": AuthenticationFailed,
     "28P01": AuthenticationFailed,
@@ -162,6 +221,8 @@ def explain(error: BaseException, *, address: str = "the database", place: str =
             return cause
         if isinstance(cause, asyncpg.PostgresError):
             return _explain_server_error(cause, address, place)
+        if isinstance(cause, asyncpg.TargetServerAttributeNotMatched):
+            return StandbyDatabase()
         if isinstance(cause, asyncpg.ClientConfigurationError):
             return BadDatabaseUrl()
         if isinstance(cause, OSError):
@@ -187,6 +248,14 @@ def _explain_server_error(error: asyncpg.PostgresError, address: str, place: str
     if sqlstate.startswith("22"):  # data exceptions quote the value
         reason = re.sub(r'"[^"]*"', '"..."', reason)
     kind = _FAULTS.get(sqlstate) or _FAULTS.get(sqlstate[:2], DatabaseFault)
+    if kind is InsufficientPrivilege and re.search(r'(to create "|for schema )pg_catalog\b', reason):
+        kind = UnqualifiedName  # the first schema of the path is where new objects go
+    if sqlstate.startswith("08") and "statement pooling" in reason:
+        kind = TransactionPooler
+    if sqlstate.startswith("08") and (refused := re.search(r"unsupported startup parameter: (\w+)", reason)):
+        kind, reason = BadDatabaseUrl, f"the pooler refuses the parameter {refused[1]}: leave it out"
+    if sqlstate == "0A000" and "UTF8" in reason:  # the server cannot convert the database's encoding
+        kind, reason = UnsupportedEncoding, "one that PostgreSQL does not convert to UTF8"
     fault = kind(reason, sqlstate=sqlstate, address=address, place=place)
     if isinstance(fault, DependentObjects) and error.detail:
         fault.users = "; ".join(error.detail.splitlines())  # names objects, not rows
@@ -200,9 +269,9 @@ def _explain_network_error(error: OSError, address: str) -> DatabaseFault:
     if isinstance(error, TimeoutError):
         return DatabaseTimeout(address=address)
     if isinstance(error, ssl.SSLError):
-        return Unreachable(f"TLS: {error.reason or 'handshake failed'}", address=address)
+        return TlsFailed(error.reason or "the handshake failed", address=address)
     if "SSL upgrade" in str(error):
-        return Unreachable("the server offers no TLS", address=address)
+        return TlsFailed("the server offers none", address=address)
     # For a host with several addresses, asyncio raises one error without an errno that joins the texts of all.
     numbers = {error.errno} if error.errno else {int(n) for n in re.findall(r"\[Errno (\d+)]", str(error))}
     reason = ", ".join(sorted(errno.errorcode.get(n, str(n)) for n in numbers)) or "connection lost"

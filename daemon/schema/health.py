@@ -11,18 +11,11 @@ from daemon.postgres.connect import SESSION, Connection, Pool, acquired, connect
 from daemon.postgres.errors import DRIVER_ERRORS, explain
 from daemon.schema import migrate
 from daemon.schema.capture_check import Problem, check_captures, check_rules, count_watched
-from daemon.schema.queries import query
 from daemon.settings import Settings
 
 log = get_logger()
 
 CHECK_TIMEOUT = 30.0  # seconds
-
-
-class StandbyDatabase(OperatorFault):
-    """This database is a read-only standby: connect to the primary."""
-
-    exit_code: ClassVar[int] = 31
 
 
 class SchemaNotCurrent(OperatorFault):
@@ -32,13 +25,6 @@ class SchemaNotCurrent(OperatorFault):
 
     def __init__(self, why: str) -> None:
         self.why = why
-
-
-async def check_primary(pool: Pool) -> None:
-    """Raises StandbyDatabase if the server is a standby, or one of DRIVER_ERRORS."""
-    async with acquired(pool, CHECK_TIMEOUT) as connection:
-        if await connection.fetchval(query("in_recovery")):
-            raise StandbyDatabase
 
 
 class SchemaHealth:

@@ -36,7 +36,7 @@ import asyncpg
 
 from daemon import files
 from daemon.core.errors import OperatorFault
-from daemon.postgres.connect import Connection, OnRetry, connect, retry
+from daemon.postgres.connect import PINNED, Connection, OnRetry, connect, retry
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, LockContention, explain
 from daemon.schema import sql_files
 from daemon.schema.queries import query, query_for
@@ -63,17 +63,12 @@ LOCK: Final = 0x726F_7763_6173_7401
 
 SESSION: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "search_path": "",  # a name that a file forgot to qualify must not be found, least of all in `public`
-        "timezone": "UTC",
-        "standard_conforming_strings": "on",
+        **PINNED,  # a name that a file forgot to qualify is not found, least of all in `public`
         "statement_timeout": "0",
         "idle_in_transaction_session_timeout": "0",
     }
 )
 """Session settings that make a file mean the same in every database, whatever is set for its owner or role."""
-
-RESET_SESSION: Final = "reset session authorization; reset all;"
-"""Run before each file, so that no file sees the settings of the one before it."""
 
 SESSION_ERRORS: Final = (
     asyncpg.PostgresError,
@@ -269,15 +264,22 @@ def offline(
 ) -> None:
     """Write the SQL with which `apply` would fill an empty database, for psql. Raises an OperatorFault."""
     out.write("-- Rowcast's schema and packs, for an empty database: psql -X -v ON_ERROR_STOP=1 -f FILE\n\n")
-    session = "".join(f"set {name} = '{value}';\n" for name, value in SESSION.items())
+    session = reset_session(SESSION)
     for history in _histories(packs, schemas, ddl_folder):
         first = query_for("make_schema", history.schema)
         for revision in history.revisions:
-            out.write(f"{RESET_SESSION}\n{session}\n")
+            out.write(f"{session}\n")
             history.run("up", revision, out, first=first)
             first = ""
         if file := _triggers(history, triggers_folder):
-            out.write(f"{RESET_SESSION}\n{session}\nbegin;\n\n{file.script}\ncommit;\n\n")
+            out.write(f"{session}\nbegin;\n\n{file.script}\ncommit;\n\n")
+
+
+def reset_session(settings: Mapping[str, str]) -> str:
+    """The statements that run before each file, so that no file sees the settings of the one before it."""
+    values = {name: ", ".join(f"'{part.strip()}'" for part in value.split(",")) for name, value in settings.items()}
+    lines = ["reset session authorization; reset all;", *(f"set {name} = {value};" for name, value in values.items())]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _ddl(folder: Path | None) -> Path:
@@ -315,10 +317,11 @@ async def _session(dsn: str, lock_timeout: float, attempts: int, report: Reporte
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
     from sqlalchemy.pool import NullPool  # noqa: PLC0415
 
+    settings = {**SESSION, "lock_timeout": f"{lock_timeout * 1000:.0f}"}
     driver = await connect(
         dsn,
         application_name="rowcast ddl",
-        server_settings={**SESSION, "lock_timeout": f"{lock_timeout * 1000:.0f}"},
+        server_settings=settings,
         statement_cache_size=0,
         attempts=attempts,
         on_retry=_report_retries(report),
@@ -332,7 +335,7 @@ async def _session(dsn: str, lock_timeout: float, attempts: int, report: Reporte
         driver.add_log_listener(lambda _, message: report(f"{message.severity_en.lower()}: {message.message}"))
         await _wait_for_lock(driver, report)
         async with engine.connect() as alembic:
-            yield _Session(driver, alembic, dsn, lock_timeout, attempts, report)
+            yield _Session(driver, alembic, dsn, reset_session(settings), lock_timeout, attempts, report)
     except (*SESSION_ERRORS, SQLAlchemyError) as error:
         raise explain(error) from None
     finally:
@@ -364,6 +367,7 @@ class _Session:
     driver: Connection
     alembic: "AsyncConnection"
     dsn: str
+    reset: str
     lock_timeout: float
     attempts: int
     report: Reporter
@@ -421,7 +425,7 @@ class _Session:
         async def once() -> None:
             async with self._blockers() as blockers:
                 try:
-                    await self.driver.execute(RESET_SESSION)
+                    await self.driver.execute(self.reset)
                     await work()
                 except LockContention as fault:
                     if blockers and fault.sqlstate == asyncpg.LockNotAvailableError.sqlstate:

@@ -76,9 +76,6 @@ from rowcast.watched as w
 where w.function_name is not null and w.schema_name <> all ($1::text [])
 order by 1;
 
--- name: in_recovery
-select pg_is_in_recovery();
-
 -- name: capture_problems
 -- The differences between the catalog and what rowcast.watch() set up: a row for each table, problem and place. The owner
 -- is checked only where the owner of Rowcast's schema is a member of rowcast_capture: otherwise watch() could not change

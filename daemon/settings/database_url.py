@@ -5,9 +5,18 @@ import re
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
+
+from daemon.settings.parameters import parameters_of
+
+
+class ProductionUrl(str):
+    """The URL of a database in production. A superuser may not connect to it."""
+
+    __slots__ = ()
+
 
 _HOST_AND_PORT: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 
@@ -30,6 +39,11 @@ def check_database_url(url: SecretStr) -> SecretStr:
             "special characters in the user and the password must be percent-encoded (@ is %40, / is %2F)"
         )
     return SecretStr(text)
+
+
+def environment_of_driver() -> dict[str, str]:
+    """The variables that libpq and the driver read, such as PGHOST; those without a value are left out."""
+    return {name: value for name, value in os.environ.items() if name.startswith("PG") and value}
 
 
 _LOCAL_NAMES: Final = {
@@ -73,12 +87,16 @@ def production_problem(dsn: str) -> str | None:
     The URL is read as the driver reads it: a host before the `?` wins, and PGHOST and PGSSLMODE are the defaults.
     """
     url = urlsplit(dsn)
-    options = dict(parse_qsl(url.query))
+    options = parameters_of(dsn)
     named = url.netloc.rpartition("@")[2] or options.get("host") or os.environ.get("PGHOST", "")
     over_tcp = [host for host in map(_host, named.split(",")) if not host.startswith("/")]
     if any(map(_is_this_machine, over_tcp)):
         return "a database on localhost over TCP: use its host name, or the directory of its socket"
     mode = options.get("sslmode") or ("service" not in options and os.environ.get("PGSSLMODE"))
+    if options.get("ssl") == "true":
+        mode = mode or "require"
+    if options.get("sslrootcert") == "system":
+        mode = "verify-full"
     if over_tcp and mode not in _ENCRYPTED:
         return "a database without TLS: add sslmode=verify-full to its URL, or at least sslmode=require"
     return None

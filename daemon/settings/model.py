@@ -18,8 +18,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from daemon.packs import default_packs, pack_secrets
-from daemon.settings.database_url import check_database_url, production_problem
+from daemon.settings.database_url import ProductionUrl, check_database_url, production_problem
 from daemon.settings.errors import BadSettings
+from daemon.settings.parameters import BadParameter, check_parameters, parameters_of
 from daemon.settings.values import (
     Address,
     Count,
@@ -76,8 +77,8 @@ class BaseRowcastSettings(BaseSettings):
     )
     environment: Annotated[Literal["development", "production"], BeforeValidator(lower)] = Field(
         "development",
-        description="development or production; production refuses sample data, and TCP connections to a "
-        "database on localhost or without TLS",
+        description="development or production; production refuses sample data, superusers, and TCP "
+        "connections to a database on localhost or without TLS",
     )
     data_dir: Path = Field(
         default_factory=state_home, description="directory in which `daemon up` keeps its database"
@@ -191,6 +192,14 @@ class BaseRowcastSettings(BaseSettings):
         raise ValueError(f"ROWCAST_ENVIRONMENT is production, which does not allow {problem}")
 
     @model_validator(mode="after")
+    def _check_parameters(self) -> Self:
+        try:
+            check_parameters(parameters_of(self.dsn or ""))
+        except BadParameter as problem:
+            raise ValueError(f"DATABASE_URL: {problem}") from None
+        return self
+
+    @model_validator(mode="after")
     def _check_metrics_ports(self) -> Self:
         if self.metrics_listen is None or self.metrics_listen.port + self.workers - 1 <= 65535:
             return self
@@ -206,6 +215,11 @@ class BaseRowcastSettings(BaseSettings):
     @property
     def dsn(self) -> str | None:
         """The URL of the configured database, with its password; None if there is none."""
+        url = self._url
+        return ProductionUrl(url) if url is not None and self.environment == "production" else url
+
+    @property
+    def _url(self) -> str | None:
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         parts = (self.postgres_host, self.postgres_db, self.postgres_user, self.postgres_password)

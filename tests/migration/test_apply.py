@@ -183,7 +183,7 @@ async def test_the_engine_prints_and_logs_nothing(
 
 async def test_names_without_a_schema_are_not_found_in_public(folders: Folders, empty_database: str) -> None:
     folders.revision("shop", 1, up="create table goods ();")
-    with pytest.raises(DatabaseFault, match="no schema has been selected to create in"):
+    with pytest.raises(DatabaseFault, match="write the name of a new object with its schema"):
         await folders.apply(empty_database, "shop")
 
 
@@ -194,7 +194,7 @@ async def test_a_session_setting_of_one_revision_does_not_reach_the_next(
         "shop", 1, up="set search_path = shop; set role pg_read_all_data; reset role; create table shop.a ();"
     )
     folders.revision("shop", 2, up="create table b ();")
-    with pytest.raises(DatabaseFault, match="no schema has been selected to create in"):
+    with pytest.raises(DatabaseFault, match="write the name of a new object with its schema"):
         await folders.apply(empty_database, "shop")
 
 

@@ -20,6 +20,7 @@ READERS_OF_THE_ENVIRONMENT = {
 SKIPS = {
     "tests/embedded/test_server.py": "the wheel with Postgres does not exist for every platform",
     "tests/support/browser.py": "a browser cannot be installed everywhere; the skip names the package",
+    "tests/support/pooler.py": "a pooler cannot be installed everywhere; the skip names the package",
 }
 NOT_ABOUT_ONE_MODULE = {
     "tests/unit/model/test_delivery.py": "about the whole path from a row to a client",

@@ -1,0 +1,14 @@
+"""An id function that means the same on every search_path."""
+
+from daemon.schema.revisions import run_sql
+
+revision = "rowcast_0004"
+down_revision = "rowcast_0003"
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

@@ -1,0 +1,125 @@
+"""Rowcast behind PgBouncer: it works in session mode, and names the pooler in any other mode."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from daemon.postgres.connect import PINNED, SESSION, Connection, connect, open_pool
+from daemon.postgres.errors import TransactionPooler
+from tests.acceptance.chat import Chat
+from tests.support.daemon import command, daemon_process
+from tests.support.pooler import running_pooler
+
+ALL_IGNORED = "ignore_startup_parameters = " + ",".join(
+    ["extra_float_digits", "options", *PINNED, *SESSION, "tcp_keepalives_idle", "tcp_keepalives_interval"]
+)
+
+COMMANDS = {
+    "serve": (),
+    "apply": ("--apply-ddl",),
+    "check": ("check",),
+    "rollback": ("rollback", "chatgenius"),
+    "seed": ("seed",),
+    "tail": ("tail", "users"),
+    "dead letters": ("dead-letters", "list"),
+    "backup": ("backup", "FILE"),
+    "archive": ("archive", "antone", "--to", "FILE"),
+}
+
+
+@pytest.mark.parametrize("settings", ["", ALL_IGNORED])
+async def test_a_daemon_delivers_through_a_pooler_in_session_mode(
+    database: str, sql: Connection, settings: str
+) -> None:
+    chat = await Chat.begin(sql)
+    async with running_pooler(database, "session", settings) as pooler, daemon_process(pooler.dsn) as daemon:
+        async with daemon.client(chat.ada) as client:
+            await client.subscribe(chat.topic)
+            message = await chat.say("hello")
+            [change] = await client.changes()
+        assert message == change["key"]["id"]
+        assert [] == daemon.warnings()
+
+
+@pytest.mark.parametrize("size", [1, 20])
+async def test_every_session_through_a_pooler_has_its_settings(empty_database: str, size: int) -> None:
+    async with running_pooler(empty_database, "session", ALL_IGNORED, size=size) as pooler:
+        pool = await open_pool(pooler.dsn, application_name="test", server_settings=SESSION, max_size=size)
+        held = [await pool.acquire() for _ in range(size)]
+        for connection in held:
+            for name, value in {**PINNED, "enable_seqscan": "off", "lock_timeout": "5s"}.items():
+                assert value == await connection.fetchval(f"show {name}")
+        pool.terminate()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+async def test_each_command_names_a_pooler_in_transaction_mode(database: str, name: str, tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "file") if argument == "FILE" else argument for argument in COMMANDS[name]]
+    async with running_pooler(database, "transaction", ALL_IGNORED) as pooler:
+        code, output, errors = await command(*arguments, DATABASE_URL=pooler.dsn)
+    assert (33, "") == (code, output)
+    assert (
+        f"daemon: A pooler at 127.0.0.1:{pooler.port} shares sessions (transaction mode): connect to Postgres "
+        "directly, or set pool_mode = session.\n"
+    ) == errors
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [("transaction", ""), ("transaction", "server_round_robin = 1"), ("statement", ""), ("statement", ALL_IGNORED)],
+)
+@pytest.mark.parametrize("size", [1, 5])
+async def test_a_pooler_that_shares_sessions_is_recognized(
+    empty_database: str, mode: str, settings: str, size: int
+) -> None:
+    async with running_pooler(empty_database, mode, settings, size=size) as pooler:
+        for _ in range(3):
+            with pytest.raises(TransactionPooler):
+                await connect(pooler.dsn, application_name="test", attempts=1)
+            with pytest.raises(TransactionPooler):
+                await open_pool(pooler.dsn, application_name="test", attempts=1)
+        # It left neither a setting nor a statement in the sessions that others use.
+        other = await asyncpg.connect(pooler.dsn, statement_cache_size=0)
+        if mode == "transaction":
+            async with other.transaction():
+                assert PINNED["search_path"] != await other.fetchval("show search_path")
+                assert 0 == await other.fetchval("select count(*) from pg_prepared_statements where name <> ''")
+        other.terminate()
+
+
+async def test_a_busy_pooler_in_transaction_mode_is_recognized(empty_database: str) -> None:
+    async with running_pooler(empty_database, "transaction", size=4) as pooler:
+
+        async def work() -> None:
+            connection = await asyncpg.connect(pooler.dsn, statement_cache_size=0)
+            try:
+                while True:
+                    await connection.execute("begin; select 1; commit")
+            finally:
+                connection.terminate()
+
+        others = [asyncio.create_task(work()) for _ in range(8)]
+        try:
+            for _ in range(20):
+                with pytest.raises(TransactionPooler):
+                    await connect(pooler.dsn, application_name="test", attempts=1)
+        finally:
+            for other in others:
+                other.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_a_daemon_ends_when_a_pooler_in_transaction_mode_comes_in_between(database: str) -> None:
+    async with AsyncExitStack() as stack:
+        before = await stack.enter_async_context(running_pooler(database, "session", ALL_IGNORED))
+        port = before.port
+        async with daemon_process(before.dsn) as daemon:
+            await stack.aclose()
+            async with running_pooler(database, "transaction", ALL_IGNORED, port=port):
+                assert 33 == await daemon.process.wait()
+            log = daemon.log.read_text()
+    assert f"daemon: A pooler at 127.0.0.1:{port} shares sessions (transaction mode): " in log
+    assert "DuplicatePreparedStatement" not in log

@@ -3,6 +3,37 @@
 -- name: current
 select version_num from the_schema.alembic_version;
 
+-- name: prerelease
+-- Does the schema lack what its first revision has had since revisions are frozen?
+select pg_catalog.to_regclass('rowcast.log') is not null and not exists (
+    select from pg_catalog.pg_attribute as a
+    where a.attrelid = pg_catalog.to_regclass('rowcast.log') and a.attname = 'xid' and not a.attisdropped
+);
+
+-- name: compatibility
+-- $1 schema
+select c.revision, c.compatible_with from rowcast.compatibility as c where c.schema_name = $1;
+
+-- name: note_compatible
+do $$
+begin
+    if pg_catalog.to_regclass('rowcast.compatibility') is not null then
+        insert into rowcast.compatibility (schema_name, revision, compatible_with)
+        values ('the_schema', 'the_revision', 'the_oldest')
+        on conflict (schema_name, revision) do update set compatible_with = excluded.compatible_with;
+    end if;
+end
+$$;
+
+-- name: forget_compatible
+do $$
+begin
+    if pg_catalog.to_regclass('rowcast.compatibility') is not null then
+        delete from rowcast.compatibility as c where (c.schema_name, c.revision) = ('the_schema', 'the_revision');
+    end if;
+end
+$$;
+
 -- name: lock_holder
 -- $1 the lock's key, bigint
 select a.pid, a.usename::text as user_name, a.application_name, a.state, null::int as seconds

@@ -168,7 +168,7 @@ def heads(
 
     Raises UnknownPack, InvalidRevisions, BadSchemaName.
     """
-    return {history.schema: history.newest for history in _histories(packs, schemas, ddl_folder)}
+    return {history.schema: history.newest for history in histories_of(packs, schemas, ddl_folder)}
 
 
 async def current(connection: Connection, schema: str) -> str | None:
@@ -194,7 +194,7 @@ async def stale(
     It can if they are at its newest revisions, or at later ones that say they are compatible with it. Raises the
     driver's errors.
     """
-    for history in _histories(packs, schemas, ddl_folder):
+    for history in histories_of(packs, schemas, ddl_folder):
         revision = await current(connection, history.schema)
         if revision != history.newest and not await _is_compatible(connection, history, revision):
             return f"schema {history.schema} is at {revision or 'nothing'}, not at {history.newest}"
@@ -210,7 +210,7 @@ async def newer(
 ) -> dict[str, str]:
     """The schemas that are at a revision that the files do not know, with that revision."""
     found = {}
-    for history in _histories(packs, schemas, ddl_folder):
+    for history in histories_of(packs, schemas, ddl_folder):
         revision = await current(connection, history.schema)
         if revision is not None and history.is_newer(revision):
             found[history.schema] = revision
@@ -245,8 +245,8 @@ async def apply(
     most `attempts` times. `report` is called with what was done, and with notices and warnings of the server. Raises
     an OperatorFault; the revisions that were applied before it stay.
     """
-    histories = _histories(packs, schemas, ddl_folder)
-    captures = [_triggers(history, triggers_folder) for history in histories]
+    histories = histories_of(packs, schemas, ddl_folder)
+    captures = [triggers_of(history, triggers_folder) for history in histories]
     moves = []
     async with _session(dsn, lock_timeout, attempts, report) as session:
         if await session.driver.fetchval(query("prerelease")):
@@ -284,7 +284,7 @@ async def rollback(
     history = _history(pack, schema, _ddl(ddl_folder))
     if to is not None and to not in history.revisions:
         raise UnknownRevision(pack, to, history.revisions)
-    triggers_down = _triggers(history, triggers_folder, ".down.sql")
+    triggers_down = triggers_of(history, triggers_folder, ".down.sql")
     async with _session(dsn, lock_timeout, attempts, report) as session:
         await session.check_name(history.schema)
         before = await current(session.driver, history.schema)
@@ -317,13 +317,13 @@ def offline(
     """Write the SQL with which `apply` would fill an empty database, for psql. Raises an OperatorFault."""
     out.write("-- Rowcast's schema and packs, for an empty database: psql -X -v ON_ERROR_STOP=1 -f FILE\n\n")
     session = "".join(f"set {name} = '{value}';\n" for name, value in SESSION.items())
-    for history in _histories(packs, schemas, ddl_folder):
+    for history in histories_of(packs, schemas, ddl_folder):
         first = query_for("make_schema", history.schema)
         for revision in history.revisions:
             out.write(f"{RESET_SESSION}\n{session}\n")
             history.run("up", revision, out, first=first)
             first = ""
-        if file := _triggers(history, triggers_folder):
+        if file := triggers_of(history, triggers_folder):
             out.write(f"{RESET_SESSION}\n{session}\nbegin;\n\n{file.script}\ncommit;\n\n")
 
 
@@ -331,12 +331,12 @@ def _ddl(folder: Path | None) -> Path:
     return folder or files.folder("ddl")
 
 
-def _triggers(history: RevisionHistory, folder: Path | None, suffix: str = ".sql") -> SqlFile | None:
+def triggers_of(history: RevisionHistory, folder: Path | None, suffix: str = ".sql") -> SqlFile | None:
     path = (folder or files.folder("triggers")) / f"{history.pack}{suffix}"
     return sql_files.read(path, pack=history.pack, schema=history.schema) if path.exists() else None
 
 
-def _histories(
+def histories_of(
     packs: Collection[str], schemas: Mapping[str, str], ddl_folder: Path | None
 ) -> Sequence[RevisionHistory]:
     """Rowcast's own history and those of the packs, in the order of applying."""

@@ -350,8 +350,8 @@ from pg_roles as r;
 -- $1 the version table
 select quote_ident(pg_get_userbyid(c.relowner)) as owner from pg_class as c where c.oid = $1::text::regclass;
 
--- name: database
-select current_database() as name, has_database_privilege(current_database(), 'CREATE') as may_create;
+-- name: may_create_schema
+select has_database_privilege(current_database(), 'CREATE');
 
 -- name: instead_of
 -- Says for which schema the files are run in another. A file that names a role after its schema needs to know.
@@ -363,3 +363,33 @@ select set_config('the_rowcast.instead_of', $1, true);
 create table the_schema.alembic_version (
     version_num character varying(32) not null, constraint alembic_version_pkc primary key (version_num)
 );
+
+-- name: captures
+-- The watched tables, and the bodies of their capture functions.
+select w.id, format('%I.%I', w.schema_name, w.table_name) as name, quote_ident(w.schema_name) as schema_name,
+       quote_ident(w.table_name) as table_name, w.topic, w.columns::text [] as columns, w.key::text [] as key, w.soft_delete,
+       w.revokes, w.pack, w.model, w.per_row, w.on_error, p.prosrc as body
+from rowcast.watched as w
+join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0
+where to_regclass(format('%I.%I', w.schema_name, w.table_name)) is not null
+order by 2;
+
+-- name: forget_watched
+delete from the_rowcast.watched;
+
+-- name: next_watch
+-- Gives the next watched table this id, which is part of its function.
+-- $1 id
+select setval(pg_get_serial_sequence('the_rowcast.watched', 'id'), $1, false);
+
+-- name: watch
+-- $1 table
+select the_rowcast.watch(
+    $1::text::regclass, $2, $3::text [], $4::text [], $5, $6, pack => $7, model => $8, per_row => $9, on_error => $10
+);
+
+-- name: captured_body
+-- $1 id
+select p.prosrc from the_rowcast.watched as w
+join pg_proc as p on p.pronamespace = 'the_rowcast'::regnamespace and p.proname = w.function_name
+where w.id = $1;

@@ -1,17 +1,14 @@
-"""Compares schemas in a live database with what the files would build.
+"""Compares schemas in a live database with what the files build.
 
-The files are run in schemas of random names, in a transaction that is rolled back: nothing stays, no live object is
-locked or changed, and no writer waits. Both are described by catalog.sql, and what differs is a problem, with the
-statement that mends it. What an application added is its own business, unless it changes what the files promise: a
-constraint, a unique index, a rule or a required column refuses or rewrites what the files accept, and privileges of
-`public`, or of a role to which the files grant some, open what the files close.
+Both are described by catalog.sql. What is missing or changed is a problem, with the statement that mends it. What
+an application added is its own business, unless it changes what the files promise: a constraint, a unique index, a rule
+or a required column refuses or rewrites what the files accept, and privileges of `public`, or of a role to which the
+files grant some, open what the files close.
 """
 
 import json
-import re
-import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -22,15 +19,12 @@ import asyncpg
 
 from daemon.postgres.connect import Connection
 from daemon.postgres.errors import DRIVER_ERRORS, explain
-from daemon.postgres.queries import Queries
 from daemon.schema.capture_check import Problem
-from daemon.schema.migrate import RESET_SESSION, ROWCAST, histories_of, triggers_of
+from daemon.schema.migrate import ROWCAST, histories_of
 from daemon.schema.one_line import one_line
-from daemon.schema.queries import query_for
 from daemon.schema.revisions import VERSION_TABLE, RevisionHistory
-from daemon.schema.sql_files import SqlFile
-
-_catalog: Final = Queries(Path(__file__).with_name("catalog.sql"))
+from daemon.schema.scratch import Scratch, built, catalog
+from daemon.schema.trial import try_captures
 
 _SHOWN: Final = 200  # characters of a value that a message may contain
 _APPLY: Final = "run `daemon --apply-ddl`"
@@ -98,65 +92,57 @@ async def check_schemas(
     packs: Collection[str],
     *,
     schemas: Mapping[str, str] = MappingProxyType({}),
+    known: Collection[str] = (),
     ddl_folder: Path | None = None,
     triggers_folder: Path | None = None,
 ) -> list[Problem]:
-    """The differences of Rowcast's schema and those of the packs from the files. They must be at the newest revisions.
+    """How Rowcast's schema, those of the packs and the captured tables differ from what the files make today.
 
-    The session must have the settings of `migrate.SESSION`. Raises an OperatorFault.
+    The schemas must be at the newest revisions, and the session must have the settings of `migrate.SESSION`. The
+    tables in `known` have problems already, so their captures are left out. Raises an OperatorFault.
     """
     histories = histories_of(packs, schemas, ddl_folder)
+    found: list[Problem] = []
     try:
-        database = await connection.fetchrow(_catalog("database"))
-        if database is None or not database["may_create"]:
+        if not await connection.fetchval(catalog("may_create_schema")):
             remedy = "connect as the role that applies the schemas, or grant CREATE on the database to this one"
             return [Problem("the schemas", "they were not compared: this role may not build them anew", remedy)]
         live = {history.schema: await describe_live(connection, history.schema) for history in histories}
         roles = await read_roles(connection)
-        found: list[Problem] = []
         async with built(connection, histories, triggers_folder) as scratch:
             for history in histories:
-                differences = await compare(scratch, history, live[history.schema], roles)
-                found += _problems(differences)
-        return found
+                found += _problems(await compare(scratch, history, live[history.schema], roles))
+            found += await try_captures(scratch, known)
     except DRIVER_ERRORS as error:
         raise explain(error) from None
+    return found
 
 
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """The schemas that the files were run in: `names` has the scratch schema of each live one."""
+async def describe_files(scratch: Scratch, schema: str, owner: str) -> Description:
+    """What the files build for a live schema, in which `owner` owns what Rowcast made."""
+    return await _describe(
+        scratch.connection, scratch.names[schema], owner, scratch.names[ROWCAST], scratch.in_live_names
+    )
 
-    connection: Connection
-    names: dict[str, str]
 
-    async def describe(self, schema: str, owner: str) -> Description:
-        """What the files build for a live schema, in which `owner` owns what Rowcast made."""
-        return await _describe(self.connection, self.names[schema], owner, self.names[ROWCAST], self._restore)
+async def read_again(scratch: Scratch, schema: str, owner: str, objects: Collection[str]) -> None:
+    """Make definitions anew from what the server prints for them.
 
-    async def read_again(self, schema: str, owner: str, objects: Collection[str]) -> None:
-        """Make definitions anew from what the server prints for them.
-
-        That is what restoring a dump does, and the server may print the result in another way.
-        """
-        described = await _describe(self.connection, self.names[schema], owner, self.names[ROWCAST], str)
-        for name, found in described.objects.items():
-            for key in ("definition", "default"):
-                if self._restore(name) in objects and (value := found.get(key)) and value.mend:
-                    with suppress(asyncpg.PostgresError):  # such as of a key that others refer to
-                        async with self.connection.transaction():
-                            await self.connection.execute(value.mend)
-
-    def _restore(self, text: str) -> str:
-        for live, scratch in self.names.items():
-            text = text.replace(scratch, live)
-        return text
+    That is what restoring a dump does, and the server may print the result in another way.
+    """
+    described = await _describe(scratch.connection, scratch.names[schema], owner, scratch.names[ROWCAST], str)
+    for name, found in described.objects.items():
+        for key in ("definition", "default"):
+            if scratch.in_live_names(name) in objects and (value := found.get(key)) and value.mend:
+                with suppress(asyncpg.PostgresError):  # such as of a key that others refer to
+                    async with scratch.connection.transaction():
+                        await scratch.connection.execute(value.mend)
 
 
 async def describe_live(connection: Connection, schema: str) -> Description:
     """What a live schema contains. The watched tables and extensions are those of the whole database's Rowcast."""
     description = await _describe(connection, schema, await _owner(connection, schema), ROWCAST, str)
-    extensions = await connection.fetch(_catalog("extensions"))
+    extensions = await connection.fetch(catalog("extensions"))
     return replace(description, extensions=frozenset(row["name"] for row in extensions))
 
 
@@ -164,84 +150,45 @@ async def _describe(
     connection: Connection, schema: str, owner: str, rowcast: str, restore: Callable[[str], str]
 ) -> Description:
     objects: dict[str, dict[str, Property]] = {}
-    for row in await connection.fetch(_catalog("describe"), schema, owner):
+    for row in await connection.fetch(catalog("describe"), schema, owner):
         mend, undo, part_of = (restore(row[name]) if row[name] else None for name in ("mend", "undo", "part_of"))
         properties = objects.setdefault(restore(row["object"]), {})
         properties[row["property"]] = Property(restore(row["value"]), mend, undo, part_of)
     grants = {}
-    for row in await connection.fetch(_catalog("grants"), schema):
+    for row in await connection.fetch(catalog("grants"), schema):
         grant = Grant(restore(row["target"]), row["column_name"], row["grantee"], frozenset(row["privileges"]))
         grants[restore(row["object"]), row["grantee"]] = grant
     description = Description(restore(schema), objects, grants)
     if await connection.fetchval("select pg_catalog.to_regclass($1) is null", f"{rowcast}.watched"):
         return description
-    for row in await connection.fetch(_catalog("watches").replace("the_rowcast", rowcast), schema):
+    for row in await connection.fetch(catalog("watches").replace("the_rowcast", rowcast), schema):
         description.watches[restore(row["name"])] = {
             key: restore(value) for key, value in row.items() if key != "name"
         }
-    wanted = await connection.fetch(_catalog("wanted_extensions").replace("the_rowcast", rowcast), schema)
+    wanted = await connection.fetch(catalog("wanted_extensions").replace("the_rowcast", rowcast), schema)
     return replace(description, extensions=frozenset(row["name"] for row in wanted))
 
 
 async def _owner(connection: Connection, schema: str) -> str:
-    owner: str = await connection.fetchval(_catalog("history_owner"), f"{schema}.{VERSION_TABLE}")
+    owner: str = await connection.fetchval(catalog("history_owner"), f"{schema}.{VERSION_TABLE}")
     return owner
 
 
 async def read_roles(connection: Connection) -> Roles:
     """The roles of the cluster."""
-    rows = await connection.fetch(_catalog("roles"))
+    rows = await connection.fetch(catalog("roles"))
     by_default = frozenset(row["name"] for row in rows if row["by_default"])
     return Roles(frozenset(row["name"] for row in rows), by_default)
-
-
-@asynccontextmanager
-async def built(
-    connection: Connection, histories: Sequence[RevisionHistory], triggers_folder: Path | None = None
-) -> AsyncIterator[Scratch]:
-    """Run the files in schemas of random names, which are gone at the end."""
-    token = secrets.token_hex(6)
-    names = {history.schema: f"rowcast_check_{token}_{number:02}" for number, history in enumerate(histories)}
-    transaction = connection.transaction()
-    await transaction.start()
-    try:
-        for live in histories:
-            history = replace(live, schema=names[live.schema])
-            await connection.execute(query_for("make_schema", history.schema))
-            await connection.execute(_catalog("version_table").replace("the_schema", history.schema))
-            files = [history.up_file(revision) for revision in history.revisions]
-            for file in filter(None, [*files, triggers_of(history, triggers_folder)]):
-                await _run(connection, file, rowcast=names[ROWCAST], instead_of=live.schema)
-        await connection.execute(RESET_SESSION)
-        yield Scratch(connection, names)
-    finally:
-        if not connection.is_closed():
-            await transaction.rollback()
-
-
-async def _run(connection: Connection, file: SqlFile, *, rowcast: str, instead_of: str) -> None:
-    """Run a file on the scratch schemas, with a setting that tells it which schema they stand for."""
-    if not file.statements:
-        return
-    text = re.sub(rf"\b{ROWCAST}\b", rowcast, file.text)
-    if not file.in_transaction:  # nobody uses these tables, and here is a transaction
-        text = re.sub(r"\bconcurrently\b", "", text, flags=re.IGNORECASE)
-    await connection.execute(RESET_SESSION)
-    await connection.execute(_catalog("instead_of").replace("the_rowcast", rowcast), instead_of)
-    try:
-        await connection.execute(text)
-    except asyncpg.PostgresError as error:
-        raise explain(error, place=file.place(error)) from None
 
 
 async def compare(scratch: Scratch, history: RevisionHistory, live: Description, roles: Roles) -> list[Difference]:
     """The differences of a live schema from the files, in the order in which they can be mended."""
     schema, exact = history.schema, history.pack == ROWCAST
     owner = await _owner(scratch.connection, schema)
-    found = list(differences(live, await scratch.describe(schema, owner), roles, exact=exact))
+    found = list(differences(live, await describe_files(scratch, schema, owner), roles, exact=exact))
     if changed := {one.object for one in found if one.property}:
-        await scratch.read_again(schema, owner, changed)
-        again = differences(live, await scratch.describe(schema, owner), roles, exact=exact)
+        await read_again(scratch, schema, owner, changed)
+        again = differences(live, await describe_files(scratch, schema, owner), roles, exact=exact)
         found = in_both(found, again)
     return found
 
@@ -326,23 +273,30 @@ def _unwatched(live: Description, files: Description) -> Iterator[Difference]:
 
 
 def _privileges(live: Description, files: Description, roles: Roles, *, exact: bool) -> Iterator[Difference]:
-    ours = {grantee for _, grantee in files.grants} - roles.by_default
-    for role in sorted(ours - roles.known - {_PUBLIC}):
+    ours = {grantee for _, grantee in files.grants} - roles.by_default - {_PUBLIC}
+    for role in sorted(ours - roles.known):
         yield Difference(f"role {role}", "", "it does not exist", f"create role {role}; then {_APPLY}")
-    closed = ours | {_PUBLIC} if exact else (ours | {_PUBLIC}) - {_CAPTURE_ROLE}
     for (name, grantee), wanted in files.grants.items():
-        has = live.grants.get((name, grantee))
-        lacks = wanted.privileges - (has.privileges if has else frozenset())
-        stands = name in live.objects or name.startswith(("schema ", "sequence "))
-        if lacks and stands and grantee in roles.known | {_PUBLIC}:
+        lacks = wanted.privileges - _held(live, name, grantee)
+        if lacks and _described(live, name) and grantee in roles.known | {_PUBLIC}:
             problem = f"{grantee} lacks {', '.join(sorted(lacks))}"
             yield Difference(name, "", problem, wanted.statement("grant", lacks))
-    for (name, grantee), has in live.grants.items():
-        wanted = files.grants.get((name, grantee))
-        more = has.privileges - (wanted.privileges if wanted else frozenset())
-        if more and grantee in closed and (name in files.objects or name.startswith("schema ")):
+    # An operator's own captures may need more: their topics are looked up by this role too.
+    closed = ours | {_PUBLIC} if exact else (ours | {_PUBLIC}) - {_CAPTURE_ROLE}
+    for (name, grantee), held in live.grants.items():
+        more = held.privileges - _held(files, name, grantee)
+        if more and grantee in closed and _described(files, name):
             problem = f"{grantee} has {', '.join(sorted(more))}, which no file grants"
-            yield Difference(name, "", problem, has.statement("revoke", more))
+            yield Difference(name, "", problem, held.statement("revoke", more))
+
+
+def _held(description: Description, name: str, grantee: str) -> frozenset[str]:
+    grant = description.grants.get((name, grantee))
+    return grant.privileges if grant else frozenset()
+
+
+def _described(description: Description, name: str) -> bool:
+    return name in description.objects or name.startswith("schema ")
 
 
 def _problems(found: Iterable[Difference]) -> Iterator[Problem]:

@@ -1,7 +1,6 @@
 """What the comparison of a live schema with the files finds: every kind of manual change, in every pack."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 
@@ -15,13 +14,15 @@ from daemon.schema.schema_check import (
     Description,
     Difference,
     Roles,
-    built,
     check_schemas,
+    describe_files,
     describe_live,
     differences,
     in_both,
+    read_again,
     read_roles,
 )
+from daemon.schema.scratch import built
 from tests.support.postgres import Server, ignore
 
 SCHEMAS = ("rowcast", *migrate.bundled())
@@ -211,10 +212,10 @@ async def files(sql: Connection) -> Files:
         histories = migrate.histories_of(migrate.bundled(), {}, None)
         owner = await sql.fetchval("select quote_ident(current_user)")
         async with built(sql, histories) as scratch:
-            first = {schema: await scratch.describe(schema, owner) for schema in SCHEMAS}
+            first = {schema: await describe_files(scratch, schema, owner) for schema in SCHEMAS}
             for schema, description in first.items():
-                await scratch.read_again(schema, owner, description.objects)
-            again = {schema: await scratch.describe(schema, owner) for schema in SCHEMAS}
+                await read_again(scratch, schema, owner, description.objects)
+            again = {schema: await describe_files(scratch, schema, owner) for schema in SCHEMAS}
         _FILES[directory] = first, again, roles
     return _FILES[directory]
 

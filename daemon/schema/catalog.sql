@@ -262,8 +262,8 @@ with space as (
                                     when 'd' then 'delete' else 'all' end,
                       (select string_agg(case when u = 0 then 'public' else u::regrole::text end, ', ' order by u)
                        from unnest(p.polroles) as u))
-               || coalesce(format(' using (%s)', pg_get_expr(p.polqual, p.polrelid)), '')
-               || coalesce(format(' with check (%s)', pg_get_expr(p.polwithcheck, p.polrelid)), '') as definition
+               || coalesce(' using (' || pg_get_expr(p.polqual, p.polrelid) || ')', '')
+               || coalesce(' with check (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')', '') as definition
     ) as d
     cross join lateral (values
         ('', '', d.definition),

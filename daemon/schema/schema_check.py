@@ -215,7 +215,8 @@ def _missing_or_changed(live: Description, files: Description) -> Iterator[Diffe
         found = live.objects.get(name, {})
         for key, wanted in properties.items():
             if key == "" and not found and _stands(live, wanted):
-                yield Difference(name, "", "it is missing", wanted.mend or _APPLY)
+                renamed = ", or has another name" if name.startswith("column ") else ""
+                yield Difference(name, "", f"it is missing{renamed}", wanted.mend or _APPLY)
             elif found and key not in found:
                 yield Difference(name, key, f"it has no {key}", wanted.mend or _APPLY)
             elif found and not _equal(key, found[key].value, wanted.value):

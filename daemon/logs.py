@@ -66,6 +66,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn", "old segments could not be dropped, or deleted content not be removed; it is retried"
         ),
         "schema_migration": Event("info", "a schema revision was applied or rolled back"),
+        "schema_newer": Event("info", "a schema is newer than this version, which it says it is compatible with"),
         "schema_warning": Event("warn", "the server sent a warning about the schema, such as a missing extension"),
         "segments_dropped": Event("info", "segments of the log older than ROWCAST_RETENTION were dropped"),
         "serving": Event("info", "the daemon is ready for clients"),

@@ -18,6 +18,25 @@ exception when undefined_object then
 end
 $$;
 
+-- The application's rights, as in revision 0005: granted again here, so that a role created later gets them too.
+do $$
+begin
+    execute format('grant usage on schema %I to antone_app', split_part('antone.posts', '.', 1));
+    grant select, insert, update, delete on
+        antone.archetypes, antone.power_tiers, antone.competitor_categories, antone.kpi_types,
+        antone.escalation_reasons, antone.champion_tiers, antone.authors, antone.posts, antone.experiments,
+        antone.decisions, antone.competitors, antone.competitive_mentions, antone.community_champions,
+        antone.kpi_metrics, antone.escalations, antone.weight_adjustment_logs, antone.learning_events,
+        antone.randomized_experiments, antone.segmented_weights
+    to antone_app;
+    grant select, insert, update on antone.replies to antone_app;
+    grant select, insert on antone.audit_logs to antone_app;
+    grant select on antone.operators, antone.archived_files to antone_app;
+exception when undefined_object then
+    null;  -- the role does not exist, and a warning said so
+end
+$$;
+
 -- A deleted operator, softly or not, loses every topic.
 select rowcast.watch(
     'antone.operators', pack => 'antone',

@@ -13,7 +13,9 @@
 do $$
 declare
     own_schema constant name := split_part('email_unsubscribe.users', '.', 1);  -- follows `--schema`
-    app constant name := left(own_schema, 59) || '_app';
+    -- `daemon check` runs this file in a schema of another name, and says in this setting which one it stands for.
+    instead_of constant name := nullif(pg_catalog.current_setting('rowcast.instead_of', true), '');
+    app constant name := left(coalesce(instead_of, own_schema), 59) || '_app';
 begin
     if not exists (select from pg_catalog.pg_roles as r where r.rolname = app) then
         begin

@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from daemon.cli.options import Options, configure_logs, data_dir_option, report, run
 from daemon.settings import Settings
+
+if TYPE_CHECKING:
+    from daemon.schema.health import Findings
 
 
 def apply(settings: Settings, *, offline: bool) -> None:
@@ -59,17 +62,19 @@ def rollback(options: Options, *, pack: str, to: str | None) -> None:
 @data_dir_option("Data directory of the `daemon up` to check.")
 @click.pass_obj
 def check(options: Options, *, data_dir: Path | None) -> None:
-    """Check the schemas and the capture triggers; exit with 1 if there are problems."""
+    """Compare the schemas and the capture triggers with the files; exit with 1 if something differs."""
     from daemon.schema.health import check
 
     settings = options.having(data_dir=data_dir).quiet().local_settings
-    run(settings, _print_problems(check(settings)))
+    run(settings, _print_findings(check(settings)))
 
 
-async def _print_problems(checking: Coroutine[Any, Any, tuple[list[str], int]]) -> None:
-    problems, watched = await checking
-    for problem in problems:
+async def _print_findings(checking: "Coroutine[Any, Any, Findings]") -> None:
+    findings = await checking
+    for problem in findings.problems:
         click.echo(problem)
-    if problems:
+    for note in findings.notes:
+        click.echo(f"note: {note}")
+    if findings.problems:
         sys.exit(1)
-    click.echo(f"nothing has drifted: {watched} tables are watched")
+    click.echo(f"nothing has drifted: {findings.watched} tables are watched")

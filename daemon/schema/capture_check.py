@@ -1,8 +1,10 @@
 """Checks of the capture triggers of watched tables, and of the packs' schemas, in a live database."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+import asyncpg
 
 from daemon import files
 from daemon.postgres.connect import Connection
@@ -12,7 +14,7 @@ from daemon.schema.queries import query
 
 # rowcast.watch() restores triggers that are missing or disabled, but does not look at anything else: unwatch() has to
 # remove that first.
-_REAPPLY: Final = "run `daemon --apply-ddl`, or call rowcast.watch() again if the table belongs to no pack"
+REAPPLY: Final = "run `daemon --apply-ddl`, or call rowcast.watch() again if the table belongs to no pack"
 _RECREATE: Final = "call rowcast.unwatch() and rowcast.watch() for it in one transaction"
 
 _TRIGGER: Final = "its capture trigger on {place} for {operations} "
@@ -21,21 +23,47 @@ _PROBLEMS: Final = {
         "the table was dropped or renamed",
         "rename it back, or call rowcast.unwatch_dropped() if it was dropped",
     ),
-    "function_missing": ("its capture function {place} is missing", _REAPPLY),
+    "function_missing": ("its capture function {place} is missing", REAPPLY),
     "function_altered": ("its capture function {place} differs from what rowcast.watch() created", _RECREATE),
     "function_owner": ("its capture function {place} is not owned by rowcast_capture", _RECREATE),
-    "missing": (_TRIGGER + "is missing", _REAPPLY),
-    "disabled": (_TRIGGER + "is disabled", _REAPPLY),
-    "replica": (_TRIGGER + "fires in replica mode only", _REAPPLY),
-    "not_always": (_TRIGGER + "is not ENABLE ALWAYS, as per_row requires", _REAPPLY),
-    "always": (_TRIGGER + "is ENABLE ALWAYS, so replication would fire it too", _REAPPLY),
+    "missing": (_TRIGGER + "is missing", REAPPLY),
+    "disabled": (_TRIGGER + "is disabled", REAPPLY),
+    "replica": (_TRIGGER + "fires in replica mode only", REAPPLY),
+    "not_always": (_TRIGGER + "is not ENABLE ALWAYS, as per_row requires", REAPPLY),
+    "always": (_TRIGGER + "is ENABLE ALWAYS, so replication would fire it too", REAPPLY),
     "trigger_altered": (_TRIGGER + "differs from what rowcast.watch() created", _RECREATE),
     "stray": ("{place} is captured as this table", "drop its triggers {operations}, or attach or rename it back"),
     "subscription": (
         "a subscription writes to {place}, but replication does not fire statement triggers",
         "call rowcast.watch() for it again with per_row => true",
     ),
+    "column_gone": (
+        "its captured column {place} was dropped or renamed",
+        "rename it back or add it again, or call rowcast.watch() for it without that column",
+    ),
+    "key_null": ("its key column {place} may be null", "set it NOT NULL again"),
+    "key_not_unique": ("its key ({place}) is not unique any more", "add a primary key or unique constraint on it"),
+    "expression": (
+        "its topic or its rights cannot be worked out ({place})",
+        "put back what they read, or call rowcast.watch() for it with others",
+    ),
+    "child": (
+        "what is written to its child {place} directly is not captured",
+        "alter table {place} no inherit {name}, and call rowcast.watch() for it too",
+    ),
+    "row_security": (
+        "row security hides its rows from rowcast_capture, which looks up topics in it",
+        "create policy rowcast_capture on {name} for select to rowcast_capture using (true)",
+    ),
+    "unlogged": (
+        "it is unlogged: a crash of Postgres empties it, and clients hear nothing of that",
+        "alter table {name} set logged",
+    ),
 }
+_UNKNOWN: Final = (asyncpg.InsufficientPrivilegeError, asyncpg.LockNotAvailableError)
+"""Why an expression cannot be judged: this role may not see what it reads, or somebody is changing that."""
+
+_NOTES: Final = {"unlogged"}  # what may be so on purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +73,7 @@ class Problem:
     table: str  # qualified, and quoted where SQL requires it; or the name of another object
     problem: str
     remedy: str
+    is_note: bool = False  # whether it may be so on purpose, and is harmless for now
 
     def __str__(self) -> str:
         return f"{self.table}: {self.problem}: {self.remedy}"
@@ -53,17 +82,45 @@ class Problem:
 async def check_captures(connection: Connection) -> list[Problem]:
     """Problems with the capture of watched tables, by table. Needs Rowcast's own schema. Raises a DatabaseFault."""
     try:
-        rows = await connection.fetch(query("capture_problems"))
+        triggers = await connection.fetch(query("capture_problems"))
+        tables = await connection.fetch(query("watch_problems"))
+        expressions = await _broken_expressions(connection)
     except DRIVER_ERRORS as error:
         raise explain(error) from None
     problems = []
-    for row in rows:
-        problem, remedy = _PROBLEMS[row["problem"]]
-        if row["cloned"]:  # watch() looks at the parent's trigger only, which may be fine
-            remedy = _RECREATE
-        facts = {"place": row["place"], "operations": row["operations"]}
-        problems.append(Problem(row["name"], problem.format(**facts), remedy.format(**facts)))
-    return problems
+    for row in triggers:
+        # watch() looks at the parent's trigger only, which may be fine
+        problem = _problem(row["name"], row["problem"], row["place"], row["operations"])
+        problems.append(replace(problem, remedy=_RECREATE) if row["cloned"] else problem)
+    problems += [_problem(row["name"], row["problem"], row["place"]) for row in tables]
+    problems += [_problem(name, "expression", reason) for name, reason in expressions]
+    return sorted(problems, key=lambda problem: problem.table)
+
+
+def _problem(name: str, kind: str, place: str, operations: str = "") -> Problem:
+    problem, remedy = (text.format(name=name, place=place, operations=operations) for text in _PROBLEMS[kind])
+    return Problem(name, problem, remedy, kind in _NOTES)
+
+
+async def _broken_expressions(connection: Connection) -> list[tuple[str, str]]:
+    """The tables with an expression that the server does not understand any more, and why. Nothing is executed."""
+    expressions = {row["name"]: row["text"] for row in await connection.fetch(query("expressions"))}
+    all_at_once = ", ".join(f"({text}) as e{number}" for number, text in enumerate(expressions.values()))
+    if not expressions or await _parse(connection, f"select from {all_at_once}") is None:
+        return []
+    reasons = [(name, await _parse(connection, text)) for name, text in expressions.items()]
+    return [(name, str(error.args[0])) for name, error in reasons if error and not isinstance(error, _UNKNOWN)]
+
+
+async def _parse(connection: Connection, text: str) -> asyncpg.PostgresError | None:
+    """Why the server does not understand a query; None if it does."""
+    try:
+        async with connection.transaction():
+            await connection.execute(query("expression_session"))
+            await connection.prepare(text)
+    except (asyncpg.SyntaxOrAccessError, asyncpg.LockNotAvailableError) as error:
+        return error
+    return None
 
 
 async def check_rules(

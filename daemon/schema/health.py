@@ -2,15 +2,17 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import ClassVar
 
 from daemon import metrics
 from daemon.core.errors import OperatorFault
 from daemon.logs import get_logger
-from daemon.postgres.connect import SESSION, Connection, Pool, acquired, connect
+from daemon.postgres.connect import Connection, Pool, acquired, connect
 from daemon.postgres.errors import DRIVER_ERRORS, explain
 from daemon.schema import migrate
 from daemon.schema.capture_check import Problem, check_captures, check_rules, count_watched
+from daemon.schema.schema_check import check_schemas
 from daemon.settings import Settings
 
 log = get_logger()
@@ -34,6 +36,7 @@ class SchemaHealth:
         self.stale: str | None = None
         self.captures: list[Problem] = []
         self._pool, self._settings = pool, settings
+        self._newer: dict[str, str] = {}
 
     @property
     def problems(self) -> list[str]:
@@ -44,6 +47,11 @@ class SchemaHealth:
         """Check again, and log changes of the captures. Raises a DatabaseFault or one of DRIVER_ERRORS."""
         async with acquired(self._pool, CHECK_TIMEOUT) as connection:
             self.stale, problems = await examine(connection, self._settings)
+            newer = await migrate.newer(connection, self._settings.packs, schemas=self._settings.schemas)
+        for schema in newer.keys() - self._newer.keys():
+            log.info("schema_newer", schema=schema, revision=newer[schema])
+        self._newer = newer
+        problems = [problem for problem in problems if not problem.is_note]
         for problem in problems:
             if problem not in self.captures:
                 log.error("trigger_error", table=problem.table, problem=problem.problem, remedy=problem.remedy)
@@ -67,26 +75,43 @@ async def examine(connection: Connection, settings: Settings) -> tuple[str | Non
     return stale, await check_captures(connection) if present else []
 
 
-async def check(settings: Settings) -> tuple[list[str], int]:
-    """A line for each problem, and the number of watched tables (0 if there are problems).
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What `daemon check` tells: a line for each problem and each note, and the number of watched tables."""
 
-    Besides the problems that `examine` finds, these are those of the packs' check.sql. Raises an OperatorFault.
-    """
+    problems: list[str]
+    notes: list[str]
+    watched: int
+
+
+async def check(settings: Settings) -> Findings:
+    """Compare the schemas and the captures with the files, and run the packs' check.sql. Raises an OperatorFault."""
     connection = await connect(
         settings.require_dsn(),
         application_name="rowcast check",
-        server_settings=SESSION,
+        server_settings={**migrate.SESSION, "lock_timeout": f"{settings.lock_timeout * 1000:.0f}"},
+        statement_cache_size=0,
         attempts=settings.connect_attempts,
     )
     try:
-        stale, problems = await examine(connection, settings)
-        lines = [str(SchemaNotCurrent(stale))] if stale else []
-        lines += map(str, problems)
+        stale, found = await examine(connection, settings)
+        problems = [str(SchemaNotCurrent(stale))] if stale else []
+        problems += [str(one) for one in found if not one.is_note]
+        notes = [str(one) for one in found if one.is_note]
+        newer = await migrate.newer(connection, settings.packs, schemas=settings.schemas)
+        notes += [
+            f"schema {schema}: it was not compared: {at} is newer than this version" for schema, at in newer.items()
+        ]
+        if not stale and migrate.ROWCAST not in newer:
+            known = {problem.table for problem in found}
+            packs = [pack for pack, schema in settings.schemas.items() if schema not in newer]
+            problems += map(str, await check_schemas(connection, packs, schemas=settings.schemas, known=known))
         for pack, schema in settings.schemas.items():
             if await migrate.current(connection, schema) is not None:
-                lines += map(str, await check_rules(connection, pack, schema))
-        return lines, 0 if lines else await count_watched(connection)
+                problems += map(str, await check_rules(connection, pack, schema))
+        watched = await count_watched(connection) if not problems else 0
     except DRIVER_ERRORS as error:
         raise explain(error) from None
     finally:
         connection.terminate()
+    return Findings(problems, notes, watched)

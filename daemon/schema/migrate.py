@@ -22,6 +22,13 @@ transaction. A file whose first line is `-- no-transaction` runs statement by st
 must be safe to run again after it failed half-way. triggers/<pack>.sql runs after the revisions at every apply, so it
 must be safe to repeat as well. When all revisions are rolled back, triggers/<pack>.down.sql runs first; it drops what
 triggers/<pack>.sql has created in the schema.
+
+A rollback is one transaction, whatever it undoes. Only a .down.sql that begins with `-- no-transaction` splits it:
+what comes before such a file, the file itself, and what comes after it are then done one after the other.
+
+A daemon refuses a schema that is newer than its files, unless every revision that it does not know allows it. For
+that the Python file also has, for example, `compatible_with = "shop_0001"`: daemons that know this revision can work
+with the new one.
 """
 
 import asyncio
@@ -42,18 +49,19 @@ from daemon.schema import sql_files
 from daemon.schema.queries import query, query_for
 from daemon.schema.revisions import (
     VERSION_TABLE,
-    Direction,
     RevisionHistory,
     UnknownHistory,
     UnknownRevision,
     packs_in,
+    send_file,
 )
 from daemon.schema.sql_files import SqlFile
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection as SyncConnection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-__all__ = ["Move", "Report", "apply", "bundled", "current", "heads", "offline", "rollback", "stale"]
+__all__ = ["Move", "Report", "apply", "bundled", "current", "heads", "newer", "offline", "rollback", "stale"]
 
 ROWCAST: Final = "rowcast"
 """Rowcast's own history and schema, which every pack requires."""
@@ -97,6 +105,13 @@ class RevisionNotReached(OperatorFault):
 
     def __init__(self, schema: str, at: str | None, revision: str) -> None:
         self.schema, self.at, self.revision = schema, at or "the beginning", revision
+
+
+class PrereleaseDatabase(OperatorFault):
+    """Schema rowcast was made before revisions were frozen and cannot be upgraded: drop it and the packs' schemas, \
+then run `daemon --apply-ddl` again."""
+
+    exit_code: ClassVar[int] = 22
 
 
 class SchemaInUse(OperatorFault):
@@ -148,7 +163,7 @@ def heads(
 
     Raises UnknownPack, InvalidRevisions, BadSchemaName.
     """
-    return {history.schema: history.newest for history in _histories(packs, schemas, ddl_folder)}
+    return {history.schema: history.newest for history in histories_of(packs, schemas, ddl_folder)}
 
 
 async def current(connection: Connection, schema: str) -> str | None:
@@ -169,11 +184,42 @@ async def stale(
     schemas: Mapping[str, str] = MappingProxyType({}),
     ddl_folder: Path | None = None,
 ) -> str | None:
-    """Why the schemas in the database are not current; None if they are. Raises the driver's errors."""
-    for schema, newest in heads(packs, schemas=schemas, ddl_folder=ddl_folder).items():
-        if (revision := await current(connection, schema)) != newest:
-            return f"schema {schema} is at {revision or 'nothing'}, not at {newest}"
+    """Why a daemon with these files cannot serve the schemas in the database; None if it can.
+
+    It can if they are at its newest revisions, or at later ones that say they are compatible with it. Raises the
+    driver's errors.
+    """
+    for history in histories_of(packs, schemas, ddl_folder):
+        revision = await current(connection, history.schema)
+        if revision != history.newest and not await _is_compatible(connection, history, revision):
+            return f"schema {history.schema} is at {revision or 'nothing'}, not at {history.newest}"
     return None
+
+
+async def newer(
+    connection: Connection,
+    packs: Collection[str],
+    *,
+    schemas: Mapping[str, str] = MappingProxyType({}),
+    ddl_folder: Path | None = None,
+) -> dict[str, str]:
+    """The schemas that are at a revision that the files do not know, with that revision."""
+    found = {}
+    for history in histories_of(packs, schemas, ddl_folder):
+        revision = await current(connection, history.schema)
+        if revision is not None and history.is_newer(revision):
+            found[history.schema] = revision
+    return found
+
+
+async def _is_compatible(connection: Connection, history: RevisionHistory, revision: str | None) -> bool:
+    """Whether every revision after the newest in the files says that daemons with these files can work with it."""
+    if revision is None or not history.is_newer(revision):
+        return False
+    if await connection.fetchval("select pg_catalog.to_regclass('rowcast.compatibility')") is None:
+        return False
+    rows = await connection.fetch(query("compatibility"), history.schema)
+    return history.allows({row["revision"]: row["compatible_with"] for row in rows}, revision)
 
 
 async def apply(
@@ -194,16 +240,18 @@ async def apply(
     most `attempts` times. `report` is called with what was done, and with notices and warnings of the server. Raises
     an OperatorFault; the revisions that were applied before it stay.
     """
-    histories = _histories(packs, schemas, ddl_folder)
-    captures = [_triggers(history, triggers_folder) for history in histories]
+    histories = histories_of(packs, schemas, ddl_folder)
+    captures = [triggers_of(history, triggers_folder) for history in histories]
     moves = []
     async with _session(dsn, lock_timeout, attempts, report) as session:
+        if await session.driver.fetchval(query("prerelease")):
+            raise PrereleaseDatabase
         for history, capture in zip(histories, captures, strict=True):
             await session.check_name(history.schema)
             before = at = await current(session.driver, history.schema)
             for revision in history.revisions[history.place(at) :]:
                 first = query_for("make_schema", history.schema) if at is None else ""
-                await session.run(history, "up", revision, first=first)
+                await session.run_up(history, revision, first=first)
                 at = revision
             await session.run_file(capture)
             moves.append(Move(history.pack, history.schema, before, at))
@@ -225,12 +273,13 @@ async def rollback(
 ) -> Report:
     """Roll back a pack's revisions after `to`, newest first. Without `to`: all, the version table and the schema.
 
-    Only schemas and extensions that Rowcast created are dropped. The other parameters are those of `apply`.
+    All of it is one transaction, unless a file runs without one: see above. Only schemas and extensions that Rowcast
+    created are dropped. The other parameters are those of `apply`.
     """
     history = _history(pack, schema, _ddl(ddl_folder))
     if to is not None and to not in history.revisions:
         raise UnknownRevision(pack, to, history.revisions)
-    triggers_down = _triggers(history, triggers_folder, ".down.sql")
+    triggers_down = triggers_of(history, triggers_folder, ".down.sql")
     async with _session(dsn, lock_timeout, attempts, report) as session:
         await session.check_name(history.schema)
         before = await current(session.driver, history.schema)
@@ -238,17 +287,15 @@ async def rollback(
         if applied < kept:
             raise RevisionNotReached(history.schema, before, history.revisions[kept - 1])
         undone = history.revisions[kept:applied][::-1]
-        for revision in undone:
-            history.down_file(revision)  # raises before anything is changed
-        if undone and not kept:
-            if pack == ROWCAST:
-                await session.check_unused(bundled(ddl_folder))
-            await session.run_file(triggers_down)
-        for revision in undone:
-            last = "" if pack == ROWCAST else query("forget_captures")
-            if revision == history.revisions[0]:
-                last += query_for("leave", history.schema)
-            await session.run(history, "down", revision, last=last)
+        steps = history.down_steps(undone)  # raises before anything is changed
+        if undone and not kept and pack == ROWCAST:
+            await session.check_unused(bundled(ddl_folder))
+        for number, step in enumerate(steps):
+            if len(steps) > 1:
+                which = f"{', '.join(step)}, as step {number + 1} of {len(steps)}"
+                report(f"rolling back {which}: earlier steps stay undone if a later one fails")
+            before_all = triggers_down if not number and not kept else None
+            await session.run_down(history, step, first=before_all)
         move = Move(pack, history.schema, before, to if undone else before)
         report(str(move))
     return Report((move,))
@@ -265,13 +312,13 @@ def offline(
     """Write the SQL with which `apply` would fill an empty database, for psql. Raises an OperatorFault."""
     out.write("-- Rowcast's schema and packs, for an empty database: psql -X -v ON_ERROR_STOP=1 -f FILE\n\n")
     session = reset_session(SESSION)
-    for history in _histories(packs, schemas, ddl_folder):
+    for history in histories_of(packs, schemas, ddl_folder):
         first = query_for("make_schema", history.schema)
         for revision in history.revisions:
             out.write(f"{session}\n")
             history.run("up", revision, out, first=first)
             first = ""
-        if file := _triggers(history, triggers_folder):
+        if file := triggers_of(history, triggers_folder):
             out.write(f"{session}\nbegin;\n\n{file.script}\ncommit;\n\n")
 
 
@@ -286,12 +333,12 @@ def _ddl(folder: Path | None) -> Path:
     return folder or files.folder("ddl")
 
 
-def _triggers(history: RevisionHistory, folder: Path | None, suffix: str = ".sql") -> SqlFile | None:
+def triggers_of(history: RevisionHistory, folder: Path | None, suffix: str = ".sql") -> SqlFile | None:
     path = (folder or files.folder("triggers")) / f"{history.pack}{suffix}"
     return sql_files.read(path, pack=history.pack, schema=history.schema) if path.exists() else None
 
 
-def _histories(
+def histories_of(
     packs: Collection[str], schemas: Mapping[str, str], ddl_folder: Path | None
 ) -> Sequence[RevisionHistory]:
     """Rowcast's own history and those of the packs, in the order of applying."""
@@ -393,15 +440,35 @@ class _Session:
         if users:
             raise SchemaInUse(users)
 
-    async def run(
-        self, history: RevisionHistory, direction: Direction, revision: str, *, first: str = "", last: str = ""
-    ) -> None:
-        """Run one revision in one transaction."""
+    async def run_up(self, history: RevisionHistory, revision: str, *, first: str) -> None:
+        """Apply one revision in one transaction, which begins with the SQL `first`."""
 
         async def work() -> None:
-            await self.alembic.run_sync(
-                lambda connection: history.run(direction, revision, connection, first=first, last=last)
-            )
+            await self.alembic.run_sync(lambda connection: history.run("up", revision, connection, first=first))
+
+        await self._with_retries(work)
+
+    async def run_down(self, history: RevisionHistory, revisions: Sequence[str], *, first: SqlFile | None) -> None:
+        """Roll back revisions in one transaction, which begins with the file `first`."""
+        in_transaction = history.down_file(revisions[0]).in_transaction
+        if not in_transaction:
+            await self.run_file(first)
+
+        def down(connection: "SyncConnection") -> None:
+            if first is not None and in_transaction:
+                send_file(connection, first)
+            for revision in revisions:
+                last = "" if history.pack == ROWCAST else query("forget_captures")
+                if revision == history.revisions[0]:
+                    last += query_for("leave", history.schema)
+                history.run("down", revision, connection, last=last)
+
+        async def work() -> None:
+            if in_transaction:
+                async with self.alembic.begin():
+                    await self.alembic.run_sync(down)
+            else:
+                await self.alembic.run_sync(down)
 
         await self._with_retries(work)
 

@@ -3,6 +3,37 @@
 -- name: current
 select version_num from the_schema.alembic_version;
 
+-- name: prerelease
+-- Does the schema lack what its first revision has had since revisions are frozen?
+select pg_catalog.to_regclass('rowcast.log') is not null and not exists (
+    select from pg_catalog.pg_attribute as a
+    where a.attrelid = pg_catalog.to_regclass('rowcast.log') and a.attname = 'xid' and not a.attisdropped
+);
+
+-- name: compatibility
+-- $1 schema
+select c.revision, c.compatible_with from rowcast.compatibility as c where c.schema_name = $1;
+
+-- name: note_compatible
+do $$
+begin
+    if pg_catalog.to_regclass('rowcast.compatibility') is not null then
+        insert into rowcast.compatibility (schema_name, revision, compatible_with)
+        values ('the_schema', 'the_revision', 'the_oldest')
+        on conflict (schema_name, revision) do update set compatible_with = excluded.compatible_with;
+    end if;
+end
+$$;
+
+-- name: forget_compatible
+do $$
+begin
+    if pg_catalog.to_regclass('rowcast.compatibility') is not null then
+        delete from rowcast.compatibility as c where (c.schema_name, c.revision) = ('the_schema', 'the_revision');
+    end if;
+end
+$$;
+
 -- name: lock_holder
 -- $1 the lock's key, bigint
 select a.pid, a.usename::text as user_name, a.application_name, a.state, null::int as seconds
@@ -148,6 +179,94 @@ from target as t
 join pg_subscription_rel as s on s.srrelid = t.relation
 where not t.per_row
 order by 1, 2, 3;
+
+-- name: watch_problems
+-- The differences between watched tables and what rowcast.watch() was told about them: columns and keys that are gone,
+-- children that are written to directly, and tables whose rows a topic cannot see.
+with watched as (
+    select format('%I.%I', w.schema_name, w.table_name) as name, w.columns, w.key, w.soft_delete, c.oid as relation,
+           c.relpersistence
+    from rowcast.watched as w
+    join pg_namespace as n on n.nspname = w.schema_name
+    join pg_class as c on c.relnamespace = n.oid and c.relname = w.table_name and c.relkind in ('r', 'p')
+    where w.function_name is not null
+), named as (
+    select w.name, w.relation, u.column_name, min(u.place) as place, bool_or(u.column_name = any (w.key)) as in_key,
+           a.attname is null as is_gone, a.attnotnull
+    from watched as w
+    cross join unnest(w.columns || w.key || w.soft_delete) with ordinality as u (column_name, place)
+    left join pg_attribute as a
+        on a.attrelid = w.relation and a.attname = u.column_name and a.attnum > 0 and not a.attisdropped
+    where u.column_name is not null
+    group by w.name, w.relation, u.column_name, a.attname, a.attnotnull
+), reader as (
+    select r.oid from pg_roles as r where r.rolname = 'rowcast_capture' and not r.rolsuper and not r.rolbypassrls
+)
+select n.name, 'column_gone' as problem, string_agg(quote_ident(n.column_name), ', ' order by n.place) as place
+from named as n where n.is_gone
+group by n.name
+union all
+select n.name, 'key_null', string_agg(quote_ident(n.column_name), ', ' order by n.place)
+from named as n where n.in_key and not n.is_gone and not n.attnotnull
+group by n.name
+union all
+select w.name, 'key_not_unique', (select string_agg(quote_ident(k), ', ') from unnest(w.key) as k)
+from watched as w
+where not exists (select from named as n where n.name = w.name and n.in_key and n.is_gone)
+  and not exists (
+      select from pg_index as i
+      where i.indrelid = w.relation and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null
+        and (select array_agg(a.attname) from pg_attribute as a
+             where a.attrelid = w.relation and a.attnum = any (i.indkey [0:i.indnkeyatts - 1])) <@ w.key
+  )
+union all
+select w.name, 'child', format('%I.%I', s.nspname, c.relname)
+from watched as w
+join pg_inherits as i on i.inhparent = w.relation
+join pg_class as c on c.oid = i.inhrelid and not c.relispartition
+join pg_namespace as s on s.oid = c.relnamespace
+where not exists (
+    select from pg_trigger as g join pg_proc as p on p.oid = g.tgfoid
+    where g.tgrelid = c.oid and p.pronamespace = 'rowcast'::regnamespace
+)
+union all
+select w.name, 'unlogged', '' from watched as w where w.relpersistence = 'u'
+union all
+-- Topics are looked up as this role. It sees every row only if a policy says so and none says otherwise.
+select format('%I.%I', s.nspname, c.relname), 'row_security', ''
+from pg_class as c
+join pg_namespace as s on s.oid = c.relnamespace
+cross join reader as r
+where c.relkind in ('r', 'p') and c.relrowsecurity
+  and (c.relforcerowsecurity or not pg_has_role(r.oid, c.relowner, 'usage'))
+  and has_any_column_privilege(r.oid, c.oid, 'select')
+  and (
+      not exists (
+          select from pg_policy as p
+          where p.polrelid = c.oid and p.polpermissive and p.polcmd in ('r', '*') and p.polroles && array[0::oid, r.oid]
+            and pg_get_expr(p.polqual, p.polrelid) = 'true'
+      ) or exists (
+          select from pg_policy as p
+          where p.polrelid = c.oid and not p.polpermissive and p.polcmd in ('r', '*')
+            and p.polroles && array[0::oid, r.oid] and pg_get_expr(p.polqual, p.polrelid) <> 'true'
+      )
+  )
+order by 1, 2, 3;
+
+-- name: expressions
+-- What the topics and rights of each watched table are worked out from, as a query that reads no row.
+select format('%I.%I', w.schema_name, w.table_name) as name,
+       format('select (%s), (%s) from %I.%I as r', w.topic, coalesce(w.revokes, 'null'), w.schema_name, w.table_name) as text
+from rowcast.watched as w
+join pg_namespace as n on n.nspname = w.schema_name
+join pg_class as c on c.relnamespace = n.oid and c.relname = w.table_name
+where w.function_name is not null
+order by 1;
+
+-- name: expression_session
+-- The path of the capture functions. Whoever changes a table that is read here makes nobody wait for long.
+set local search_path = pg_catalog, pg_temp;
+set local lock_timeout = '100ms';
 
 -- name: count_watched
 select count(*) from rowcast.watched where function_name is not null;

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,8 @@ from daemon.core.errors import OperatorFault
 from daemon.packs import UnknownPack
 from daemon.postgres.errors import explain
 from daemon.schema import sql_files
+from daemon.schema.queries import query_for
+from daemon.schema.sql_files import SqlFile
 
 if TYPE_CHECKING:  # importing Alembic and SQLAlchemy takes 0.4 s and 57 MB, so only schema changes do
     from alembic.runtime.migration import MigrationContext
@@ -117,7 +119,7 @@ class RevisionHistory:
             return 0
         if revision in self.files:
             return self.revisions.index(revision) + 1
-        if re.fullmatch(rf"{self.pack}_\d+", revision):
+        if self.is_newer(revision):
             raise NewerDatabase(self.schema, revision, self.newest)
         raise UnknownHistory(self.schema, revision)
 
@@ -126,12 +128,41 @@ class RevisionHistory:
         index = self.revisions.index(revision)
         return self.revisions[index - 1] if index else None
 
-    def down_file(self, revision: str) -> Path:
-        """The file that rolls a revision back. Raises IrreversibleRevision."""
+    def is_newer(self, revision: str) -> bool:
+        """Whether a later version of these files must have written this revision."""
+        return revision not in self.files and re.fullmatch(rf"{self.pack}_\d+", revision) is not None
+
+    def allows(self, compatible_with: Mapping[str, str], revision: str) -> bool:
+        """Whether all revisions after the newest, up to `revision`, say that daemons with these files may stay."""
+        unknown = range(len(self.files) + 1, int(revision.rpartition("_")[2]) + 1)
+        return all(compatible_with.get(f"{self.pack}_{number:04}") in self.files for number in unknown)
+
+    def up_file(self, revision: str) -> SqlFile:
+        """The file that applies a revision. Raises BadSqlFile."""
+        return self._read(self.files[revision], "up")
+
+    def down_file(self, revision: str) -> SqlFile:
+        """The file that rolls a revision back. Raises IrreversibleRevision, BadSqlFile."""
         path = self.files[revision].with_suffix(".down.sql")
         if not path.exists():
             raise IrreversibleRevision(revision, f"{self.pack}/{path.name}")
-        return path
+        return self._read(self.files[revision], "down")
+
+    def _read(self, path: Path, direction: Direction) -> SqlFile:
+        return sql_files.read(path.with_suffix(f".{direction}.sql"), pack=self.pack, schema=self.schema)
+
+    def down_steps(self, revisions: Sequence[str]) -> list[list[str]]:
+        """The revisions to roll back, in groups that are one transaction each. Raises what `down_file` does."""
+        steps: list[list[str]] = []
+        joins = False
+        for revision in revisions:
+            in_transaction = self.down_file(revision).in_transaction
+            if joins and in_transaction:
+                steps[-1].append(revision)
+            else:
+                steps.append([revision])
+            joins = in_transaction
+        return steps
 
     def run(
         self,
@@ -144,8 +175,9 @@ class RevisionHistory:
     ) -> None:
         """Apply or roll back one revision, in one transaction that begins with the SQL `first` and ends with `last`.
 
-        `target` is a connection, inside SQLAlchemy's greenlet, or a stream to write the SQL to. Raises
-        InvalidRevisions and the errors of `run_sql`; the transaction is then rolled back.
+        `target` is a connection, inside SQLAlchemy's greenlet, or a stream to write the SQL to. If the connection is
+        in a transaction already, it stays in it. Raises InvalidRevisions and the errors of `run_sql`; a transaction
+        that began here is then rolled back.
         """
         from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
         from sqlalchemy import Connection  # noqa: PLC0415
@@ -172,10 +204,22 @@ class RevisionHistory:
                 if first:
                     execute(first)
                 context.run_migrations()
+                if declaration := self._declaration(scripts, direction, revision):
+                    execute(declaration)
                 if last:
                     execute(last)
         finally:
             _RUNNING.reset(token)
+
+    def _declaration(self, scripts: "ScriptDirectory", direction: Direction, revision: str) -> str:
+        """SQL that notes, or forgets, which daemons may stay with a revision; empty if it does not say."""
+        oldest = getattr(scripts.get_revision(revision).module, "compatible_with", None)
+        if oldest is None:
+            return ""
+        if oldest not in self.revisions[: self.revisions.index(revision)]:
+            raise InvalidRevisions(self.pack, f'compatible_with = "{oldest}" of {revision} names no earlier revision')
+        name = "note_compatible" if direction == "up" else "forget_compatible"
+        return query_for(name, self.schema).replace("the_revision", revision).replace("the_oldest", oldest)
 
     def _scripts(self) -> "ScriptDirectory":
         from alembic.script import ScriptDirectory  # noqa: PLC0415
@@ -218,16 +262,11 @@ def run_sql(revision_file: str, direction: Direction) -> None:
     a DatabaseFault that names file and line.
     """
     running = _RUNNING.get()
-    history = running.history
-    path = Path(revision_file).with_suffix(f".{direction}.sql")
-    file = sql_files.read(path, pack=history.pack, schema=history.schema)
+    file = running.history._read(Path(revision_file), direction)
     if not file.statements:
         return  # asyncpg raises an error when the server answers an empty query
     if file.in_transaction:
-        try:
-            running.execute(file.script)
-        except asyncpg.PostgresError as error:
-            raise explain(error, place=file.place(error)) from None
+        _execute(file, running.execute)
         return
     with running.context.autocommit_block():
         for statement in file.statements:
@@ -235,6 +274,19 @@ def run_sql(revision_file: str, direction: Direction) -> None:
                 running.execute(statement.text.rstrip(";") + ";")
             except asyncpg.PostgresError as error:
                 raise explain(error, place=file.place(error, statement)) from None
+
+
+def send_file(connection: "Connection", file: SqlFile) -> None:
+    """Run a file in the connection's transaction. Raises a DatabaseFault that names file and line."""
+    if file.statements:
+        _execute(file, partial(_send, connection))
+
+
+def _execute(file: SqlFile, execute: Callable[[str], None]) -> None:
+    try:
+        execute(file.script)
+    except asyncpg.PostgresError as error:
+        raise explain(error, place=file.place(error)) from None
 
 
 def _send(connection: "Connection", text: str) -> None:

@@ -164,6 +164,47 @@ async def test_a_daemon_that_starts_with_a_disabled_trigger_serves_and_says_why_
             assert "what is captured is delivered" == (await client.changes())[0]["record"]["content"]
 
 
+async def test_a_column_that_was_renamed_makes_the_daemon_unready_and_names_table_column_and_remedy(
+    chat: Chat, database: str
+) -> None:
+    await chat.sql.execute("alter table chatgenius.users rename column avatar_url to picture_url")
+    async with daemon_process(database) as daemon:
+        reason = (
+            "chatgenius.users: its captured column avatar_url was dropped or renamed: rename it back or add it "
+            "again, or call rowcast.watch() for it without that column"
+        )
+        assert (503, {"ready": False, "reasons": [reason]}) == _parsed(await get(f"{daemon.http}/readyz"))
+
+
+async def test_a_missing_index_or_an_unlogged_table_leaves_the_daemon_ready(chat: Chat, database: str) -> None:
+    await chat.sql.execute(
+        "drop index chatgenius.messages_channel_id; alter table chatgenius.sync_state set unlogged"
+    )
+    async with daemon_process(database) as daemon:
+        assert (200, {"ready": True, "reasons": []}) == _parsed(await get(f"{daemon.http}/readyz"))
+
+
+async def test_a_daemon_serves_on_a_newer_schema_that_says_it_is_compatible(chat: Chat, database: str) -> None:
+    await chat.sql.execute(
+        "update chatgenius.alembic_version set version_num = 'chatgenius_0099';"
+        "insert into rowcast.compatibility select 'chatgenius', format('chatgenius_%s', to_char(n, 'FM0000')),"
+        " 'chatgenius_0001' from generate_series(2, 99) as n"
+    )
+    async with daemon_process(database) as daemon:
+        assert (200, {"ready": True, "reasons": []}) == _parsed(await get(f"{daemon.http}/readyz"))
+        [newer] = [line for line in daemon.events() if line["event"] == "schema_newer"]
+        assert {"schema": "chatgenius", "revision": "chatgenius_0099"} == newer["data"]
+        async with daemon.client(chat.ada) as client:
+            await client.subscribe(chat.topic)
+            await chat.say("hello")
+            assert "hello" == (await client.changes())[0]["record"]["content"]
+        assert (0, "") == (await command("check", DATABASE_URL=database))[::2]
+    await chat.sql.execute("delete from rowcast.compatibility where revision = 'chatgenius_0050'")
+    code, _, errors = await command(DATABASE_URL=database)
+    assert 32 == code
+    assert "schema chatgenius is at chatgenius_0099, not at chatgenius_" in errors
+
+
 async def test_drift_is_logged_once_while_it_lasts_and_once_when_it_is_over(database: str, sql: Connection) -> None:
     pool = await open_pool(database, application_name="test")
     schema = SchemaHealth(pool, Settings())

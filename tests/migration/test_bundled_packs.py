@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from daemon.postgres.connect import Connection, Pool
+from daemon.postgres.errors import DependentObjects
 from daemon.schema import migrate
 from tests.support.catalog import catalog
 from tests.support.folders import execute, value
@@ -47,6 +48,35 @@ async def test_each_revision_can_be_rolled_back_and_applied_again(pack: str, emp
         await migrate.rollback(empty_database, pack, to=f"{pack}_{number:04}", report=ignore)
         await migrate.apply(empty_database, [pack], report=ignore)
         assert once == await catalog(empty_database, schemas)
+
+
+@every_pack
+async def test_a_view_of_somebody_elses_stops_the_rollback_of_a_pack_and_nothing_is_changed(
+    pack: str, empty_database: str
+) -> None:
+    schemas = ("rowcast", "public", pack)
+    await migrate.apply(empty_database, [pack], report=ignore)
+    table = await value(
+        empty_database, "select format('%I.%I', schema_name, table_name) from rowcast.watched limit 1"
+    )
+    await execute(empty_database, f"create view public.mine as select * from {table}")
+    before = await catalog(empty_database, schemas)
+    with pytest.raises(DependentObjects, match=rf"view public\.mine depends on .*{table}") as caught:
+        await migrate.rollback(empty_database, pack, report=ignore)
+    assert 25 == caught.value.exit_code
+    assert before == await catalog(empty_database, schemas)
+    await execute(empty_database, "drop view public.mine")
+    await migrate.rollback(empty_database, pack, report=ignore)
+    assert await value(empty_database, "select to_regnamespace($1::text) is null", pack)
+
+
+async def test_a_view_of_somebody_elses_stops_the_rollback_of_rowcasts_own_schema(empty_database: str) -> None:
+    await migrate.apply(empty_database, [], report=ignore)
+    await execute(empty_database, "create view public.mine as select * from rowcast.changes")
+    before = await catalog(empty_database, ("rowcast", "public"))
+    with pytest.raises(DependentObjects, match=r"view public\.mine depends on view rowcast\.changes"):
+        await migrate.rollback(empty_database, "rowcast", report=ignore)
+    assert before == await catalog(empty_database, ("rowcast", "public"))
 
 
 async def test_rolling_back_rowcasts_own_schema_leaves_nothing(empty_database: str) -> None:
@@ -145,3 +175,43 @@ async def test_an_extension_is_dropped_with_the_last_pack_that_wants_it(empty_da
     assert 1 == await value(empty_database, "select count(*) from pg_extension where extname = 'citext'")
     await execute(empty_database, "select rowcast.drop_extensions('another')")
     assert 0 == await value(empty_database, "select count(*) from pg_extension where extname = 'citext'")
+
+
+async def test_an_extension_that_outlived_its_pack_is_dropped_with_the_next_pack_that_wants_it(
+    empty_database: str,
+) -> None:
+    warnings: list[str] = []
+    exists = "select exists (select from pg_extension where extname = 'citext')"
+    await migrate.apply(empty_database, ["chatgenius"], report=ignore)
+    await execute(empty_database, "create table public.names (name public.citext)")
+    for _ in range(2):
+        await migrate.rollback(empty_database, "chatgenius", report=warnings.append)
+        assert "warning: extension citext stays: something else uses it" in warnings
+        await migrate.apply(empty_database, ["chatgenius"], report=ignore)
+    await execute(empty_database, "drop table public.names")
+    assert await value(empty_database, exists)
+    await migrate.rollback(empty_database, "chatgenius", report=ignore)
+    assert not await value(empty_database, exists)
+    assert 0 == await value(empty_database, "select count(*) from rowcast.extensions")
+
+
+async def test_an_extension_that_outlived_its_pack_is_dropped_with_rowcasts_own_schema(empty_database: str) -> None:
+    await migrate.apply(empty_database, ["chatgenius"], report=ignore)
+    await execute(empty_database, "create table public.names (name public.citext)")
+    await migrate.rollback(empty_database, "chatgenius", report=ignore)
+    await execute(empty_database, "drop table public.names")
+    await migrate.rollback(empty_database, "rowcast", report=ignore)
+    assert not await value(empty_database, "select exists (select from pg_extension where extname = 'citext')")
+
+
+@every_pack
+async def test_an_application_role_that_was_created_after_applying_gets_its_rights_at_the_next_apply(
+    pack: str, empty_database: str
+) -> None:
+    await migrate.apply(empty_database, [pack], report=ignore)
+    once = await catalog(empty_database, ("rowcast", pack))
+    if await value(empty_database, "select exists (select from pg_roles where rolname = $1)", f"{pack}_app"):
+        await execute(empty_database, f"drop owned by {pack}_app")
+        assert once != await catalog(empty_database, ("rowcast", pack))
+    await migrate.apply(empty_database, [pack], report=ignore)
+    assert once == await catalog(empty_database, ("rowcast", pack))

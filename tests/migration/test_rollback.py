@@ -99,6 +99,50 @@ async def test_a_dependent_object_stops_the_rollback_and_is_reported(folders: Fo
     assert await value(empty_database, "select to_regclass('shop.goods') is not null")
 
 
+async def test_a_rollback_that_fails_at_its_last_revision_undoes_nothing(
+    folders: Folders, empty_database: str
+) -> None:
+    folders.shop()
+    (folders.triggers / "shop.sql").write_text("create or replace function shop.f() returns int return 1;")
+    (folders.triggers / "shop.down.sql").write_text("drop function shop.f();")
+    await folders.apply(empty_database, "shop")
+    await execute(empty_database, "create view public.mine as select id from shop.goods")
+    before = await catalog(empty_database, SCHEMAS)
+    with pytest.raises(DependentObjects):
+        await folders.rollback(empty_database, "shop")
+    assert before == await catalog(empty_database, SCHEMAS)
+    assert "shop_0002" == await value(empty_database, "select version_num from shop.alembic_version")
+
+
+async def test_a_down_file_without_a_transaction_splits_the_rollback_and_the_report_says_so(
+    folders: Folders, empty_database: str
+) -> None:
+    folders.revision("shop", 1, up="create table shop.goods (id int);", down="drop table shop.goods;")
+    folders.revision("shop", 2, up="create table shop.kept ();", down="drop table shop.kept;")
+    folders.revision(
+        "shop",
+        3,
+        up="create index goods_id on shop.goods (id);",
+        down="-- no-transaction\ndrop index concurrently if exists shop.goods_id;",
+    )
+    folders.revision("shop", 4, up="create table shop.more ();", down="drop table shop.more;")
+    await folders.apply(empty_database, "shop")
+    await execute(empty_database, "create view public.mine as select id from shop.goods")
+    folders.reported.clear()
+    with pytest.raises(DependentObjects):
+        await folders.rollback(empty_database, "shop")
+    assert [
+        "rolling back shop_0004, as step 1 of 3: earlier steps stay undone if a later one fails",
+        "rolling back shop_0003, as step 2 of 3: earlier steps stay undone if a later one fails",
+        "rolling back shop_0002, shop_0001, as step 3 of 3: earlier steps stay undone if a later one fails",
+    ] == folders.reported
+    assert "shop_0002" == await value(empty_database, "select version_num from shop.alembic_version")
+    assert await value(empty_database, "select to_regclass('shop.kept') is not null")
+    await execute(empty_database, "drop view public.mine")
+    await folders.rollback(empty_database, "shop")
+    assert await value(empty_database, "select to_regnamespace('shop') is null")
+
+
 async def test_a_schema_that_existed_before_is_kept(folders: Folders, empty_database: str) -> None:
     folders.shop()
     await execute(empty_database, "create schema shop")

@@ -201,6 +201,142 @@ async def test_a_renamed_table_is_reported_with_its_new_name(tables: Connection)
     assert [] == await problems(tables)
 
 
+SHOP = """
+create schema shop;
+create table shop.rooms (id integer primary key, name text);
+create table shop.seats (
+    id integer primary key, room_id integer not null, label text, gone_at timestamptz, unused text
+);
+grant usage on schema shop to rowcast_capture;
+grant select on shop.rooms to rowcast_capture;
+select rowcast.watch(
+    'shop.seats', $$(select 'room:' || m.name from shop.rooms as m where m.id = r.room_id)$$, '{id, label}',
+    soft_delete => 'gone_at'
+);
+"""
+COLUMN_GONE = "rename it back or add it again, or call rowcast.watch() for it without that column"
+EXPRESSION = "put back what they read, or call rowcast.watch() for it with others"
+ROW_SECURITY = (
+    "shop.rooms: row security hides its rows from rowcast_capture, which looks up topics in it: "
+    "create policy rowcast_capture on shop.rooms for select to rowcast_capture using (true)"
+)
+
+
+@pytest.fixture
+async def shop(sql: Connection) -> Connection:
+    await sql.execute(SHOP)
+    assert [] == await problems(sql)
+    return sql
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            "alter table shop.seats rename column label to title",
+            f"shop.seats: its captured column label was dropped or renamed: {COLUMN_GONE}",
+        ),
+        (
+            "alter table shop.seats drop column label, drop column gone_at",
+            f"shop.seats: its captured column label, gone_at was dropped or renamed: {COLUMN_GONE}",
+        ),
+        (
+            "alter table shop.seats rename column id to number",
+            f"shop.seats: its captured column id was dropped or renamed: {COLUMN_GONE}",
+        ),
+        (
+            "alter table shop.seats drop constraint seats_pkey",
+            "shop.seats: its key (id) is not unique any more: add a primary key or unique constraint on it",
+        ),
+        (
+            "alter table shop.seats drop constraint seats_pkey, alter column id drop not null,"
+            " add constraint seats_id unique (id)",
+            "shop.seats: its key column id may be null: set it NOT NULL again",
+        ),
+        (
+            "alter table shop.seats rename column room_id to room",
+            "shop.seats: its topic or its rights cannot be worked out (column r.room_id does not exist): "
+            + EXPRESSION,
+        ),
+        (
+            "alter table shop.rooms rename column name to title",
+            "shop.seats: its topic or its rights cannot be worked out (column m.name does not exist): " + EXPRESSION,
+        ),
+        (
+            "drop table shop.rooms",
+            'shop.seats: its topic or its rights cannot be worked out (relation "shop.rooms" does not exist): '
+            + EXPRESSION,
+        ),
+        (
+            "create table shop.box_seats (price int) inherits (shop.seats)",
+            "shop.seats: what is written to its child shop.box_seats directly is not captured: "
+            "alter table shop.box_seats no inherit shop.seats, and call rowcast.watch() for it too",
+        ),
+        ("alter table shop.rooms enable row level security", ROW_SECURITY),
+        (
+            "alter table shop.rooms enable row level security;"
+            "create policy partly on shop.rooms for select to rowcast_capture using (id > 0)",
+            ROW_SECURITY,
+        ),
+        (
+            "alter table shop.rooms enable row level security; create policy every on shop.rooms using (true);"
+            "create policy partly on shop.rooms as restrictive for select using (id > 0)",
+            ROW_SECURITY,
+        ),
+        (
+            "alter table shop.seats set unlogged",
+            "shop.seats: it is unlogged: a crash of Postgres empties it, and clients hear nothing of that: "
+            "alter table shop.seats set logged",
+        ),
+    ],
+)
+async def test_a_table_that_is_not_what_watch_was_told_is_reported_with_its_columns(
+    shop: Connection, change: str, problem: str
+) -> None:
+    await shop.execute(change)
+    assert [problem] == await problems(shop)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alter table shop.seats drop column unused",
+        "alter table shop.seats add column price numeric",
+        "alter table shop.seats alter column label type varchar(10)",
+        "alter table shop.seats enable row level security",
+        "alter table shop.rooms enable row level security;"
+        "create policy every on shop.rooms for select to rowcast_capture using (true)",
+        "create index on shop.seats (label)",
+    ],
+)
+async def test_a_change_that_loses_nothing_is_no_problem(shop: Connection, change: str) -> None:
+    await shop.execute(change)
+    assert [] == await problems(shop)
+
+
+async def test_the_remedy_for_row_security_is_a_policy_that_works(shop: Connection) -> None:
+    await shop.execute("alter table shop.rooms enable row level security; insert into shop.rooms values (1, 'red')")
+    [problem] = await check_captures(shop)
+    await shop.execute(problem.remedy)
+    assert [] == await problems(shop)
+    await shop.execute("insert into shop.seats values (1, 1)")
+    assert "room:red" == await shop.fetchval("select topic from rowcast.events order by id desc limit 1")
+
+
+async def test_an_unlogged_table_is_only_a_note(shop: Connection) -> None:
+    await shop.execute("alter table shop.seats set unlogged")
+    assert [True] == [problem.is_note for problem in await check_captures(shop)]
+
+
+async def test_a_table_that_somebody_locks_delays_no_check(database: str) -> None:
+    locker, checker = [await connect(database, application_name="test") for _ in range(2)]
+    async with locker.transaction():
+        await locker.execute("lock table chatgenius.messages in access exclusive mode")
+        assert [] == await check_captures(checker)
+    await locker.close()
+    await checker.close()
+
+
 @pytest.fixture
 async def subscribed(tables: Connection, postgres: Server) -> AsyncIterator[Connection]:
     """With subscriptions for app.notes and app.fed_1, which are in the catalog but replicate nothing."""

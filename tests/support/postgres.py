@@ -157,6 +157,17 @@ def remove_prepared_clusters() -> None:
     _CLEANUP.close()
 
 
+async def dumped(dsn: str) -> str:
+    """The database as pg_dump writes it."""
+    binaries = chosen_binaries()
+    pg_dump = await asyncio.create_subprocess_exec(
+        binaries.bindir / "pg_dump", dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=binaries.environment()
+    )
+    output, errors = await pg_dump.communicate()
+    assert 0 == pg_dump.returncode, errors.decode()
+    return output.decode()
+
+
 async def replay(dsn: str, script: str) -> None:
     """Run a script with psql."""
     binaries = chosen_binaries()

@@ -1,0 +1,15 @@
+"""Which daemons may stay with which revision, and which extensions Rowcast created."""
+
+from daemon.schema.revisions import run_sql
+
+revision = "rowcast_0004"
+down_revision = "rowcast_0003"
+compatible_with = "rowcast_0003"
+
+
+def upgrade() -> None:
+    run_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    run_sql(__file__, "down")

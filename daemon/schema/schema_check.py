@@ -2,8 +2,8 @@
 
 Both are described by catalog.sql. What is missing or changed is a problem, with the statement that mends it. What
 an application added is its own business, unless it changes what the files promise: a constraint, a unique index, a
-rule or a required column refuses or rewrites what the files accept, and privileges of `public`, or of a role to which the
-files grant some, open what the files close.
+rule or a required column refuses or rewrites what the files accept, and privileges of `public`, or of a role to which
+the files grant some, open what the files close.
 """
 
 import json

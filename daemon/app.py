@@ -197,7 +197,14 @@ def _build(
         lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
         lambda: ("the log is not being read",) if pump.read_age > MAX_READ_AGE else (),
     )
-    limits = Limits(connections=settings.max_clients, deflate_bytes=settings.deflate_bytes)
+    limits = Limits(
+        connections=settings.max_clients,
+        pending=settings.max_unauthenticated,
+        per_user=settings.max_clients_per_user,
+        per_address=settings.max_clients_per_address,
+        user_rate=settings.user_rate,
+        deflate_bytes=settings.deflate_bytes,
+    )
     context = ClientContext(
         hub=hub,
         log_reader=log_cache,
@@ -217,7 +224,9 @@ def _build(
         chunk=settings.read_chunk,
     )
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
-    metrics.CLIENTS.set_function(lambda: gateway.connections)
+    metrics.CLIENTS.set_function(lambda: gateway.clients)
+    metrics.CLIENTS_LIMIT.set(limits.max_clients())
+    metrics.UNAUTHENTICATED.set_function(lambda: gateway.pending)
     metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
     metrics.RECENT_BYTES.set_function(lambda: log_cache.size)
     metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
@@ -302,7 +311,7 @@ async def _listen(
         for listening in own:
             listening.close()
         raise
-    return own, await gateway.start(sockets=[*sockets, *own], should_accept=should_accept)
+    return own, await gateway.start(sockets=sockets, admin=own, should_accept=should_accept)
 
 
 async def wait_until_sequenced(sequencer: Sequencer, report_every: float = START_TIMEOUT) -> None:

@@ -136,9 +136,26 @@ class BaseRowcastSettings(BaseSettings):
         ge=0,
         description="smallest frame that is compressed, for clients that offer it (bytes); 0 turns it off",
     )
-    max_clients: Count | None = Field(
+    max_clients: Count = Field(
+        10_000, description="maximum clients per process; fewer if the open files limit does not allow them"
+    )
+    max_clients_per_user: Count | None = Field(
         None,
-        description="maximum clients per process; by default as many as the open files limit allows, at most 10000",
+        description="maximum connections of one user per process; by default a quarter of ROWCAST_MAX_CLIENTS",
+    )
+    max_clients_per_address: Count | None = Field(
+        None,
+        description="maximum connections from one address (IPv6: one /64) per process; by default any number, since "
+        "all clients behind a proxy have its address",
+    )
+    max_unauthenticated: Count = Field(
+        2_048,
+        description="maximum connections per process that are not authenticated, at most a quarter of the open files "
+        "limit; the oldest gives way to a newcomer",
+    )
+    user_rate: Count = Field(
+        1_000,
+        description="frames per second that one user may send to one process; what exceeds it waits",
     )
     read_chunk: Count = Field(1000, description="maximum number of changes in one read of the log")
     transaction_changes: Count = Field(

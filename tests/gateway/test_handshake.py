@@ -11,7 +11,6 @@ from websockets.frames import Opcode
 from websockets.typing import Subprotocol
 
 from daemon.gateway.http import Site, text_page
-from daemon.gateway.limits import SPARE
 from daemon.gateway.server import Gateway, ListenFailed
 from tests.gateway.peers import UPGRADE, RawPeer, Recorder, Server, frame, request, serving, until
 
@@ -150,17 +149,6 @@ async def test_a_session_that_ends_makes_room_for_another() -> None:
         async with server.connect() as client:
             await client.send("my turn")
             assert await client.recv() == "my turn"
-
-
-async def test_connections_without_a_request_cannot_use_up_the_descriptors() -> None:
-    async with serving(connections=1) as server:
-        spare = 1 + SPARE // 2
-        for _ in range(spare):
-            await server.raw()
-        await until(lambda: server.gateway.sockets == spare)
-        one_more = await server.raw()
-        assert (await one_more.read_all()).startswith(b"HTTP/1.1 503 ")
-        await until(lambda: server.gateway.sockets == spare)
 
 
 async def test_the_gateway_recovers_after_running_out_of_descriptors() -> None:

@@ -65,6 +65,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn", "the connection that receives NOTIFY is down; the log is polled until it is back"
         ),
         "log_unavailable": Event("warn", "the log or the permissions cannot be read from the database at the moment"),
+        "reload_unsupported": Event(
+            "warn", "a SIGHUP arrived and was ignored: restart the daemon to change settings"
+        ),
         "retention_failed": Event(
             "warn", "old segments could not be dropped, or deleted content not be removed; it is retried"
         ),

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import ClassVar, Final
 
 from daemon import metrics
@@ -52,7 +53,8 @@ class Acceptor:
     ) -> None:
         listening.setblocking(False)
         listening.listen(BACKLOG)
-        if listening.family != socket.AF_UNIX:
+        self._is_unix = listening.family == socket.AF_UNIX
+        if not self._is_unix:
             # Accepted sockets inherit both options. asyncio sets the first only on sockets that it creates.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -61,11 +63,12 @@ class Acceptor:
         self._admit = admit
         self._should_accept = should_accept
         self._delay = delay
+        self._paused: asyncio.TimerHandle | None = None
         self.resume()
 
     def resume(self) -> None:
-        """Start accepting, or start again after descriptors ran out. Harmless if already accepting."""
-        if self._socket.fileno() >= 0:
+        """Start accepting, or start again after descriptors ran out. Harmless if already accepting, or paused."""
+        if self._socket.fileno() >= 0 and self._paused is None:
             asyncio.get_running_loop().add_reader(self._socket, self._on_readable)
 
     def close(self) -> None:
@@ -83,9 +86,10 @@ class Acceptor:
     def _pause(self, delay: float) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._socket)
-        loop.call_later(delay, self._accept_anyway)
+        self._paused = loop.call_later(delay, self._accept_anyway)
 
     def _accept_anyway(self) -> None:
+        self._paused = None
         if self._socket.fileno() >= 0:
             self.resume()
             self._accept()
@@ -107,7 +111,7 @@ class Acceptor:
                 asyncio.get_running_loop().remove_reader(self._socket)
                 return
             connection.setblocking(False)
-            self._admit(connection, address_group(address[0]) if address else ANONYMOUS)
+            self._admit(connection, ANONYMOUS if self._is_unix else address_group(address[0]))
 
 
 def turn_away(connection: socket.socket, page: Page, reason: str) -> None:
@@ -118,10 +122,15 @@ def turn_away(connection: socket.socket, page: Page, reason: str) -> None:
 
 
 async def bind(host: str, port: int) -> list[socket.socket]:
-    """Bind one socket for each address of `host`, all to the same port. Raises ListenFailed."""
+    """Bind one socket for each address of `host`, all to the same port. Raises ListenFailed.
+
+    A host "unix:/PATH" is a Unix socket.
+    """
     bound: list[socket.socket] = []
     unavailable: OSError | None = None
     try:
+        if host.startswith("unix:"):
+            return [_bind_path(host.removeprefix("unix:"))]
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         for family, address in dict.fromkeys((family, address) for family, *_, address in found):
             chosen = bound[0].getsockname()[1] if bound else port
@@ -138,6 +147,29 @@ async def bind(host: str, port: int) -> list[socket.socket]:
             listening.close()
         raise ListenFailed(address_name(host, port), _reason(error)) from error
     return bound
+
+
+def _bind_path(path: str) -> socket.socket:
+    """Bind a Unix socket that every user may connect to who can reach it, in place of one that nobody listens on."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if Path(path).is_socket() and not _is_listening(path):
+            Path(path).unlink()
+        listening.bind(path)
+        Path(path).chmod(0o666)  # like a port: tokens say who may do what
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _is_listening(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+    return True
 
 
 def _reason(error: OSError | UnicodeError) -> str:

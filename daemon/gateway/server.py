@@ -1,6 +1,7 @@
 """The gateway: accepts connections, ticks them all from one timer, and drains them at shutdown."""
 
 import asyncio
+import os
 import socket
 import time
 from collections import Counter
@@ -111,6 +112,8 @@ class Gateway:
             for listening in [*sockets, *admin]
         ]
         self._tick()
+        if sockets[0].family == socket.AF_UNIX:
+            return f"unix:{os.fsdecode(address)}", 0
         return str(address[0]), int(address[1])
 
     def housekeep(self) -> None:

@@ -129,11 +129,15 @@ def peer_name(connection: socket.socket) -> str:
         match connection.getpeername():
             case (str(host), int(port), *_):
                 return address_name(host, port)
+            case str() | bytes():
+                return "unix"
     except OSError:
         pass  # the peer has disconnected
     return "unknown"
 
 
 def address_name(host: str, port: int) -> str:
-    """`host:port`, with an IPv6 address in brackets."""
+    """`host:port`, with an IPv6 address in brackets; a Unix socket as it is."""
+    if host.startswith("unix:"):
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -30,6 +30,7 @@ from daemon.settings.values import (
     lower,
     read_address,
     read_duration,
+    read_listen,
     read_names,
     read_port,
     state_home,
@@ -82,8 +83,9 @@ class BaseRowcastSettings(BaseSettings):
     data_dir: Path = Field(
         default_factory=state_home, description="directory in which `daemon up` keeps its database"
     )
-    listen: Annotated[Address, BeforeValidator(read_address)] = Field(
-        Address("127.0.0.1", 8787), description="HOST:PORT for websockets and pages; put an IPv6 address in brackets"
+    listen: Annotated[Address, BeforeValidator(read_listen)] = Field(
+        Address("127.0.0.1", 8787),
+        description="HOST:PORT for websockets and pages, with an IPv6 address in brackets; or unix:/PATH",
     )
     workers: Count = Field(1, description="number of serving processes; one per core to use")
     worker_silence: Seconds = Field(

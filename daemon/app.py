@@ -1,7 +1,9 @@
 """Composition: builds the parts, connects them, runs them and stops them in order."""
 
 import asyncio
+import faulthandler
 import gc
+import os
 import signal
 import socket
 import time
@@ -80,8 +82,9 @@ class Running:
 
     @property
     def http_url(self) -> str:
-        """The URL of the live page."""
-        return f"http://{Address(self.host, self.port)}/"
+        """The URL of the live page; for a Unix socket in the form that nginx takes."""
+        address = Address(self.host, self.port)
+        return f"http://{address}:/" if address.is_unix else f"http://{address}/"
 
     @property
     def websocket_url(self) -> str:
@@ -210,7 +213,14 @@ def _build(
         lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
         lambda: ("the log is not being read",) if pump.read_age > MAX_READ_AGE else (),
     )
-    limits = Limits(connections=settings.max_clients, deflate_bytes=settings.deflate_bytes)
+    limits = Limits(
+        connections=settings.max_clients,
+        pending=settings.max_unauthenticated,
+        per_user=settings.max_clients_per_user,
+        per_address=settings.max_clients_per_address,
+        user_rate=settings.user_rate,
+        deflate_bytes=settings.deflate_bytes,
+    )
     context = ClientContext(
         hub=hub,
         log_reader=log_cache,
@@ -230,7 +240,9 @@ def _build(
         chunk=settings.read_chunk,
     )
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
-    metrics.CLIENTS.set_function(lambda: gateway.connections)
+    metrics.CLIENTS.set_function(lambda: gateway.clients)
+    metrics.CLIENTS_LIMIT.set(limits.max_clients())
+    metrics.UNAUTHENTICATED.set_function(lambda: gateway.pending)
     metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
     metrics.RECENT_BYTES.set_function(lambda: log_cache.size)
     metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
@@ -321,7 +333,7 @@ async def _listen(
         for listening in own:
             listening.close()
         raise
-    return own, await gateway.start(sockets=[*sockets, *own], should_accept=should_accept)
+    return own, await gateway.start(sockets=sockets, admin=own, should_accept=should_accept)
 
 
 async def wait_until_sequenced(sequencer: Sequencer, report_every: float = START_TIMEOUT) -> None:
@@ -370,6 +382,22 @@ async def _feed_watchdog(
         await asyncio.sleep(interval)
 
 
+def has_terminal() -> bool:
+    """Whether a terminal controls this process, so that SIGHUP means that the terminal has been closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def ignore_hangup() -> None:
+    """Log a SIGHUP, which asks services to reload their settings."""
+    log.warning(
+        "reload_unsupported", reason="settings are read once, at the start: restart the daemon to change them"
+    )
+
+
 async def serve(
     settings: Settings,
     *,
@@ -378,7 +406,7 @@ async def serve(
     manager: systemd.Manager = systemd,
     should_accept: Callable[[int], bool] = lambda _: True,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Raises an OperatorFault.
+    """Serve until SIGTERM or SIGINT, or until the terminal is closed. Raises an OperatorFault.
 
     `on_ready` is started once the daemon is ready, and cancelled when it stops. `manager` is notified of the daemon's
     state and may pass listening sockets; `should_accept` is passed to the gateway.
@@ -386,6 +414,7 @@ async def serve(
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    faulthandler.enable(file=2)  # the watchdog kills with SIGABRT: stderr then says where the process hung
     stop, ready = asyncio.Event(), asyncio.Event()
     reasons: Callable[[], Sequence[str]] = lambda: ["starting"]  # noqa: E731
 
@@ -412,6 +441,8 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup(1) started this process
+        loop.add_signal_handler(signal.SIGHUP, stop.set if has_terminal() else ignore_hangup)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # blocked in a forked worker
     daemon_task, stop_task = asyncio.create_task(run()), asyncio.create_task(stop.wait())
     await asyncio.wait({daemon_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)

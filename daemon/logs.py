@@ -42,9 +42,12 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         ),
         "change_invalid": Event("error", "a change did not fit its row model and was stored in rowcast.dead_letters"),
         "client_aborted": Event("warn", "a client was disconnected because it did not read or did not answer"),
-        "client_connected": Event("info", "a client connected"),
-        "client_disconnected": Event("info", "a client's connection ended"),
-        "client_refused": Event("info", "a handshake was refused; says why"),
+        "client_connected": Event("debug", "a client connected"),
+        "client_disconnected": Event("debug", "a client's connection ended"),
+        "client_refused": Event(
+            "info",
+            "a connection or a handshake was refused; says why; debug, except if there are no descriptors left",
+        ),
         "constraint_violation": Event("error", "the DDL or the sample data violates a constraint in the database"),
         "database_retry": Event("warn", "the database did not answer; it is retried after a delay"),
         "dead_letter_failed": Event(
@@ -62,6 +65,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn", "the connection that receives NOTIFY is down; the log is polled until it is back"
         ),
         "log_unavailable": Event("warn", "the log or the permissions cannot be read from the database at the moment"),
+        "reload_unsupported": Event(
+            "warn", "a SIGHUP arrived and was ignored: restart the daemon to change settings"
+        ),
         "retention_failed": Event(
             "warn", "old segments could not be dropped, or deleted content not be removed; it is retried"
         ),

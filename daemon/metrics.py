@@ -3,6 +3,8 @@
 Label values come only from Rowcast itself or from the schema: no users, topics or addresses.
 """
 
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -28,7 +30,38 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY: Final = CollectorRegistry()
 
-CLIENTS: Final = Gauge("rowcast_clients", "Connected clients.", registry=REGISTRY)
+CLIENTS: Final = Gauge("rowcast_clients", "Connected clients: authenticated connections.", registry=REGISTRY)
+CLIENTS_LIMIT: Final = Gauge(
+    "rowcast_clients_limit",
+    "Maximum number of clients: ROWCAST_MAX_CLIENTS, or fewer if the open files limit does not allow them.",
+    registry=REGISTRY,
+)
+UNAUTHENTICATED: Final = Gauge(
+    "rowcast_unauthenticated",
+    "Connections that are not authenticated: requests, pages that are being read, websockets before their hello.",
+    registry=REGISTRY,
+)
+CONNECTED: Final = Counter("rowcast_connected_total", "Clients that connected and authenticated.", registry=REGISTRY)
+DISCONNECTED: Final = Counter(
+    "rowcast_disconnected_total", "Clients whose connection ended after they had authenticated.", registry=REGISTRY
+)
+REFUSED: Final = Counter(
+    "rowcast_refused_total",
+    "Connections refused, by reason: full, crowded, address, user, request, stopping, files.",
+    ["reason"],
+    registry=REGISTRY,
+)
+ABORTED: Final = Counter(
+    "rowcast_aborted_total",
+    "Connections cut because the peer did not send, answer, read or close in time, by reason.",
+    ["reason"],
+    registry=REGISTRY,
+)
+THROTTLED: Final = Counter(
+    "rowcast_throttled_total",
+    "Times that the frames of a client had to wait because its user exceeded ROWCAST_USER_RATE.",
+    registry=REGISTRY,
+)
 CLIENTS_BEHIND: Final = Gauge(
     "rowcast_clients_behind",
     "Clients that are too slow for the live stream and are served from the log.",
@@ -127,6 +160,10 @@ for _kind in Kind:
     CHANGES.labels(kind=_kind.value)
 for _outcome in ("lossless", "replayed"):
     RESUMES.labels(outcome=_outcome)
+for _reason in ("full", "crowded", "address", "user", "request", "stopping", "files"):
+    REFUSED.labels(reason=_reason)
+for _reason in ("open_timeout", "answer_timeout", "silent", "too_slow", "close_timeout", "drain_timeout"):
+    ABORTED.labels(reason=_reason)
 for _source in ("memory", "database"):
     RESUME_READS.labels(source=_source)
 
@@ -138,7 +175,16 @@ METRICS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """The meaning of each metric of Rowcast, by name; the table in docs/operate.md."""
 
-ProcessCollector(registry=REGISTRY)  # process_*: memory, open files, CPU time
+
+class ProcessMetrics(ProcessCollector):
+    """process_*: memory, open files, CPU time. Needs only /proc/self, the part of /proc that a sandbox leaves."""
+
+    def _boot_time(self) -> float:
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+if sys.platform == "linux":
+    ProcessMetrics(registry=REGISTRY)
 
 
 _worker: dict[str, str] = {}

@@ -10,6 +10,7 @@ connection to it for a moment.
 
 import asyncio
 import ctypes
+import faulthandler
 import gc
 import math
 import mmap
@@ -29,7 +30,7 @@ from typing import Final, NoReturn
 import click
 
 from daemon import logs, metrics, systemd
-from daemon.app import serve
+from daemon.app import has_terminal, ignore_hangup, serve
 from daemon.core.errors import fault_in
 from daemon.gateway.server import bind
 from daemon.postgres.backoff import backoff_delay
@@ -42,6 +43,7 @@ INITIAL_DELAY: Final = 0.5  # seconds: the upper bound of the restart delay; it 
 MAX_DELAY: Final = 30.0  # seconds: its maximum; a worker that ends within this time of its start ended quickly
 
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT)
+_HANDLED: Final = (*_STOPS, signal.SIGHUP)
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -120,10 +122,12 @@ class Supervisor:
         self._max_missed = math.ceil(settings.worker_silence / self._beat_every)
         self._selector = selectors.DefaultSelector()
         self._ready = self._stopping = False
+        self._has_terminal = has_terminal()  # a terminal that has been closed could not be seen any more
         self._code = 0
 
     def run(self) -> int:
         """Supervise until SIGTERM, SIGINT or a fault at the start; returns the highest exit code of a worker."""
+        faulthandler.enable(file=2)  # SIGABRT: stderr then says where the process hung
         gc.collect()
         gc.freeze()  # a collection writes to the objects it visits, and a page that is written to is not shared
         next_beat = time.monotonic() + self._beat_every
@@ -143,23 +147,28 @@ class Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Stop when SIGTERM or SIGINT arrives; the signal wakes the selector."""
+        """Handle signals that arrive: they wake the selector."""
         receiver, sender = socket.socketpair()
         receiver.setblocking(False)
         sender.setblocking(False)
         with receiver, sender, self._selector:
             self._selector.register(receiver, selectors.EVENT_READ, partial(self._on_signal, receiver))
             signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-            for number in _STOPS:
-                signal.signal(number, lambda *_: None)
+            for number in _HANDLED:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) sets it for SIGHUP
+                    signal.signal(number, lambda *_: None)
             try:
                 yield
             finally:
                 signal.set_wakeup_fd(-1)
 
     def _on_signal(self, receiver: socket.socket) -> None:
-        receiver.recv(64)
-        self._stop()
+        arrived = set(receiver.recv(64))
+        if signal.SIGHUP in arrived and not self._has_terminal:
+            ignore_hangup()
+            arrived.discard(signal.SIGHUP)
+        if arrived:
+            self._stop()
 
     def _stop(self) -> None:
         if self._stopping:
@@ -246,11 +255,12 @@ class Supervisor:
         """Kill hung workers, and feed the watchdog of systemd, unless a worker survives even SIGKILL."""
         for worker in self._running.values():
             worker.missed += 1
-            if worker.missed > self._max_missed:
-                os.kill(worker.pid, signal.SIGKILL)
             if worker.missed == self._max_missed + 1:
                 log.error("worker_hung", worker=worker.number, pid=worker.pid)
-        if all(worker.missed <= self._max_missed + 1 for worker in self._running.values()):
+                os.kill(worker.pid, signal.SIGABRT)  # stderr then says where it hung
+            elif worker.missed > self._max_missed:
+                os.kill(worker.pid, signal.SIGKILL)
+        if all(worker.missed <= self._max_missed + 2 for worker in self._running.values()):
             states = dict.fromkeys(self._due, "to be started again")
             states |= {worker.number: worker.status for worker in self._running.values() if worker.status != "ready"}
             status = "; ".join(f"worker {number}: {state}" for number, state in sorted(states.items()))
@@ -268,6 +278,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             for stop in _STOPS:
                 signal.signal(stop, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the parent, even when a terminal sends it
             self._selector.close()
             for worker in self._running.values():
                 worker.link.close()

@@ -100,7 +100,7 @@ const MAX_BACKOFF = seconds(30);
  */
 const RECONNECT = new Map([
   [1001, "now"], [1012, "now"], [4408, "now"],
-  [1011, "later"], [1013, "later"], [4429, "later"],
+  [1011, "later"], [1013, "later"], [4409, "later"], [4429, "later"],
   [4401, "with a fresh token"],
   [1002, "never"], [1003, "never"], [1007, "never"], [1009, "never"], [4400, "never"], [4403, "never"],
 ]);

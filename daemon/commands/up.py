@@ -159,7 +159,7 @@ def _is_local(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host == "localhost" or host.startswith("unix:")
 
 
 def _command() -> str:

@@ -49,6 +49,7 @@ CLOSE_CODES: Final[Mapping[str, Closing]] = MappingProxyType(
             Closing(4401, "token", "the token is missing, forged or expired", ComeBack.FRESH_TOKEN),
             Closing(4403, "forbidden", "this user may not connect", ComeBack.NEVER),
             Closing(4408, "too_slow", "the client reads too slowly", ComeBack.AT_ONCE),
+            Closing(4409, "too_many_connections", "the user has too many connections", ComeBack.LATER),
             Closing(4410, "silent", "the client did not answer a ping", ComeBack.AT_ONCE),
             Closing(4429, "rate", "the client sends too many frames", ComeBack.LATER),
         )

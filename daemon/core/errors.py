@@ -13,9 +13,11 @@ class RowcastError(Exception):
 class ClientFault(RowcastError):
     """The client broke the protocol: it gets an `error` frame, and nothing is logged as an error.
 
-    `code` and `retry` go into the frame; `close` is the close code if the connection ends as well.
+    `code` and `retry` go into the frame; `close` is the close code if the connection ends as well. `frame` is the id
+    of the client's frame, if it was read before it was found to be wrong.
     """
 
+    frame: str | int | None = None
     code: ClassVar[str]
     retry: ClassVar[bool] = False
     close: ClassVar[int | None] = None
@@ -103,6 +105,22 @@ class TooManyFrames(ClientFault):
     code = "too_many_frames"
     retry = True
     close = 4429
+
+
+class TooManyConnections(ClientFault):
+    """You have too many connections: close another one first."""
+
+    code = "too_many_connections"
+    retry = True
+    close = 4409
+
+
+class Overloaded(ClientFault):
+    """All connections are taken: try again later."""
+
+    code = "overload"
+    retry = True
+    close = 1013
 
 
 class Unavailable(ClientFault):

@@ -26,6 +26,12 @@ class Socket(Protocol):
     async def drained(self) -> None:
         """Wait until the peer has taken most of what is queued. Returns at once if little is, or it has gone."""
 
+    def authenticated(self, user: str) -> None:
+        """The peer has proven to be this user. Raises TooManyConnections or Overloaded if it cannot stay."""
+
+    def charge(self, frames: int) -> None:
+        """Count work that is worth this many frames towards the user's rate: the peer's next frames wait for it."""
+
     def close(self, code: int, reason: str) -> None:
         """Send a close frame after what is queued, and end. Only the first call counts."""
 

@@ -6,13 +6,15 @@ from itertools import groupby
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import ErrorDetails, from_json, to_json
 
 from daemon.core.change import RESET_KINDS, Change, Kind, Numbers, Position, Topic
 from daemon.core.close_codes import Close
 from daemon.core.errors import BadFrame, BadJson, BadPosition, ClientFault, UnknownOp
 
 SUBPROTOCOL: Final = "rowcast.v1"
+
+MAX_VALUES: Final = 256  # in a frame of a client: what is not a known member is read before it is ignored
 
 FrameId = Annotated[str, Field(max_length=64)] | Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -78,31 +80,37 @@ _CLIENT: TypeAdapter[ClientFrame] = TypeAdapter(Annotated[ClientFrame, Field(dis
 
 
 def parse(text: bytes) -> ClientFrame:
-    """Parse a frame of a client. Raises BadJson, UnknownOp or BadFrame; none of them repeats the input."""
+    """Parse a frame of a client. Raises BadJson, UnknownOp or BadFrame; none of them repeats the input but its id."""
+    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise BadFrame(f"there are more than {MAX_VALUES} values")
     try:
-        return _CLIENT.validate_json(text)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-    match problem["type"]:
-        case "json_invalid":
-            raise BadJson
-        case "union_tag_invalid":
-            raise UnknownOp
-        case "union_tag_not_found":
-            raise BadFrame('the member "op" is missing')
-    if not problem["loc"]:
-        raise BadJson  # JSON, but no object
-    where = ".".join(str(part) for part in problem["loc"][1:])
-    raise BadFrame(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
-
-
-def frame_id(text: bytes) -> FrameId | None:
-    """The `id` of a frame that is otherwise invalid, for its error frame; None if it has none."""
-    try:
-        found = from_json(text)
+        found = from_json(text, cache_strings="none")
     except ValueError:
-        return None
-    named = found.get("id") if isinstance(found, dict) else None
+        raise BadJson from None
+    if not isinstance(found, dict):
+        raise BadJson
+    try:
+        return _CLIENT.validate_python(found)
+    except ValidationError as error:
+        fault = _fault(error.errors(include_url=False, include_input=False)[0])
+    fault.frame = _frame_id(found)
+    raise fault
+
+
+def _fault(problem: ErrorDetails) -> ClientFault:
+    """What is wrong with a frame."""
+    match problem["type"]:
+        case "union_tag_invalid":
+            return UnknownOp()
+        case "union_tag_not_found":
+            return BadFrame('the member "op" is missing')
+    where = ".".join(str(part) for part in problem["loc"][1:])
+    return BadFrame(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
+
+
+def _frame_id(found: dict[str, object]) -> FrameId | None:
+    """The `id` of a frame that is otherwise invalid, for its error frame; None if it has none."""
+    named = found.get("id")
     if isinstance(named, bool) or not isinstance(named, str | int):
         return None
     return named if len(str(named)) <= 64 else None

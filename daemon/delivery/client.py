@@ -42,6 +42,7 @@ from daemon.logs import get_logger
 log = get_logger()
 
 MAX_QUEUED_FRAMES: Final = 2 * MAX_TOPICS  # frames of one client that wait for an answer: enough to follow everything
+REFUSAL_CHARGE: Final = 20  # frames that a refused subscribe counts as: each one is a question to the database
 HELLO_TIMEOUT: Final = 5.0  # seconds
 STALE_DELAY: Final = 5.0  # seconds without a read of the log until clients are told that they may be behind
 
@@ -235,7 +236,7 @@ class Client:
         try:
             actions = self._session.receive(wire.parse(text))
         except ClientFault as fault:
-            actions = self._fault(fault, wire.frame_id(text))
+            actions = self._fault(fault, fault.frame)
         return self._perform(actions)
 
     def _fault(self, fault: ClientFault, frame: wire.FrameId | None = None) -> list[Action]:
@@ -263,6 +264,7 @@ class Client:
         hello = action.hello
         try:
             claims = self._context.authenticate(hello.token)
+            self._socket.authenticated(claims.user)
         except ClientFault as fault:
             return self._fault(fault, hello.id)
         remaining = claims.expires - time.time()
@@ -291,6 +293,8 @@ class Client:
             while True:
                 if follow is not None:
                     await self._subscribe(follow)
+                else:
+                    await asyncio.sleep(0)  # answers that need no database must not keep other clients waiting
                 if not self._inbox:
                     break
                 follow = self._answer(self._inbox.popleft())
@@ -307,6 +311,7 @@ class Client:
             if self._session.phase is not Phase.LIVE:
                 return  # the connection is being closed
             if start is None:
+                self._socket.charge(REFUSAL_CHARGE)
                 self._refuse(follow, NoSuchTopic())
             elif follow.since is None:
                 self._follow_live(follow)

@@ -6,14 +6,17 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import ClassVar, Final
 
+from daemon import metrics
 from daemon.core.errors import OperatorFault
+from daemon.gateway.admission import ANONYMOUS, address_group
 from daemon.gateway.http import Page
-from daemon.gateway.state import address_name, log
+from daemon.gateway.state import address_name, log, refuse
 
 BACKLOG: Final = 4096  # connections that wait in the kernel during a storm, or while the daemon restarts
-ACCEPT_BATCH: Final = 64  # connections accepted in one iteration of the event loop
+ACCEPT_BATCH: Final = 16  # connections accepted in one iteration of the event loop
 YIELD_DELAY: Final = 0.005  # seconds for which a connection is left to another process
 USER_TIMEOUT: Final = 60_000  # milliseconds without an acknowledgement; pings normally find a dead peer sooner
 
@@ -32,35 +35,40 @@ class ListenFailed(OperatorFault):
 
 
 class Acceptor:
-    """Accepts connections from one listening socket, in batches, and passes each to `admit`.
+    """Accepts connections from one listening socket, in batches, and passes each to `admit` with its peer's address.
 
     asyncio's own server accepts up to a whole backlog in one go, and builds a transport for each connection before
     it could be refused. A storm of connections would block the loop and use up every file descriptor.
 
     `should_accept` says whether this process should take the next connection. If not, it is left for a moment to
-    the other processes that share the socket.
+    the other processes that share the socket. `delay` says for how many seconds nobody can be let in.
     """
 
     def __init__(
         self,
         listening: socket.socket,
-        admit: Callable[[socket.socket], None],
+        admit: Callable[[socket.socket, str], None],
         should_accept: Callable[[], bool] = lambda: True,
+        delay: Callable[[], float] = lambda: 0.0,
     ) -> None:
         listening.setblocking(False)
         listening.listen(BACKLOG)
-        # Accepted sockets inherit both options. asyncio sets the first only on sockets that it creates.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
+        self._is_unix = listening.family == socket.AF_UNIX
+        if not self._is_unix:
+            # Accepted sockets inherit both options. asyncio sets the first only on sockets that it creates.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
         self._socket = listening
         self._admit = admit
         self._should_accept = should_accept
+        self._delay = delay
+        self._paused: asyncio.TimerHandle | None = None
         self.resume()
 
     def resume(self) -> None:
-        """Start accepting, or start again after descriptors ran out. Harmless if already accepting."""
-        if self._socket.fileno() >= 0:
+        """Start accepting, or start again after descriptors ran out. Harmless if already accepting, or paused."""
+        if self._socket.fileno() >= 0 and self._paused is None:
             asyncio.get_running_loop().add_reader(self._socket, self._on_readable)
 
     def close(self) -> None:
@@ -73,43 +81,56 @@ class Acceptor:
         if self._should_accept():
             self._accept()
         else:  # the processes that share this socket are notified too, and can accept first
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._socket)
-            loop.call_later(YIELD_DELAY, self._accept_anyway)
+            self._pause(YIELD_DELAY)
+
+    def _pause(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
+        self._paused = loop.call_later(delay, self._accept_anyway)
 
     def _accept_anyway(self) -> None:
+        self._paused = None
         if self._socket.fileno() >= 0:
             self.resume()
             self._accept()
 
     def _accept(self) -> None:
         for _ in range(ACCEPT_BATCH):
+            if (delay := self._delay()) > 0:
+                self._pause(delay)
+                return
             try:
-                connection, _ = self._socket.accept()
+                connection, address = self._socket.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:
                 continue  # the client gave up before it was accepted
             except OSError as error:
-                log.info("client_refused", status=None, reason=os.strerror(error.errno or 0))
+                metrics.REFUSED.labels(reason="files").inc()
+                log.info("client_refused", reason=os.strerror(error.errno or 0))
                 asyncio.get_running_loop().remove_reader(self._socket)
                 return
             connection.setblocking(False)
-            self._admit(connection)
+            self._admit(connection, ANONYMOUS if self._is_unix else address_group(address[0]))
 
 
-def refuse(connection: socket.socket, page: Page) -> None:
+def turn_away(connection: socket.socket, page: Page, reason: str) -> None:
     """Send `page` without reading the request, and close."""
-    log.debug("client_refused", status=page.status, reason="full")
+    refuse(reason, status=page.status)
     with connection, suppress(OSError):
         connection.send(page.serialize())
 
 
 async def bind(host: str, port: int) -> list[socket.socket]:
-    """Bind one socket for each address of `host`, all to the same port. Raises ListenFailed."""
+    """Bind one socket for each address of `host`, all to the same port. Raises ListenFailed.
+
+    A host "unix:/PATH" is a Unix socket.
+    """
     bound: list[socket.socket] = []
     unavailable: OSError | None = None
     try:
+        if host.startswith("unix:"):
+            return [_bind_path(host.removeprefix("unix:"))]
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         for family, address in dict.fromkeys((family, address) for family, *_, address in found):
             chosen = bound[0].getsockname()[1] if bound else port
@@ -126,6 +147,29 @@ async def bind(host: str, port: int) -> list[socket.socket]:
             listening.close()
         raise ListenFailed(address_name(host, port), _reason(error)) from error
     return bound
+
+
+def _bind_path(path: str) -> socket.socket:
+    """Bind a Unix socket that every user may connect to who can reach it, in place of one that nobody listens on."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if Path(path).is_socket() and not _is_listening(path):
+            Path(path).unlink()
+        listening.bind(path)
+        Path(path).chmod(0o666)  # like a port: tokens say who may do what
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _is_listening(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+    return True
 
 
 def _reason(error: OSError | UnicodeError) -> str:

@@ -5,23 +5,27 @@ import fcntl
 import logging
 import sys
 import termios
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from ulid import ULID
 from websockets.extensions import Extension
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request, Response
 from websockets.protocol import SEND_EOF, Protocol, Side, State
 
+from daemon import metrics
 from daemon.core.close_codes import CLOSE_CODES, Close
 from daemon.core.ports import ClientHandler
+from daemon.gateway.admission import Account
 from daemon.gateway.limits import MIN_DRAIN_BYTES
 from daemon.gateway.state import NEVER, GatewayState, log, peer_name
 from daemon.gateway.transport import Transport
 from daemon.logs import correlate
 
-SLICE: Final = 16 * 1024  # bytes parsed before their frames are counted
+SLICE: Final = 1024  # bytes parsed before their frames are processed
+FRAMES_PER_TURN: Final = 16  # frames processed before other connections have their turn
+NOTHING: Final = memoryview(b"")
+CHARGED_BYTES: Final = 1024  # a frame counts once towards the user's rate, and once more for each of these
 MAX_REASON: Final = 123  # bytes, in a close frame
 
 # The library logs every connection and, at DEBUG, every frame; only its errors are of interest here.
@@ -47,21 +51,29 @@ class WebSocketConnection:
 
     It is open until this side, the peer or an error starts to close it. From then on no message is written or
     passed on, and the connection is cut at `_deadline` if the peer has not closed by then.
+
+    What the peer sent is processed in turns of FRAMES_PER_TURN frames, one in each iteration of the event loop. Until
+    everything is processed nothing more is read, so a peer that sends too much is held up by TCP, and only that peer.
+    A turn also waits while the user has used up its rate.
     """
 
     __slots__ = (
         "_abort_reason",
+        "_account",
         "_acked",
         "_deadline",
         "_deflate",
         "_drained",
         "_fragments",
+        "_frame_count",
         "_frames",
         "_full",
         "_full_acked",
         "_full_since",
         "_handler",
+        "_input",
         "_next_ping",
+        "_next_turn",
         "_open",
         "_opened_at",
         "_ping_end",
@@ -70,12 +82,17 @@ class WebSocketConnection:
         "_sent",
         "_state",
         "_transport",
+        "address",
         "session",
     )
 
-    def __init__(self, state: GatewayState, transport: Transport, extensions: list[Extension]) -> None:
+    is_admin = False
+
+    def __init__(self, state: GatewayState, transport: Transport, extensions: list[Extension], address: str) -> None:
         now = state.clock()
         self.session = str(ULID())
+        self.address = address
+        self._account: Account | None = None
         self._state = state
         self._transport = transport
         self._protocol = Protocol(Side.SERVER, max_size=state.limits.message_bytes, logger=_library_log)
@@ -86,8 +103,11 @@ class WebSocketConnection:
         self._opened_at = now
         self._deadline = 0.0
         # Inbound.
+        self._input = NOTHING  # not parsed yet
+        self._frames: list[Frame] = []  # parsed, but not processed yet
         self._fragments: list[bytes] = []  # of the current message
-        self._frames = 0  # since the last tick
+        self._frame_count = 0  # since the last tick; until the peer is authenticated, since the beginning
+        self._next_turn: asyncio.Handle | None = None  # scheduled because there is more to process
         # Outbound.
         self._deflate = state.deflate if extensions else None
         self._full = False
@@ -103,12 +123,11 @@ class WebSocketConnection:
 
     def begin(self, response: bytes, early: bytes) -> None:
         """Send the 101 response and open the handler. `early` is what the peer sent after its request."""
-        self._state.add(self)
         self._state.sessions += 1
         self._sent += len(response)
         self._transport.write(response)
         with correlate(self.session):
-            log.info("client_connected", session=self.session, peer=peer_name(self._transport.connection))
+            log.debug("client_connected", session=self.session, peer=peer_name(self._transport.connection))
             try:
                 self._handler = self._state.open_client(self)
             except Exception:  # noqa: BLE001 - see _call
@@ -139,6 +158,18 @@ class WebSocketConnection:
             self._drained = asyncio.Event()
         await self._drained.wait()
 
+    def authenticated(self, user: str) -> None:
+        """Give the peer one of this user's places. Raises TooManyConnections or Overloaded."""
+        if self._account is None:
+            self._account = self._state.accounts.enter(user)
+            self._state.pending.discard(self, self.address)
+            metrics.CONNECTED.inc()
+
+    def charge(self, frames: int) -> None:
+        """Count work that is worth this many frames towards the user's rate."""
+        if self._account is not None:
+            self._state.accounts.charge(self._account, frames, asyncio.get_running_loop().time())
+
     def close(self, code: int, reason: str) -> None:
         """Send a close frame after everything written so far, and close. Only the first call has an effect."""
         if self._open and self._protocol.state is State.OPEN:
@@ -150,17 +181,8 @@ class WebSocketConnection:
     def data_received(self, data: bytes) -> None:
         """Process bytes from the peer; any byte shows that it is alive."""
         self._pinged_at = None
-        for start in range(0, len(data), SLICE):
-            self._protocol.receive_data(data[start : start + SLICE])
-            frames = self._protocol.events_received()
-            if self._protocol.state is State.OPEN:
-                self._flush()  # a pong goes out before the replies to these frames, a close after them
-            with correlate(self.session):
-                self._receive_frames(frames)
-            self._flush()
-            self._frames += len(frames)
-            if self._frames > self._state.limits.frames:
-                self._fail("rate")
+        self._input = memoryview(data)
+        self._take_turn()
 
     def eof_received(self) -> None:
         """The peer sends nothing more; the transport closes the connection."""
@@ -178,17 +200,23 @@ class WebSocketConnection:
         """Read from the peer again, and wake what waits in `drained`."""
         self._full = False
         self._notify_drained()
-        self._transport.resume_reading()
+        self._continue()
 
     def connection_lost(self) -> None:
         """Log the end of the connection and tell the handler."""
         self._stop(NEVER)
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
         self._state.sessions -= 1
         self._state.discard(self)
+        if self._account is not None:
+            self._state.accounts.leave(self._account)
+            metrics.DISCONNECTED.inc()
         close = self._protocol.close_sent or self._protocol.close_rcvd or Close(1006, "")
         seconds = round(self._state.clock() - self._opened_at, 3)
         with correlate(self.session):
-            log.info("client_disconnected", session=self.session, code=int(close.code), seconds=seconds)
+            log.debug("client_disconnected", session=self.session, code=int(close.code), seconds=seconds)
             if self._handler is not None:
                 self._call(self._handler.connection_lost, self._close_reason())
                 self._handler = None
@@ -204,12 +232,13 @@ class WebSocketConnection:
             if now >= self._deadline:
                 self.abort("close_timeout")
             return
-        self._frames = 0
+        if self._account is not None:
+            self._frame_count = 0
         if self._full and not self._keeps_pace(now):
             self.abort("too_slow")
             return
         if self._pinged_at is not None:
-            if self._is_ping_in_flight():
+            if self._next_turn is not None or self._is_ping_in_flight():  # its answer may not have been read yet
                 self._pinged_at = now
             elif now >= self._pinged_at + self._state.limits.ping_timeout:
                 self.abort("silent")
@@ -234,26 +263,89 @@ class WebSocketConnection:
             self._abort_reason = reason
             self._stop(NEVER)
             with correlate(self.session):
-                log.warning("client_aborted", session=self.session, reason=reason)
-            self._state.aborted[reason] += 1
+                note = log.debug if self._account is None else log.warning
+                note("client_aborted", session=self.session, reason=reason)
+            self._state.count_abort(reason)
             self._transport.abort()
+
+    def evict(self) -> None:
+        """End the connection at once, because another needs its place; the peer is told if it reads."""
+        self.close(CLOSE_CODES["overload"].code, "overload")
+        self._stop(NEVER)
+        self._transport.abort()
 
     # Inbound.
 
-    def _receive_frames(self, frames: Sequence[Request | Response | Frame]) -> None:
-        """Assemble messages. The protocol has already answered pings and close frames and checked the frame order."""
-        for frame in frames:
-            if not self._open or not isinstance(frame, Frame):
-                return
-            if frame.opcode is Opcode.BINARY:
-                self._fail("not_text")
-            elif frame.opcode is Opcode.TEXT or frame.opcode is Opcode.CONT:
-                self._fragments.append(bytes(frame.data))
-                if len(self._fragments) > self._state.limits.fragments:
-                    self._fail("too_big")
-                elif frame.fin:
-                    self._receive_message(b"".join(self._fragments))
-                    self._fragments.clear()
+    def _take_turn(self) -> None:
+        """Process some of what the peer sent, and arrange for the rest."""
+        self._next_turn = None
+        if self._is_throttled():
+            return
+        work = 0
+        left = FRAMES_PER_TURN
+        with correlate(self.session):
+            while left > 0 and not self._full and (self._frames or self._input):
+                if not self._frames:
+                    self._parse()
+                while left > 0 and self._frames:
+                    frame = self._frames.pop(0)
+                    left -= 1
+                    work += 1 + len(frame.data) // CHARGED_BYTES
+                    self._receive_frame(frame)
+                if not self._frames:
+                    self._flush()
+        if work:
+            self.charge(work)
+        self._continue()
+
+    def _is_throttled(self) -> bool:
+        """Whether this turn has to wait for the user's rate; then it is scheduled again."""
+        if self._account is None or not self._open:
+            return False
+        loop = asyncio.get_running_loop()
+        delay = self._state.accounts.delay(self._account, loop.time())
+        if delay <= 0:
+            return False
+        metrics.THROTTLED.inc()
+        self._transport.pause_reading()
+        self._next_turn = loop.call_later(delay, self._take_turn)
+        return True
+
+    def _continue(self) -> None:
+        """Read on if everything is processed, else schedule another turn. Not while the peer itself does not read."""
+        if self._full or self._next_turn is not None:
+            return
+        if self._frames or self._input:
+            self._transport.pause_reading()
+            self._next_turn = asyncio.get_running_loop().call_soon(self._take_turn)
+        else:
+            self._transport.resume_reading()
+
+    def _parse(self) -> None:
+        """Parse the next bytes, which answers pings and close frames and checks the order of frames."""
+        self._protocol.receive_data(bytes(self._input[:SLICE]))
+        self._input = self._input[SLICE:] or NOTHING  # an empty slice would keep the whole buffer
+        self._frames.extend(event for event in self._protocol.events_received() if isinstance(event, Frame))
+        if self._protocol.state is State.OPEN:
+            self._flush()  # a pong goes out before the replies to these frames, a close after them
+
+    def _receive_frame(self, frame: Frame) -> None:
+        """Count the frame, and assemble messages."""
+        limits = self._state.limits
+        self._frame_count += 1
+        if not self._open:
+            return
+        if self._frame_count > (limits.pending_frames if self._account is None else limits.frames):
+            self._fail("rate")
+        elif frame.opcode is Opcode.BINARY:
+            self._fail("not_text")
+        elif frame.opcode is Opcode.TEXT or frame.opcode is Opcode.CONT:
+            self._fragments.append(bytes(frame.data))
+            if len(self._fragments) > limits.fragments:
+                self._fail("too_big")
+            elif frame.fin:
+                self._receive_message(b"".join(self._fragments))
+                self._fragments.clear()
 
     def _receive_message(self, text: bytes) -> None:
         try:

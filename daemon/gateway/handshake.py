@@ -5,7 +5,7 @@ from typing import Final
 
 from daemon.gateway.connection import WebSocketConnection
 from daemon.gateway.http import Page, Request, read_head, text_page
-from daemon.gateway.state import NEVER, GatewayState, log, peer_name
+from daemon.gateway.state import NEVER, GatewayState, log, peer_name, refuse
 from daemon.gateway.transport import Transport
 from daemon.gateway.upgrade import upgrade
 
@@ -13,6 +13,9 @@ PATH: Final = "/v1"
 MAX_LOGGED: Final = 200  # characters of client-supplied text in a log line
 
 FULL: Final = text_page("All connections are taken: try again later.", 503, {"Retry-After": "5"})
+CROWDED_ADDRESS: Final = text_page(
+    "Your address has too many connections: close some first.", 429, {"Retry-After": "5"}
+)
 _RESTARTING: Final = text_page("The server is restarting: try again.", 503, {"Retry-After": "1"})
 _GET_ONLY: Final = text_page("A WebSocket handshake uses GET.", 405, {"Allow": "GET"})
 _NO_WEBSOCKET: Final = text_page(f"The WebSocket endpoint is {PATH}.", 404)
@@ -28,11 +31,13 @@ class Handshake:
     and then the wait for the peer to close.
     """
 
-    __slots__ = ("_answered", "_deadline", "_received", "_state", "_transport")
+    __slots__ = ("_answered", "_deadline", "_received", "_state", "_transport", "address", "is_admin")
 
-    def __init__(self, state: GatewayState, transport: Transport) -> None:
+    def __init__(self, state: GatewayState, transport: Transport, address: str, *, is_admin: bool) -> None:
         self._state = state
         self._transport = transport
+        self.address = address
+        self.is_admin = is_admin
         self._received = bytearray()
         self._answered = False
         self._deadline = state.clock() + state.limits.open_timeout
@@ -71,7 +76,7 @@ class Handshake:
     def drain(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
         """Refuse an unfinished request, and give the peer until `deadline` to read the response."""
         if not self._answered:
-            self._refuse(_RESTARTING)
+            self._refuse(_RESTARTING, "stopping")
         if self._deadline != NEVER:
             self._deadline = deadline
             self._transport.close()
@@ -80,8 +85,16 @@ class Handshake:
         """Cut the connection now and drop queued data. `reason` is logged and counted."""
         if self._deadline != NEVER:
             self._deadline = NEVER
-            log.info("client_aborted", peer=peer_name(self._transport.connection), reason=reason)
-            self._state.aborted[reason] += 1
+            log.debug("client_aborted", peer=peer_name(self._transport.connection), reason=reason)
+            self._state.count_abort(reason)
+            self._transport.abort()
+
+    def evict(self) -> None:
+        """End the connection at once, because another needs its place; the peer is told if it reads."""
+        if self._deadline != NEVER:
+            self._deadline = NEVER
+            if not self._answered:
+                self._transport.write(FULL.serialize())
             self._transport.abort()
 
     def _respond(self, request: Request) -> None:
@@ -103,21 +116,21 @@ class Handshake:
             return _FAILED
 
     def _upgrade(self, request: Request) -> None:
-        if self._state.sessions >= self._state.max_sessions:
-            self._refuse(FULL)
+        if self._state.accounts.full:
+            self._refuse(FULL, "full")
             return
         accepted = upgrade(request, deflate=self._state.deflate is not None)
         if isinstance(accepted, Page):
             self._refuse(accepted)
             return
-        connection = WebSocketConnection(self._state, self._transport, accepted.extensions)
+        connection = WebSocketConnection(self._state, self._transport, accepted.extensions, self.address)
         self._transport.protocol = connection
+        self._state.replace(self, connection)
         connection.begin(accepted.response, bytes(self._received[request.size :]))
-        self._state.discard(self)
 
-    def _refuse(self, page: Page, *, with_body: bool = True) -> None:
-        reason = page.body.decode(errors="replace").strip()[:MAX_LOGGED]
-        log.info("client_refused", peer=peer_name(self._transport.connection), status=page.status, reason=reason)
+    def _refuse(self, page: Page, reason: str = "request", *, with_body: bool = True) -> None:
+        text = page.body.decode(errors="replace").strip()[:MAX_LOGGED]
+        refuse(reason, peer=peer_name(self._transport.connection), status=page.status, answer=text)
         self._answer(page, with_body=with_body)
 
     def _answer(self, page: Page, *, with_body: bool = True) -> None:

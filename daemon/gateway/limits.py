@@ -4,22 +4,28 @@ import resource
 from dataclasses import dataclass
 
 MIN_DRAIN_BYTES = 64 * 1024  # bytes that a peer has to acknowledge per `drain_timeout` while its queue is full
-SPARE = 64  # descriptors kept for other uses: the database, the listener, health checks when all sessions are taken
-
-
-def _default_connections() -> int:
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 10_000 if allowed == resource.RLIM_INFINITY else max(1, min(10_000, allowed - SPARE))
+ADMIN_CONNECTIONS = 16  # on the listener for metrics and health, which no client of the other listener can take
+# Descriptors that connections never get: the database connections (about 15), the listeners, the log and the event
+# loop (about 10), ADMIN_CONNECTIONS, and one batch of connections that are accepted before those that they replace
+# are closed.
+RESERVED = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a gateway allows its peers. Times are in seconds, sizes in bytes."""
 
-    connections: int | None = None  # websocket sessions; None: 10,000, or the descriptor limit minus SPARE if lower
+    connections: int = 10_000  # of authenticated clients
+    pending: int = 2_048  # connections that are not authenticated
+    grace: float = 0.1  # during which such a connection does not give way to another
+    per_user: int | None = None  # connections of one user; None: a quarter of `connections`
+    per_address: int | None = None  # connections of one address; None: any number
+    user_rate: int = 1_000  # frames per second from all connections of one user; one of several KiB counts as several
+    user_burst: float = 1.0  # seconds of `user_rate` that may arrive at once
     message_bytes: int = 64 * 1024  # of one inbound message, all fragments together
     fragments: int = 128  # of one inbound message
     frames: int = 4096  # inbound frames of any kind between two ticks
+    pending_frames: int = 16  # inbound frames of any kind until the peer is authenticated
     deflate_bytes: int = 0  # smallest frame compressed for clients that negotiate it; 0: never compress
     open_timeout: float = 5.0  # from accept to the end of the request
     answer_timeout: float = 30.0  # from an HTTP response until the peer has read it and closed
@@ -29,6 +35,19 @@ class Limits:
     close_timeout: float = 2.0  # from a close frame until the connection is cut
     tick_every: float = 1.0
 
-    def max_connections(self) -> int:
-        """The maximum number of concurrent websocket sessions."""
-        return _default_connections() if self.connections is None else self.connections
+    def max_pending(self) -> int:
+        """`pending`, but at most a quarter of the descriptors that connections can have."""
+        return min(self.pending, max(1, _descriptors() // 4))
+
+    def max_clients(self) -> int:
+        """`connections`, but no more than there are descriptors beside those of `max_pending`."""
+        return min(self.connections, max(1, _descriptors() - self.max_pending()))
+
+    def max_per_user(self) -> int:
+        """`per_user`, or its default."""
+        return self.per_user or max(1, self.max_clients() // 4)
+
+
+def _descriptors() -> int:
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 10**9 if allowed == resource.RLIM_INFINITY else allowed - RESERVED

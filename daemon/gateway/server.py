@@ -1,21 +1,23 @@
 """The gateway: accepts connections, ticks them all from one timer, and drains them at shutdown."""
 
 import asyncio
+import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from daemon.core.ports import OpenClient
-from daemon.gateway.acceptor import Acceptor, ListenFailed, bind, refuse
+from daemon.gateway.acceptor import Acceptor, ListenFailed, bind, turn_away
 from daemon.gateway.connection import encode
 from daemon.gateway.deflate import Deflate
-from daemon.gateway.handshake import FULL, Handshake
+from daemon.gateway.handshake import CROWDED_ADDRESS, Handshake
 from daemon.gateway.http import Site
-from daemon.gateway.limits import SPARE, Limits
+from daemon.gateway.limits import Limits
 from daemon.gateway.state import GatewayState, Peer
 from daemon.gateway.transport import Transport
 
@@ -45,7 +47,6 @@ class Gateway:
             site=site,
             limits=limits,
             clock=clock,
-            max_sessions=limits.max_connections(),
             deflate=Deflate(limits.deflate_bytes) if limits.deflate_bytes else None,
         )
         self._acceptors: list[Acceptor] = []
@@ -65,6 +66,16 @@ class Gateway:
         return self._state.sessions
 
     @property
+    def clients(self) -> int:
+        """The number of authenticated websocket sessions."""
+        return self._state.accounts.connections
+
+    @property
+    def pending(self) -> int:
+        """The number of connections for clients that are not authenticated."""
+        return len(self._state.pending)
+
+    @property
     def sockets(self) -> int:
         """The number of accepted connections, including websocket sessions."""
         return len(self._state.peers)
@@ -80,25 +91,36 @@ class Gateway:
         port: int = 0,
         *,
         sockets: Sequence[socket.socket] = (),
+        admin: Sequence[socket.socket] = (),
         should_accept: Callable[[int], bool] = lambda _: True,
     ) -> tuple[str, int]:
         """Listen on `host` and `port` (0: any free port), or on `sockets`. Returns the first socket's host and port.
 
-        `should_accept` gets the number of connections and decides whether to accept the next one now, or to leave
-        it for a moment to other processes that listen on the same sockets. Raises ListenFailed.
+        Connections from `admin` sockets have places of their own, which clients cannot take. `should_accept` gets the
+        number of connections and decides whether to accept the next one now, or to leave it for a moment to other
+        processes that listen on the same sockets. Raises ListenFailed.
         """
         sockets = sockets or await bind(host, port)
         address = sockets[0].getsockname()
         self._acceptors = [
-            Acceptor(listening, self._admit, lambda: should_accept(len(self._state.peers))) for listening in sockets
+            Acceptor(
+                listening,
+                partial(self._admit, is_admin=listening in admin),
+                lambda: should_accept(len(self._state.peers)),
+                partial(self._state.delay, is_admin=listening in admin),
+            )
+            for listening in [*sockets, *admin]
         ]
         self._tick()
+        if sockets[0].family == socket.AF_UNIX:
+            return f"unix:{os.fsdecode(address)}", 0
         return str(address[0]), int(address[1])
 
     def housekeep(self) -> None:
         """Tick every connection. The gateway calls this once per tick; no connection has a timer of its own."""
         for acceptor in self._acceptors:
             acceptor.resume()
+        self._state.accounts.forget(asyncio.get_running_loop().time())
         self._tick_peers(list(self._state.peers))
 
     def _tick_peers(self, peers: list[Peer]) -> None:
@@ -145,11 +167,11 @@ class Gateway:
         self._timer = asyncio.get_running_loop().call_later(self._state.limits.tick_every, self._tick)
         self.housekeep()
 
-    def _admit(self, connection: socket.socket) -> None:
-        if len(self._state.peers) >= self._state.max_sessions + SPARE // 2:
-            refuse(connection, FULL)
-        else:
-            transport = Transport(connection)
-            transport.protocol = Handshake(self._state, transport)
-            self._state.add(transport.protocol)
-            transport.resume_reading()
+    def _admit(self, connection: socket.socket, address: str, *, is_admin: bool) -> None:
+        if not is_admin and not self._state.addresses.has_room(address):
+            turn_away(connection, CROWDED_ADDRESS, "address")
+            return
+        transport = Transport(connection)
+        transport.protocol = Handshake(self._state, transport, address, is_admin=is_admin)
+        self._state.add(transport.protocol)
+        transport.resume_reading()

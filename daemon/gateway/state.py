@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from daemon import metrics
 from daemon.core.ports import OpenClient
+from daemon.gateway.admission import Accounts, AddressCounts, Crowd
 from daemon.gateway.deflate import Deflate
 from daemon.gateway.http import Site
-from daemon.gateway.limits import Limits
+from daemon.gateway.limits import ADMIN_CONNECTIONS, Limits
 from daemon.logs import get_logger
 
 log = get_logger()
@@ -19,7 +21,16 @@ NEVER: Final = float("inf")  # the deadline of a connection that was aborted alr
 
 
 class Peer(Protocol):
-    """One accepted connection: a handshake or a websocket session."""
+    """One accepted connection: a handshake or a websocket session.
+
+    `address` is the peer's, as `address_group` makes it. `is_admin`: it came in through the listener for metrics.
+    """
+
+    @property
+    def address(self) -> str: ...  # noqa: D102
+
+    @property
+    def is_admin(self) -> bool: ...  # noqa: D102
 
     def tick(self, now: float) -> None:
         """Enforce timeouts; called once per tick."""
@@ -30,6 +41,9 @@ class Peer(Protocol):
     def abort(self, reason: str) -> None:
         """Cut the connection now and drop queued data. `reason` is logged and counted."""
 
+    def evict(self) -> None:
+        """End the connection at once, because another needs its place; the peer is told if it reads."""
+
 
 @dataclass(slots=True, kw_only=True)
 class GatewayState:
@@ -37,33 +51,76 @@ class GatewayState:
 
     `peers` holds every connection; `sessions` counts those that are websockets. `clock` is monotonic, in seconds.
     `deflate` is None if compression is off. `aborted` counts the connections that were cut, by reason. `empty` is
-    set while there are no connections.
+    set while there are no connections. `pending` and `admin` hold the connections that are not authenticated, from
+    the listener for clients and from that for metrics; `accounts` counts those that are.
     """
 
     open_client: OpenClient
     site: Site
     limits: Limits
     clock: Callable[[], float]
-    max_sessions: int
     deflate: Deflate | None
     peers: set[Peer] = field(default_factory=set)
+    pending: Crowd[Peer] = field(init=False)
+    admin: Crowd[Peer] = field(init=False)
+    accounts: Accounts = field(init=False)
+    addresses: AddressCounts = field(init=False)
     sessions: int = 0
     aborted: Counter[str] = field(default_factory=Counter)
     empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.empty.set()
+        self.pending = Crowd(self.limits.max_pending(), self.limits.grace)
+        self.admin = Crowd(ADMIN_CONNECTIONS, self.limits.grace)
+        self.accounts = Accounts(self.limits)
+        self.addresses = AddressCounts(self.limits.per_address)
 
     def add(self, peer: Peer) -> None:
-        """Register a connection."""
+        """Register a connection that is not authenticated. If there are too many of them, another is evicted."""
         self.peers.add(peer)
         self.empty.clear()
+        self.addresses.add(peer.address)
+        self._enter(peer)
+
+    def replace(self, peer: Peer, successor: Peer) -> None:
+        """Register the peer that takes over a connection."""
+        self._crowd(peer).discard(peer, peer.address)
+        self.peers.discard(peer)
+        self.peers.add(successor)
+        self._enter(successor)
 
     def discard(self, peer: Peer) -> None:
-        """Forget a connection that has ended, or that another peer has replaced."""
+        """Forget a connection that has ended."""
+        self._crowd(peer).discard(peer, peer.address)
+        self.addresses.remove(peer.address)
         self.peers.discard(peer)
         if not self.peers:
             self.empty.set()
+
+    def count_abort(self, reason: str) -> None:
+        """Count a connection that was cut."""
+        self.aborted[reason] += 1
+        metrics.ABORTED.labels(reason=reason).inc()
+
+    def delay(self, *, is_admin: bool) -> float:
+        """Seconds for which no connection can be let in; 0 or less if one can."""
+        return (self.admin if is_admin else self.pending).delay(self.clock())
+
+    def _crowd(self, peer: Peer) -> Crowd[Peer]:
+        return self.admin if peer.is_admin else self.pending
+
+    def _enter(self, peer: Peer) -> None:
+        evicted = self._crowd(peer).add(peer, peer.address, self.clock())
+        if evicted is not None:
+            refuse("crowded", peer=evicted.address)
+            evicted.evict()
+
+
+def refuse(reason: str, **more: object) -> None:
+    """Count and log a connection that gets no place, or no answer to its request."""
+    metrics.REFUSED.labels(reason=reason).inc()
+    log.debug("client_refused", reason=reason, **more)
 
 
 def peer_name(connection: socket.socket) -> str:
@@ -72,11 +129,15 @@ def peer_name(connection: socket.socket) -> str:
         match connection.getpeername():
             case (str(host), int(port), *_):
                 return address_name(host, port)
+            case str() | bytes():
+                return "unix"
     except OSError:
         pass  # the peer has disconnected
     return "unknown"
 
 
 def address_name(host: str, port: int) -> str:
-    """`host:port`, with an IPv6 address in brackets."""
+    """`host:port`, with an IPv6 address in brackets; a Unix socket as it is."""
+    if host.startswith("unix:"):
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

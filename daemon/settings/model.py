@@ -31,6 +31,7 @@ from daemon.settings.values import (
     lower,
     read_address,
     read_duration,
+    read_listen,
     read_names,
     read_port,
     state_home,
@@ -83,8 +84,9 @@ class BaseRowcastSettings(BaseSettings):
     data_dir: Path = Field(
         default_factory=state_home, description="directory in which `daemon up` keeps its database"
     )
-    listen: Annotated[Address, BeforeValidator(read_address)] = Field(
-        Address("127.0.0.1", 8787), description="HOST:PORT for websockets and pages; put an IPv6 address in brackets"
+    listen: Annotated[Address, BeforeValidator(read_listen)] = Field(
+        Address("127.0.0.1", 8787),
+        description="HOST:PORT for websockets and pages, with an IPv6 address in brackets; or unix:/PATH",
     )
     workers: Count = Field(1, description="number of serving processes; one per core to use")
     worker_silence: Seconds = Field(
@@ -137,9 +139,26 @@ class BaseRowcastSettings(BaseSettings):
         ge=0,
         description="smallest frame that is compressed, for clients that offer it (bytes); 0 turns it off",
     )
-    max_clients: Count | None = Field(
+    max_clients: Count = Field(
+        10_000, description="maximum clients per process; fewer if the open files limit does not allow them"
+    )
+    max_clients_per_user: Count | None = Field(
         None,
-        description="maximum clients per process; by default as many as the open files limit allows, at most 10000",
+        description="maximum connections of one user per process; by default a quarter of ROWCAST_MAX_CLIENTS",
+    )
+    max_clients_per_address: Count | None = Field(
+        None,
+        description="maximum connections from one address (IPv6: one /64) per process; by default any number, since "
+        "all clients behind a proxy have its address",
+    )
+    max_unauthenticated: Count = Field(
+        2_048,
+        description="maximum connections per process that are not authenticated, at most a quarter of the open files "
+        "limit; the oldest gives way to a newcomer",
+    )
+    user_rate: Count = Field(
+        1_000,
+        description="frames per second that one user may send to one process; what exceeds it waits",
     )
     read_chunk: Count = Field(1000, description="maximum number of changes in one read of the log")
     transaction_changes: Count = Field(

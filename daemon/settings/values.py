@@ -12,18 +12,31 @@ from pydantic import AfterValidator, Field, SecretStr
 
 from daemon.packs import bundled
 
+MAX_SOCKET_PATH: Final = 107
+"""The longest path of a Unix socket, in bytes."""
+
 SECRET_BYTES: Final = 32
 """The minimum length of the signing key: RFC 7518, section 3.2, requires the size of the hash for HS256."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A host and a port to listen on. With port 0 the system chooses one."""
+    """A host and a port to listen on. With port 0 the system chooses one.
+
+    A Unix socket has the host "unix:/PATH" and port 0.
+    """
 
     host: str
     port: int
 
+    @property
+    def is_unix(self) -> bool:
+        """Whether this is a Unix socket."""
+        return self.host.startswith("unix:")
+
     def __str__(self) -> str:
+        if self.is_unix:
+            return self.host
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @classmethod
@@ -40,6 +53,18 @@ class Address:
 def read_address(value: object) -> object:
     """Turn HOST:PORT into an Address. Raises ValueError."""
     return Address.parse(value) if isinstance(value, str) else value
+
+
+def read_listen(value: object) -> object:
+    """Turn HOST:PORT or unix:/PATH into an Address. Raises ValueError."""
+    if not isinstance(value, str) or not value.strip().startswith("unix:"):
+        return read_address(value)
+    path = value.strip().removeprefix("unix:")
+    if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ValueError(
+            f"unix: needs an absolute path of at most {MAX_SOCKET_PATH} bytes: unix:/run/rowcast/rowcast.sock"
+        )
+    return Address(f"unix:{path}", 0)
 
 
 def read_names(value: object) -> object:

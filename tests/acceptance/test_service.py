@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
+import sys
+import tempfile
 
+import pytest
 from structlog.testing import capture_logs
 
 from daemon.metrics import REGISTRY
@@ -12,7 +16,7 @@ from daemon.postgres.connect import Connection, connect, open_pool
 from daemon.schema.health import SchemaHealth
 from daemon.settings import Settings
 from tests.acceptance.chat import Chat
-from tests.support.daemon import Daemon, command, daemon_process, get
+from tests.support.daemon import SECRET, Daemon, clean_environment, command, daemon_process, get, start
 
 
 async def test_a_daemon_that_serves_is_alive_and_ready(daemon: Daemon) -> None:
@@ -87,6 +91,67 @@ async def test_sigterm_says_bye_closes_with_1012_and_ends_at_once(daemon: Daemon
         assert 0 == await ended
     assert ["stopping", "stopped"] == [line["event"] for line in daemon.events() if line["event"].startswith("stop")]
     await daemon.notices.wait_for("STOPPING=1")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_sighup_without_a_terminal_is_logged_and_disconnects_nobody(
+    chat: Chat, database: str, workers: str
+) -> None:
+    own_session = daemon_process(database, "--workers", workers, module="tests.acceptance.own_session")
+    async with own_session as daemon, daemon.client(chat.ada) as client:
+        await client.subscribe(chat.topic)
+        daemon.process.send_signal(signal.SIGHUP)
+        while "reload_unsupported" not in {line["event"] for line in daemon.events()}:
+            await asyncio.sleep(0.01)
+        await chat.say("still here")
+        assert "still here" == (await client.changes())[0]["record"]["content"]
+        assert 0 == await daemon.stop()
+        assert not {"worker_ended", "worker_hung"} & {line["event"] for line in daemon.events()}
+
+
+async def test_a_daemon_whose_terminal_is_closed_says_bye_and_ends(chat: Chat, database: str) -> None:
+    ours, theirs = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WITH_TERMINAL, "-m", "daemon"),
+        env=clean_environment(DATABASE_URL=database, ROWCAST_SECRET=SECRET, ROWCAST_LISTEN="127.0.0.1:0"),
+        stdin=theirs,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    assert process.stderr
+    events = []
+    async for line in process.stderr:
+        events.append(json.loads(line)["event"])
+        if events[-1] == "serving":
+            os.close(ours)
+    assert 0 == await process.wait()
+    assert ["stopping", "stopped"] == events[-2:]
+
+
+WITH_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+async def test_a_daemon_that_the_watchdog_kills_says_where_it_hung(chat: Chat, database: str) -> None:
+    with tempfile.TemporaryFile() as errors:
+        process = await start(
+            environment=clean_environment(
+                DATABASE_URL=database, ROWCAST_SECRET=SECRET, ROWCAST_LISTEN="127.0.0.1:0", ROWCAST_LOG_FORMAT="json"
+            ),
+            directory=tempfile.gettempdir(),
+            errors=errors.fileno(),
+        )
+        while b'"serving"' not in os.pread(errors.fileno(), 10**6, 0):
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGABRT)  # what systemd sends
+        assert -signal.SIGABRT == await process.wait()
+        said = os.pread(errors.fileno(), 10**6, 0).decode()
+    assert "Fatal Python error: Aborted" in said
+    assert "in run_forever\n" in said
 
 
 async def test_clients_of_a_killed_and_restarted_daemon_miss_nothing(chat: Chat, database: str) -> None:

@@ -40,10 +40,15 @@ class Clock:
 
 
 class Recorder:
-    """A handler that records its calls, and replies to messages with `answer`."""
+    """A handler that records its calls, and replies to messages with `answer`.
 
-    def __init__(self, client: Socket, answer: Callable[["Recorder", bytes], None]) -> None:
+    Its peer is authenticated at once as `user`, unless that is empty.
+    """
+
+    def __init__(self, client: Socket, answer: Callable[["Recorder", bytes], None], user: str = "ada") -> None:
         self.socket = client
+        if user:
+            client.authenticated(user)
         self.answer = answer
         self.texts: list[bytes] = []
         self.ticks: list[float] = []
@@ -80,6 +85,7 @@ class Server:
     clock: Clock
     host: str
     port: int
+    admin_port: int
     handlers: asyncio.Queue[Recorder]
     peers: list["RawPeer"] = field(default_factory=list)
 
@@ -223,6 +229,7 @@ async def serving(
     pages: Mapping[str, Callable[[], Page]] | None = None,
     *,
     answer: Callable[[Recorder, bytes], None] = echo,
+    user: str = "ada",
     **limits: Any,
 ) -> AsyncIterator[Server]:
     """A gateway whose clock stands still, and which ticks only in `pass_time`.
@@ -230,19 +237,20 @@ async def serving(
     At the end it checks that no exception has reached the event loop's handler.
     """
     handlers: asyncio.Queue[Recorder] = asyncio.Queue()
+    listening, admin = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
     uncaught: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: uncaught.append(context))
 
     def open_client(client: Socket) -> Recorder:
-        recorder = Recorder(client, answer)
+        recorder = Recorder(client, answer, user)
         handlers.put_nowait(recorder)
         return recorder
 
     clock = Clock()
-    settings = Limits(**{"tick_every": 3600.0, "close_timeout": 0.2, **limits})
+    settings = Limits(**{"tick_every": 3600.0, "close_timeout": 0.2, "per_user": 10_000, **limits})
     async with Gateway(open_client, Site(pages or {}), limits=settings, clock=clock) as gateway:
-        host, port = await gateway.start("127.0.0.1")
-        server = Server(gateway, clock, host, port, handlers)
+        host, port = await gateway.start(sockets=[listening], admin=[admin])
+        server = Server(gateway, clock, host, port, admin.getsockname()[1], handlers)
         try:
             yield server
         finally:

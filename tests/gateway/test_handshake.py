@@ -3,17 +3,20 @@ import errno
 import re
 import resource
 import socket
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
+from websockets.asyncio.client import unix_connect
 from websockets.exceptions import InvalidStatus
 from websockets.frames import Opcode
 from websockets.typing import Subprotocol
 
+from daemon.core.ports import Socket
 from daemon.gateway.http import Site, text_page
-from daemon.gateway.limits import SPARE
-from daemon.gateway.server import Gateway, ListenFailed
-from tests.gateway.peers import UPGRADE, RawPeer, Recorder, Server, frame, request, serving, until
+from daemon.gateway.server import Gateway, Limits, ListenFailed
+from tests.gateway.peers import UPGRADE, RawPeer, Recorder, Server, echo, frame, request, serving, until
 
 
 async def refused(server: Server, start: str, **changes: str | None) -> tuple[int, bytes]:
@@ -152,17 +155,6 @@ async def test_a_session_that_ends_makes_room_for_another() -> None:
             assert await client.recv() == "my turn"
 
 
-async def test_connections_without_a_request_cannot_use_up_the_descriptors() -> None:
-    async with serving(connections=1) as server:
-        spare = 1 + SPARE // 2
-        for _ in range(spare):
-            await server.raw()
-        await until(lambda: server.gateway.sockets == spare)
-        one_more = await server.raw()
-        assert (await one_more.read_all()).startswith(b"HTTP/1.1 503 ")
-        await until(lambda: server.gateway.sockets == spare)
-
-
 async def test_the_gateway_recovers_after_running_out_of_descriptors() -> None:
     async with serving({"/": lambda: text_page("ok")}) as server:
         peer = await server.raw()
@@ -223,6 +215,50 @@ async def test_a_socket_that_already_listens_can_be_used() -> None:
         server.port = port
         async with server.connect():
             assert second.connections == 1
+
+
+def unix_socket(path: Path) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    return listening
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+async def test_a_unix_socket_is_served_like_a_port(handed_over: bool, tmp_path: Path) -> None:
+    path = tmp_path / "rowcast.sock"
+    pages = {"/": lambda: text_page("ok")}
+    handlers: list[Recorder] = []
+
+    def open_client(client: Socket) -> Recorder:
+        handlers.append(Recorder(client, echo))
+        return handlers[-1]
+
+    async with Gateway(open_client, Site(pages), limits=Limits(per_address=1)) as gateway:
+        sockets = [unix_socket(path)] if handed_over else []
+        assert await gateway.start(f"unix:{path}", sockets=sockets) == (f"unix:{path}", 0)
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(request("GET /"))
+        assert (await reader.read()).endswith(b"ok\n")
+        async with unix_connect(str(path), "ws://localhost/v1", subprotocols=[Subprotocol("rowcast.v1")]) as client:
+            await client.send("hello")
+            assert await client.recv() == "hello"
+        writer.close()
+
+
+async def test_a_unix_socket_replaces_only_one_that_nobody_listens_on(tmp_path: Path) -> None:
+    path = tmp_path / "rowcast.sock"
+    unix_socket(path).close()  # as a process that was killed leaves it
+    async with Gateway(lambda client: Recorder(client, print), Site({})) as gateway, AsyncExitStack() as stack:
+        await gateway.start(f"unix:{path}")
+        assert 0o666 == path.stat().st_mode & 0o777
+        second = await stack.enter_async_context(Gateway(lambda client: Recorder(client, print), Site({})))
+        with pytest.raises(ListenFailed, match=f"Cannot listen on unix:{path}: Address already in use."):
+            await second.start(f"unix:{path}")
+        (tmp_path / "file").write_text("not a socket")
+        with pytest.raises(ListenFailed, match="Address already in use"):
+            await second.start(f"unix:{tmp_path}/file")
+        with pytest.raises(ListenFailed, match="No such file or directory"):
+            await second.start(f"unix:{tmp_path}/nowhere/rowcast.sock")
 
 
 async def test_a_gateway_that_yields_a_connection_accepts_it_if_no_other_does() -> None:

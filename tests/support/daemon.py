@@ -247,7 +247,6 @@ async def daemon_process(
                     ROWCAST_LISTEN=f"127.0.0.1:{port or 0}",
                     ROWCAST_LOG_FORMAT="json",
                     ROWCAST_LOG_LEVEL="debug",
-                    PYTHONFAULTHANDLER="1",
                     **environment,
                 ),
                 directory=home,

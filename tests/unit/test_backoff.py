@@ -18,7 +18,7 @@ def test_the_bound_doubles_with_each_attempt() -> None:
     assert [0.5, 1.0, 2.0] == [backoff_delay(attempt, initial=0.5) for attempt in range(3)]
 
 
-@pytest.mark.parametrize("attempt", [8, 32, 33, 10_000])
+@pytest.mark.parametrize("attempt", [8, 32, 33, 1024, 10_000, 10**6, 10**400])
 def test_the_bound_is_capped_for_any_attempt(attempt: int) -> None:
     assert MAX_DELAY == backoff_delay(attempt)
     assert 5.0 == backoff_delay(attempt, maximum=5.0)

@@ -107,6 +107,21 @@ def fixed_sleeps(tree: ast.AST) -> Iterator[ast.AST]:
                 yield node
 
 
+def growing_powers(tree: ast.AST) -> Iterator[ast.AST]:
+    """Powers of a variable exponent, such as the bound of a delay: after hours of attempts they overflow."""
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.BinOp(op=ast.Pow() | ast.LShift(), right=right)
+                | ast.AugAssign(op=ast.Pow() | ast.LShift(), value=right)
+            ) if not isinstance(right, ast.Constant):
+                yield node
+            case ast.Call(func=ast.Name(id="pow") | ast.Attribute(attr="pow" | "ldexp" | "exp" | "exp2")):
+                yield node
+            case ast.AugAssign(op=ast.Mult(), value=ast.Constant()):  # delay *= 2
+                yield node
+
+
 def skips(tree: ast.AST) -> Iterator[ast.AST]:
     for node in ast.walk(tree):
         match node:
@@ -167,6 +182,7 @@ def long_functions(tree: ast.AST) -> Iterator[ast.AST]:
     [
         (reads_of_the_environment, "daemon", READERS_OF_THE_ENVIRONMENT),
         (fixed_sleeps, "tests", {}),
+        (growing_powers, "daemon", {"daemon/postgres/backoff.py": "the one capped backoff"}),
         (skips, "tests", SKIPS),
         (imports_from_tests, "tests", {}),
         (long_functions, "daemon", {}),
@@ -244,6 +260,10 @@ def test_forbidden_text_is_recognized(what: str, line: str) -> None:
         (reads_of_the_environment, "from os import environ", "from os import path"),
         (fixed_sleeps, "asyncio.sleep(0.1)", "asyncio.sleep(0)"),
         (fixed_sleeps, "while True: sleep(1)", "while not happened(): sleep(1)"),
+        (growing_powers, "delay = 0.2 * 2**attempt", "2**53"),
+        (growing_powers, "delay = 1 << attempt", "delay = backoff_delay(attempt)"),
+        (growing_powers, "delay *= 2", "delay += 2"),
+        (growing_powers, "delay = math.ldexp(0.2, attempt)", "delay = math.ceil(attempt)"),
         (skips, "pytest.mark.skipif(True)", "pytest.mark.parametrize('a', [1])"),
         (skips, "from unittest import SkipTest", "from unittest import TestCase"),
         (statements_of_a_pool, "await self._pool.fetch('select')", "await connection.fetch('select')"),

@@ -314,6 +314,7 @@ def test_secrets_appear_neither_in_the_settings_nor_in_problems(problems: Proble
         ("0.0.0.0:80", Address("0.0.0.0", 80)),
         ("localhost:0", Address("localhost", 0)),
         ("[::1]:8787", Address("::1", 8787)),
+        ("unix:/run/rowcast.sock", Address("unix:/run/rowcast.sock", 0)),
     ],
 )
 def test_an_address_is_printed_as_it_was_given(text: str, address: Address) -> None:
@@ -325,6 +326,12 @@ def test_an_address_is_printed_as_it_was_given(text: str, address: Address) -> N
 def test_an_address_without_host_or_port_is_refused(problems: Problems, text: str) -> None:
     (problem,) = problems(ROWCAST_LISTEN=text)
     assert problem.startswith("ROWCAST_LISTEN: HOST:PORT is needed")
+
+
+@pytest.mark.parametrize("text", ["unix:", "unix:rowcast.sock", "unix:/" + "x" * 107])
+def test_a_unix_socket_without_a_usable_path_is_refused(problems: Problems, text: str) -> None:
+    (problem,) = problems(ROWCAST_LISTEN=text)
+    assert problem.startswith("ROWCAST_LISTEN: unix: needs an absolute path")
 
 
 @pytest.mark.parametrize("text", ["antone, chatgenius", '["antone", "chatgenius"]', "antone,chatgenius,antone"])

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -202,7 +203,55 @@ def test_the_unit_waits_for_readiness_and_has_a_watchdog() -> None:
     assert ["main"] == unit["Service.NotifyAccess"]
     assert ["/opt/rowcast/bin/daemon"] == unit["Service.ExecStart"]
     assert int(unit["Service.WatchdogSec"][0]) > 0
-    assert ["on-failure"] == unit["Service.Restart"]
+    assert ["always"] == unit["Service.Restart"]  # an end by SIGHUP counts as a success, and leaves the unit dead
+
+
+def lines_of(unit: str, name: str) -> list[str]:
+    """The values of a setting, including those that are commented out."""
+    return re.findall(rf"^#?{name}=(.*)$", unit, re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", [0, 13])
+def test_the_line_that_applies_the_schema_first_is_one_process_with_its_exit_code(code: int, tmp_path: Path) -> None:
+    [_, line] = lines_of(UNIT.read_text(), "ExecStart")
+    program = tmp_path / "daemon"
+    program.write_text(f'#!/bin/sh\necho "$$ $*"\n[ "$1" ] && exit {code}\nexit 0\n')
+    program.chmod(0o755)
+    command = shlex.split(line.replace("/opt/rowcast/bin/daemon", str(program)))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    output, _ = process.communicate()
+    assert code == process.returncode
+    calls = [call.partition(" ") for call in output.splitlines()]
+    assert ["--apply-ddl", ""][: 1 if code else 2] == [arguments for _, _, arguments in calls]
+    assert code or calls[-1][0] == str(process.pid)  # so that it is the process that may notify systemd
+
+
+def test_no_failing_helper_of_the_unit_escapes_the_list_of_final_exit_codes() -> None:
+    assert [] == lines_of(UNIT.read_text(), "ExecStartPre")
+    final = set(map(int, settings_of(UNIT.read_text())["Service.RestartPreventExitStatus"][0].split()))
+    assert {11, 13, 14, 64, 78} <= final
+
+
+def commands_of_the_guide() -> list[str]:
+    """The lines of the shell blocks in the section on how to set Rowcast up."""
+    text = (folder("systemd").parent / "docs/operate.md").read_text()
+    section = text.partition("\n## Set up\n")[2].partition("\n## ")[0]
+    return [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+    ]
+
+
+def test_the_commands_of_the_guide_are_for_root_and_name_each_program_as_root_finds_it() -> None:
+    commands = commands_of_the_guide()
+    assert 0 == subprocess.run(["bash", "-n"], input="\n".join(commands), text=True).returncode
+    for line in commands:
+        if "daemon --" in line:  # over a socket, root is not the role that owns the database
+            assert line.startswith("runuser -u rowcast -- ")
+            assert " /opt/rowcast/bin/daemon --" in line
+        if re.search(r"\bcreate(user|db)\b", line):
+            assert line.startswith("runuser -u postgres -- ")
 
 
 def test_the_stop_timeout_is_longer_than_the_drain_of_clients() -> None:

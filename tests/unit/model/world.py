@@ -299,6 +299,12 @@ class Connection:
             self._drains.append((future, self.daemon.world.since))
             await future
 
+    def authenticated(self, user: str) -> None:
+        """There is always a place."""
+
+    def charge(self, frames: int) -> None:
+        """There is no rate."""
+
     def close(self, code: int, reason: str) -> None:
         if code == 1011:
             self.daemon.world.violations.append(Violation("I7", f"the daemon failed: {reason}"))

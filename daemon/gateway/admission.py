@@ -1,0 +1,161 @@
+"""Who gets a connection: the limits on their number, which one makes room for another, and the rate of each user."""
+
+from collections import Counter
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from typing import Final, Generic, TypeVar
+
+from daemon import metrics
+from daemon.core.errors import ClientFault, Overloaded, TooManyConnections
+from daemon.gateway.limits import Limits
+
+ANONYMOUS: Final = ""  # the address of a peer that has none, or whose address cannot be known
+
+Connection = TypeVar("Connection")
+
+
+def address_group(host: str) -> str:
+    """The addresses that one peer can choose from: the address itself for IPv4, the /64 for IPv6."""
+    if ":" not in host:
+        return host
+    address = IPv6Address(host.partition("%")[0])
+    return str(address.ipv4_mapped or IPv6Address(int(address) >> 64 << 64))
+
+
+class Crowd(Generic[Connection]):
+    """Connections that nobody vouches for, by address, oldest first; never more than `limit`.
+
+    When there are too many, the newcomer gets in and the oldest connection of the address that has the most gives
+    way, but not in its first `grace` seconds: until then, newcomers wait in the kernel. An honest peer leaves the
+    crowd sooner, so it is never sent away, however fast others come; and an address that opens connections without
+    end only pushes out its own.
+    """
+
+    def __init__(self, limit: int, grace: float) -> None:
+        self._limit = limit
+        self._grace = grace
+        self._addresses: dict[str, dict[Connection, float]] = {}  # when each connection came
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def delay(self, now: float) -> float:
+        """Seconds until a newcomer can be let in; 0 or less if there is room, or one that can give way."""
+        if self._size < self._limit:
+            return 0.0
+        return next(iter(self._addresses[self._largest()].values())) + self._grace - now
+
+    def add(self, connection: Connection, address: str, now: float) -> Connection | None:
+        """Add a connection. Returns the one that has to give way, if any."""
+        oldest = None
+        if self._size >= self._limit:
+            largest = self._largest()
+            oldest = next(iter(self._addresses[largest]))
+            self.discard(oldest, largest)
+        self._addresses.setdefault(address, {})[connection] = now
+        self._size += 1
+        return oldest
+
+    def _largest(self) -> str:
+        return max(self._addresses, key=lambda address: len(self._addresses[address]))
+
+    def discard(self, connection: Connection, address: str) -> None:
+        """Remove a connection, if it is here."""
+        members = self._addresses.get(address, {})
+        if connection in members:
+            del members[connection]
+            self._size -= 1
+            if not members:
+                del self._addresses[address]
+
+
+@dataclass(slots=True)
+class Account:
+    """What one user has: connections, and the time until which the rate has been used up."""
+
+    user: str
+    connections: int = 0
+    used_until: float = 0.0
+
+
+class Accounts:
+    """The users that are connected, and those that left a moment ago and have used up more than their rate."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._max_clients = limits.max_clients()
+        self._max_per_user = limits.max_per_user()
+        self._rate = limits.user_rate
+        self._burst = limits.user_burst
+        self._accounts: dict[str, Account] = {}
+        self._departed: set[str] = set()
+        self.connections = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for another client."""
+        return self.connections >= self._max_clients
+
+    def enter(self, user: str) -> Account:
+        """Count a connection of this user. Raises TooManyConnections or Overloaded."""
+        account = self._accounts.get(user) or Account(user)
+        if self.full:
+            raise refused(Overloaded(), "full")
+        if account.connections >= self._max_per_user:
+            raise refused(TooManyConnections(), "user")
+        self._accounts[user] = account
+        self._departed.discard(user)
+        account.connections += 1
+        self.connections += 1
+        return account
+
+    def leave(self, account: Account) -> None:
+        """A connection of this user has ended."""
+        account.connections -= 1
+        self.connections -= 1
+        if not account.connections:
+            self._departed.add(account.user)
+
+    def charge(self, account: Account, frames: int, now: float) -> None:
+        """Count frames towards the user's rate."""
+        account.used_until = max(now, account.used_until) + frames / self._rate
+
+    def delay(self, account: Account, now: float) -> float:
+        """Seconds for which the user's next frames have to wait; 0 or less if they do not."""
+        return account.used_until - self._burst - now
+
+    def forget(self, now: float) -> None:
+        """Forget the users who left, unless reconnecting would give them a rate that they have used up."""
+        for user in [user for user in self._departed if self._accounts[user].used_until <= now]:
+            self._departed.discard(user)
+            del self._accounts[user]
+
+
+class AddressCounts:
+    """How many connections each address has, if that is limited."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._counts: Counter[str] = Counter()
+
+    def has_room(self, address: str) -> bool:
+        """Whether another connection of this address is allowed."""
+        return self._limit is None or address == ANONYMOUS or self._counts[address] < self._limit
+
+    def add(self, address: str) -> None:
+        """Count a connection."""
+        if self._limit is not None:
+            self._counts[address] += 1
+
+    def remove(self, address: str) -> None:
+        """A connection has ended."""
+        if self._limit is not None:
+            self._counts[address] -= 1
+            if not self._counts[address]:
+                del self._counts[address]
+
+
+def refused(fault: ClientFault, reason: str) -> ClientFault:
+    """The fault, counted as a refusal."""
+    metrics.REFUSED.labels(reason=reason).inc()
+    return fault

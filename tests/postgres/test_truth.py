@@ -61,7 +61,8 @@ async def test_a_capture_without_one_of_its_safeguards_is_caught(trial: Trial, n
 async def test_every_type_that_a_column_can_have_has_values(trial: Trial) -> None:
     types = await trial.admin.fetch(
         """select t.oid::regtype::text from pg_type as t
-           where t.typnamespace = 'pg_catalog'::regnamespace and t.typtype in ('b', 'r', 'm') and t.typcategory <> 'A'"""
+           where t.typnamespace = 'pg_catalog'::regnamespace and t.typtype in ('b', 'r', 'm')
+             and t.typname !~ '^_'"""
     )
     known = await trial.admin.fetch(
         "select distinct n::regtype::text from unnest($1::text[]) as n", [t.sql for t in BUILT_IN]

@@ -5,11 +5,16 @@ import sys
 import time
 from collections import Counter
 
+from daemon.schema import migrate
 from tests.postgres.truth.generate import THEMES, make
 from tests.postgres.truth.shrink import shrunk
 from tests.postgres.truth.trial import Trial
 from tests.support.postgres import FAST, ignore, running_server
-from daemon.schema import migrate
+
+
+def show(*lines: str) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
 
 
 async def main(theme: str, first: int, count: int, cut: int) -> None:
@@ -30,14 +35,14 @@ async def main(theme: str, first: int, count: int, cut: int) -> None:
                     totals["changes"] += verdict.changes
                     refusals.update(reason[:90] for reason in verdict.refused)
                     if verdict.invalid:
-                        print(f"{case.name}: invalid: {verdict.invalid}")
+                        show(f"{case.name}: invalid: {verdict.invalid}")
                     if verdict.problems:
                         totals["wrong"] += 1
-                        print(f"{case.name}: {verdict.problems[0][:200]} {verdict.problems[-1][:100]}", flush=True)
+                        show(f"{case.name}: {verdict.problems[0][:200]} {verdict.problems[-1][:100]}")
                         if totals["wrong"] <= cut:
                             small, problems = await shrunk(trial, case, seconds=60)
-                            print(small.script(), *problems, sep="\n", flush=True)
-                print(name, dict(totals), f"{time.monotonic() - started:.1f} s", dict(refusals), flush=True)
+                            show(small.script(), *problems)
+                show(f"{name} {dict(totals)} {time.monotonic() - started:.1f} s {dict(refusals)}")
 
 
 asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 0))

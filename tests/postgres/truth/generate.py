@@ -26,12 +26,14 @@ class Theme:
     per_row: float = 0.0
     shadows: float = 0.0
     transactions: int = 4
+    among: str = "all"
 
 
 THEMES: Final = {
     "nests": Theme(tables=2, triggers=3, per_row=0.1, transactions=4),
     "calls": Theme(tables=2, calls=0.5, transactions=4),
     "values": Theme(types=0.95, settings=3, transactions=5),
+    "settings": Theme(types=0.9, keys=0.4, settings=6, transactions=4, among="sensitive"),
     "names": Theme(tables=2, names=0.7, triggers=1, settings=1, transactions=3),
     "shapes": Theme(tables=2, shapes=0.8, triggers=1, transactions=5),
     "keys": Theme(keys=0.8, types=0.3, settings=3, shapes=0.2, transactions=5),
@@ -43,7 +45,9 @@ THEMES: Final = {
 def make(theme_name: str, seed: int) -> Case:
     theme = THEMES[theme_name]
     dice = random.Random(f"{theme_name}/{seed}")
-    maker = Tables(dice, names=theme.names, types=theme.types, keys=theme.keys, shapes=theme.shapes)
+    maker = Tables(
+        dice, names=theme.names, types=theme.types, keys=theme.keys, shapes=theme.shapes, among=theme.among
+    )
     tables = [maker.table(0)]
     for number in range(1, dice.randint(1, theme.tables)):
         tables.append(maker.table(number, parent=tables[0]))

@@ -5,21 +5,22 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.postgres.truth.case import Column, Watched
-from tests.postgres.truth.values import BUILT_IN, INTEGER, OWN, TEXT, Type, array_of, identifier, quote
+from tests.postgres.truth.values import BUILT_IN, INTEGER, OWN, TEXT, Type, array_of, identifier
 
 # Names that the parts of a capture function might use themselves, and names that need quotes.
 ODD_NAMES: Final = (
-    "x", "k", "r", "o", "n", "t", "g", "c", "e", "b", "u", "w", "new", "old", "key", "topic", "topics", "kind", "record",
-    "changed", "gives", "live", "step", "rights", "actor", "grants", "revokes", "id", "watch", "new_rows", "old_rows",
-    "found", "tg_op", "tg_relid", "tg_argv", "sqlstate", "sqlerrm", "nested", "row", "rows", "value", "select", "table",
-    "null", "default", "user", "current_user", "ctid ", "$1", "%s", "%1$s", "%%", "%L", "it's", 'a"b', "a.b", "$capture$",
-    "$$", "$body$", "\\", "a\\b", "a b", " ", "é€🙂", "x" * 63, "X", "ID", "-- ", "/*", ";", "\n", "{a,b}", "NULL", '"', ",",
+    "x", "k", "r", "o", "n", "t", "g", "c", "e", "b", "u", "w", "new", "old", "key", "topic", "topics", "kind",
+    "record", "changed", "gives", "live", "step", "rights", "actor", "grants", "revokes", "id", "watch", "new_rows",
+    "old_rows", "found", "tg_op", "tg_relid", "tg_argv", "sqlstate", "sqlerrm", "nested", "row", "rows", "value",
+    "select", "table", "null", "default", "user", "current_user", "ctid ", "$1", "%s", "%1$s", "%%", "%L", "it's",
+    'a"b', "a.b", "$capture$", "$$", "$body$", "\\", "a\\b", "a b", " ", "é€🙂", "x" * 63, "X", "ID", "-- ", "/*",
+    ";", "\n", "{a,b}", "NULL", '"', ",",
 )  # fmt: skip
 
 
 @dataclass
 class Table:
-    """A table of a case. `targets` are the relations to write it through; `pools` the few values of each key column."""
+    """A table of a case. `targets` are the relations to write it through."""
 
     relation: str
     columns: list[Column]
@@ -30,6 +31,7 @@ class Table:
     targets: list[str]
     deferrable: bool = False
     views: list[str] = field(default_factory=list)
+    child: str | None = None  # an inheritance child: the keys of parent and child are different ones
 
     @property
     def written(self) -> list[Column]:
@@ -39,12 +41,15 @@ class Table:
 class Tables:
     """Makes tables. `odd` is how likely a name, a type, a shape is an odd one."""
 
-    def __init__(self, dice: random.Random, *, names: float, types: float, keys: float, shapes: float) -> None:
+    def __init__(
+        self, dice: random.Random, *, names: float, types: float, keys: float, shapes: float, among: str
+    ) -> None:
         self.dice = dice
         self.names = names
         self.types = types
         self.keys = keys
         self.shapes = shapes
+        self.among = SENSITIVE if among == "sensitive" else (*BUILT_IN, *OWN)
         self._taken: set[str] = set()
 
     def chance(self, probability: float) -> bool:
@@ -85,7 +90,7 @@ class Tables:
     def _type(self) -> Type:
         if not self.chance(self.types):
             return self.dice.choice((TEXT, TEXT, INTEGER))
-        type_ = self.dice.choice(BUILT_IN) if self.chance(0.7) else self.dice.choice(OWN)
+        type_ = self.dice.choice(self.among)
         # An enum's cast to json is not asked for the elements of an array of another type.
         if self.chance(0.2) and "sly" not in type_.sql:
             return array_of(type_)
@@ -99,7 +104,7 @@ class Tables:
         def column(place: int) -> Column:
             type_ = INTEGER
             while self.chance(self.keys):
-                type_ = self._type() if self.types else self.dice.choice(KEY_TYPES)
+                type_ = self.dice.choice(KEY_TYPES) if self.chance(0.7) else self._type()
                 # Too large a value cannot be in an index, and not every type has an order.
                 if type_.can_be_key and all(len(value) < 500 for value in type_.values):
                     break
@@ -144,6 +149,8 @@ class Tables:
             if self.chance(self.shapes)
             else "plain"
         )
+        if shape == "inherited" and any(column.type not in (INTEGER, TEXT) for column in table.key):
+            shape = "unlogged"
         if shape == "partitioned":
             self._partitions(table, items)
         elif shape == "deferrable":
@@ -167,6 +174,7 @@ class Tables:
                     f"create table {child} (extra text, primary key ({key})) inherits ({table.relation})"
                 )
                 table.targets.append(child)
+                table.child = child
         self._view(table)
 
     def _partitions(self, table: Table, items: list[str]) -> None:
@@ -183,7 +191,8 @@ class Tables:
         )
         sub = f" partition by hash ({first.quoted})" if by_hash else ""
         table.setup += [
-            f"create table {table.relation} ({', '.join(items)}, {part.quoted} text, primary key ({key})) partition by list ({part.quoted})",
+            f"create table {table.relation} ({', '.join(items)}, {part.quoted} text, primary key ({key}))"
+            f" partition by list ({part.quoted})",
             f"create table {prefix}p\" partition of {table.relation} for values in ('p')",
             f"create table {prefix}q\" partition of {table.relation} for values in ('q')",
             f'create table {prefix}z" partition of {table.relation} default{sub}',
@@ -235,10 +244,20 @@ class Tables:
         ))  # fmt: skip
 
 
+# Types whose values have another text under other settings.
+SENSITIVE: Final = tuple(
+    t for t in (*BUILT_IN, *OWN) if t.sql in {
+        "float4", "float8", "bytea", "interval", "money", "daterange", "tsrange", "tstzrange", "tstzmultirange",
+        "point", "box", "circle", "regclass", "regtype", "regprocedure", "own.nest", "own.floats", "own.many_floats",
+        "own.pairs", "xml", "timestamptz", "date",
+    }
+)  # fmt: skip
+
 KEY_TYPES: Final = (
     TEXT, INTEGER, *(t for t in (*BUILT_IN, *OWN) if t.sql in {
-        "bytea", "numeric", "timestamptz", "uuid", "float8", "float4", "interval", "bpchar", "text collate own.caseless", "jsonb", "date",
-        "tstzrange", "int4range", "inet", '"char"', "name", "money", "timetz", "own.exact", "own.pair", "own.sly", "own.moody", "numrange",
+        "bytea", "numeric", "timestamptz", "uuid", "float8", "float4", "interval", "bpchar",
+        "text collate own.caseless", "jsonb", "date", "tstzrange", "int4range", "inet", '"char"', "name", "money",
+        "timetz", "own.exact", "own.pair", "own.sly", "own.moody", "numrange",
     }),
 )  # fmt: skip
 
@@ -256,6 +275,3 @@ def lookup(dice: random.Random) -> list[str]:
     if dice.random() < 0.3:
         statements.append(f"alter table app.lookup {dice.choice(('enable', 'enable', 'force'))} row level security")
     return statements
-
-
-__all__ = ["KEY_TYPES", "ODD_NAMES", "Table", "Tables", "lookup", "quote"]

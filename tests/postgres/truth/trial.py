@@ -74,7 +74,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Said:
-    """What the tables say after a commit: the records of each topic, and the keys of the rows that are not deleted."""
+    """What the tables say after a commit: the records of each topic, and the rows that are not deleted."""
 
     rooms: Rooms
     rows: frozenset[Row]
@@ -337,6 +337,3 @@ def _members(record: str) -> dict[str, Any]:
         record, object_pairs_hook=list, parse_float=str, parse_int=str, parse_constant=str
     )
     return dict(pairs)
-
-
-__all__ = ["Client", "Trial", "Verdict"]

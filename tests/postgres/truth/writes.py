@@ -6,13 +6,14 @@ from typing import Final
 
 from tests.postgres.truth.case import Column, Transaction
 from tests.postgres.truth.tables import Table
-from tests.postgres.truth.values import TEXT, identifier, quote
+from tests.postgres.truth.values import INTEGER, TEXT, identifier, quote
 
+DEFERRED: Final = ("deferrable initially deferred", "deferrable", "")
 ISOLATION: Final = ("read committed", "read committed", "read committed", "repeatable read", "serializable")
 
 
 class Writes:
-    """Makes statements that write to one of the tables. `calls` is how likely an expression is a function that writes."""
+    """Makes statements that write to tables. `calls` is how likely an expression is a function that writes."""
 
     def __init__(self, dice: random.Random, tables: Sequence[Table], *, calls: float, plain: bool = False) -> None:
         self.dice = dice
@@ -49,16 +50,16 @@ class Writes:
                     f"({', '.join(values)})"
                 )
             statements.append(
-                f"insert into {table.relation} ({', '.join(c.quoted for c in columns)}) values {', '.join(rows.values())}"
-                + ("" if table.deferrable else " on conflict do nothing")
+                f"insert into {table.relation} ({', '.join(c.quoted for c in columns)})"
+                f" values {', '.join(rows.values())}" + ("" if table.deferrable else " on conflict do nothing")
             )
         return Transaction(tuple(statements))
 
     def statement(self, table: Table | None = None) -> str:
         table = table or self.dice.choice(self.tables)
         ways: list[tuple[Callable[[Table, str], str], int]] = [
-            (self.insert, 6), (self.update, 8), (self.delete, 3), (self.merge, 2), (self.with_writes, 2), (self.copy, 1),
-            (self.block, 1), (self.truncate, 0 if self.plain else 1), (self.cursor, 1),
+            (self.insert, 6), (self.update, 8), (self.delete, 3), (self.merge, 2), (self.with_writes, 2),
+            (self.copy, 1), (self.block, 1), (self.truncate, 0 if self.plain else 1), (self.cursor, 1),
         ]  # fmt: skip
         [way] = self.dice.choices([way for way, _ in ways], [weight for _, weight in ways])
         return way(table, self.dice.choice(table.targets))
@@ -90,7 +91,8 @@ class Writes:
         return f" on conflict ({key}) do update set {column.quoted} = {value}{where}"
 
     def update(self, table: Table, target: str) -> str:
-        candidates = [c for c in table.written if c not in table.key] if self.chance(0.75) else table.written
+        keyless = table.child or self.chance(0.75)
+        candidates = [c for c in table.written if c not in table.key] if keyless else table.written
         columns = self.dice.sample(
             candidates or table.written, min(len(candidates or table.written), self.dice.choice((1, 1, 2)))
         )
@@ -118,7 +120,8 @@ class Writes:
         matched = self.dice.choice((f"update set {column.quoted} = s.{column.quoted}", "delete", "do nothing"))
         condition = "" if self.chance(0.5) else f" and s.{column.quoted} is not null"
         return (
-            f"merge into {target} as w using (values {source}) as s ({names}) on {key} when matched{condition} then {matched}"
+            f"merge into {target} as w using (values {source}) as s ({names}) on {key}"
+            f" when matched{condition} then {matched}"
             f" when not matched then insert ({names}) values ({', '.join(f's.{c.quoted}' for c in columns)})"
         )
 
@@ -136,7 +139,7 @@ class Writes:
         keep = [c for c in columns if c.type.input_type is None]
 
         def text(column: Column) -> str:
-            value = self._pick(column, table)
+            value = self._pick(column, table, target)
             if value is None:
                 return "\\N"
             for raw, escaped in (("\\", "\\\\"), ("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r")):
@@ -175,14 +178,17 @@ class Writes:
         needed = {*table.key, *([table.room] if table.room else [])}
         return [c for c in table.written if c in needed or self.chance(0.7)]
 
-    def _pick(self, column: Column, table: Table) -> str | None:
+    def _pick(self, column: Column, table: Table, target: str = "") -> str | None:
+        key_of_child = target == table.child and column in table.key
         rare = 0.7 if table.soft_delete is column else 0.12
         if column not in table.key and self.chance(rare):
             return None
-        return self.dice.choice(column.values)
+        value = self.dice.choice(column.values)
+        # Nothing keeps a child's key from being the parent's too.
+        return ("7" if column.type is INTEGER else "child ") + value.lstrip("-") if key_of_child else value
 
     def _value(self, table: Table, column: Column, target: str) -> str:
-        literal = column.type.literal(self._pick(column, table))
+        literal = column.type.literal(self._pick(column, table, target))
         if column.type is TEXT and self.chance(self.calls):
             return f"app.write{self.dice.randint(0, 1)}({literal})"
         return literal
@@ -193,8 +199,8 @@ class Writes:
         if table.room and self.chance(0.3):
             return f" where {table.room.quoted} = '{self.dice.choice('abc')}'"
         column = self.dice.choice(table.key)
-        values = {column.type.literal(self.dice.choice(column.values)) for _ in range(self.dice.randint(1, 2))}
-        called = f" and app.write0('x') = 'x'" if self.chance(self.calls / 2) else ""
+        values = {column.type.literal(self._pick(column, table, target)) for _ in range(self.dice.randint(1, 2))}
+        called = " and app.write0('x') = 'x'" if self.chance(self.calls / 2) else ""
         return f" where {column.quoted} in ({', '.join(sorted(values))}){called}"
 
     def _returning(self, table: Table) -> str:
@@ -208,7 +214,8 @@ class Writes:
         """`app.write0` and `app.write1` return their argument; before that, they write."""
         return [
             f"create function app.write{number}(given text) returns text language plpgsql volatile as $f$\nbegin\n"
-            f"    if pg_trigger_depth() < 3 and app.may_write() then\n        {self.statement_for_code()};\n    end if;\n    return given;\nend $f$"
+            f"    if pg_trigger_depth() < 3 and app.may_write() then\n        {self.statement_for_code()};\n"
+            "    end if;\n    return given;\nend $f$"
             for number in range(2)
         ]
 
@@ -227,14 +234,12 @@ class Writes:
         if table.views and self.chance(0.6):
             timing, target, row = "instead of", table.views[0], True
         body = self._trigger_body(table, row=row, timing=timing)
-        function = (
-            f"create function app.trigger{number}() returns trigger language plpgsql as $f$\nbegin\n{body}\nend $f$"
-        )
+        function = f"app.trigger{number}()"
+        made = f"create function {function} returns trigger language plpgsql as $f$\nbegin\n{body}\nend $f$"
+        kind, level = f"trigger {name} {timing}", "row" if row else "statement"
         if timing == "constraint":
-            deferred = self.dice.choice(("deferrable initially deferred", "deferrable", ""))
-            return f"{function};\ncreate constraint trigger {name} after {events} on {target} {deferred} for each row execute function app.trigger{number}()"
-        level = "row" if row else "statement"
-        return f"{function};\ncreate trigger {name} {timing} {events} on {target} for each {level} execute function app.trigger{number}()"
+            kind, target = f"constraint trigger {name} after", f"{target} {self.dice.choice(DEFERRED)}"
+        return f"{made};\ncreate {kind} {events} on {target} for each {level} execute function {function}"
 
     def _trigger_body(self, table: Table, *, row: bool, timing: str) -> str:
         lines = []
@@ -251,9 +256,8 @@ class Writes:
             columns = [c for c in table.written if c not in table.key and c.type is TEXT]
             if columns and self.chance(0.5):
                 column = self.dice.choice(columns)
-                lines.append(
-                    f"    if tg_op <> 'DELETE' then new.{column.quoted} := {quote(self.dice.choice(column.values))}; end if;"
-                )
+                value = quote(self.dice.choice(column.values))
+                lines.append(f"    if tg_op <> 'DELETE' then new.{column.quoted} := {value}; end if;")
             if self.chance(0.15):
                 lines.append("    return null;")
             lines.append("    if tg_op = 'DELETE' then return old; end if;\n    return new;")
@@ -278,17 +282,21 @@ class Writes:
 def settings(dice: random.Random, count: int) -> list[str]:
     """Settings of the writer's session that change how values are written as text, or how names are found."""
     known = [
-        *(f"set extra_float_digits = {n}" for n in (-15, -3, 0, 3)),
-        "set bytea_output = 'escape'", "set intervalstyle = 'iso_8601'", "set intervalstyle = 'postgres_verbose'",
-        "set intervalstyle = 'sql_standard'", "set datestyle = 'SQL, DMY'", "set datestyle = 'German'", "set datestyle = 'Postgres, MDY'",
-        "set timezone = 'Asia/Kolkata'", "set timezone = 'America/St_Johns'", "set quote_all_identifiers = on", "set xmlbinary = 'hex'",
-        "set xmloption = 'document'", "set lc_monetary = 'C.UTF-8'", "set lc_numeric = 'C.UTF-8'", "set lc_time = 'C.UTF-8'",
-        "set standard_conforming_strings = off", "set transform_null_equals = on", "set array_nulls = off", "set row_security = off",
-        "set search_path = public, pg_catalog, app", "set search_path = ''", "set search_path = app, public",
-        "set plan_cache_mode = 'force_generic_plan'", "set enable_hashjoin = off; set enable_mergejoin = off", "set enable_nestloop = off",
-        "set join_collapse_limit = 1; set from_collapse_limit = 1", "set work_mem = '64kB'", "set plpgsql.extra_errors = 'all'",
-        "set client_min_messages = 'error'", "set escape_string_warning = off", "set rowcast.actor = 'ada'", "set statement_timeout = '60s'",
-        "set backslash_quote = off", "set default_text_search_config = 'english'", "set enable_seqscan = off",
+        *(f"set extra_float_digits = {n}" for n in (-15, -3, 0, 3)), "set bytea_output = 'escape'",
+        "set intervalstyle = 'iso_8601'", "set intervalstyle = 'postgres_verbose'",
+        "set intervalstyle = 'sql_standard'", "set datestyle = 'SQL, DMY'", "set datestyle = 'German'",
+        "set datestyle = 'Postgres, MDY'", "set timezone = 'Asia/Kolkata'", "set timezone = 'America/St_Johns'",
+        "set quote_all_identifiers = on", "set xmlbinary = 'hex'", "set xmloption = 'document'",
+        "set lc_monetary = 'C.UTF-8'", "set lc_numeric = 'C.UTF-8'", "set lc_time = 'C.UTF-8'",
+        "set standard_conforming_strings = off", "set transform_null_equals = on", "set array_nulls = off",
+        "set row_security = off", "set search_path = public, pg_catalog, app", "set search_path = ''",
+        "set search_path = app, public", "set plan_cache_mode = 'force_generic_plan'",
+        "set enable_hashjoin = off; set enable_mergejoin = off", "set enable_nestloop = off",
+        "set join_collapse_limit = 1; set from_collapse_limit = 1", "set work_mem = '64kB'",
+        "set plpgsql.extra_errors = 'all'", "set client_min_messages = 'error'", "set escape_string_warning = off",
+        "create temp table new_rows (id integer); create temp table events (id integer)",
+        "set rowcast.actor = 'ada'", "set statement_timeout = '60s'", "set backslash_quote = off",
+        "set default_text_search_config = 'english'", "set enable_seqscan = off",
     ]  # fmt: skip
     return dice.sample(known, count)
 
@@ -305,7 +313,8 @@ end $f$
 """Ends the writes that lead to each other: deferred triggers have no depth."""
 
 SHADOWS: Final = """
-create function public.row_to_json(record) returns json language plpgsql as $f$ begin return '{"shadow": true}'; end $f$;
+create function public.row_to_json(record) returns json language plpgsql as
+    $f$ begin return '{"shadow": true}'; end $f$;
 create function public.row_to_json(anyelement) returns json language sql as $f$ select '{"shadow": true}'::json $f$;
 create function public.array_remove(text[], text) returns text[] language sql as $f$ select '{shadow}'::text[] $f$;
 create function public.array_remove(name[], name) returns name[] language sql as $f$ select '{shadow}'::name[] $f$;

@@ -68,6 +68,35 @@ async def test_a_removed_member_is_revoked_and_receives_nothing_more_while_other
     assert changes[1]["seq"] == seq_of(revoked)
 
 
+async def test_a_message_that_a_trigger_writes_when_a_member_leaves_is_not_sent_to_that_member(
+    daemon: Daemon, chat: Chat
+) -> None:
+    await chat.sql.execute("""
+        create function chatgenius.say_goodbye() returns trigger language plpgsql as $f$
+        begin
+            insert into chatgenius.messages (channel_id, user_id, content)
+            values (old.channel_id, old.user_id, 'somebody left');
+            return null;
+        end $f$;
+        create trigger goodbye after delete on chatgenius.channel_members
+            for each row execute function chatgenius.say_goodbye();
+    """)
+    try:
+        await join(chat, chat.bob)
+        await chat.settled(daemon)
+        async with daemon.client(chat.ada) as ada, daemon.client(chat.bob) as bob:
+            before = bob.welcome["pos"]
+            await ada.subscribe(chat.topic)
+            await bob.subscribe(chat.topic)
+            await leave(chat, chat.bob)
+            assert "revoked" == (await bob.next())["op"]
+            assert {"messages", "channel_members"} == {change["table"] for change in await ada.changes(2)}
+        async with daemon.client(chat.bob, since=before) as bob:
+            assert "no_such_topic" == (await bob.subscribe(chat.topic))["code"]
+    finally:
+        await chat.sql.execute("drop function chatgenius.say_goodbye() cascade")
+
+
 async def test_a_new_member_gets_a_reset_and_everything_since_joining(daemon: Daemon, chat: Chat) -> None:
     await chat.settled(daemon)
     async with daemon.client(chat.bob) as bob:

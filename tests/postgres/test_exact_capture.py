@@ -85,7 +85,10 @@ async def watched(
         "create constraint trigger late after insert or update on app.notes deferrable initially deferred"
         " for each row execute function app.censor()",
         """create function app.censor_all() returns trigger language plpgsql as $f$
-           begin update app.notes set body = '***' where body = 'darn'; return null; end $f$;
+           begin
+               if pg_trigger_depth() = 1 then update app.notes set body = '***' where body = 'darn'; end if;
+               return null;
+           end $f$;
            create trigger a after insert or update on app.notes execute function app.censor_all()""",
         """select rowcast.watch('app.notes', 'r.room', '{id,body}', soft_delete => 'gone', per_row => true);
            create trigger a after insert or update on app.notes for each row execute function app.censor()""",
@@ -427,7 +430,8 @@ async def test_a_topic_that_reads_what_capture_may_not_read_is_refused_or_works(
         async with sql.transaction():
             await sql.execute("select rowcast.watch('app.t', $1, '{id,v}')", topic)
     except asyncpg.PostgresError as error:
-        assert "app" in str(error)
+        assert str(error).startswith("rowcast: ")
+        assert "rooms" in str(error)
     else:
         await sql.execute("insert into app.t values (1, 1, 'x')")
         assert [("a", "insert")] == [event[:2] for event in await events(sql)]

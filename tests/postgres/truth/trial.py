@@ -263,14 +263,8 @@ class Client:
             for change in changes
             if change.kind in RESET_KINDS and change.kind not in reasons
         ]
-        emptied = {change.table for change in changes if change.kind is Kind.TRUNCATE}
         problems += [
-            f"content of a row that was deleted: {change.kind} {change.topic} {change.key} {change.record}"
-            for change in changes
-            if change.kind in CONTENT
-            and change.record is not None
-            and _row(change) not in said.rows
-            and change.table not in emptied
+            f"content of a row that was deleted: {c.topic} {c.key} {c.record}" for c in ghosts(changes, said)
         ]
         before = {topic: dict(rows) for topic, rows in self.rooms.items()}
         for change in changes:
@@ -292,6 +286,21 @@ class Client:
             self.rooms[change.topic][_row(change)] = change.record
         elif change.kind not in RESET_KINDS:
             self.rooms[change.topic].pop(_row(change), None)
+
+
+def ghosts(changes: Sequence[Change], said: Said) -> list[Change]:
+    """Changes with content of rows that do not exist, unless they then left the topic or their table was emptied."""
+    emptied = {change.table for change in changes if change.kind is Kind.TRUNCATE}
+    left = {(change.topic, _row(change)) for change in changes if change.kind is Kind.LEAVE}
+    return [
+        change
+        for change in changes
+        if change.kind in CONTENT
+        and change.record is not None
+        and _row(change) not in said.rows
+        and change.table not in emptied
+        and (change.topic, _row(change)) not in left
+    ]
 
 
 def _row(change: Change) -> Row:

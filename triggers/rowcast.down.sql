@@ -3,5 +3,4 @@ drop function rowcast.unwatch_dropped, rowcast.unwatch, rowcast.watch, rowcast.c
     rowcast.used_columns, rowcast.type_of, rowcast.let_capture_read, rowcast.definition_of, rowcast.has_capture_role, rowcast.capture_triggers,
     rowcast.with_partitions, rowcast.capture_body, rowcast.delete_body, rowcast.update_body, rowcast.insert_body,
     rowcast.every_right, rowcast.short_right, rowcast.key_of, rowcast.over_of, rowcast.size_of, rowcast.live_of,
-    rowcast.same_key, rowcast.published, rowcast.text_of, rowcast.captured_columns, rowcast.is_builtin, rowcast.base_type,
-    rowcast.capture_settings, rowcast.ring, rowcast.must_ring;
+    rowcast.same_key, rowcast.published, rowcast.captured_columns, rowcast.capture_settings, rowcast.ring, rowcast.must_ring;

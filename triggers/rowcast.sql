@@ -42,31 +42,7 @@ as $$
     ]
 $$;
 
--- The type that a domain is made of, however many domains lie between; any other type itself.
-create or replace function rowcast.base_type(type_ oid) returns oid
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    with recursive base as (
-        select t.oid, t.typtype, t.typbasetype from pg_type as t where t.oid = type_
-        union all
-        select t.oid, t.typtype, t.typbasetype from pg_type as t join base as b on b.typtype = 'd' and t.oid = b.typbasetype
-    )
-    select b.oid from base as b where b.typtype <> 'd'
-$$;
-
--- Is this a type of Postgres itself? Only superusers can change how these behave. (16384 is the first oid of other
--- objects.)
-create or replace function rowcast.is_builtin(type_ oid) returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select type_ < 16384 and exists (
-        select from pg_type as t where t.oid = type_ and t.typnamespace in ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
-    )
-$$;
-
--- What capture has to know of a table's columns.
+-- What capture has to know of a table's columns, as JSON by name. It is looked up once for a table.
 --   text_form    the type is not built in: a string made by its output function. format() calls that alone, where a cast
 --                would call whatever the owner of the type has defined
 --   array_form   the same for each element of an array
@@ -74,74 +50,84 @@ $$;
 --   searchable   = finds the value in an index, wherever the type comes from
 --   short        its text is never longer than some hundred bytes
 --   size         an expression for the bytes of %1$s; null for what is never large
-create or replace function rowcast.captured_columns(relation regclass)
-returns table (name name, text_form boolean, array_form boolean, same boolean, searchable boolean, short boolean, size text)
+-- Only superusers can change how the types of Postgres itself behave; 16384 is the first oid of any other object.
+create or replace function rowcast.captured_columns(relation regclass) returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select a.attname, not builtin.itself and not builtin.array_of, builtin.array_of,
-           t.typtype = 'e' and d.typtype = 'e' or t.oid in ('bool'::regtype, 'int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype,
-               'uuid'::regtype, 'date'::regtype, 'time'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype,
-               'bytea'::regtype, 'name'::regtype, '"char"'::regtype, 'macaddr'::regtype, 'pg_lsn'::regtype)
-               or t.oid in ('text'::regtype, 'varchar'::regtype) and coalesce(l.collisdeterministic, true),
-           -- The operators of enumerations, ranges and arrays take no domain over these.
-           (builtin.itself or t.typtype = 'e') and not (d.typtype = 'd' and (t.typtype <> 'b' or t.typelem <> 0)),
-           t.typlen > 0 or t.oid in ('inet'::regtype, 'cidr'::regtype) or bounded.most <= 100,
-           case when t.typlen > 0 or t.oid in ('numeric'::regtype, 'inet'::regtype, 'cidr'::regtype) or bounded.most <= 10000 then null
-                when t.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
-                then 'coalesce(octet_length(%1$s), 0)'
-                -- A compressed value may be a hundred times as large: as the element of an array it is not compressed.
-                else 'coalesce(case when pg_column_size(%1$s) < 2000 then pg_column_size(%1$s) '
-                     'else pg_column_size(array[%1$s]) end, 0)' end
-    from pg_attribute as a
-    join pg_type as t on t.oid = rowcast.base_type(a.atttypid)
-    join pg_type as d on d.oid = a.atttypid
-    left join pg_collation as l on l.oid = a.attcollation
-    cross join lateral (
-        select rowcast.is_builtin(t.oid) and (t.typelem = 0 or rowcast.is_builtin(t.typelem)) as itself,
-               exists (select from pg_type as e where e.oid = t.typelem and e.typarray = t.oid
-                       and not rowcast.is_builtin(e.oid) and e.typdelim = ',') as array_of
-    ) as builtin
-    cross join lateral (
-        select greatest(a.atttypmod, d.typtypmod) - 4 as most
-        where t.oid in ('varchar'::regtype, 'bpchar'::regtype) and greatest(a.atttypmod, d.typtypmod) > 4
+    with recursive column_ as (
+        select a.attname as name, a.attcollation, greatest(a.atttypmod, t.typtypmod) as modifier, t.typtype = 'd' as is_domain,
+               t.oid as type_, t.typtype, t.typbasetype
+        from pg_attribute as a join pg_type as t on t.oid = a.atttypid
+        where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
         union all
-        select null where not (t.oid in ('varchar'::regtype, 'bpchar'::regtype) and greatest(a.atttypmod, d.typtypmod) > 4)
-    ) as bounded
-    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+        select c.name, c.attcollation, greatest(c.modifier, t.typtypmod), true, t.oid, t.typtype, t.typbasetype
+        from column_ as c join pg_type as t on c.typtype = 'd' and t.oid = c.typbasetype
+    ), fact as (
+        select c.name, c.is_domain, t.oid, t.typtype, t.typlen, t.typelem,
+               t.oid < 16384 and t.typelem < 16384 as is_builtin,
+               exists (select from pg_type as e where e.oid = t.typelem and e.typarray = t.oid
+                       and e.oid >= 16384 and e.typdelim = ',') as array_form,
+               coalesce((select l.collisdeterministic from pg_collation as l where l.oid = c.attcollation), true) as is_plain,
+               case when t.oid in ('varchar'::regtype, 'bpchar'::regtype) and c.modifier > 4 then c.modifier - 4 end as most
+        from column_ as c join pg_type as t on t.oid = c.type_
+        where c.typtype <> 'd'
+    )
+    select jsonb_object_agg(f.name, jsonb_build_object(
+        'text_form', not f.is_builtin and not f.array_form,
+        'array_form', f.array_form,
+        'same', f.typtype = 'e' and not f.is_domain or f.oid in ('bool'::regtype, 'int2'::regtype, 'int4'::regtype,
+            'int8'::regtype, 'oid'::regtype, 'uuid'::regtype, 'date'::regtype, 'time'::regtype, 'timestamp'::regtype,
+            'timestamptz'::regtype, 'bytea'::regtype, 'name'::regtype, '"char"'::regtype, 'macaddr'::regtype,
+            'pg_lsn'::regtype) or f.oid in ('text'::regtype, 'varchar'::regtype) and f.is_plain,
+        -- The operators of enumerations, ranges and arrays take no domain over these.
+        'searchable', (f.is_builtin or f.typtype = 'e') and not (f.is_domain and (f.typtype <> 'b' or f.typelem <> 0)),
+        'short', f.typlen > 0 or f.oid in ('inet'::regtype, 'cidr'::regtype) or f.most <= 100,
+        'size', case
+            when f.typlen > 0 or f.oid in ('numeric'::regtype, 'inet'::regtype, 'cidr'::regtype) or f.most <= 10000 then null
+            when f.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
+            then 'coalesce(octet_length(%1$s), 0)'
+            -- A compressed value may be a hundred times as large: as the element of an array it is not compressed.
+            else 'coalesce(case when pg_column_size(%1$s) < 2000 then pg_column_size(%1$s) '
+                 'else pg_column_size(array[%1$s]) end, 0)' end))
+    from fact as f
 $$;
 
--- The text of a column as its output function writes it; null for null.
-create or replace function rowcast.text_of(alias text, name name) returns text
-language sql immutable
+-- A select list with columns of the row `alias` as they are published. `facts` are those of rowcast.captured_columns.
+create or replace function rowcast.published(facts jsonb, alias text, columns name []) returns text
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format($q$case when %1$s.%2$I is distinct from null then format('%%s', %1$s.%2$I) end$q$, alias, name)
-$$;
-
--- A select list with columns of the row `alias` as they are published.
-create or replace function rowcast.published(relation regclass, alias text, columns name []) returns text
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select string_agg(
-        case when c.array_form then format('(%s)::text[] as %I', rowcast.text_of(alias, c.name), c.name)
-             when c.text_form then format('%s as %I', rowcast.text_of(alias, c.name), c.name)
-             else format('%s.%I', alias, c.name) end, ', ' order by u.n)
-    from unnest(columns) with ordinality as u (name, n) join rowcast.captured_columns(relation) as c using (name)
+declare
+    -- The text as the output function writes it; null for null. Composite values with nothing but nulls are not null.
+    text_of constant text := $q$case when %1$s.%2$I is distinct from null then format('%%s', %1$s.%2$I) end$q$;
+begin
+    return (
+        select string_agg(format(
+            case when (facts -> u.name ->> 'array_form')::boolean then '(' || text_of || ')::text[] as %2$I'
+                 when (facts -> u.name ->> 'text_form')::boolean then text_of || ' as %2$I'
+                 else '%1$s.%2$I' end, alias, u.name), ', ' order by u.n)
+        from unnest(columns) with ordinality as u (name, n)
+    );
+end
 $$;
 
 -- The condition that the rows `a` and `b` have the same key, which is: a key that reads the same. An index can answer it
 -- if `a` is a table.
-create or replace function rowcast.same_key(relation regclass, key name [], a text, b text) returns text
-language sql stable
+create or replace function rowcast.same_key(facts jsonb, key name [], a text, b text) returns text
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select string_agg(concat_ws(' and ',
-               case when c.searchable then format('%s.%I = %s.%I', a, c.name, b, c.name) end,
-               case when not c.same then format($q$format('%%s', %s.%I) collate "C" = format('%%s', %s.%I) collate "C"$q$,
-                                                a, c.name, b, c.name) end), ' and ')
-    from unnest(key) as u (name) join rowcast.captured_columns(relation) as c using (name)
+begin
+    return (
+        select string_agg(concat_ws(' and ',
+            case when (facts -> u.name ->> 'searchable')::boolean then format('%1$s.%3$I = %2$s.%3$I', a, b, u.name) end,
+            case when not (facts -> u.name ->> 'same')::boolean
+                 then format($q$format('%%s', %1$s.%3$I) collate "C" = format('%%s', %2$s.%3$I) collate "C"$q$, a, b, u.name) end),
+            ' and ')
+        from unnest(key) as u (name)
+    );
+end
 $$;
 
 -- The condition that the row `alias` is not soft-deleted.
@@ -153,31 +139,39 @@ as $$
 $$;
 
 -- The bytes of the columns of the row `alias` that may be large; null if there are none.
-create or replace function rowcast.size_of(relation regclass, alias text, columns name []) returns text
-language sql stable
+create or replace function rowcast.size_of(facts jsonb, alias text, columns name []) returns text
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select string_agg(format(c.size, format('%s.%I', alias, c.name)), ' + ')
-    from unnest(columns) as u (name) join rowcast.captured_columns(relation) as c using (name)
+begin
+    return (
+        select string_agg(format(facts -> u.name ->> 'size', format('%s.%I', alias, u.name)), ' + ')
+        from unnest(columns) as u (name) where facts -> u.name ->> 'size' is not null
+    );
+end
 $$;
 
 -- The condition that the row `alias` is too large to tell, or its key `k` too long; null if neither can be. What is too
 -- large becomes a `limit`, which resets the topic. Nothing of it is converted: only its size is looked up.
-create or replace function rowcast.over_of(relation regclass, alias text, columns name [], key name []) returns text
-language sql stable
+create or replace function rowcast.over_of(facts jsonb, alias text, columns name [], key name []) returns text
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select nullif(concat_ws(' or ', rowcast.size_of(relation, alias, columns) || ' > 16777216',
+begin
+    return nullif(concat_ws(' or ', rowcast.size_of(facts, alias, columns) || ' > 16777216',
         (select 'pg_column_size(k.key) > 1000' from unnest(key) as u (name)
-         join rowcast.captured_columns(relation) as c using (name) having not bool_and(c.short))), '')
+         having not bool_and((facts -> u.name ->> 'short')::boolean))), '');
+end
 $$;
 
 -- The relation `k` with the key of the row `alias` as JSON. `offset 0`: it is made once, however often it is used.
-create or replace function rowcast.key_of(relation regclass, alias text, key name []) returns text
-language sql stable
+create or replace function rowcast.key_of(facts jsonb, alias text, key name []) returns text
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('(select row_to_json(x.*) as key from (select %s) as x offset 0) as k', rowcast.published(relation, alias, key))
+begin
+    return format('(select row_to_json(x.*) as key from (select %s) as x offset 0) as k', rowcast.published(facts, alias, key));
+end
 $$;
 
 -- A right without what makes it too large. A user or a topic of more than 250 characters cannot exist.
@@ -201,7 +195,7 @@ $$;
 
 -- The statement that captures inserted rows, which are those of the relation `r`.
 create or replace function rowcast.insert_body(
-    watched rowcast.watched, relation regclass, each_topic text, rights text, source text
+    watched rowcast.watched, facts jsonb, each_topic text, rights text, source text
 ) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -220,19 +214,19 @@ as $$
         case when s.over is null then 'row_to_json(x.*)' else 'case when not s.over then row_to_json(x.*) end' end,
         case when s.size is null then 'null' else 'case when not s.over and s.bytes >= 8192 then s.bytes end' end,
         source, rights, each_topic,
-        rowcast.key_of(relation, 'r', watched.key),
-        rowcast.published(relation, 'r', watched.columns),
+        rowcast.key_of(facts, 'r', watched.key),
+        rowcast.published(facts, 'r', watched.columns),
         case when s.over is not null then format(
             E'\n            cross join lateral (select %s as over, %s as bytes offset 0) as s', s.over, coalesce(s.size, '0')) end,
         rowcast.live_of('r', watched.soft_delete))
-    from (select rowcast.over_of(relation, 'r', watched.columns, watched.key) as over,
-                 rowcast.size_of(relation, 'r', watched.columns) as size) as s
+    from (select rowcast.over_of(facts, 'r', watched.columns, watched.key) as over,
+                 rowcast.size_of(facts, 'r', watched.columns) as size) as s
 $$;
 
 -- The statement that captures what became of rows: the relation `pairs` joins each old version `o` with the new one `n`.
 -- One of them may be missing.
 create or replace function rowcast.update_body(
-    watched rowcast.watched, relation regclass, topics text, rights text, pairs text
+    watched rowcast.watched, facts jsonb, topics text, rights text, pairs text
 ) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -274,30 +268,31 @@ as $$
                              case when live.new then (select %1$s from (select n.*) as r) end as new) as b$q$, rights) end,  -- 8
         ' when ' || s.old_over || $q$ then 'limit'::rowcast.kind$q$,        --  9
         coalesce('case when ' || s.old_over || $q$ then '{}'::json else k.key end$q$, 'k.key'),  -- 10
-        rowcast.key_of(relation, 'o', watched.key),                         -- 11
+        rowcast.key_of(facts, 'o', watched.key),                         -- 11
         case when s.over is not null then $q$ when s.over then 'limit'::rowcast.kind$q$ end,  -- 12
         case when s.over is null then 'k.key' else $q$case when s.over then '{}'::json else k.key end$q$ end,  -- 13
         format(case when s.over is null then '%s' else 'case when not s.over then %s end' end,
-               format('(select row_to_json(x.*) from (select %s) as x)', rowcast.published(relation, 'n', watched.columns))),  -- 14
+               format('(select row_to_json(x.*) from (select %s) as x)', rowcast.published(facts, 'n', watched.columns))),  -- 14
         case when s.size is null then 'null' else 'case when not s.over and s.bytes >= 8192 then s.bytes end' end,  -- 15
-        rowcast.key_of(relation, 'n', watched.key),                         -- 16
+        rowcast.key_of(facts, 'n', watched.key),                         -- 16
         s.changed,                                                          -- 17  the names of the columns that read differently
         case when s.over is not null then format(
             E'\n                cross join lateral (select %s as over, %s as bytes offset 0) as s', s.over, coalesce(s.size, '0')) end)
-    from (select rowcast.over_of(relation, 'n', watched.columns, watched.key) as over,
-                 rowcast.over_of(relation, 'o', '{}', watched.key) as old_over,
-                 rowcast.size_of(relation, 'n', watched.columns) as size,
+    from (select rowcast.over_of(facts, 'n', watched.columns, watched.key) as over,
+                 rowcast.over_of(facts, 'o', '{}', watched.key) as old_over,
+                 rowcast.size_of(facts, 'n', watched.columns) as size,
                  -- Two values with the same binary image read the same, whatever their type and collation.
                  (select string_agg(format(
-                      case when c.same then 'case when o.%1$I is distinct from n.%1$I then %2$L end'
-                           else 'case when record_image_ne(row(o.%1$I), row(n.%1$I)) then %2$L end' end, c.name, c.name), ', ' order by u.n)
-                  from unnest(watched.columns) with ordinality as u (name, n)
-                  join rowcast.captured_columns(relation) as c using (name)) as changed) as s
+                      case when (facts -> u.name ->> 'same')::boolean
+                           then 'case when o.%1$I is distinct from n.%1$I then %2$L end'
+                           else 'case when record_image_ne(row(o.%1$I), row(n.%1$I)) then %2$L end' end, u.name, u.name),
+                      ', ' order by u.n)
+                  from unnest(watched.columns) with ordinality as u (name, n)) as changed) as s
 $$;
 
 -- The statement that captures deleted rows, which are those of the relation `r`.
 create or replace function rowcast.delete_body(
-    watched rowcast.watched, relation regclass, each_topic text, rights text, source text
+    watched rowcast.watched, facts jsonb, each_topic text, rights text, source text
 ) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -313,9 +308,9 @@ as $$
         coalesce('case when ' || s.over || $q$ then 'limit'::rowcast.kind else 'delete'::rowcast.kind end$q$, $q$'delete'$q$),
         coalesce('case when ' || s.over || $q$ then '{}'::json else k.key end$q$, 'k.key'),
         source, rights, each_topic,
-        rowcast.key_of(relation, 'r', watched.key),
+        rowcast.key_of(facts, 'r', watched.key),
         rowcast.live_of('r', watched.soft_delete))
-    from (select rowcast.over_of(relation, 'r', '{}', watched.key) as over) as s
+    from (select rowcast.over_of(facts, 'r', '{}', watched.key) as over) as s
 $$;
 
 -- Are these columns unique at every moment? False if they may repeat until the statement or the transaction ends, because
@@ -350,11 +345,12 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+    facts constant jsonb := rowcast.captured_columns(relation);
     name constant text := format('%I.%I', watched.schema_name, watched.table_name);
     -- `offset 0` keeps the planner from folding the single row into the full join, which it could not perform then.
     old_rows constant text := case when watched.per_row then '(select old.* offset 0)' else 'old_rows' end;
     new_rows constant text := case when watched.per_row then '(select new.* offset 0)' else 'new_rows' end;
-    same_key constant text := rowcast.same_key(relation, watched.key, 'o', 'n');
+    same_key constant text := rowcast.same_key(facts, watched.key, 'o', 'n');
     rights constant text := coalesce('(select case when pg_column_size(v.gives) > 1000 then rowcast.short_right(v.gives) '
         'else v.gives end from (select (' || watched.revokes || ') as gives offset 0) as v)', 'null::jsonb');
     columns constant text := (select string_agg(format('c.%I', u.name), ', ') from unnest(used) as u (name));
@@ -362,7 +358,7 @@ declare
     versions text := '';
 begin
     current_row := '(select ' || columns || ' from ' || name || ' as c where '
-        || rowcast.same_key(relation, watched.key, 'c', 'b') || ' offset 0)';
+        || rowcast.same_key(facts, watched.key, 'c', 'b') || ' offset 0)';
     if not rowcast.unique_at_once(relation, watched.key::text []) then
         versions := E'\n    again := true;';
     elsif not watched.per_row and exists (
@@ -415,22 +411,22 @@ $body$,
         rowcast.every_right(watched),                                                               --  3
         name,                                                                                       --  4
         used,                                                                                       --  5
-        rowcast.insert_body(watched, relation, each_topic, rights, new_rows || ' as r'),            --  6
+        rowcast.insert_body(watched, facts, each_topic, rights, new_rows || ' as r'),            --  6
         new_rows,                                                                                   --  7
-        rowcast.insert_body(watched, relation, each_topic, rights,
+        rowcast.insert_body(watched, facts, each_topic, rights,
                             format('(select r.* from %s as b cross join lateral %s as r) as r', new_rows, current_row)),  --  8
         versions,                                                                                   --  9
-        rowcast.update_body(watched, relation, topics, rights,
+        rowcast.update_body(watched, facts, topics, rights,
                             format('%s as o full join %s as n on %s', old_rows, new_rows, same_key)),  -- 10
         new_rows,                                                                                   -- 11
-        rowcast.update_body(watched, relation, topics, rights, format(
+        rowcast.update_body(watched, facts, topics, rights, format(
             '%s as o full join %s as k on %s cross join lateral (select %s) as b left join lateral %s as n on true',
-            old_rows, new_rows, rowcast.same_key(relation, watched.key, 'o', 'k'),
+            old_rows, new_rows, rowcast.same_key(facts, watched.key, 'o', 'k'),
             (select string_agg(format('case when o.%1$I is distinct from null then o.%2$I else k.%2$I end as %2$I',
                                       watched.key[1], u.name), ', ')
              from unnest(watched.key) as u (name)), current_row)),                                  -- 12
-        rowcast.delete_body(watched, relation, each_topic, rights, old_rows || ' as r'),            -- 13
-        rowcast.update_body(watched, relation, topics, rights,
+        rowcast.delete_body(watched, facts, each_topic, rights, old_rows || ' as r'),            -- 13
+        rowcast.update_body(watched, facts, topics, rights,
                             format('%s as o cross join lateral (select o.*) as b left join lateral %s as n on true',
                                    old_rows, current_row)),                                         -- 14
         case watched.on_error when 'lenient' then E'\n    begin' end,                               -- 15

@@ -15,6 +15,7 @@ from daemon import __version__, metrics, systemd
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import LogUnreadable, OperatorFault
 from daemon.core.hub import Hub
+from daemon.core.ports import Age
 from daemon.delivery.client import ClientContext, bye
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
@@ -46,7 +47,6 @@ Demo = Callable[[], Mapping[str, Any]]
 
 START_TIMEOUT = 30.0  # seconds to wait for the first heartbeat, and between two reports of a long start
 CLOSE_TIMEOUT = 2.0  # seconds for the database connections to close
-MAX_READ_AGE = 10.0  # seconds without a read of the log after which this daemon is not ready
 
 # When 10,000 clients follow ten topics each, a full garbage collection stops the process for 0.3 s. Frequent work
 # leaves it nothing to collect, so it runs a hundred times less often than by default.
@@ -116,9 +116,10 @@ def site(readiness: Readiness, demo: Demo | None) -> Site:
 
 
 def _readiness_page(readiness: Readiness) -> Page:
-    """200 when ready, else 503 with the reasons."""
-    reasons = readiness.reasons()
-    return json_page({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+    """200 when ready, else 503 with the reasons. Warnings, if any, are in both."""
+    reasons, warnings = readiness.reasons(), readiness.warnings()
+    more = {"warnings": warnings} if warnings else {}
+    return json_page({"ready": not reasons, "reasons": reasons, **more}, 503 if reasons else 200)
 
 
 def _metrics_page() -> Page:
@@ -178,7 +179,7 @@ def _build(
 ) -> _Parts:
     """Make every part and connect them; nothing runs yet."""
     hub, router = Hub(encode), PackRouter(packs)
-    log_reader = PgLogReader(pool, settings.transaction_changes)
+    log_reader = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
     log_cache = LogCache(log_reader, settings.recent_bytes)
     events, numbers = asyncio.Event(), asyncio.Event()
     pump = Pump(
@@ -195,8 +196,11 @@ def _build(
     readiness = Readiness(
         lambda: schema.problems,
         lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
-        lambda: ("the log is not being read",) if pump.read_age > MAX_READ_AGE else (),
+        pump.problems,
+        retention.problems,
+        warnings=[retention.warnings],
     )
+    ages: tuple[Age, ...] = (lambda: pump.read_age,)  # each part that changes can wait for
     limits = Limits(connections=settings.max_clients, deflate_bytes=settings.deflate_bytes)
     context = ClientContext(
         hub=hub,
@@ -206,7 +210,7 @@ def _build(
         router=router,
         authenticate=Authenticator(settings.require_secret()).verify,
         wait_until_delivered=pump.wait_until_delivered,
-        read_age=lambda: pump.read_age,
+        delivery_age=lambda: max(age() for age in ages),
         close_history=CloseHistory(),
         encode=encode,
         clock=time.monotonic,

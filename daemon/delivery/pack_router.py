@@ -4,14 +4,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from daemon.core.change import ALL_TOPICS, CONTENT, RESET_KINDS, Change, Kind, Topic
+from daemon.core.change import ALL_TOPICS, CONTENT, RESET_KINDS, Change, Kind, Topic, can_be_named
 from daemon.core.hub import RightEnd
 from daemon.core.ports import Batch
 from daemon.packs import Pack
 
 
 class Invalid(NamedTuple):
-    """A change that its row model refused."""
+    """A change that must not be sent: its row model refused it, its topic cannot be followed, or it is unreadable."""
 
     change: Change
     pack: str
@@ -25,34 +25,45 @@ class PackRouter:
     packs: Mapping[str, Pack] = field(default_factory=dict)
 
     def schema_of(self, topic: Topic) -> str | None:
-        """The schema whose pack serves this topic; None if no pack does."""
+        """The schema whose pack serves this topic; None if no pack does, or no client can name it."""
+        if not can_be_named(topic):
+            return None
         return next((schema for schema, pack in self.packs.items() if pack.serves(topic)), None)
 
     def validate(self, changes: Iterable[Change]) -> tuple[list[Change], list[Invalid]]:
-        """The changes that may be sent, and those that their models refuse.
+        """The changes that may be sent, and those that must not be.
 
-        Left out of both: changes of other schemas, and changes without content because their row was deleted since.
-        A `limit` stands for changes of any schema, and may be sent in every topic that is served.
+        A `limit` takes the place of each change that must not be sent, so that its topic is reset; nobody needs that
+        in a topic that nobody can follow. Left out of both: changes of other schemas, and changes without content
+        because their row was deleted since. A `limit` of the log stands for changes of any schema, and may be sent in
+        every topic that is served.
         """
-        valid, invalid = [], []
+        valid: list[Change] = []
+        invalid: list[Invalid] = []
+        topics: dict[tuple[str, Topic], str | None] = {}  # what is wrong with each
         for change in changes:
-            if change.kind is Kind.LIMIT:
-                if self._packs_reset_by(change) or self.schema_of(change.topic):
-                    valid.append(change)
+            pack, place = self.packs.get(change.schema), (change.schema, change.topic)
+            if change.kind is Kind.LIMIT and (self._packs_reset_by(change) or self.schema_of(change.topic)):
+                valid.append(change)
+                if pack and change.unreadable:
+                    invalid.append(Invalid(change, pack.name, f"unreadable: {change.unreadable}"))
                 continue
-            pack = self.packs.get(change.schema)
             if pack is None or (change.record is None and change.kind in CONTENT):
                 continue
-            problem = pack.problem(change)
-            if problem is None:
-                valid.append(change)
-            else:
+            if place not in topics:
+                topics[place] = None if self._packs_reset_by(change) else _problem_of_topic(pack, change.topic)
+            if problem := topics[place]:
                 invalid.append(Invalid(change, pack.name, problem))
+            elif problem := _problem_of_row(pack, change):
+                invalid.append(Invalid(change, pack.name, problem))
+                valid.append(limit_for(change))
+            else:
+                valid.append(change)
         return valid, invalid
 
     def deliverable(self, batch: Batch) -> Sequence[Change]:
         """The changes of a batch that may be sent. The pump reports the invalid ones when it reads them."""
-        return batch.changes if batch.validated else self.validate(batch.changes)[0]
+        return batch if batch.validated else self.validate(batch)[0]
 
     def ended_rights(self, changes: Iterable[Change]) -> list[RightEnd]:
         """The rights that end with these changes, and where. Invalid changes end rights too."""
@@ -78,3 +89,22 @@ class PackRouter:
     def wildcard_topics(self, topics: Iterable[Topic]) -> set[Topic]:
         """The log topics in which changes stand that reset all topics of the packs that serve these topics."""
         return {Topic(f"*{pack.name}") for pack in self.packs.values() if any(pack.serves(topic) for topic in topics)}
+
+
+def limit_for(change: Change) -> Change:
+    """What is sent in place of a change that must not be."""
+    return change._replace(kind=Kind.LIMIT, key="{}", record=None, changed=(), actor=None, ends=None)
+
+
+def _problem_of_topic(pack: Pack, topic: Topic) -> str | None:
+    """Why no client can follow a topic of this pack; None if clients can."""
+    if not can_be_named(topic):
+        return "topic: cannot_be_named"
+    return None if pack.serves(topic) else "topic: not_served"
+
+
+def _problem_of_row(pack: Pack, change: Change) -> str | None:
+    try:
+        return pack.problem(change)
+    except Exception as error:  # noqa: BLE001 - one change must not stop the others
+        return f"record: {type(error).__name__}"

@@ -19,12 +19,12 @@ from tests.support.daemon import SECRET, Daemon, clean_environment, command
 async def test_apply_ddl_reports_what_it_did_and_is_idempotent(empty_database: str) -> None:
     code, first, _ = await command("--apply-ddl", DATABASE_URL=empty_database)
     assert 0 == code
-    assert ["rowcast: nothing -> rowcast_0003", "chatgenius: nothing -> chatgenius_0003"] == [
+    assert ["rowcast: nothing -> rowcast_0004", "chatgenius: nothing -> chatgenius_0003"] == [
         line for line in first.splitlines() if "->" in line
     ]
     code, second, _ = await command("--apply-ddl", DATABASE_URL=empty_database)
     assert 0 == code
-    assert ["rowcast: already at rowcast_0003", "chatgenius: already at chatgenius_0003"] == second.splitlines()
+    assert ["rowcast: already at rowcast_0004", "chatgenius: already at chatgenius_0003"] == second.splitlines()
 
 
 async def test_four_concurrent_runs_apply_once(empty_database: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from daemon.core.change import Change, Seq, Topic
 from daemon.core.hub import Hub
+from daemon.core.ports import Batch
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.pump import Pump
@@ -37,7 +38,7 @@ class GatedLog(PgLogReader):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def read(self, after: Seq, limit: int) -> Sequence[Change]:
+    async def read(self, after: Seq, limit: int) -> Batch:
         self.reads += 1
         found = await super().read(after, limit)
         await self.gate.wait()

@@ -33,7 +33,7 @@ from daemon.log.notifier import Notifier
 from daemon.log.reader import PgLogReader
 from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.sequencer import Sequencer
-from daemon.logs import get_logger
+from daemon.logs import count_dropped_lines, get_logger
 from daemon.packs import Pack, by_schema, contract_hash
 from daemon.postgres.connect import SESSION, Connect, Pool, connect, open_pool
 from daemon.postgres.errors import DRIVER_ERRORS, address_of, explain
@@ -221,6 +221,7 @@ def _build(
         chunk=settings.read_chunk,
     )
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
+    count_dropped_lines(metrics.LOG_LINES_DROPPED.inc)
     metrics.CLIENTS.set_function(lambda: gateway.connections)
     metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
     metrics.RECENT_BYTES.set_function(lambda: log_cache.size)

@@ -51,8 +51,9 @@ class PackRouter:
             if pack is None or (change.record is None and change.kind in CONTENT):
                 continue
             if place not in topics:
-                topics[place] = None if self._packs_reset_by(change) else _problem_of_topic(pack, change.topic)
-            if problem := topics[place]:
+                topics[place] = _problem_of_topic(pack, change.topic)
+            is_wildcard = change.kind in RESET_KINDS and self._packs_reset_by(change)
+            if (problem := topics[place]) and not is_wildcard:
                 invalid.append(Invalid(change, pack.name, problem))
             elif problem := _problem_of_row(pack, change):
                 invalid.append(Invalid(change, pack.name, problem))

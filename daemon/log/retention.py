@@ -1,10 +1,10 @@
 """Retention: purges earlier content of deleted rows at once, and drops segments of the log once they are old."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
@@ -89,7 +89,7 @@ class Retention:
             group.create_task(self._repeat(sequencer.settled, self.check_floor, self._checking, pause))
 
     async def _repeat(
-        self, due: asyncio.Event, work: Callable[[], Awaitable[None]], progress: Progress, pause: float
+        self, due: asyncio.Event, work: Callable[[], Coroutine[Any, Any, None]], progress: Progress, pause: float
     ) -> None:
         while True:
             if not due.is_set():
@@ -100,7 +100,7 @@ class Retention:
                 await work()
             except DATABASE_ERRORS as error:
                 if progress.fail(describe(error)):
-                    log.warning("retention_failed", reason=progress.failure)
+                    log.warning("retention_failed", work=work.__name__, reason=progress.failure)
                 await asyncio.sleep(max(pause, RETRY_DELAY))
             else:
                 progress.end()

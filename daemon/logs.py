@@ -49,7 +49,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "catching_up": Event(
             "info", "events written while no daemon was running are being numbered; this takes a while"
         ),
-        "change_invalid": Event("error", "a change did not fit its row model and was stored in rowcast.dead_letters"),
+        "change_invalid": Event(
+            "error", "a change could not be sent and was stored in rowcast.dead_letters; says why"
+        ),
         "client_aborted": Event("warn", "a client was disconnected because it did not read or did not answer"),
         "client_connected": Event("info", "a client connected"),
         "client_disconnected": Event("info", "a client's connection ended"),
@@ -82,7 +84,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "stopped": Event("info", "the daemon stopped"),
         "stopping": Event("info", "the daemon is stopping: clients are asked to reconnect"),
         "transaction_too_large": Event(
-            "warn", "a transaction exceeded ROWCAST_TRANSACTION_CHANGES; its topics were reset"
+            "warn", "a transaction, or a change in it, was too large to send; its topics were reset"
         ),
         "trigger_error": Event("error", "a watched table is not captured as defined; says what to do"),
         "worker_ended": Event("warn", "a worker ended unexpectedly; another takes its place after a delay"),

@@ -172,7 +172,7 @@ def revoked(topic: Topic, pos: Position) -> bytes:
 def head(pos: Position | None, *, stale: bool = False) -> bytes:
     """The heartbeat: everything up to `pos` has been sent. `pos` is None while topics are being replayed.
 
-    `stale`: the log cannot be read at the moment, so there may be newer changes.
+    `stale`: changes may be waiting for delivery at the moment, so there may be newer ones.
     """
     return _payload("head", pos=pos and str(pos), stale=stale or None)
 

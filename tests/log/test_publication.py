@@ -73,6 +73,8 @@ async def test_purging_sweeping_and_forgetting_work_under_a_publication_for_all_
             assert 1 == await drop(connection, Selection(seqs=[changes[0].seq]))
         await pool.execute(query("forget_batches"), (await PgLogReader(pool).head()).seq)
         while await pool.fetchval("select exists (select from pg_class where relname in ('log_0', 'events_0'))"):
+            await pool.execute("update app.rows set version = version + 1 where id = 3")
+            await until_numbered(pool)
             await next_segment(pool, retention)
         for table in ("grants", "dead_letters"):
             assert 0 == await pool.fetchval(f"select count(*) from rowcast.{table}")

@@ -107,7 +107,7 @@ async def test_a_batch_with_many_bytes_is_not_offered_but_read(database: str, po
     async with leader(
         database, pool, offer=lambda _, changes: offered.extend(change.seq for change in changes), max_offered=100
     ):
-        for size in (10, MAX_READ_BYTES, 10):
+        for size in (10, MAX_READ_BYTES + 1, 10):
             await sql.execute(
                 "insert into app.notes select coalesce(max(id), 0) + 1, 1, repeat('x', $1) from app.notes", size
             )

@@ -17,6 +17,7 @@ from daemon import __version__, metrics, systemd
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import LogUnreadable, OperatorFault
 from daemon.core.hub import Hub
+from daemon.core.ports import Age
 from daemon.delivery.client import ClientContext, bye
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
@@ -34,7 +35,7 @@ from daemon.log.notifier import Notifier
 from daemon.log.reader import PgLogReader
 from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.sequencer import Sequencer
-from daemon.logs import get_logger
+from daemon.logs import count_dropped_lines, get_logger
 from daemon.packs import Pack, by_schema, contract_hash
 from daemon.postgres.connect import SESSION, Connect, OnUnusable, Pool, connect, open_pool
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, address_of, explain
@@ -48,7 +49,6 @@ Demo = Callable[[], Mapping[str, Any]]
 
 START_TIMEOUT = 30.0  # seconds to wait for the first heartbeat, and between two reports of a long start
 CLOSE_TIMEOUT = 2.0  # seconds for the database connections to close
-MAX_READ_AGE = 10.0  # seconds without a read of the log after which this daemon is not ready
 
 # When 10,000 clients follow ten topics each, a full garbage collection stops the process for 0.3 s. Frequent work
 # leaves it nothing to collect, so it runs a hundred times less often than by default.
@@ -119,9 +119,10 @@ def site(readiness: Readiness, demo: Demo | None) -> Site:
 
 
 def _readiness_page(readiness: Readiness) -> Page:
-    """200 when ready, else 503 with the reasons."""
-    reasons = readiness.reasons()
-    return json_page({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+    """200 when ready, else 503 with the reasons. Warnings, if any, are in both."""
+    reasons, warnings = readiness.reasons(), readiness.warnings()
+    more = {"warnings": warnings} if warnings else {}
+    return json_page({"ready": not reasons, "reasons": reasons, **more}, 503 if reasons else 200)
 
 
 def _metrics_page() -> Page:
@@ -194,7 +195,7 @@ def _build(
     """Make every part and connect them; nothing runs yet."""
     router = PackRouter(packs)
     hub = Hub(encode, router.with_exact_numbers)
-    log_reader = PgLogReader(pool, settings.transaction_changes)
+    log_reader = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
     log_cache = LogCache(log_reader, settings.recent_bytes)
     events, numbers = asyncio.Event(), asyncio.Event()
     pump = Pump(
@@ -211,8 +212,11 @@ def _build(
     readiness = Readiness(
         lambda: schema.problems,
         lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
-        lambda: ("the log is not being read",) if pump.read_age > MAX_READ_AGE else (),
+        pump.problems,
+        retention.problems,
+        warnings=[retention.warnings],
     )
+    ages: tuple[Age, ...] = (lambda: pump.read_age,)  # each part that changes can wait for
     limits = Limits(
         connections=settings.max_clients,
         pending=settings.max_unauthenticated,
@@ -229,7 +233,7 @@ def _build(
         router=router,
         authenticate=Authenticator(settings.require_secret()).verify,
         wait_until_delivered=pump.wait_until_delivered,
-        read_age=lambda: pump.read_age,
+        delivery_age=lambda: max(age() for age in ages),
         close_history=CloseHistory(),
         encode=encode,
         clock=time.monotonic,
@@ -240,6 +244,7 @@ def _build(
         chunk=settings.read_chunk,
     )
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
+    count_dropped_lines(metrics.LOG_LINES_DROPPED.inc)
     metrics.CLIENTS.set_function(lambda: gateway.clients)
     metrics.CLIENTS_LIMIT.set(limits.max_clients())
     metrics.UNAUTHENTICATED.set_function(lambda: gateway.pending)

@@ -3,13 +3,22 @@
 {"timestamp": "2026-01-10T12:00:00.123Z", "correlationId": "01J...", "level": "info", "event": "serving", "data": {}}
 """
 
+import asyncio
+import atexit
 import json
 import logging
 import math
+import os
 import re
+import select
+import socket
+import stat
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -40,7 +49,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "catching_up": Event(
             "info", "events written while no daemon was running are being numbered; this takes a while"
         ),
-        "change_invalid": Event("error", "a change did not fit its row model and was stored in rowcast.dead_letters"),
+        "change_invalid": Event(
+            "error", "a change could not be sent and was stored in rowcast.dead_letters; says why"
+        ),
         "client_aborted": Event("warn", "a client was disconnected because it did not read or did not answer"),
         "client_connected": Event("debug", "a client connected"),
         "client_disconnected": Event("debug", "a client's connection ended"),
@@ -57,6 +68,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "internal_error": Event("error", "a bug in Rowcast, with its traceback: please report it"),
         "leader_elected": Event("info", "this daemon became the leader, which numbers events"),
         "leader_lost": Event("warn", "this daemon is no longer the leader; it or another daemon will take over"),
+        "log_lines_dropped": Event("warn", "nobody read stderr, so that many lines of the log were dropped"),
         "library_message": Event("error", "a message from a library that Rowcast uses"),
         "listener_connected": Event(
             "info", "the connection that receives NOTIFY is up, and a heartbeat has come through it"
@@ -79,7 +91,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "stopped": Event("info", "the daemon stopped"),
         "stopping": Event("info", "the daemon is stopping: clients are asked to reconnect"),
         "transaction_too_large": Event(
-            "warn", "a transaction exceeded ROWCAST_TRANSACTION_CHANGES; its topics were reset"
+            "warn", "a transaction, or a change in it, was too large to send; its topics were reset"
         ),
         "trigger_error": Event("error", "a watched table is not captured as defined; says what to do"),
         "worker_ended": Event("warn", "a worker ended unexpectedly; another takes its place after a delay"),
@@ -89,6 +101,8 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
 )
 """Every event that is logged; the table in docs/operate.md."""
 
+MAX_QUEUED: Final = 256 * 1024  # bytes of lines that wait for whoever reads the log
+EXIT_TIMEOUT: Final = 1.0  # seconds that these lines have when the process exits
 MAX_TEXT: Final = 500  # characters in a string
 MAX_ITEMS: Final = 50  # values in a list or an object
 
@@ -150,29 +164,174 @@ def _configure(
     stream: TextIO | None = None,
     always: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
+    global _writer  # noqa: PLW0603 - logging is global
     terminal = (stream or sys.stderr).isatty()
     pretty = format == "pretty" or (format == "auto" and terminal)
+    _writer.close()  # in a forked process, what is queued is for its parent to write
+    _writer = writer = _LineWriter(stream)
     structlog.configure(
         processors=[partial(_line, always), _Pretty(colours=terminal) if pretty else _json],
         wrapper_class=structlog.make_filtering_bound_logger("warning" if level == "warn" else level),
-        logger_factory=lambda: _LineWriter(stream),
+        logger_factory=lambda: writer,
         cache_logger_on_first_use=False,  # loggers are made at import, before this is called
     )
 
 
 class _LineWriter:
-    """Writes lines. Errors of the stream are ignored: a broken log must not stop the daemon."""
+    """Writes lines without ever waiting for the reader. Errors of the stream are ignored.
+
+    Lines that cannot be written at once are queued, up to MAX_QUEUED bytes, and the rest is dropped and counted. The
+    queue is flushed when the event loop sees that there is room, with the next line, and by `flush`.
+    """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
+        self._lock = threading.RLock()
+        self._opened: TextIO | None = None  # the stream that `_sink` writes to
+        self._sink: _Sink | None = None
+        self._queue: deque[bytes] = deque()
+        self._queued = 0  # bytes
+        self._dropped = 0  # lines since the last report
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one that watches the sink
 
     def msg(self, line: str) -> None:
         stream = self._stream or sys.stderr
-        with suppress(OSError, ValueError):
-            stream.write(line + "\n")
-            stream.flush()
+        with self._lock, suppress(OSError, ValueError):
+            if stream is not self._opened:
+                self.close()
+                self._opened, self._sink = stream, _sink_of(stream)
+            if self._sink is None:  # its reader is a disk
+                stream.write(line + "\n")
+                stream.flush()
+                return
+            data = (line + "\n").encode(errors="backslashreplace")
+            if self._queued + len(data) > MAX_QUEUED:
+                self._dropped += 1
+                _on_dropped()
+            else:
+                self._queue.append(data)
+                self._queued += len(data)
+            self._write_queued()
 
     debug = info = warning = error = critical = msg
+
+    def flush(self, timeout: float = 0.0) -> None:
+        """Write what is queued; wait for the reader for at most `timeout` seconds."""
+        end = time.monotonic() + timeout
+        with self._lock, suppress(OSError, ValueError):
+            self._write_queued()
+            while self._queue and self._sink is not None and (left := end - time.monotonic()) > 0:
+                poll = select.poll()
+                poll.register(self._sink.fd, select.POLLOUT)
+                poll.poll(left * 1000)
+                self._write_queued()
+
+    def close(self) -> None:
+        """Forget the stream and what is queued; the next line opens it again."""
+        self._unwatch()
+        if self._sink is not None:
+            os.close(self._sink.fd)
+        self._opened = self._sink = None
+        self._queue.clear()
+        self._queued = 0
+
+    def _write_queued(self) -> None:
+        try:
+            while self._queue and self._sink is not None:
+                written = self._sink.write(self._queue[0])
+                self._queued -= written
+                if written < len(self._queue[0]):
+                    self._queue[0] = self._queue[0][written:]
+                else:
+                    self._queue.popleft()
+        except BlockingIOError:
+            self._watch()
+            return
+        except OSError:  # nobody will ever read it
+            self._queue.clear()
+            self._queued = 0
+        self._unwatch()
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            get_logger().warning("log_lines_dropped", lines=dropped)
+
+    def _watch(self) -> None:
+        """Let the event loop, if one runs in this thread, continue when there is room."""
+        with suppress(RuntimeError):
+            loop = asyncio.get_running_loop()
+            if loop is not self._loop and self._sink is not None:
+                loop.add_writer(self._sink.fd, self.flush)
+                self._loop = loop
+
+    def _unwatch(self) -> None:
+        if self._loop is not None and self._sink is not None and not self._loop.is_closed():
+            self._loop.remove_writer(self._sink.fd)
+        self._loop = None
+
+
+@dataclass(frozen=True)
+class _Sink:
+    """A file descriptor, and how to write to it without waiting; `write` raises BlockingIOError if it would."""
+
+    fd: int
+    write: Callable[[bytes], int]
+
+
+def _sink_of(stream: TextIO) -> _Sink | None:
+    """How to write to a pipe, a socket or a terminal without waiting; None for any other stream.
+
+    Its file descriptor must not be made non-blocking, since other processes share it.
+    """
+    try:
+        fd = stream.fileno()
+        mode = os.fstat(fd).st_mode
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISSOCK(mode):
+        own = os.dup(fd)
+        return _Sink(own, partial(_send, own))
+    if not stat.S_ISFIFO(mode) and not stat.S_ISCHR(mode):
+        return None
+    with suppress(OSError):  # a second file description for the same pipe or terminal
+        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        return _Sink(own, partial(os.write, own))
+    own = os.dup(fd)
+    return _Sink(own, partial(_write_if_ready, own))
+
+
+def _send(fd: int, data: bytes) -> int:
+    peer = socket.socket(fileno=fd)
+    try:
+        return peer.send(data, socket.MSG_DONTWAIT)
+    finally:
+        peer.detach()
+
+
+def _write_if_ready(fd: int, data: bytes) -> int:
+    """A pipe that is ready takes PIPE_BUF bytes, unless another process is quicker."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if not poll.poll(0):
+        raise BlockingIOError
+    return os.write(fd, data[: select.PIPE_BUF])
+
+
+def _ignore() -> None:
+    """Nobody counts."""
+
+
+_on_dropped: Callable[[], object] = _ignore
+
+
+def count_dropped_lines(count: Callable[[], object]) -> None:
+    """Call `count` for each line that is dropped."""
+    global _on_dropped  # noqa: PLW0603 - logging is global
+    _on_dropped = count
+
+
+def flush(timeout: float = 0.0) -> None:
+    """Write the lines that are queued; wait for the reader for at most `timeout` seconds."""
+    _writer.flush(timeout)
 
 
 class _LibraryHandler(logging.Handler):
@@ -296,4 +455,6 @@ def _word(value: object) -> str:
     return json.dumps(value)
 
 
+_writer = _LineWriter(None)
 _configure("auto", "info")  # structlog's default shows local variables, which may be secret
+atexit.register(lambda: flush(EXIT_TIMEOUT))

@@ -85,7 +85,7 @@ FRAMES: Final = Counter("rowcast_frames_total", "Frames with changes that were b
 DELIVERIES: Final = Counter("rowcast_deliveries_total", "Frames with changes written to clients.", registry=REGISTRY)
 DEAD_LETTERS: Final = Counter(
     "rowcast_dead_letters_total",
-    "Changes that did not fit their row model: a reset was sent instead.",
+    "Changes that could not be sent and were stored: invalid, unreadable, or in a topic that nobody can follow.",
     ["pack", "table"],
     registry=REGISTRY,
 )
@@ -96,6 +96,9 @@ LEADER_STATE: Final = Gauge(
     "1 for the leader's current state: asleep (writers notify), falling_asleep, awake (it polls).",
     ["state"],
     registry=REGISTRY,
+)
+LOG_LINES_DROPPED: Final = Counter(
+    "rowcast_log_lines_dropped_total", "Log lines dropped because nobody reads stderr.", registry=REGISTRY
 )
 LISTENER_CONNECTED: Final = Gauge(
     "rowcast_listener_connected",
@@ -144,6 +147,12 @@ RESETS: Final = Counter(
 ERRORS: Final = Counter("rowcast_errors_total", "Error frames sent to clients, by code.", ["code"], registry=REGISTRY)
 PURGED: Final = Counter(
     "rowcast_purged_total", "Events and dead letters emptied because their row was deleted.", registry=REGISTRY
+)
+RETENTION_DELAY: Final = Gauge(
+    "rowcast_retention_delay_seconds",
+    "Seconds for which a cleanup has been due without progress: purge (content of deleted rows), sweep, floor.",
+    ["work"],
+    registry=REGISTRY,
 )
 SEGMENTS_AHEAD: Final = Gauge(
     "rowcast_segments_ahead",

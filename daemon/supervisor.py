@@ -253,6 +253,7 @@ class Supervisor:
 
     def _beat(self) -> None:
         """Kill hung workers, and feed the watchdog of systemd, unless a worker survives even SIGKILL."""
+        logs.flush()
         for worker in self._running.values():
             worker.missed += 1
             if worker.missed == self._max_missed + 1:
@@ -294,6 +295,7 @@ class Supervisor:
                 code = fault.exit_code
                 link.send(f"FAULT={fault}".encode())
         finally:
+            logs.flush(logs.EXIT_TIMEOUT)
             os._exit(code)  # the rest of this program is for the parent
 
     async def _serve(self, number: int, parent: ParentLink) -> None:

@@ -17,6 +17,7 @@ from daemon.settings import Settings
 
 _REFUSALS: Final = {
     "forgotten": "its event is no longer in the log, so the row's later changes are unknown",
+    "unreadable": "it could not be read, so there is nothing to send; update its row instead",
     "gone": "its row has been deleted since",
     "changed": "its row has changed since",
 }

@@ -60,7 +60,7 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
     pool = await open_pool(
         dsn, application_name="rowcast tail", server_settings=SESSION, target="primary", max_size=1
     )
-    log_reader = PgLogReader(pool, settings.transaction_changes)
+    log_reader = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
     try:
         position = await _start_position(log_reader, since)
     except LogUnavailable as error:
@@ -114,7 +114,7 @@ async def _print_new(log_reader: PgLogReader, topic: Topic, position: Position, 
     seq = position.seq
     while seq < head.seq:
         try:
-            changes = (await log_reader.read_topics([topic], seq, head.seq, 1000)).changes
+            changes = await log_reader.read_topics([topic], seq, head.seq, 1000)
         except LogTruncated as error:
             click.echo(f"daemon: {error} Some changes are missing here.", err=True)
             return head
@@ -122,7 +122,7 @@ async def _print_new(log_reader: PgLogReader, topic: Topic, position: Position, 
             if change.record is None and change.kind in CONTENT:
                 continue  # the row has been deleted since
             click.echo(wire.change(change).decode() if as_json else line(change))
-        if len(changes) < 1000:
+        if not changes.more:
             break
         seq = changes[-1].seq
     return head

@@ -1,8 +1,9 @@
 """The values that everything else is about: topics, positions, rights and changes."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, NewType, Self
+from typing import Final, NamedTuple, NewType, Self
 
 from daemon.core.errors import BadPosition
 
@@ -25,7 +26,7 @@ class Kind(StrEnum):
     LEAVE = "leave"  # the row moved to another topic: a delete with `left` on the wire
     TRUNCATE = "truncate"  # the table was truncated: a reset on the wire
     LOST = "lost"  # capture of a lenient table failed: a reset on the wire
-    LIMIT = "limit"  # too large to send change by change: a reset on the wire
+    LIMIT = "limit"  # a change or a transaction that cannot be sent: a reset on the wire
     INVALID = "invalid"  # in the place of a change that its row model refuses: a reset on the wire
 
 
@@ -41,6 +42,19 @@ class Numbers(StrEnum):
 
     JSON = "json"  # as JSON numbers
     STRING = "string"  # as strings with exactly their digits, for clients whose numbers are doubles
+
+
+MAX_TOPIC: Final = 128  # characters
+
+TOPIC_PATTERN: Final = r"^[^\x00-\x20\x7f*][^\x00-\x20\x7f]*$"
+"""What a client can name: no blanks, no control characters, and nothing that stands for many topics."""
+
+_is_topic = re.compile(TOPIC_PATTERN.removesuffix("$")).fullmatch
+
+
+def can_be_named(topic: str) -> bool:
+    """Can a client subscribe to this topic?"""
+    return len(topic) <= MAX_TOPIC and _is_topic(topic) is not None
 
 
 CONTENT = frozenset({Kind.INSERT, Kind.UPDATE, Kind.RESTORE})
@@ -81,7 +95,8 @@ class Change(NamedTuple):
     ``key`` and ``record`` are JSON text exactly as Postgres wrote it. It is validated, and copied into the frame
     as it is. ``record`` is None for kinds without content, and once the row was deleted. ``at`` is the time of the
     writing statement, RFC 3339 in UTC. ``ends`` is the right that ended with this change. ``model`` is the name of
-    the row model that validates it, if that is not the table's.
+    the row model that validates it, if that is not the table's. ``unreadable`` says why this change could not be
+    read, if it is the ``limit`` that stands for it.
     """
 
     seq: Seq
@@ -97,3 +112,4 @@ class Change(NamedTuple):
     actor: str | None = None
     ends: Right | None = None
     model: str | None = None
+    unreadable: str | None = None

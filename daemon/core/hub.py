@@ -169,13 +169,14 @@ class Hub:
         follower that loses a right gets that topic's changes before the end of the right, and `revoked`.
         """
         revocations = self._revocations(ended_rights)
-        sent = self._build_frames(changes, position.epoch, covers)
+        sent, latest = self._build_frames(changes, position.epoch, covers)
         revoked_followers = {follower for _, follower in revocations}
         shares = self._shares(sent, revoked_followers)
         shares += [
             ([follower], self._truncated(sent, follower, revocations, position.epoch))
             for follower in revoked_followers
         ]
+        self._sent |= latest  # nothing has been changed before this, so a caller may try again after an error
         self.position = position
         for topic, follower in revocations:
             self.unfollow(topic, follower)
@@ -197,18 +198,19 @@ class Hub:
 
     def _build_frames(
         self, changes: Iterable[Change], epoch: str, covers: Callable[[Change], Iterable[Topic]]
-    ) -> list[_SentFrame]:
-        """The frames for the followed topics, in order."""
+    ) -> tuple[list[_SentFrame], dict[Topic, Position]]:
+        """The frames for the followed topics, in order, and the position of the last one of each."""
         sent: list[_SentFrame] = []
+        latest: dict[Topic, Position] = {}
         for topic, run in wire.runs(change for change in changes if self._is_relevant(change)):
             for concerned in covers(run[-1]) if run[-1].kind in RESET_KINDS else (topic,):
-                prev = self._sent[concerned]
+                prev = latest.get(concerned) or self._sent[concerned]
                 sent += [
                     _SentFrame(stream, prev, run, self._frame(stream, prev, run, epoch))
                     for stream in self._streams(concerned)
                 ]
-                self._sent[concerned] = Position(epoch, run[-1].seq)
-        return sent
+                latest[concerned] = Position(epoch, run[-1].seq)
+        return sent, latest
 
     def _shares(self, sent: Iterable[_SentFrame], revoked_followers: Collection[Follower]) -> list[_Share]:
         """What to deliver to whom, but for followers that lose a right: one share for all with the same streams."""

@@ -1,13 +1,17 @@
 """The interfaces between the rooms. Each is named by its user; tests/contract checks what the docstrings promise."""
 
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterable
+from typing import Final, Protocol
 
 from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.close_codes import Close
 
 Encode = Callable[[bytes], bytes]
 """Turns a JSON payload into the bytes of one websocket text frame."""
+
+
+Age = Callable[[], float]
+"""For how many seconds changes may have been waiting to be delivered; about 0 while everything is."""
 
 
 class Socket(Protocol):
@@ -60,14 +64,23 @@ OpenClient = Callable[[Socket], ClientHandler]
 """Called by the gateway when a handshake for `rowcast.v1` has succeeded."""
 
 
-class Batch(NamedTuple):
+MAX_READ_BYTES: Final = 2**20
+"""Bytes of records after which one read of the log takes no further transaction."""
+
+
+class Batch(list[Change]):
     """What a read of the log returned: changes, in order.
 
-    `validated`: it holds what may be sent, so that nobody validates it again.
+    `more`: the read ended early, and another one may find more. `validated`: it holds what may be sent, so nobody has
+    to validate it again.
     """
 
-    changes: Sequence[Change]
-    validated: bool = False
+    __slots__ = ("more", "validated")
+
+    def __init__(self, changes: Iterable[Change] = (), *, more: bool = False, validated: bool = False) -> None:
+        super().__init__(changes)
+        self.more = more
+        self.validated = validated
 
 
 class LogReader(Protocol):
@@ -76,18 +89,19 @@ class LogReader(Protocol):
     async def head(self) -> Position:
         """The newest position. Raises LogUnavailable."""
 
-    async def read(self, after: Seq, limit: int) -> Sequence[Change]:
+    async def read(self, after: Seq, limit: int) -> Batch:
         """Whole transactions past `after`, oldest first; empty if there are none.
 
-        Reads about `limit` changes: more only to end where a transaction ends. A transaction that is too large to be
-        sent change by change appears as one `limit` change in each topic that it touched, at its last change there,
-        and one more for each right that ends in it; only what lies past `after` counts. Raises LogUnavailable.
+        Reads about `limit` changes, or MAX_READ_BYTES of records: more only to end where a transaction ends. A
+        transaction that is too large to be sent change by change appears as one `limit` change in each topic that it
+        touched, at its last change there, and one more for each right that ends in it; only what lies past `after`
+        counts. A change that cannot be read appears as a `limit` that says so. Raises LogUnavailable.
         """
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         """The same for some topics, up to `upto`, where a transaction must end, and without rights that end.
 
-        Fewer than `limit` changes mean that there are no more. Raises LogUnavailable and LogTruncated.
+        Raises LogUnavailable and LogTruncated.
         """
 
     async def continuity(self, since: Position) -> str | None:

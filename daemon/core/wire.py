@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json, to_json
 
-from daemon.core.change import RESET_KINDS, Change, Kind, Numbers, Position, Topic
+from daemon.core.change import MAX_TOPIC, RESET_KINDS, TOPIC_PATTERN, Change, Kind, Numbers, Position, Topic
 from daemon.core.close_codes import Close
 from daemon.core.errors import BadFrame, BadJson, BadPosition, ClientFault, UnknownOp
 
@@ -27,7 +27,7 @@ def _position(value: object) -> object:
 
 PositionText = Annotated[Position, BeforeValidator(_position)]
 SessionText = Annotated[str, Field(min_length=1, max_length=64)]
-TopicText = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x20\x7f*][^\x00-\x20\x7f]*$")]
+TopicText = Annotated[str, Field(min_length=1, max_length=MAX_TOPIC, pattern=TOPIC_PATTERN)]
 
 
 class _Frame(BaseModel):
@@ -184,7 +184,7 @@ def revoked(topic: Topic, pos: Position) -> bytes:
 def head(pos: Position | None, *, stale: bool = False) -> bytes:
     """The heartbeat: everything up to `pos` has been sent. `pos` is None while topics are being replayed.
 
-    `stale`: the log cannot be read at the moment, so there may be newer changes.
+    `stale`: changes may be waiting for delivery at the moment, so there may be newer ones.
     """
     return _payload("head", pos=pos and str(pos), stale=stale or None)
 

@@ -22,7 +22,7 @@ from daemon.core.errors import (
     Unavailable,
 )
 from daemon.core.hub import Discontinuity, Hub
-from daemon.core.ports import Encode, LogReader, Socket
+from daemon.core.ports import Age, Encode, LogReader, Socket
 from daemon.core.session import (
     MAX_TOPICS,
     Action,
@@ -44,7 +44,7 @@ log = get_logger()
 MAX_QUEUED_FRAMES: Final = 2 * MAX_TOPICS  # frames of one client that wait for an answer: enough to follow everything
 REFUSAL_CHARGE: Final = 20  # frames that a refused subscribe counts as: each one is a question to the database
 HELLO_TIMEOUT: Final = 5.0  # seconds
-STALE_DELAY: Final = 5.0  # seconds without a read of the log until clients are told that they may be behind
+STALE_DELAY: Final = 5.0  # seconds that changes may wait for delivery until clients are told that they may be behind
 
 
 class Claims(Protocol):
@@ -64,7 +64,7 @@ class ClientContext:
     """What all clients share.
 
     `replay_reader` is what replays read. `wait_until_delivered` waits until the hub has delivered everything up to a
-    position. `read_age` is the time since the log was last read, in seconds. A client for which more than
+    position. `delivery_age` decides when clients are told that they may be behind. A client for which more than
     `queue_bytes` are queued falls behind. `schema` is the hash of the payload contracts.
     """
 
@@ -76,7 +76,7 @@ class ClientContext:
     authenticate: Callable[[str], Claims]
     wait_until_delivered: Callable[[Seq], Coroutine[Any, Any, None]]
     encode: Encode
-    read_age: Callable[[], float]
+    delivery_age: Age
     close_history: CloseHistory
     clock: Callable[[], float]
     heartbeat: float
@@ -143,7 +143,7 @@ class Client:
         """Close at the session's deadline, and send a `head` frame when one is due."""
         if now >= self._session.deadline:
             self._perform(self._session.tick(now))
-        stale = self._context.read_age() > STALE_DELAY
+        stale = self._context.delivery_age() > STALE_DELAY
         if now < self._head_due and stale == self._stale:
             return
         # A peer with something left to read needs no sign of life.

@@ -7,7 +7,7 @@ from sys import getsizeof
 
 from daemon import metrics
 from daemon.core.change import Change, Kind, Position, Seq, Topic
-from daemon.core.ports import Batch, LogReader
+from daemon.core.ports import MAX_READ_BYTES, Batch, LogReader
 
 OVERHEAD = 900  # bytes that a change takes in addition to its key and record, alone in its topic
 SEGMENTS = 64  # about as many segments make up the cache; the oldest is evicted as a whole
@@ -92,7 +92,7 @@ class LogCache:
         """See LogReader."""
         return await self._inner.head()
 
-    async def read(self, after: Seq, limit: int) -> Sequence[Change]:
+    async def read(self, after: Seq, limit: int) -> Batch:
         """See LogReader. What is past the hub's position is never in memory."""
         return await self._inner.read(after, limit)
 
@@ -102,12 +102,14 @@ class LogCache:
             metrics.RESUME_READS.labels(source="database").inc()
             return await self._inner.read_topics(topics, after, upto, limit)
         metrics.RESUME_READS.labels(source="memory").inc()
-        found: list[Change] = []
+        found, size = Batch(validated=True), 0
         for change in self._held(after, upto, topics):
-            if len(found) >= limit and change.tx != found[-1].tx:
+            if (len(found) >= limit or size >= MAX_READ_BYTES) and change.tx != found[-1].tx:
+                found.more = True
                 break
             found.append(change)
-        return Batch(found, validated=True)
+            size += len(change.record or "")
+        return found
 
     async def continuity(self, since: Position) -> str | None:
         """See LogReader."""

@@ -8,17 +8,21 @@ from contextlib import suppress
 from typing import Final
 
 from daemon import metrics
+from daemon.core import wire
 from daemon.core.change import Change, Kind, Position, Seq
 from daemon.core.errors import LogUnavailable
 from daemon.core.hub import Hub
-from daemon.core.ports import LogReader
+from daemon.core.ports import MAX_READ_BYTES, Batch, LogReader
 from daemon.delivery.log_cache import LogCache
-from daemon.delivery.pack_router import Invalid, PackRouter
+from daemon.delivery.pack_router import Invalid, PackRouter, reset_for
+from daemon.health import Progress
 from daemon.logs import get_logger
 
 log = get_logger()
 
 MAX_PENDING_DEAD_LETTERS: Final = 1000  # that wait to be stored; beyond that, the oldest are dropped
+MAX_OFFERED_BYTES: Final = 4 * MAX_READ_BYTES  # of records that wait; beyond that, the log is read instead
+MAX_AGE: Final = 10.0  # seconds without progress after which this daemon is not ready
 
 StoreDeadLetters = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]]
 """Stores each (change, pack, reason). Raises LogUnavailable."""
@@ -52,19 +56,35 @@ class Pump:
         self._poll_every = poll_every
         self._chunk = chunk
         self._offered: deque[tuple[Seq, Sequence[Change]]] = deque()
+        self._offered_bytes = 0
         self._accepts_offers = False  # true while `offer` may publish by itself
         self._retry_storing_at = float("-inf")  # when to try again after storing dead letters failed
+        self._storing = Progress()
+        self._reading = Progress()
         self._pending_dead_letters: list[Invalid] = []  # stored before anything behind them is delivered
         self._deliveries: list[asyncio.Future[None]] = []  # done when the hub has moved
         self._read_at = float("-inf")
         self.started = asyncio.Event()
-        self.failure = ""  # why the last attempt to read the log failed
         self.readable = asyncio.Event()  # set unless the last attempt to read the log failed
 
     @property
     def read_age(self) -> float:
-        """Seconds since the log was last read; infinite before the first time."""
+        """Seconds since everything that was read was last published; infinite before the first time."""
         return time.monotonic() - self._read_at
+
+    @property
+    def failure(self) -> str:
+        """Why the last attempt to read the log failed; empty if it did not."""
+        return self._reading.failure
+
+    def problems(self) -> list[str]:
+        """Why this daemon is not ready, as far as the pump knows."""
+        problems = []
+        if self.read_age > MAX_AGE:
+            problems.append(f"the log is not being read ({self.failure or 'no answer'})")
+        if self._storing.age > MAX_AGE:
+            problems.append(f"dead letters are not being stored ({self._storing.failure or 'no answer'})")
+        return problems
 
     def offer(self, after: Seq, changes: Sequence[Change]) -> None:
         """Take everything that the log holds between `after` and the last of these changes.
@@ -72,14 +92,17 @@ class Pump:
         It is published at once if the hub is at `after`, and kept for the next step otherwise.
         """
         if self._accepts_offers and not self._pending_dead_letters and after == self._hub.position.seq:
-            self._read_at = time.monotonic()
             self._publish(changes)
             if not self._pending_dead_letters:
                 return
         else:
-            if sum(len(changes) for _, changes in self._offered) > self._chunk:
+            size = sum(len(change.record or "") for change in changes)
+            waiting = sum(len(changes) for _, changes in self._offered)
+            if waiting > self._chunk or self._offered_bytes + size > MAX_OFFERED_BYTES:
                 self._offered.clear()  # the log will be read instead
+                self._offered_bytes = 0
             self._offered.append((after, changes))
+            self._offered_bytes += size
         self._wakeup.set()
 
     async def wait_until_delivered(self, seq: Seq) -> None:
@@ -98,12 +121,11 @@ class Pump:
                 await self._catch_up()
                 if timed_out:
                     await self._check_for_new_term()
-                self.failure = ""
+                self._reading.end()
                 self.readable.set()
             except LogUnavailable as error:
-                if not self.failure:
+                if self._reading.fail(error.reason):
                     log.warning("log_unavailable", reason=error.reason)
-                self.failure = error.reason
                 self.readable.clear()
             # Not wait_for: in Python 3.11 it can swallow a cancellation.
             timed_out, self._accepts_offers = True, self.started.is_set()
@@ -124,38 +146,40 @@ class Pump:
         while self.started.is_set():
             await self._store_pending()
             before = self._hub.position.seq
-            changes = self._take_offered(before) or await self._read(before)
-            self._read_at = time.monotonic()
+            batch = self._take_offered(before) or await self._read(before)
             if self._hub.position.seq != before:
                 continue  # the same changes were offered while they were being read
-            if not changes:
+            if not batch:
+                self._read_at = time.monotonic()
                 break
-            if changes[-1].seq - before != len(changes):
-                await self._check_gap(changes[0].seq)
-            self._publish(changes)
-            if changes[-1].seq - before < self._chunk and not self._offered:
-                break  # numbers are dense, so that was everything; what comes next sets `wakeup`
+            if batch[-1].seq - before != len(batch):
+                await self._check_gap(batch[0].seq)
+            self._publish(batch)
+            if not batch.more and not self._offered:
+                break  # what comes next sets `wakeup`
         await self._store_pending()
 
-    def _take_offered(self, before: Seq) -> Sequence[Change]:
+    def _take_offered(self, before: Seq) -> Batch:
         """The offered changes that continue from this position; empty if the log has to be read."""
-        taken: list[Change] = []
+        taken = Batch()
         while self._offered and self._offered[0][0] <= before:
             after, changes = self._offered.popleft()
             if after == before:
-                taken += changes
+                taken.extend(changes)
                 before = taken[-1].seq
+        if not self._offered:
+            self._offered_bytes = 0
         return taken
 
-    async def _read(self, before: Seq) -> Sequence[Change]:
+    async def _read(self, before: Seq) -> Batch:
         began = time.monotonic()
         self._accepts_offers = True  # a slow read must not delay what is offered
         try:
-            changes = await self._log.read(before, self._chunk)
+            batch = await self._log.read(before, self._chunk)
         finally:
             self._accepts_offers = False
         metrics.READ_SECONDS.observe(time.monotonic() - began)
-        return changes
+        return batch
 
     async def _check_for_new_term(self) -> None:
         """A new term may have no numbers yet, and still have taken back some that were delivered."""
@@ -182,13 +206,13 @@ class Pump:
 
     def _publish(self, changes: Sequence[Change]) -> None:
         sendable, invalid = self._router.validate(changes)
-        position = Position(self._hub.position.epoch, changes[-1].seq)
-        built, delivered = self._hub.publish(
-            sendable,
-            position,
-            lambda change: self._router.topics_to_reset(change, self._hub.topics),
-            self._router.ended_rights(changes),
-        )
+        try:
+            built, delivered = self._deliver(changes, sendable)
+        except Exception:
+            log.exception("internal_error")
+            sendable, unsendable = _without_unsendable(sendable, self._router)
+            invalid += unsendable
+            built, delivered = self._deliver(changes, sendable)
         self._log_cache.add(changes, sendable)
         metrics.FRAMES.inc(built)
         metrics.DELIVERIES.inc(delivered)
@@ -199,6 +223,15 @@ class Pump:
         for delivery in deliveries:
             if not delivery.done():
                 delivery.set_result(None)
+        self._read_at = time.monotonic()
+
+    def _deliver(self, changes: Sequence[Change], valid: Sequence[Change]) -> tuple[int, int]:
+        return self._hub.publish(
+            valid,
+            Position(self._hub.position.epoch, changes[-1].seq),
+            lambda change: self._router.topics_to_reset(change, self._hub.topics),
+            self._router.ended_rights(changes),
+        )
 
     async def _store_pending(self) -> None:
         """Store the pending dead letters. Retries after a failure take at most a tenth of the time."""
@@ -207,15 +240,38 @@ class Pump:
             return
         dead_letters = self._pending_dead_letters[-MAX_PENDING_DEAD_LETTERS:]
         dropped = len(self._pending_dead_letters) - len(dead_letters)
+        self._storing.begin()
         try:
             await self._store_dead_letters(dead_letters)
             self._pending_dead_letters = []
+            self._storing.end()
         except LogUnavailable as error:
             first, count = dead_letters[0].change.seq, len(dead_letters)
-            log.error("dead_letter_failed", first=first, count=count, dropped=dropped, reason=error.reason)
+            if self._storing.fail(error.reason) or dropped:
+                log.error("dead_letter_failed", first=first, count=count, dropped=dropped, reason=error.reason)
             self._pending_dead_letters = dead_letters
             failed = time.monotonic()
             self._retry_storing_at = failed + max(self._poll_every, 10 * (failed - began))
+
+
+def _without_unsendable(changes: Sequence[Change], router: PackRouter) -> tuple[list[Change], list[Invalid]]:
+    """The same changes, with an `invalid` for each that no frame can hold; for all if each of them fits into one."""
+    unsendable = [change for change in changes if not _is_sendable(change)] or changes
+    replaced = {change.seq for change in unsendable}
+    sent = [reset_for(change) if change.seq in replaced else change for change in changes]
+    return sent, [
+        Invalid(change, router.packs[change.schema].name, "frame: cannot_be_built")
+        for change in unsendable
+        if change.schema in router.packs
+    ]
+
+
+def _is_sendable(change: Change) -> bool:
+    try:
+        wire.changes(change.topic, Position("", change.seq), [change])
+    except Exception:  # noqa: BLE001 - whatever the reason, one change must not stop the others
+        return False
+    return True
 
 
 def _report(changes: Sequence[Change], sendable: Sequence[Change], invalid: Sequence[Invalid]) -> None:
@@ -225,7 +281,7 @@ def _report(changes: Sequence[Change], sendable: Sequence[Change], invalid: Sequ
     for change in sendable:
         if change.kind is Kind.LOST:
             log.error("trigger_error", seq=change.seq, table=change.table)
-    for tx in {change.tx for change in changes if change.kind is Kind.LIMIT}:
+    for tx in {change.tx for change in changes if change.kind is Kind.LIMIT and not change.unreadable}:
         log.warning("transaction_too_large", transaction=tx)
     for change, pack, reason in invalid:
         metrics.DEAD_LETTERS.labels(pack=pack, table=change.table).inc()

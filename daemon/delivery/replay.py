@@ -169,7 +169,7 @@ class Replay:
             self._target.join(topic)
 
     async def _send_next(self, upto: Seq) -> None:
-        """Read and send about `limit` changes, up to `upto`."""
+        """Read and send one batch, up to `upto`."""
         # Topics come and go while the log is read: the answer is for those that were asked about.
         asked = dict(self._places)
         for topic, place in asked.items():
@@ -185,7 +185,7 @@ class Replay:
             return
         reading = {topic: place for topic, place in asked.items() if self._places.get(topic) == place}
         payloads = self._build_frames(batch, reading)
-        reached = batch.changes[-1].seq if len(batch.changes) >= self._limit else upto
+        reached = batch[-1].seq if batch.more else upto
         places = {topic: max(place, reached) for topic, place in reading.items()}
         self._places |= places
         for topic, payload in payloads:

@@ -13,23 +13,45 @@ from daemon.core.errors import OperatorFault
 from daemon.log.queries import query
 from daemon.log.reader import translated
 from daemon.postgres.connect import Connection, Pool, acquired
+from daemon.postgres.errors import is_about_data
 
 STORE_TIMEOUT = 30.0  # seconds
 
 
 class DeadLetters:
-    """Stores changes that failed validation."""
+    """Stores changes that must not be sent."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     async def store_dead_letters(self, dead_letters: Sequence[tuple[Change, str, str]]) -> None:
-        """Store each (change, pack, reason). Raises LogUnavailable."""
+        """Store each (change, pack, reason), without its record if that cannot be stored. Raises LogUnavailable."""
         with translated():
             async with acquired(self._pool, STORE_TIMEOUT) as connection:
+                readable = [dead_letter for dead_letter in dead_letters if not dead_letter[0].unreadable]
+                unreadable = [dead_letter for dead_letter in dead_letters if dead_letter[0].unreadable]
+                try:
+                    await _store(connection, readable)
+                except Exception as error:
+                    if not is_about_data(error):
+                        raise
+                    for dead_letter in readable:
+                        try:
+                            await _store(connection, [dead_letter])
+                        except Exception as reason:
+                            if not is_about_data(reason):
+                                raise
+                            unreadable.append(dead_letter)
                 await connection.executemany(
-                    query("store_dead_letters"), [(change.seq, pack, reason) for change, pack, reason in dead_letters]
+                    query("store_unreadable"),
+                    [(change.seq, pack, reason, change.topic) for change, pack, reason in unreadable],
                 )
+
+
+async def _store(connection: Connection, dead_letters: Sequence[tuple[Change, str, str]]) -> None:
+    await connection.executemany(
+        query("store_dead_letters"), [(change.seq, pack, reason) for change, pack, reason in dead_letters]
+    )
 
 
 class UnknownDeadLetter(OperatorFault):
@@ -54,8 +76,8 @@ class Selection:
 class Refusal(NamedTuple):
     """A dead letter that was not replayed.
 
-    `reason` is `forgotten` (the log no longer has its event), `gone` (its row no longer exists) or `changed` (a later
-    change of the row exists).
+    `reason` is `forgotten` (the log no longer has its event), `unreadable` (its content could not be stored), `gone`
+    (its row no longer exists) or `changed` (a later change of the row exists).
     """
 
     seq: int

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 
 from daemon import metrics
+from daemon.health import Progress
 from daemon.log.queries import query
 from daemon.logs import get_logger
 from daemon.postgres.backoff import backoff_delay
@@ -54,16 +55,16 @@ class Notifier:
 
     async def run(self) -> None:
         """Listen until cancelled."""
-        attempt = 0
+        attempt, progress = 0, Progress()
         while True:
             try:
                 await self._listen()
             except DATABASE_ERRORS as error:
                 if self.listening.is_set():
                     attempt = 0
-                    log.warning("listener_lost", reason=describe(error))
-                elif attempt == 0:
-                    log.warning("listener_lost", reason=describe(error))
+                    progress.end()
+                if progress.fail(describe(error)):
+                    log.warning("listener_lost", reason=progress.failure)
             finally:
                 self.listening.clear()
                 self.backend_pid = None

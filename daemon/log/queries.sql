@@ -41,20 +41,24 @@ select term, epoch, base, snapshot::text as snapshot, first_segment from rowcast
 -- Tombstones and rights that begin are recorded in the same transaction. A right begins at the first change of the
 -- transaction that gives it, all of which may be read.
 -- Writes nothing once a newer term exists.
--- The row without a seq has the totals. The others are the changes as in rowcast.changes, unless there are more than $6.
+-- The row without a seq has the totals. The others are the changes as in rowcast.changes, unless there are more than $6
+-- or their records have more than $8 bytes.
 -- $1 term bigint   $2 last seq bigint   $3 xmax text (xid8)   $4 xip text[] (xid8)   $5 first segment integer
--- $6 max changes bigint   $7 lock bigint that every follower shares
+-- $6 max changes bigint   $7 lock bigint that every follower shares   $8 max bytes bigint
 with superseded as materialized (
     select exists (select from rowcast.terms as t where t.term > $1) as newer_term
 ), fresh as materialized (
     -- Two index scans: for a single condition with `or`, the planner may scan everything.
-    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants from rowcast.events as e
+    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants, coalesce(e.bytes, octet_length(e.record::text), 0) as bytes
+    from rowcast.events as e
     where e.xid >= $3::text::xid8 and e.id >= $5::bigint << 40
     union all
-    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants from rowcast.events as e
+    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants, coalesce(e.bytes, octet_length(e.record::text), 0) as bytes
+    from rowcast.events as e
     where e.xid = any ($4::text []::xid8 []) and e.id >= $5::bigint << 40
 ), grouped as (
-    select f.*, max(f.id) over (partition by f.xid) as tx, min(f.id) over (partition by f.xid, f.topic) as tx_topic
+    select f.*, max(f.id) over (partition by f.xid) as tx, min(f.id) over (partition by f.xid, f.topic) as tx_topic,
+           sum(f.bytes) over (partition by f.xid) as tx_bytes
     from fresh as f where not (select s.newer_term from superseded as s)
 ), numbered as materialized (
     select $2::bigint + row_number() over (order by g.tx, g.tx_topic, g.id) as seq,
@@ -63,11 +67,12 @@ with superseded as materialized (
 ), totals as materialized (
     select count(*) as changes, count(*) filter (where n.seq = n.tx_end) as transactions,
            coalesce(max(n.seq), $2::bigint) as last_seq,
+           coalesce(sum(n.tx_bytes) filter (where n.seq = n.tx_end), 0) as bytes,
            count(*) filter (where n.kind = 'delete') > 0 as has_deletes, count(n.grants) > 0 as has_grants
     from numbered as n
 ), logged as (
-    insert into rowcast.log (seq, tx_end, xid, event_id, topic, row_hash)
-    select n.seq, n.tx_end, n.xid, n.id, n.topic,
+    insert into rowcast.log (seq, tx_end, xid, event_id, topic, tx_bytes, row_hash)
+    select n.seq, n.tx_end, n.xid, n.id, n.topic, case when n.tx_bytes >= 1048576 then n.tx_bytes end,
            case when n.kind in ('insert', 'update', 'restore', 'delete', 'leave') then hashtextextended(n.key::text, n.watch::bigint) end
     from numbered as n
 ), batch as (
@@ -101,7 +106,7 @@ select null, null, null, null, null, null, null, n.seq, c.tx, c.at, c.schema_nam
        c.key, c.record, c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic
 from numbered as n
 cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
-where (select t.changes <= $6 from totals as t);
+where (select t.changes <= $6 and t.bytes <= $8 from totals as t);
 
 -- name: purge
 -- $1 max tombstones integer
@@ -118,15 +123,23 @@ select t.epoch, greatest(t.base, (select max(l.seq) from rowcast.log as l)) as s
 from rowcast.terms as t order by t.term desc limit 1;
 
 -- name: changes
--- $1 after seq bigint   $2 limit bigint
-select * from rowcast.changes where seq > $1 order by seq limit $2;
+-- At most $2, and no more once they have $3 bytes of records. Records that are left out are not unpacked.
+-- $1 after seq bigint   $2 limit bigint   $3 max bytes bigint
+select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key, c.content as record,
+       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes
+from (
+    select o.*, sum(o.bytes) over (order by o.seq rows unbounded preceding) - o.bytes as bytes_before
+    from rowcast.changes as o where o.seq > $1 order by o.seq limit $2
+) as c where c.bytes_before < $3 order by c.seq;
 
 -- name: changes_of_topics
--- Topic by topic, at most $4 of each. Topic and seq are compared as one row, which only their common index can answer:
--- otherwise, where one topic makes up most of the log, the planner may walk the whole log by seq, once for each topic.
+-- The same for some topics. Topic by topic, at most $4 of each. Topic and seq are compared as one row, which only their
+-- common index can answer: otherwise, where one topic makes up most of the log, the planner may walk the whole log by
+-- seq, once for each topic.
 -- `large` is true in a transaction of more than $5 changes: numbers are dense within a transaction, so the change $5
 -- before its end is part of it too. Not `exists`, which the planner may answer by reading the whole log.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 limit bigint   $5 max changes of a transaction bigint
+-- $6 max bytes bigint
 with chunk as materialized (
     select c.seq from unnest($3::text []) as t (topic)
     cross join lateral (
@@ -135,14 +148,57 @@ with chunk as materialized (
     ) as c
     order by c.seq limit $4
 )
-select c.*, (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) as large
-from chunk cross join lateral (select o.* from rowcast.changes as o where o.seq = chunk.seq offset 0) as c order by c.seq;
+select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key, c.content as record,
+       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes,
+       (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) as large
+from (
+    select o.*, sum(o.bytes) over (order by o.seq rows unbounded preceding) - o.bytes as bytes_before
+    from chunk cross join lateral (select e.* from rowcast.changes as e where e.seq = chunk.seq offset 0) as o
+) as c where c.bytes_before < $6 order by c.seq;
 
 -- name: rest_of_transaction
 -- The part of a transaction that a chunk cut off. Both ends are given, so the planner knows how small it is.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[], null for all
-select * from rowcast.changes
-where seq > $1 and seq <= $2 and ($3::text [] is null or topic = any ($3)) order by seq;
+select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key, c.content as record,
+       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic
+from rowcast.changes as c
+where c.seq > $1 and c.seq <= $2 and ($3::text [] is null or c.topic = any ($3)) order by c.seq;
+
+-- name: next_seq
+-- $1 after seq bigint
+select min(l.seq) as seq from rowcast.log as l where l.seq > $1;
+
+-- name: next_seq_of_topics
+-- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]
+select min(c.seq) as seq from unnest($3::text []) as t (topic)
+cross join lateral (
+    select l.seq from rowcast.log as l
+    where (l.topic, l.seq) > (t.topic, $1) and (l.topic, l.seq) <= (t.topic, $2) order by l.topic, l.seq limit 1
+) as c;
+
+-- name: single_change
+-- $1 seq bigint   $2 max changes of a transaction bigint
+select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key, c.content as record,
+       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes,
+       (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $2::bigint) as large
+from rowcast.changes as c where c.seq = $1;
+
+-- name: unreadable
+-- Stands for a change that cannot be read; its record is the reason. It has no key and, unless $4, no text that was
+-- captured: then its topic is that of the whole pack, and if it ends a right, it ends every right of the pack.
+-- $1 seq bigint   $2 max changes of a transaction bigint   $3 reason text   $4 with topic and right boolean
+select l.seq, l.tx_end, e.xid::text as tx, to_char(e.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
+       w.schema_name, w.table_name, w.model, case when $4 then l.topic else '*' || w.pack end as topic,
+       'unreadable' as kind, '{}' as key, $3::text as record, null::name [] as changed, null as actor,
+       e.revokes is not null as revokes, case when $4 then e.revokes ->> 'user' end as revokes_user,
+       case when $4 then e.revokes ->> 'topic' end as revokes_topic, 0 as bytes, l.tx_bytes,
+       (select o.tx_end = l.tx_end from rowcast.log as o where o.seq = l.tx_end - $2::bigint) as large
+from rowcast.log as l
+cross join lateral (
+    select o.* from rowcast.events as o where o.xid = l.xid and o.id = l.event_id offset 0
+) as e
+join rowcast.watched as w on w.id = e.watch
+where l.seq = $1;
 
 -- name: log_floor
 select rowcast.log_floor();
@@ -281,6 +337,19 @@ select c.seq, $2, c.schema_name, c.table_name, c.topic, c.kind::rowcast.kind, c.
 from rowcast.changes as c where c.seq = $1
 on conflict do nothing;
 
+-- name: store_unreadable
+-- The same for a change that cannot be read. $4 is its topic, or what stands for it if that cannot be read either.
+-- $1 seq bigint   $2 pack text   $3 reason text   $4 topic text
+insert into rowcast.dead_letters (seq, pack, schema_name, table_name, topic, kind, key, record, reason)
+select l.seq, $2, w.schema_name, w.table_name, $4, e.kind, '{}', null, $3
+from rowcast.log as l
+cross join lateral (
+    select o.* from rowcast.events as o where o.xid = l.xid and o.id = l.event_id offset 0
+) as e
+join rowcast.watched as w on w.id = e.watch
+where l.seq = $1
+on conflict do nothing;
+
 -- name: send_heartbeat
 -- Proves the path from NOTIFY to this listener. Asking for the queue's usage also advances its tail: a full queue stays
 -- full until someone asks.
@@ -362,7 +431,9 @@ with later as (
 )
 select d.seq, case
     when e.id is null then 'forgotten'
+    when d.kind = 'limit' then 'unreadable'
     when d.kind not in ('delete', 'leave') and not $2 then 'gone'
+    when d.record is null and e.record is not null then 'unreadable'
     when exists (
         select from later as f
         where f.seq = d.seq and f.watch = e.watch

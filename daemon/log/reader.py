@@ -1,6 +1,6 @@
 """Reads the log in Postgres: the LogReader port."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -9,10 +9,10 @@ import asyncpg
 
 from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
 from daemon.core.errors import LogTruncated, LogUnavailable
-from daemon.core.ports import Batch
+from daemon.core.ports import MAX_READ_BYTES, Batch
 from daemon.log.queries import query
 from daemon.postgres.connect import Pool, acquired
-from daemon.postgres.errors import DATABASE_ERRORS, describe
+from daemon.postgres.errors import DATABASE_ERRORS, describe, is_about_data
 
 MAX_ENDED_RIGHTS = 5000  # ended rights that are listed one by one for a transaction too large to deliver
 
@@ -26,17 +26,25 @@ def translated() -> Iterator[None]:
     """Turn database errors raised inside the block into LogUnavailable."""
     try:
         yield
-    except DATABASE_ERRORS as error:
+    except (*DATABASE_ERRORS, ValueError) as error:  # ValueError: the driver could not decode a value
         raise LogUnavailable(describe(error)) from error
 
 
 class PgLogReader:
     """Reads `rowcast.log`. The LogReader port documents its methods."""
 
-    def __init__(self, pool: Pool, transaction_changes: int = 100_000) -> None:
-        """A transaction of more than `transaction_changes` changes is read as `limit`."""
+    def __init__(
+        self,
+        pool: Pool,
+        transaction_changes: int = 100_000,
+        transaction_bytes: int = 2**25,
+        max_bytes: int = MAX_READ_BYTES,
+    ) -> None:
+        """A transaction is read as `limit` if it has more than `transaction_changes`, or bytes of records."""
         self._pool = pool
         self._max_transaction = transaction_changes
+        self._max_transaction_bytes = transaction_bytes
+        self._max_bytes = max_bytes
 
     async def head(self) -> Position:
         """The newest position; ("", 0) before the first term. Raises LogUnavailable."""
@@ -45,50 +53,116 @@ class PgLogReader:
                 row = await connection.fetchrow(query("head"))
         return Position(row["epoch"], Seq(row["seq"])) if row else Position("", Seq(0))
 
-    async def read(self, after: Seq, limit: int) -> Sequence[Change]:
+    async def read(self, after: Seq, limit: int) -> Batch:
         """Whole transactions past `after`, oldest first. Raises LogUnavailable."""
         with translated():
-            rows = await self._fetch(READ_TIMEOUT, "changes", after, limit)
-            return await self._complete(rows, limit, None)
+            rows, cut = await self._chunk(None, limit, after)
+            return Batch(await self._complete(rows, None, cut=cut), more=cut)
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         """The same for some topics, up to `upto`. Raises LogUnavailable and LogTruncated."""
-        wanted, found, position = list(topics), list[Change](), after
+        wanted, found, position, bytes_read, cut = list(topics), list[Change](), after, 0, True
         with translated():
-            while True:
-                chunk = limit - len(found)
-                rows = await self._fetch(
-                    READ_TIMEOUT, "changes_of_topics", position, upto, wanted, chunk, self._max_transaction
-                )
-                found += await self._complete(rows, chunk, wanted)
-                if len(rows) < chunk or len(found) >= limit:
-                    break
-                position = rows[-1]["tx_end"]  # the many rows of a large transaction became few changes
+            while cut and len(found) < limit and bytes_read < self._max_bytes:
+                rows, cut = await self._chunk(wanted, limit - len(found), position, upto)
+                found += await self._complete(rows, wanted, cut=cut)
+                bytes_read += sum(map(_bytes, rows))
+                if rows:
+                    position = rows[-1]["tx_end"]  # the many rows of a large transaction became few changes
             # Checked after reading, because a part of what was read may have been dropped before.
             [[floor]] = await self._fetch(ANSWER_TIMEOUT, "log_floor")
         if floor > after:
             raise LogTruncated
-        return Batch(found)
+        return Batch(found, more=cut)
 
     async def _fetch(self, time_limit: float, name: str, *arguments: object) -> list[asyncpg.Record]:
         async with acquired(self._pool, time_limit) as connection:
             return await connection.fetch(query(name), *arguments)
 
-    async def _complete(self, rows: list[asyncpg.Record], limit: int, topics: list[Topic] | None) -> list[Change]:
-        """The changes of whole transactions, of which these rows are the beginning."""
+    async def _chunk(self, topics: list[Topic] | None, limit: int, *places: Seq) -> tuple[list[asyncpg.Record], bool]:
+        """The first rows of these topics (None: of all), and whether there may be more.
+
+        Before a change that cannot be read there are fewer rows; then that change comes alone. `places` are `after`
+        and, for some topics, `upto`.
+        """
+        while True:
+            try:
+                if topics is None:
+                    rows = await self._fetch(READ_TIMEOUT, "changes", *places, limit, self._max_bytes)
+                else:
+                    rows = await self._fetch(
+                        READ_TIMEOUT,
+                        "changes_of_topics",
+                        *places,
+                        topics,
+                        limit,
+                        self._max_transaction,
+                        self._max_bytes,
+                    )
+            except Exception as error:
+                if not is_about_data(error):
+                    raise
+            else:
+                return rows, len(rows) == limit or sum(map(_bytes, rows)) >= self._max_bytes
+            if limit == 1:
+                break
+            limit //= 2
+        name, arguments = ("next_seq", ()) if topics is None else ("next_seq_of_topics", (topics,))
+        [[seq]] = await self._fetch(READ_TIMEOUT, name, *places, *arguments)
+        return await self._single(seq), True
+
+    async def _single(self, seq: Seq) -> list[asyncpg.Record]:
+        """The row of one change or, if it cannot be read, one that stands for it."""
+        try:
+            return await self._fetch(READ_TIMEOUT, "single_change", seq, self._max_transaction)
+        except Exception as error:
+            if not is_about_data(error):
+                raise
+            reason = describe(error)
+        try:
+            return await self._fetch(READ_TIMEOUT, "unreadable", seq, self._max_transaction, reason, True)
+        except Exception as error:
+            if not is_about_data(error):
+                raise
+        return await self._fetch(READ_TIMEOUT, "unreadable", seq, self._max_transaction, reason, False)
+
+    async def _rest(self, after: Seq, upto: Seq, topics: list[Topic] | None) -> list[asyncpg.Record]:
+        """The rows of a transaction in this range; the range is halved until what cannot be read is alone."""
+        try:
+            return await self._fetch(TRANSACTION_TIMEOUT, "rest_of_transaction", after, upto, topics)
+        except Exception as error:
+            if not is_about_data(error):
+                raise
+        if upto - after == 1:
+            return await self._single(upto)
+        middle = Seq((after + upto) // 2)
+        return await self._rest(after, middle, topics) + await self._rest(middle, upto, topics)
+
+    async def _limits(self, first: Seq, last: Seq) -> list[asyncpg.Record]:
+        """What stands for a transaction that is too large. If that cannot be read, all topics, and all rights."""
+        try:
+            return await self._fetch(
+                TRANSACTION_TIMEOUT, "limits", first, last, self._max_transaction, MAX_ENDED_RIGHTS
+            )
+        except Exception as error:
+            if not is_about_data(error):
+                raise
+        return await self._fetch(TRANSACTION_TIMEOUT, "limits", first, last, 0, 0)
+
+    async def _complete(self, rows: list[asyncpg.Record], topics: list[Topic] | None, *, cut: bool) -> list[Change]:
+        """The changes of whole transactions, of which these rows are the beginning. `cut`: there may be more rows."""
         changes: list[Change] = []
         for end, group in groupby(rows, key=itemgetter("tx_end")):
             transaction = list(group)
             first, last = transaction[0]["seq"], transaction[-1]["seq"]
-            if topics is None and end - first >= self._max_transaction:
+            is_heavy = (transaction[0]["tx_bytes"] or 0) > self._max_transaction_bytes
+            if topics is None and (is_heavy or end - first >= self._max_transaction):
                 # Numbers are dense inside a transaction, so this is how many of its changes follow `after`.
-                transaction = await self._fetch(
-                    TRANSACTION_TIMEOUT, "limits", first, end, self._max_transaction, MAX_ENDED_RIGHTS
-                )
-            elif topics is not None and transaction[0]["large"]:
+                transaction = await self._limits(first, end)
+            elif topics is not None and (is_heavy or transaction[0]["large"]):
                 transaction = await self._fetch(READ_TIMEOUT, "limits_of_topics", first, end, topics)
-            elif len(rows) == limit and end == rows[-1]["tx_end"] and last < end:
-                transaction += await self._fetch(TRANSACTION_TIMEOUT, "rest_of_transaction", last, end, topics)
+            elif cut and end == rows[-1]["tx_end"] and last < end:
+                transaction += await self._rest(last, end, topics)
             changes += map(change_of, transaction)
         return changes
 
@@ -107,6 +181,7 @@ class PgLogReader:
         return None
 
 
+_bytes = itemgetter("bytes")
 _KINDS = {kind.value: kind for kind in Kind}
 _COLUMNS = itemgetter(
     "seq", "tx", "at", "schema_name", "table_name", "topic", "kind", "key", "record", "changed", "actor", "model",
@@ -119,4 +194,8 @@ def change_of(row: asyncpg.Record) -> Change:
     seq, tx, at, schema, table, topic, kind, key, record, changed, actor, model, revokes = _COLUMNS(row)
     ends = Right(row["revokes_user"], row["revokes_topic"]) if revokes else None
     changed = tuple(changed) if changed else ()
-    return Change(seq, tx, at, schema, table, topic, _KINDS[kind], key, record, changed, actor, ends, model)
+    known = _KINDS.get(kind)
+    if known is None:  # a stand-in with the reason, or a kind of a newer schema
+        reason = record if kind == "unreadable" else f"kind: {kind}"
+        return Change(seq, tx, at, schema, table, topic, Kind.LIMIT, "{}", None, ends=ends, unreadable=reason)
+    return Change(seq, tx, at, schema, table, topic, known, key, record, changed, actor, ends, model)

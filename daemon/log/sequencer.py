@@ -13,6 +13,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 from daemon import metrics
 from daemon.core.adaptive_polling import AdaptivePoller, State
 from daemon.core.change import Change, Kind, Seq
+from daemon.core.ports import MAX_READ_BYTES
 from daemon.log.queries import query
 from daemon.log.reader import change_of
 from daemon.log.wakeup_lock import WakeupLock
@@ -71,7 +72,7 @@ class Sequencer:
     a notification the leader polls every `poll_every` seconds.
 
     `offer` receives what the log has grown by, so that this process need not read it back. `numbers` is set instead
-    for more than `max_offered` changes, and when this daemon begins to follow another.
+    for more than `max_offered` changes or MAX_READ_BYTES of records, and when this daemon begins to follow another.
 
     With `sync` each batch waits for its flush: nothing that a crash of Postgres could undo is ever delivered.
     """
@@ -225,6 +226,7 @@ class Sequencer:
             term.first_segment,
             self._max_offered,
             FOLLOWER_LOCK,
+            MAX_READ_BYTES,
             timeout=NUMBER_TIMEOUT,
         )
 

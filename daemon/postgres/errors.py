@@ -301,3 +301,16 @@ def describe(error: BaseException) -> str:
     """Describe an error by its type and SQLSTATE, never by its text, which may hold values of rows."""
     state = getattr(error, "sqlstate", None)
     return f"{type(error).__name__} {state}" if state else type(error).__name__
+
+
+def is_about_data(error: BaseException) -> bool:
+    """Is this about a value that a statement touched, so that the same statement without it may succeed?
+
+    Otherwise it is about the statement, the connection or the server.
+    """
+    if isinstance(error, asyncpg.PostgresError):
+        sqlstate = error.sqlstate or ""
+        return sqlstate.startswith(("22", "54", "XX")) or sqlstate == "53200"  # too large to allocate, or corrupted
+    if isinstance(error, asyncpg.ProtocolError):
+        return True
+    return isinstance(error, Exception) and not isinstance(error, DATABASE_ERRORS)  # the driver could not decode it

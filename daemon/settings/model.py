@@ -164,6 +164,12 @@ class BaseRowcastSettings(BaseSettings):
     transaction_changes: Count = Field(
         100_000, description="largest transaction delivered change by change; a larger one sends `reset`"
     )
+    transaction_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="largest transaction delivered change by change, in bytes of its records; a larger one sends "
+        "`reset`",
+    )
     recent_bytes: int = Field(
         32 * 1024 * 1024,
         ge=0,

@@ -79,8 +79,9 @@ async def settled(chat: Chat, follower: Client) -> None:
     """Wait until everything written so far has been read and its dead letters are stored."""
     for content in ("read after the dead letter", "read after the dead letter was stored"):
         await chat.say(content)
-        [change] = await follower.changes()
-        assert content == change["record"]["content"]
+        while (frame := await follower.next())["op"] == "reset":
+            assert (chat.topic, "limit") == (frame["topic"], frame["reason"])
+        assert [content] == [change["record"]["content"] for change in frame["changes"]]
 
 
 async def stored(chat: Chat) -> list[int]:
@@ -114,6 +115,22 @@ async def dead_letters(database: str, *arguments: object) -> tuple[int, str, str
 
 def kinds(changes: list[Frame]) -> list[tuple[str, str]]:
     return [(change["table"], change["kind"]) for change in changes]
+
+
+async def test_an_invalid_change_resets_its_topic_live_and_in_a_replay(
+    follower: Client, daemon: Daemon, chat: Chat
+) -> None:
+    message = await chat.say("a message with a file")
+    before = (await follower.next())["pos"]
+    await chat.sql.execute(
+        "insert into chatgenius.files (message_id, name, type, size, url) values ($1, 'n', 't', -1, 'u')", message
+    )
+    live = await follower.next()
+    assert ("reset", "limit", chat.topic) == (live["op"], live["reason"], live["topic"])
+    await settled(chat, follower)
+    async with daemon.client(chat.ada, since=before) as returning:
+        await returning.subscribe(chat.topic)
+        assert [live] == [frame for frame in await returning.until("resumed") if frame["op"] == "reset"]
 
 
 async def test_list_shows_one_line_for_each_dead_letter_and_never_its_record(

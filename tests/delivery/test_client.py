@@ -117,7 +117,7 @@ class ClientHarness:
         self.hub = hub
         self.log = log_reader
         self.now = 1000.0
-        self.read_age = 0.0
+        self.delivery_age = 0.0
         self.close_history = CloseHistory()
         self.context = ClientContext(
             hub=hub,
@@ -127,7 +127,7 @@ class ClientHarness:
             router=SERVED,
             authenticate=lambda _: Claims(),
             wait_until_delivered=self._is_delivered,
-            read_age=lambda: self.read_age,
+            delivery_age=lambda: self.delivery_age,
             close_history=self.close_history,
             encode=lambda payload: payload + b"\n",
             clock=lambda: self.now,
@@ -228,14 +228,14 @@ async def test_no_heartbeats_are_queued_for_a_client_that_does_not_read(harness:
     harness.socket.full = True
     assert [None] * 5 == [harness.beat() for _ in range(5)]
     harness.socket.full = False
-    harness.read_age = 6.0
+    harness.delivery_age = 6.0
     assert {"op": "head", "pos": str(harness.hub.position), "stale": True} == harness.beat()
 
 
 async def test_a_stale_log_and_its_recovery_are_each_reported_once_at_the_next_tick(harness: ClientHarness) -> None:
     sent = len(harness.socket.frames)
-    for read_age in (4.9, 5.1, 6.1, 0.1, 1.0):
-        harness.read_age = read_age
+    for delivery_age in (4.9, 5.1, 6.1, 0.1, 1.0):
+        harness.delivery_age = delivery_age
         harness.client.tick(harness.now)
     pos = str(harness.hub.position)
     assert [{"op": "head", "pos": pos, "stale": True}, {"op": "head", "pos": pos}] == harness.socket.frames[sent:]

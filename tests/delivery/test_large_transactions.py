@@ -99,7 +99,7 @@ async def test_a_read_of_topics_returns_the_same_as_a_read_of_the_log(log: PgLog
     async def of(*topics: Topic) -> list[tuple[int, str, str]]:
         found: list[Change] = []
         while True:
-            changes = (await log.read_topics(topics, found[-1].seq if found else Seq(0), Seq(11), limit)).changes
+            changes = await log.read_topics(topics, found[-1].seq if found else Seq(0), Seq(11), limit)
             found += changes
             if len(changes) < limit:
                 return summary(found)
@@ -114,7 +114,7 @@ async def test_a_read_from_inside_a_too_large_transaction_returns_the_rest_of_it
     log: PgLogReader, after: int
 ) -> None:
     rest = [change for change in LARGE + LAST if change[0] > after]
-    assert rest == summary(list((await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)).changes))
+    assert rest == summary(list(await log.read_topics([ONE, TWO], Seq(after), Seq(11), 1000)))
 
 
 async def test_the_rest_of_a_transaction_is_delivered_if_it_is_not_too_large(log: PgLogReader) -> None:
@@ -123,7 +123,7 @@ async def test_the_rest_of_a_transaction_is_delivered_if_it_is_not_too_large(log
 
 
 async def test_one_read_of_topics_continues_after_a_too_large_transaction(log: PgLogReader) -> None:
-    assert [SMALL[0], LARGE[0], *LAST] == summary(list((await log.read_topics([ONE], Seq(0), Seq(11), 3)).changes))
+    assert [SMALL[0], LARGE[0], *LAST] == summary(list(await log.read_topics([ONE], Seq(0), Seq(11), 3)))
 
 
 class CountingLogReader(PgLogReader):
@@ -175,7 +175,7 @@ async def test_more_topics_than_the_limit_become_all_topics(database: str, pool:
     await write(database, pool, sql, "update app.rows set version = 1")
     log = PgLogReader(pool, MAX_CHANGES)
     assert [(8, "limit", ALL_TOPICS)] == summary(await everything(log))
-    assert [(2, "limit", TWO)] == summary(list((await log.read_topics([TWO], Seq(0), Seq(8), 1000)).changes))
+    assert [(2, "limit", TWO)] == summary(list(await log.read_topics([TWO], Seq(0), Seq(8), 1000)))
 
 
 def ends(changes: list[Change]) -> list[tuple[int, Right]]:

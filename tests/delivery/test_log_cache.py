@@ -2,7 +2,7 @@
 
 import json
 import tracemalloc
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import pytest
 
@@ -25,7 +25,7 @@ class UnreadableLog:
     async def head(self) -> Position:
         raise LogWasRead
 
-    async def read(self, after: Seq, limit: int) -> Sequence[Change]:
+    async def read(self, after: Seq, limit: int) -> Batch:
         raise LogWasRead
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
@@ -61,7 +61,7 @@ def add(cache: LogCache, *changes: Change) -> None:
 
 
 async def read_seqs(cache: LogCache, after: int, upto: int, *topics: Topic, limit: int = 1000) -> list[int]:
-    changes = (await cache.read_topics(topics or (HERE, THERE), Seq(after), Seq(upto), limit)).changes
+    changes = await cache.read_topics(topics or (HERE, THERE), Seq(after), Seq(upto), limit)
     return [change.seq for change in changes]
 
 
@@ -138,7 +138,7 @@ async def test_a_transaction_is_read_whole_whatever_the_limit() -> None:
     floor = await first_held(cache, 300)
     for after in range(floor, 300):
         for limit in (1, 2, 3, 4):
-            changes = (await cache.read_topics([HERE], Seq(after), Seq(300), limit)).changes
+            changes = await cache.read_topics([HERE], Seq(after), Seq(300), limit)
             assert 0 == changes[-1].seq % 3
             assert limit <= len(changes) < limit + 3 or changes[-1].seq == 300
 
@@ -161,7 +161,7 @@ async def test_an_invalid_delete_still_hides_the_rows_earlier_content() -> None:
     add(cache, a_change(1, row=7), a_change(2, row=8))
     invalid = Change(Seq(3), "3", "", "app", "notes", HERE, Kind.DELETE, '{"id": 7}', record="unexpected")
     add(cache, invalid)
-    found = (await cache.read_topics([HERE], Seq(0), Seq(3), 10)).changes
+    found = await cache.read_topics([HERE], Seq(0), Seq(3), 10)
     assert [(2, Kind.INSERT), (3, Kind.INVALID)] == [(change.seq, change.kind) for change in found]
 
 

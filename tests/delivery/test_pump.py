@@ -1,13 +1,17 @@
 """The leader's pump: it delivers the changes that it is offered or reads, each of them once."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.core.change import Change, Numbers, Seq, Topic
 from daemon.core.hub import Hub
+from daemon.core.ports import Batch
+from daemon.delivery import pump
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.pump import Pump
@@ -37,7 +41,7 @@ class GatedLog(PgLogReader):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def read(self, after: Seq, limit: int) -> Sequence[Change]:
+    async def read(self, after: Seq, limit: int) -> Batch:
         self.reads += 1
         found = await super().read(after, limit)
         await self.gate.wait()
@@ -193,6 +197,73 @@ async def test_an_offered_change_that_is_invalid_becomes_a_dead_letter(
         assert [(Seq(1), "app", "table: no_row_model")] == [
             (c.seq, pack, why) for c, pack, why in harness.dead_letters
         ]
+
+
+async def test_a_change_that_no_frame_can_hold_resets_its_topic_and_stops_no_other(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    def encode(payload: bytes) -> bytes:
+        if b'"version":2' in payload:
+            raise MemoryError
+        return payload + b"\n"
+
+    async with pumping(database, pool) as harness:
+        harness.hub._encode = encode
+        with capture_logs() as logged:
+            for version in range(1, 4):
+                await write(sql, version)
+                await harness.pump.wait_until_delivered(Seq(version))
+        frames = [json.loads(line) for line in b"".join(harness.follower.frames).splitlines()]
+        assert ["changes", "reset", "changes"] == [frame["op"] for frame in frames]
+        positions = [frame["pos"] for frame in frames]
+        assert positions[1] == frames[2]["prev"]
+        while not harness.dead_letters:
+            await asyncio.sleep(0)
+        assert [(Seq(2), "frame: cannot_be_built")] == [(change.seq, why) for change, _, why in harness.dead_letters]
+    assert ["internal_error"] == [line["event"] for line in logged if line["log_level"] == "error"][:1]
+
+
+async def test_a_read_that_hangs_makes_the_daemon_unready_and_its_clients_stale(
+    database: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump, "MAX_AGE", 0.05)
+    async with pumping(database, pool) as harness:
+        harness.log.gate.clear()
+        harness.wakeup.set()
+        while not harness.pump.problems():
+            await asyncio.sleep(0)
+        assert ["the log is not being read (no answer)"] == harness.pump.problems()
+        assert harness.pump.read_age > 0.05
+        harness.log.gate.set()
+        while harness.pump.problems():
+            harness.wakeup.set()
+            await asyncio.sleep(0)
+
+
+async def test_a_log_that_is_read_but_cannot_be_continued_makes_the_daemon_unready_and_says_why(
+    database: str, pool: Pool, sql: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump, "MAX_AGE", 0.05)
+    async with pumping(database, pool) as harness:
+        await sql.execute("update app.rows set version = 1")
+        await harness.pump.wait_until_delivered(Seq(8))
+    async with leader(database, pool):
+        await write(sql, 2)
+        await until_numbered(pool)
+    task = asyncio.create_task(harness.pump.run())
+    await sql.execute("alter function rowcast.log_floor() rename to elsewhere")
+    with capture_logs() as logged:
+        while ["the log is not being read (UndefinedFunctionError 42883)"] != harness.pump.problems():
+            harness.wakeup.set()
+            await asyncio.sleep(0)
+    assert ["log_unavailable"] == [line["event"] for line in logged]
+    await sql.execute("alter function rowcast.elsewhere() rename to log_floor")
+    while harness.pump.problems():
+        harness.wakeup.set()
+        await asyncio.sleep(0)
+    assert [1, 2] == harness.versions()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_nothing_is_delivered_before_an_earlier_invalid_change_is_stored(

@@ -8,13 +8,16 @@ from functools import partial
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.core.change import Position, Seq, Topic
 from daemon.core.errors import LogTruncated
+from daemon.log import retention as module
 from daemon.log.reader import PgLogReader
 from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.sequencer import Sequencer
-from daemon.postgres.connect import Connection, Pool, connect
+from daemon.metrics import REGISTRY
+from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from tests.support.log import leader, until_numbered
 
 pytestmark = pytest.mark.usefixtures("rows")
@@ -229,11 +232,11 @@ async def test_a_replay_fails_instead_of_skipping_changes_that_were_dropped_mean
         await open_next_segment(pool, sequencer)
         await age(pool)
         topics = [Topic("row:1")]
-        assert 2 == len((await PgLogReader(pool).read_topics(topics, Seq(0), head, 10)).changes)
+        assert 2 == len(await PgLogReader(pool).read_topics(topics, Seq(0), head, 10))
         await pool.execute("select rowcast.retire_segments($1)", WEEK)
         with pytest.raises(LogTruncated):
             await PgLogReader(pool).read_topics(topics, Seq(0), head, 10)
-        assert [] == (await PgLogReader(pool).read_topics(topics, head, head, 10)).changes
+        assert [] == await PgLogReader(pool).read_topics(topics, head, head, 10)
 
 
 async def test_old_grants_and_terms_are_deleted_with_the_log(database: str, pool: Pool, sql: Connection) -> None:
@@ -268,3 +271,105 @@ async def test_the_leader_opens_the_next_segment_when_the_open_one_is_old_enough
             await asyncio.sleep(0)
         await write(sql, pool, 2)
         assert 2 == await pool.fetchval("select count(distinct tableoid) from rowcast.log")
+
+
+async def test_dead_letters_are_deleted_with_the_log_that_they_stand_in(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with leader(database, pool) as sequencer:
+        retention = make_retention(database, pool, sequencer)
+        await write(sql, pool, 1)
+        await open_next_segment(pool, sequencer)
+        await write(sql, pool, 2)
+        await sql.execute(
+            """insert into rowcast.dead_letters (seq, pack, schema_name, table_name, topic, kind, key, reason)
+               select l.seq, 'app', 'app', 'rows', l.topic, 'insert', '{}', 'a test' from rowcast.log as l"""
+        )
+        await age(pool)
+        await retention.sweep()
+        kept = await pool.fetch("select seq from rowcast.dead_letters")
+        assert await pool.fetch("select seq from rowcast.log") == kept
+        assert 1 == len(kept)
+
+
+@asynccontextmanager
+async def failing(retention: Retention, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[str]]:
+    """Retention that runs, and whose failures become problems at once; yields the reasons that it logs."""
+    monkeypatch.setattr(module, "MAX_AGE", 0.2)
+    monkeypatch.setattr(module, "RETRY_DELAY", 0.01)
+    reasons: list[str] = []
+    with capture_logs() as logged:
+        task = asyncio.create_task(retention.run())
+        try:
+            yield reasons
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            reasons += [f"{line['work']}: {line['reason']}" for line in logged if line["event"] == "retention_failed"]
+
+
+REMAINS = "content of deleted rows is not being removed"
+BREAK_PURGE = {
+    "a lock": ("select", "LockNotAvailableError 55P03"),
+    "a read-only session": ("select", "ReadOnlySQLTransactionError 25006"),
+    "a missing function": (
+        "alter function rowcast.purge(integer) rename to elsewhere",
+        "UndefinedFunctionError 42883",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BREAK_PURGE)
+async def test_a_purge_that_fails_makes_the_daemon_unready_and_is_logged_once_with_its_reason(
+    database: str, pool: Pool, sql: Connection, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    breaking, reason = BREAK_PURGE[how]
+    settings = {"lock_timeout": "50ms"} | (
+        {"default_transaction_read_only": "on"} if how == "a read-only session" else {}
+    )
+    limited = await open_pool(database, application_name="limited", server_settings=settings, max_size=3)
+    async with leader(database, pool) as sequencer:
+        retention = make_retention(database, limited, sequencer)
+        await write(sql, pool, 1)
+        await sql.execute(breaking)
+        if how == "a lock":
+            await sql.execute("begin; lock table rowcast.dead_letters in exclusive mode")
+        async with failing(retention, monkeypatch) as reasons:
+            await pool.execute("delete from app.rows where id = 1")
+            while [f"{REMAINS} ({reason})"] != retention.problems():
+                await asyncio.sleep(0.01)
+            age = REGISTRY.get_sample_value("rowcast_retention_delay_seconds", {"work": "purge"})
+            assert age and age > 0.2
+        await sql.execute("rollback")
+    assert 1 == reasons.count(f"purge: {reason}")
+    await limited.close()
+
+
+async def test_a_sweep_that_fails_is_a_warning_until_the_log_is_twice_as_long_as_it_should_be(
+    database: str, pool: Pool, sql: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with leader(database, pool) as sequencer:
+        retention = make_retention(database, pool, sequencer)
+        await sql.execute("alter function rowcast.retire_segments(interval) rename to elsewhere")
+        async with failing(retention, monkeypatch) as reasons:
+            while not retention.warnings():
+                await asyncio.sleep(0.01)
+            problem = "old segments are not being dropped (UndefinedFunctionError 42883)"
+            assert ([problem], []) == (retention.warnings(), retention.problems())
+            retention._keep = timedelta(seconds=0.1)
+            assert [problem] == retention.problems()
+    assert ["sweep: UndefinedFunctionError 42883"] == reasons
+
+
+async def test_retention_of_a_daemon_that_does_not_lead_has_no_problems(
+    database: str, pool: Pool, sql: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with leader(database, pool), leader(database, pool, leads=False) as follower:
+        retention = make_retention(database, pool, follower)
+        await sql.execute("alter function rowcast.retire_segments(interval) rename to elsewhere")
+        async with failing(retention, monkeypatch):
+            await asyncio.sleep(0)
+            while not follower.settled.is_set():
+                await asyncio.sleep(0.01)
+            assert ([], []) == (retention.warnings(), retention.problems())
+            assert 0 == REGISTRY.get_sample_value("rowcast_retention_delay_seconds", {"work": "sweep"})

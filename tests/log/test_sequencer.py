@@ -308,8 +308,8 @@ async def test_reads_end_at_the_end_of_a_transaction(database: str, pool: Pool, 
     assert [8, 16, 24] == [(await log.read(Seq(after), 3))[-1].seq for after in (0, 8, 16)]
     assert 16 == len(await log.read(Seq(0), 9))
     rows = [Topic(f"row:{number}") for number in (1, 2)]
-    assert [1, 2] == [change.seq for change in (await log.read_topics(rows, Seq(0), Seq(24), 1)).changes]
-    assert [1, 2, 9, 10] == [change.seq for change in (await log.read_topics(rows, Seq(0), Seq(16), 100)).changes]
+    assert [1, 2] == [change.seq for change in await log.read_topics(rows, Seq(0), Seq(24), 1)]
+    assert [1, 2, 9, 10] == [change.seq for change in await log.read_topics(rows, Seq(0), Seq(16), 100)]
 
 
 async def test_databases_of_one_cluster_have_different_epochs(database: str, pool: Pool, postgres: Server) -> None:

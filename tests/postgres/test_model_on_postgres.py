@@ -65,7 +65,7 @@ class Numbering:
         xids = [xid for xid in in_progress.split(",") if xid]
         state = self._state
         row, *_ = await self._connection.fetch(
-            self._statement, state["term"], state["base"], xmax, xids, state["first_segment"], 0, FOLLOWER_LOCK
+            self._statement, state["term"], state["base"], xmax, xids, state["first_segment"], 0, FOLLOWER_LOCK, 0
         )
         self._state |= {"snapshot": row["snapshot"], "base": row["last_seq"]}
 

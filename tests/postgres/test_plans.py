@@ -61,7 +61,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("topics", [["common"], ["rare"], ["nobody"], ["common", "rare", "*chatgenius"]])
 async def test_a_replay_reads_no_more_than_a_chunk_of_each_topic(log: Connection, topics: list[str]) -> None:
-    found = await scans(log, "changes_of_topics", f"100, {ROWS}, '{{{','.join(topics)}}}', 50, 100000")
+    found = await scans(log, "changes_of_topics", f"100, {ROWS}, '{{{','.join(topics)}}}', 50, 100000, 1000000")
     by_topic = [read for index, read in found if "topic" in index]
     assert by_topic
     assert 50 * len(topics) >= sum(by_topic)
@@ -80,11 +80,25 @@ HISTORY = 2000
 @pytest.mark.parametrize(
     ("name", "first_arguments", "arguments", "limit"),
     [
-        ("changes", "(0, 10)", f"({HISTORY - 50}, 1000)", 60),
-        ("changes_of_topics", "(0, 0, '{}', 10, 10)", f"({HISTORY - 50}, {HISTORY}, '{{row:1}}', 100, 1000)", 60),
+        ("changes", "(0, 10, 10)", f"({HISTORY - 50}, 1000, 1000000)", 60),
+        (
+            "changes_of_topics",
+            "(0, 0, '{}', 10, 10, 10)",
+            f"({HISTORY - 50}, {HISTORY}, '{{row:1}}', 100, 1000, 1000000)",
+            60,
+        ),
         ("rest_of_transaction", "(0, 0, null)", f"({HISTORY - 50}, {HISTORY}, null)", 60),
         ("limits", "(0, 0, 1, 1)", f"({HISTORY - 49}, {HISTORY}, 10, 10)", 120),
-        ("number_events", "(1, 0, '3', '{}', 0, 10, 1)", f"(1, {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1)", 30),
+        (
+            "number_events",
+            "(1, 0, '3', '{}', 0, 10, 1, 10)",
+            f"(1, {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1, 1000000)",
+            30,
+        ),
+        ("next_seq", "(0)", f"({HISTORY - 50})", 2),
+        ("next_seq_of_topics", "(0, 0, '{}')", f"({HISTORY - 50}, {HISTORY}, '{{row:1,row:2}}')", 4),
+        ("single_change", "(0, 10)", f"({HISTORY - 50}, 1000)", 4),
+        ("unreadable", "(0, 10, '', true)", f"({HISTORY - 50}, 1000, 'a reason', true)", 4),
     ],
 )
 async def test_a_plan_made_for_empty_tables_does_not_scan_full_ones(

@@ -80,7 +80,7 @@ async def test_a_deleted_row_loses_its_content_in_every_topic_it_was_in(
         ("room:b", "insert", None),
         ("room:b", "delete", None),
     ] == contents(await everything(pool))
-    found = (await PgLogReader(pool).read_topics([Topic("room:a")], Seq(0), Seq(100), 10)).changes
+    found = await PgLogReader(pool).read_topics([Topic("room:a")], Seq(0), Seq(100), 10)
     assert [None, None] == [change.record for change in found]
 
 

@@ -1,21 +1,35 @@
 """What a log line contains, and what it must not contain."""
 
 import asyncio
+import fcntl
 import io
 import json
 import logging
+import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import structlog
 
-from daemon.logs import EVENTS, MAX_ITEMS, MAX_TEXT, RUN, configure, correlate, get_logger
+from daemon.logs import (
+    EVENTS,
+    MAX_ITEMS,
+    MAX_TEXT,
+    RUN,
+    configure,
+    correlate,
+    count_dropped_lines,
+    flush,
+    get_logger,
+)
 
 log = get_logger()  # at import, as every module of daemon/ does it
 
@@ -234,6 +248,90 @@ def test_a_log_that_cannot_be_written_raises_nothing() -> None:
     configure("json", "info", stream)
     stream.close()
     log.info("serving")
+
+
+def small_pipe() -> tuple[int, io.TextIOWrapper]:
+    """The reading end of a pipe that holds few lines, and its writing end."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    return reading, os.fdopen(writing, "w")
+
+
+def small_socket() -> tuple[int, io.TextIOWrapper]:
+    """The same with a pair of sockets, which is what systemd connects to stderr."""
+    reading, writing = socket.socketpair()
+    reading.setblocking(False)
+    writing.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return reading.detach(), os.fdopen(writing.detach(), "w")
+
+
+def read_now(reading: int) -> bytes:
+    """Everything that can be read without waiting."""
+    found = b""
+    with suppress(BlockingIOError):
+        while data := os.read(reading, 65536):
+            found += data
+    return found
+
+
+@pytest.fixture(params=[small_pipe, small_socket])
+def unread(request: pytest.FixtureRequest) -> Iterator[tuple[int, io.TextIOWrapper]]:
+    reading, stream = request.param()
+    yield reading, stream
+    stream.close()
+    os.close(reading)
+
+
+def test_lines_that_nobody_reads_are_dropped_counted_and_reported(unread: tuple[int, io.TextIOWrapper]) -> None:
+    reading, stream = unread
+    configure("json", "info", stream)
+    dropped: list[None] = []
+    count_dropped_lines(lambda: dropped.append(None))
+    number = 0
+    while len(dropped) < 10:
+        log.info("serving", number=number, padding="x" * 400)
+        number += 1
+    text = b""
+    while b"log_lines_dropped" not in text:
+        text += read_now(reading)
+        flush()
+    found = [json.loads(line) for line in text.splitlines()]
+    assert list(range(number - 10)) == [line["data"]["number"] for line in found[:-1]]
+    assert ("log_lines_dropped", {"lines": 10}) == (found[-1]["event"], found[-1]["data"])
+    log.info("serving", number=number)
+    assert number == json.loads(read_now(reading))["data"]["number"]
+
+
+async def test_queued_lines_are_written_as_soon_as_somebody_reads(unread: tuple[int, io.TextIOWrapper]) -> None:
+    reading, stream = unread
+    configure("json", "info", stream)
+    for number in range(100):
+        log.info("serving", number=number, padding="x" * 400)
+    text = b""
+    async with asyncio.timeout(30):
+        while text.count(b"\n") < 100:
+            await asyncio.sleep(0)
+            text += read_now(reading)
+    assert list(range(100)) == [json.loads(line)["data"]["number"] for line in text.splitlines()]
+
+
+def test_lines_that_are_queued_at_exit_are_written_while_there_is_a_reader() -> None:
+    code = """
+from daemon.logs import configure, get_logger
+configure()
+for number in range(1000):
+    get_logger().info("serving", number=number)
+"""
+    assert 1000 == run_python(code, stderr=subprocess.PIPE).stderr.count("\n")
+
+
+def test_a_process_whose_log_nobody_reads_exits_all_the_same() -> None:
+    reading, stream = small_pipe()
+    code = f"{ONE_LINE}; [get_logger().info('serving') for _ in range(1000)]; print('done')"
+    assert "done\n" == run_python(code, stdout=subprocess.PIPE, stderr=stream).stdout
+    os.close(reading)
+    stream.close()
 
 
 def run_python(code: str, **streams: Any) -> subprocess.CompletedProcess[str]:

@@ -161,21 +161,22 @@ class ModelLog:
         found: Position = await self._query(self._postgres.head)
         return found
 
-    async def read(self, after: Seq, limit: int) -> Sequence[Change]:
+    async def read(self, after: Seq, limit: int) -> Batch:
         return await self._read(None, limit, after, None)
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
-        changes = await self._read(topics, limit, after, upto)
+        batch = await self._read(topics, limit, after, upto)
         if await self._query(lambda: self._postgres.state.floor) > after:
             raise LogTruncated
-        return Batch(changes)
+        return batch
 
-    async def _read(self, topics: Collection[Topic] | None, limit: int, after: int, upto: int | None) -> list[Change]:
+    async def _read(self, topics: Collection[Topic] | None, limit: int, after: int, upto: int | None) -> Batch:
         found = await self._query(lambda: self._rows(self._postgres.entries(after, upto, topics)[:limit]))
-        if len(found) == limit and found[-1][1] > found[-1][0].seq:
+        cut = len(found) == limit
+        if cut and found[-1][1] > found[-1][0].seq:
             last, end = found[-1][0].seq, found[-1][1]
             found = found + await self._query(lambda: self._rows(self._postgres.entries(last, end, topics)))
-        return [change for change, _ in found]
+        return Batch((change for change, _ in found), more=cut)
 
     def _rows(self, entries: Sequence[Entry]) -> list[tuple[Change, int]]:
         return [(self._postgres.change(entry), entry.tx_end) for entry in entries]
@@ -434,7 +435,7 @@ class Daemon:
             authenticate=_Claims,
             wait_until_delivered=wait_until_delivered,
             encode=lambda payload: payload + b"\n",
-            read_age=lambda: 0.0,
+            delivery_age=lambda: 0.0,
             close_history=CloseHistory(),
             clock=lambda: world.now,
             heartbeat=20.0,

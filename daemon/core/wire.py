@@ -48,7 +48,7 @@ class Hello(_Frame):
     since: PositionText | None = None
     seen: PositionText | None = None
     session: SessionText | None = None
-    numbers: Numbers | None = None
+    numbers: Annotated[Numbers | None, Field(strict=False)] = None
 
 
 class Subscribe(_Frame):

@@ -103,7 +103,7 @@ def test_a_change_that_cannot_be_validated_resets_its_topic_and_stops_no_other(
     router: PackRouter, table: str, reason: str
 ) -> None:
     valid, invalid = router.validate([a_change(seq=1, table=table), a_change(kind=Kind.LIMIT, seq=2)])
-    assert [(1, ONE, Kind.LIMIT, "{}", None), (2, ONE, Kind.LIMIT, '{"id":1}', None)] == [
+    assert [(1, ONE, Kind.INVALID, "{}", None), (2, ONE, Kind.LIMIT, '{"id":1}', None)] == [
         (change.seq, change.topic, change.kind, change.key, change.record) for change in valid
     ]
     [dead_letter] = invalid

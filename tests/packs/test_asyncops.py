@@ -745,7 +745,7 @@ async def test_a_deactivated_user_changes_no_decision(world: Connection, stateme
         await world.execute(statement)
 
 
-AUTHORS = {
+AUTHOR_COLUMNS = {
     "status_updates": "user_id",
     "incidents": "reported_by_id",
     "blockers": "reported_by_id",
@@ -753,22 +753,21 @@ AUTHORS = {
 }
 
 
-@for_each("table", AUTHORS)
+@for_each("table", AUTHOR_COLUMNS)
 async def test_a_deactivated_user_creates_nothing_and_keeps_what_is_there(world: Connection, table: str) -> None:
     await act_as(world, BEN)
     await world.execute("update asyncops.users set is_active = false where id = $1", EVE)
-    with pytest.raises(asyncpg.InsufficientPrivilegeError, match=f"{AUTHORS[table]} .* is deactivated"):
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match=f"{AUTHOR_COLUMNS[table]} .* is deactivated"):
         async with world.transaction():
-            await insert(world, table, **{AUTHORS[table]: EVE})
+            await insert(world, table, **{AUTHOR_COLUMNS[table]: EVE})
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="is deactivated"):
         async with world.transaction():
-            await world.execute(f"update asyncops.{table} set {AUTHORS[table]} = $1", EVE)
-    row = await insert(world, table, **{AUTHORS[table]: ANN})
+            await world.execute(f"update asyncops.{table} set {AUTHOR_COLUMNS[table]} = $1", EVE)
+    row = await insert(world, table, **{AUTHOR_COLUMNS[table]: ANN})
     await world.execute("update asyncops.users set is_active = false where id = $1", ANN)
     edited = "impact" if table == "blockers" else "title"
     await world.execute(
-        f"update asyncops.{table} set {AUTHORS[table]} = {AUTHORS[table]}, {edited} = 'edited' where id = $1",
-        row["id"],
+        f"update asyncops.{table} set {AUTHOR_COLUMNS[table]} = $1, {edited} = 'edited' where id = $2", ANN, row["id"]
     )
 
 

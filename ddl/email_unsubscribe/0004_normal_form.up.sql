@@ -90,8 +90,8 @@ $$;
 revoke execute on function email_unsubscribe.small_letters(text) from public;
 
 -- The checks demand the normal form. They apply to new rows; the next revision brings existing ones into it.
--- squawk-ignore ban-drop-constraint
 alter table email_unsubscribe.allow_list
+-- squawk-ignore ban-drop-constraint
 drop constraint allow_list_value_in_small_letters,
 add constraint allow_list_value_in_normal_form check (
     value = email_unsubscribe.normalised_entry(entry_type, value)
@@ -101,8 +101,8 @@ add constraint allow_list_value_well_formed check (
     '\u205f-\u206f\u2800\u3000\u3164\ufeff\uffa0\ufff9-\ufffb]'
 ) not valid;
 
--- squawk-ignore ban-drop-constraint
 alter table email_unsubscribe.sender_emails
+-- squawk-ignore ban-drop-constraint
 drop constraint sender_emails_sender_is_address,
 add constraint sender_emails_sender_is_address check (sender ~ '^[^[:space:]]+@[^@[:space:]]+$') not valid,
 add constraint sender_emails_sender_in_normal_form check (
@@ -113,8 +113,8 @@ add constraint sender_emails_sender_well_formed check (
     '\u205f-\u206f\u2800\u3000\u3164\ufeff\uffa0\ufff9-\ufffb]'
 ) not valid;
 
--- squawk-ignore ban-drop-constraint
 alter table email_unsubscribe.unsubscribe_history
+-- squawk-ignore ban-drop-constraint
 drop constraint unsubscribe_history_sender_is_address,
 add constraint unsubscribe_history_sender_is_address check (sender ~ '^[^[:space:]]+@[^@[:space:]]+$') not valid,
 add constraint unsubscribe_history_sender_in_normal_form check (

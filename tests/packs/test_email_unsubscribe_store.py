@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from pydantic import SecretStr, ValidationError
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
+from structlog.testing import capture_logs
 
 from daemon.extensions.email_unsubscribe import store as store_module
 from daemon.extensions.email_unsubscribe.cipher import (
@@ -233,12 +234,16 @@ async def test_a_dump_of_the_database_shows_no_token(store: Store, owner: Connec
 
 
 async def test_the_table_refuses_unencrypted_tokens(store: Store) -> None:
-    with pytest.raises(DatabaseFault, match="oauth_tokens_access_token_is_encrypted"):
+    with capture_logs() as logged, pytest.raises(DatabaseFault, match="oauth_tokens_access_token_is_encrypted"):
         await store.run(
             lambda connection: connection.execute(
                 "insert into email_unsubscribe.oauth_tokens values ('gmail', 'ya29.canary', null, now(), now())"
             )
         )
+    assert [("constraint_violation", "oauth_tokens_access_token_is_encrypted", "email_unsubscribe.oauth_tokens")] == [
+        (line["event"], line["constraint"], line["table"]) for line in logged
+    ]
+    assert "canary" not in str(logged)
 
 
 async def test_no_model_and_no_error_shows_a_token(store: Store, dsn: str) -> None:

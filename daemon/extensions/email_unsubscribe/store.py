@@ -44,6 +44,7 @@ from daemon.postgres.errors import (
     DatabaseTimeout,
     TemporarilyUnavailable,
     explain,
+    violations_logged,
 )
 from daemon.postgres.queries import Queries
 from daemon.schema import migrate
@@ -110,9 +111,10 @@ class Store:
         """
         cipher = Cipher(keys)
         if owner_dsn is not None:
-            await migrate.apply(
-                owner_dsn, [PACK.name], schemas={PACK.name: schema}, report=_log_migration, attempts=attempts
-            )
+            with violations_logged():
+                await migrate.apply(
+                    owner_dsn, [PACK.name], schemas={PACK.name: schema}, report=_log_migration, attempts=attempts
+                )
         newest = migrate.heads([PACK.name], schemas={PACK.name: schema})[schema]
         pool = await open_pool(
             dsn, application_name="email_unsubscribe", max_size=max_size, attempts=attempts, on_retry=_log_retry
@@ -154,7 +156,8 @@ class Store:
             except DRIVER_ERRORS as error:
                 raise explain(error) from None
 
-        return await retry(once, on=(*TRANSIENT, DatabaseTimeout), attempts=self._attempts, on_retry=_log_retry)
+        with violations_logged():
+            return await retry(once, on=(*TRANSIENT, DatabaseTimeout), attempts=self._attempts, on_retry=_log_retry)
 
     # Tokens.
 

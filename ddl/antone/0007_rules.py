@@ -4,6 +4,7 @@ from daemon.schema.revisions import run_sql
 
 revision = "antone_0007"
 down_revision = "antone_0006"
+compatible_with = "antone_0006"
 
 
 def upgrade() -> None:

@@ -4,6 +4,7 @@ from daemon.schema.revisions import run_sql
 
 revision = "asyncops_0005"
 down_revision = "asyncops_0004"
+compatible_with = "asyncops_0004"
 
 
 def upgrade() -> None:

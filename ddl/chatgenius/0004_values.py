@@ -4,6 +4,7 @@ from daemon.schema.revisions import run_sql
 
 revision = "chatgenius_0004"
 down_revision = "chatgenius_0003"
+compatible_with = "chatgenius_0003"
 
 
 def upgrade() -> None:

@@ -4,6 +4,7 @@ from daemon.schema.revisions import run_sql
 
 revision = "disclosure_0005"
 down_revision = "disclosure_0004"
+compatible_with = "disclosure_0004"
 
 
 def upgrade() -> None:

@@ -4,6 +4,7 @@ from daemon.schema.revisions import run_sql
 
 revision = "disclosure_0006"
 down_revision = "disclosure_0005"
+compatible_with = "disclosure_0004"
 
 
 def upgrade() -> None:

@@ -4,6 +4,7 @@ from daemon.schema.revisions import run_sql
 
 revision = "email_unsubscribe_0004"
 down_revision = "email_unsubscribe_0003"
+compatible_with = "email_unsubscribe_0003"
 
 
 def upgrade() -> None:

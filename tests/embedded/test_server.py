@@ -286,7 +286,7 @@ async def test_the_server_gets_no_password_and_nothing_of_our_environment(
     assert password not in (home / "postgres.log").read_bytes()
 
 
-async def test_the_log_tells_of_crashes_and_never_of_what_was_written(embedded: EmbeddedPostgres, home: Path) -> None:
+async def test_the_log_contains_crashes_and_nothing_that_was_written(embedded: EmbeddedPostgres, home: Path) -> None:
     async with embedded:
         await query(embedded.dsn, "create table kept (n integer, word text unique check (word !~ 'long'))")
         for statement in (

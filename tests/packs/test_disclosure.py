@@ -656,7 +656,7 @@ async def test_reactivating_a_failed_secret_restores_all_its_attempts(world: Con
 
 
 @for_each("status", ["active", "paused"])
-async def test_the_sixth_failure_is_final_whoever_counts_it(world: Connection, status: str) -> None:
+async def test_the_sixth_failure_is_final_however_it_is_counted(world: Connection, status: str) -> None:
     await claimed(world)
     await world.execute("update disclosure.secrets set retry_count = 5, status = $1", status)
     assert status == (await secret(world))["status"]

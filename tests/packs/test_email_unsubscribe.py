@@ -427,7 +427,7 @@ async def test_another_spelling_of_an_address_is_the_same_sender(mailbox: Connec
 
 
 @for_each(("sender", "spellings"), SPELLINGS.items())
-async def test_letters_blanks_and_unicode_forms_do_not_make_two_senders_of_one(
+async def test_case_blanks_and_unicode_forms_do_not_make_two_senders_of_one(
     mailbox: Connection, sender: str, spellings: list[str]
 ) -> None:
     for number, spelling in enumerate([sender, *spellings]):
@@ -452,7 +452,7 @@ async def normal(db: Connection, texts: list[str]) -> list[str]:
 
 
 def respelled(address: str) -> list[str]:
-    """The address in other letters, Unicode forms and company, as long as Python takes them for the same letters."""
+    """The address in other letters and Unicode forms, where Python takes them for the same."""
     capitals = "".join(c.upper() if c.upper().lower() == c else c for c in address)
     return [
         capitals,
@@ -468,28 +468,30 @@ def respelled(address: str) -> list[str]:
 async def test_every_spelling_of_an_address_has_one_normal_form_which_is_its_own(db: Connection) -> None:
     """In the database, the only place that decides: the data layer passes addresses as they are."""
     random = Random(7)
-    letters = [
+    characters = [
         chr(code)
         for code in range(0x21, 0x2FFFF)
         if unicodedata.category(chr(code)) in ("Ll", "Lu", "Lt", "Lo", "Nd", "Mn", "Mc", "Po", "Pd")
     ]
     for _ in range(150):
-        address = "".join(random.choices(letters, k=8)) + "@" + "".join(random.choices(letters, k=5)) + ".example"
+        address = (
+            "".join(random.choices(characters, k=8)) + "@" + "".join(random.choices(characters, k=5)) + ".example"
+        )
         spellings = [address, *respelled(address)]
         forms = await normal(db, spellings)
         assert forms == await normal(db, forms), ascii(address)
         assert {forms[0]} == set(forms), (ascii(address), [ascii(form) for form in forms])
 
 
-async def test_small_letters_are_those_of_unicode(db: Connection) -> None:
+async def test_lower_case_is_that_of_unicode(db: Connection) -> None:
     """Each letter that has a small one of its own, compared with Python's tables."""
-    letters = [
+    characters = [
         chr(code)
         for code in range(0x80, 0x1F000)
         if unicodedata.normalize("NFKC", chr(code)) == chr(code) and unicodedata.category(chr(code)) != "Cs"
     ]
     rows = await db.fetch(
-        "select l as letter, email_unsubscribe.small_letters(l) as small from unnest($1::text[]) as l", letters
+        "select l as letter, email_unsubscribe.small_letters(l) as small from unnest($1::text[]) as l", characters
     )
     mapped = {row["letter"]: row["small"] for row in rows if row["letter"] != row["small"]}
     assert "i" == mapped.pop("İ")

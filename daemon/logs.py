@@ -59,7 +59,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "info",
             "a connection or a handshake was refused; says why; debug, except if there are no descriptors left",
         ),
-        "constraint_violation": Event("error", "the DDL or the sample data violates a constraint in the database"),
+        "constraint_violation": Event(
+            "error", "a row that Rowcast wrote or checked violates a constraint; names it and its table"
+        ),
         "database_retry": Event("warn", "the database did not answer; it is retried after a delay"),
         "dead_letter_failed": Event(
             "error", "an invalid change could not be stored in rowcast.dead_letters; it is retried"

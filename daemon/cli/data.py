@@ -1,4 +1,4 @@
-"""The commands for data: seed and backup."""
+"""The commands for data: seed, backup and restore."""
 
 from pathlib import Path
 
@@ -24,8 +24,21 @@ def seed(options: Options, *, data_dir: Path | None) -> None:
 @data_dir_option("Data directory of the `daemon up` to back up.")
 @click.pass_obj
 def backup(options: Options, *, file: Path, data_dir: Path | None) -> None:
-    """Write the whole database to FILE as SQL, using pg_dump; do this before applying new DDL."""
+    """Write the whole database to FILE, with its roles; do this before applying new DDL."""
     from daemon.commands.backup import backup
 
     settings = options.having(data_dir=data_dir).quiet().local_settings
     run(settings, backup(settings, file, report=click.echo))
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--replace", is_flag=True, help="First drop everything that the database contains.")
+@data_dir_option("Data directory of the `daemon up` to restore to.")
+@click.pass_obj
+def restore(options: Options, *, file: Path, replace: bool, data_dir: Path | None) -> None:
+    """Restore FILE, written by `daemon backup`, to an empty database; its roles are created if they are missing."""
+    from daemon.commands.restore import restore
+
+    settings = options.having(data_dir=data_dir).quiet().local_settings
+    run(settings, restore(settings, file, replace=replace, report=click.echo))

@@ -58,9 +58,12 @@ class Options:
 
 def run(settings: Settings, work: Coroutine[Any, Any, object]) -> None:
     """Run a command with logging configured. Ctrl-C ends the process with exit code 130."""
+    from daemon.postgres.errors import violations_logged
+
     configure_logs(settings)
     try:
-        asyncio.run(work)
+        with violations_logged():
+            asyncio.run(work)
     except KeyboardInterrupt:
         sys.exit(130)
 

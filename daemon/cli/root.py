@@ -7,13 +7,16 @@ from typing import Any
 import click
 
 from daemon import __version__, extensions
-from daemon.cli.data import backup, seed
+from daemon.cli.data import backup, restore, seed
 from daemon.cli.dead_letters import dead_letters
 from daemon.cli.live import tail, token, up
 from daemon.cli.options import Options, configure_logs, run
 from daemon.cli.schema import apply, check, rollback
 from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import get_logger
+
+_WHOLE_DATABASE = ("backup", "restore", "dead-letters", "tail", "token")
+"""The commands for which --schema would mean nothing."""
 
 
 class _Faults(click.Group):
@@ -67,6 +70,10 @@ def cli(
     if sql and not apply_ddl:
         raise click.UsageError("--sql requires --apply-ddl")
     if ctx.invoked_subcommand is not None:
+        if schema is not None and ctx.invoked_subcommand in _WHOLE_DATABASE:
+            raise click.UsageError(
+                f"--schema cannot be combined with {ctx.invoked_subcommand}: it reads every schema"
+            )
         if apply_ddl:
             raise click.UsageError("--apply-ddl cannot be combined with a command")
         return
@@ -83,7 +90,7 @@ def cli(
         sys.exit(supervise(options.settings))
 
 
-for _command in (up, seed, rollback, check, backup, token, tail, dead_letters, *extensions.commands()):
+for _command in (up, seed, rollback, check, backup, restore, token, tail, dead_letters, *extensions.commands()):
     cli.add_command(_command)
 
 

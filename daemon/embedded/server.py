@@ -5,7 +5,8 @@ The data directory contains, beside files of others::
     postgres/            the cluster; owned by the account that the server runs as
     postgres-socket/     the unix socket, the only way to connect; owned by the same account
     postgres.password    the password of the superuser `rowcast`, mode 0600; owned by the same account
-    postgres.log         the log of the server since its last start; postgres.log.1 is the previous one
+    postgres.log         the log of the server since its last start, without statements and values of rows;
+                         postgres.log.1 is the previous one
     postgres.lock        locked while a process uses the directory, and contains its pid
 
 Postgres refuses to run as root. Under root the server runs as the owner of the cluster, and a new cluster is created
@@ -44,6 +45,14 @@ SETTINGS: Final = MappingProxyType(
         "jit": "off",
         "timezone": "UTC",
         "log_timezone": "UTC",
+        # A failed statement quotes rows in its message, DETAIL, CONTEXT or STATEMENT, and its client receives all of
+        # that. LOG ranks between ERROR and FATAL here: starts, stops and crashes are still logged, errors of
+        # statements are not. The other settings keep statements and rows out of the lines that remain.
+        "log_min_messages": "log",
+        "log_error_verbosity": "terse",
+        "log_min_error_statement": "panic",
+        "log_parameter_max_length": "0",
+        "log_parameter_max_length_on_error": "0",
     }
 )
 """The server settings; `EmbeddedPostgres(settings=...)` adds to them."""

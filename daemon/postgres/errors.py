@@ -5,12 +5,16 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, Final
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
 from daemon.core.errors import OperatorFault
+from daemon.logs import get_logger
+
+log = get_logger()
 
 
 class DatabaseFault(OperatorFault):
@@ -20,6 +24,8 @@ class DatabaseFault(OperatorFault):
 
     def __init__(self, reason: str = "", *, sqlstate: str = "", address: str = "", place: str = "") -> None:
         self.reason, self.sqlstate, self.address, self.place = reason, sqlstate, address, place
+        self.constraint: str | None = None  # the one that a row violates; a column's name for NOT NULL
+        self.table: str | None = None
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())  # one line, even if the server's message has several
@@ -89,6 +95,12 @@ class DuplicateRows(DatabaseFault):
 
 class ForeignKeyViolated(DatabaseFault):
     """{reason}{place}: fix the rows with missing references, then try again."""
+
+    exit_code = 18
+
+
+class CheckViolated(DatabaseFault):
+    """{reason}{place}: correct these rows, then try again."""
 
     exit_code = 18
 
@@ -190,6 +202,7 @@ _FAULTS: Final[Mapping[str, type[DatabaseFault]]] = {
     "3D000": NoSuchDatabase,
     "23503": ForeignKeyViolated,
     "23505": DuplicateRows,
+    "23514": CheckViolated,
     "40001": LockContention,
     "40P01": LockContention,
     "42501": InsufficientPrivilege,
@@ -257,6 +270,10 @@ def _explain_server_error(error: asyncpg.PostgresError, address: str, place: str
     if sqlstate == "0A000" and "UTF8" in reason:  # the server cannot convert the database's encoding
         kind, reason = UnsupportedEncoding, "one that PostgreSQL does not convert to UTF8"
     fault = kind(reason, sqlstate=sqlstate, address=address, place=place)
+    if sqlstate.startswith("23"):
+        names = {name: getattr(error, f"{name}_name", None) for name in ("constraint", "column", "schema", "table")}
+        fault.constraint = names["constraint"] or names["column"] or "none"
+        fault.table = ".".join(filter(None, (names["schema"], names["table"])))
     if isinstance(fault, DependentObjects) and error.detail:
         fault.users = "; ".join(error.detail.splitlines())  # names objects, not rows
     return fault
@@ -291,6 +308,17 @@ def address_of(dsn: str) -> str:
     if not host:
         return "the default address"
     return f"{host}/.s.PGSQL.{port}" if host.startswith("/") else f"{host}:{port}"
+
+
+@contextmanager
+def violations_logged() -> Iterator[None]:
+    """Log the constraint and the table of a violation that leaves the block, and no value."""
+    try:
+        yield
+    except DatabaseFault as fault:
+        if fault.constraint:
+            log.error("constraint_violation", constraint=fault.constraint, table=fault.table, sqlstate=fault.sqlstate)
+        raise
 
 
 DATABASE_ERRORS: Final = (*DRIVER_ERRORS, DatabaseFault)

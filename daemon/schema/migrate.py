@@ -177,6 +177,25 @@ async def current(connection: Connection, schema: str) -> str | None:
     return rows[0]["version_num"] if rows else None
 
 
+async def revisions(connection: Connection) -> dict[str, str]:
+    """The revision of each schema in this database that has a history of Rowcast or of a pack."""
+    found: dict[str, str] = {}
+    for name in [ROWCAST, *(row["schema_name"] for row in await connection.fetch(query("histories")))]:
+        with suppress(sql_files.BadSchemaName, UnknownHistory):
+            if revision := await current(connection, name):
+                found[name] = revision
+    return found
+
+
+def check_known(found: Mapping[str, str], *, ddl_folder: Path | None = None) -> None:
+    """Raises NewerDatabase if one of these revisions, by schema, is newer than the files of its pack."""
+    ddl = _ddl(ddl_folder)
+    for schema, revision in found.items():
+        pack = revision.rpartition("_")[0]
+        if pack in packs_in(ddl):
+            RevisionHistory.read(pack, schema, ddl).place(revision)
+
+
 async def stale(
     connection: Connection,
     packs: Collection[str],

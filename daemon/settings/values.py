@@ -122,8 +122,10 @@ def state_home() -> Path:
     """The default data directory, in the user's state directory (XDG Base Directory Specification)."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if not state.is_absolute():
-        if os.geteuid() == 0:  # Postgres does not run as root, and its user cannot enter root's home
-            return Path("/var/lib/rowcast")
+        if os.geteuid() == 0:
+            # Postgres does not run as root, and its user cannot enter root's home. /var/lib/rowcast belongs to the
+            # systemd unit, whose start changes the owner of everything in it.
+            return Path("/var/lib/rowcast-up")
         try:
             state = Path.home() / ".local/state"
         except RuntimeError:  # in a container the user may have neither HOME nor an entry in /etc/passwd

@@ -2,15 +2,15 @@
 
 -- name: unfinished
 -- Files of an interrupted run: their rows were not deleted.
-select f.name from antone.archived_files as f where f.completed_at is null order by f.name;
+select f.name, f.host, f.directory from antone.archived_files as f where f.completed_at is null order by f.name;
 
 -- name: forget
 -- $1 file
 delete from antone.archived_files as f where f.name = $1 and f.completed_at is null;
 
 -- name: begin_file
--- $1 file   $2 table   $3 period
-insert into antone.archived_files (name, table_name, period) values ($1, $2, $3);
+-- $1 file   $2 table   $3 period   $4 host   $5 directory
+insert into antone.archived_files (name, table_name, period, host, directory) values ($1, $2, $3, $4, $5);
 
 -- name: complete_file
 -- $1 file   $2 rows   $3 hash of the file, in hexadecimal

@@ -1,6 +1,7 @@
 """The embedded Postgres, with real servers, kills and directories, as root and as other users."""
 
 import asyncio
+import io
 import os
 import shutil
 import signal
@@ -283,6 +284,40 @@ async def test_the_server_gets_no_password_and_nothing_of_our_environment(
             assert password not in (proc(server) / "cmdline").read_bytes()
             assert b"of-ours" not in (proc(server) / "environ").read_bytes()
     assert password not in (home / "postgres.log").read_bytes()
+
+
+async def test_the_log_contains_crashes_and_nothing_that_was_written(embedded: EmbeddedPostgres, home: Path) -> None:
+    async with embedded:
+        await query(embedded.dsn, "create table kept (n integer, word text unique check (word !~ 'long'))")
+        for statement in (
+            "insert into kept values ('canary')",  # in the message
+            "insert into kept values (null, 'canary, too long')",  # in DETAIL
+            "insert into kept select n, 'canary' from generate_series(1, 2) as n",
+            "do $$ begin raise exception using message = 'canary', detail = 'canary', hint = 'canary'; end $$",
+            "do $$ begin raise warning 'canary'; perform 1 / length(trim('canary', 'canary')); end $$",  # in CONTEXT
+            "canary",
+            "select pg_terminate_backend(pg_backend_pid()), 'canary'",  # FATAL, with its statement
+        ):
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+                await query(embedded.dsn, statement)
+        connection = await asyncpg.connect(embedded.dsn)
+        for value in ("canary", "canary, too long"):
+            with pytest.raises(asyncpg.PostgresError):
+                await connection.execute("insert into kept select cast($1::text as integer), $1", value)
+        with pytest.raises(asyncpg.PostgresError):
+            await connection.copy_to_table("kept", source=io.BytesIO(b"canary\tcanary\n"))
+        # The postmaster logs what a process that died was running.
+        sleeper = asyncio.ensure_future(connection.execute("select pg_sleep(60), 'canary'"))
+        running = "select count(*) from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'"
+        while not await query(embedded.dsn, running):
+            pass
+        os.kill(connection.get_server_pid(), signal.SIGKILL)
+        with pytest.raises((asyncpg.PostgresError, OSError)):
+            await sleeper
+        connection.terminate()
+    log = (home / "postgres.log").read_text()
+    assert "was terminated by signal 9" in log
+    assert "canary" not in log
 
 
 async def test_only_the_owner_can_read_the_files(postgres: Server) -> None:

@@ -20,6 +20,7 @@ from daemon.packs.antone import Author, PostContent, Reply, ReplyContent, Scores
 from daemon.postgres.connect import Connection
 from daemon.postgres.errors import DatabaseFault
 from daemon.schema import migrate, sql_files
+from daemon.schema.capture_check import check_rules
 from tests.packs.databases import Events, session, undone
 from tests.support.cases import for_each
 from tests.support.catalog import catalog, contents
@@ -242,6 +243,7 @@ NUL_IN_LIST: list[object] = ["a", None]
 NOT_A_SCORE: list[float] = [-0.01, 1.01, float("nan"), float("inf"), float("-inf")]
 NOT_FINITE: list[float] = [float("nan"), float("inf"), float("-inf")]
 NOT_AN_OBJECT = ["[]", "null", "1", '"text"']
+UNSEEN = [" ", "\t\n", "\u00a0", "\u200b\ufeff"]
 NOT_A_WORD = ["", "lower", "TWO WORDS", "1ST", "MICRO\n"]
 
 
@@ -256,7 +258,9 @@ VIOLATIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "escalation_reasons_severity_in_range": ("escalation_reasons", each("severity", [0, 6])),
     "champion_tiers_min_engagement_not_negative": ("champion_tiers", each("min_engagement", [-1])),
     "operators_name_not_empty": ("operators", each("name", [""])),
+    "operators_name_visible": ("operators", each("name", UNSEEN)),
     "authors_platform_id_not_empty": ("authors", each("platform_id", [""])),
+    "authors_platform_id_visible": ("authors", each("platform_id", UNSEEN)),
     "authors_handle_is_handle": ("authors", each("handle", ["", "two words", "a-b", "@a", "ä", "a\n"])),
     "authors_follower_count_not_negative": ("authors", each("follower_count", [-1])),
     "authors_archetype_tags_is_list": ("authors", each("archetype_tags", [NUL_IN_LIST, [["a", "b"], ["c", "d"]]])),
@@ -271,6 +275,7 @@ VIOLATIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "posts_raw_metrics_is_object": ("posts", each("raw_metrics", NOT_AN_OBJECT)),
     "posts_error_count_not_negative": ("posts", each("error_count", [-1])),
     "experiments_name_not_empty": ("experiments", each("name", [""])),
+    "experiments_name_visible": ("experiments", each("name", UNSEEN)),
     "experiments_variants_differ": ("experiments", [*each("variant_a", ["", "B"]), *each("variant_b", ["", "A"])]),
     "experiments_metric_not_empty": ("experiments", each("metric", [""])),
     "experiments_traffic_split_is_score": ("experiments", each("traffic_split", NOT_A_SCORE)),
@@ -311,6 +316,7 @@ VIOLATIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "replies_metrics_json_is_object": ("replies", each("metrics_json", NOT_AN_OBJECT)),
     "replies_deleted_for_a_reason": ("replies", each("delete_reason", ["", "spam"])),
     "competitors_name_not_empty": ("competitors", each("name", [""])),
+    "competitors_name_visible": ("competitors", each("name", UNSEEN)),
     "competitors_brand_keywords_is_list": ("competitors", each("brand_keywords", [NUL_IN_LIST, [["a"], ["b"]]])),
     "competitive_mentions_sentiment_in_range": (
         "competitive_mentions",
@@ -323,6 +329,10 @@ VIOLATIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     ),
     "community_champions_engagement_count_not_negative": ("community_champions", each("engagement_count", [-1])),
     "community_champions_advocate_status_is_word": ("community_champions", each("advocate_status", NOT_A_WORD)),
+    **{
+        f"{table}_date_not_ahead": (table, each("date", [date(9999, 12, 30)]))
+        for table in ("kpi_metrics", "weight_adjustment_logs", "learning_events")
+    },
     "kpi_metrics_date_is_finite": ("kpi_metrics", each("date", [date.max, date.min])),
     "kpi_metrics_metric_name_not_empty": ("kpi_metrics", each("metric_name", [""])),
     "kpi_metrics_value_is_finite": ("kpi_metrics", each("value", NOT_FINITE)),
@@ -661,6 +671,73 @@ async def test_a_reference_to_a_missing_row_is_refused(world: Connection, table:
     with pytest.raises(asyncpg.ForeignKeyViolationError) as caught:
         await insert(world, table, **{column: NOBODY})
     assert f"{table}_{column}_fkey" == caught.value.constraint_name
+
+
+async def test_author_post_and_reply_are_on_one_platform(world: Connection) -> None:
+    for constraint, statement in {
+        "posts_platform_of_author": "update antone.posts set platform = 'TWITTER'",
+        "replies_platform_of_post": "update antone.replies set platform = 'TWITTER'",
+        "authors_platform_of_posts": "update antone.authors set platform = 'TWITTER'",
+    }.items():
+        with pytest.raises(asyncpg.CheckViolationError) as caught:
+            async with world.transaction():
+                await world.execute(statement)
+        assert constraint == caught.value.constraint_name
+    for table in ("posts", "replies"):
+        with pytest.raises(asyncpg.CheckViolationError, match="is on the platform of its"):
+            async with world.transaction():
+                await insert(world, table, platform="THREADS")
+
+
+async def test_a_post_with_replies_keeps_its_platform(world: Connection) -> None:
+    elsewhere = (await insert(world, "authors", platform="THREADS"))["id"]
+    with pytest.raises(asyncpg.CheckViolationError) as caught:
+        await world.execute("update antone.posts set platform = 'THREADS', author_id = $1", elsewhere)
+    assert "posts_platform_of_replies" == caught.value.constraint_name
+
+
+async def test_a_post_without_replies_can_move_with_its_author(world: Connection) -> None:
+    elsewhere = (await insert(world, "authors", platform="THREADS"))["id"]
+    post = (await insert(world, "posts"))["id"]
+    await world.execute("update antone.posts set platform = 'THREADS', author_id = $1 where id = $2", elsewhere, post)
+
+
+async def test_a_decision_stays_with_its_post(world: Connection) -> None:
+    post = (await insert(world, "posts"))["id"]
+    with pytest.raises(asyncpg.RestrictViolationError, match="stays with its post"):
+        await world.execute("update antone.decisions set post_id = $1", post)
+
+
+async def test_an_escalation_is_about_one_post(world: Connection) -> None:
+    post, decision, reply = (some_id(table) for table in ("posts", "decisions", "replies"))
+    await insert(world, "escalations", post_id=post, decision_id=decision, reply_id=reply)
+    other_post = (await insert(world, "posts"))["id"]
+    other_decision = (await insert(world, "decisions"))["id"]
+    for mixed in (
+        {"post_id": other_post, "decision_id": decision},
+        {"post_id": other_post, "reply_id": reply},
+        {"decision_id": other_decision, "reply_id": reply},
+    ):
+        with pytest.raises(asyncpg.CheckViolationError) as caught:
+            async with world.transaction():
+                await insert(world, "escalations", **mixed)
+        assert "escalations_about_one_post" == caught.value.constraint_name
+
+
+async def test_rows_that_mixed_platforms_before_the_rule_are_counted_by_the_migration(empty_database: str) -> None:
+    await migrate.apply(empty_database, ["antone"], report=lambda _: None)
+    await migrate.rollback(empty_database, "antone", to="antone_0006", report=lambda _: None)
+    async with session(empty_database) as db:
+        await db.execute((ROOT / "ddl/antone/demo.sql").read_text())
+        await db.execute("update antone.replies set platform = 'REDDIT' where platform = 'TWITTER'")
+    with pytest.raises(DatabaseFault, match=r"3 replies are on another platform than their posts \(replies_platform"):
+        await migrate.apply(empty_database, ["antone"], report=lambda _: None)
+    async with session(empty_database) as db:
+        await db.execute(
+            "update antone.replies as r set platform = p.platform from antone.decisions as d"
+            " join antone.posts as p on p.id = d.post_id where d.id = r.decision_id and p.platform <> r.platform"
+        )
+    await migrate.apply(empty_database, ["antone"], report=lambda _: None)
 
 
 async def test_every_foreign_key_has_an_on_delete_action(db: Connection) -> None:
@@ -1062,7 +1139,8 @@ async def test_security_definer_functions_use_only_the_catalog_path_and_are_not_
         "select p.proname, p.prosecdef, p.proconfig, has_function_privilege('public', p.oid, 'execute') as open"
         " from pg_proc p where p.pronamespace = 'antone'::regnamespace"
     )
-    assert {"may_read", "set_updated_at", "release_post_decisions"} == {f["proname"] for f in functions}
+    checks = {f"check_{row}" for row in ("author", "post", "decision", "reply", "escalation")}
+    assert {"may_read", "set_updated_at", "release_post_decisions", *checks} == {f["proname"] for f in functions}
     assert {("search_path=pg_catalog, pg_temp",)} == {tuple(f["proconfig"]) for f in functions}
     assert not any(f["open"] for f in functions)
 
@@ -1158,6 +1236,17 @@ async def test_a_login_of_the_application_has_its_own_password_and_only_the_role
             await owner.execute("alter role antone_app nologin password null")
 
 
+async def test_a_role_that_is_created_after_the_pack_gets_its_rights_at_the_next_apply(empty_database: str) -> None:
+    await migrate.apply(empty_database, ["antone"], report=lambda _: None)
+    right = "select has_table_privilege('antone_app', 'antone.posts', 'insert')"
+    async with session(empty_database) as db:
+        await db.execute("drop owned by antone_app")  # as if the role were new
+        assert not await db.fetchval(right)
+        assert any("has no rights" in str(problem) for problem in await check_rules(db, "antone", "antone"))
+    await migrate.apply(empty_database, ["antone"], report=lambda _: None)
+    assert await value(empty_database, right)
+
+
 async def test_without_the_right_to_create_roles_the_pack_is_applied_with_a_warning(
     postgres: Server, empty_database: str
 ) -> None:
@@ -1222,7 +1311,7 @@ async def antone_and_a_broken_revision(tmp_path: Path) -> Folders:
         (tmp_path / "triggers" / name).write_bytes((ROOT / "triggers" / name).read_bytes())
     folders.revision(
         "antone",
-        7,
+        9,
         up="alter table antone.posts add column mood text;\nupdate antone.posts set mood = 'good';\n"
         "drop table antone.learning_events;\nalter table antone.posts alter column nowhere set not null;",
     )
@@ -1236,10 +1325,10 @@ async def test_a_failed_migration_restores_schema_and_rows(empty_database: str, 
     schemas = ("rowcast", "antone")
     before = await catalog(empty_database, schemas), await contents(empty_database, "antone")
     folders = await antone_and_a_broken_revision(tmp_path)
-    with pytest.raises(DatabaseFault, match=r"in antone/0007_part\.up\.sql: column .nowhere."):
+    with pytest.raises(DatabaseFault, match=r"in antone/0009_part\.up\.sql: column .nowhere."):
         await folders.apply(empty_database, "antone")
     assert before == (await catalog(empty_database, schemas), await contents(empty_database, "antone"))
-    assert "antone_0006" == await value(empty_database, "select version_num from antone.alembic_version")
+    assert "antone_0008" == await value(empty_database, "select version_num from antone.alembic_version")
 
 
 async def test_a_rollback_removes_the_pack_with_its_rows_and_grants(empty_database: str) -> None:

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -29,6 +30,7 @@ from daemon.extensions.antone.archive import (
     read_back,
 )
 from daemon.postgres.connect import Connection
+from daemon.postgres.errors import DatabaseFault
 from daemon.schema import migrate
 from daemon.settings import Settings, load
 from tests.packs.databases import session
@@ -417,8 +419,10 @@ async def test_unfinished_files_are_removed_and_other_files_are_not(
     dsn: str, sql: Connection, tmp_path: Path
 ) -> None:
     await sql.execute(
-        "insert into antone.archived_files (name, table_name, period) values ('posts-a.json', 'posts', 'a'),"
-        " ('posts-never-written.json', 'posts', 'a')"
+        "insert into antone.archived_files (name, table_name, period, host, directory)"
+        " values ('posts-a.json', 'posts', 'a', null, null), ('posts-never-written.json', 'posts', 'a', $1, $2)",
+        socket.gethostname(),
+        str(tmp_path),
     )
     for name in (".posts-a.json.part", "posts-b.json", ".posts-b.json.part"):
         (tmp_path / name).write_text("half")
@@ -429,6 +433,55 @@ async def test_unfinished_files_are_removed_and_other_files_are_not(
     ] == lines
     assert {"posts-b.json", ".posts-b.json.part"} == {path.name for path in tmp_path.iterdir()}
     assert 0 == await sql.fetchval("select count(*) from antone.archived_files")
+
+
+async def test_an_unfinished_file_is_removed_although_the_next_run_writes_elsewhere(
+    dsn: str, sql: Connection, tmp_path: Path
+) -> None:
+    await sql.execute(OLD)
+    stopped = await left_by_a_stopped_run(dsn, sql, tmp_path / "first")
+    rows, lines = await run(dsn, tmp_path / "second")
+    assert 8 == rows
+    assert lines[0].startswith(f"{stopped.name}: removed")
+    assert [] == list((tmp_path / "first").iterdir())
+    assert [str(n) for n in range(1, 9)] == numbers(records(tmp_path / "second", "posts"))
+
+
+@pytest.mark.parametrize("lost", ["directory", "host"])
+async def test_an_unfinished_file_out_of_reach_is_named_until_it_is_gone(
+    dsn: str, sql: Connection, tmp_path: Path, lost: str
+) -> None:
+    await sql.execute(OLD)
+    stopped = await left_by_a_stopped_run(dsn, sql, tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "unmounted")
+    if lost == "host":
+        (tmp_path / "first").mkdir()
+        await sql.execute("update antone.archived_files set host = 'elsewhere'")
+    host = await sql.fetchval("select host from antone.archived_files")
+    for expected in (8, 0):
+        rows, lines = await run(dsn, tmp_path / "second")
+        assert expected == rows
+        assert lines[0].startswith(
+            f"{stopped.name}: its run was stopped, so it may be left in {tmp_path / 'first'} on {host}"
+        )
+    (tmp_path / "first").rmdir() if lost == "host" else None
+    (tmp_path / "unmounted").rename(tmp_path / "first")
+    rows, lines = await run(dsn, tmp_path / "second")
+    assert [f"{stopped.name}: removed, since its run was stopped before its rows were deleted"] == lines[:1]
+    assert 0 == await sql.fetchval("select count(*) from antone.archived_files where completed_at is null")
+
+
+async def left_by_a_stopped_run(dsn: str, sql: Connection, directory: Path) -> Path:
+    """The file of a run that ended after it had written the file and before its transaction was committed."""
+    await sql.execute(
+        "create function antone.fail() returns trigger language plpgsql as $$ begin raise 'stopped'; end $$;"
+        "create trigger stop before delete on antone.posts for each statement execute function antone.fail()"
+    )
+    with pytest.raises(DatabaseFault):
+        await run(dsn, directory)
+    await sql.execute("drop trigger stop on antone.posts; drop function antone.fail()")
+    [left] = directory.iterdir()
+    return left
 
 
 async def test_a_database_without_the_pack_is_reported_in_one_line(empty_database: str, tmp_path: Path) -> None:

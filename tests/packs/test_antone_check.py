@@ -126,7 +126,7 @@ async def test_a_pack_that_is_not_applied_is_not_checked(empty_database: str) ->
     code, output, _ = await command("--pack", "antone", "check", DATABASE_URL=empty_database)
     assert 1 == code
     assert [
-        "The schema is not current (schema antone is at nothing, not at antone_0006): run `daemon --apply-ddl` first."
+        "The schema is not current (schema antone is at nothing, not at antone_0008): run `daemon --apply-ddl` first."
     ] == (output.splitlines())
 
 

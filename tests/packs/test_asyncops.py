@@ -19,6 +19,7 @@ from daemon.core.change import Change, Kind, Seq, Topic
 from daemon.packs import bundled
 from daemon.packs.asyncops import PACK, SummaryContent
 from daemon.postgres.connect import Connection
+from daemon.postgres.errors import DatabaseFault
 from daemon.schema import migrate
 from tests.packs.databases import Events, session, undone
 from tests.support.cases import for_each
@@ -226,9 +227,18 @@ NO_CONTENT: list[object] = [
     EMPTY_CONTENT.replace("recent_decisions", "decisions"),
     EMPTY_CONTENT.replace('"blockers": []', '"blockers": {}'),
 ]
+# Blanks and characters that nobody sees.
+UNSEEN = [" ", "\t", "\n", "\x7f", "\u00a0", "\u00ad", "\u200b", "\u2060", "\u3000", "\ufeff"]
+
 # For every check constraint, values that violate it and no other.
 VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "users_role_known": ("users", "role", ["", "Admin", "guest"]),
+    "users_email_is_address": ("users", "email", ["", "ada", "@", "ada@", "@example.com", "a@b@c"]),
+    "users_email_well_formed": ("users", "email", [f"{blank}ada@example.com" for blank in UNSEEN]),
+    "users_full_name_visible": ("users", "full_name", ["", *UNSEEN]),
+    "status_updates_title_visible": ("status_updates", "title", ["", *UNSEEN]),
+    "incidents_title_visible": ("incidents", "title", ["", *UNSEEN]),
+    "decisions_title_visible": ("decisions", "title", ["", *UNSEEN]),
     "users_password_hash_is_bcrypt": ("users", "password_hash", NO_BCRYPT),
     "status_updates_content_length": ("status_updates", "content", ["ä" * 10_001]),
     "status_updates_tags_are_words": ("status_updates", "tags", NO_WORDS),
@@ -240,6 +250,7 @@ VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "blockers_impact_length": ("blockers", "impact", ["ä" * 1_001]),
     # The driver sends these two as minus and plus infinity.
     "decisions_decision_date_is_a_day": ("decisions", "decision_date", [date.min, date.max]),
+    "decisions_decision_date_not_ahead": ("decisions", "decision_date", [date(9999, 12, 30)]),
     "decisions_description_length": ("decisions", "description", ["ä" * 5_001]),
     "decisions_context_length": ("decisions", "context", ["ä" * 5_001]),
     "decisions_outcome_length": ("decisions", "outcome", ["ä" * 5_001]),
@@ -247,6 +258,7 @@ VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "decision_audit_log_change_type_known": ("decision_audit_log", "change_type", ["", "Created", "archived"]),
     "decision_audit_log_update_names_its_field": ("decision_audit_log", "change_type", ["updated"]),
     "daily_summaries_summary_date_is_a_day": ("daily_summaries", "summary_date", [date.min, date.max]),
+    "daily_summaries_summary_date_not_ahead": ("daily_summaries", "summary_date", [date(9999, 12, 30)]),
     "daily_summaries_content_is_structured": ("daily_summaries", "content", NO_CONTENT),
     "daily_summaries_counts_not_negative": ("daily_summaries", "blockers_count", [-1]),
 }
@@ -717,6 +729,48 @@ async def test_a_decision_cannot_be_changed_without_naming_a_user(
         await world.execute(statement)
 
 
+@for_each(
+    "statement",
+    [
+        "update asyncops.decisions set title = 'x'",
+        "delete from asyncops.decisions",
+        "insert into asyncops.decisions (created_by_id, title, description, context, outcome, decision_date)"
+        f" values ({ANN}, 'x', 'x', 'x', 'x', '2026-01-01')",
+    ],
+)
+async def test_a_deactivated_user_changes_no_decision(world: Connection, statement: str) -> None:
+    await world.execute("update asyncops.users set is_active = false where id = $1", BEN)
+    await act_as(world, BEN)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="deactivated"):
+        await world.execute(statement)
+
+
+AUTHOR_COLUMNS = {
+    "status_updates": "user_id",
+    "incidents": "reported_by_id",
+    "blockers": "reported_by_id",
+    "decisions": "created_by_id",
+}
+
+
+@for_each("table", AUTHOR_COLUMNS)
+async def test_a_deactivated_user_creates_nothing_and_keeps_what_is_there(world: Connection, table: str) -> None:
+    await act_as(world, BEN)
+    await world.execute("update asyncops.users set is_active = false where id = $1", EVE)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match=f"{AUTHOR_COLUMNS[table]} .* is deactivated"):
+        async with world.transaction():
+            await insert(world, table, **{AUTHOR_COLUMNS[table]: EVE})
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="is deactivated"):
+        async with world.transaction():
+            await world.execute(f"update asyncops.{table} set {AUTHOR_COLUMNS[table]} = $1", EVE)
+    row = await insert(world, table, **{AUTHOR_COLUMNS[table]: ANN})
+    await world.execute("update asyncops.users set is_active = false where id = $1", ANN)
+    edited = "impact" if table == "blockers" else "title"
+    await world.execute(
+        f"update asyncops.{table} set {AUTHOR_COLUMNS[table]} = $1, {edited} = 'edited' where id = $2", ANN, row["id"]
+    )
+
+
 async def test_a_change_without_a_user_fails_with_a_hint(world: Connection) -> None:
     with pytest.raises(asyncpg.NotNullViolationError) as caught:
         await world.execute("update asyncops.decisions set title = 'x'")
@@ -887,6 +941,15 @@ async def test_generating_a_summary_again_refreshes_the_one_row_of_its_date(worl
     assert 1 == await count(world, "daily_summaries")
 
 
+@for_each("days", [1, 400])
+async def test_a_day_that_has_not_begun_has_no_summary(world: Connection, days: int) -> None:
+    with pytest.raises(asyncpg.CheckViolationError) as caught:
+        await world.execute(
+            "select asyncops.generate_daily_summary((now() at time zone 'UTC')::date + $1::integer)", days
+        )
+    assert "daily_summaries_summary_date_not_ahead" == caught.value.constraint_name
+
+
 async def test_a_summary_of_today_is_the_default_and_shows_what_is_active_now(world: Connection) -> None:
     await world.execute("update asyncops.status_updates set created_at = now()")  # which may be yesterday's
     today = await world.fetchval("select (now() at time zone 'UTC')::date")
@@ -1040,6 +1103,50 @@ async def test_default_reads_omit_archived_rows_which_stay_accessible(world: Con
         f"live_{table}",
     )
     assert [c[1] for c in COLUMNS if c[0] == table and c[1] != "archived_at"] == [c["column_name"] for c in columns]
+
+
+@for_each(
+    ("table", "closed", "opened"),
+    [
+        ("incidents", "resolved", "open"),
+        ("incidents", "closed", "in_progress"),
+        ("blockers", "resolved", "active"),
+    ],
+)
+async def test_a_row_that_is_opened_again_returns_from_the_archive(
+    world: Connection, table: str, closed: str, opened: str
+) -> None:
+    await world.execute(f"update asyncops.{table} set status = $1", closed)
+    await world.execute(f"update asyncops.{table} set archived_at = now()")
+    events = await Events.from_now(world)
+    await world.execute(f"update asyncops.{table} set status = $1", opened)
+    assert 1 == await count(world, f"live_{table}")
+    assert {"restore"} == {kind for _, _, kind in await events.seen()}
+    await world.execute(f"update asyncops.{table} set status = $1", closed)
+    await world.execute(f"update asyncops.{table} set archived_at = now()")
+    await world.execute(f"update asyncops.{table} set resolution_notes = 'still closed'")
+    assert 0 == await count(world, f"live_{table}")
+
+
+async def test_rows_that_were_opened_again_before_the_rule_return_with_it(empty_database: str) -> None:
+    async def apply() -> None:
+        await migrate.apply(empty_database, ["asyncops"], report=lambda _: None)
+
+    await apply()
+    await migrate.rollback(empty_database, "asyncops", to="asyncops_0004", report=lambda _: None)
+    async with session(empty_database) as db:
+        await small_team(db)
+        await db.execute(
+            "update asyncops.incidents set archived_at = now(); update asyncops.blockers set archived_at = now()"
+        )
+        await db.execute("update asyncops.users set email = ' ben@example.com' where id = $1", BEN)
+    with pytest.raises(DatabaseFault, match="users_email_well_formed"):
+        await apply()
+    async with session(empty_database) as db:
+        await db.execute("update asyncops.users set email = 'ben@example.com' where id = $1", BEN)
+    await apply()
+    async with session(empty_database) as db:
+        assert (1, 1) == (await count(db, "live_incidents"), await count(db, "live_blockers"))
 
 
 @for_each("table", ["status_updates", "incidents", "blockers"])

@@ -136,6 +136,9 @@ SAMPLES: Mapping[str, Mapping[str, object]] = {
     "sync_state": {"user_id": ANN, "sync_type": "full"},
 }
 
+# Blanks and characters that nobody sees.
+UNSEEN: list[object] = [" ", "\t", "\n", "\x7f", "\u00a0", "\u00ad", "\u200b", "\u2060", "\u3000", "\ufeff"]
+
 # For every check constraint, values that violate it and no other.
 MALFORMED_IDS = [
     "",
@@ -150,9 +153,15 @@ VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "users_id_is_ulid": ("users", "id", [*MALFORMED_IDS]),
     "users_auth0_id_not_empty": ("users", "auth0_id", [""]),
     "users_email_not_empty": ("users", "email", [""]),
+    "users_email_shaped": ("users", "email", ["ada", "@", "ada@", "@example.com", "a@b@c"]),
+    "users_email_well_formed": ("users", "email", [f"{blank}ada@example.com" for blank in UNSEEN]),
     "users_username_not_empty": ("users", "username", [""]),
+    "users_username_visible": ("users", "username", UNSEEN),
+    "users_full_name_visible": ("users", "full_name", ["", *UNSEEN]),
+    "users_avatar_url_well_formed": ("users", "avatar_url", ["", *(f"https://a.example/{c}b" for c in UNSEEN)]),
     "channels_id_is_ulid": ("channels", "id", [*MALFORMED_IDS]),
     "channels_name_not_empty": ("channels", "name", [""]),
+    "channels_name_visible": ("channels", "name", UNSEEN),
     "messages_id_is_ulid": ("messages", "id", [*MALFORMED_IDS]),
     "messages_metadata_is_object": ("messages", "metadata", ["[]", "null", "1", '"text"']),
     "channel_members_role_known": ("channel_members", "role", ["", "Owner", "root"]),
@@ -160,6 +169,8 @@ VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "reactions_emoji_not_empty": ("reactions", "emoji", [""]),
     "files_id_is_ulid": ("files", "id", [*MALFORMED_IDS]),
     "files_name_not_empty": ("files", "name", [""]),
+    "files_name_visible": ("files", "name", UNSEEN),
+    "files_url_well_formed": ("files", "url", [f"s3://bucket/{blank}a" for blank in UNSEEN]),
     "files_type_not_empty": ("files", "type", [""]),
     "files_size_not_negative": ("files", "size", [-1]),
     "files_url_not_empty": ("files", "url", [""]),

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from daemon.packs.disclosure import Secret
 from daemon.postgres.connect import Connection
+from daemon.postgres.errors import DatabaseFault
 from daemon.schema import migrate
 from tests.packs.databases import Events, session, undone
 from tests.support.cases import for_each
@@ -89,12 +90,24 @@ SAMPLES: Mapping[str, Mapping[str, object]] = {
     "disclosure_log": {"secret_id": 123, "recipient_email": "sample@example.com"},
 }
 
+# Blanks and invisible characters that [[:space:]] does not find in every locale.
+UNSEEN = ["\u00a0", "\u00ad", "\u200b", "\u2060", "\ufeff", "\x7f"]
+
+# Enforced by triggers before any row gets there; they hold for rows that were written without triggers.
+KEPT_BY_TRIGGERS = {
+    "secrets_sixth_failure_is_final",
+    "secrets_only_active_are_claimed",
+    "disclosure_log_sent_at_fits_status",
+}
+
 # For every check constraint, values that violate it and no other.
 VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "users_id_is_ulid": ("users", "id", ["", ANN.lower(), "8" + ANN[1:], ANN[:-1] + "I"]),
     "users_name_not_empty": ("users", "name", [""]),
+    "users_name_visible": ("users", "name", [" ", "\u00a0\u200b", "\t"]),
     "secrets_id_positive": ("secrets", "id", [0, -1]),
     "secrets_title_not_empty": ("secrets", "title", [""]),
+    "secrets_title_visible": ("secrets", "title", [" \n", "\ufeff"]),
     "secrets_ciphertext_not_empty": ("secrets", "ciphertext", [b""]),
     "secrets_iv_length": ("secrets", "iv", [b"", bytes(11), bytes(16)]),
     "secrets_auth_tag_length": ("secrets", "auth_tag", [b"", bytes(12), bytes(17)]),
@@ -105,9 +118,16 @@ VIOLATIONS: dict[str, tuple[str, str, list[object]]] = {
     "secrets_retry_count_not_negative": ("secrets", "retry_count", [-1]),
     "recipients_email_is_address": ("recipients", "email", ["", "nobody", "@", "a b@example.com", "a@b@c"]),
     "recipients_email_in_small_letters": ("recipients", "email", ["Test@example.com"]),
+    "recipients_email_well_formed": ("recipients", "email", [f"a{blank}b@example.com" for blank in UNSEEN]),
     "disclosure_log_id_positive": ("disclosure_log", "id", [0]),
     "disclosure_log_recipient_email_not_empty": ("disclosure_log", "recipient_email", [""]),
     "disclosure_log_recipient_email_in_small_letters": ("disclosure_log", "recipient_email", ["Test@example.com"]),
+    "disclosure_log_recipient_email_is_address": ("disclosure_log", "recipient_email", ["nobody", "@", "a@b@c"]),
+    "disclosure_log_recipient_email_well_formed": (
+        "disclosure_log",
+        "recipient_email",
+        [f"{blank}ada@example.com" for blank in (" ", *UNSEEN)],
+    ),
     "disclosure_log_status_known": ("disclosure_log", "status", ["", "Sent", "triggered"]),
 }
 
@@ -265,7 +285,7 @@ async def test_every_check_constraint_is_tested(db: Connection) -> None:
     checks = await db.fetch(
         "select conname from pg_constraint where connamespace = 'disclosure'::regnamespace and contype = 'c'"
     )
-    assert {*VIOLATIONS, "secrets_last_check_in_finite"} == {check["conname"] for check in checks}
+    assert {*VIOLATIONS, *KEPT_BY_TRIGGERS, "secrets_last_check_in_finite"} == {check["conname"] for check in checks}
 
 
 @for_each(("table", "column"), ENUMERATIONS)
@@ -633,6 +653,84 @@ async def test_reactivating_a_failed_secret_restores_all_its_attempts(world: Con
         await world.execute("update disclosure.secrets set status = $1", revived)
         row = await secret(world)
         assert (revived, 0, None) == (row["status"], row["retry_count"], row["last_retry_at"])
+
+
+@for_each("status", ["active", "paused"])
+async def test_the_sixth_failure_is_final_however_it_is_counted(world: Connection, status: str) -> None:
+    await claimed(world)
+    await world.execute("update disclosure.secrets set retry_count = 5, status = $1", status)
+    assert status == (await secret(world))["status"]
+    await world.execute("update disclosure.secrets set retry_count = 6")
+    failed = await secret(world)
+    assert ("failed", 6, None) == (failed["status"], failed["retry_count"], failed["processing_started_at"])
+    assert failed["last_retry_at"] is not None
+    await world.execute("update disclosure.secrets set retry_count = 7, status = 'active'")
+    again = await secret(world)
+    assert ("active", 0) == (again["status"], again["retry_count"])
+    assert "failed" == (await insert(world, "secrets", retry_count=6))["status"]
+
+
+async def test_a_failure_that_is_counted_by_hand_ends_the_attempt_and_has_a_time(world: Connection) -> None:
+    await claimed(world)
+    await world.execute("update disclosure.secrets set retry_count = retry_count + 1")
+    counted = await secret(world)
+    assert ("active", 1, None) == (counted["status"], counted["retry_count"], counted["processing_started_at"])
+    assert counted["last_retry_at"] is not None
+
+
+async def test_a_check_in_on_a_failed_secret_puts_it_back_in_service(world: Connection) -> None:
+    while "failed" != await fail(world):
+        pass
+    await world.execute("update disclosure.secrets set last_check_in = now()")
+    again = await secret(world)
+    assert ("active", 0, None) == (again["status"], again["retry_count"], again["last_retry_at"])
+    await world.execute("update disclosure.secrets set last_check_in = now() - interval '31 days'")
+    assert {123} == set(await claimed(world))
+
+
+@for_each("status", ["paused", "triggered"])
+async def test_a_check_in_changes_no_other_status(world: Connection, status: str) -> None:
+    await world.execute("update disclosure.secrets set status = $1", status)
+    await world.execute("update disclosure.secrets set last_check_in = now()")
+    assert status == (await secret(world))["status"]
+
+
+async def test_a_check_in_of_the_future_is_refused(world: Connection) -> None:
+    """It would put the disclosure off for as long."""
+    for statement in (
+        "update disclosure.secrets set last_check_in = now() + interval '1 day'",
+        "insert into disclosure.secrets select (s).* from (select jsonb_populate_record(s, jsonb_build_object("
+        "'id', 9, 'iv', '\\x000000000000000000000009', 'last_check_in', now() + interval '9 years')) as s"
+        " from disclosure.secrets as s) as s",
+    ):
+        with pytest.raises(asyncpg.CheckViolationError, match="in the future"):
+            async with world.transaction():
+                await world.execute(statement)
+    await world.execute("update disclosure.secrets set last_check_in = now() + interval '1 minute'")
+
+
+async def test_only_an_active_secret_is_ever_claimed(world: Connection) -> None:
+    new = await insert(world, "secrets", status="paused", processing_started_at=datetime.now().astimezone())
+    assert new["processing_started_at"] is None
+
+
+async def test_a_disclosure_that_was_sent_stays_sent(world: Connection) -> None:
+    sent = await insert(world, "disclosure_log", status="sent")
+    assert sent["sent_at"] is not None
+    for change in ("status = 'pending'", "status = 'failed'", f"recipient_email = '{SECOND}'"):
+        with pytest.raises(asyncpg.RestrictViolationError, match="cannot be undone"):
+            async with world.transaction():
+                await world.execute(f"update disclosure.disclosure_log set {change}")
+    await world.execute("update disclosure.disclosure_log set sent_at = null")
+    assert sent["sent_at"] == await world.fetchval("select sent_at from disclosure.disclosure_log")
+
+
+async def test_a_disclosure_that_was_not_sent_has_no_time_of_sending(world: Connection) -> None:
+    now = datetime.now().astimezone()
+    assert [None, None] == [
+        (await insert(world, "disclosure_log", status=status, sent_at=now))["sent_at"]
+        for status in ("pending", "failed")
+    ]
 
 
 # --- Claims ----------------------------------------------------------------------------------------------------
@@ -1044,6 +1142,30 @@ async def test_the_migration_adds_retry_columns(empty_database: str, before: dic
     ]
     secrets = await fetch(empty_database, "select retry_count, last_retry_at from disclosure.secrets")
     assert [(0, None)] * 3 == [tuple(row) for row in secrets]
+
+
+async def test_the_migration_applies_the_rules_to_existing_rows(empty_database: str) -> None:
+    await run_migrations(empty_database)
+    await migrate.rollback(empty_database, "disclosure", to="disclosure_0004", report=lambda _: None)
+    async with session(empty_database) as db:
+        await small_world(db)
+        await db.execute(
+            "update disclosure.secrets set retry_count = 9, last_retry_at = now(), processing_started_at = now()"
+        )
+        await insert(db, "disclosure_log", status="sent")
+        await insert(db, "recipients", email="eve@\u200bexample.com")
+    with pytest.raises(DatabaseFault, match="recipients_email_well_formed") as refused:
+        await run_migrations(empty_database)
+    assert "eve" not in str(refused.value)
+    async with session(empty_database) as db:
+        with pytest.raises(asyncpg.CheckViolationError):  # new rows follow the rules already
+            await insert(db, "recipients", email="\u00a0mallory@example.com")
+        await db.execute("delete from disclosure.recipients where email like 'eve%'")
+    await run_migrations(empty_database)
+    async with session(empty_database) as db:
+        failed = await secret(db)
+        assert ("failed", None) == (failed["status"], failed["processing_started_at"])
+        assert 0 == await db.fetchval("select count(*) from disclosure.disclosure_log where sent_at is null")
 
 
 async def test_the_migration_adds_the_unique_constraint(empty_database: str, before: dict[str, Path]) -> None:

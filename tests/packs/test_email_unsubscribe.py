@@ -2,10 +2,12 @@
 
 Tests with `db` or `mailbox` run in a transaction that is rolled back.
 """
+# ruff: noqa: RUF001 - addresses in other alphabets
 
 import asyncio
 import json
 import re
+import unicodedata
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +17,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from daemon.extensions.email_unsubscribe.models import Email
 from daemon.postgres.connect import Connection
+from daemon.schema import migrate
 from tests.packs.databases import session, undone
 from tests.packs.unsubscriber import unsubscriber, until_waiting
 from tests.support.cases import for_each
@@ -106,6 +110,32 @@ SAMPLES: Mapping[str, Mapping[str, object]] = {
 MALFORMED_IDS = ["", "01JH", OWNER.lower(), "8" + OWNER[1:], OWNER[:-1] + "U"]
 NO_ADDRESS = ["", "shop.example", "a b@shop.example", "news@", "@shop.example", "a@b@"]
 NO_CIPHERTEXT = ["", "ya29.a0AfH6SMBx", "1//0gK-refresh", "gAAAAAshort", "x" + ENCRYPTED, ENCRYPTED + "\n"]
+# Checks that cannot be violated, since a trigger normalises the value first.
+NEVER_SEEN = {
+    "allow_list_value_in_normal_form",
+    "sender_emails_sender_in_normal_form",
+    "unsubscribe_history_sender_in_normal_form",
+}
+# Invisible characters at the ends are removed; control characters inside stay, and are refused.
+UNSEEN_INSIDE = ["a\x01b@shop.example", "ab@shop\x7f.example"]
+
+# One sender each, as people and programs write the address.
+SPELLINGS = {
+    "σασ@shop.example": ["ΣΑΣ@shop.example", "σας@SHOP.example", "σασ@shop.example."],
+    "ipek@shop.example": ["İpek@shop.example", "IPEK@shop.example", "i\u0307pek@shop.example", "ipek@shop.example.."],
+    "news@shop.example": [
+        "\u00a0news@shop.example",
+        "news@shop.example\u2003\n",
+        "ne\u200bws@sh\u00adop.example",
+        "\ufeffNEWS@Shop.Example.",
+        "ｎｅｗｓ＠ｓｈｏｐ．ｅｘａｍｐｌｅ",
+        "news@shop。example",
+    ],
+    "josé@shop.example": ["JOSÉ@shop.example", "jose\u0301@shop.example", "JOSE\u0301@SHOP.EXAMPLE"],
+    "straße@shop.example": ["STRAẞE@shop.example"],
+    "д@пример.example": ["Д@ПРИМЕР.example"],
+}
+
 # For every check constraint, rows that violate it and no other.
 VIOLATIONS: dict[str, tuple[str, Sequence[Mapping[str, object]]]] = {
     **{
@@ -138,6 +168,18 @@ VIOLATIONS: dict[str, tuple[str, Sequence[Mapping[str, object]]]] = {
     ),
     "senders_emails_after_unsubscribe_need_one": ("senders", [{"emails_after_unsubscribe": 1}]),
     "sender_emails_message_id_not_empty": ("sender_emails", [{"message_id": ""}]),
+    "sender_emails_sender_well_formed": ("sender_emails", [{"sender": value} for value in UNSEEN_INSIDE]),
+    "unsubscribe_history_sender_well_formed": (
+        "unsubscribe_history",
+        [{"sender": value} for value in UNSEEN_INSIDE],
+    ),
+    "allow_list_value_well_formed": ("allow_list", [{"value": value} for value in UNSEEN_INSIDE]),
+    "unsubscribe_history_url_well_formed": (
+        "unsubscribe_history",
+        [{"unsubscribe_url": f"https://shop.example/{blank}u"} for blank in " \n\u00a0\u200b"],
+    ),
+    "users_subject_visible": ("users", [{"subject": text} for text in (" ", "\u00a0", "\u200b")]),
+    "oauth_tokens_account_visible": ("oauth_tokens", [{"account": text} for text in (" ", "\u00a0", "\u200b")]),
     "sender_emails_sender_is_address": ("sender_emails", [{"sender": value} for value in NO_ADDRESS]),
     "unsubscribe_history_sender_is_address": ("unsubscribe_history", [{"sender": value} for value in NO_ADDRESS]),
     "unsubscribe_history_method_known": (
@@ -213,8 +255,6 @@ VIOLATIONS: dict[str, tuple[str, Sequence[Mapping[str, object]]]] = {
         ],
     ),
 }
-# Checks that cannot be violated, since a trigger normalises the value first.
-NEVER_SEEN = {"allow_list_value_in_small_letters"}
 
 
 async def insert(db: Connection, table: str, /, **values: object) -> asyncpg.Record:
@@ -386,6 +426,115 @@ async def test_another_spelling_of_an_address_is_the_same_sender(mailbox: Connec
     ]
 
 
+@for_each(("sender", "spellings"), SPELLINGS.items())
+async def test_case_blanks_and_unicode_forms_do_not_make_two_senders_of_one(
+    mailbox: Connection, sender: str, spellings: list[str]
+) -> None:
+    for number, spelling in enumerate([sender, *spellings]):
+        await insert(mailbox, "sender_emails", message_id=f"s-{number}", sender=spelling)
+        await unsubscribe(mailbox, spelling, at=START)
+    senders = (
+        "select sender from email_unsubscribe.senders where domain <> 'shop.example' or sender <> $1 or sender = $2"
+    )
+    assert [sender] == [row["sender"] for row in await mailbox.fetch(senders, SHOP, sender)]
+    await insert(mailbox, "allow_list", value=spellings[0])
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await insert(mailbox, "allow_list", value=spellings[-1])
+
+
+async def normal(db: Connection, texts: list[str]) -> list[str]:
+    rows = await db.fetch(
+        "select email_unsubscribe.normalised_address(t) as form from unnest($1::text[]) with ordinality as t (t, n)"
+        " order by n",
+        texts,
+    )
+    return [row["form"] for row in rows]
+
+
+def respelled(address: str) -> list[str]:
+    """The address in other letters and Unicode forms, where Python takes them for the same."""
+    capitals = "".join(c.upper() if c.upper().lower() == c else c for c in address)
+    return [
+        capitals,
+        *(unicodedata.normalize(form, address) for form in ("NFC", "NFD", "NFKC", "NFKD")),
+        unicodedata.normalize("NFD", capitals),
+        "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in address),
+        f"\u00a0\t{address}\u2009\r\n",
+        "\u200b".join(address),
+        f"{address}. ",
+    ]
+
+
+async def test_every_spelling_of_an_address_has_one_normal_form_which_is_its_own(db: Connection) -> None:
+    """In the database, the only place that decides: the data layer passes addresses as they are."""
+    random = Random(7)
+    characters = [
+        chr(code)
+        for code in range(0x21, 0x2FFFF)
+        if unicodedata.category(chr(code)) in ("Ll", "Lu", "Lt", "Lo", "Nd", "Mn", "Mc", "Po", "Pd")
+    ]
+    for _ in range(150):
+        address = (
+            "".join(random.choices(characters, k=8)) + "@" + "".join(random.choices(characters, k=5)) + ".example"
+        )
+        spellings = [address, *respelled(address)]
+        forms = await normal(db, spellings)
+        assert forms == await normal(db, forms), ascii(address)
+        assert {forms[0]} == set(forms), (ascii(address), [ascii(form) for form in forms])
+
+
+async def test_lower_case_is_that_of_unicode(db: Connection) -> None:
+    """Each letter that has a small one of its own, compared with Python's tables."""
+    characters = [
+        chr(code)
+        for code in range(0x80, 0x1F000)
+        if unicodedata.normalize("NFKC", chr(code)) == chr(code) and unicodedata.category(chr(code)) != "Cs"
+    ]
+    rows = await db.fetch(
+        "select l as letter, email_unsubscribe.small_letters(l) as small from unnest($1::text[]) as l", characters
+    )
+    mapped = {row["letter"]: row["small"] for row in rows if row["letter"] != row["small"]}
+    assert "i" == mapped.pop("İ")
+    assert len(mapped) > 1300
+    wrong = {letter: small for letter, small in mapped.items() if small not in (letter.lower(), letter.casefold())}
+    assert {} == wrong
+
+
+def test_the_data_layer_passes_an_address_as_it_is() -> None:
+    for sender, spellings in SPELLINGS.items():
+        for spelling in (sender, *spellings):
+            assert spelling == Email(message_id="1", sender=spelling, received_at=START).sender
+
+
+async def test_senders_that_were_two_by_spelling_are_merged_by_the_migration(empty_database: str) -> None:
+    async def apply() -> None:
+        await migrate.apply(empty_database, ["email_unsubscribe"], report=lambda _: None)
+
+    await apply()
+    await migrate.rollback(empty_database, "email_unsubscribe", to="email_unsubscribe_0003", report=lambda _: None)
+    async with session(empty_database) as db:
+        for number, spelling in enumerate(("josé@shop.example", "jose\u0301@shop.example", "news@shop.example.")):
+            await insert(db, "sender_emails", message_id=str(number), sender=spelling)
+            await insert(
+                db, "unsubscribe_history", sender=spelling, attempted_at=START - timedelta(days=1), status="succeeded"
+            )
+            await insert(db, "allow_list", value=spelling)
+        logged = await db.fetchval("select count(*) from email_unsubscribe.audit_log where action = 'unsubscribe'")
+    await apply()
+    async with session(empty_database) as db:
+        senders = await db.fetch(
+            "select sender, emails_after_unsubscribe as after from email_unsubscribe.senders order by sender"
+        )
+        assert [("josé@shop.example", 2), ("news@shop.example", 1)] == [tuple(row) for row in senders]
+        allowed = await db.fetch("select value from email_unsubscribe.allow_list order by value")
+        assert ["josé@shop.example", "news@shop.example"] == [row["value"] for row in allowed]
+        assert logged == await db.fetchval(
+            "select count(*) from email_unsubscribe.audit_log where action = 'unsubscribe'"
+        )
+        with pytest.raises(asyncpg.RestrictViolationError):
+            await db.execute("update email_unsubscribe.unsubscribe_history set status = 'pending'")
+
+
 async def test_emails_after_an_unsubscribe_that_succeeded_are_counted(mailbox: Connection) -> None:
     at = START + timedelta(days=1)
     await unsubscribe(mailbox, at=START, status="failed")
@@ -429,7 +578,6 @@ async def test_an_email_that_is_recorded_twice_counts_once(mailbox: Connection) 
 
 @for_each("statement", ["delete from", "truncate"])
 async def test_a_sender_without_emails_or_attempts_is_deleted(mailbox: Connection, statement: str) -> None:
-    await mailbox.execute("set constraints all immediate")
     await mailbox.execute(f"{statement} email_unsubscribe.sender_emails")
     assert await facts(mailbox) is None
 

@@ -14,9 +14,15 @@ import asyncpg
 import pytest
 from pydantic import SecretStr, ValidationError
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
+from structlog.testing import capture_logs
 
 from daemon.extensions.email_unsubscribe import store as store_module
-from daemon.extensions.email_unsubscribe.cipher import Cipher, EncryptionUnavailable, TokenUndecryptable
+from daemon.extensions.email_unsubscribe.cipher import (
+    Cipher,
+    EncryptionUnavailable,
+    RotationIncomplete,
+    TokenUndecryptable,
+)
 from daemon.extensions.email_unsubscribe.models import Email, Tokens
 from daemon.extensions.email_unsubscribe.store import ExcessivePrivileges, Store
 from daemon.postgres.connect import Connection
@@ -91,13 +97,13 @@ async def test_pending_migrations_are_applied_when_the_application_starts(dsn: s
     await migrate.rollback(dsn, "email_unsubscribe", to="email_unsubscribe_0002", report=lambda _: None)
     assert await owner.fetchval("select to_regprocedure('email_unsubscribe.may_read(text,text)')") is None
     async with opened(dsn, owner_dsn=dsn):
-        assert "email_unsubscribe_0003" == await owner.fetchval("select * from email_unsubscribe.alembic_version")
+        assert "email_unsubscribe_0005" == await owner.fetchval("select * from email_unsubscribe.alembic_version")
         assert await owner.fetchval("select to_regprocedure('email_unsubscribe.may_read(text,text)')") is not None
 
 
 async def test_without_the_owner_a_schema_with_pending_migrations_is_refused(dsn: str) -> None:
     await migrate.rollback(dsn, "email_unsubscribe", to="email_unsubscribe_0002", report=lambda _: None)
-    with pytest.raises(SchemaNotCurrent, match="at email_unsubscribe_0002, not at email_unsubscribe_0003"):
+    with pytest.raises(SchemaNotCurrent, match="at email_unsubscribe_0002, not at email_unsubscribe_0005"):
         async with opened(dsn):
             pass
 
@@ -117,9 +123,9 @@ async def test_the_units_start_command_applies_pending_migrations_once(
     assert "ExecStartPre=/opt/rowcast/bin/daemon --apply-ddl" in unit
     arguments = ("--apply-ddl", "--pack", "email_unsubscribe")
     code, output, _ = await command(*arguments, DATABASE_URL=empty_database)
-    assert (0, True) == (code, "email_unsubscribe: nothing -> email_unsubscribe_0003" in output)
+    assert (0, True) == (code, "email_unsubscribe: nothing -> email_unsubscribe_0005" in output)
     code, output, _ = await command(*arguments, DATABASE_URL=empty_database)
-    assert (0, True) == (code, "email_unsubscribe: already at email_unsubscribe_0003" in output)
+    assert (0, True) == (code, "email_unsubscribe: already at email_unsubscribe_0005" in output)
 
 
 async def test_credentials_of_a_superuser_are_refused(dsn: str) -> None:
@@ -228,12 +234,16 @@ async def test_a_dump_of_the_database_shows_no_token(store: Store, owner: Connec
 
 
 async def test_the_table_refuses_unencrypted_tokens(store: Store) -> None:
-    with pytest.raises(DatabaseFault, match="oauth_tokens_access_token_is_encrypted"):
+    with capture_logs() as logged, pytest.raises(DatabaseFault, match="oauth_tokens_access_token_is_encrypted"):
         await store.run(
             lambda connection: connection.execute(
                 "insert into email_unsubscribe.oauth_tokens values ('gmail', 'ya29.canary', null, now(), now())"
             )
         )
+    assert [("constraint_violation", "oauth_tokens_access_token_is_encrypted", "email_unsubscribe.oauth_tokens")] == [
+        (line["event"], line["constraint"], line["table"]) for line in logged
+    ]
+    assert "canary" not in str(logged)
 
 
 async def test_no_model_and_no_error_shows_a_token(store: Store, dsn: str) -> None:
@@ -311,18 +321,36 @@ async def test_rotation_re_encrypts_every_token_in_batches(
         await store.tokens("account 0")
 
 
-async def test_an_interrupted_rotation_continues_where_it_stopped(dsn: str, store: Store, owner: Connection) -> None:
+@pytest.mark.parametrize("batch", [1, 2, 100])
+async def test_rotation_passes_an_unreadable_token_and_names_its_account(
+    dsn: str, store: Store, owner: Connection, batch: int
+) -> None:
     for number in range(4):
         await store.save_tokens(f"account {number}", TOKENS)
     await owner.execute(
         "update email_unsubscribe.oauth_tokens set access_token = overlay(access_token placing 'AAAA' from 60)"
-        " where account = 'account 2'"
+        " where account in ('account 0', 'account 2')"
     )
+    before = await stored_tokens(owner)
     async with opened(dsn, NEW, OLD) as both:
-        with pytest.raises(TokenUndecryptable):
-            await both.rotate_token_keys(batch=1)
-        await both.save_tokens("account 2", TOKENS)
-        assert 1 == await both.rotate_token_keys(batch=1)  # the others are done
+        with pytest.raises(
+            RotationIncomplete, match=r"tokens of account 0, account 2: .* of 2 accounts were"
+        ) as caught:
+            await both.rotate_token_keys(batch)
+        assert before["account 2"] == (await stored_tokens(owner))["account 2"]
+        assert before["account 2"][0] not in str(caught.value)
+        for account in ("account 0", "account 2"):
+            await both.save_tokens(account, TOKENS)
+        assert 0 == await both.rotate_token_keys(batch)
+    async with opened(dsn, NEW) as newest:
+        assert await newest.tokens("account 3") is not None
+
+
+def test_many_accounts_with_unreadable_tokens_are_named_in_one_line() -> None:
+    text = str(RotationIncomplete(["a\nb", *(f"account {number}" for number in range(30))], 5))
+    assert "\n" not in text
+    assert "'a\\nb', account 0, " in text
+    assert "account 18, 11 more accounts: " in text
 
 
 async def test_a_token_saved_during_a_rotation_is_not_overwritten(dsn: str, store: Store, owner: Connection) -> None:
@@ -355,10 +383,33 @@ async def test_the_operator_rotates_keys_by_a_command(dsn: str, store: Store, tm
     keys.write_text(OTHER)
     code, output, errors = await command("rotate-token-keys", **given)
     assert (42, "") == (code, output)
-    assert "daemon: No key decrypts the access_token of an account" in errors
+    assert (
+        "daemon: No key decrypts tokens of gmail: add the keys they were encrypted with after the others. "
+        "The tokens of 0 accounts were re-encrypted.\n"
+    ) == errors
     assert OTHER not in errors
     code, _, errors = await command("rotate-token-keys", DATABASE_URL=dsn)
     assert (78, True) == (code, "set ROWCAST_TOKEN_KEYS_FILE" in errors)
+
+
+async def test_the_keys_of_a_mailbox_in_another_schema_are_rotated_there(empty_database: str) -> None:
+    for schema in ("email_unsubscribe", "mailbox2"):
+        await migrate.apply(
+            empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": schema}, report=lambda _: None
+        )
+    async with session(empty_database) as owner:
+        for schema in ("email_unsubscribe", "mailbox2"):
+            token = Cipher([OLD]).encrypt(SecretStr("kept"), "gmail", "access_token")
+            await owner.execute(f"insert into {schema}.oauth_tokens values ('gmail', $1, null, now(), now())", token)
+        given = {"DATABASE_URL": empty_database, "ROWCAST_TOKEN_KEYS": f"{NEW} {OLD}"}
+        done = await command("--schema", "mailbox2", "rotate-token-keys", **given)
+        assert (0, "re-encrypted the tokens of 1 account\n", "") == done
+        for schema, key in (("mailbox2", NEW), ("email_unsubscribe", OLD)):
+            stored = await owner.fetchval(f"select access_token from {schema}.oauth_tokens")
+            assert "kept" == Cipher([key]).decrypt(stored, "gmail", "access_token").get_secret_value()
+    code, output, errors = await command("--schema", "mailbox3", "rotate-token-keys", **given)
+    assert (32, "") == (code, output)
+    assert "schema mailbox3 is at nothing" in errors
 
 
 @pytest.mark.parametrize("keys", [[], ["short"], [OLD, "canary"]])

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from daemon.core.change import Change, Kind, Seq, Topic
@@ -13,6 +14,7 @@ from daemon.schema import migrate
 from tests.packs.databases import load_demo, session
 from tests.support.cases import for_each
 from tests.support.catalog import catalog
+from tests.support.postgres import Server
 
 ROOT = Path(__file__).parents[2]
 SOME_IDS = {
@@ -323,6 +325,30 @@ async def test_a_pack_works_in_another_schema(empty_database: str, pack: Pack) -
         assert [] == [change for change in changes if pack.problem(change) is not None]
         wanted = await db.fetch("select distinct wanted_by from rowcast.extensions")
         assert {"elsewhere"} >= {row["wanted_by"] for row in wanted}
+
+
+@every_pack_in_turn
+async def test_what_a_table_refuses_is_not_in_the_log_of_the_embedded_server(
+    db: Connection, pack: Pack, postgres: Server
+) -> None:
+    columns = await db.fetch(
+        "select a.attrelid::regclass::text as table, quote_ident(a.attname) as name,"
+        " format_type(a.atttypid, a.atttypmod) as type from pg_attribute a join pg_class c on c.oid = a.attrelid"
+        " where c.relnamespace = $1::text::regnamespace and c.relkind = 'r' and a.attnum > 0 and not a.attisdropped"
+        " and a.attgenerated = ''",
+        pack.name,
+    )
+    refused = 0
+    for column in columns:
+        insert = f"insert into {column['table']} ({column['name']}) overriding system value values "
+        for values, arguments in (("('canary')", []), (f"(cast($1::text as {column['type']}))", ["canary"])):
+            try:
+                async with db.transaction():
+                    await db.execute(insert + values, *arguments)
+            except asyncpg.PostgresError:
+                refused += 1
+    assert refused > len(columns)
+    assert "canary" not in (postgres.embedded.data_dir / "postgres.log").read_text()
 
 
 @for_each(("number", "divisor"), [(1, 0), (2, 1), (3, 0)])

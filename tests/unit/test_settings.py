@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from daemon.core.errors import OperatorFault
 from daemon.extensions.email_unsubscribe.cipher import token_keys
+from daemon.files import folder
 from daemon.packs import bundled
 from daemon.settings import SECRET_BYTES, VARIABLES, Address, BadSettings, Settings, load
 
@@ -379,9 +380,18 @@ def test_data_is_in_the_state_directory_of_the_user(bare: Path, monkeypatch: pyt
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert Path("/home/somebody/.local/state/rowcast") == load().data_dir
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    assert Path("/var/lib/rowcast") == load().data_dir
     monkeypatch.setenv("XDG_STATE_HOME", "/var/lib")
     assert Path("/var/lib/rowcast") == load().data_dir
+
+
+def test_what_root_tries_out_does_not_lie_in_the_state_directory_of_the_unit(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert Path("/var/lib/rowcast-up") == load().data_dir
+    unit = (folder("systemd") / "rowcast.service").read_text().splitlines()
+    assert "StateDirectory=rowcast" in unit
+    assert "Environment=XDG_STATE_HOME=%S" in unit
 
 
 # Problems.

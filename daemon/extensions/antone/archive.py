@@ -2,13 +2,13 @@
 
 The views of 0006_retention.up.sql define which rows are old enough. Each file is written in these steps::
 
-    commit the file's name to the ledger
+    commit the file's name and place to the ledger
     begin; lock the rows, read them, write them to the file, and make it durable
     read the file back from the disk, and compare it with the rows
     delete exactly these rows, mark the file as complete in the ledger, and commit
 
 If a run is killed before the last commit, all rows remain in their tables, and the ledger does not mark the file as
-complete: the next run removes it.
+complete: the next run removes it, wherever it writes its own files, or says where it is if it cannot reach it.
 """
 
 import csv
@@ -17,6 +17,7 @@ import io
 import json
 import os
 import secrets
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -217,6 +218,21 @@ def _create(directory: Path) -> None:
         raise ArchiveNotWritable(directory, error.strerror or str(error)) from None
 
 
+def _remove(path: Path, report: Report) -> bool:
+    """Remove a file, complete or not; whether there was one. Raises ArchiveNotWritable."""
+    found = False
+    for candidate in (path, files.partial_path(path)):
+        try:
+            candidate.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ArchiveNotWritable(candidate, error.strerror or str(error)) from None
+        report(f"{candidate.name}: removed, since its run was stopped before its rows were deleted")
+        found = True
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """One run, on one connection."""
@@ -235,17 +251,23 @@ class _Job:
         self.report(f"dry run: {sum(period['rows'] for _, period in due)} rows are old enough")
 
     async def remove_unfinished(self) -> None:
-        """Remove the files of runs that were stopped; the rows in them were not deleted."""
-        for (name,) in await self.connection.fetch(self.sql["unfinished"]):
-            for path in (self.directory / name, files.partial_path(self.directory / name)):
-                try:
-                    path.unlink()
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    raise ArchiveNotWritable(path, error.strerror or str(error)) from None
-                self.report(f"{path.name}: removed, since its run was stopped before its rows were deleted")
-            await self.connection.execute(self.sql["forget"], name)
+        """Remove the files of runs that were stopped; the rows in them were not deleted.
+
+        A file that may be out of reach is reported, and the ledger keeps it.
+        """
+        here = socket.gethostname()
+        for name, host, directory in await self.connection.fetch(self.sql["unfinished"]):
+            written_to = Path(directory) if directory else self.directory
+            if _remove(written_to / name, self.report):
+                await self.connection.execute(self.sql["forget"], name)
+            elif host == here and written_to.is_dir():
+                await self.connection.execute(self.sql["forget"], name)  # the run was stopped before it wrote
+            else:
+                place = f"in {directory} on {host}" if directory else "in the directory of its run"
+                self.report(
+                    f"{name}: its run was stopped, so it may be left {place}. Its rows are still in the database: "
+                    "remove it there, then its row from archived_files"
+                )
 
     async def move(self, table: ArchivedTable, rows_per_file: int) -> list[int]:
         """Move all rows of a table that are old enough, and return the number of rows in each file."""
@@ -268,7 +290,8 @@ class _Job:
         """
         sql = self.sql
         name = f"{table.name}-{period['period']}-{secrets.token_hex(4)}.{table.format.suffix}"
-        await self.connection.execute(sql["begin_file"], name, table.name, period["period"])
+        place = socket.gethostname(), str(self.directory.resolve())
+        await self.connection.execute(sql["begin_file"], name, table.name, period["period"], *place)
         async with self.connection.transaction(isolation="read_committed"):
             between = period["first"], period["last"]
             locked = await self.connection.fetch(sql[f"{table.name}_lock"], *between, max_rows)

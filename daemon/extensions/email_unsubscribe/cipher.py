@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pydantic import SecretStr
 
 from daemon.core.errors import OperatorFault
 from daemon.settings import BadSettings, Settings
+
+MAX_NAMED: Final = 20
+"""Accounts that one message names."""
 
 
 class EncryptionUnavailable(OperatorFault):
@@ -23,6 +26,16 @@ class TokenUndecryptable(OperatorFault):
 
     def __init__(self, field: str) -> None:
         self.field = field
+
+
+class RotationIncomplete(TokenUndecryptable):
+    """No key decrypts tokens of {accounts}: add the keys they were encrypted with after the others. {done}."""
+
+    def __init__(self, accounts: Sequence[str], renewed: int) -> None:
+        named = [account if account.isprintable() else ascii(account) for account in accounts[:MAX_NAMED]]
+        others = [f"{len(accounts) - MAX_NAMED} more accounts"] if len(accounts) > MAX_NAMED else []
+        self.accounts = ", ".join([*named, *others])
+        self.done = f"The tokens of {renewed} account{'' if renewed == 1 else 's'} were re-encrypted"
 
 
 class Cipher:

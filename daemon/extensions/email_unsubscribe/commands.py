@@ -12,7 +12,7 @@ from daemon.settings import Settings
 @click.pass_obj
 def rotate_token_keys(options: CommandOptions) -> None:
     """Re-encrypt the OAuth tokens of email_unsubscribe with the first key."""
-    settings = options.quiet().settings
+    settings = options.having(packs=("email_unsubscribe",)).quiet().settings
     options.run(settings, _rotate(settings))
 
 

@@ -9,10 +9,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr, StringCons
 
 from daemon.packs.email_unsubscribe import EntryType, Method, Status
 
-Address = Annotated[
-    str, StringConstraints(strip_whitespace=True, to_lower=True, max_length=320, pattern=r"^\S+@[^@\s]+$")
-]
-"""An e-mail address, normalised as the database stores it."""
+Address = Annotated[str, StringConstraints(max_length=320, pattern=r"^\s*\S+[@\uff20\ufe6b]\S+\s*$")]
+"""An e-mail address as it was found. The database decides which spellings are one sender."""
 
 
 class StoredModel(BaseModel):

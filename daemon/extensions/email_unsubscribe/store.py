@@ -22,7 +22,7 @@ import asyncpg
 from ulid import ULID
 
 from daemon.core.errors import OperatorFault
-from daemon.extensions.email_unsubscribe.cipher import Cipher, token_keys
+from daemon.extensions.email_unsubscribe.cipher import Cipher, RotationIncomplete, TokenUndecryptable, token_keys
 from daemon.extensions.email_unsubscribe.models import (
     AllowListEntry,
     Attempt,
@@ -44,6 +44,7 @@ from daemon.postgres.errors import (
     DatabaseTimeout,
     TemporarilyUnavailable,
     explain,
+    violations_logged,
 )
 from daemon.postgres.queries import Queries
 from daemon.schema import migrate
@@ -110,9 +111,10 @@ class Store:
         """
         cipher = Cipher(keys)
         if owner_dsn is not None:
-            await migrate.apply(
-                owner_dsn, [PACK.name], schemas={PACK.name: schema}, report=_log_migration, attempts=attempts
-            )
+            with violations_logged():
+                await migrate.apply(
+                    owner_dsn, [PACK.name], schemas={PACK.name: schema}, report=_log_migration, attempts=attempts
+                )
         newest = migrate.heads([PACK.name], schemas={PACK.name: schema})[schema]
         pool = await open_pool(
             dsn, application_name="email_unsubscribe", max_size=max_size, attempts=attempts, on_retry=_log_retry
@@ -154,7 +156,8 @@ class Store:
             except DRIVER_ERRORS as error:
                 raise explain(error) from None
 
-        return await retry(once, on=(*TRANSIENT, DatabaseTimeout), attempts=self._attempts, on_retry=_log_retry)
+        with violations_logged():
+            return await retry(once, on=(*TRANSIENT, DatabaseTimeout), attempts=self._attempts, on_retry=_log_retry)
 
     # Tokens.
 
@@ -186,28 +189,38 @@ class Store:
         """Re-encrypt all tokens that are not under the first key, and return the number of accounts they belong to.
 
         Each transaction covers `batch` accounts; you can interrupt the rotation and start it again. Raises
-        TokenUndecryptable.
+        RotationIncomplete, when all other tokens are done, if no key decrypts some of them.
         """
-        renewed, last_account = 0, ""
+        renewed, unreadable, last_account = 0, list[str](), ""
         while True:
-            accounts, count = await self.run(partial(self._rotate_batch, after=last_account, batch=batch))
+            accounts, count, failed = await self.run(partial(self._rotate_batch, after=last_account, batch=batch))
             renewed += count
+            unreadable += failed
             if len(accounts) < batch:
-                return renewed
+                break
             last_account = accounts[-1]
+        if unreadable:
+            raise RotationIncomplete(unreadable, renewed)
+        return renewed
 
-    async def _rotate_batch(self, connection: Connection, *, after: str, batch: int) -> tuple[list[str], int]:
-        """The accounts of the next batch, and how many of them were re-encrypted."""
+    async def _rotate_batch(
+        self, connection: Connection, *, after: str, batch: int
+    ) -> tuple[list[str], int, list[str]]:
+        """The accounts of the next batch, how many of them were re-encrypted, and those with unreadable tokens."""
         rows = await connection.fetch(self._sql["next_tokens"], after, batch)
-        count = 0
+        count, unreadable = 0, []
         for row in rows:
             stored = [row["access_token"], row["refresh_token"]]
             fields = ("access_token", "refresh_token")
-            fresh = [text and self._cipher.renew(text, field) for text, field in zip(stored, fields, strict=True)]
+            try:
+                fresh = [text and self._cipher.renew(text, field) for text, field in zip(stored, fields, strict=True)]
+            except TokenUndecryptable:
+                unreadable.append(row["account"])
+                continue
             if fresh != stored:
                 await connection.execute(self._sql["replace_tokens"], row["account"], *fresh)
                 count += 1
-        return [row["account"] for row in rows], count
+        return [row["account"] for row in rows], count, unreadable
 
     # Sessions.
 

@@ -1,0 +1,18 @@
+alter table antone.archived_files drop column directory, drop column host;
+alter table antone.learning_events drop constraint learning_events_date_not_ahead;
+alter table antone.weight_adjustment_logs drop constraint weight_adjustment_logs_date_not_ahead;
+alter table antone.kpi_metrics drop constraint kpi_metrics_date_not_ahead;
+alter table antone.competitors drop constraint competitors_name_visible;
+alter table antone.experiments drop constraint experiments_name_visible;
+alter table antone.authors drop constraint authors_platform_id_visible;
+alter table antone.operators drop constraint operators_name_visible;
+drop trigger escalations_check on antone.escalations;
+drop function antone.check_escalation();
+drop trigger replies_check on antone.replies;
+drop function antone.check_reply();
+drop trigger decisions_check on antone.decisions;
+drop function antone.check_decision();
+drop trigger posts_check on antone.posts;
+drop function antone.check_post();
+drop trigger authors_check on antone.authors;
+drop function antone.check_author();

@@ -1,0 +1,1 @@
+-- Nothing to undo: the rows stay as they are, and 0005 takes the constraints with it.

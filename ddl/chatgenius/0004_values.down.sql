@@ -1,0 +1,11 @@
+alter table chatgenius.files
+drop constraint files_url_well_formed,
+drop constraint files_name_visible;
+alter table chatgenius.channels
+drop constraint channels_name_visible;
+alter table chatgenius.users
+drop constraint users_avatar_url_well_formed,
+drop constraint users_full_name_visible,
+drop constraint users_username_visible,
+drop constraint users_email_well_formed,
+drop constraint users_email_shaped;

@@ -1,0 +1,1 @@
+-- Nothing to undo: 0004 takes the constraints with it.

@@ -16,7 +16,6 @@ from tests.acceptance.chat import Chat
 from tests.support.catalog import catalog
 from tests.support.daemon import SECRET, Daemon, clean_environment, command
 
-
 NEWEST = migrate.heads(("chatgenius",))
 
 

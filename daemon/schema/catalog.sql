@@ -374,6 +374,24 @@ join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = w.
 where to_regclass(format('%I.%I', w.schema_name, w.table_name)) is not null
 order by 2;
 
+-- name: copy_table
+-- Statements that make an empty copy of a table. Its foreign keys refer to copies of the tables that they refer to, since
+-- a new reference would lock those out.
+-- $1 table   $2 the schema for the copies
+select format('create table %s.%I (like %s including all)', $2::text, c.relname, c.oid::regclass) as statement
+from pg_class as c where c.oid = $1::text::regclass
+union all
+select format('create table %1$s.%2$I (like %3$s, unique (%4$s)); alter table %1$s.%5$I add %6$s', $2::text,
+              'referenced_' || row_number() over (order by f.conname), f.confrelid::regclass,
+              (select string_agg(quote_ident(a.attname), ', ' order by k.n)
+               from unnest(f.confkey) with ordinality as k (attnum, n)
+               join pg_attribute as a on a.attrelid = f.confrelid and a.attnum = k.attnum),
+              c.relname,
+              replace(pg_get_constraintdef(f.oid), format(' REFERENCES %s(', f.confrelid::regclass),
+                      format(' REFERENCES %s.%I(', $2::text, 'referenced_' || row_number() over (order by f.conname))))
+from pg_constraint as f join pg_class as c on c.oid = f.conrelid
+where f.conrelid = $1::text::regclass and f.contype = 'f' and f.conparentid = 0;
+
 -- name: forget_watched
 delete from the_rowcast.watched;
 

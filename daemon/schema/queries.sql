@@ -182,7 +182,7 @@ order by 1, 2, 3;
 
 -- name: watch_problems
 -- The differences between watched tables and what rowcast.watch() was told about them: columns and keys that are gone,
--- children that are written to directly, and tables whose rows a topic cannot see.
+-- children that are written to directly, and tables that capture cannot read.
 with watched as (
     select format('%I.%I', w.schema_name, w.table_name) as name, w.columns, w.key, w.soft_delete, c.oid as relation,
            c.relpersistence
@@ -232,7 +232,7 @@ where not exists (
 union all
 select w.name, 'unlogged', '' from watched as w where w.relpersistence = 'u'
 union all
--- Topics are looked up as this role. It sees every row only if a policy says so and none says otherwise.
+-- Capture reads as this role, with row security off: where that applies to the role, the read fails.
 select format('%I.%I', s.nspname, c.relname), 'row_security', ''
 from pg_class as c
 join pg_namespace as s on s.oid = c.relnamespace
@@ -240,17 +240,6 @@ cross join reader as r
 where c.relkind in ('r', 'p') and c.relrowsecurity
   and (c.relforcerowsecurity or not pg_has_role(r.oid, c.relowner, 'usage'))
   and has_any_column_privilege(r.oid, c.oid, 'select')
-  and (
-      not exists (
-          select from pg_policy as p
-          where p.polrelid = c.oid and p.polpermissive and p.polcmd in ('r', '*') and p.polroles && array[0::oid, r.oid]
-            and pg_get_expr(p.polqual, p.polrelid) = 'true'
-      ) or exists (
-          select from pg_policy as p
-          where p.polrelid = c.oid and not p.polpermissive and p.polcmd in ('r', '*')
-            and p.polroles && array[0::oid, r.oid] and pg_get_expr(p.polqual, p.polrelid) <> 'true'
-      )
-  )
 order by 1, 2, 3;
 
 -- name: expressions

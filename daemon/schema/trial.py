@@ -46,7 +46,8 @@ async def _capture(scratch: Scratch, watched: asyncpg.Record) -> str:
     await transaction.start()
     try:
         copy = f"{scratch.spare}.{watched['table_name']}"
-        await connection.execute(f"create table {copy} (like {watched['name']} including all)")
+        for row in await connection.fetch(catalog("copy_table"), watched["name"], scratch.spare):
+            await connection.execute(row["statement"])
         await _call(connection, rowcast, "next_watch", watched["id"])
         how = (watched[name] for name in ("topic", "columns", "key", "soft_delete", "revokes", "pack", "model"))
         await _call(connection, rowcast, "watch", copy, *how, watched["per_row"], watched["on_error"])

@@ -6,10 +6,10 @@ import pytest
 
 from daemon.postgres.connect import Connection, connect
 from daemon.schema import migrate
-from daemon.schema.scratch import built
+from daemon.schema.scratch import Scratch, built
 from daemon.schema.trial import try_captures
 from tests.support.cases import for_each
-from tests.support.postgres import Server
+from tests.support.postgres import ignore
 
 TABLES = """
 create schema app;
@@ -18,6 +18,12 @@ create table app.notes (id integer primary key, room text, body text, amount int
 select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id, body, amount}');
 create table app."Odd Name" (id integer primary key, "Room" text);
 select rowcast.watch('app."Odd Name"', $$'room:' || r."Room"$$, '{id}', per_row => true, on_error => 'lenient');
+create table app.kinds (id integer primary key, unique (id));
+create table app.parts (
+    id integer primary key, kind integer references app.kinds on update cascade,
+    "Parent" integer references app.parts on delete set null deferrable initially deferred
+);
+select rowcast.watch('app.parts', $$'parts'$$, '{id, kind}');
 create table app.days (id integer primary key) partition by range (id);
 create table app.days_1 partition of app.days for values from (0) to (10);
 select rowcast.watch('app.days', $$'days'$$, '{id}');
@@ -30,17 +36,18 @@ MEND = "mend that, or call rowcast.watch() for it as it is now"
 
 
 @pytest.fixture
-async def sql(postgres: Server) -> AsyncIterator[Connection]:
-    async with postgres.chatgenius() as dsn:
-        connection = await connect(dsn, application_name="check", server_settings=migrate.SESSION)
-        await connection.execute(TABLES)
-        yield connection
-        await connection.close()
+async def sql(empty_database: str) -> AsyncIterator[Connection]:
+    await migrate.apply(empty_database, [], report=ignore)
+    connection = await connect(empty_database, application_name="check", server_settings=migrate.SESSION)
+    await connection.execute(TABLES)
+    yield connection
+    await connection.close()
 
 
-async def problems(sql: Connection) -> list[str]:
-    async with built(sql, migrate.histories_of(["chatgenius"], {}, None)) as scratch:
-        return [str(problem) for problem in await try_captures(scratch, ())]
+@pytest.fixture
+async def scratch(sql: Connection) -> AsyncIterator[Scratch]:
+    async with built(sql, migrate.histories_of([], {}, None)) as scratch:
+        yield scratch
 
 
 @for_each(
@@ -48,6 +55,10 @@ async def problems(sql: Connection) -> list[str]:
     [
         ("select 1", []),
         ("alter table app.notes alter column amount type bigint", []),
+        (
+            "alter table app.parts drop column kind",
+            [f"app.parts: rowcast.watch() would refuse it (rowcast: app.parts has no column kind): {MEND}"],
+        ),
         ("alter table app.notes alter column body type json using null", [f"app.notes: {DIFFERENTLY}"]),
         ("alter table app.notes alter column amount type app.pair using null", [f"app.notes: {DIFFERENTLY}"]),
         (
@@ -78,7 +89,7 @@ async def problems(sql: Connection) -> list[str]:
     ],
 )
 async def test_what_watch_would_refuse_or_do_otherwise_is_reported(
-    sql: Connection, change: str, found: list[str]
+    sql: Connection, scratch: Scratch, change: str, found: list[str]
 ) -> None:
     await sql.execute(change)
-    assert found == await problems(sql)
+    assert found == [str(problem) for problem in await try_captures(scratch, ())]

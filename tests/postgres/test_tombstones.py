@@ -66,6 +66,29 @@ async def test_a_deleted_row_loses_its_earlier_content_once_its_deletion_is_numb
         assert 1 == await pool.fetchval("select count(*) from rowcast.tombstones")
 
 
+async def test_a_row_that_is_deleted_and_inserted_again_keeps_its_new_content(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    """The deletion from the topic 'b' is numbered behind the new content in the topic 'a'."""
+    await sql.execute("""
+        create table app.shared (id integer primary key, rooms text[], body text);
+        select rowcast.watch('app.shared', 'r.rooms', '{id,rooms,body}');
+    """)
+    async with leader(database, pool):
+        await sql.execute("insert into app.shared values (1, '{a,b}', 'old')")
+        async with sql.transaction():
+            await sql.execute("delete from app.shared")
+            await sql.execute("insert into app.shared values (1, '{a}', 'new')")
+        await until_numbered(pool)
+    assert [
+        ("a", "insert", None),
+        ("b", "insert", None),
+        ("a", "delete", None),
+        ("a", "insert", "new"),
+        ("b", "delete", None),
+    ] == contents(await everything(pool))
+
+
 async def test_a_deleted_row_loses_its_content_in_every_topic_it_was_in(
     database: str, pool: Pool, sql: Connection
 ) -> None:

@@ -55,12 +55,14 @@ class Watched:
 
 def _json_of(columns: tuple[Column, ...]) -> str:
     """One JSON expression over the row `r`. No column is called `zq`."""
-    items = ", ".join(
-        f"case when num_nulls(r.{c.quoted}) = 0 then format('%s', r.{c.quoted}) end as {c.quoted}"
-        if c.type.as_text
-        else f"r.{c.quoted}"
-        for c in columns
-    )
+
+    def value(column: Column) -> str:
+        text = f"case when num_nulls(r.{column.quoted}) = 0 then format('%s', r.{column.quoted}) end"
+        if column.type.as_texts:
+            return f"({text})::text[] as {column.quoted}"
+        return f"{text} as {column.quoted}" if column.type.as_text else f"r.{column.quoted}"
+
+    items = ", ".join(map(value, columns))
     return f"(select row_to_json(zq) from (select {items}) as zq)"
 
 

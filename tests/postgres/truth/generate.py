@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.postgres.truth.case import Case
 from tests.postgres.truth.tables import Tables, lookup
-from tests.postgres.truth.writes import MAY_WRITE, SHADOWS, Writes, settings
+from tests.postgres.truth.writes import MAY_WRITE, OTHER_SETTINGS, SHADOWS, TEXT_SETTINGS, Writes
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Theme:
     shadows: float = 0.0
     transactions: int = 4
     among: str = "all"
+    shape: str = ""  # the one that odd tables have
 
 
 THEMES: Final = {
@@ -36,6 +37,7 @@ THEMES: Final = {
     "settings": Theme(types=0.9, keys=0.4, settings=6, transactions=4, among="sensitive"),
     "names": Theme(tables=2, names=0.7, triggers=1, settings=1, transactions=3),
     "shapes": Theme(tables=2, shapes=0.8, triggers=1, transactions=5),
+    "deferrable": Theme(shapes=1.0, triggers=1, calls=0.2, keys=0.2, shape="deferrable"),
     "keys": Theme(keys=0.8, types=0.3, settings=3, shapes=0.2, transactions=5),
     "roles": Theme(tables=2, roles=0.8, lookups=0.6, triggers=1, settings=2, shadows=0.5),
     "all": Theme(2, 0.3, 0.4, 0.3, 0.3, 2, 0.1, 3, 0.4, 0.3, 0.15, 0.2, 5),
@@ -46,7 +48,13 @@ def make(theme_name: str, seed: int) -> Case:
     theme = THEMES[theme_name]
     dice = random.Random(f"{theme_name}/{seed}")
     maker = Tables(
-        dice, names=theme.names, types=theme.types, keys=theme.keys, shapes=theme.shapes, among=theme.among
+        dice,
+        names=theme.names,
+        types=theme.types,
+        keys=theme.keys,
+        shapes=theme.shapes,
+        among=theme.among,
+        shape=theme.shape,
     )
     tables = [maker.table(0)]
     for number in range(1, dice.randint(1, theme.tables)):
@@ -70,7 +78,8 @@ def make(theme_name: str, seed: int) -> Case:
         writes.trigger(number)
         for number in range(dice.randint(min(theme.triggers, 1), theme.triggers) if theme.triggers else 0)
     ]
-    session = settings(dice, dice.randint(0, theme.settings)) if theme.settings else []
+    known = TEXT_SETTINGS if theme.among == "sensitive" else TEXT_SETTINGS + OTHER_SETTINGS
+    session = dice.sample(known, dice.randint(theme.settings // 2, theme.settings))
     if dice.random() < theme.roles:
         session.append("set role truth_writer")
         for table in tables:

@@ -10,20 +10,64 @@ from daemon.postgres.connect import Connection
 
 @dataclass(frozen=True)
 class Mutant:
-    """A replacement in the text of a function of capture, and the theme whose cases notice it."""
+    """A replacement in the text of a function of capture, and the theme whose cases notice it, from `seed` on."""
 
     theme: str
     function: str
     before: str
     after: str
+    seed: int = 0
 
 
-MUTANTS: Final[dict[str, Mutant]] = {}
+_AGAIN: Final = "current_setting('rowcast.captured', true) is not distinct from statement_timestamp()::text"
+
+MUTANTS: Final = {
+    "rows are never read again": Mutant("nests", "capture_body", _AGAIN, "false"),
+    "rows are read again only in triggers of triggers": Mutant(
+        "calls", "capture_body", _AGAIN, f"pg_trigger_depth() > 1 and {_AGAIN}"
+    ),
+    "a deferrable key is taken for unique": Mutant("deferrable", "capture_body", r"E'\n    again := true;'", "''"),
+    "a name may be a variable of the function": Mutant("names", "capture_body", "#variable_conflict use_column", ""),
+    "a record may be a column of that name": Mutant("names", "update_body", "row_to_json(x.*)", "row_to_json(x)"),
+    "a key may be a column of that name": Mutant("names", "key_of", "row_to_json(x.*)", "row_to_json(x)"),
+    "the function's body is quoted by a fixed tag": Mutant(
+        "names", "watch", "security definer %s as %L'", "security definer %s as $capture$%s$capture$'"
+    ),
+    "floats are written as the writer's session does": Mutant(
+        "settings", "capture_settings", "'extra_float_digits=1', ", ""
+    ),
+    "bytes are written as the writer's session does": Mutant(
+        "settings", "capture_settings", "'bytea_output=hex', ", ""
+    ),
+    "intervals are written as the writer's session does": Mutant(
+        "settings", "capture_settings", "'IntervalStyle=postgres',", ""
+    ),
+    "dates are written as the writer's session does": Mutant(
+        "settings", "capture_settings", "'DateStyle=iso, ymd', ", ""
+    ),
+    "times are written as the writer's session does": Mutant("settings", "capture_settings", "'TimeZone=UTC', ", ""),
+    "names are quoted as the writer's session does": Mutant(
+        "settings", "capture_settings", "'quote_all_identifiers=off', ", ""
+    ),
+    "row security hides what topics are read from": Mutant(
+        "roles", "capture_settings", "'row_security=off'", "'row_security=on'"
+    ),
+    "values are compared by their type": Mutant(
+        "values", "update_body", "record_image_ne(row(o.%1$I), row(n.%1$I))", "o.%1$I is distinct from n.%1$I"
+    ),
+    "keys are compared by their type": Mutant("keys", "same_key", "not c.same", "false"),
+    "a cast to text is used": Mutant("values", "text_of", "format('%%s', %1$s.%2$I)", "%1$s.%2$I::text"),
+    "a cast to json is used": Mutant("values", "published", "c.text_form", "false"),
+    "a parent is watched without its children": Mutant(
+        "shapes", "watch", "perform rowcast.check_inheritance(relation, per_row);", ""
+    ),
+    "a topic is tried as the one who watches": Mutant("roles", "type_of", "rowcast.has_capture_role()", "false"),
+}
 
 
 @asynccontextmanager
 async def mutated(admin: Connection, mutant: Mutant) -> AsyncIterator[None]:
-    original = await admin.fetchval("select pg_get_functiondef($1::regproc)", mutant.function)
+    original = await admin.fetchval("select pg_get_functiondef($1::regproc)", f"rowcast.{mutant.function}")
     assert mutant.before in original, f"{mutant.function} does not contain {mutant.before!r}"
     await admin.execute(original.replace(mutant.before, mutant.after))
     try:

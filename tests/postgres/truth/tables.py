@@ -42,7 +42,7 @@ class Tables:
     """Makes tables. `odd` is how likely a name, a type, a shape is an odd one."""
 
     def __init__(
-        self, dice: random.Random, *, names: float, types: float, keys: float, shapes: float, among: str
+        self, dice: random.Random, *, names: float, types: float, keys: float, shapes: float, among: str, shape: str
     ) -> None:
         self.dice = dice
         self.names = names
@@ -50,6 +50,7 @@ class Tables:
         self.keys = keys
         self.shapes = shapes
         self.among = SENSITIVE if among == "sensitive" else (*BUILT_IN, *OWN)
+        self._odd_shapes = (shape,) if shape else ("partitioned", "inherited", "deferrable", "unlogged")
         self._taken: set[str] = set()
 
     def chance(self, probability: float) -> bool:
@@ -91,10 +92,7 @@ class Tables:
         if not self.chance(self.types):
             return self.dice.choice((TEXT, TEXT, INTEGER))
         type_ = self.dice.choice(self.among)
-        # An enum's cast to json is not asked for the elements of an array of another type.
-        if self.chance(0.2) and "sly" not in type_.sql:
-            return array_of(type_)
-        return type_
+        return array_of(type_) if self.chance(0.2) else type_
 
     def _value_column(self, place: int) -> Column:
         type_ = self._type()
@@ -106,7 +104,7 @@ class Tables:
             while self.chance(self.keys):
                 type_ = self.dice.choice(KEY_TYPES) if self.chance(0.7) else self._type()
                 # Too large a value cannot be in an index, and not every type has an order.
-                if type_.can_be_key and all(len(value) < 500 for value in type_.values):
+                if type_.can_be_key and all(len(value) < 1500 for value in type_.values):
                     break
                 type_ = INTEGER
             values = (
@@ -144,11 +142,7 @@ class Tables:
         }
         items = [f"{c.quoted} {c.type.sql}" for c in table.columns if c.name not in made] + extra
         key = ", ".join(column.quoted for column in table.key)
-        shape = (
-            self.dice.choice(("partitioned", "inherited", "deferrable", "unlogged"))
-            if self.chance(self.shapes)
-            else "plain"
-        )
+        shape = self.dice.choice(self._odd_shapes) if self.chance(self.shapes) else "plain"
         if shape == "inherited" and any(column.type not in (INTEGER, TEXT) for column in table.key):
             shape = "unlogged"
         if shape == "partitioned":
@@ -215,13 +209,14 @@ class Tables:
     def watched(self, table: Table, *, lookups: float, per_row: float) -> Watched:
         published = [column for column in table.columns if self.chance(0.75)] or [table.columns[0]]
         self.dice.shuffle(published)
+        by_child = table.child is not None and self.chance(0.6)
         return Watched(
-            table.relation,
+            table.child if table.child and by_child else table.relation,
             self._topic(table, lookups),
             tuple(published),
             table.key,
             table.soft_delete.name if table.soft_delete and self.chance(0.8) else None,
-            self.chance(per_row),
+            self.chance(per_row) or by_child,
         )
 
     def _topic(self, table: Table, lookups: float) -> str:
@@ -253,8 +248,10 @@ SENSITIVE: Final = tuple(
     }
 )  # fmt: skip
 
+LONG: Final = Type("text", ("a" * 1200, "a" * 1201, "b" * 900, "é" * 400))
+
 KEY_TYPES: Final = (
-    TEXT, INTEGER, *(t for t in (*BUILT_IN, *OWN) if t.sql in {
+    TEXT, INTEGER, LONG, *(t for t in (*BUILT_IN, *OWN) if t.sql in {
         "bytea", "numeric", "timestamptz", "uuid", "float8", "float4", "interval", "bpchar",
         "text collate own.caseless", "jsonb", "date", "tstzrange", "int4range", "inet", '"char"', "name", "money",
         "timetz", "own.exact", "own.pair", "own.sly", "own.moody", "numrange",

@@ -15,6 +15,7 @@ from daemon.core.change import CONTENT, RESET_KINDS, Change, Kind, Seq
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Connection, Pool, open_pool
 from tests.postgres.truth.case import Case, Transaction, Watched
+from tests.postgres.truth.tables import LONG
 from tests.postgres.truth.values import OWN_TYPES
 from tests.support.log import leader, until_numbered
 
@@ -248,7 +249,9 @@ def resets_explained(transaction: Transaction, case: Case) -> set[Kind]:
     """The kinds of reset that this transaction may cause."""
     text = " ".join((*transaction.statements, *case.nests))
     hidden = any("enable row level security" in part for part in (*case.setup, *case.nests))
-    return ({Kind.TRUNCATE} if "truncate " in text else set()) | ({Kind.LOST} if hidden else set())
+    long = any(column.type is LONG for watched in case.watched for column in watched.key)
+    reasons = {Kind.TRUNCATE: "truncate " in text, Kind.LOST: hidden, Kind.LIMIT: long}
+    return {kind for kind, explained in reasons.items() if explained}
 
 
 class Client:
@@ -269,8 +272,10 @@ class Client:
         before = {topic: dict(rows) for topic, rows in self.rooms.items()}
         for change in changes:
             self._apply(change)
-        if any(change.kind in RESET_KINDS for change in changes):
-            self.rooms = defaultdict(dict, {topic: dict(rows) for topic, rows in said.rooms.items()})
+        every = {*self.rooms, *said.rooms}
+        for reset in {change.topic for change in changes if change.kind in RESET_KINDS}:
+            for room in every if reset.startswith("*") else {str(reset)}:
+                self.rooms[room] = dict(said.rooms.get(room, {}))
         for topic in sorted({*self.rooms, *said.rooms}):
             problems += _differences(topic, self.rooms.get(topic, {}), said.rooms.get(topic, {}))
         problems += _unnamed_columns(changes, before, self.rooms)

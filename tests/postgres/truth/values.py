@@ -17,13 +17,18 @@ def identifier(name: str) -> str:
 
 @dataclass(frozen=True)
 class Type:
-    """A type of a column. `as_text`: its values are published through their output function, as one JSON string."""
+    """A type of a column.
+
+    `as_text`: its values are published through their output function, as one JSON string. `as_texts`: they are arrays
+    whose elements are published so.
+    """
 
     sql: str
     values: tuple[str, ...]
     as_text: bool = False
     can_be_key: bool = True
     input_type: str | None = None
+    as_texts: bool = False
 
     def literal(self, value: str | None) -> str:
         return "null" if value is None else f"{quote(value)}::{self.input_type or self.sql}"
@@ -43,7 +48,9 @@ def array_of(element: Type) -> Type:
         "{NULL" + delimiter + item(second) + "}",
     )
     sql, collated, collation = element.sql.partition(" collate ")
-    return Type(f"{sql}[]{collated}{collation}", values, element.as_text, element.can_be_key, f"{sql}[]")
+    return Type(
+        f"{sql}[]{collated}{collation}", values, False, element.can_be_key, f"{sql}[]", as_texts=element.as_text
+    )
 
 
 INTEGER: Final = Type("integer", ("1", "2", "3", "4", "5", "-2147483648"))

@@ -59,7 +59,8 @@ class Writes:
         table = table or self.dice.choice(self.tables)
         ways: list[tuple[Callable[[Table, str], str], int]] = [
             (self.insert, 6), (self.update, 8), (self.delete, 3), (self.merge, 2), (self.with_writes, 2),
-            (self.copy, 1), (self.block, 1), (self.truncate, 0 if self.plain else 1), (self.cursor, 1),
+            (self.copy, 1), (self.pair, 1), (self.block, 1), (self.truncate, 0 if self.plain else 1),
+            (self.cursor, 1),
         ]  # fmt: skip
         [way] = self.dice.choices([way for way, _ in ways], [weight for _, weight in ways])
         return way(table, self.dice.choice(table.targets))
@@ -152,6 +153,10 @@ class Writes:
     def block(self, table: Table, target: str) -> str:
         body = "; ".join(self.statement_for_code(table) for _ in range(2))
         return f"do $q$ begin {body}; exception when others then null; end $q$"
+
+    def pair(self, table: Table, target: str) -> str:
+        """Two statements that the client sends at once."""
+        return f"{self.update(table, target)}; {self.update(table, target)}"
 
     def cursor(self, table: Table, target: str) -> str:
         update = self.update(table, target).partition(" where ")[0].partition(" returning ")[0]
@@ -279,26 +284,25 @@ class Writes:
         return self.statement_for_code(other)
 
 
-def settings(dice: random.Random, count: int) -> list[str]:
-    """Settings of the writer's session that change how values are written as text, or how names are found."""
-    known = [
-        *(f"set extra_float_digits = {n}" for n in (-15, -3, 0, 3)), "set bytea_output = 'escape'",
-        "set intervalstyle = 'iso_8601'", "set intervalstyle = 'postgres_verbose'",
-        "set intervalstyle = 'sql_standard'", "set datestyle = 'SQL, DMY'", "set datestyle = 'German'",
-        "set datestyle = 'Postgres, MDY'", "set timezone = 'Asia/Kolkata'", "set timezone = 'America/St_Johns'",
-        "set quote_all_identifiers = on", "set xmlbinary = 'hex'", "set xmloption = 'document'",
-        "set lc_monetary = 'C.UTF-8'", "set lc_numeric = 'C.UTF-8'", "set lc_time = 'C.UTF-8'",
-        "set standard_conforming_strings = off", "set transform_null_equals = on", "set array_nulls = off",
-        "set row_security = off", "set search_path = public, pg_catalog, app", "set search_path = ''",
-        "set search_path = app, public", "set plan_cache_mode = 'force_generic_plan'",
-        "set enable_hashjoin = off; set enable_mergejoin = off", "set enable_nestloop = off",
-        "set join_collapse_limit = 1; set from_collapse_limit = 1", "set work_mem = '64kB'",
-        "set plpgsql.extra_errors = 'all'", "set client_min_messages = 'error'", "set escape_string_warning = off",
-        "create temp table new_rows (id integer); create temp table events (id integer)",
-        "set rowcast.actor = 'ada'", "set statement_timeout = '60s'", "set backslash_quote = off",
-        "set default_text_search_config = 'english'", "set enable_seqscan = off",
-    ]  # fmt: skip
-    return dice.sample(known, count)
+TEXT_SETTINGS: Final = (
+    *(f"set extra_float_digits = {digits}" for digits in (-15, -3, 0)), "set bytea_output = 'escape'",
+    "set intervalstyle = 'iso_8601'", "set intervalstyle = 'postgres_verbose'", "set intervalstyle = 'sql_standard'",
+    "set datestyle = 'SQL, DMY'", "set datestyle = 'German'", "set datestyle = 'Postgres, MDY'",
+    "set timezone = 'Asia/Kolkata'", "set timezone = 'America/St_Johns'", "set quote_all_identifiers = on",
+    "set standard_conforming_strings = off", "set transform_null_equals = on", "set lc_monetary = 'C.UTF-8'",
+)  # fmt: skip
+"""Settings of a writer that change the text of values, or what an expression means."""
+
+OTHER_SETTINGS: Final = (
+    "set extra_float_digits = 3", "set xmlbinary = 'hex'", "set xmloption = 'document'", "set lc_numeric = 'C.UTF-8'",
+    "set lc_time = 'C.UTF-8'", "set array_nulls = off", "set row_security = off", "set client_min_messages = 'error'",
+    "set search_path = public, pg_catalog, app", "set search_path = ''", "set search_path = app, public",
+    "set plan_cache_mode = 'force_generic_plan'", "set enable_hashjoin = off; set enable_mergejoin = off",
+    "set enable_nestloop = off", "set join_collapse_limit = 1; set from_collapse_limit = 1", "set work_mem = '64kB'",
+    "set plpgsql.extra_errors = 'all'", "set escape_string_warning = off", "set rowcast.actor = 'ada'",
+    "create temp table new_rows (id integer); create temp table events (id integer)", "set enable_seqscan = off",
+    "set backslash_quote = off", "set default_text_search_config = 'english'", "set statement_timeout = '60s'",
+)  # fmt: skip
 
 
 MAY_WRITE: Final = """

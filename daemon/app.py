@@ -28,6 +28,7 @@ from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, json_page, static_pages, text_page
 from daemon.gateway.server import Gateway, Limits, bind, encode
 from daemon.health import Readiness
+from daemon.log.backlog import Backlog
 from daemon.log.dead_letters import DeadLetters
 from daemon.log.grants import PgGrants
 from daemon.log.notifier import Notifier
@@ -98,6 +99,7 @@ class _Parts:
 
     notifier: Notifier
     sequencer: Sequencer
+    backlog: Backlog
     retention: Retention
     schema: SchemaHealth
     pump: Pump
@@ -208,10 +210,12 @@ def _build(
         chunk=settings.read_chunk,
     )
     notifier, sequencer, retention = _build_log(settings, pool, pump, log_cache, events, numbers, on_unusable)
+    backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
     readiness = Readiness(
         lambda: schema.problems,
         lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
         lambda: ("the log is not being read",) if pump.read_age > MAX_READ_AGE else (),
+        backlog.reasons,
     )
     limits = Limits(
         connections=settings.max_clients,
@@ -229,7 +233,7 @@ def _build(
         router=router,
         authenticate=Authenticator(settings.require_secret()).verify,
         wait_until_delivered=pump.wait_until_delivered,
-        read_age=lambda: pump.read_age,
+        read_age=lambda: max(pump.read_age, backlog.age),
         close_history=CloseHistory(),
         encode=encode,
         clock=time.monotonic,
@@ -246,8 +250,9 @@ def _build(
     metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
     metrics.RECENT_BYTES.set_function(lambda: log_cache.size)
     metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
+    metrics.UNNUMBERED_AGE.set_function(lambda: backlog.age)
     metrics.BEAT_AGE.set_function(lambda: notifier.silence)
-    return _Parts(notifier, sequencer, retention, schema, pump, gateway, readiness)
+    return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, readiness)
 
 
 def _build_log(
@@ -302,6 +307,7 @@ async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any,
     """Start every part but the gateway, and wait until each works. Raises an OperatorFault."""
     run_in_background(parts.notifier.run())
     run_in_background(parts.sequencer.run())
+    run_in_background(parts.backlog.run())
     run_in_background(parts.schema.watch())
     run_in_background(parts.retention.run())
     try:

@@ -57,6 +57,7 @@ class Pump:
         self._pending_dead_letters: list[Invalid] = []  # stored before anything behind them is delivered
         self._deliveries: list[asyncio.Future[None]] = []  # done when the hub has moved
         self._read_at = float("-inf")
+        self._moved_at = float("-inf")  # when the hub last moved
         self.started = asyncio.Event()
         self.failure = ""  # why the last attempt to read the log failed
         self.readable = asyncio.Event()  # set unless the last attempt to read the log failed
@@ -96,7 +97,7 @@ class Pump:
             self._wakeup.clear()
             try:
                 await self._catch_up()
-                if timed_out:
+                if timed_out or time.monotonic() - self._moved_at > self._poll_every:
                     await self._check_for_new_term()
                 self.failure = ""
                 self.readable.set()
@@ -158,11 +159,11 @@ class Pump:
         return changes
 
     async def _check_for_new_term(self) -> None:
-        """A new term may have no numbers yet, and still have taken back some that were delivered."""
+        """A new term may have no numbers yet, or lower ones, and still have taken back some that were delivered."""
         if not self.started.is_set():
             return
         head = await self._log.head()
-        if head.seq > self._hub.position.seq and not await self._log.read(self._hub.position.seq, 1):
+        if head != self._hub.position and not await self._log.read(self._hub.position.seq, 1):
             await self._check_gap(Seq(head.seq + 1))
 
     async def _check_gap(self, first: Seq) -> None:
@@ -177,10 +178,12 @@ class Pump:
             metrics.RESETS.labels(reason=reason).inc()
 
     def _move(self, position: Position, reason: str) -> None:
+        self._moved_at = time.monotonic()
         self._hub.move(position, reason)
         self._log_cache.restart(position)
 
     def _publish(self, changes: Sequence[Change]) -> None:
+        self._moved_at = time.monotonic()
         sendable, invalid = self._router.validate(changes)
         position = Position(self._hub.position.epoch, changes[-1].seq)
         built, delivered = self._hub.publish(

@@ -54,8 +54,8 @@ class Selection:
 class Refusal(NamedTuple):
     """A dead letter that was not replayed.
 
-    `reason` is `forgotten` (the log no longer has its event), `gone` (its row no longer exists) or `changed` (a later
-    change of the row exists).
+    `reason` is `forgotten` (the log no longer has its event), `gone` (its row no longer exists), `changed` (a later
+    change of the row exists) or `set_aside` (it could not be numbered; its topic was reset instead).
     """
 
     seq: int

@@ -102,8 +102,8 @@ class PgLogReader:
             return "epoch"
         if since.seq < row["floor"]:
             return "retention"
-        if row["recorded_end"] is None or since.seq > row["recorded_end"]:
-            return "crash"
+        if not row["on_record"]:
+            return "crash" if row["crashed"] else "epoch"
         return None
 
 

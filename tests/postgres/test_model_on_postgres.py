@@ -10,13 +10,14 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import permutations, product
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from daemon.core.change import Change, Seq
 from daemon.log.queries import query
 from daemon.log.reader import PgLogReader
-from daemon.log.sequencer import FOLLOWER_LOCK
+from daemon.log.sequencer import FOLLOWER_LOCK, LEASE
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from tests.support.log import ROWS
 
@@ -56,16 +57,21 @@ class Numbering:
 
     async def lead(self) -> None:
         """Open a term, which continues from the log."""
-        opened = await self._connection.fetchrow(query("open_term"), False)
+        nonce = uuid4()
+        opened = await self._connection.fetchrow(
+            query("open_term"), nonce, self._state.get("nonce"), LEASE, False, None, 0
+        )
         assert opened is not None
-        self._state = dict(opened)
+        self._state = dict(opened) | {"nonce": nonce}
 
     async def number(self) -> None:
         _, xmax, in_progress = self._state["snapshot"].split(":")
         xids = [xid for xid in in_progress.split(",") if xid]
         state = self._state
         row, *_ = await self._connection.fetch(
-            self._statement, state["term"], state["base"], xmax, xids, state["first_segment"], 0, FOLLOWER_LOCK
+            self._statement,
+            *(state["nonce"], state["base"], xmax, xids, state["first_segment"], 0, FOLLOWER_LOCK, state["term"]),
+            *(state["base"], None),
         )
         self._state |= {"snapshot": row["snapshot"], "base": row["last_seq"]}
 

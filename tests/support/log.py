@@ -26,8 +26,12 @@ async def leader(
     offer: Offer = lambda _, __: None,
     max_offered: int = 0,
     leads: bool = True,
+    killed: bool = False,
 ) -> AsyncIterator[Sequencer]:
-    """A sequencer that leads or, without `leads`, has only been started. It polls: nothing notifies it."""
+    """A sequencer that leads or, without `leads`, has only been started. It polls: nothing notifies it.
+
+    At the end it stops in order or, if `killed`, loses its connection first.
+    """
     connecting = partial(connect, database, application_name="sequencer", server_settings=SESSION)
     sequencer = Sequencer(
         connecting,
@@ -44,6 +48,8 @@ async def leader(
             await sequencer.leading.wait()
         yield sequencer
     finally:
+        if killed:
+            await pool.execute("select pg_terminate_backend($1)", sequencer.backend_pid)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

@@ -70,7 +70,7 @@ class Backlog:
 
     async def _moves(self, now: float) -> bool:
         position, self._delivered = self._delivered, self._position()
-        if self._sequencer.numbered_at > now - CHECK_DELAY or position != self._delivered:
+        if self._sequencer.numbered_at > now - 2 * CHECK_DELAY or position != self._delivered:
             self._oldest, self._failure = None, ""
             return True
         try:

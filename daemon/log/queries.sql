@@ -283,7 +283,7 @@ cross join lateral (select o.* from rowcast.changes as o where o.seq = last.seq 
 -- name: continuity
 -- The current epoch, the log's floor, and whether the position is on record. If it is not, a crash can have undone it only
 -- between two terms of which the second does not follow in order, or after the newest term if that leads no more.
--- Otherwise it was never given out here: it is from another past of this database.
+-- Otherwise it was never given out here: it is from another past of this database. So it is if a restore wrote the lease.
 -- $1 seq bigint
 select
     (select t.epoch from rowcast.terms as t order by t.term desc limit 1) as epoch,
@@ -294,6 +294,7 @@ select
         not exists (
             select from (select t.nonce from rowcast.terms as t order by t.term desc limit 1) as newest
             where newest.nonce = rowcast.lease_holder())
+        and not exists (select from rowcast.lease as l where l.xmin <> l.xid::xid)
     ) as crashed;
 
 -- name: expired

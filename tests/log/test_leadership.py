@@ -182,7 +182,9 @@ async def test_the_lease_of_an_idle_leader_does_not_expire(
     async with leader(database, pool, poll_every=3600):
         first = await sql.fetchrow("select nonce, renewed_at from rowcast.lease")
         assert first is not None
-        while await sql.fetchval("select renewed_at < $1::timestamptz + interval '4 s' from rowcast.lease", first["renewed_at"]):
+        while await sql.fetchval(
+            "select renewed_at < $1::timestamptz + interval '4 s' from rowcast.lease", first["renewed_at"]
+        ):
             assert first["nonce"] == await sql.fetchval("select rowcast.lease_holder()")
             await asyncio.sleep(0.05)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -75,6 +76,7 @@ async def test_the_last_change_of_a_topic_is_found_by_an_index(log: Connection, 
 
 
 HISTORY = 2000
+NONCE = UUID(int=0)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,14 @@ HISTORY = 2000
         ("changes_of_topics", "(0, 0, '{}', 10, 10)", f"({HISTORY - 50}, {HISTORY}, '{{row:1}}', 100, 1000)", 60),
         ("rest_of_transaction", "(0, 0, null)", f"({HISTORY - 50}, {HISTORY}, null)", 60),
         ("limits", "(0, 0, 1, 1)", f"({HISTORY - 49}, {HISTORY}, 10, 10)", 120),
-        ("number_events", "(1, 0, '3', '{}', 0, 10, 1)", f"(1, {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1)", 30),
+        (
+            "number_events",
+            f"('{NONCE}', 0, '3', '{{}}', 0, 10, 1, 1, 0, null)",
+            f"('{NONCE}', {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1, 1, 0, null)",
+            30,
+        ),
+        ("fresh_events", "('3', '{}', 0)", "('XMAX', '{}', 0)", 30),
+        ("oldest_unnumbered", "", "", 30),
     ],
 )
 async def test_a_plan_made_for_empty_tables_does_not_scan_full_ones(
@@ -100,6 +109,7 @@ async def test_a_plan_made_for_empty_tables_does_not_scan_full_ones(
             for version in range(1, HISTORY // 8 + 1):
                 await sql.execute("update app.rows set version = $1", version)
             await until_numbered(pool)
+        await sql.execute("update rowcast.lease set nonce = $1, xid = pg_current_xact_id()", NONCE)
         xmax = await sql.fetchval("select pg_snapshot_xmax(pg_current_snapshot())::text")
         await sql.execute("update app.rows set version = -1")
         [row] = await connection.fetch(

@@ -209,10 +209,9 @@ class Sequencer:
                 term = await self._open_term(connection, None)
                 if term is not None:
                     return term
-            else:
-                self.leader_seen_at, self.failure = time.monotonic(), ""
-                if holder != self._known:
-                    self._known, self._known_seq = holder, 0
+            elif holder != self._known:
+                self._known, self._known_seq = holder, 0
+            self.leader_seen_at, self.failure = time.monotonic(), ""
             if not following:
                 following = await connection.fetchval(
                     query("share_follower_lock"), FOLLOWER_LOCK, timeout=ANSWER_TIMEOUT

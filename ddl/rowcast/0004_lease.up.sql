@@ -98,8 +98,8 @@ from rowcast.terms as t order by t.term desc limit 1;
 
 -- Takes the lease, or keeps the one that is held under the nonce `held`, and opens a term under a new nonce. Returns a
 -- null term if another leads. The caller commits synchronously.
--- The lease's row is locked first. A leader that is numbering shares that lock, so this waits for its batch; what it
--- numbers afterwards finds another nonce, and is not written. Everything below is read after the lock was granted.
+-- The lease's row is locked first. A leader that is numbering shares that lock: it still leads, however long its batch
+-- takes. What it numbers afterwards finds another nonce, and is not written. Everything below is read under the lock.
 --
 -- Numbering continues from the stored snapshot. The epoch stays the same while the log is known to be the one that the
 -- last term wrote. It changes if the timeline did, if the rows were written by a restore, if a term that the caller has
@@ -128,8 +128,11 @@ declare
     same boolean;
     opening integer;
 begin
-    select l.*, l.xmin = l.xid::xid as genuine into lease from rowcast.lease as l for no key update;
+    select l.*, l.xmin = l.xid::xid as genuine into lease from rowcast.lease as l for no key update skip locked;
     if not found then
+        if exists (select from rowcast.lease) then
+            return;
+        end if;
         insert into rowcast.lease (nonce, renewed_at, expires_at, released)
         values (open_term.nonce, clock_timestamp(), clock_timestamp(), false)
         returning *, false as genuine into lease;

@@ -37,12 +37,12 @@ def leader_of(run: Scenario) -> int:
 async def not_ready(daemon: Supervised) -> str:
     """Wait until a daemon is not ready because events are not numbered, and return what it says about that."""
     assert daemon.daemon
-    while True:
-        status, page = await get(f"{daemon.daemon.http}/readyz")
-        for reason in json.loads(page)["reasons"] if status == 503 else ():
-            if "number" in reason:
-                return str(reason)
+    found: list[str] = []
+    while not found:
         await asyncio.sleep(0.1)
+        _, page = await get(f"{daemon.daemon.http}/readyz")
+        found = [reason for reason in json.loads(page)["reasons"] if "number" in reason]
+    return found[0]
 
 
 async def ready(daemon: Supervised) -> None:
@@ -170,6 +170,8 @@ async def test_while_no_event_can_be_numbered_no_daemon_is_ready(
         try:
             async with asyncio.timeout(14 if mutant else TIMEOUT):
                 reasons = [await not_ready(daemon) for daemon in run.daemons]
+                while not all(checker.stale for checker in run.checkers):
+                    await asyncio.sleep(0.1)
         except TimeoutError:
             assert mutant
             results.caught(f"31 ({fault.__name__})", mutant, "the daemons stay ready")
@@ -185,9 +187,9 @@ async def test_while_no_event_can_be_numbered_no_daemon_is_ready(
         await run.recovered()
         assert CLEAN == await run.verdict()
         injected = {
-            read_only: "`default_transaction_read_only = on`; every connection is terminated",
-            locked: "a transaction holds `lock table rowcast.batches`",
-        }[fault]
+            "read_only": "`default_transaction_read_only = on`; every connection is terminated",
+            "locked": "a transaction holds `lock table rowcast.batches`",
+        }[fault.__name__]
         results.held(
             f"31 ({fault.__name__})",
             "no event can be numbered",

@@ -123,7 +123,7 @@ async def test_restarts_and_failovers_keep_the_epoch_and_every_position(
     assert 1 == len({position.epoch for position in positions})
 
 
-async def test_an_old_copy_that_cannot_be_told_from_a_restart_passes_over_the_numbers_of_the_other_past(
+async def test_an_old_copy_that_looks_like_a_restart_passes_over_the_numbers_of_the_other_past(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     """As after a cold copy of the data directory was put back: every row is as its own transaction wrote it."""

@@ -48,29 +48,44 @@ async def numbered_twice(pool: Pool) -> int:
 
 
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
-@pytest.mark.parametrize("first", ["numbering", "takeover"])
-async def test_a_takeover_and_a_batch_at_the_same_time_number_each_event_once(
-    two: tuple[Connection, Connection], pool: Pool, sql: Connection, first: str, ends: str
+async def test_nobody_takes_over_while_a_batch_is_being_numbered(
+    two: tuple[Connection, Connection], pool: Pool, sql: Connection, ends: str
 ) -> None:
     old, new = map(ManualLeader, two)
     assert await old.lead()
     await sql.execute(WRITE)
     await expire_lease(sql)
-    leading, following = (old.number, new.lead) if first == "numbering" else (new.lead, old.number)
-    leads, follows = (old, new) if first == "numbering" else (new, old)
-    transaction = leads.connection.transaction()
+    transaction = old.connection.transaction()
     await transaction.start()
-    assert await leading()
-    second = asyncio.create_task(following())
-    await waits(sql, follows.connection, second)
+    assert await old.number()
+    assert not await new.lead()
     await (transaction.commit() if ends == "commit" else transaction.rollback())
-    succeeded = await second
-    assert (first == "numbering" or ends == "rollback") == succeeded
+    assert await new.lead()
     await sql.execute(WRITE)
-    if first == "takeover" and ends == "rollback":
-        assert await old.number()
-    else:
-        assert await new.number()
+    assert await new.number()
+    assert not await old.number()
+    assert (2, 0) == (await pool.fetchval("select count(*) from rowcast.log"), await numbered_twice(pool))
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+async def test_a_batch_waits_for_a_takeover_and_is_written_only_if_that_fails(
+    two: tuple[Connection, Connection], pool: Pool, sql: Connection, ends: str
+) -> None:
+    old, new = map(ManualLeader, two)
+    assert await old.lead()
+    await sql.execute(WRITE)
+    await expire_lease(sql)
+    transaction = new.connection.transaction()
+    await transaction.start()
+    assert await new.lead()
+    numbering = asyncio.create_task(old.number())
+    await waits(sql, old.connection, numbering)
+    await (transaction.commit() if ends == "commit" else transaction.rollback())
+    assert (ends == "rollback") == await numbering
+    await sql.execute(WRITE)
+    leads, other = (new, old) if ends == "commit" else (old, new)
+    assert await leads.number()
+    if other is old:
         assert not await old.number()
     assert (2, 0) == (await pool.fetchval("select count(*) from rowcast.log"), await numbered_twice(pool))
 
@@ -128,7 +143,7 @@ async def test_an_idle_poll_takes_no_lock_and_no_transaction_id(
         assert 1 == await sql.fetchval("select count(*) from (select from rowcast.lease for update nowait) as l")
 
 
-async def test_whoever_holds_the_public_locks_stops_neither_leader_nor_follower(
+async def test_a_stranger_with_the_public_locks_stops_neither_leader_nor_follower(
     database: str, pool: Pool, sql: Connection
 ) -> None:
     stranger = await connect(database, application_name="stranger")
@@ -196,7 +211,7 @@ async def test_a_leader_that_stops_in_order_releases_the_lease(database: str, po
 
 
 async def test_a_daemon_that_cannot_write_lets_another_lead(database: str, pool: Pool, sql: Connection) -> None:
-    settings = SESSION | {"default_transaction_read_only": "on"}
+    settings = {**SESSION, "default_transaction_read_only": "on"}
     connecting = partial(connect, database, application_name="read only", server_settings=settings)
     broken = Sequencer(connecting, pool, asyncio.Event(), asyncio.Event(), poll_every=0.01)
     task = asyncio.create_task(broken.run())

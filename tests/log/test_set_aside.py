@@ -40,7 +40,7 @@ async def insert(sql: Connection, values: str) -> None:
     await sql.execute(f"{INSERT} {values} from rowcast.watched as w where w.schema_name = 'app'")
 
 
-async def letters(pool: Pool) -> list[dict[str, object]]:
+async def dead_letters(pool: Pool) -> list[dict[str, object]]:
     """The dead letters, once no other waits to be stored."""
     while await pool.fetchval("select exists (select from rowcast.set_aside)"):
         pass
@@ -59,7 +59,7 @@ async def test_one_event_that_cannot_be_numbered_stops_nobody(
             await sql.execute(UPDATE + "2")
         await sql.execute(UPDATE + "3")
         await until_numbered(pool)
-        [letter] = await letters(pool)
+        [letter] = await dead_letters(pool)
     one, *others = await everything(pool)
     [limit] = [change for change in (one, *others) if change.kind is Kind.LIMIT]
     assert {"row:1", "row:2", "row:3"} == {change.topic for change in (one, *others) if change is not limit}
@@ -96,7 +96,7 @@ async def test_many_broken_events_among_others_are_found_and_order_is_kept(
     async with leader(database, pool, killed=True):  # a change of leader loses nothing of it
         await until_numbered(pool)
     async with leader(database, pool):
-        assert expected.count("*app") == len(await letters(pool))
+        assert expected.count("*app") == len(await dead_letters(pool))
     changes = await everything(pool)
     assert sorted(expected) == sorted(change.topic for change in changes)
     versions: dict[str, list[int]] = {}
@@ -119,7 +119,7 @@ async def test_the_content_of_a_row_whose_deletion_is_set_aside_is_removed(
             await insert(sql, f"'row:1', 'insert', '{key}', '{{\"secret\": 2}}', null, null")
             await insert(sql, f"'row:1', 'delete', '{key}', null, null, null")
         await until_numbered(pool)
-        assert 1 == len(await letters(pool))
+        assert 1 == len(await dead_letters(pool))
     assert 0 == await pool.fetchval("select count(*) from rowcast.events where record::text like '%secret%'")
     assert PURGE_ROWS > 0
 
@@ -165,7 +165,7 @@ async def test_bytes_that_are_no_text_stop_nobody(postgres: Server, max_offered:
             await insert(sql, f"{broken}, 'update', '{{\"id\": 4}}', '{{}}', null, null")
             await sql.execute(UPDATE + "3")
             await until_numbered(pool)
-            assert ["22021"] * 3 == [str(letter["reason"])[-5:] for letter in await letters(pool)]
+            assert ["22021"] * 3 == [str(letter["reason"])[-5:] for letter in await dead_letters(pool)]
         assert ["row:1", "row:1", "row:2", "*app", "row:3"] == [change.topic for change in await everything(pool)]
         await sql.close()
         await pool.close()

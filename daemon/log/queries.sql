@@ -281,21 +281,16 @@ cross join lateral (
 cross join lateral (select o.* from rowcast.changes as o where o.seq = last.seq offset 0) as c order by c.seq;
 
 -- name: continuity
--- The current epoch, the log's floor, and whether the position is on record. If it is not, a crash can have undone it only
--- between two terms of which the second does not follow in order, or after the newest term if that leads no more.
--- Otherwise it was never given out here: it is from another past of this database. So it is if a restore wrote the lease.
+-- The current epoch, the log's floor, and whether the position is on record. If it is not: whether a crash can have undone
+-- it, which depends on how the next term began (null: there is none yet), and whether the newest term leads. Then a
+-- position past it was never given out here. If it does not, the next term decides which history this is.
 -- $1 seq bigint
 select
     (select t.epoch from rowcast.terms as t order by t.term desc limit 1) as epoch,
     rowcast.log_floor() as floor,
     rowcast.on_record($1) as on_record,
-    coalesce(
-        (select t.after_crash from rowcast.terms as t where t.base > $1 order by t.base, t.term limit 1),
-        not exists (
-            select from (select t.nonce from rowcast.terms as t order by t.term desc limit 1) as newest
-            where newest.nonce = rowcast.lease_holder())
-        and not exists (select from rowcast.lease as l where l.xmin <> l.xid::xid)
-    ) as crashed;
+    (select t.after_crash from rowcast.terms as t where t.base > $1 order by t.base, t.term limit 1) as crashed,
+    rowcast.lease_holder() = (select t.nonce from rowcast.terms as t order by t.term desc limit 1) as led;
 
 -- name: expired
 -- The statements that drop the tables of retired segments, in order. They detach concurrently first: otherwise every

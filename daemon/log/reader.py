@@ -103,6 +103,8 @@ class PgLogReader:
         if since.seq < row["floor"]:
             return "retention"
         if not row["on_record"]:
+            if row["crashed"] is None and not row["led"]:
+                raise LogUnavailable("no leader")
             return "crash" if row["crashed"] else "epoch"
         return None
 

@@ -65,14 +65,15 @@ as $$
 $$;
 
 -- How far a new term begins beyond the newest number on record. At least 2^17, since a crash undoes fewer numbers than
--- that. Then a random part. Then 10,000 numbers for each second since the log was last known to be alive: if this
--- database is an old copy of itself, the numbers that the other past gave in that time are passed over.
+-- that. Then a random part. Then 100,000 numbers for each second since the log was last known to be alive: if this
+-- database is an old copy of itself, the numbers that the other past gave in that time are passed over. After three
+-- seconds that outweighs the random part, which is for clocks that went back too.
 create function rowcast.term_jump(alive_at timestamptz) returns bigint
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $$
-    select 131072 + (random() * 1048576)::bigint
-        + greatest(0, least(1073741824, 10000 * extract(epoch from clock_timestamp() - alive_at)))::bigint
+    select 131072 + (random() * 262144)::bigint
+        + greatest(0, least(1073741824, 100000 * extract(epoch from clock_timestamp() - alive_at)))::bigint
 $$;
 
 -- Is the next segment due? It is once the open one is older than `age`, or has used half of its numbers. Null for an age

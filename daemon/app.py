@@ -244,15 +244,20 @@ def _build(
         chunk=settings.read_chunk,
     )
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
-    metrics.CLIENTS.set_function(lambda: gateway.clients)
     metrics.CLIENTS_LIMIT.set(limits.max_clients())
+    _connect_gauges(hub, log_cache, notifier, backlog, gateway)
+    return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, readiness)
+
+
+def _connect_gauges(hub: Hub, log_cache: LogCache, notifier: Notifier, backlog: Backlog, gateway: Gateway) -> None:
+    """Let the gauges read what the parts know at the moment."""
+    metrics.CLIENTS.set_function(lambda: gateway.clients)
     metrics.UNAUTHENTICATED.set_function(lambda: gateway.pending)
     metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
     metrics.RECENT_BYTES.set_function(lambda: log_cache.size)
     metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
     metrics.UNNUMBERED_AGE.set_function(lambda: backlog.age)
     metrics.BEAT_AGE.set_function(lambda: notifier.silence)
-    return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, readiness)
 
 
 def _build_log(

@@ -2,8 +2,8 @@
 
 from daemon.schema.revisions import run_sql
 
-revision = "rowcast_0004"
-down_revision = "rowcast_0003"
+revision = "rowcast_0006"
+down_revision = "rowcast_0005"
 
 
 def upgrade() -> None:

@@ -29,6 +29,7 @@ from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, json_page, static_pages, text_page
 from daemon.gateway.server import Gateway, Limits, bind, encode
 from daemon.health import Readiness
+from daemon.log.backlog import Backlog
 from daemon.log.dead_letters import DeadLetters
 from daemon.log.grants import PgGrants
 from daemon.log.notifier import Notifier
@@ -98,6 +99,7 @@ class _Parts:
 
     notifier: Notifier
     sequencer: Sequencer
+    backlog: Backlog
     retention: Retention
     schema: SchemaHealth
     pump: Pump
@@ -209,22 +211,17 @@ def _build(
         chunk=settings.read_chunk,
     )
     notifier, sequencer, retention = _build_log(settings, pool, pump, log_cache, events, numbers, on_unusable)
+    backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
     readiness = Readiness(
         lambda: schema.problems,
         lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
         pump.problems,
+        backlog.reasons,
         retention.problems,
         warnings=[retention.warnings],
     )
-    ages: tuple[Age, ...] = (lambda: pump.read_age,)  # each part that changes can wait for
-    limits = Limits(
-        connections=settings.max_clients,
-        pending=settings.max_unauthenticated,
-        per_user=settings.max_clients_per_user,
-        per_address=settings.max_clients_per_address,
-        user_rate=settings.user_rate,
-        deflate_bytes=settings.deflate_bytes,
-    )
+    ages: tuple[Age, ...] = (lambda: pump.read_age, lambda: backlog.age)  # each part that changes can wait for
+    limits = _limits(settings)
     context = ClientContext(
         hub=hub,
         log_reader=log_cache,
@@ -245,14 +242,31 @@ def _build(
     )
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
     count_dropped_lines(metrics.LOG_LINES_DROPPED.inc)
-    metrics.CLIENTS.set_function(lambda: gateway.clients)
     metrics.CLIENTS_LIMIT.set(limits.max_clients())
+    _connect_gauges(hub, log_cache, notifier, backlog, gateway)
+    return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, readiness)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        connections=settings.max_clients,
+        pending=settings.max_unauthenticated,
+        per_user=settings.max_clients_per_user,
+        per_address=settings.max_clients_per_address,
+        user_rate=settings.user_rate,
+        deflate_bytes=settings.deflate_bytes,
+    )
+
+
+def _connect_gauges(hub: Hub, log_cache: LogCache, notifier: Notifier, backlog: Backlog, gateway: Gateway) -> None:
+    """Let the gauges read what the parts know at the moment."""
+    metrics.CLIENTS.set_function(lambda: gateway.clients)
     metrics.UNAUTHENTICATED.set_function(lambda: gateway.pending)
     metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
     metrics.RECENT_BYTES.set_function(lambda: log_cache.size)
     metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
+    metrics.UNNUMBERED_AGE.set_function(lambda: backlog.age)
     metrics.BEAT_AGE.set_function(lambda: notifier.silence)
-    return _Parts(notifier, sequencer, retention, schema, pump, gateway, readiness)
 
 
 def _build_log(
@@ -307,6 +321,7 @@ async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any,
     """Start every part but the gateway, and wait until each works. Raises an OperatorFault."""
     run_in_background(parts.notifier.run())
     run_in_background(parts.sequencer.run())
+    run_in_background(parts.backlog.run())
     run_in_background(parts.schema.watch())
     run_in_background(parts.retention.run())
     try:

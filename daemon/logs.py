@@ -67,6 +67,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "error", "an invalid change could not be stored in rowcast.dead_letters; it is retried"
         ),
         "demo_step_failed": Event("debug", "the demo bot could not write"),
+        "event_set_aside": Event(
+            "error", "an event could not be numbered: it became a dead letter, and its topic or its pack was reset"
+        ),
         "internal_error": Event("error", "a bug in Rowcast, with its traceback: please report it"),
         "leader_elected": Event("info", "this daemon became the leader, which numbers events"),
         "leader_lost": Event("warn", "this daemon is no longer the leader; it or another daemon will take over"),
@@ -79,6 +82,11 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn", "the connection that receives NOTIFY is down; the log is polled until it is back"
         ),
         "log_unavailable": Event("warn", "the log or the permissions cannot be read from the database at the moment"),
+        "numbering_resumed": Event("info", "events are being numbered again"),
+        "numbering_stalled": Event(
+            "warn",
+            "captured events get no numbers, so nothing new is delivered; says why, if this daemon knows",
+        ),
         "reload_unsupported": Event(
             "warn", "a SIGHUP arrived and was ignored: restart the daemon to change settings"
         ),

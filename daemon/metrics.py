@@ -89,6 +89,17 @@ DEAD_LETTERS: Final = Counter(
     ["pack", "table"],
     registry=REGISTRY,
 )
+SET_ASIDE: Final = Counter(
+    "rowcast_set_aside_total",
+    "Events that could not be numbered; their topics were reset.",
+    ["table"],
+    registry=REGISTRY,
+)
+UNNUMBERED_AGE: Final = Gauge(
+    "rowcast_unnumbered_age_seconds",
+    "Seconds for which captured events have been waiting for their numbers; 0 if none wait.",
+    registry=REGISTRY,
+)
 LOG_POSITION: Final = Gauge("rowcast_log_position", "Number of the newest log entry delivered.", registry=REGISTRY)
 LEADER: Final = Gauge("rowcast_leader", "1 while this daemon is the leader, else 0.", registry=REGISTRY)
 LEADER_STATE: Final = Gauge(

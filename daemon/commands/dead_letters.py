@@ -16,6 +16,7 @@ from daemon.schema.health import SchemaNotCurrent
 from daemon.settings import Settings
 
 _REFUSALS: Final = {
+    "set_aside": "its event could not be numbered, and its topic has been reset",
     "forgotten": "its event is no longer in the log, so the row's later changes are unknown",
     "unreadable": "it could not be read, so there is nothing to send; update its row instead",
     "gone": "its row has been deleted since",

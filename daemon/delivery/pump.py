@@ -64,6 +64,7 @@ class Pump:
         self._pending_dead_letters: list[Invalid] = []  # stored before anything behind them is delivered
         self._deliveries: list[asyncio.Future[None]] = []  # done when the hub has moved
         self._read_at = float("-inf")
+        self._moved_at = float("-inf")  # when the hub last moved
         self.started = asyncio.Event()
         self.readable = asyncio.Event()  # set unless the last attempt to read the log failed
 
@@ -119,7 +120,7 @@ class Pump:
             self._wakeup.clear()
             try:
                 await self._catch_up()
-                if timed_out:
+                if timed_out or time.monotonic() - self._moved_at > self._poll_every:
                     await self._check_for_new_term()
                 self._reading.end()
                 self.readable.set()
@@ -182,11 +183,11 @@ class Pump:
         return batch
 
     async def _check_for_new_term(self) -> None:
-        """A new term may have no numbers yet, and still have taken back some that were delivered."""
+        """A new term may have no numbers yet, or lower ones, and still have taken back some that were delivered."""
         if not self.started.is_set():
             return
         head = await self._log.head()
-        if head.seq > self._hub.position.seq and not await self._log.read(self._hub.position.seq, 1):
+        if head != self._hub.position and not await self._log.read(self._hub.position.seq, 1):
             await self._check_gap(Seq(head.seq + 1))
 
     async def _check_gap(self, first: Seq) -> None:
@@ -201,10 +202,12 @@ class Pump:
             metrics.RESETS.labels(reason=reason).inc()
 
     def _move(self, position: Position, reason: str) -> None:
+        self._moved_at = time.monotonic()
         self._hub.move(position, reason)
         self._log_cache.restart(position)
 
     def _publish(self, changes: Sequence[Change]) -> None:
+        self._moved_at = time.monotonic()
         sendable, invalid = self._router.validate(changes)
         try:
             built, delivered = self._deliver(changes, sendable)

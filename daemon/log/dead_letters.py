@@ -76,8 +76,8 @@ class Selection:
 class Refusal(NamedTuple):
     """A dead letter that was not replayed.
 
-    `reason` is `forgotten` (the log no longer has its event), `unreadable` (its content could not be stored), `gone`
-    (its row no longer exists) or `changed` (a later change of the row exists).
+    `reason` is `forgotten` (the log no longer has its event), `set_aside` (it could not be numbered), `unreadable`
+    (its content could not be stored), `gone` (its row no longer exists) or `changed` (a later change of it exists).
     """
 
     seq: int

@@ -1,15 +1,34 @@
 -- The statements on the log, by name. See daemon/postgres/queries.py.
 
--- name: try_lead
--- One leader per database. The lock belongs to the connection that numbers, and is released when that ends.
--- $1 lock bigint
-select pg_try_advisory_lock($1);
+-- name: lease_holder
+-- The term that leads; null if none does.
+select rowcast.lease_holder();
+
+-- name: renew_lease
+-- Also looks whether the log is still the one that this leader wrote: its term and what it last numbered are there.
+-- $1 nonce uuid   $2 length interval   $3 a number on record bigint
+with renewed as (
+    update rowcast.lease as l
+    set renewed_at = clock_timestamp(), expires_at = clock_timestamp() + $2, xid = pg_current_xact_id()
+    where l.nonce = $1 and l.xmin = l.xid::xid
+    returning l.nonce
+)
+select exists (select from renewed) as leads,
+       rowcast.on_record($3) and exists (select from rowcast.terms as t where t.nonce = $1 and t.xmin = t.xid::xid) as intact;
+
+-- name: release_lease
+-- Commits synchronously: after this no number of the term can be lost.
+-- $1 nonce uuid
+update rowcast.lease as l
+set renewed_at = clock_timestamp(), expires_at = clock_timestamp(), released = true, xid = pg_current_xact_id()
+where l.nonce = $1 and l.xmin = l.xid::xid and set_config('synchronous_commit', 'on', true) is not null;
 
 -- name: share_follower_lock
 -- From now on the leader notifies us when the log has grown. It tries to take this lock exclusively for each batch: if
--- it cannot, it notifies; if it can, we wait here until the batch is committed.
+-- it cannot, it notifies; if it can, we get the lock after the batch is committed. Not waited for, since anybody who may
+-- connect can take it.
 -- $1 lock bigint
-select set_config('lock_timeout', '0', true), pg_advisory_lock_shared($1);
+select pg_try_advisory_lock_shared($1);
 
 -- name: wait_without_timeout
 -- The wakeup lock is waited for as long as a writer's transaction is open. The check keeps a daemon that died from
@@ -30,8 +49,9 @@ select pg_advisory_unlock_all();
 select rowcast.leave_segment();
 
 -- name: open_term
--- $1 open the next segment boolean
-select term, epoch, base, snapshot::text as snapshot, first_segment from rowcast.open_term($1);
+-- $1 nonce uuid   $2 nonce that is held uuid   $3 length of the lease interval   $4 open the next segment boolean
+-- $5 a term that was seen uuid   $6 a number that was flushed bigint
+select term, epoch, base, snapshot::text as snapshot, first_segment from rowcast.open_term($1, $2, $3, $4, $5, $6);
 
 -- name: number_events
 -- Numbers the events of transactions that are visible in this snapshot and were not in the last one: those at or past
@@ -40,26 +60,31 @@ select term, epoch, base, snapshot::text as snapshot, first_segment from rowcast
 -- Inside a transaction the events of a topic are adjacent, so a frame always ends at a position that can be resumed.
 -- Tombstones and rights that begin are recorded in the same transaction. A right begins at the first change of the
 -- transaction that gives it, all of which may be read.
--- Writes nothing once a newer term exists.
+-- Writes nothing unless the lease still names this leader. `fence` locks the lease's row, if there is anything to number:
+-- a successor waits for this batch, and one that was faster has changed the nonce, which is checked again on the newest
+-- version of the row once the lock is granted.
 -- The row without a seq has the totals. The others are the changes as in rowcast.changes, unless there are more than $6
--- or their records have more than $8 bytes.
--- $1 term bigint   $2 last seq bigint   $3 xmax text (xid8)   $4 xip text[] (xid8)   $5 first segment integer
--- $6 max changes bigint   $7 lock bigint that every follower shares   $8 max bytes bigint
-with superseded as materialized (
-    select exists (select from rowcast.terms as t where t.term > $1) as newer_term
-), fresh as materialized (
+-- or their records have more than $11 bytes.
+-- $1 nonce uuid   $2 last seq bigint   $3 xmax text (xid8)   $4 xip text[] (xid8)   $5 first segment integer
+-- $6 max changes bigint   $7 lock bigint that every follower shares   $8 term bigint
+-- $9 the number bigint past which a commit waits for its flush   $10 only these events bigint[], null for all
+-- $11 max bytes bigint
+with fresh as materialized (
     -- Two index scans: for a single condition with `or`, the planner may scan everything.
-    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants, coalesce(e.bytes, octet_length(e.record::text), 0) as bytes
+    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants, coalesce(e.bytes, pg_column_size(e.record), 0) as bytes
     from rowcast.events as e
-    where e.xid >= $3::text::xid8 and e.id >= $5::bigint << 40
+    where e.xid >= $3::text::xid8 and e.id >= $5::bigint << 40 and ($10::bigint [] is null or e.id = any ($10))
     union all
-    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants, coalesce(e.bytes, octet_length(e.record::text), 0) as bytes
+    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants, coalesce(e.bytes, pg_column_size(e.record), 0) as bytes
     from rowcast.events as e
-    where e.xid = any ($4::text []::xid8 []) and e.id >= $5::bigint << 40
+    where e.xid = any ($4::text []::xid8 []) and e.id >= $5::bigint << 40 and ($10::bigint [] is null or e.id = any ($10))
+), fence as materialized (
+    select from rowcast.lease as l
+    where l.nonce = $1 and l.xmin = l.xid::xid and exists (select from fresh) for share of l
 ), grouped as (
     select f.*, max(f.id) over (partition by f.xid) as tx, min(f.id) over (partition by f.xid, f.topic) as tx_topic,
            sum(f.bytes) over (partition by f.xid) as tx_bytes
-    from fresh as f where not (select s.newer_term from superseded as s)
+    from fresh as f where exists (select from fence)
 ), numbered as materialized (
     select $2::bigint + row_number() over (order by g.tx, g.tx_topic, g.id) as seq,
            $2::bigint + rank() over (order by g.tx) as tx_begin, $2::bigint + count(*) over (order by g.tx) as tx_end, g.*
@@ -77,7 +102,7 @@ with superseded as materialized (
     from numbered as n
 ), batch as (
     insert into rowcast.batches (last_seq, term, snapshot)
-    select t.last_seq, $1, pg_current_snapshot() from totals as t where t.changes > 0
+    select t.last_seq, $8, pg_current_snapshot() from totals as t where t.changes > 0
 ), tombstoned as (
     -- Up to where the row's content is hidden. The topics of a transaction follow each other, so its own content may have
     -- any place in it: all of it is hidden, or none if the row was written again after its deletion.
@@ -91,22 +116,87 @@ with superseded as materialized (
 ), granted as (
     insert into rowcast.grants (seq, watch, user_id, topic)
     select n.tx_begin, n.watch, n.grants ->> 'user', n.grants ->> 'topic' from numbered as n where n.grants is not null
+), readable as materialized (
+    -- Text that the daemon could not read must fail here, where it can be set aside. Only other encodings can hold such.
+    select count(convert_to(
+        concat_ws('', c.topic, c.key, c.record, c.actor, c.revokes_user, c.revokes_topic, n.grants::text), 'UTF8')) as events
+    from numbered as n
+    cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
+    where current_setting('server_encoding') <> 'UTF8'
 )
-select pg_current_snapshot()::text as snapshot, s.newer_term as superseded, t.transactions, t.last_seq, t.has_deletes,
+select pg_current_snapshot()::text as snapshot,
+       not case when exists (select from fresh) then exists (select from fence)
+           else exists (select from rowcast.lease as l where l.nonce = $1 and l.xmin = l.xid::xid) end as superseded,
+       (select r.events from readable as r) as readable, t.transactions, t.last_seq, t.has_deletes,
        -- A daemon that is about to follow gets its lock after our commit, and then finds these changes in the log.
        t.changes > 0 and not pg_try_advisory_xact_lock($7) as has_followers,
-       -- Users are admitted by where a right begins, so a crash must not move that: these commits wait for their flush.
-       case when t.has_grants then set_config('synchronous_commit', 'on', true) end as flushed, null::bigint as seq,
+       -- Users are admitted by where a right begins, so a crash must not move that. And a crash must not undo more numbers
+       -- than the next term jumps over. These commits wait for their flush.
+       case when t.has_grants or t.last_seq > $9 then set_config('synchronous_commit', 'on', true) end as flushed, null::bigint as seq,
        null as tx, null as at, null::name as schema_name, null::name as table_name, null as model, null as topic,
        null as kind, null as key, null as record, null::name [] as changed, null as actor, null::boolean as revokes,
        null as revokes_user, null as revokes_topic
-from totals as t cross join superseded as s
+from totals as t
 union all
-select null, null, null, null, null, null, null, n.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind,
+select null, null, null, null, null, null, null, null, n.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind,
        c.key, c.record, c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic
 from numbered as n
 cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
-where (select t.changes <= $6 and t.bytes <= $8 from totals as t);
+where (select t.changes <= $6 and t.bytes <= $11 from totals as t);
+
+-- name: fresh_events
+-- The ids of the events that the next batch would number.
+-- $1 xmax text (xid8)   $2 xip text[] (xid8)   $3 first segment integer
+select e.xid::text as xid, e.id from rowcast.events as e
+where e.xid >= $1::text::xid8 and e.id >= $3::bigint << 40
+union all
+select e.xid::text, e.id from rowcast.events as e
+where e.xid = any ($2::text []::xid8 []) and e.id >= $3::bigint << 40;
+
+-- name: set_aside
+-- $1 nonce uuid   $2 xid text (xid8)   $3 event id bigint   $4 last seq bigint   $5 attempt integer   $6 reason text
+select a.pack, a.schema_name, a.table_name from rowcast.set_aside($1, $2::text::xid8, $3, $4, $5, $6) as a;
+
+-- name: store_set_aside
+-- Stores the dead letters of events that were set aside, once they have their numbers.
+with found as materialized (
+    select s.xid, s.event_id, s.topic, s.kind, s.key, s.reason, w.pack, w.schema_name, w.table_name, l.seq
+    from rowcast.set_aside as s
+    join rowcast.watched as w on w.id = s.watch
+    cross join lateral (
+        select o.seq from rowcast.log as o
+        where o.seq > s.after and o.xid = s.xid and o.event_id = s.event_id order by o.seq limit 1
+    ) as l
+), stored as (
+    insert into rowcast.dead_letters (seq, pack, schema_name, table_name, topic, kind, key, record, reason)
+    select f.seq, f.pack, f.schema_name, f.table_name, f.topic, f.kind, f.key, null, f.reason from found as f
+    on conflict do nothing
+), removed as (
+    delete from rowcast.set_aside as s using found as f where (s.xid, s.event_id) = (f.xid, f.event_id)
+)
+select f.seq, f.table_name, f.reason from found as f order by f.seq;
+
+-- name: oldest_unnumbered
+-- A committed event that the newest batch has not seen; the same one as long as nothing is numbered.
+with newest as materialized (
+    select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1
+)
+(
+    select e.xid::text as xid, e.id from newest as n
+    cross join lateral (
+        select o.xid, o.id from rowcast.events as o
+        where o.xid >= pg_snapshot_xmax(n.snapshot) order by o.xid, o.id limit 1
+    ) as e
+)
+union all
+(
+    select e.xid::text, e.id from newest as n
+    cross join lateral pg_snapshot_xip(n.snapshot) as x (xid)
+    cross join lateral (
+        select o.xid, o.id from rowcast.events as o where o.xid = x.xid order by o.xid, o.id limit 1
+    ) as e limit 1
+)
+limit 1;
 
 -- name: purge
 -- $1 max tombstones integer
@@ -248,23 +338,16 @@ cross join lateral (
 cross join lateral (select o.* from rowcast.changes as o where o.seq = last.seq offset 0) as c order by c.seq;
 
 -- name: continuity
--- The current epoch, the log's floor, and the last number on record of the term that the position lies in (segments
--- keep it after they are dropped). A position past that was lost in a crash, or never given out. Below the floor
--- nothing is known.
+-- The current epoch, the log's floor, and whether the position is on record. If it is not: whether a crash can have undone
+-- it, which depends on how the next term began (null: there is none yet), and whether the newest term leads. Then a
+-- position past it was never given out here. If it does not, the next term decides which history this is.
 -- $1 seq bigint
-with own_term as (
-    select t.term, t.base, (select min(n.base) from rowcast.terms as n where n.term > t.term) as next
-    from rowcast.terms as t where t.base <= $1 order by t.term desc limit 1
-)
 select
     (select t.epoch from rowcast.terms as t order by t.term desc limit 1) as epoch,
     rowcast.log_floor() as floor,
-    (select greatest(
-        m.base,
-        (select max(l.seq) from rowcast.log as l where l.seq < coalesce(m.next, 9223372036854775807)),
-        (select max(s.last_seq) from rowcast.segments as s
-         where s.last_seq >= m.base and s.last_seq < coalesce(m.next, 9223372036854775807)))
-     from own_term as m) as recorded_end;
+    rowcast.on_record($1) as on_record,
+    (select t.after_crash from rowcast.terms as t where t.base > $1 order by t.base, t.term limit 1) as crashed,
+    rowcast.lease_holder() = (select t.nonce from rowcast.terms as t order by t.term desc limit 1) as led;
 
 -- name: expired
 -- The statements that drop the tables of retired segments, in order. They detach concurrently first: otherwise every
@@ -431,6 +514,7 @@ with later as (
 )
 select d.seq, case
     when e.id is null then 'forgotten'
+    when e.kind = 'limit' then 'set_aside'
     when d.kind = 'limit' then 'unreadable'
     when d.kind not in ('delete', 'leave') and not $2 then 'gone'
     when d.record is null and e.record is not null then 'unreadable'

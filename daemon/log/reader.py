@@ -176,8 +176,10 @@ class PgLogReader:
             return "epoch"
         if since.seq < row["floor"]:
             return "retention"
-        if row["recorded_end"] is None or since.seq > row["recorded_end"]:
-            return "crash"
+        if not row["on_record"]:
+            if row["crashed"] is None and not row["led"]:
+                raise LogUnavailable("no leader")
+            return "crash" if row["crashed"] else "epoch"
         return None
 
 

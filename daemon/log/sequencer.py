@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+from uuid import UUID, uuid4
 
 import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
@@ -16,6 +19,7 @@ from daemon.core.change import Change, Kind, Seq
 from daemon.core.ports import MAX_READ_BYTES
 from daemon.log.queries import query
 from daemon.log.reader import change_of
+from daemon.log.set_aside import may_blame_an_event, set_aside_events, undone
 from daemon.log.wakeup_lock import WakeupLock
 from daemon.logs import get_logger
 from daemon.postgres.backoff import backoff_delay
@@ -24,11 +28,15 @@ from daemon.postgres.errors import DATABASE_ERRORS, describe
 
 log = get_logger()
 
-LEADER_LOCK = 0x526F7763617374  # "Rowcast": an advisory lock of the database, held by the leader
-FOLLOWER_LOCK = 0x526F7763617376  # another one, shared by the followers: while any holds it, the leader notifies
-ANSWER_TIMEOUT = 30.0  # seconds for one statement: a dead link must not keep the leader lock forever
+FOLLOWER_LOCK = 0x526F7763617376  # an advisory lock, shared by the followers: while any holds it, the leader notifies
+LEASE: Final = timedelta(seconds=8)  # how long a leader that does nothing keeps others from leading
+RENEW_DELAY: Final = 3.0  # seconds from one renewal of the lease to the next
+LOOK_DELAY: Final = 1.0  # seconds between two looks of a follower at the lease, at most
+RELEASE_TIMEOUT: Final = 1.0  # seconds for the release of the lease when the daemon stops
+ANSWER_TIMEOUT = 30.0  # seconds for one statement
 NUMBER_TIMEOUT = 900.0  # seconds for numbering: one transaction may hold millions of events
 KEPT_BATCHES = 1000  # old snapshots are deleted every so many batches
+MAX_UNFLUSHED: Final = 2**16  # numbers that a crash may undo: fewer than the next term jumps over
 
 Offer = Callable[[Seq, Sequence[Change]], None]
 """Receives newly numbered changes, and the position that precedes them."""
@@ -50,23 +58,41 @@ def _seq_of(row: asyncpg.Record) -> int:
     return row["seq"] or 0
 
 
+def _limits(snapshot: str) -> tuple[str, list[str]]:
+    """A snapshot's xmax, and its transactions in progress."""
+    _, xmax, in_progress = snapshot.split(":")
+    return xmax, [xid for xid in in_progress.split(",") if xid]
+
+
 class Superseded(Exception):
-    """A newer term has begun: this leader must stop numbering."""
+    """The lease is no longer this leader's, or the log is not the one that it wrote: it must stop numbering."""
 
 
 @dataclass
 class _Term:
-    """How far one term's numbering has come."""
+    """How far one term's numbering has come.
 
+    A number up to `flushed` cannot be undone by a crash. `on_record` was the newest number at the last renewal of the
+    lease, which is due at `renew_at`, by the monotonic clock.
+    """
+
+    nonce: UUID
     number: int
     first_segment: int  # the events of earlier segments are all numbered
     last_seq: int
     snapshot: str  # the one that the last batch was read in, as Postgres writes it: xmin:xmax:xip
+    flushed: int
+    on_record: int
+    renew_at: float
     batches: int = 0
+    has_set_aside: bool = True  # dead letters may wait to be stored; an earlier leader may have left some
 
 
 class Sequencer:
     """Numbers events while it leads, and waits for its turn while another daemon does.
+
+    Who leads is a row, `rowcast.lease`: a leader renews it, and numbers only under its nonce. A leader that cannot
+    number gives the lease up, so that another daemon may try.
 
     `events` is set when a writer notifies, which happens only while the leader sleeps (see AdaptivePoller). Without
     a notification the leader polls every `poll_every` seconds.
@@ -100,7 +126,11 @@ class Sequencer:
         self._readers_due = asyncio.Event()
         self.leading = asyncio.Event()  # set while this daemon leads and has numbered its first batch
         self.settled = asyncio.Event()  # set once it is known who leads
-        self.failure = ""  # why events are not numbered, once that has failed twice in a row
+        self.failure = ""  # why this daemon cannot lead; empty while it can, or another daemon does
+        self.numbered_at = float("-inf")  # when this daemon last found that no event waits for its number
+        self.leader_seen_at = time.monotonic()  # when it was last known that some daemon leads
+        self._known: UUID | None = None  # the newest term that this daemon has seen ...
+        self._known_seq = 0  # ... and a number of it that cannot have been lost
         self._next_segment = False
         self.deletions = asyncio.Event()  # set when rows were deleted whose earlier content is still in the log
         self.backend_pid: int | None = None
@@ -128,12 +158,12 @@ class Sequencer:
             try:
                 await self._lead_on_one_connection()
             except Superseded:
-                pass
+                log.warning("leader_lost", reason="superseded")
             except DATABASE_ERRORS as error:
-                attempt = 1 if self.leading.is_set() else attempt + 1
-                if attempt == 1:
-                    log.warning("leader_lost", reason=describe(error))
-                self.failure = describe(error) if attempt > 1 else ""
+                attempt = 0 if self.leading.is_set() else attempt + 1
+                if self.failure != (reason := describe(error)):
+                    log.warning("leader_lost", reason=reason)
+                self.failure = reason
             finally:
                 self.leading.clear()
                 self.backend_pid = self._notifying_pid = None
@@ -142,90 +172,198 @@ class Sequencer:
             await asyncio.sleep(backoff_delay(attempt))
 
     async def _lead_on_one_connection(self) -> None:
-        """Wait for the leader lock, then run terms. Ends by raising Superseded or one of DATABASE_ERRORS."""
+        """Wait for the lease, then run terms. Ends by raising Superseded or one of DATABASE_ERRORS."""
         connection = await self._connect()
         lock = WakeupLock(self._connect, self._events.set)
         locking: asyncio.Task[None] | None = None
+        term: _Term | None = None
         try:
             self.backend_pid = connection.get_server_pid()
-            await self._wait_for_leadership(connection)
+            term = await self._wait_for_leadership(connection)
             self.deletions.set()  # an earlier leader may have left some
             locking = asyncio.create_task(lock.run())
             while True:
-                await self._run_term(connection, lock)
+                await self._run_term(connection, term, lock)
+                term = await self._open_term(connection, term.nonce)
+                if term is None:
+                    raise Superseded
         finally:
+            if term is not None:
+                await self._release(connection, term)
             connection.terminate()
             if locking is not None:
                 locking.cancel()
                 await asyncio.wait({locking})
 
-    async def _wait_for_leadership(self, connection: Connection) -> None:
-        """Follow until the leader lock is free, and take it."""
+    async def _release(self, connection: Connection, term: _Term) -> None:
+        """Let another daemon lead at once. A closed connection ends the lease too, unless a pooler keeps it open."""
+        with suppress(*DATABASE_ERRORS):
+            async with asyncio.timeout(RELEASE_TIMEOUT):
+                await connection.execute(query("release_lease"), term.nonce)
+
+    async def _wait_for_leadership(self, connection: Connection) -> _Term:
+        """Follow until nobody holds the lease, and take it."""
         following = False
-        # Polled, since a statement that waits for the lock would hold a snapshot, and hold back vacuum.
-        while not await connection.fetchval(query("try_lead"), LEADER_LOCK, timeout=ANSWER_TIMEOUT):
+        while True:
+            holder = await connection.fetchval(query("lease_holder"), timeout=ANSWER_TIMEOUT)
+            if holder is None:
+                term = await self._open_term(connection, None)
+                if term is not None:
+                    return term
+            elif holder != self._known:
+                self._known, self._known_seq = holder, 0
+            self.leader_seen_at, self.failure = time.monotonic(), ""
             if not following:
-                await connection.execute(query("share_follower_lock"), FOLLOWER_LOCK, timeout=NUMBER_TIMEOUT)
-                following = True
+                following = await connection.fetchval(
+                    query("share_follower_lock"), FOLLOWER_LOCK, timeout=ANSWER_TIMEOUT
+                )
                 self._numbers.set()  # the leader did not notify us of anything before this
             self.settled.set()
-            await asyncio.sleep(self._poll_every * random.uniform(0.5, 1.0))  # noqa: S311
+            # Polled, since a statement that waits for the lease would hold a snapshot, and hold back vacuum.
+            await asyncio.sleep(min(self._poll_every, LOOK_DELAY) * random.uniform(0.5, 1.0))  # noqa: S311
 
-    async def _run_term(self, connection: Connection, lock: WakeupLock) -> None:
-        """Open a term and number events until the next segment is due."""
-        term = await self._open_term(connection)
+    async def _run_term(self, connection: Connection, term: _Term, lock: WakeupLock) -> None:
+        """Number events until the next segment is due."""
         statement = await connection.prepare(query("number_events"), timeout=ANSWER_TIMEOUT)
         poller = AdaptivePoller(time.monotonic(), max_sleep=self._poll_every)
         while not self._next_segment:
             self._events.clear()
             began = time.monotonic()
-            rows = await self._number(statement, term)
+            rows = await self._number_batch(connection, statement, term)
             ended = time.monotonic()
             totals, *rows = sorted(rows, key=_seq_of)
             if totals["superseded"]:
                 raise Superseded
-            before, term.last_seq, term.snapshot = term.last_seq, totals["last_seq"], totals["snapshot"]
-            if totals["transactions"]:
-                self._deliver(Seq(before), totals, rows)
-                term.batches += 1
-                if term.batches % KEPT_BATCHES == 0:
-                    await connection.execute(query("forget_batches"), term.last_seq, timeout=ANSWER_TIMEOUT)
-            if totals["has_deletes"]:
-                self.deletions.set()
+            self._record_batch(term, totals, rows)
+            await self._tidy(connection, term, totals)
+            self.numbered_at = self.leader_seen_at = ended
+            self.failure = ""
             self.leading.set()
             self.settled.set()
             poller.record_poll(ended, totals["transactions"], ended - began, held=lock.held)
             lock.want(poller.wants_sleep_lock)
             metrics.show_poller_state(poller.state)
-            await self._pause(poller)
+            await self._pause(connection, term, poller)
 
-    async def _open_term(self, connection: Connection) -> _Term:
-        """Record a new term, in the next segment if that is due."""
+    def _record_batch(self, term: _Term, totals: asyncpg.Record, rows: Sequence[asyncpg.Record]) -> None:
+        """Remember how far the term has come, and pass on what is new."""
+        before, term.last_seq, term.snapshot = term.last_seq, totals["last_seq"], totals["snapshot"]
+        if totals["transactions"]:
+            if self._sync or totals["flushed"]:
+                term.flushed = self._known_seq = term.last_seq
+            self._deliver(Seq(before), totals, rows)
+            term.batches += 1
+        if totals["has_deletes"]:
+            self.deletions.set()
+
+    async def _tidy(self, connection: Connection, term: _Term, totals: asyncpg.Record) -> None:
+        """What is due after a batch: old snapshots, dead letters, the lease."""
+        if totals["transactions"] and term.batches % KEPT_BATCHES == 0:
+            await connection.execute(query("forget_batches"), term.last_seq, timeout=ANSWER_TIMEOUT)
+        if term.has_set_aside:
+            term.has_set_aside = False
+            for letter in await connection.fetch(query("store_set_aside"), timeout=ANSWER_TIMEOUT):
+                table, reason = letter["table_name"], letter["reason"]
+                metrics.SET_ASIDE.labels(table=table).inc()
+                log.error("event_set_aside", seq=letter["seq"], table=table, reason=reason)
+        await self._renew_if_due(connection, term)
+
+    async def _renew_if_due(self, connection: Connection, term: _Term) -> None:
+        """Renew the lease. Raises Superseded if it is another's, or if the log was replaced or truncated."""
+        if time.monotonic() < term.renew_at:
+            return
+        renewed = await connection.fetchrow(
+            query("renew_lease"), term.nonce, LEASE, term.on_record, timeout=ANSWER_TIMEOUT
+        )
+        assert renewed is not None
+        if not renewed["leads"] or not renewed["intact"]:
+            self._known_seq = term.on_record
+            raise Superseded
+        term.on_record = term.last_seq
+        term.renew_at = time.monotonic() + RENEW_DELAY
+
+    async def _open_term(self, connection: Connection, held: UUID | None) -> _Term | None:
+        """Open a new term, in the next segment if that is due. None if another daemon leads."""
         await connection.execute("set synchronous_commit = on", timeout=ANSWER_TIMEOUT)
-        opening, self._next_segment = self._next_segment, False
+        opening = self._next_segment or await connection.fetchval(query("segment_due"), None, timeout=ANSWER_TIMEOUT)
+        self._next_segment = False
         if opening:
+            await connection.execute(query("make_segment"), timeout=ANSWER_TIMEOUT)
             await connection.execute(query("leave_segment"), timeout=ANSWER_TIMEOUT)
-        opened = await connection.fetchrow(query("open_term"), opening, timeout=ANSWER_TIMEOUT)
+        nonce, began = uuid4(), time.monotonic()
+        opened = await connection.fetchrow(
+            query("open_term"),
+            nonce,
+            held,
+            LEASE,
+            bool(opening),
+            self._known,
+            self._known_seq,
+            timeout=ANSWER_TIMEOUT,
+        )
         assert opened is not None
-        term = _Term(opened["term"], opened["first_segment"], opened["base"], opened["snapshot"])
+        if opened["term"] is None:
+            return None
+        base = opened["base"]
+        self._known, self._known_seq = nonce, base
         if not self._sync:
             await connection.execute("set synchronous_commit = off", timeout=ANSWER_TIMEOUT)
-        log.info("leader_elected", term=term.number, base=term.last_seq)
+        log.info("leader_elected", term=opened["term"], base=base)
         metrics.LEADER.set(1)
         self._events.set()
-        return term
+        return _Term(
+            nonce, opened["term"], opened["first_segment"], base, opened["snapshot"], base, base, began + RENEW_DELAY
+        )
 
-    async def _number(self, statement: "PreparedStatement[asyncpg.Record]", term: _Term) -> list[asyncpg.Record]:
-        """Number the events that have become visible since the term's last snapshot."""
-        _, xmax, in_progress = term.snapshot.split(":")
+    async def _number_batch(
+        self, connection: Connection, statement: "PreparedStatement[asyncpg.Record]", term: _Term
+    ) -> list[asyncpg.Record]:
+        """Number the events that have become visible. One that cannot be numbered is set aside."""
+        try:
+            return await self._number(statement, term, offered=self._max_offered)
+        except asyncpg.PostgresError as error:
+            if not may_blame_an_event(error):
+                raise
+        try:
+            return await self._number(statement, term)  # what cannot be read is left to the reader of the log
+        except asyncpg.PostgresError as error:
+            if not may_blame_an_event(error):
+                raise
+            events = await connection.fetch(
+                query("fresh_events"), *_limits(term.snapshot), term.first_segment, timeout=NUMBER_TIMEOUT
+            )
+
+            async def attempt(ids: Sequence[int]) -> None:
+                await self._renew_if_due(connection, term)
+                async with undone(connection):
+                    await self._number(statement, term, ids=ids)
+
+            term.has_set_aside = True
+            await set_aside_events(connection, events, attempt, term.nonce, term.last_seq, error)
+            return await self._number(statement, term)
+
+    async def _number(
+        self,
+        statement: "PreparedStatement[asyncpg.Record]",
+        term: _Term,
+        *,
+        offered: int = 0,
+        ids: Sequence[int] | None = None,
+    ) -> list[asyncpg.Record]:
+        """Number the events that have become visible since the term's last snapshot; only those of `ids` if given.
+
+        The first batch of a term is flushed, and so is one with which more than MAX_UNFLUSHED numbers could be lost.
+        """
         return await statement.fetch(
-            term.number,
+            term.nonce,
             term.last_seq,
-            xmax,
-            [xid for xid in in_progress.split(",") if xid],
+            *_limits(term.snapshot),
             term.first_segment,
-            self._max_offered,
+            offered,
             FOLLOWER_LOCK,
+            term.number,
+            term.flushed + (MAX_UNFLUSHED if term.batches else 0),
+            ids,
             MAX_READ_BYTES,
             timeout=NUMBER_TIMEOUT,
         )
@@ -243,16 +381,19 @@ class Sequencer:
         if totals["has_followers"]:
             self._readers_due.set()
 
-    async def _pause(self, poller: AdaptivePoller) -> None:
-        """Wait until the next poll is due or, unless awake, until something sets `events`."""
+    async def _pause(self, connection: Connection, term: _Term, poller: AdaptivePoller) -> None:
+        """Wait until the next poll is due or, unless awake, until something sets `events`. Renews the lease."""
         if poller.state is State.AWAKE:
             if poller.delay:
                 await asyncio.sleep(poller.delay)
             return
-        # Not wait_for: in Python 3.11 it can swallow a cancellation.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(poller.delay):
-                await self._events.wait()
+        due = time.monotonic() + poller.delay
+        while not self._events.is_set() and time.monotonic() < due:
+            # Not wait_for: in Python 3.11 it can swallow a cancellation.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(due, term.renew_at) - time.monotonic()):
+                    await self._events.wait()
+            await self._renew_if_due(connection, term)
 
     async def _notify_readers(self) -> None:
         """Notify the followers, on a connection of its own: NOTIFY can block on a lock of the whole cluster."""

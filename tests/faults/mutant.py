@@ -17,7 +17,7 @@ from daemon.core import hub, session
 from daemon.core.change import Position, Seq
 from daemon.delivery import log_cache, pump
 from daemon.gateway import connection, limits
-from daemon.log import grants, notifier, queries, reader, retention, sequencer
+from daemon.log import backlog, grants, notifier, queries, reader, retention, sequencer
 
 
 def _put(owner: Any, name: str, mutated: object) -> None:
@@ -127,6 +127,38 @@ def no_stored_snapshot() -> None:
     """Only the first leader uses the stored snapshot; later ones begin with the current one."""
     snapshot = "case when term = 1 then snapshot else pg_current_snapshot() end::text as snapshot"
     _replace("open_term", "snapshot::text as snapshot", snapshot)
+
+
+def no_fence() -> None:
+    """A leader numbers whoever holds the lease, and never finds out that it is another."""
+    _replace("number_events", "where exists (select from fence)", "where $1::uuid is not null")
+    _replace(
+        "number_events", "not case when exists (select from fresh)", "false and case when exists (select from fresh)"
+    )
+    _replace("renew_lease", "exists (select from renewed) as leads", "true as leads")
+
+
+def no_expiry() -> None:
+    """The lease of a leader that does nothing does not expire."""
+    _put(sequencer, "LEASE", timedelta(hours=1))
+
+
+def no_halving() -> None:
+    """A batch that cannot be numbered is tried again as it is."""
+    _put(sequencer, "is_about_data", lambda _: False)
+
+
+def no_look_at_the_log() -> None:
+    """A leader trusts that the log is the one that it wrote, and that a position in range is on record."""
+    _replace("renew_lease", "rowcast.on_record($3) and exists", "$3::bigint is not null or exists")
+    _replace("renew_lease", "where l.nonce = $1 and l.xmin = l.xid::xid", "where l.nonce = $1")
+    _replace("number_events", "where l.nonce = $1 and l.xmin = l.xid::xid", "where l.nonce = $1")
+    _replace("continuity", "rowcast.on_record($1)", "true")
+
+
+def no_backlog() -> None:
+    """Nobody watches whether numbering moves."""
+    _put(backlog.Backlog, "reasons", lambda _: [])
 
 
 def short_timeouts() -> None:
@@ -302,6 +334,11 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         xmin_watermark,
         order_by_time,
         no_stored_snapshot,
+        no_fence,
+        no_expiry,
+        no_halving,
+        no_look_at_the_log,
+        no_backlog,
         short_timeouts,
         unlimited_permission_checks,
         leader_reads_the_log,

@@ -111,7 +111,7 @@ async def test_old_segments_are_dropped_and_positions_in_them_are_below_the_floo
 async def test_numbers_lost_in_a_crash_stay_lost_when_an_idle_term_closes_the_segment(
     database: str, pool: Pool, sql: Connection
 ) -> None:
-    async with leader(database, pool):
+    async with leader(database, pool, killed=True):
         lost = await write(sql, pool, 1) + 1
     async with leader(database, pool) as sequencer:
         await open_next_segment(pool, sequencer)

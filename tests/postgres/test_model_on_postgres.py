@@ -9,16 +9,14 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import permutations, product
-from typing import Any
 
 import pytest
 
 from daemon.core.change import Change, Seq
 from daemon.log.queries import query
 from daemon.log.reader import PgLogReader
-from daemon.log.sequencer import FOLLOWER_LOCK
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
-from tests.support.log import ROWS
+from tests.support.log import ROWS, ManualLeader
 
 NEW = "e.xid >= $3::text::xid8"
 IN_PROGRESS = "e.xid = any ($4::text []::xid8 [])"
@@ -46,34 +44,10 @@ MUTANTS = {
 }
 
 
-class Numbering:
-    """A leader that is driven one statement at a time."""
-
-    def __init__(self, connection: Connection, statement: str) -> None:
-        self._connection = connection
-        self._statement = statement
-        self._state: dict[str, Any] = {}
-
-    async def lead(self) -> None:
-        """Open a term, which continues from the log."""
-        opened = await self._connection.fetchrow(query("open_term"), False)
-        assert opened is not None
-        self._state = dict(opened)
-
-    async def number(self) -> None:
-        _, xmax, in_progress = self._state["snapshot"].split(":")
-        xids = [xid for xid in in_progress.split(",") if xid]
-        state = self._state
-        row, *_ = await self._connection.fetch(
-            self._statement, state["term"], state["base"], xmax, xids, state["first_segment"], 0, FOLLOWER_LOCK, 0
-        )
-        self._state |= {"snapshot": row["snapshot"], "base": row["last_seq"]}
-
-
 class Bench:
     """Connections that write, a leader that numbers, and the committed versions."""
 
-    def __init__(self, dsn: str, pool: Pool, connections: Sequence[Connection], numbering: Numbering) -> None:
+    def __init__(self, dsn: str, pool: Pool, connections: Sequence[Connection], numbering: ManualLeader) -> None:
         self.dsn = dsn
         self.pool = pool
         self.connections = connections
@@ -141,7 +115,7 @@ async def bench(database: str) -> AsyncIterator[Make]:
         for old, new in changes:
             assert old in statement
             statement = statement.replace(old, new)
-        numbering = Numbering(connections[3], statement)
+        numbering = ManualLeader(connections[3], statement)
         await numbering.lead()
         return Bench(database, pool, connections[:3], numbering)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -75,6 +76,7 @@ async def test_the_last_change_of_a_topic_is_found_by_an_index(log: Connection, 
 
 
 HISTORY = 2000
+NONCE = UUID(int=0)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +93,12 @@ HISTORY = 2000
         ("limits", "(0, 0, 1, 1)", f"({HISTORY - 49}, {HISTORY}, 10, 10)", 120),
         (
             "number_events",
-            "(1, 0, '3', '{}', 0, 10, 1, 10)",
-            f"(1, {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1, 1000000)",
+            f"('{NONCE}', 0, '3', '{{}}', 0, 10, 1, 1, 0, null, 10)",
+            f"('{NONCE}', {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1, 1, 0, null, 1000000)",
             30,
         ),
+        ("fresh_events", "('3', '{}', 0)", "('XMAX', '{}', 0)", 30),
+        ("oldest_unnumbered", "", "", 30),
         ("next_seq", "(0)", f"({HISTORY - 50})", 2),
         ("next_seq_of_topics", "(0, 0, '{}')", f"({HISTORY - 50}, {HISTORY}, '{{row:1,row:2}}')", 4),
         ("single_change", "(0, 10)", f"({HISTORY - 50}, 1000)", 4),
@@ -114,6 +118,7 @@ async def test_a_plan_made_for_empty_tables_does_not_scan_full_ones(
             for version in range(1, HISTORY // 8 + 1):
                 await sql.execute("update app.rows set version = $1", version)
             await until_numbered(pool)
+        await sql.execute("update rowcast.lease set nonce = $1, xid = pg_current_xact_id()", NONCE)
         xmax = await sql.fetchval("select pg_snapshot_xmax(pg_current_snapshot())::text")
         await sql.execute("update app.rows set version = -1")
         [row] = await connection.fetch(

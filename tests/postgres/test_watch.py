@@ -356,7 +356,7 @@ async def test_a_writer_needs_no_right_in_rowcast_and_gets_none(notes: Connectio
             "insert into rowcast.events (watch, topic, kind, key) values (1, 't', 'insert', '{}')",
             "select rowcast.watch('app.notes', $$'t'$$, '{id}')",
             "select rowcast.unwatch('app.notes')",
-            "select rowcast.open_term(false)",
+            "select rowcast.open_term(gen_random_uuid(), null, '8 s', false, null, 0)",
         ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 async with notes.transaction():

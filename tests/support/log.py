@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
+from uuid import UUID, uuid4
 
-from daemon.log.sequencer import Offer, Sequencer
-from daemon.postgres.connect import SESSION, Pool, connect
+from daemon.log.queries import query
+from daemon.log.sequencer import FOLLOWER_LOCK, LEASE, Offer, Sequencer
+from daemon.postgres.connect import SESSION, Connection, Pool, connect
 
 ROWS = """
 create schema app;
@@ -26,8 +29,12 @@ async def leader(
     offer: Offer = lambda _, __: None,
     max_offered: int = 0,
     leads: bool = True,
+    killed: bool = False,
 ) -> AsyncIterator[Sequencer]:
-    """A sequencer that leads or, without `leads`, has only been started. It polls: nothing notifies it."""
+    """A sequencer that leads or, without `leads`, has only been started. It polls: nothing notifies it.
+
+    At the end it stops in order or, if `killed`, loses its connection first.
+    """
     connecting = partial(connect, database, application_name="sequencer", server_settings=SESSION)
     sequencer = Sequencer(
         connecting,
@@ -44,6 +51,8 @@ async def leader(
             await sequencer.leading.wait()
         yield sequencer
     finally:
+        if killed:
+            await pool.execute("select pg_terminate_backend($1)", sequencer.backend_pid)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -57,3 +66,47 @@ async def until_numbered(pool: Pool) -> None:
                where not pg_visible_in_snapshot(e.xid, newest.snapshot))"""
     ):
         await asyncio.sleep(0)
+
+
+class ManualLeader:
+    """A leader that takes each step when a test says so."""
+
+    def __init__(self, connection: Connection, statement: str | None = None) -> None:
+        self.connection = connection
+        self.nonce: UUID | None = None
+        self._statement = statement or query("number_events")
+        self._state: dict[str, Any] = {}
+
+    async def lead(self, *, next_segment: bool = False) -> bool:
+        """Open a term, if nobody else leads."""
+        nonce = uuid4()
+        opened = await self.connection.fetchrow(
+            query("open_term"), nonce, self.nonce, LEASE, next_segment, self.nonce, self._state.get("base", 0)
+        )
+        assert opened is not None
+        if opened["term"] is not None:
+            self.nonce, self._state = nonce, dict(opened)
+        return opened["term"] is not None
+
+    @property
+    def base(self) -> int:
+        """The newest number."""
+        return int(self._state["base"])
+
+    async def number(self) -> bool:
+        """Number what is new. False if another leads."""
+        _, xmax, in_progress = self._state["snapshot"].split(":")
+        xids = [xid for xid in in_progress.split(",") if xid]
+        state, base = self._state, self.base
+        row, *_ = await self.connection.fetch(
+            self._statement,
+            *(self.nonce, base, xmax, xids, state["first_segment"], 0, FOLLOWER_LOCK, state["term"], base, None, 0),
+        )
+        if not row["superseded"]:
+            self._state |= {"snapshot": row["snapshot"], "base": row["last_seq"]}
+        return not row["superseded"]
+
+
+async def expire_lease(sql: Connection) -> None:
+    """Let the leader's lease run out."""
+    await sql.execute("update rowcast.lease set expires_at = clock_timestamp(), xid = pg_current_xact_id()")

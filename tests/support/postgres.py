@@ -73,10 +73,10 @@ class Server:
         self._sessions: dict[str, Connection] = {}
 
     @asynccontextmanager
-    async def database(self, template: str = "template0") -> AsyncIterator[str]:
-        """The DSN of a new database. It is dropped at the end, even if clients are still connected."""
+    async def database(self, template: str = "template0", options: str = "") -> AsyncIterator[str]:
+        """The DSN of a new database with these options. It is dropped at the end, even if clients are connected."""
         name = f"test_{next(self._numbers)}"
-        await self._run(f'create database {name} template "{template}"')
+        await self._run(f'create database {name} template "{template}" {options}')
         try:
             yield self.embedded.dsn_for(name)
         finally:

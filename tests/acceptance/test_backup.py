@@ -88,7 +88,7 @@ async def test_a_backup_before_a_bad_change_brings_back_what_it_destroyed(
         assert before == await contents(restored, "antone")
 
 
-PACKS = ("chatgenius", "antone", "asyncops", "disclosure", "email_unsubscribe")
+PACKS = ("chatgenius", "antone", "email_unsubscribe")
 
 
 @asynccontextmanager
@@ -114,7 +114,7 @@ async def test_a_backup_restores_anywhere_with_its_roles_and_is_served(
         assert (0, "") == (done[0], done[2]), done
         assert re.fullmatch(rf"{file}: restored \d+ bytes", done[1].splitlines()[-1])  # after lines of progress
         assert rows == [await contents(dsn, schema) for schema in PACKS]
-        checked = await command("--pack", "all", "check", DATABASE_URL=dsn)
+        checked = await command(*(word for pack in PACKS for word in ("--pack", pack)), "check", DATABASE_URL=dsn)
         assert (0, True) == (checked[0], checked[1].startswith("nothing has drifted")), checked
         async with connected(dsn) as sql:
             roles = await sql.fetch("select rolname, rolcanlogin, rolinherit from pg_roles where rolname !~ '^pg_'")
@@ -122,7 +122,6 @@ async def test_a_backup_restores_anywhere_with_its_roles_and_is_served(
                 "rowcast": (True, True),
                 "rowcast_capture": (False, True),
                 "antone_app": (False, True),
-                "asyncops_app": (False, True),
                 "email_unsubscribe_app": (True, True),
                 'the "owner\'s" $role$': (False, False),
                 "its group": (False, True),

@@ -17,7 +17,6 @@ from daemon import __version__, metrics, systemd
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import LogUnreadable, OperatorFault
 from daemon.core.hub import Hub
-from daemon.core.ports import Age
 from daemon.delivery.client import ClientContext, bye
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
@@ -220,7 +219,6 @@ def _build(
         retention.problems,
         warnings=[retention.warnings],
     )
-    ages: tuple[Age, ...] = (lambda: pump.read_age, lambda: backlog.age)  # each part that changes can wait for
     limits = _limits(settings)
     context = ClientContext(
         hub=hub,
@@ -230,7 +228,7 @@ def _build(
         router=router,
         authenticate=Authenticator(settings.require_secret()).verify,
         wait_until_delivered=pump.wait_until_delivered,
-        delivery_age=lambda: max(age() for age in ages),
+        delivery_age=lambda: max(pump.read_age, backlog.age),
         close_history=CloseHistory(),
         encode=encode,
         clock=time.monotonic,

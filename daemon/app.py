@@ -196,8 +196,7 @@ def _build(
     """Make every part and connect them; nothing runs yet."""
     router = PackRouter(packs)
     hub = Hub(encode, router.with_exact_numbers)
-    log_reader = PgLogReader(pool, settings.transaction_changes)
-    log_cache = LogCache(log_reader, settings.recent_bytes)
+    log_cache = LogCache(log_reader := PgLogReader(pool, settings.transaction_changes), settings.recent_bytes)
     events, numbers = asyncio.Event(), asyncio.Event()
     pump = Pump(
         log_reader,

@@ -240,8 +240,7 @@ def _build(
     )
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
     count_dropped_lines(metrics.LOG_LINES_DROPPED.inc)
-    metrics.CLIENTS_LIMIT.set(limits.max_clients())
-    _connect_gauges(hub, log_cache, notifier, backlog, gateway)
+    _connect_gauges(hub, log_cache, notifier, backlog, gateway, limits)
     return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, readiness)
 
 
@@ -256,8 +255,11 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _connect_gauges(hub: Hub, log_cache: LogCache, notifier: Notifier, backlog: Backlog, gateway: Gateway) -> None:
+def _connect_gauges(
+    hub: Hub, log_cache: LogCache, notifier: Notifier, backlog: Backlog, gateway: Gateway, limits: Limits
+) -> None:
     """Let the gauges read what the parts know at the moment."""
+    metrics.CLIENTS_LIMIT.set(limits.max_clients())
     metrics.CLIENTS.set_function(lambda: gateway.clients)
     metrics.UNAUTHENTICATED.set_function(lambda: gateway.pending)
     metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)

@@ -75,9 +75,7 @@ class LogCache:
         self._end = end
         for change in sendable:
             self._keep(change)
-        for change in changes:  # an invalid delete still hides the row's earlier content
-            if change.kind is Kind.DELETE:
-                self._hide(change)
+        self._hide_deleted(changes)
         self._newest_segment(0).end = end.seq
         while self.size > self._max_bytes:
             self._evict()
@@ -139,11 +137,26 @@ class LogCache:
         segment.topics.setdefault(change.topic, []).append(change)
         segment.end = change.seq
 
-    def _hide(self, change: Change) -> None:
-        """The row has been deleted: hide its earlier content."""
-        row = _row(change)
-        self._deleted[row] = change.seq
-        self._newest_segment(OVERHEAD).deleted.append((row, change.seq))
+    def _hide_deleted(self, changes: Sequence[Change]) -> None:
+        """Hide the earlier content of rows that were deleted, by an invalid change too.
+
+        A row that was written again in the same transaction keeps what that transaction tells of it.
+        """
+        if not any(change.kind is Kind.DELETE for change in changes):
+            return
+        begun: dict[str, Seq] = {}  # where each transaction begins
+        for change in changes:
+            begun.setdefault(change.tx, change.seq)
+        rewritten = {(change.tx, _row(change)) for change in changes if change.record is not None}
+        for change in changes:
+            if change.kind is Kind.DELETE:
+                row = _row(change)
+                self._hide(row, begun[change.tx] if (change.tx, row) in rewritten else change.seq)
+
+    def _hide(self, row: _Row, seq: Seq) -> None:
+        """Hide what was told of the row before this position."""
+        self._deleted[row] = seq
+        self._newest_segment(OVERHEAD).deleted.append((row, seq))
 
     def _newest_segment(self, size: int) -> _Segment:
         """The segment to add `size` bytes to: the newest one, or a new one if that is full."""

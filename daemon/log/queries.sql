@@ -135,11 +135,11 @@ select pg_current_snapshot()::text as snapshot,
        case when t.has_grants or t.last_seq > $9 then set_config('synchronous_commit', 'on', true) end as flushed, null::bigint as seq,
        null as tx, null as at, null::name as schema_name, null::name as table_name, null as model, null as topic,
        null as kind, null as key, null as record, null::name [] as changed, null as actor, null::boolean as revokes,
-       null as revokes_user, null as revokes_topic
+       null as revokes_user, null as revokes_topic, null::bigint as event_id
 from totals as t
 union all
 select null, null, null, null, null, null, null, null, n.seq, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind,
-       c.key, c.record, c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic
+       c.key, c.record, c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, n.id
 from numbered as n
 cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
 where (select t.changes <= $6 and t.bytes <= $11 from totals as t);
@@ -399,6 +399,9 @@ cross join lateral (
         union all
         select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
         where w.schema_name = $1 and g.topic is null and g.user_id = requested.user_id
+        union all
+        select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
+        where w.schema_name = $1 and g.topic is null and g.user_id is null
     )
     select
         coalesce((select max(g.seq) from given as g), 0) as begun,

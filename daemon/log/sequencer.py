@@ -15,7 +15,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from daemon import metrics
 from daemon.core.adaptive_polling import AdaptivePoller, State
-from daemon.core.change import Change, Kind, Seq
+from daemon.core.change import CONTENT, Change, Kind, Seq
 from daemon.core.ports import MAX_READ_BYTES
 from daemon.log.queries import query
 from daemon.log.reader import change_of
@@ -42,15 +42,29 @@ Offer = Callable[[Seq, Sequence[Change]], None]
 """Receives newly numbered changes, and the position that precedes them."""
 
 
-def without_deleted_content(changes: Sequence[Change]) -> list[Change]:
-    """Remove the content of rows that a later change deletes, as `rowcast.changes` does."""
-    deleted: set[tuple[str, str, str]] = set()
+def without_deleted_content(changes: Sequence[Change], event_ids: Sequence[int]) -> list[Change]:
+    """Remove the content of rows that a deletion hides, as the tombstones of `number_events` do.
+
+    A deletion hides everything before its transaction, and what its transaction tells of the row as well, unless the
+    row was written again after it: the ids of the events follow the order of writing.
+    """
+    rows = [(change.schema, change.table, change.key) for change in changes]
+    newest: dict[tuple[str, tuple[str, str, str]], tuple[int, Kind]] = {}  # by transaction and row
+    for change, row, event_id in zip(changes, rows, event_ids, strict=True):
+        if change.kind is Kind.DELETE or change.kind in CONTENT:
+            newest[change.tx, row] = max(newest.get((change.tx, row), (-1, change.kind)), (event_id, change.kind))
+    hidden: set[tuple[str, str, str]] = set()  # in the transactions before the one that is looked at
+    deleted: set[tuple[str, str, str]] = set()  # in this transaction
     kept: list[Change] = []
-    for change in reversed(changes):
-        row = change.schema, change.table, change.key
+    tx = ""
+    for change, row in zip(reversed(changes), reversed(rows), strict=True):
+        if change.tx != tx:
+            hidden |= deleted
+            deleted, tx = set(), change.tx
         if change.kind is Kind.DELETE:
             deleted.add(row)
-        kept.append(change._replace(record=None) if row in deleted else change)
+        is_hidden = row in hidden or newest.get((change.tx, row), (0, None))[1] is Kind.DELETE
+        kept.append(change._replace(record=None) if is_hidden else change)
     return kept[::-1]
 
 
@@ -373,7 +387,7 @@ class Sequencer:
         if rows:
             changes = list(map(change_of, rows))
             if totals["has_deletes"]:
-                changes = without_deleted_content(changes)
+                changes = without_deleted_content(changes, [row["event_id"] for row in rows])
             # Later, so that it overlaps with Postgres working on the next batch.
             asyncio.get_running_loop().call_soon(self._offer, before, changes)
         else:

@@ -78,8 +78,8 @@ as $$
         'array_form', f.array_form,
         'same', f.typtype = 'e' and not f.is_domain or f.oid in ('bool'::regtype, 'int2'::regtype, 'int4'::regtype,
             'int8'::regtype, 'oid'::regtype, 'uuid'::regtype, 'date'::regtype, 'time'::regtype, 'timestamp'::regtype,
-            'timestamptz'::regtype, 'bytea'::regtype, 'name'::regtype, '"char"'::regtype, 'macaddr'::regtype,
-            'pg_lsn'::regtype) or f.oid in ('text'::regtype, 'varchar'::regtype) and f.is_plain,
+            'timestamptz'::regtype, 'bytea'::regtype, '"char"'::regtype, 'macaddr'::regtype, 'pg_lsn'::regtype)
+            or f.oid in ('text'::regtype, 'varchar'::regtype, 'name'::regtype) and f.is_plain,
         -- The operators of enumerations, ranges and arrays take no domain over these.
         'searchable', (f.is_builtin or f.typtype = 'e') and not (f.is_domain and (f.typtype <> 'b' or f.typelem <> 0)),
         'short', f.typlen > 0 or f.oid in ('inet'::regtype, 'cidr'::regtype) or f.most <= 100,

@@ -103,6 +103,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "transaction_too_large": Event(
             "warn", "a transaction, or a change in it, was too large to send; its topics were reset"
         ),
+        "table_emptied": Event("warn", "a crash of Postgres emptied this unlogged table, so its pack is reset"),
         "trigger_error": Event("error", "a watched table is not captured as defined; says what to do"),
         "worker_ended": Event("warn", "a worker ended unexpectedly; another takes its place after a delay"),
         "worker_hung": Event("error", "a worker showed no sign of life for ROWCAST_WORKER_SILENCE and was killed"),

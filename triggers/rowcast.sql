@@ -591,6 +591,8 @@ create or replace function rowcast.watch(
 ) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
+set standard_conforming_strings = on
 as $$
 declare
     w rowcast.watched;

@@ -1,4 +1,4 @@
-"""The commands for data: seed, backup and restore."""
+"""The commands for data: seed, backup, restore and reset."""
 
 from pathlib import Path
 
@@ -42,3 +42,15 @@ def restore(options: Options, *, file: Path, replace: bool, data_dir: Path | Non
 
     settings = options.having(data_dir=data_dir).quiet().local_settings
     run(settings, restore(settings, file, replace=replace, report=click.echo))
+
+
+@click.command()
+@click.argument("target", metavar="TOPIC|TABLE")
+@data_dir_option("Data directory of the `daemon up` to reset.")
+@click.pass_obj
+def reset(options: Options, *, target: str, data_dir: Path | None) -> None:
+    """Make clients read a topic anew, or all topics of the pack of a SCHEMA.TABLE that was not captured."""
+    from daemon.commands.reset import reset
+
+    settings = options.having(data_dir=data_dir).quiet().local_settings
+    run(settings, reset(settings, target, click.echo))

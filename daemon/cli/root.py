@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from daemon import __version__, extensions
-from daemon.cli.data import backup, restore, seed
+from daemon.cli.data import backup, reset, restore, seed
 from daemon.cli.dead_letters import dead_letters
 from daemon.cli.live import tail, token, up
 from daemon.cli.options import Options, configure_logs, run
@@ -90,7 +90,9 @@ def cli(
         sys.exit(supervise(options.settings))
 
 
-for _command in (up, seed, rollback, check, backup, restore, token, tail, dead_letters, *extensions.commands()):
+_COMMANDS = (up, seed, rollback, check, backup, restore, reset, token, tail, dead_letters)
+
+for _command in (*_COMMANDS, *extensions.commands()):
     cli.add_command(_command)
 
 

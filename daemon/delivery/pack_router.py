@@ -90,7 +90,7 @@ class PackRouter:
         """Those of `topics` that a change of one of RESET_KINDS resets; none for other changes."""
         if change.kind not in RESET_KINDS:
             return ()
-        if change.kind in (Kind.LIMIT, Kind.INVALID) and change.topic in topics:
+        if change.topic in topics:
             return [change.topic]
         packs = self._packs_reset_by(change)
         return [topic for topic in topics if any(pack.serves(topic) for pack in packs)]

@@ -282,7 +282,7 @@ def _report(changes: Sequence[Change], sendable: Sequence[Change], invalid: Sequ
     for kind, count in Counter(change.kind for change in sendable).items():
         metrics.CHANGES.labels(kind=kind.value).inc(count)
     for change in sendable:
-        if change.kind is Kind.LOST:
+        if change.kind is Kind.LOST and change.actor is None:  # else somebody asked for the reset
             log.error("trigger_error", seq=change.seq, table=change.table)
     for tx in {change.tx for change in changes if change.kind is Kind.LIMIT and not change.unreadable}:
         log.warning("transaction_too_large", transaction=tx)

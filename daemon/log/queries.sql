@@ -144,6 +144,10 @@ from numbered as n
 cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
 where (select t.changes <= $6 and t.bytes <= $11 from totals as t);
 
+-- name: reset_emptied
+-- The unlogged tables that a crash has emptied; their packs are reset.
+select table_name from rowcast.reset_emptied() as r (table_name);
+
 -- name: fresh_events
 -- The ids of the events that the next batch would number.
 -- $1 xmax text (xid8)   $2 xip text[] (xid8)   $3 first segment integer

@@ -238,6 +238,8 @@ class Sequencer:
 
     async def _run_term(self, connection: Connection, term: _Term, lock: WakeupLock) -> None:
         """Number events until the next segment is due."""
+        for row in await connection.fetch(query("reset_emptied"), timeout=ANSWER_TIMEOUT):
+            log.warning("table_emptied", table=row["table_name"])
         statement = await connection.prepare(query("number_events"), timeout=ANSWER_TIMEOUT)
         poller = AdaptivePoller(time.monotonic(), max_sleep=self._poll_every)
         while not self._next_segment:

@@ -12,6 +12,7 @@ from daemon.postgres.connect import Connection, Pool, acquired, connect
 from daemon.postgres.errors import DRIVER_ERRORS, explain
 from daemon.schema import migrate
 from daemon.schema.capture_check import Problem, check_captures, check_rules, count_watched
+from daemon.schema.resets import reset_table
 from daemon.schema.schema_check import check_schemas
 from daemon.settings import Settings
 
@@ -37,6 +38,7 @@ class SchemaHealth:
         self.captures: list[Problem] = []
         self._pool, self._settings = pool, settings
         self._newer: dict[str, str] = {}
+        self._faulty: set[str] | None = None  # the tables that were not captured as defined at the last look
 
     @property
     def problems(self) -> list[str]:
@@ -57,8 +59,16 @@ class SchemaHealth:
                 log.error("trigger_error", table=problem.table, problem=problem.problem, remedy=problem.remedy)
         if self.captures and not problems and not self.stale:
             log.info("capture_restored")
+        await self._reset_uncaptured({problem.table for problem in problems})
         self.captures = problems
         metrics.CAPTURE_DRIFT.set(len({problem.table for problem in problems}))
+
+    async def _reset_uncaptured(self, faulty: set[str]) -> None:
+        """Reset the packs of tables whose capture has broken or been mended: something may have been missed."""
+        for table in sorted(faulty ^ self._faulty) if self._faulty is not None else ():
+            async with acquired(self._pool, CHECK_TIMEOUT) as connection:
+                await reset_table(connection, table)
+        self._faulty = faulty
 
     async def watch(self, every: float = 60.0) -> None:
         """Refresh every `every` seconds, forever. While the database does not answer, the last result is kept."""

@@ -259,3 +259,25 @@ set local lock_timeout = '100ms';
 
 -- name: count_watched
 select count(*) from rowcast.watched where function_name is not null;
+
+-- name: reset_table
+-- Resets every topic of the pack whose table this is, and ends the rights that its rows give: nobody knows what became
+-- of them. Returns the pack.
+-- $1 table text, qualified and quoted where SQL requires it
+with noted as (
+    insert into rowcast.events (watch, topic, kind, key, actor, revokes)
+    select w.id, '*' || w.pack, 'lost', '{}', 'reset', case when w.revokes is not null then '{}'::jsonb end
+    from rowcast.watched as w where format('%I.%I', w.schema_name, w.table_name) = $1
+    returning watch
+)
+select w.pack, rowcast.ring() from noted as n join rowcast.watched as w on w.id = n.watch;
+
+-- name: reset_topic
+-- Resets one topic. Returns nothing unless the pack has a watched table.
+-- $1 pack's schema text   $2 topic text
+with noted as (
+    insert into rowcast.events (watch, topic, kind, key, actor)
+    select w.id, $2, 'lost', '{}', 'reset' from rowcast.watched as w where w.schema_name = $1 order by w.id limit 1
+    returning watch
+)
+select w.pack, rowcast.ring() from noted as n join rowcast.watched as w on w.id = n.watch;

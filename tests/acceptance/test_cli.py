@@ -166,3 +166,19 @@ async def test_tail_hides_the_content_of_a_deleted_row(daemon: Daemon, chat: Cha
 async def test_tail_refuses_a_position_it_cannot_continue_from(daemon: Daemon, database: str) -> None:
     code, _, errors = await command("tail", "users", "--since", "elsewhere:1", DATABASE_URL=database)
     assert (43, "daemon: Cannot continue from that position (epoch): omit --since.\n") == (code, errors)
+
+
+async def test_reset_makes_followers_of_a_topic_or_of_a_tables_pack_read_it_anew(
+    daemon: Daemon, chat: Chat, database: str
+) -> None:
+    async with daemon.client(chat.ada) as ada:
+        await ada.subscribe(chat.topic)
+        assert (0, f"{chat.topic} is reset\n", "") == await command("reset", chat.topic, DATABASE_URL=database)
+        assert "lost" == (await ada.next())["reason"]
+        assert (0, "every topic of chatgenius is reset\n", "") == (
+            await command("reset", "chatgenius.messages", DATABASE_URL=database)
+        )
+        assert "lost" == (await ada.next())["reason"]
+    code, _, error = await command("reset", "nowhere", DATABASE_URL=database)
+    assert 64 == code
+    assert error.startswith("daemon: 'nowhere' is neither a captured table (write SCHEMA.TABLE) nor a topic")

@@ -363,7 +363,7 @@ async def test_of_many_cases_each_is_tried_and_all_that_fail_are_named(db: Conne
 
 
 @every_pack_in_turn
-async def test_capture_may_read_only_what_it_tells_or_looks_up(db: Connection, pack: Pack) -> None:
+async def test_capture_may_read_only_what_it_sends_or_looks_up(db: Connection, pack: Pack) -> None:
     readable = await db.fetch(
         "select c.relname, a.attname from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0"
         " where c.relnamespace = to_regnamespace($1) and c.relkind in ('r', 'p', 'v')"
@@ -371,11 +371,11 @@ async def test_capture_may_read_only_what_it_tells_or_looks_up(db: Connection, p
         pack.name,
     )
     watched = await db.fetch(
-        "select table_name, columns || key || soft_delete as told, concat_ws(' ', topic, revokes) as expressions"
+        "select table_name, columns || key || soft_delete as sent, concat_ws(' ', topic, revokes) as expressions"
         " from rowcast.watched where pack = $1",
         pack.name,
     )
     expressions = " ".join(row["expressions"] for row in watched)
-    told = {(row["table_name"], column) for row in watched for column in row["told"]}
-    unexplained = {tuple(column) for column in readable} - told
+    sent = {(row["table_name"], column) for row in watched for column in row["sent"]}
+    unexplained = {tuple(column) for column in readable} - sent
     assert not [column for _, column in unexplained if not re.search(rf"\b{column}\b", expressions)]

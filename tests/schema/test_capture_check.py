@@ -279,7 +279,7 @@ async def shop(sql: Connection) -> Connection:
         ),
     ],
 )
-async def test_a_table_that_is_not_what_watch_was_told_is_reported_with_its_columns(
+async def test_a_table_that_is_not_what_watch_was_given_is_reported_with_its_columns(
     shop: Connection, change: str, problem: str
 ) -> None:
     await shop.execute(change)

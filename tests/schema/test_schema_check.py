@@ -359,7 +359,7 @@ async def test_a_role_that_the_files_grant_to_and_that_does_not_exist_is_named(f
     ]
 
 
-async def test_a_replaced_may_read_and_a_column_type_are_told_in_one_line_each(sql: Connection) -> None:
+async def test_a_replaced_may_read_and_a_column_type_are_reported_in_one_line_each(sql: Connection) -> None:
     await sql.execute(
         "create or replace function chatgenius.may_read(user_id text, topic text) returns boolean language sql"
         " as 'select true'; alter table chatgenius.user_status alter column custom_status type varchar(17)"
@@ -429,7 +429,7 @@ async def test_a_restored_dump_has_not_drifted(postgres: Server, empty_database:
     await connection.close()
 
 
-async def test_a_role_that_may_not_create_a_schema_is_told_so(sql: Connection) -> None:
+async def test_a_role_that_may_not_create_a_schema_gets_one_line(sql: Connection) -> None:
     await sql.execute("create role reader; set role reader")
     assert [
         "the schemas: they were not compared: this role may not build them anew: connect as the role that applies "

@@ -1,0 +1,2 @@
+drop function rowcast.reset_emptied();
+drop table rowcast.since_crash;

@@ -126,7 +126,7 @@ async def test_an_invalid_change_resets_its_topic_live_and_in_a_replay(
         "insert into chatgenius.files (message_id, name, type, size, url) values ($1, 'n', 't', -1, 'u')", message
     )
     live = await follower.next()
-    assert ("reset", "limit", chat.topic) == (live["op"], live["reason"], live["topic"])
+    assert ("reset", "invalid", chat.topic) == (live["op"], live["reason"], live["topic"])
     await settled(chat, follower)
     async with daemon.client(chat.ada, since=before) as returning:
         await returning.subscribe(chat.topic)

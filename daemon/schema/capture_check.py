@@ -139,6 +139,8 @@ async def check_rules(
         async with connection.transaction(readonly=True):
             await connection.execute("set local search_path = ''")
             rows = await connection.fetch(file.text)
+    except asyncpg.ReadOnlySQLTransactionError:
+        raise sql_files.BadSqlFile(file.name, 1, "it writes, but a check may only read") from None
     except DRIVER_ERRORS as error:
         raise explain(error, place=f" in {file.name}") from None
     return [Problem(row["place"], row["problem"], row["remedy"]) for row in rows]

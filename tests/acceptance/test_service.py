@@ -254,6 +254,7 @@ async def test_a_daemon_serves_on_a_newer_schema_that_says_it_is_compatible(chat
         "update chatgenius.alembic_version set version_num = 'chatgenius_0099';"
         "insert into rowcast.compatibility select 'chatgenius', format('chatgenius_%s', to_char(n, 'FM0000')),"
         " 'chatgenius_0001' from generate_series(2, 99) as n"
+        " on conflict (schema_name, revision) do nothing"
     )
     async with daemon_process(database) as daemon:
         assert (200, {"ready": True, "reasons": []}) == _parsed(await get(f"{daemon.http}/readyz"))

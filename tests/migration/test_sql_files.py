@@ -106,4 +106,5 @@ def test_every_bundled_file_can_be_read() -> None:
     paths = [path for name in ("ddl", "triggers") for path in folder(name).rglob("*.sql")]
     assert paths
     for path in paths:
-        assert sql_files.read(path, pack="none", schema="none").statements
+        # A revision that changes rows may have nothing to undo, and says so.
+        assert sql_files.read(path, pack="none", schema="none").statements or path.name.endswith(".down.sql")

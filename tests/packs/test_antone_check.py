@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from daemon.postgres.connect import Connection
-from daemon.postgres.errors import DatabaseFault
 from daemon.schema import migrate
 from daemon.schema.capture_check import check_rules
+from daemon.schema.sql_files import BadSqlFile
 from tests.packs.databases import session, undone
 from tests.support.cases import for_each
 from tests.support.daemon import command
@@ -138,5 +138,5 @@ async def test_a_check_file_that_writes_is_stopped_by_the_server(database: str, 
     (tmp_path / "chatgenius").mkdir()
     (tmp_path / "chatgenius" / "check.sql").write_text("delete from chatgenius.users returning id, id, id")
     async with session(database) as sql:
-        with pytest.raises(DatabaseFault, match=r"in chatgenius/check\.sql: cannot execute DELETE in a read-only"):
+        with pytest.raises(BadSqlFile, match=r"chatgenius/check\.sql, line 1: it writes, but a check may only read"):
             await check_rules(sql, "chatgenius", "chatgenius", ddl_folder=tmp_path)

@@ -49,15 +49,19 @@ MUTANTS: Final = {
     "names are quoted as the writer's session does": Mutant(
         "settings", "capture_settings", "'quote_all_identifiers=off', ", ""
     ),
-    "row security hides what topics are read from": Mutant(
-        "roles", "capture_settings", "'row_security=off'", "'row_security=on'"
-    ),
     "values are compared by their type": Mutant(
         "values", "update_body", "record_image_ne(row(o.%1$I), row(n.%1$I))", "o.%1$I is distinct from n.%1$I"
     ),
-    "keys are compared by their type": Mutant("keys", "same_key", "not c.same", "false"),
-    "a cast to text is used": Mutant("values", "text_of", "format('%%s', %1$s.%2$I)", "%1$s.%2$I::text"),
-    "a cast to json is used": Mutant("values", "published", "c.text_form", "false"),
+    "keys are compared by their type": Mutant(
+        "keys",
+        "same_key",
+        """format('%%s', %1$s.%3$I) collate "C" = format('%%s', %2$s.%3$I) collate "C\"""",
+        "%1$s.%3$I = %2$s.%3$I",
+    ),
+    "a cast to text is used": Mutant("own", "published", "format('%%s', %1$s.%2$I)", "%1$s.%2$I::text"),
+    "a cast to json is used": Mutant(
+        "values", "published", "when (facts -> u.name ->> 'text_form')::boolean", "when false"
+    ),
     "a parent is watched without its children": Mutant(
         "shapes", "watch", "perform rowcast.check_inheritance(relation, per_row);", ""
     ),

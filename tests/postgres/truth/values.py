@@ -224,4 +224,5 @@ OWN: Final = (
     Type("own.pairs", ('["(1,a)","(2,b)")', "empty"), as_text=True),
     Type("own.base", ("1", "2"), as_text=True, can_be_key=False),
     Type("text collate own.caseless", ("a", "A", "b", "B"), input_type="text"),
+    Type("name collate own.caseless", ("a", "A", "b", "B"), input_type="name"),
 )

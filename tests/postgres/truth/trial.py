@@ -167,16 +167,19 @@ class Trial:
         """The error of each statement and of the commit; if there is one, also without capture."""
         await self.writer.execute(f"begin isolation level {transaction.isolation}")
         outcomes = await self._statements(transaction, savepoints)
-        bare: list[str | None] = []
+        bare = list(outcomes)
+        commits = transaction.commits and (savepoints or not any(outcomes))
         if any(outcomes):
             await self.writer.execute("rollback")
             bare = await self._run_bare(transaction, savepoints)
+            await self.writer.execute("rollback")
             await self.writer.execute(f"begin isolation level {transaction.isolation}")
             await self._statements(transaction, savepoints)
-        commits = transaction.commits and (savepoints or not any(outcomes))
         outcomes.append(await self._execute("commit" if commits else "rollback", savepoint=False))
-        if outcomes[-1] and not bare:
-            bare = await self._run_bare(transaction, savepoints)
+        if outcomes[-1]:
+            bare = [*await self._run_bare(transaction, savepoints), await self._execute("commit", savepoint=False)]
+        else:
+            bare.append(None)
         return outcomes, bare
 
     async def _statements(self, transaction: Transaction, savepoints: bool) -> list[str | None]:
@@ -207,21 +210,12 @@ class Trial:
         return None
 
     async def _run_bare(self, transaction: Transaction, savepoints: bool) -> list[str | None]:
-        """The same without capture, undone. The commit's outcome is that of the deferred constraints."""
-        outcomes: list[str | None] = []
+        """Begin the same without capture."""
         role = await self.writer.fetchval("select current_setting('role')")
         await self.writer.execute(f"begin isolation level {transaction.isolation}; set local role none")
-        try:
-            await self.writer.execute(WITHOUT_CAPTURE)
-            await self.writer.execute(f"set local role {role}")
-            outcomes = await self._statements(transaction, savepoints)
-            commits = transaction.commits and (savepoints or not any(outcomes))
-            outcomes.append(
-                await self._execute("set constraints all immediate", savepoint=False) if commits else None
-            )
-        finally:
-            await self.writer.execute("rollback")
-        return outcomes
+        await self.writer.execute(WITHOUT_CAPTURE)
+        await self.writer.execute(f"set local role {role}")
+        return await self._statements(transaction, savepoints)
 
     async def _changes(self) -> Sequence[Change]:
         await until_numbered(self.pool)

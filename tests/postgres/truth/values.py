@@ -48,9 +48,8 @@ def array_of(element: Type) -> Type:
         "{NULL" + delimiter + item(second) + "}",
     )
     sql, collated, collation = element.sql.partition(" collate ")
-    return Type(
-        f"{sql}[]{collated}{collation}", values, False, element.can_be_key, f"{sql}[]", as_texts=element.as_text
-    )
+    as_texts = sql.startswith("own.")
+    return Type(f"{sql}[]{collated}{collation}", values, False, element.can_be_key, f"{sql}[]", as_texts)
 
 
 INTEGER: Final = Type("integer", ("1", "2", "3", "4", "5", "-2147483648"))

@@ -35,6 +35,7 @@ THEMES: Final = {
     "calls": Theme(tables=2, calls=0.5, transactions=4),
     "values": Theme(types=0.95, settings=3, transactions=5),
     "settings": Theme(types=0.9, keys=0.4, settings=6, transactions=4, among="sensitive"),
+    "own": Theme(types=0.9, keys=0.3, settings=2, among="own"),
     "names": Theme(tables=2, names=0.7, triggers=1, settings=1, transactions=3),
     "shapes": Theme(tables=2, shapes=0.8, triggers=1, transactions=5),
     "deferrable": Theme(shapes=1.0, triggers=1, calls=0.2, keys=0.2, shape="deferrable"),

@@ -49,7 +49,7 @@ class Tables:
         self.types = types
         self.keys = keys
         self.shapes = shapes
-        self.among = SENSITIVE if among == "sensitive" else (*BUILT_IN, *OWN)
+        self.among = {"sensitive": SENSITIVE, "own": OWN}.get(among, (*BUILT_IN, *OWN))
         self._odd_shapes = (shape,) if shape else ("partitioned", "inherited", "deferrable", "unlogged")
         self._taken: set[str] = set()
 
@@ -253,7 +253,8 @@ LONG: Final = Type("text", ("a" * 1200, "a" * 1201, "b" * 900, "é" * 400))
 KEY_TYPES: Final = (
     TEXT, INTEGER, LONG, *(t for t in (*BUILT_IN, *OWN) if t.sql in {
         "bytea", "numeric", "timestamptz", "uuid", "float8", "float4", "interval", "bpchar",
-        "text collate own.caseless", "jsonb", "date", "tstzrange", "int4range", "inet", '"char"', "name", "money",
+        "text collate own.caseless", "name collate own.caseless",
+        "jsonb", "date", "tstzrange", "int4range", "inet", '"char"', "name", "money",
         "timetz", "own.exact", "own.pair", "own.sly", "own.moody", "numrange",
     }),
 )  # fmt: skip

@@ -146,9 +146,7 @@ class Trial:
             outcomes, bare = await self._run(transaction, case.savepoints)
             if any(outcomes):
                 verdict.failed += 1
-                if bare != outcomes and not any(
-                    "row-level security policy" in (outcome or "") for outcome in outcomes
-                ):
+                if bare != outcomes:
                     verdict.problems.append(f"outcomes {outcomes}, without capture {bare}, of {transaction}")
             else:
                 verdict.committed += 1
@@ -169,16 +167,19 @@ class Trial:
         """The error of each statement and of the commit; if there is one, also without capture."""
         await self.writer.execute(f"begin isolation level {transaction.isolation}")
         outcomes = await self._statements(transaction, savepoints)
-        bare: list[str | None] = []
+        bare = list(outcomes)
+        commits = transaction.commits and (savepoints or not any(outcomes))
         if any(outcomes):
             await self.writer.execute("rollback")
             bare = await self._run_bare(transaction, savepoints)
+            await self.writer.execute("rollback")
             await self.writer.execute(f"begin isolation level {transaction.isolation}")
             await self._statements(transaction, savepoints)
-        commits = transaction.commits and (savepoints or not any(outcomes))
         outcomes.append(await self._execute("commit" if commits else "rollback", savepoint=False))
-        if outcomes[-1] and not bare:
-            bare = await self._run_bare(transaction, savepoints)
+        if outcomes[-1]:
+            bare = [*await self._run_bare(transaction, savepoints), await self._execute("commit", savepoint=False)]
+        else:
+            bare.append(None)
         return outcomes, bare
 
     async def _statements(self, transaction: Transaction, savepoints: bool) -> list[str | None]:
@@ -209,21 +210,12 @@ class Trial:
         return None
 
     async def _run_bare(self, transaction: Transaction, savepoints: bool) -> list[str | None]:
-        """The same without capture, undone. The commit's outcome is that of the deferred constraints."""
-        outcomes: list[str | None] = []
+        """Begin the same without capture."""
         role = await self.writer.fetchval("select current_setting('role')")
         await self.writer.execute(f"begin isolation level {transaction.isolation}; set local role none")
-        try:
-            await self.writer.execute(WITHOUT_CAPTURE)
-            await self.writer.execute(f"set local role {role}")
-            outcomes = await self._statements(transaction, savepoints)
-            commits = transaction.commits and (savepoints or not any(outcomes))
-            outcomes.append(
-                await self._execute("set constraints all immediate", savepoint=False) if commits else None
-            )
-        finally:
-            await self.writer.execute("rollback")
-        return outcomes
+        await self.writer.execute(WITHOUT_CAPTURE)
+        await self.writer.execute(f"set local role {role}")
+        return await self._statements(transaction, savepoints)
 
     async def _changes(self) -> Sequence[Change]:
         await until_numbered(self.pool)
@@ -248,9 +240,8 @@ class Trial:
 def resets_explained(transaction: Transaction, case: Case) -> set[Kind]:
     """The kinds of reset that this transaction may cause."""
     text = " ".join((*transaction.statements, *case.nests))
-    hidden = any("enable row level security" in part for part in (*case.setup, *case.nests))
     long = any(column.type is LONG for watched in case.watched for column in watched.key)
-    reasons = {Kind.TRUNCATE: "truncate " in text, Kind.LOST: hidden, Kind.LIMIT: long}
+    reasons = {Kind.TRUNCATE: "truncate " in text, Kind.LIMIT: long}
     return {kind for kind, explained in reasons.items() if explained}
 
 

@@ -48,9 +48,8 @@ def array_of(element: Type) -> Type:
         "{NULL" + delimiter + item(second) + "}",
     )
     sql, collated, collation = element.sql.partition(" collate ")
-    return Type(
-        f"{sql}[]{collated}{collation}", values, False, element.can_be_key, f"{sql}[]", as_texts=element.as_text
-    )
+    as_texts = sql.startswith("own.")
+    return Type(f"{sql}[]{collated}{collation}", values, False, element.can_be_key, f"{sql}[]", as_texts)
 
 
 INTEGER: Final = Type("integer", ("1", "2", "3", "4", "5", "-2147483648"))
@@ -224,4 +223,5 @@ OWN: Final = (
     Type("own.pairs", ('["(1,a)","(2,b)")', "empty"), as_text=True),
     Type("own.base", ("1", "2"), as_text=True, can_be_key=False),
     Type("text collate own.caseless", ("a", "A", "b", "B"), input_type="text"),
+    Type("name collate own.caseless", ("a", "A", "b", "B"), input_type="name"),
 )

@@ -31,6 +31,8 @@ class Writes:
             place = self.dice.randrange(len(statements) - 1)
             statements[place:place] = ["savepoint half"]
             statements.insert(self.dice.randrange(place + 1, len(statements) + 1), "rollback to savepoint half")
+        if swaps := [table for table in self.tables if table.deferrable and table.key[0].type is INTEGER]:
+            statements += self.swap(self.dice.choice(swaps)) if self.chance(0.5) else []
         if self.chance(0.1):
             statements.insert(self.dice.randrange(len(statements) + 1), "set constraints all immediate")
         return Transaction(tuple(statements), self.dice.choice(ISOLATION), commits=self.chance(0.9))
@@ -54,6 +56,14 @@ class Writes:
                 f" values {', '.join(rows.values())}" + ("" if table.deferrable else " on conflict do nothing")
             )
         return Transaction(tuple(statements))
+
+    def swap(self, table: Table) -> list[str]:
+        """Two rows exchange their keys in two statements; between these they have the same one."""
+        key = table.key[0].quoted
+        one, other = self.dice.sample("1234", 2)
+        update = f"update {table.relation} set {key} ="
+        older = f"(select min(ctid) from {table.relation} where {key} = {other})"
+        return [f"{update} {other} where {key} = {one}", f"{update} {one} where {key} = {other} and ctid = {older}"]
 
     def statement(self, table: Table | None = None) -> str:
         table = table or self.dice.choice(self.tables)
@@ -92,6 +102,10 @@ class Writes:
         return f" on conflict ({key}) do update set {column.quoted} = {value}{where}"
 
     def update(self, table: Table, target: str) -> str:
+        first = table.key[0]
+        if table.deferrable and first.type is INTEGER and self.chance(0.5):
+            swapped = self.dice.choice((f"5 - {first.quoted}", "1", "2", "3"))
+            return f"update {target} set {first.quoted} = {swapped}{self._where(table, target)}"
         keyless = table.child or self.chance(0.75)
         candidates = [c for c in table.written if c not in table.key] if keyless else table.written
         columns = self.dice.sample(

@@ -811,6 +811,9 @@ revoke all on all functions in schema rowcast from public;
 grant execute on function rowcast.ulid(), rowcast.capture_settings(), rowcast.definition_of(text) to public;
 do $$
 begin
+    grant usage on schema rowcast to rowcast_capture;
+    grant insert on rowcast.events, rowcast.lost to rowcast_capture;
+    grant usage on sequence rowcast.event_ids to rowcast_capture;
     grant execute on function rowcast.ring(), rowcast.must_ring(), rowcast.short_right(jsonb) to rowcast_capture;
 exception when undefined_object then
     null;  -- the role could not be created; a warning was raised then

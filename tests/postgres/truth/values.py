@@ -197,7 +197,11 @@ create type own.base;
 create function own.base_in(cstring) returns own.base language internal immutable strict as 'int4in';
 create function own.base_out(own.base) returns cstring language internal immutable strict as 'int4out';
 create type own.base (input = own.base_in, output = own.base_out, like = integer, category = 'N');
-create collation own.caseless (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+do $$ begin
+    create collation own.caseless (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+exception when feature_not_supported or invalid_parameter_value or undefined_object then
+    create collation own.caseless from "C";  -- this Postgres is built without ICU
+end $$;
 """
 
 OWN: Final = (

@@ -212,7 +212,7 @@ as $$
              else $q$case when s.over then 'limit'::rowcast.kind else 'insert'::rowcast.kind end$q$ end,
         case when s.over is null then 'k.key' else $q$case when s.over then '{}'::json else k.key end$q$ end,
         case when s.over is null then 'row_to_json(x.*)' else 'case when not s.over then row_to_json(x.*) end' end,
-        case when s.size is null then 'null' else 'case when not s.over and s.bytes >= 8192 then s.bytes end' end,
+        case when s.size is null then 'null' else 'case when not s.over and s.bytes >= 1024 then s.bytes end' end,
         source, rights, each_topic,
         rowcast.key_of(facts, 'r', watched.key),
         rowcast.published(facts, 'r', watched.columns),
@@ -273,7 +273,7 @@ as $$
         case when s.over is null then 'k.key' else $q$case when s.over then '{}'::json else k.key end$q$ end,  -- 13
         format(case when s.over is null then '%s' else 'case when not s.over then %s end' end,
                format('(select row_to_json(x.*) from (select %s) as x)', rowcast.published(facts, 'n', watched.columns))),  -- 14
-        case when s.size is null then 'null' else 'case when not s.over and s.bytes >= 8192 then s.bytes end' end,  -- 15
+        case when s.size is null then 'null' else 'case when not s.over and s.bytes >= 1024 then s.bytes end' end,  -- 15
         rowcast.key_of(facts, 'n', watched.key),                         -- 16
         s.changed,                                                          -- 17  the names of the columns that read differently
         case when s.over is not null then format(
@@ -482,7 +482,7 @@ create or replace function rowcast.definition_of(body text) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select md5(body || rowcast.capture_settings()::text)
+    select md5(body || rowcast.capture_settings()::text)  -- as the catalog has them: prosrc and proconfig
 $$;
 
 -- Lets the capture role read these columns: what it tells it may also read. See rowcast.capture_body.
@@ -808,7 +808,7 @@ end
 $$;
 
 revoke all on all functions in schema rowcast from public;
-grant execute on function rowcast.ulid(), rowcast.capture_settings(), rowcast.definition_of(text) to public;
+grant execute on function rowcast.ulid() to public;
 do $$
 begin
     grant usage on schema rowcast to rowcast_capture;

@@ -152,8 +152,7 @@ select w.name, 'function_altered', format('rowcast.%I', w.function_name), '', fa
 from watched as w
 join pg_proc as p on p.oid = w.function
 join pg_language as l on l.oid = p.prolang
-where l.lanname <> 'plpgsql' or not p.prosecdef or p.proconfig is distinct from rowcast.capture_settings()
-   or rowcast.definition_of(p.prosrc) <> w.definition
+where l.lanname <> 'plpgsql' or not p.prosecdef or md5(p.prosrc || p.proconfig::text) is distinct from w.definition
 union all
 select w.name, 'function_owner', format('rowcast.%I', w.function_name), '', false
 from watched as w

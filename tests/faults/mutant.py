@@ -145,7 +145,7 @@ def no_expiry() -> None:
 
 def no_halving() -> None:
     """A batch that cannot be numbered is tried again as it is."""
-    _put(sequencer, "is_about_data", lambda _: False)
+    _put(sequencer, "may_blame_an_event", lambda _: False)
 
 
 def no_look_at_the_log() -> None:
@@ -293,9 +293,7 @@ def plain_detach() -> None:
 
 def no_tombstones() -> None:
     """Changes from before a delete are replayed with their content."""
-    _replace(
-        "number_events", "from numbered as n where n.kind = 'delete'", "from numbered as n where n.kind = 'lost'"
-    )
+    _replace("number_events", "having bool_or(n.kind = 'delete')", "having bool_or(n.kind = 'lost')")
 
 
 def memory_keeps_content() -> None:

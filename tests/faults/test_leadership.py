@@ -181,7 +181,7 @@ async def test_while_no_event_can_be_numbered_no_daemon_is_ready(
             await undo()
         assert not mutant
         if fault is read_only:
-            assert ["25006"] * 2 == [reason.partition("25006")[1] for reason in reasons]
+            assert ["ReadOnly"] * 2 == [reason.partition("ReadOnly")[1] for reason in reasons]
         for daemon in run.daemons:
             await ready(daemon)
         await run.recovered()

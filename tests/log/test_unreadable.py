@@ -11,6 +11,7 @@ from daemon.delivery.pack_router import PackRouter
 from daemon.log.dead_letters import DeadLetters, Selection, find
 from daemon.log.reader import PgLogReader
 from daemon.packs import Pack, Row
+from daemon.postgres import connect as opening
 from daemon.postgres.connect import SESSION, Pool, acquired, connect, open_pool
 from daemon.schema import migrate
 from tests.support.log import leader, until_numbered
@@ -36,8 +37,9 @@ ROUTER = PackRouter({"app": Pack("app", {"notes": Note}, (r"room:\w+",))})
 
 
 @pytest.fixture
-async def dsn(postgres: Server) -> AsyncIterator[str]:
-    """A SQL_ASCII database, which takes bytes that no client can be sent."""
+async def dsn(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """A SQL_ASCII database, which takes bytes that no client can be sent. Daemons refuse to work with one."""
+    monkeypatch.setattr(opening._Opening, "_check_server", lambda *_: None)
     admin = await connect(postgres.embedded.dsn_for("postgres"), application_name="test")
     await admin.execute("create database ascii template template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'")
     try:

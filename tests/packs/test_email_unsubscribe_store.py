@@ -120,7 +120,7 @@ async def test_the_units_start_command_applies_pending_migrations_once(
     empty_database: str,
 ) -> None:
     unit = (ROOT / "systemd/rowcast.service").read_text()
-    assert "ExecStartPre=/opt/rowcast/bin/daemon --apply-ddl" in unit
+    assert "/opt/rowcast/bin/daemon --apply-ddl && exec /opt/rowcast/bin/daemon" in unit
     arguments = ("--apply-ddl", "--pack", "email_unsubscribe")
     code, output, _ = await command(*arguments, DATABASE_URL=empty_database)
     assert (0, True) == (code, "email_unsubscribe: nothing -> email_unsubscribe_0005" in output)

@@ -25,7 +25,7 @@ SHRINK_TIME = 60.0  # seconds
 
 @pytest.fixture(scope="module")
 async def trial(postgres: Server) -> AsyncIterator[Trial]:
-    template = await postgres.template("rowcast", partial(migrate.apply, packs=(), report=ignore))
+    template = await postgres.template("truth", partial(migrate.apply, packs=(), report=ignore))
     async with postgres.database(template) as dsn, Trial.opened(dsn) as trial:
         yield trial
 

@@ -294,13 +294,9 @@ async def test_clients_that_never_read_are_disconnected_and_learn_why_when_they_
         assert await last_close(daemon, chat.ada, fast.welcome["session"]) is None
 
 
-async def test_a_flood_of_pings_closes_only_its_own_connection(daemon: Daemon, chat: Chat) -> None:
+async def test_a_flood_of_pings_holds_up_only_its_own_connection(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as bystander, sleeper(daemon, chat.ada, chat.topic) as flooding:
         await bystander.subscribe(chat.topic)
-        flood = 20_000 * bytes_of(Opcode.PING, b"p" * 100)
-        flooding.connection.transport.write(flood)
-        assert 4429 == (await flooding.closed())[0]
+        flooding.connection.transport.write(20_000 * bytes_of(Opcode.PING, b"p" * 100))
         await chat.say("undisturbed")
         assert "undisturbed" == (await bystander.changes())[0]["record"]["content"]
-        session = flooding.welcome["session"]
-        assert {"code": 4429, "reason": "rate"} == await last_close(daemon, chat.ada, session)

@@ -92,9 +92,7 @@ async def test_without_any_leader_a_daemon_is_not_ready_and_says_why(
     name = await sql.fetchval("select current_database()")
     await sql.execute(f"alter database {name} set default_transaction_read_only = on")
     async with leader(database, pool, leads=False) as sequencer, watching(pool, sequencer) as backlog:
-        assert ["no daemon can number events (ReadOnlyDatabase)"] == await until(
-            backlog, ready=False
-        )
+        assert ["no daemon can number events (ReadOnlyDatabase)"] == await until(backlog, ready=False)
         await sql.execute(f"alter database {name} reset default_transaction_read_only")
         await until(backlog, ready=True)
 

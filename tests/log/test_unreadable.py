@@ -9,6 +9,7 @@ from daemon.core.change import Change, Kind, Right, Seq, Topic
 from daemon.core.errors import LogUnavailable
 from daemon.delivery.pack_router import PackRouter
 from daemon.log.dead_letters import DeadLetters, Selection, find
+from daemon.log.queries import query
 from daemon.log.reader import PgLogReader
 from daemon.packs import Pack, Row
 from daemon.postgres import connect as opening
@@ -40,6 +41,9 @@ ROUTER = PackRouter({"app": Pack("app", {"notes": Note}, (r"room:\w+",))})
 async def dsn(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     """A SQL_ASCII database, which takes bytes that no client can be sent. Daemons refuse to work with one."""
     monkeypatch.setattr(opening._Opening, "_check_server", lambda *_: None)
+    # Numbering would set such events aside: here they are what no conversion foresaw.
+    blind = query("number_events").replace("current_setting('server_encoding') <> 'UTF8'", "false")
+    monkeypatch.setitem(query.statements, "number_events", blind)
     admin = await connect(postgres.embedded.dsn_for("postgres"), application_name="test")
     await admin.execute("create database ascii template template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'")
     try:

@@ -129,15 +129,6 @@ def no_stored_snapshot() -> None:
     _replace("open_term", "snapshot::text as snapshot", snapshot)
 
 
-def no_fence() -> None:
-    """A leader numbers whoever holds the lease, and never finds out that it is another."""
-    _replace("number_events", "where exists (select from fence)", "where $1::uuid is not null")
-    _replace(
-        "number_events", "not case when exists (select from fresh)", "false and case when exists (select from fresh)"
-    )
-    _replace("renew_lease", "exists (select from renewed) as leads", "true as leads")
-
-
 def no_expiry() -> None:
     """The lease of a leader that does nothing does not expire."""
     _put(sequencer, "LEASE", timedelta(hours=1))
@@ -332,7 +323,6 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         xmin_watermark,
         order_by_time,
         no_stored_snapshot,
-        no_fence,
         no_expiry,
         no_halving,
         no_look_at_the_log,

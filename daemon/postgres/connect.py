@@ -112,7 +112,7 @@ _SERVER_KEEPALIVE: Final = {
     "tcp_user_timeout": "19000",
 }
 
-_POOLER_PROBES: Final = 3  # in transaction mode, a busy pooler may give a session the same process again by chance
+_POOLER_PROBES: Final = 8  # in transaction mode, a busy pooler may give a session the same process again by chance
 _POOLER_TIMEOUT: Final = 2.0  # seconds that a second session waits for a process of its own
 
 _NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -300,16 +300,22 @@ class _Opening:
                         await transaction.start()
                         taken = await _identify(other)
                 except TimeoutError:
-                    return  # it has no process left, since each belongs to a session
+                    break  # it has no process left: each belongs to a session, or others keep all of them busy
                 if taken["pid"] == pid:
                     raise TransactionPooler(address=address_of(self.dsn))
-                async with connection.transaction():
-                    own = await _identify(connection)
-                if own["pid"] != pid:
-                    raise TransactionPooler(address=address_of(self.dsn))
+                await self._check_process(connection, pid)
                 await transaction.rollback()
         finally:
             other.terminate()
+        for _ in range(_POOLER_PROBES):
+            await self._check_process(connection, pid)
+
+    async def _check_process(self, connection: Connection, pid: int) -> None:
+        """Raises TransactionPooler if a transaction of this session gets another process of the server."""
+        async with connection.transaction():
+            own = await _identify(connection)
+        if own["pid"] != pid:
+            raise TransactionPooler(address=address_of(self.dsn))
 
 
 async def _identify(connection: Connection) -> Record:

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
+import asyncpg
 import pytest
 
 from daemon.core.change import Position
@@ -53,7 +55,11 @@ async def truncate_log(sql: Connection) -> None:
 
 
 async def truncate_everything(sql: Connection) -> None:
-    await sql.execute(f"truncate {', '.join(f'rowcast.{table}' for table in TABLES if table != 'segments')}")
+    tables = ", ".join(f"rowcast.{table}" for table in TABLES if table != "segments")
+    while True:
+        with suppress(asyncpg.DeadlockDetectedError):  # with the leader
+            await sql.execute(f"truncate {tables}")
+            return
 
 
 async def forget_terms(sql: Connection) -> None:

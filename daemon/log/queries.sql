@@ -376,7 +376,10 @@ select rowcast.retire_segments($1);
 
 -- name: make_segment
 -- Keeps one segment ahead, ready to be opened.
-select rowcast.make_segment() where not exists (select from rowcast.segments as s where s.opened_at is null);
+-- Locks the newest one meanwhile: the leader and the retention may both find that the next is missing.
+select rowcast.make_segment()
+from (select from rowcast.segments as s order by s.segment desc limit 1 for update) as newest
+where not exists (select from rowcast.segments as s where s.opened_at is null);
 
 -- name: segment_due
 -- $1 age interval

@@ -196,7 +196,7 @@ def test_the_metrics_page_shows_every_metric_and_no_label_that_clients_could_cho
     assert METRICS.keys() == shown
     assert content_type.startswith("text/plain")
     labels = {label for family in REGISTRY.collect() for sample in family.samples for label in sample.labels}
-    assert labels <= {"kind", "pack", "table", "outcome", "source", "reason", "code", "state", "le"}
+    assert labels <= {"kind", "pack", "table", "outcome", "source", "reason", "code", "state", "work", "le"}
 
 
 def log_calls(source: Path) -> Iterator[tuple[ast.Call, str]]:

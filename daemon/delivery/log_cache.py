@@ -151,10 +151,10 @@ class LogCache:
         for change in changes:
             if change.kind is Kind.DELETE:
                 row = _row(change)
-                self._hide(row, begun[change.tx] if (change.tx, row) in rewritten else change.seq)
+                self._hide(row, Seq(begun[change.tx] - 1) if (change.tx, row) in rewritten else change.seq)
 
     def _hide(self, row: _Row, seq: Seq) -> None:
-        """Hide what was told of the row before this position."""
+        """Hide the content of the row up to this position."""
         self._deleted[row] = seq
         self._newest_segment(OVERHEAD).deleted.append((row, seq))
 

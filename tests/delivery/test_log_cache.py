@@ -270,3 +270,12 @@ async def test_changes_dropped_from_the_log_are_not_read_from_the_cache() -> Non
         await cache.continuity(Position("e", Seq(5)))
     cache.forget(Seq(3))
     assert 6 == await first_held(cache, 10)
+
+
+async def test_a_row_that_is_deleted_and_written_again_in_one_transaction_keeps_its_new_content() -> None:
+    cache = a_cache()
+    add(cache, a_change(1, row=7))
+    # The topics of a transaction follow each other: the new content stands before the other topic's deletion.
+    add(cache, a_change(2, HERE, row=7, tx=9), a_change(3, THERE, Kind.DELETE, row=7, tx=9))
+    found = await cache.read_topics((HERE, THERE), Seq(0), Seq(3), 1000)
+    assert [2] == [change.seq for change in found if change.record is not None]

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from daemon.core.change import Position, Seq, Topic
 from daemon.core.errors import LogTruncated
 from daemon.log import retention as module
+from daemon.log.queries import query
 from daemon.log.reader import PgLogReader
 from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.sequencer import Sequencer
@@ -373,3 +374,14 @@ async def test_retention_of_a_daemon_that_does_not_lead_has_no_problems(
                 await asyncio.sleep(0.01)
             assert ([], []) == (retention.warnings(), retention.problems())
             assert 0 == REGISTRY.get_sample_value("rowcast_retention_delay_seconds", {"work": "sweep"})
+
+
+async def test_two_that_make_the_next_segment_at_once_do_not_fail_each_other(pool: Pool, sql: Connection) -> None:
+    await sql.execute("update rowcast.segments set opened_at = now()")
+    async with sql.transaction():
+        await sql.execute(query("make_segment"))
+        other = asyncio.create_task(pool.execute(query("make_segment")))
+        while not await pool.fetchval("select exists (select from pg_locks where not granted)"):
+            await asyncio.sleep(0)
+    await other
+    assert await pool.fetchval("select count(*) > 0 from rowcast.segments where opened_at is null")

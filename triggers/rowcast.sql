@@ -28,18 +28,17 @@ end
 $$;
 
 -- The settings that a value's text, or the meaning of an expression, depends on, as pg_proc.proconfig shows them. Every
--- capture function runs with these, whatever is set in the writer's session. With row security off, a query that row
--- security would filter fails instead.
-create or replace function rowcast.capture_settings() returns text []
+-- capture function runs with these, whatever is set in the writer's session; with the first two if it is `simple`, since
+-- each costs every statement a microsecond or two. With row security off, a query that it would filter fails instead.
+create or replace function rowcast.capture_settings(simple boolean) returns text []
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select array[
-        'search_path=pg_catalog, pg_temp', 'TimeZone=UTC', 'DateStyle=iso, ymd', 'IntervalStyle=postgres',
-        'extra_float_digits=1', 'bytea_output=hex', 'lc_monetary=C', 'lc_numeric=C', 'lc_time=C', 'array_nulls=on',
-        'quote_all_identifiers=off', 'xmloption=content', 'transform_null_equals=off', 'standard_conforming_strings=on',
-        'row_security=off'
-    ]
+    select array['TimeZone=UTC', 'search_path=pg_catalog, pg_temp'] || case when simple then '{}' else array[
+        'DateStyle=iso, ymd', 'IntervalStyle=postgres', 'extra_float_digits=1', 'bytea_output=hex', 'lc_monetary=C',
+        'lc_numeric=C', 'lc_time=C', 'quote_all_identifiers=off', 'array_nulls=on', 'xmloption=content',
+        'transform_null_equals=off', 'standard_conforming_strings=on', 'row_security=off'
+    ] end
 $$;
 
 -- What capture has to know of a table's columns, as JSON by name. It is looked up once for a table.
@@ -47,6 +46,7 @@ $$;
 --                would call whatever the owner of the type has defined
 --   array_form   the same for each element of an array
 --   same         values that are equal also read the same, so = and "is distinct from" can compare them
+--   simple       as JSON it depends on no setting but TimeZone; so does its text, unless it is_time, a date or a time
 --   searchable   = finds the value in an index, wherever the type comes from
 --   short        its text is never longer than some hundred bytes
 --   size         an expression for the bytes of %1$s; null for what is never large
@@ -65,6 +65,7 @@ as $$
         from column_ as c join pg_type as t on c.typtype = 'd' and t.oid = c.typbasetype
     ), fact as (
         select c.name, c.is_domain, t.oid, t.typtype, t.typlen, t.typelem,
+               case when t.typcategory = 'A' and t.typlen = -1 then t.typelem else 0 end as array_element,
                t.oid < 16384 and t.typelem < 16384 as is_builtin,
                exists (select from pg_type as e where e.oid = t.typelem and e.typarray = t.oid
                        and e.oid >= 16384 and e.typdelim = ',') as array_form,
@@ -76,6 +77,12 @@ as $$
     select jsonb_object_agg(f.name, jsonb_build_object(
         'text_form', not f.is_builtin and not f.array_form,
         'array_form', f.array_form,
+        'simple', (case when f.array_element <> 0 then f.array_element else f.oid end) in ('bool'::regtype, 'int2'::regtype,
+            'int4'::regtype, 'int8'::regtype, 'oid'::regtype, 'numeric'::regtype, 'uuid'::regtype, 'text'::regtype,
+            'varchar'::regtype, 'bpchar'::regtype, 'name'::regtype, 'date'::regtype, 'timestamp'::regtype,
+            'timestamptz'::regtype, 'json'::regtype, 'jsonb'::regtype, 'inet'::regtype, 'cidr'::regtype),
+        'is_time', (case when f.array_element <> 0 then f.array_element else f.oid end)
+            in ('date'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype),
         'same', f.typtype = 'e' and not f.is_domain or f.oid in ('bool'::regtype, 'int2'::regtype, 'int4'::regtype,
             'int8'::regtype, 'oid'::regtype, 'uuid'::regtype, 'date'::regtype, 'time'::regtype, 'timestamp'::regtype,
             'timestamptz'::regtype, 'bytea'::regtype, '"char"'::regtype, 'macaddr'::regtype, 'pg_lsn'::regtype)
@@ -151,16 +158,42 @@ begin
 end
 $$;
 
--- The condition that the row `alias` is too large to tell, or its key `k` too long; null if neither can be. What is too
--- large becomes a `limit`, which resets the topic. Nothing of it is converted: only its size is looked up.
-create or replace function rowcast.over_of(facts jsonb, alias text, columns name [], key name []) returns text
+-- The condition that the key `k` is too long to tell; null if it cannot be. What is too large becomes a `limit`, which
+-- resets the topic.
+create or replace function rowcast.long_key(facts jsonb, key name []) returns text
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return nullif(concat_ws(' or ', rowcast.size_of(facts, alias, columns) || ' > 16777216',
-        (select 'pg_column_size(k.key) > 1000' from unnest(key) as u (name)
-         having not bool_and((facts -> u.name ->> 'short')::boolean))), '');
+    return (select 'pg_column_size(k.key) > 1000' from unnest(key) as u (name)
+            having not bool_and((facts -> u.name ->> 'short')::boolean));
+end
+$$;
+
+-- The relation `v` with the record of the row `alias`, which is null if the row is too large to tell, or its key `k` too
+-- long. Nothing of a row that is too large is converted: only its size is looked up.
+create or replace function rowcast.record_of(facts jsonb, alias text, columns name [], key name []) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    over constant text := nullif(concat_ws(' or ', rowcast.size_of(facts, alias, columns) || ' > 16777216',
+                                           rowcast.long_key(facts, key)), '');
+    record constant text := 'row_to_json(x.*)';
+begin
+    return format('(select %s as record from (select %s) as x offset 0) as v',
+        coalesce('case when not (' || over || ') then ' || record || ' end', record), rowcast.published(facts, alias, columns));
+end
+$$;
+
+-- The bytes of the record, if they are many.
+create or replace function rowcast.bytes_of(facts jsonb, columns name []) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return case when rowcast.size_of(facts, 'r', columns) is null then 'null'
+                else 'nullif(greatest(pg_column_size(v.record), 1023), 1023)' end;
 end
 $$;
 
@@ -170,7 +203,8 @@ language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return format('(select row_to_json(x.*) as key from (select %s) as x offset 0) as k', rowcast.published(facts, alias, key));
+    return format('(select row_to_json(x.*) as key from (select %s) as x%s) as k', rowcast.published(facts, alias, key),
+                  case when rowcast.long_key(facts, key) is not null then ' offset 0' end);
 end
 $$;
 
@@ -202,25 +236,19 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
             insert into rowcast.events (watch, topic, kind, key, record, bytes, actor, grants)
-            select %1$s, t.topic, %2$s, %3$s, %4$s, %5$s, nullif(current_setting('rowcast.actor', true), ''), g.gives
-            from %6$s cross join lateral (select %7$s from (select r.*) as r) as g (gives)
-            cross join lateral (select %8$s from (select r.*) as r) as t (topic)
-            cross join lateral %9$s cross join lateral (select %10$s) as x%11$s
-            where t.topic is not null and %12$s;$body$,
+            select %1$s, t.topic, %2$s, %3$s, v.record, %4$s, nullif(current_setting('rowcast.actor', true), ''), g.gives
+            from %5$s cross join lateral (select %6$s from (select r.*) as r) as g (gives)
+            cross join lateral (select %7$s from (select r.*) as r) as t (topic)
+            cross join lateral %8$s cross join lateral %9$s
+            where t.topic is not null and %10$s;$body$,
         watched.id,
-        case when s.over is null then $q$'insert'$q$
-             else $q$case when s.over then 'limit'::rowcast.kind else 'insert'::rowcast.kind end$q$ end,
-        case when s.over is null then 'k.key' else $q$case when s.over then '{}'::json else k.key end$q$ end,
-        case when s.over is null then 'row_to_json(x.*)' else 'case when not s.over then row_to_json(x.*) end' end,
-        case when s.size is null then 'null' else 'case when not s.over and s.bytes >= 1024 then s.bytes end' end,
+        $q$case when v.record is null then 'limit'::rowcast.kind else 'insert'::rowcast.kind end$q$,
+        $q$case when v.record is null then '{}'::json else k.key end$q$,
+        rowcast.bytes_of(facts, watched.columns),
         source, rights, each_topic,
         rowcast.key_of(facts, 'r', watched.key),
-        rowcast.published(facts, 'r', watched.columns),
-        case when s.over is not null then format(
-            E'\n            cross join lateral (select %s as over, %s as bytes offset 0) as s', s.over, coalesce(s.size, '0')) end,
+        rowcast.record_of(facts, 'r', watched.columns, watched.key),
         rowcast.live_of('r', watched.soft_delete))
-    from (select rowcast.over_of(facts, 'r', watched.columns, watched.key) as over,
-                 rowcast.size_of(facts, 'r', watched.columns) as size) as s
 $$;
 
 -- The statement that captures what became of rows: the relation `pairs` joins each old version `o` with the new one `n`.
@@ -247,11 +275,14 @@ as $$
                 from unnest(topics.old) as t (topic) cross join lateral %11$s
                 where t.topic <> all (topics.new)
                 union all
-                select 2, t.topic, case%12$s when t.topic = any (topics.old) then 'update'::rowcast.kind
+                select 2, t.topic, case when v.record is null then 'limit'::rowcast.kind
+                                        when t.topic = any (topics.old) then 'update'::rowcast.kind
                                         when live.old or not (%3$s) then 'insert'::rowcast.kind else 'restore'::rowcast.kind end,
-                       %13$s, %14$s, %15$s, case when t.topic = any (topics.old) then c.changed end
-                from unnest(topics.new) as t (topic) cross join lateral %16$s
-                cross join lateral (select array_remove(array[%17$s]::name[], null) as changed) as c%18$s
+                       case when v.record is null then '{}'::json else k.key end, v.record, %12$s,
+                       case when t.topic = any (topics.old) then c.changed end
+                from unnest(topics.new) as t (topic) cross join lateral %13$s
+                cross join lateral (select array_remove(array[%14$s]::name[], null) as changed) as c
+                cross join lateral %15$s
                 where not t.topic = any (topics.old) or c.changed <> '{}' or rights.changed
             ) as e
             order by e.step;$body$,
@@ -266,21 +297,14 @@ as $$
              else format($q$select b.old, b.new, b.old is distinct from b.new as changed
                 from (select case when live.old then (select %1$s from (select o.*) as r) end as old,
                              case when live.new then (select %1$s from (select n.*) as r) end as new) as b$q$, rights) end,  -- 8
-        ' when ' || s.old_over || $q$ then 'limit'::rowcast.kind$q$,        --  9
-        coalesce('case when ' || s.old_over || $q$ then '{}'::json else k.key end$q$, 'k.key'),  -- 10
-        rowcast.key_of(facts, 'o', watched.key),                         -- 11
-        case when s.over is not null then $q$ when s.over then 'limit'::rowcast.kind$q$ end,  -- 12
-        case when s.over is null then 'k.key' else $q$case when s.over then '{}'::json else k.key end$q$ end,  -- 13
-        format(case when s.over is null then '%s' else 'case when not s.over then %s end' end,
-               format('(select row_to_json(x.*) from (select %s) as x)', rowcast.published(facts, 'n', watched.columns))),  -- 14
-        case when s.size is null then 'null' else 'case when not s.over and s.bytes >= 1024 then s.bytes end' end,  -- 15
-        rowcast.key_of(facts, 'n', watched.key),                         -- 16
-        s.changed,                                                          -- 17  the names of the columns that read differently
-        case when s.over is not null then format(
-            E'\n                cross join lateral (select %s as over, %s as bytes offset 0) as s', s.over, coalesce(s.size, '0')) end)
-    from (select rowcast.over_of(facts, 'n', watched.columns, watched.key) as over,
-                 rowcast.over_of(facts, 'o', '{}', watched.key) as old_over,
-                 rowcast.size_of(facts, 'n', watched.columns) as size,
+        ' when ' || s.long_key || $q$ then 'limit'::rowcast.kind$q$,        --  9
+        coalesce('case when ' || s.long_key || $q$ then '{}'::json else k.key end$q$, 'k.key'),  -- 10
+        rowcast.key_of(facts, 'o', watched.key),                            -- 11
+        rowcast.bytes_of(facts, watched.columns),                           -- 12
+        rowcast.key_of(facts, 'n', watched.key),                            -- 13
+        s.changed,                                                          -- 14  the names of the columns that read differently
+        rowcast.record_of(facts, 'n', watched.columns, watched.key))        -- 15
+    from (select rowcast.long_key(facts, watched.key) as long_key,
                  -- Two values with the same binary image read the same, whatever their type and collation.
                  (select string_agg(format(
                       case when (facts -> u.name ->> 'same')::boolean
@@ -305,12 +329,12 @@ as $$
             cross join lateral %7$s
             where t.topic is not null and %8$s;$body$,
         watched.id,
-        coalesce('case when ' || s.over || $q$ then 'limit'::rowcast.kind else 'delete'::rowcast.kind end$q$, $q$'delete'$q$),
-        coalesce('case when ' || s.over || $q$ then '{}'::json else k.key end$q$, 'k.key'),
+        coalesce('case when ' || s.long_key || $q$ then 'limit'::rowcast.kind else 'delete'::rowcast.kind end$q$, $q$'delete'$q$),
+        coalesce('case when ' || s.long_key || $q$ then '{}'::json else k.key end$q$, 'k.key'),
         source, rights, each_topic,
         rowcast.key_of(facts, 'r', watched.key),
         rowcast.live_of('r', watched.soft_delete))
-    from (select rowcast.over_of(facts, 'r', '{}', watched.key) as over) as s
+    from (select rowcast.long_key(facts, watched.key) as long_key) as s
 $$;
 
 -- Are these columns unique at every moment? False if they may repeat until the statement or the transaction ends, because
@@ -334,7 +358,8 @@ $$;
 -- A statement's triggers run after those of the statements that they themselves, or functions in the statement, execute.
 -- So the first capture in a command of the client tells what its statement wrote. Each further one in the same command
 -- may tell of rows that have changed since: it reads them again, and tells what they are now. `rowcast.captured` is the
--- time of the command that was captured last in this transaction.
+-- time of the command that was captured last in this session, in seconds, which no setting changes; it is not local to the
+-- transaction, which would cost more and tell the same.
 -- Referential actions add to the old and new rows of the statement that caused them. If one can update a row that the
 -- statement itself has updated, there may be two versions of it among these rows; then they are read again, too. So are
 -- they always if the key is deferrable: two rows may have it for a while.
@@ -355,54 +380,61 @@ declare
         'else v.gives end from (select (' || watched.revokes || ') as gives offset 0) as v)', 'null::jsonb');
     columns constant text := (select string_agg(format('c.%I', u.name), ', ') from unnest(used) as u (name));
     current_row text;
-    versions text := '';
+    -- Each expression of a function costs its first use in a transaction a microsecond: hence so few, and the first such.
+    is_first text := $q$current_setting('rowcast.captured', true) is distinct from extract(epoch from statement_timestamp())::text$q$;
+    update_first text := rowcast.update_body(watched, facts, topics, rights,
+                                             format('%s as o full join %s as n on %s', old_rows, new_rows, same_key));
 begin
     current_row := '(select ' || columns || ' from ' || name || ' as c where '
         || rowcast.same_key(facts, watched.key, 'c', 'b') || ' offset 0)';
     if not rowcast.unique_at_once(relation, watched.key::text []) then
-        versions := E'\n    again := true;';
+        is_first := 'false';
     elsif not watched.per_row and exists (
         select from pg_constraint as f where f.contype = 'f' and f.conrelid = relation
         and (f.confupdtype in ('c', 'n', 'd') or f.confdeltype in ('n', 'd'))
     ) then
         select format($q$
-    if tg_op = 'UPDATE' and not again then
         again := exists (select from old_rows as v group by %1$s having count(*) > 1)
             or exists (select from new_rows as v group by %1$s having count(*) > 1);
-    end if;$q$,
-                      string_agg(format($q$format('%%s', v.%I) collate "C"$q$, u.name), ', '))
-          into versions from unnest(watched.key) as u (name);
+        if not again then%2$s
+        end if;$q$,
+                      string_agg(format($q$format('%%s', v.%I) collate "C"$q$, u.name), ', '), update_first)
+          into update_first from unnest(watched.key) as u (name);
     end if;
     return format($body$
 #variable_conflict use_column
 declare
-    again boolean := current_setting('rowcast.captured', true) is not distinct from statement_timestamp()::text;
-    captured text;
-begin%9$s%15$s
-    if tg_op = 'TRUNCATE' then
+    again boolean;
+begin%14$s
+    if tg_op = 'INSERT' and %9$s then%6$s
+    elsif tg_op = 'UPDATE' and %9$s then%10$s
+    elsif tg_op = 'DELETE' and %9$s then%12$s
+    elsif tg_op = 'TRUNCATE' then
         insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$s, 'truncate', '{}', %3$s);
-    elsif again and not coalesce((
-        select not row_security_active(%4$L::regclass) and bool_and(has_column_privilege(%4$L::regclass, u.name, 'select'))
-        from unnest(%5$L::name[]) as u (name)
-    ), false) then
-        insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$s, 'lost', '{}', %3$s);
-    elsif tg_op = 'INSERT' then
-        if not again then%6$s
-        elsif exists (select from %7$s as r) then%8$s
-        end if;
-    elsif tg_op = 'UPDATE' then
-        if not again then%10$s
-        elsif exists (select from %11$s as r) then%12$s
-        end if;
-    elsif not again then%13$s
-    else%14$s
+    else
+        again := true;
     end if;
-    if found then
-        captured := set_config('rowcast.captured', statement_timestamp()::text, true);
-        if rowcast.must_ring() then
-            perform pg_notify('rowcast', '');
+    if again then
+        if tg_op <> 'DELETE' then
+            again := exists (select from %7$s as r);  -- an upsert fires two triggers, and may leave one without rows
         end if;
-    end if;%16$s
+        if not again then
+            null;
+        elsif not coalesce((
+            select not row_security_active(%4$L::regclass) and bool_and(has_column_privilege(%4$L::regclass, u.name, 'select'))
+            from unnest(%5$L::name[]) as u (name)
+        ), false) then
+            insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$s, 'lost', '{}', %3$s);
+        elsif tg_op = 'INSERT' then%8$s
+        elsif tg_op = 'UPDATE' then%11$s
+        else%13$s
+        end if;
+    end if;
+    if found and set_config('rowcast.captured', extract(epoch from statement_timestamp())::text, false) is not null
+       and rowcast.must_ring()
+    then
+        perform pg_notify('rowcast', '');
+    end if;%15$s
     return null;
 end
 $body$,
@@ -415,27 +447,25 @@ $body$,
         new_rows,                                                                                   --  7
         rowcast.insert_body(watched, facts, each_topic, rights,
                             format('(select r.* from %s as b cross join lateral %s as r) as r', new_rows, current_row)),  --  8
-        versions,                                                                                   --  9
-        rowcast.update_body(watched, facts, topics, rights,
-                            format('%s as o full join %s as n on %s', old_rows, new_rows, same_key)),  -- 10
-        new_rows,                                                                                   -- 11
+        is_first,                                                                                   --  9
+        update_first,                                                                               -- 10
         rowcast.update_body(watched, facts, topics, rights, format(
             '%s as o full join %s as k on %s cross join lateral (select %s) as b left join lateral %s as n on true',
             old_rows, new_rows, rowcast.same_key(facts, watched.key, 'o', 'k'),
             (select string_agg(format('case when o.%1$I is distinct from null then o.%2$I else k.%2$I end as %2$I',
                                       watched.key[1], u.name), ', ')
-             from unnest(watched.key) as u (name)), current_row)),                                  -- 12
-        rowcast.delete_body(watched, facts, each_topic, rights, old_rows || ' as r'),            -- 13
+             from unnest(watched.key) as u (name)), current_row)),                                  -- 11
+        rowcast.delete_body(watched, facts, each_topic, rights, old_rows || ' as r'),            -- 12
         rowcast.update_body(watched, facts, topics, rights,
                             format('%s as o cross join lateral (select o.*) as b left join lateral %s as n on true',
-                                   old_rows, current_row)),                                         -- 14
-        case watched.on_error when 'lenient' then E'\n    begin' end,                               -- 15
+                                   old_rows, current_row)),                                         -- 13
+        case watched.on_error when 'lenient' then E'\n    begin' end,                               -- 14
         case watched.on_error when 'lenient' then format($lenient$
     exception when others then
         insert into rowcast.lost (watch, operation, sqlstate, reason) values (%1$s, tg_op, sqlstate, sqlerrm);
         insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$L, 'lost', '{}', %3$s);
         perform rowcast.ring();
-    end;$lenient$, watched.id, '*' || watched.pack, rowcast.every_right(watched)) end                -- 16
+    end;$lenient$, watched.id, '*' || watched.pack, rowcast.every_right(watched)) end                -- 15
     );
 end
 $$;
@@ -478,11 +508,11 @@ as $$
 $$;
 
 -- What rowcast.watched.definition holds of a function's body, to tell when it was changed.
-create or replace function rowcast.definition_of(body text) returns text
+create or replace function rowcast.definition_of(body text, settings text []) returns text
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select md5(body || rowcast.capture_settings()::text)  -- as the catalog has them: prosrc and proconfig
+    select md5(body || settings::text)  -- as the catalog has them: prosrc and proconfig
 $$;
 
 -- Lets the capture role read these columns: what it tells it may also read. See rowcast.capture_body.
@@ -542,6 +572,21 @@ as $$
       and (a.attname::text = any (needed)
            or case when a.attname ~ '^[a-zA-Z_][a-zA-Z0-9_]*$' then expressions ~* ('\m' || a.attname || '\M') else true end
            or expressions ~* '\mr\M(?!\s*\.\s*[^*\s])' or expressions ~* 'u&"')
+$$;
+
+-- Whether no setting but TimeZone can change what these columns and expressions give: the types are built in and not written
+-- as a setting says, and the expressions only put texts and columns together, dates and times not among them.
+create or replace function rowcast.is_simple(relation regclass, columns name [], expressions text) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select bool_and((facts -> u.name ->> 'simple')::boolean
+                    and not ((facts -> u.name ->> 'is_time')::boolean and u.name = any (f.mentioned)))
+       and expressions ~* $q$\A(\s|r\.[a-z_][a-z0-9_]*|'[^'\\]*'|\|\||array\[|\]|,|jsonb_build_object\(|\))*\Z$q$
+    from unnest(columns) as u (name) cross join (
+        select rowcast.captured_columns(relation) as facts,
+               coalesce(rowcast.used_columns(relation, '{}', expressions), '{}') as mentioned offset 0
+    ) as f
 $$;
 
 -- Fails for tables some of whose changes would not fire the triggers on them.
@@ -604,6 +649,7 @@ declare
     body text;
     definition text;
     used name [];
+    settings text [];
     trigger_ record;
 begin
     select n.nspname, c.relname into w.schema_name, w.table_name
@@ -679,7 +725,8 @@ begin
     w.id := coalesce(known.id, nextval(pg_get_serial_sequence('rowcast.watched', 'id')));
     w.function_name := left(format('capture_%s_%s', w.id, regexp_replace(lower(w.table_name), '[^a-z0-9_]', '', 'g')), 63);
     body := rowcast.capture_body(w, relation, topics, each_topic, used);
-    w.definition := rowcast.definition_of(body);
+    settings := rowcast.capture_settings(rowcast.is_simple(relation, used, concat_ws(' ', topic, revokes)));
+    w.definition := rowcast.definition_of(body, settings);
 
     if known.definition = w.definition and known.function_name is not null
        and (known.model, known.pack) = (w.model, w.pack)
@@ -693,7 +740,7 @@ begin
         (select string_agg(format('set %s = %s', split_part(s, '=', 1),
                                   case when split_part(s, '=', 1) in ('search_path', 'DateStyle') then split_part(s, '=', 2)
                                        else quote_literal(split_part(s, '=', 2)) end), ' ' order by n)
-         from unnest(rowcast.capture_settings()) with ordinality as u (s, n)),
+         from unnest(settings) with ordinality as u (s, n)),
         body);
     perform rowcast.unwatch(relation);
     execute definition;

@@ -116,18 +116,13 @@ with fresh as materialized (
 ), granted as (
     insert into rowcast.grants (seq, watch, user_id, topic)
     select n.tx_begin, n.watch, n.grants ->> 'user', n.grants ->> 'topic' from numbered as n where n.grants is not null
-), readable as materialized (
-    -- Text that the daemon could not read must fail here, where it can be set aside. Only other encodings can hold such.
-    select count(convert_to(
-        concat_ws('', c.topic, c.key, c.record, c.actor, c.revokes_user, c.revokes_topic, n.grants::text), 'UTF8')) as events
-    from numbered as n
-    cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
-    where current_setting('server_encoding') <> 'UTF8'
 )
 select pg_current_snapshot()::text as snapshot,
        not case when exists (select from fresh) then exists (select from fence)
            else exists (select from rowcast.lease as l where l.nonce = $1 and l.xmin = l.xid::xid) end as superseded,
-       (select r.events from readable as r) as readable, t.transactions, t.last_seq, t.has_deletes,
+       -- Text that the daemon could not read must fail here, where it can be set aside. Only other encodings can hold such.
+       (select count(rowcast.is_readable(n.xid, n.id)) from numbered as n
+        where current_setting('server_encoding') <> 'UTF8') as readable, t.transactions, t.last_seq, t.has_deletes,
        -- A daemon that is about to follow gets its lock after our commit, and then finds these changes in the log.
        t.changes > 0 and not pg_try_advisory_xact_lock($7) as has_followers,
        -- Users are admitted by where a right begins, so a crash must not move that. And a crash must not undo more numbers

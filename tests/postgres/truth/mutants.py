@@ -19,21 +19,23 @@ class Mutant:
     seed: int = 0
 
 
-_AGAIN: Final = "current_setting('rowcast.captured', true) is not distinct from statement_timestamp()::text"
+_FIRST: Final = (
+    "current_setting('rowcast.captured', true) is distinct from extract(epoch from statement_timestamp())::text"
+)
 
 MUTANTS: Final = {
-    "rows are never read again": Mutant("nests", "capture_body", _AGAIN, "false"),
+    "rows are never read again": Mutant("nests", "capture_body", _FIRST, "true"),
     "rows are read again only in triggers of triggers": Mutant(
-        "calls", "capture_body", _AGAIN, f"pg_trigger_depth() > 1 and {_AGAIN}", seed=13
+        "calls", "capture_body", _FIRST, f"(pg_trigger_depth() = 1 or {_FIRST})", seed=13
     ),
     "a deferrable key is taken for unique": Mutant(
-        "deferrable", "capture_body", r"E'\n    again := true;'", "''", seed=7
+        "deferrable", "capture_body", "is_first := 'false'", "null", seed=7
     ),
     "a name may be a variable of the function": Mutant(
         "names", "capture_body", "#variable_conflict use_column", "", seed=23
     ),
     "a record may be a column of that name": Mutant(
-        "names", "update_body", "row_to_json(x.*)", "row_to_json(x)", seed=22
+        "names", "record_of", "row_to_json(x.*)", "row_to_json(x)", seed=22
     ),
     "a key may be a column of that name": Mutant("names", "key_of", "row_to_json(x.*)", "row_to_json(x)", seed=13),
     "the function's body is quoted by a fixed tag": Mutant(
@@ -56,6 +58,9 @@ MUTANTS: Final = {
     ),
     "names are quoted as the writer's session does": Mutant(
         "settings", "capture_settings", "'quote_all_identifiers=off', ", "", seed=2
+    ),
+    "every type is taken for one that no setting changes": Mutant(
+        "settings", "is_simple", "select bool_and(", "select true or bool_and(", seed=1
     ),
     "values are compared by their type": Mutant(
         "values", "update_body", "record_image_ne(row(o.%1$I), row(n.%1$I))", "o.%1$I is distinct from n.%1$I", seed=4

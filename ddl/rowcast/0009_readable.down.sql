@@ -1,0 +1,1 @@
+drop function rowcast.is_readable(xid8, bigint);

@@ -365,10 +365,10 @@ create table the_schema.alembic_version (
 );
 
 -- name: captures
--- The watched tables, and the bodies of their capture functions.
+-- The watched tables, and the bodies and settings of their capture functions.
 select w.id, format('%I.%I', w.schema_name, w.table_name) as name, quote_ident(w.schema_name) as schema_name,
        quote_ident(w.table_name) as table_name, w.topic, w.columns::text [] as columns, w.key::text [] as key, w.soft_delete,
-       w.revokes, w.pack, w.model, w.per_row, w.on_error, p.prosrc as body
+       w.revokes, w.pack, w.model, w.per_row, w.on_error, p.prosrc || p.proconfig::text as body
 from rowcast.watched as w
 join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0
 where to_regclass(format('%I.%I', w.schema_name, w.table_name)) is not null
@@ -408,6 +408,6 @@ select the_rowcast.watch(
 
 -- name: captured_body
 -- $1 id
-select p.prosrc from the_rowcast.watched as w
+select p.prosrc || p.proconfig::text from the_rowcast.watched as w
 join pg_proc as p on p.pronamespace = 'the_rowcast'::regnamespace and p.proname = w.function_name
 where w.id = $1;

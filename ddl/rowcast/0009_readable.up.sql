@@ -8,3 +8,11 @@ as $$
     from rowcast.events as e where e.xid = is_readable.xid and e.id = is_readable.id
 $$;
 revoke all on function rowcast.is_readable(xid8, bigint) from public;
+
+-- Functions of triggers/rowcast.sql that others have taken the place of.
+-- squawk-ignore ban-drop-function
+drop function if exists rowcast.capture_settings();
+-- squawk-ignore ban-drop-function
+drop function if exists rowcast.definition_of(text);
+-- squawk-ignore ban-drop-function
+drop function if exists rowcast.over_of(jsonb, text, name [], name []);

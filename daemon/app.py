@@ -27,7 +27,7 @@ from daemon.files import folder
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, json_page, static_pages, text_page
 from daemon.gateway.server import Gateway, Limits, bind, encode
-from daemon.health import Readiness
+from daemon.health import Check, Readiness
 from daemon.log.backlog import Backlog
 from daemon.log.dead_letters import DeadLetters
 from daemon.log.grants import PgGrants
@@ -39,6 +39,7 @@ from daemon.logs import count_dropped_lines, get_logger
 from daemon.packs import Pack, by_schema, contract_hash
 from daemon.postgres.connect import SESSION, Connect, OnUnusable, Pool, connect, open_pool
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, address_of, explain
+from daemon.postgres.tunnel import through_tunnel
 from daemon.schema.health import SchemaHealth, SchemaNotCurrent
 from daemon.settings import Address, Settings
 
@@ -149,6 +150,7 @@ async def running(
     packs = by_schema(settings.schemas)
     unusable: asyncio.Queue[DatabaseFault] = asyncio.Queue()
     async with AsyncExitStack() as stack:
+        tunnel_problems = await stack.enter_async_context(through_tunnel(settings))
         pool = await open_pool(
             dsn,
             application_name="rowcast",
@@ -160,7 +162,7 @@ async def running(
         stack.push_async_callback(_close, pool)
         schema = SchemaHealth(pool, settings)
         await _check_database(settings, pool, schema)
-        parts = _build(settings, packs, pool, schema, demo, unusable.put_nowait)
+        parts = _build(settings, packs, pool, schema, demo, tunnel_problems, unusable.put_nowait)
         run_in_background = await stack.enter_async_context(_in_background())
         run_in_background(_end_if_unusable(unusable))
         await _start(parts, run_in_background)
@@ -191,6 +193,7 @@ def _build(
     pool: Pool,
     schema: SchemaHealth,
     demo: Demo | None,
+    tunnel_problems: Check,
     on_unusable: OnUnusable,
 ) -> _Parts:
     """Make every part and connect them; nothing runs yet."""
@@ -212,6 +215,7 @@ def _build(
     notifier, sequencer, retention = _build_log(settings, pool, pump, log_cache, events, numbers, on_unusable)
     backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
     readiness = Readiness(
+        tunnel_problems,
         lambda: schema.problems,
         lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
         pump.problems,

@@ -105,6 +105,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         ),
         "table_emptied": Event("warn", "a crash of Postgres emptied this unlogged table, so its pack is reset"),
         "trigger_error": Event("error", "a watched table is not captured as defined; says what to do"),
+        "tunnel_connected": Event("info", "the SSH tunnel to the database is open"),
+        "tunnel_lost": Event("warn", "the SSH tunnel is down; says why, and it is opened again after a delay"),
+        "tunnel_retry": Event("warn", "the SSH tunnel could not be opened; it is retried after a delay"),
         "worker_ended": Event("warn", "a worker ended unexpectedly; another takes its place after a delay"),
         "worker_hung": Event("error", "a worker showed no sign of life for ROWCAST_WORKER_SILENCE and was killed"),
         "worker_started": Event("info", "a worker was started, or started again"),
@@ -119,7 +122,7 @@ MAX_ITEMS: Final = 50  # values in a list or an object
 
 _REDACTED: Final = "[redacted]"
 _SECRET_NAME: Final = re.compile(
-    r"passw|token|secret|dsn|authorization|cookie|credential|database_url", re.IGNORECASE
+    r"passw|passphrase|token|secret|dsn|authorization|cookie|credential|database_url", re.IGNORECASE
 )
 # The user and password of a URL; a JSON Web Token.
 _SECRET_TEXT: Final = re.compile(r"(?<=://)[^\s@]*(?=@)|\beyJ[\w-]+\.[\w-]+\.[\w-]*")

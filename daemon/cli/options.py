@@ -57,15 +57,27 @@ class Options:
 
 
 def run(settings: Settings, work: Coroutine[Any, Any, object]) -> None:
-    """Run a command with logging configured. Ctrl-C ends the process with exit code 130."""
+    """Run a command with logging configured, through the SSH tunnel if there is one. Raises an OperatorFault.
+
+    Ctrl-C ends the process with exit code 130.
+    """
     from daemon.postgres.errors import violations_logged
 
     configure_logs(settings)
     try:
         with violations_logged():
-            asyncio.run(work)
+            asyncio.run(_through_tunnel(settings, work))
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        work.close()  # what never ran, since there is no tunnel, would warn about that
+
+
+async def _through_tunnel(settings: Settings, work: Coroutine[Any, Any, object]) -> None:
+    from daemon.postgres.tunnel import through_tunnel
+
+    async with through_tunnel(settings):
+        await work
 
 
 def configure_logs(settings: Settings) -> None:

@@ -31,7 +31,7 @@ from daemon.postgres.errors import (
     explain,
 )
 from daemon.postgres.queries import Queries
-from daemon.settings.database_url import ProductionUrl
+from daemon.settings.database_url import DatabaseUrl
 from daemon.settings.parameters import BadParameter, parameters_of
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class _Opening:
     def _check_server(self, server: Record) -> None:
         if server["encoding"] == "SQL_ASCII":  # it stores any bytes, so nobody knows which text they are
             raise UnsupportedEncoding(server["encoding"])
-        if server["superuser"] == "on" and isinstance(self.dsn, ProductionUrl):
+        if server["superuser"] == "on" and isinstance(self.dsn, DatabaseUrl) and self.dsn.in_production:
             raise SuperuserRefused
         if server["in_recovery"] and self.target != "any":
             raise StandbyDatabase

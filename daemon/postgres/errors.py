@@ -13,6 +13,7 @@ import asyncpg
 
 from daemon.core.errors import OperatorFault
 from daemon.logs import get_logger
+from daemon.settings.database_url import DatabaseUrl
 
 log = get_logger()
 
@@ -297,7 +298,9 @@ def _explain_network_error(error: OSError, address: str) -> DatabaseFault:
 
 
 def address_of(dsn: str) -> str:
-    """The host and port of a database URL, the only parts of it that may be shown."""
+    """The host and port of a database URL, the only parts of it that may be shown; behind SSH those of both."""
+    if isinstance(dsn, DatabaseUrl) and dsn.address:
+        return dsn.address
     try:
         url = urlsplit(dsn)
         options = parse_qs(url.query)

@@ -4,7 +4,7 @@ import os
 import re
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
+from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
@@ -12,10 +12,21 @@ from pydantic import SecretStr
 from daemon.settings.parameters import parameters_of
 
 
-class ProductionUrl(str):
-    """The URL of a database in production. A superuser may not connect to it."""
+class DatabaseUrl(str):
+    """A database URL, and what it does not say itself.
 
-    __slots__ = ()
+    A superuser may not connect to it `in_production`. `address` is what messages call the database if that is not
+    the host of the URL.
+    """
+
+    __slots__ = ("address", "in_production")
+    in_production: bool
+    address: str | None
+
+    def __new__(cls, url: str, *, in_production: bool = False, address: str | None = None) -> Self:  # noqa: D102
+        made = super().__new__(cls, url)
+        made.in_production, made.address = in_production, address
+        return made
 
 
 _HOST_AND_PORT: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
@@ -81,6 +92,15 @@ def _host(place: str) -> str:
     return place[1:].partition("]")[0] if place.startswith("[") else unquote(place.partition(":")[0])
 
 
+def wants_tls(dsn: str) -> bool:
+    """Whether this URL does without TLS under no circumstances. PGSSLMODE is the default."""
+    options = parameters_of(dsn)
+    mode = options.get("sslmode") or ("service" not in options and os.environ.get("PGSSLMODE"))
+    if options.get("ssl") == "true":
+        mode = mode or "require"
+    return options.get("sslrootcert") == "system" or mode in _ENCRYPTED
+
+
 def production_problem(dsn: str) -> str | None:
     """Why this URL is not allowed in production, or None. The text contains nothing of the URL.
 
@@ -92,11 +112,6 @@ def production_problem(dsn: str) -> str | None:
     over_tcp = [host for host in map(_host, named.split(",")) if not host.startswith("/")]
     if any(map(_is_this_machine, over_tcp)):
         return "a database on localhost over TCP: use its host name, or the directory of its socket"
-    mode = options.get("sslmode") or ("service" not in options and os.environ.get("PGSSLMODE"))
-    if options.get("ssl") == "true":
-        mode = mode or "require"
-    if options.get("sslrootcert") == "system":
-        mode = "verify-full"
-    if over_tcp and mode not in _ENCRYPTED:
+    if over_tcp and not wants_tls(dsn):
         return "a database without TLS: add sslmode=verify-full to its URL, or at least sslmode=require"
     return None

@@ -18,9 +18,21 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from daemon.packs import default_packs, pack_secrets
-from daemon.settings.database_url import ProductionUrl, check_database_url, production_problem
+from daemon.settings.database_url import DatabaseUrl, check_database_url, production_problem
 from daemon.settings.errors import BadSettings
 from daemon.settings.parameters import BadParameter, check_parameters, parameters_of
+from daemon.settings.ssh import (
+    DEFAULT_ATTEMPTS,
+    DEFAULT_DELAYS,
+    DEFAULT_KEYS,
+    DEFAULT_PORT,
+    KNOWN_HOSTS,
+    SshRoute,
+    database_of,
+    expanded,
+    tunnel_directory,
+    url_through,
+)
 from daemon.settings.values import (
     Address,
     Count,
@@ -41,7 +53,7 @@ from daemon.settings.values import (
 
 def _variable(field: str) -> str:
     """The environment variable of a field."""
-    return field.upper() if field.startswith(("database_", "postgres_")) else f"ROWCAST_{field.upper()}"
+    return field.upper() if field.startswith(("database_", "postgres_", "ssh_")) else f"ROWCAST_{field.upper()}"
 
 
 class BaseRowcastSettings(BaseSettings):
@@ -68,6 +80,29 @@ class BaseRowcastSettings(BaseSettings):
     postgres_db: str | None = Field(None, description="database name; defaults to the name of the user")
     postgres_user: str | None = Field(None, description="database user; postgres if another POSTGRES_* is set")
     postgres_password: SecretStr | None = Field(None, description="password of that user, unquoted and unescaped")
+    ssh_host: str | None = Field(
+        None, description="SSH host through which to reach the database, whose host is then as seen from there"
+    )
+    ssh_port: Annotated[int, Field(ge=1, le=65535)] = Field(DEFAULT_PORT, description="SSH port")
+    ssh_user: str | None = Field(None, description="SSH user; required with SSH_HOST")
+    ssh_key_path: Path | None = Field(
+        None, description="SSH private key; ~/.ssh/id_rsa by default, in production /etc/ssh/private_key"
+    )
+    ssh_key_passphrase: SecretStr | None = Field(None, description="passphrase of that key, if it is encrypted")
+    ssh_key_passphrase_file: Path | None = Field(
+        None,
+        description="file that contains it; if neither is set, $CREDENTIALS_DIRECTORY/ssh_key_passphrase",
+    )
+    ssh_known_hosts: Path | None = Field(
+        None,
+        description="file with the host keys to trust; ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts by default",
+    )
+    ssh_attempts: Count | None = Field(
+        None, description="number of attempts to open the SSH tunnel at startup; 3 by default, in production 5"
+    )
+    ssh_retry_delay: Seconds | None = Field(
+        None, description="pause between these attempts (seconds); 1 by default, in production 2"
+    )
     packs: Annotated[
         tuple[Name, ...], BeforeValidator(read_names), AfterValidator(without_repeats), AfterValidator(expand_all)
     ] = Field(default_packs(), min_length=1, description="packs to apply and serve, separated by commas, or `all`")
@@ -210,19 +245,32 @@ class BaseRowcastSettings(BaseSettings):
         )
 
     @model_validator(mode="after")
+    def _check_parameters(self) -> Self:
+        try:
+            check_parameters(parameters_of(self._url or ""))
+        except BadParameter as problem:
+            raise ValueError(f"DATABASE_URL: {problem}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_tunnel(self) -> Self:
+        if self.ssh_host is None:
+            return self
+        if self._url is None:
+            raise ValueError(
+                "SSH_HOST requires a database: set DATABASE_URL, or POSTGRES_HOST, _DB, _USER and _PASSWORD"
+            )
+        if self.ssh_user is None:
+            raise ValueError("SSH_HOST requires SSH_USER")
+        database_of(self._url)
+        return self
+
+    @model_validator(mode="after")
     def _check_production_database(self) -> Self:
         problem = production_problem(self.dsn) if self.environment == "production" and self.dsn else None
         if problem is None:
             return self
         raise ValueError(f"ROWCAST_ENVIRONMENT is production, which does not allow {problem}")
-
-    @model_validator(mode="after")
-    def _check_parameters(self) -> Self:
-        try:
-            check_parameters(parameters_of(self.dsn or ""))
-        except BadParameter as problem:
-            raise ValueError(f"DATABASE_URL: {problem}") from None
-        return self
 
     @model_validator(mode="after")
     def _check_metrics_ports(self) -> Self:
@@ -239,9 +287,37 @@ class BaseRowcastSettings(BaseSettings):
 
     @property
     def dsn(self) -> str | None:
-        """The URL of the configured database, with its password; None if there is none."""
-        url = self._url
-        return ProductionUrl(url) if url is not None and self.environment == "production" else url
+        """The URL of the configured database, with its password; None if there is none.
+
+        With SSH_HOST it leads to the socket of the tunnel, which `through_tunnel` opens.
+        """
+        url, route = self._url, self.ssh_route
+        if url is None:
+            return None
+        in_production = self.environment == "production"
+        if route is None:
+            return DatabaseUrl(url, in_production=in_production)
+        return DatabaseUrl(url_through(url, route.directory), in_production=in_production, address=str(route))
+
+    @property
+    def ssh_route(self) -> SshRoute | None:
+        """The way to the database through SSH; None without SSH_HOST. It differs between processes."""
+        if self.ssh_host is None or self.ssh_user is None or self._url is None:
+            return None
+        host, port, user = self.ssh_host.strip("[]"), self.ssh_port, self.ssh_user
+        known_hosts = KNOWN_HOSTS if self.ssh_known_hosts is None else (self.ssh_known_hosts,)
+        return SshRoute(
+            host,
+            port,
+            user,
+            expanded(self.ssh_key_path or DEFAULT_KEYS[self.environment]),
+            self.ssh_key_passphrase,
+            tuple(map(expanded, known_hosts)),
+            self.ssh_attempts or DEFAULT_ATTEMPTS[self.environment],
+            self.ssh_retry_delay or DEFAULT_DELAYS[self.environment],
+            database_of(self._url),
+            tunnel_directory(host, port, user, self._url),
+        )
 
     @property
     def _url(self) -> str | None:
@@ -285,7 +361,7 @@ class BaseRowcastSettings(BaseSettings):
             for field, value in self
             if field in self.model_fields_set and not isinstance(value, SecretStr | None)
         }
-        return {**os.environ, **given, "DATABASE_URL": self.dsn or ""}
+        return {**os.environ, **given, "DATABASE_URL": self._url or ""}
 
 
 def _quoted(text: str) -> str:

@@ -1,17 +1,12 @@
 """The commands for schemas: --apply-ddl, rollback and check."""
 
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from daemon.cli.options import Options, configure_logs, data_dir_option, report, run
 from daemon.settings import Settings
-
-if TYPE_CHECKING:
-    from daemon.schema.health import Findings
 
 
 def apply(settings: Settings, *, offline: bool) -> None:
@@ -63,14 +58,14 @@ def rollback(options: Options, *, pack: str, to: str | None) -> None:
 @click.pass_obj
 def check(options: Options, *, data_dir: Path | None) -> None:
     """Compare the schemas and the capture triggers with the files; exit with 1 if something differs."""
+    settings = options.having(data_dir=data_dir).quiet().local_settings
+    run(settings, _print_findings(settings))
+
+
+async def _print_findings(settings: Settings) -> None:
     from daemon.schema.health import check
 
-    settings = options.having(data_dir=data_dir).quiet().local_settings
-    run(settings, _print_findings(check(settings)))
-
-
-async def _print_findings(checking: "Coroutine[Any, Any, Findings]") -> None:
-    findings = await checking
+    findings = await check(settings)
     for problem in findings.problems:
         click.echo(problem)
     for note in findings.notes:

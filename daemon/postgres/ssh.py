@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import asyncssh
 from asyncssh.known_hosts import SSHKnownHosts
+from asyncssh.public_key import get_default_certificate_algs, get_default_public_key_algs
 
 from daemon.core.errors import OperatorFault
 from daemon.postgres.errors import ConnectionRefused
@@ -124,7 +125,9 @@ class Session:
         except asyncssh.ChannelOpenError as error:
             if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
                 raise ForwardingProhibited(self._route.address, _clean(error.reason), str(database)) from None
-            raise ConnectionRefused(_clean(error.reason), address=str(self._route)) from None
+            # A server says the same whether there is no such socket or forwarding to sockets is prohibited.
+            more = ", or AllowStreamLocalForwarding is off" if database.socket else ""
+            raise ConnectionRefused(f"{_clean(error.reason)}{more}", address=str(self._route)) from None
         except TimeoutError:
             raise ConnectionRefused("no answer in time", address=str(self._route)) from None
         except asyncssh.Error as error:
@@ -166,6 +169,7 @@ async def _connect(route: SshRoute, key: asyncssh.SSHKey) -> Session:
             username=route.user,
             client_keys=[key],
             known_hosts=known_hosts,
+            server_host_key_algs=_host_key_algorithms(route, known_hosts),
             client_factory=lambda: client,
             **OPTIONS,
         )
@@ -187,6 +191,17 @@ def _read_known_hosts(route: SshRoute) -> SSHKnownHosts:
     raise KnownHostsUnusable(route.known_hosts, reason)
 
 
+def _host_key_algorithms(route: SshRoute, known_hosts: SSHKnownHosts) -> list[str]:
+    """All algorithms, and first those of the known keys: a host with several keys then shows one that is known.
+
+    By default asyncssh offers no others. A server without a known key would just hang up, and its key not be seen.
+    """
+    keys, authorities, *_ = asyncssh.match_known_hosts(known_hosts, route.host, "", _port(route.port))
+    certificates = get_default_certificate_algs() if authorities else []
+    known = [algorithm for key in keys for algorithm in key.sig_algorithms]
+    return [name.decode() for name in dict.fromkeys([*certificates, *known, *get_default_public_key_algs()])]
+
+
 def _explain(error: OSError | asyncssh.Error | ValueError, route: SshRoute) -> OperatorFault:
     address, text = route.address, str(error)
     match error:
@@ -204,9 +219,6 @@ def _explain(error: OSError | asyncssh.Error | ValueError, route: SshRoute) -> O
             return SshFault(address, ", ".join(errno.errorcode.get(n, str(n)) for n in sorted(numbers)) or "lost")
         case asyncssh.PermissionDenied():
             return SshAuthenticationFailed(address, route.user, route.key)
-        case asyncssh.KeyExchangeFailed() if "host key" in text:
-            # Only algorithms of known keys are offered.
-            return HostKeyChanged(address, "it has none of the known kinds", route.known_hosts)
     return SshFault(address, _reason(error))
 
 

@@ -60,8 +60,8 @@ class HostKeyUnknown(SshFault):
 
 
 class HostKeyChanged(HostKeyUnknown):
-    """The host key of {address} has changed ({reason}): someone may be intercepting the connection. Only if the host \
-does have a new key, replace the one in {files}."""
+    """The host key of {address} has changed ({reason}): someone may be intercepting the connection. Only if the \
+host does have a new key, replace the one in {files}."""
 
 
 class ForwardingProhibited(SshFault):

@@ -59,12 +59,7 @@ class Tunnel:
         except ImportError:
             raise SshUnavailable from None
         self._connect_ssh = await ssh.connector(self._route)
-        make_directory(self._route)
-        try:
-            await self._open_at_startup()
-        except BaseException:
-            self._remove_directory()
-            raise
+        await self._open_at_startup()
         self._keeping = asyncio.create_task(self._keep_open())
 
     async def close(self) -> None:
@@ -92,6 +87,7 @@ class Tunnel:
         try:
             if probe:
                 await session.probe()
+            _make_directory(self._route)
             await session.forward()
         except BaseException:
             await session.close()
@@ -125,7 +121,7 @@ class Tunnel:
             self._route.directory.rmdir()
 
 
-def make_directory(route: SshRoute) -> None:
+def _make_directory(route: SshRoute) -> None:
     """Make the tunnel's directory, which only its owner may enter. Raises TunnelDirectoryUnusable."""
     directory = route.directory
     if len(os.fsencode(route.socket)) > MAX_SOCKET_PATH:

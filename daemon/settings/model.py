@@ -245,14 +245,6 @@ class BaseRowcastSettings(BaseSettings):
         )
 
     @model_validator(mode="after")
-    def _check_parameters(self) -> Self:
-        try:
-            check_parameters(parameters_of(self._url or ""))
-        except BadParameter as problem:
-            raise ValueError(f"DATABASE_URL: {problem}") from None
-        return self
-
-    @model_validator(mode="after")
     def _check_tunnel(self) -> Self:
         if self.ssh_host is None:
             return self
@@ -271,6 +263,14 @@ class BaseRowcastSettings(BaseSettings):
         if problem is None:
             return self
         raise ValueError(f"ROWCAST_ENVIRONMENT is production, which does not allow {problem}")
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> Self:
+        try:
+            check_parameters(parameters_of(self._url or ""))
+        except BadParameter as problem:
+            raise ValueError(f"DATABASE_URL: {problem}") from None
+        return self
 
     @model_validator(mode="after")
     def _check_metrics_ports(self) -> Self:

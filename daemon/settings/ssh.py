@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import SecretStr
 
 from daemon.settings.database_url import environment_of_driver, wants_tls
-from daemon.settings.parameters import parameters_of
+from daemon.settings.parameters import BadParameter, check_parameters, parameters_of
 from daemon.settings.values import Address
 
 SOCKET_PORT: Final = 5432
@@ -73,6 +73,10 @@ class SshRoute:
 def database_of(url: str) -> Database:
     """The one database that a URL names. Raises ValueError, whose message contains nothing of the URL."""
     given, environment = parameters_of(url), environment_of_driver()
+    try:
+        check_parameters(given)
+    except BadParameter as problem:
+        raise ValueError(f"DATABASE_URL: {problem}") from None
     if wants_tls(url):
         raise ValueError("SSH_HOST excludes TLS to the database: leave out sslmode; SSH encrypts as far as SSH_HOST")
     place = urlsplit(url).netloc.rpartition("@")[2] or given.get("host") or environment.get("PGHOST", "")

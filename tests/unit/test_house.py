@@ -21,6 +21,11 @@ SKIPS = {
     "tests/embedded/test_server.py": "the wheel with Postgres does not exist for every platform",
     "tests/support/browser.py": "a browser cannot be installed everywhere; the skip names the package",
     "tests/support/pooler.py": "a pooler cannot be installed everywhere; the skip names the package",
+    "tests/support/sshd.py": "an SSH server cannot be installed everywhere; the skip names the package",
+}
+EVENT_LOOPS = {
+    "daemon/cli/options.py": "it runs each command through the SSH tunnel",
+    "daemon/supervisor.py": "each worker opens a tunnel of its own",
 }
 NOT_ABOUT_ONE_MODULE = {
     "tests/unit/model/test_delivery.py": "about the whole path from a row to a client",
@@ -107,6 +112,14 @@ def fixed_sleeps(tree: ast.AST) -> Iterator[ast.AST]:
                 yield node
 
 
+def event_loops(tree: ast.AST) -> Iterator[ast.AST]:
+    """Places that start an event loop: work that begins elsewhere would have no SSH tunnel."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="asyncio"), attr="run" | "Runner" | "new_event_loop"):
+                yield node
+
+
 def growing_powers(tree: ast.AST) -> Iterator[ast.AST]:
     """Powers of a variable exponent, such as the bound of a delay: after hours of attempts they overflow."""
     for node in ast.walk(tree):
@@ -181,6 +194,7 @@ def long_functions(tree: ast.AST) -> Iterator[ast.AST]:
     ("rule", "folder", "exceptions"),
     [
         (reads_of_the_environment, "daemon", READERS_OF_THE_ENVIRONMENT),
+        (event_loops, "daemon", EVENT_LOOPS),
         (fixed_sleeps, "tests", {}),
         (growing_powers, "daemon", {"daemon/postgres/backoff.py": "the one capped backoff"}),
         (skips, "tests", SKIPS),
@@ -258,6 +272,7 @@ def test_forbidden_text_is_recognized(what: str, line: str) -> None:
         (reads_of_the_environment, "os.environ['A']", "os.defpath"),
         (reads_of_the_environment, "os.getenv('A')", "settings.getenv('A')"),
         (reads_of_the_environment, "from os import environ", "from os import path"),
+        (event_loops, "asyncio.run(work)", "run(settings, work)"),
         (fixed_sleeps, "asyncio.sleep(0.1)", "asyncio.sleep(0)"),
         (fixed_sleeps, "while True: sleep(1)", "while not happened(): sleep(1)"),
         (growing_powers, "delay = 0.2 * 2**attempt", "2**53"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncssh
 import pytest
 
+import daemon.postgres
 from daemon.core.errors import OperatorFault
 from daemon.postgres import ssh
 from daemon.postgres.connect import connect
@@ -196,6 +198,16 @@ async def test_a_directory_that_others_could_enter_is_not_used(sshd: Sshd, datab
     finally:
         directory.rmdir()
     assert 73 == caught.value.exit_code
+
+
+async def test_a_missing_library_is_named_with_the_extra_that_has_it(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(daemon.postgres, "ssh")
+    monkeypatch.delitem(sys.modules, "daemon.postgres.ssh")
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
+    message = "The SSH library is missing: install Rowcast with the extra ssh, or unset SSH_HOST."
+    assert (41, message) == await fault_of(settings(sshd))
 
 
 async def test_attempts_and_their_pause_follow_the_environment(sshd: Sshd) -> None:

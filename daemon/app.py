@@ -28,6 +28,8 @@ from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, json_page, static_pages, text_page
 from daemon.gateway.server import Gateway, Limits, bind, encode
 from daemon.health import Check, Readiness
+from daemon.jobs.scheduler import JOB_SESSION, Scheduler
+from daemon.jobs.selection import scheduled_jobs
 from daemon.log.backlog import Backlog
 from daemon.log.dead_letters import DeadLetters
 from daemon.log.grants import PgGrants
@@ -37,7 +39,7 @@ from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.sequencer import Sequencer
 from daemon.logs import count_dropped_lines, get_logger
 from daemon.packs import Pack, by_schema, contract_hash
-from daemon.postgres.connect import SESSION, Connect, OnUnusable, Pool, connect, open_pool
+from daemon.postgres.connect import SESSION, Connect, Connection, OnUnusable, Pool, connect, open_pool
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, address_of, explain
 from daemon.postgres.tunnel import through_tunnel
 from daemon.schema.health import SchemaHealth, SchemaNotCurrent
@@ -104,6 +106,7 @@ class _Parts:
     schema: SchemaHealth
     pump: Pump
     gateway: Gateway
+    scheduler: Scheduler
     readiness: Readiness
 
 
@@ -214,6 +217,8 @@ def _build(
     )
     notifier, sequencer, retention = _build_log(settings, pool, pump, log_cache, events, numbers, on_unusable)
     backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
+    connect_for_jobs = partial(_open, settings, on_unusable, "rowcast jobs", JOB_SESSION)
+    scheduler = Scheduler(pool, connect_for_jobs, settings, scheduled_jobs(settings))
     readiness = Readiness(
         tunnel_problems,
         lambda: schema.problems,
@@ -221,7 +226,7 @@ def _build(
         pump.problems,
         backlog.reasons,
         retention.problems,
-        warnings=[retention.warnings],
+        warnings=[retention.warnings, scheduler.warnings],
     )
     limits = _limits(settings)
     context = ClientContext(
@@ -245,7 +250,7 @@ def _build(
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
     count_dropped_lines(metrics.LOG_LINES_DROPPED.inc)
     _connect_gauges(hub, log_cache, notifier, backlog, gateway, limits)
-    return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, readiness)
+    return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, scheduler, readiness)
 
 
 def _limits(settings: Settings) -> Limits:
@@ -285,14 +290,7 @@ def _build_log(
     """Make the parts that maintain the log: the notifier, the sequencer and the retention."""
 
     def opener(name: str, server_settings: Mapping[str, str] = SESSION) -> Connect:
-        return partial(
-            connect,
-            settings.require_dsn(),
-            application_name=name,
-            server_settings=server_settings,
-            on_unusable=on_unusable,
-            attempts=1,
-        )
+        return partial(_open, settings, on_unusable, name, server_settings)
 
     sequencer = Sequencer(
         opener("rowcast sequencer"),
@@ -321,6 +319,19 @@ def _build_log(
     return notifier, sequencer, retention
 
 
+async def _open(
+    settings: Settings, on_unusable: OnUnusable, name: str, server_settings: Mapping[str, str]
+) -> Connection:
+    """Open a connection of its own for a part. Raises a DatabaseFault."""
+    return await connect(
+        settings.require_dsn(),
+        application_name=name,
+        server_settings=server_settings,
+        on_unusable=on_unusable,
+        attempts=1,
+    )
+
+
 async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any, None]], None]) -> None:
     """Start every part but the gateway, and wait until each works. Raises an OperatorFault."""
     run_in_background(parts.notifier.run())
@@ -341,6 +352,7 @@ async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any,
             await parts.pump.started.wait()
     except TimeoutError:
         raise LogUnreadable(parts.pump.failure or "no answer") from None
+    run_in_background(parts.scheduler.run())
 
 
 async def _listen(

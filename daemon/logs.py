@@ -71,6 +71,8 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "error", "an event could not be numbered: it became a dead letter, and its topic or its pack was reset"
         ),
         "internal_error": Event("error", "a bug in Rowcast, with its traceback: please report it"),
+        "job_done": Event("info", "a job ran; says for which due time, and how long it took"),
+        "job_failed": Event("warn", "a job failed; says why; it is tried again after a delay"),
         "leader_elected": Event("info", "this daemon became the leader, which numbers events"),
         "leader_lost": Event("warn", "this daemon is no longer the leader; it or another daemon will take over"),
         "log_lines_dropped": Event("warn", "nobody read stderr, so that many lines of the log were dropped"),

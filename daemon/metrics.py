@@ -174,6 +174,15 @@ LOG_FLOOR: Final = Gauge("rowcast_log_floor", "Number up to which the log has be
 QUEUE_USAGE: Final = Gauge(
     "rowcast_queue_usage", "Fill level of the NOTIFY queue of Postgres, from 0 to 1.", registry=REGISTRY
 )
+JOB_LAST_SUCCESS: Final = Gauge(
+    "rowcast_job_last_success_timestamp_seconds",
+    "When a job last succeeded, on any daemon, in seconds since 1970; absent until it has.",
+    ["job"],
+    registry=REGISTRY,
+)
+JOB_FAILURES: Final = Counter(
+    "rowcast_job_failures_total", "Runs of a job that failed on this daemon.", ["job"], registry=REGISTRY
+)
 
 # Prometheus cannot see the increase from nothing to 1, so these series start with 0.
 for _kind in Kind:

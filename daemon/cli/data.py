@@ -20,15 +20,19 @@ def seed(options: Options, *, data_dir: Path | None) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @data_dir_option("Data directory of the `daemon up` to back up.")
 @click.pass_obj
-def backup(options: Options, *, file: Path, data_dir: Path | None) -> None:
-    """Write the whole database to FILE, with its roles; do this before applying new DDL."""
-    from daemon.commands.backup import backup
+def backup(options: Options, *, file: Path | None, data_dir: Path | None) -> None:
+    """Write the whole database to FILE, with its roles; do this before applying new DDL.
+
+    Without FILE, write a new file to ROWCAST_BACKUP_DIR, and keep the ROWCAST_BACKUP_KEEP newest ones there.
+    """
+    from daemon.commands.backup import backup, keep_backups
 
     settings = options.having(data_dir=data_dir).quiet().local_settings
-    run(settings, backup(settings, file, report=click.echo))
+    work = keep_backups(settings, report=click.echo) if file is None else backup(settings, file, report=click.echo)
+    run(settings, work)
 
 
 @click.command()

@@ -9,6 +9,7 @@ import click
 from daemon import __version__, extensions
 from daemon.cli.data import backup, reset, restore, seed
 from daemon.cli.dead_letters import dead_letters
+from daemon.cli.jobs import jobs
 from daemon.cli.live import tail, token, up
 from daemon.cli.options import Options, configure_logs, run
 from daemon.cli.schema import apply, check, rollback
@@ -90,7 +91,7 @@ def cli(
         sys.exit(supervise(options.settings))
 
 
-_COMMANDS = (up, seed, rollback, check, backup, restore, reset, token, tail, dead_letters)
+_COMMANDS = (up, seed, rollback, check, backup, restore, reset, token, tail, dead_letters, jobs)
 
 for _command in (*_COMMANDS, *extensions.commands()):
     cli.add_command(_command)

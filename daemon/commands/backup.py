@@ -2,20 +2,23 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Final
+from urllib.parse import quote
 
 from daemon import files
-from daemon.commands.backup_file import Description, last_line
+from daemon.commands.backup_file import BackupUnusable, Description, inspect, last_line
 from daemon.commands.postgres_programs import CHUNK, ProgramFailed, Progress, program_for
 from daemon.core.errors import OperatorFault
 from daemon.postgres.connect import Connection, connect
 from daemon.postgres.errors import DRIVER_ERRORS, explain
 from daemon.postgres.queries import Queries
 from daemon.schema import migrate
-from daemon.settings import Settings
+from daemon.settings import BadSettings, Settings
 
 query: Final = Queries(Path(__file__).with_name("backup.sql"))
 
@@ -23,6 +26,8 @@ query: Final = Queries(Path(__file__).with_name("backup.sql"))
 _OPTIONS: Final = ("--format=plain", "--inserts", "--rows-per-insert=1000", "--no-password")
 _END: Final = b"-- PostgreSQL database dump complete"
 _TAIL: Final = 4096  # bytes at the end of the dump that contain that line
+_SUFFIX: Final = ".backup"
+_ABANDONED_AGE: Final = 86400.0  # seconds without a write after which nobody completes an incomplete file
 
 
 class BackupNotWritable(OperatorFault):
@@ -41,6 +46,72 @@ class DumpFailed(OperatorFault):
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+
+
+class BackupCorrupt(OperatorFault):
+    """Reading {path} back failed ({reason}): check the disk. It was removed, and older backups were kept."""
+
+    exit_code: ClassVar[int] = 74
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+
+
+async def keep_backups(settings: Settings, *, report: Callable[[str], None]) -> None:
+    """Write a new backup to the directory of the settings, and remove all but the newest ones of this database.
+
+    Nothing is removed until the new one is complete and has been read back. Raises an OperatorFault.
+    """
+    if settings.backup_dir is None:
+        raise BadSettings("There is no place for the backup: give a FILE, or set ROWCAST_BACKUP_DIR.")
+    directory, prefix = settings.backup_dir, f"{await _database_name(settings)}-"
+    path = directory / f"{prefix}{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}{_SUFFIX}"
+    try:
+        files.make_private_directory(directory)
+    except OSError as error:
+        raise BackupNotWritable(directory, error.strerror or str(error)) from None
+    await backup(settings, path, report=report)
+    try:
+        inspect(path, Progress(f"{path}, checking", report).add, CHUNK)
+    except BackupUnusable as fault:
+        path.unlink(missing_ok=True)  # or it would count as one of the newest
+        raise BackupCorrupt(path, fault.reason) from None
+    for old in _superseded(directory, prefix, settings.backup_keep):
+        try:
+            old.unlink(missing_ok=True)
+        except OSError as error:
+            raise BackupNotWritable(old, error.strerror or str(error)) from None
+        report(f"{old}: removed")
+
+
+def _superseded(directory: Path, prefix: str, keep: int) -> list[Path]:
+    """The backups with this prefix but the newest `keep`, and what is left of those that were never completed."""
+    complete = sorted(path for path in directory.glob(f"*{_SUFFIX}") if _has_prefix(path.name, prefix))
+    incomplete = [
+        path
+        for path in directory.glob(files.partial_path(Path(f"*{_SUFFIX}")).name)
+        if _has_prefix(path.name[1:].removesuffix(".part"), prefix)
+        and time.time() - path.stat().st_mtime > _ABANDONED_AGE
+    ]
+    return complete[:-keep] + incomplete
+
+
+def _has_prefix(name: str, prefix: str) -> bool:
+    """Whether this is the name of a backup with this prefix, and not with a longer one that begins with it."""
+    return name.startswith(prefix) and "-" not in name.removeprefix(prefix)
+
+
+async def _database_name(settings: Settings) -> str:
+    """The name of the database, as a part of a file's name."""
+    connection = await connect(
+        settings.require_dsn(), application_name="rowcast backup", target="any", attempts=settings.connect_attempts
+    )
+    try:
+        return quote(await connection.fetchval("select current_database()"), safe="")
+    except DRIVER_ERRORS as error:
+        raise explain(error) from None
+    finally:
+        connection.terminate()
 
 
 async def backup(settings: Settings, path: Path, *, report: Callable[[str], None]) -> None:

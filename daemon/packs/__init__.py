@@ -8,7 +8,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import Enum
 from functools import cache
@@ -29,6 +29,7 @@ from pydantic import (
 
 from daemon.core.change import CONTENT, Change, Kind
 from daemon.core.errors import OperatorFault
+from daemon.core.jobs import BACKUP, Job
 from daemon.core.json_text import emptied, quoted_numbers, replace_values
 
 ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
@@ -136,6 +137,7 @@ class Pack:
     tables: Mapping[str, type[Row]]
     topics: tuple[str, ...]
     secrets: tuple[PackSecret, ...] = ()
+    jobs: tuple[Job, ...] = ()
     is_default: bool = False  # served if no pack is chosen
 
     def serves(self, topic: str) -> bool:
@@ -275,3 +277,10 @@ def default_packs() -> tuple[str, ...]:
 def pack_secrets() -> dict[str, PackSecret]:
     """The secrets that all bundled packs declare, by name."""
     return {secret.name: secret for pack in bundled().values() for secret in pack.secrets}
+
+
+@cache
+def bundled_jobs() -> Mapping[str, Job]:
+    """The jobs that all bundled packs declare, and the one that belongs to no pack, by name."""
+    jobs = [replace(job, pack=pack.name) for pack in bundled().values() for job in pack.jobs]
+    return MappingProxyType({job.name: job for job in (*jobs, BACKUP)})

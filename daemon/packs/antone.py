@@ -5,10 +5,12 @@ the specification refuses. The row models apply the same rules to published rows
 """
 
 import re
+from datetime import time
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from daemon.core.jobs import Job
 from daemon.packs import UUID, Pack, Row, Timestamp, Uuid
 
 Platform = Literal["TWITTER", "REDDIT", "THREADS"]
@@ -192,5 +194,14 @@ PACK = Pack(
         f"post:{UUID}",
         "escalations",
         f"operator:{UUID}",
+    ),
+    jobs=(
+        Job(
+            name="antone_archive",
+            at=time(0, 30),
+            meaning="moves rows that are older than the pack's policy to files in ROWCAST_ARCHIVE_DIR",
+            command=("archive", "antone"),
+            needs="archive_dir",
+        ),
     ),
 )

@@ -1,9 +1,11 @@
 """AsyncOps: models of the rows that triggers/asyncops.sql publishes."""
 
+from datetime import time
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from daemon.core.jobs import Job
 from daemon.packs import SERIAL, Date, JsonObject, Pack, Row, Serial, Timestamp
 
 Title = Annotated[str, Field(max_length=200)]
@@ -204,5 +206,20 @@ PACK = Pack(
         "team:decisions",
         "team:summaries",
         rf"user:{SERIAL}",
+    ),
+    jobs=(
+        Job(
+            name="asyncops_summary",
+            at=time(0, 10),
+            meaning="the summary of the day before; made up for over the last 31 days",
+            statement="summary",
+            catch_up=31,
+        ),
+        Job(
+            name="asyncops_archive",
+            at=time(0, 20),
+            meaning="archives status updates, incidents and blockers that are old enough",
+            statement="archive",
+        ),
     ),
 )

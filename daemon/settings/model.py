@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from daemon.packs import default_packs, pack_secrets
+from daemon.packs import bundled_jobs, default_packs, pack_secrets
 from daemon.settings.database_url import DatabaseUrl, check_database_url, production_problem
 from daemon.settings.errors import BadSettings
 from daemon.settings.parameters import BadParameter, check_parameters, parameters_of
@@ -48,6 +48,7 @@ from daemon.settings.values import (
     read_port,
     state_home,
     without_repeats,
+    write_duration,
 )
 
 
@@ -160,6 +161,16 @@ class BaseRowcastSettings(BaseSettings):
         timedelta(days=7),
         description="how long the log is kept (90m, 12h, 7d); clients that were away for longer get a `reset`",
     )
+    jobs: Annotated[tuple[Name, ...], BeforeValidator(read_names), AfterValidator(without_repeats)] = Field(
+        (), description="jobs that the daemon runs when they are due, separated by commas, or `all`; see Jobs"
+    )
+    backup_dir: Path | None = Field(
+        None, description="directory for the backups that the job `backup`, or `daemon backup` without FILE, writes"
+    )
+    backup_keep: Count = Field(7, description="number of backups that are kept in ROWCAST_BACKUP_DIR")
+    archive_dir: Path | None = Field(
+        None, description="directory for the files of `daemon archive` and of jobs that archive rows"
+    )
     lock_timeout: Seconds = Field(5.0, description="seconds that the DDL waits for a lock before it gives up")
     connect_attempts: Count = Field(5, description="number of attempts to reach the database at startup")
     drain_seconds: float = Field(
@@ -235,6 +246,13 @@ class BaseRowcastSettings(BaseSettings):
         if self.beat_every < self.beat_limit:
             return self
         raise ValueError("ROWCAST_BEAT_LIMIT must be more than ROWCAST_BEAT_EVERY")
+
+    @model_validator(mode="after")
+    def _check_jobs(self) -> Self:
+        known = bundled_jobs()
+        if unknown := [name for name in self.jobs if name != "all" and name not in known]:
+            raise ValueError(f"ROWCAST_JOBS: there is no job {unknown[0]}: choose among {', '.join(known)}, or `all`")
+        return self
 
     @model_validator(mode="after")
     def _check_schema_name(self) -> Self:
@@ -357,11 +375,21 @@ class BaseRowcastSettings(BaseSettings):
     def as_environment(self) -> dict[str, str]:
         """The environment that gives a child process the same settings, but no secrets except the database URL."""
         given = {
-            str(type(self).model_fields[field].validation_alias): ",".join(value) if field == "packs" else str(value)
+            str(type(self).model_fields[field].validation_alias): _written(value)
             for field, value in self
             if field in self.model_fields_set and not isinstance(value, SecretStr | None)
         }
         return {**os.environ, **given, "DATABASE_URL": self._url or ""}
+
+
+def _written(value: object) -> str:
+    """A value as its environment variable takes it."""
+    match value:
+        case tuple():
+            return ",".join(value)
+        case timedelta():
+            return write_duration(value)
+    return str(value)
 
 
 def _quoted(text: str) -> str:

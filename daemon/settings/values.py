@@ -15,6 +15,13 @@ from daemon.packs import bundled
 MAX_SOCKET_PATH: Final = 107
 """The longest path of a Unix socket, in bytes."""
 
+_UNITS: Final = {
+    "d": timedelta(days=1),
+    "h": timedelta(hours=1),
+    "m": timedelta(minutes=1),
+    "s": timedelta(seconds=1),
+}
+
 SECRET_BYTES: Final = 32
 """The minimum length of the signing key: RFC 7518, section 3.2, requires the size of the hash for HS256."""
 
@@ -140,8 +147,13 @@ def read_duration(value: object) -> object:
     written = re.fullmatch(r"(\d{1,6})\s*([smhd])", value.strip().lower())
     if written is None:
         raise ValueError("this is not a duration: write 90m, 12h or 7d")
-    unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[written[2]]
-    return timedelta(**{unit: int(written[1])})
+    return int(written[1]) * _UNITS[written[2]]
+
+
+def write_duration(duration: timedelta) -> str:
+    """The text for which `read_duration` returns this duration."""
+    unit = next((unit for unit, length in _UNITS.items() if not duration % length), "s")
+    return f"{duration // _UNITS[unit]}{unit}"
 
 
 Name = Annotated[str, AfterValidator(check_name)]

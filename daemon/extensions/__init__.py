@@ -1,4 +1,4 @@
-"""Extensions of packs: data layers, jobs and commands. Every subpackage is an extension.
+"""Extensions of packs: data layers and commands. Every subpackage is an extension.
 
 An extension that adds verbs to the command line has a module `commands` whose COMMANDS are click commands.
 """

@@ -165,8 +165,16 @@ class Scheduler:
     async def run_due(self, job: Job) -> State:
         """Run the job as often as it is due, unless another daemon does; its state. Raises one of DATABASE_ERRORS."""
         while (state := await self.look(job)).is_due:
-            if await self.attempt(job) is None:
+            began = time.monotonic()
+            run = await self.attempt(job)
+            if run is None:
                 break
+            key, due = self._keys[job.name], run.due.isoformat()
+            if run.failure is not None:
+                metrics.JOB_FAILURES.labels(job=key).inc()
+                log.warning("job_failed", job=key, due=due, reason=run.failure)
+            elif not run.has_more:
+                log.info("job_done", job=key, due=due, seconds=round(time.monotonic() - began, 3))
         return state
 
     async def attempt(self, job: Job, *, at_once: bool = False) -> Run | None:
@@ -176,17 +184,7 @@ class Scheduler:
         """
         if at_once:
             await self.look(job)  # so that there is a record to claim
-        began = time.monotonic()
-        run = await (self._run_statement if job.statement else self._run_command)(job, at_once=at_once)
-        if run is None:
-            return None
-        key, due = self._keys[job.name], run.due.isoformat()
-        if run.failure is not None:
-            metrics.JOB_FAILURES.labels(job=key).inc()
-            log.warning("job_failed", job=key, due=due, reason=run.failure)
-        elif not run.has_more:
-            log.info("job_done", job=key, due=due, seconds=round(time.monotonic() - began, 3))
-        return run
+        return await (self._run_statement if job.statement else self._run_command)(job, at_once=at_once)
 
     async def look(self, job: Job) -> State:
         """The state of a job, with a new record if there is none."""

@@ -1,12 +1,13 @@
 """Three schedulers on one database, over a changed clock: each run takes place once, wherever it does."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -73,7 +74,7 @@ def job(daemons: Daemons, name: str) -> Job:
     return available_jobs(daemons.settings)[name]
 
 
-def of(logged: list[dict[str, object]], event: str) -> list[dict[str, object]]:
+def of(logged: Iterable[Mapping[str, Any]], event: str) -> list[Mapping[str, Any]]:
     return [line for line in logged if line["event"] == event]
 
 

@@ -62,7 +62,7 @@ class Forker:
 
     server: asyncio.subprocess.Process
     channel: socket.socket
-    _shared: ClassVar["Forker | None"] = None
+    _shared: ClassVar["asyncio.Task[Forker] | None"] = None
 
     def __post_init__(self) -> None:
         self._starting: deque[asyncio.Future[Process]] = deque()
@@ -73,14 +73,14 @@ class Forker:
     async def shared(cls, environment: Mapping[str, str]) -> "Forker":
         """The Forker that all tests of this process share; started by the first call."""
         if cls._shared is None:
-            cls._shared = await cls.start(environment)
-        return cls._shared
+            cls._shared = asyncio.create_task(cls.start(environment))
+        return await cls._shared
 
     @classmethod
     async def close_shared(cls) -> None:
         """Close the shared Forker, if there is one."""
         if cls._shared is not None:
-            await cls._shared.close()
+            await (await cls._shared).close()
             cls._shared = None
 
     @classmethod

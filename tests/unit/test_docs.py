@@ -21,6 +21,7 @@ from daemon.core.close_codes import CLOSE_CODES
 from daemon.core.errors import ClientFault, OperatorFault, RowcastError
 from daemon.logs import EVENTS
 from daemon.metrics import METRICS, REGISTRY, exposition
+from daemon.packs import bundled_jobs
 from daemon.settings import Address, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def settings() -> Iterator[str]:
     """A row for each setting."""
     for field in Settings.model_fields.values():
         match field.default:
-            case None:
+            case None | ():
                 default = ""
             case float() as seconds:
                 default = f"`{seconds:g}`"
@@ -68,6 +69,12 @@ def metrics() -> Iterator[str]:
     """A row for each metric."""
     for name, meaning in METRICS.items():
         yield row(f"`{name}`", meaning)
+
+
+def jobs() -> Iterator[str]:
+    """A row for each job, in the order of the day."""
+    for job in sorted(bundled_jobs().values(), key=lambda job: job.at):
+        yield row(f"`{job.name}`", job.schedule, job.meaning)
 
 
 Fault = TypeVar("Fault", bound=RowcastError)
@@ -149,6 +156,7 @@ def first_columns(line: str, columns: int) -> str:
     [
         (OPERATE, "Settings", None, settings),
         (OPERATE, "Log events", None, log_events),
+        (OPERATE, "Jobs", None, jobs),
         (OPERATE, "Metrics", None, metrics),
         (OPERATE, "Exit codes", None, exit_codes),
         (PROTOCOL, "From the client", 2, client_frames),
@@ -196,7 +204,7 @@ def test_the_metrics_page_shows_every_metric_and_no_label_that_clients_could_cho
     assert METRICS.keys() == shown
     assert content_type.startswith("text/plain")
     labels = {label for family in REGISTRY.collect() for sample in family.samples for label in sample.labels}
-    assert labels <= {"kind", "pack", "table", "outcome", "source", "reason", "code", "state", "work", "le"}
+    assert labels <= {"kind", "pack", "table", "outcome", "source", "reason", "code", "state", "work", "job", "le"}
 
 
 def log_calls(source: Path) -> Iterator[tuple[ast.Call, str]]:

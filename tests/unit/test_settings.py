@@ -102,11 +102,14 @@ def test_settings_cannot_be_changed_after_loading() -> None:
         settings.read_chunk = 1  # type: ignore[misc]
 
 
-def test_a_child_process_can_get_the_same_settings(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("retention", ["90s", "90m", "36h", "400d"])
+def test_a_child_process_can_get_the_same_settings(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, retention: str
+) -> None:
     config = bare / "rowcast.toml"
     config.write_text('packs = ["antone"]\nschema = "test"\nlisten = "[::1]:80"\npostgres_password = "p"\n')
     monkeypatch.setenv("ROWCAST_LOCK_TIMEOUT", "3")
-    given = load(config, secret=SECRET)
+    given = load(config, secret=SECRET, jobs="antone_archive,backup", retention=retention, archive_dir="/srv/a b")
 
     environment = given.as_environment()
     for name, value in environment.items():
@@ -114,8 +117,17 @@ def test_a_child_process_can_get_the_same_settings(bare: Path, monkeypatch: pyte
     again = load()
 
     assert SECRET not in environment.values()
-    for field in ("packs", "schema_name", "listen", "lock_timeout", "dsn"):
+    for field in ("packs", "schema_name", "listen", "lock_timeout", "dsn", "jobs", "retention", "archive_dir"):
         assert getattr(given, field) == getattr(again, field)
+
+
+def test_a_job_that_does_not_exist_is_named_with_those_that_do(problems: Problems) -> None:
+    known = "asyncops_summary, asyncops_archive, antone_archive, backup"
+    [problem] = problems(ROWCAST_JOBS="backup,backups")
+    assert problem.startswith("ROWCAST_JOBS: there is no job backups: choose among ")
+    assert {*known.split(", ")} == {*problem.partition("among ")[2].removesuffix(", or `all`").split(", ")}
+    assert ("all",) == load(jobs="all").jobs
+    assert () == load().jobs
 
 
 # The database.

@@ -1,4 +1,4 @@
-"""The systemd protocol, and the unit."""
+"""The systemd protocol, and the units."""
 
 import os
 import re
@@ -15,10 +15,13 @@ import pytest
 
 from daemon import systemd
 from daemon.files import folder
+from daemon.packs import bundled_jobs
 from daemon.settings import Settings
 from daemon.systemd import listen_fds, notify, watchdog_interval, watchdog_message
 
 UNIT = folder("systemd") / "rowcast.service"
+JOB = folder("systemd") / "rowcast-job@.service"
+TIMER = folder("systemd") / "rowcast-job@.timer"
 MIN_SYSTEMD = 250  # the first systemd-analyze that can check a unit file without a running systemd
 MAX_EXPOSURE = 1.5  # of 10, as reported by `systemd-analyze security`; a unit without hardening has more than 9
 
@@ -134,7 +137,7 @@ def test_sockets_passed_to_another_process_are_ignored(monkeypatch: pytest.Monke
     assert 3 == systemd.FIRST_FD
 
 
-# The unit.
+# The units.
 
 
 def settings_of(unit: str) -> dict[str, list[str]]:
@@ -143,7 +146,7 @@ def settings_of(unit: str) -> dict[str, list[str]]:
     for line in unit.splitlines():
         if not line.strip() or line.startswith(("#", ";")):
             continue
-        if heading := re.fullmatch(r"\[(Unit|Service|Install)\]", line):
+        if heading := re.fullmatch(r"\[(Unit|Service|Timer|Install)\]", line):
             section = heading[1]
             continue
         name, equals, value = line.partition("=")
@@ -154,10 +157,11 @@ def settings_of(unit: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The unit with a program that exists on this machine, since systemd-analyze looks for it."""
-    unit = tmp_path / UNIT.name
-    unit.write_text(re.sub(r"(?m)^(Exec\w+=).*", rf"\g<1>{sys.executable}", UNIT.read_text()))
-    return unit
+    """The folder of the units with a program that exists on this machine, since systemd-analyze looks for it."""
+    for unit in (UNIT, JOB, TIMER):
+        text = re.sub(r"(?m)^(Exec\w+=).*", rf"\g<1>{sys.executable}", unit.read_text())
+        (tmp_path / unit.name).write_text(text)
+    return tmp_path
 
 
 def analyze(*command: str | Path) -> tuple[int, str]:
@@ -177,24 +181,46 @@ def without_systemd(capsys: pytest.CaptureFixture[str]) -> bool:
     return True
 
 
-def test_systemd_accepts_the_unit(installed: Path, without_systemd: bool) -> None:
+@pytest.mark.parametrize("unit", [UNIT, JOB, TIMER], ids=lambda unit: unit.name)
+def test_systemd_accepts_the_unit(unit: Path, installed: Path, without_systemd: bool) -> None:
     if without_systemd:
-        assert settings_of(UNIT.read_text())
+        assert settings_of(unit.read_text())
         return
-    assert (0, "") == analyze("verify", "--recursive-errors=no", installed)
+    assert (0, "") == analyze("verify", "--recursive-errors=no", installed / unit.name)
 
 
-def test_the_unit_is_hardened_against_attacks(installed: Path, without_systemd: bool) -> None:
+@pytest.mark.parametrize("unit", [UNIT, JOB], ids=lambda unit: unit.name)
+def test_the_unit_is_hardened_against_attacks(unit: Path, installed: Path, without_systemd: bool) -> None:
     if without_systemd:
-        hardening = settings_of(UNIT.read_text())
+        hardening = settings_of(unit.read_text())
         for name in ("NoNewPrivileges", "PrivateDevices", "ProtectHome", "MemoryDenyWriteExecute", "DynamicUser"):
             assert ["yes"] == hardening[f"Service.{name}"]
         assert ["strict"] == hardening["Service.ProtectSystem"]
         assert [""] == hardening["Service.CapabilityBoundingSet"]
         return
     threshold = f"--threshold={MAX_EXPOSURE * 10:.0f}"
-    code, output = analyze("security", "--offline=true", threshold, "--no-pager", installed)
+    code, output = analyze("security", "--offline=true", threshold, "--no-pager", installed / unit.name)
     assert 0 == code, output
+
+
+def test_a_timer_starts_the_command_of_its_job_once_all_jobs_are_due() -> None:
+    job, timer = settings_of(JOB.read_text()), settings_of(TIMER.read_text())
+    assert ["/opt/rowcast/bin/daemon jobs run %i"] == job["Service.ExecStart"]
+    assert ["oneshot"] == job["Service.Type"]
+    [calendar] = timer["Timer.OnCalendar"]
+    assert f"*-*-* {max(job.at for job in bundled_jobs().values()):%H:%M:%S} UTC" == calendar
+    assert ["true"] == timer["Timer.Persistent"]
+    assert ["timers.target"] == timer["Install.WantedBy"]
+
+
+def test_the_units_share_their_sandbox_and_their_files() -> None:
+    def of(unit: Path) -> str:
+        return unit.read_text().partition("# Sandbox")[2].partition("[Install]")[0]
+
+    only_of_the_service = set(of(UNIT).splitlines()) - set(of(JOB).splitlines())
+    settings = {line for line in only_of_the_service if line and not line.startswith("#")}
+    assert {"RuntimeDirectory=rowcast", "Environment=XDG_STATE_HOME=%S"} == settings
+    assert set(of(JOB).splitlines()) <= set(of(UNIT).splitlines())
 
 
 def test_the_unit_waits_for_readiness_and_has_a_watchdog() -> None:

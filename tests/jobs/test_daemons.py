@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from daemon.commands.backup import BackupCorrupt, keep_backups
 from daemon.commands.backup_file import inspect
 from daemon.postgres.connect import Connection, connect
 from daemon.schema import migrate
+from daemon.settings import load
 from tests.support.daemon import Daemon, Frame, clean_environment, command, daemon_process, start
 from tests.support.postgres import Server, ignore
 
@@ -236,6 +238,35 @@ async def test_the_newest_backups_are_kept_and_none_is_removed_until_a_new_one_s
     assert 0 == (await back_up(1))[0]
     [newest] = [file.name for file in backups.iterdir() if file.name not in {*others, in_progress.name}]
     assert newest > new
+
+
+async def test_a_backup_that_does_not_read_back_is_removed_and_the_older_ones_are_kept(
+    dsn: str, backups: Path
+) -> None:
+    settings = load(database_url=dsn, backup_dir=backups, backup_keep=1)
+    await keep_backups(settings, report=ignore)
+    [good] = backups.iterdir()
+
+    def damage(line: str) -> None:
+        """A disk that loses the last byte of the file that has just been written."""
+        path = Path(line.rpartition(": ")[0])
+        os.truncate(path, path.stat().st_size - 1)
+
+    with pytest.raises(BackupCorrupt, match="its end is missing"):
+        await keep_backups(settings, report=damage)
+    assert [good] == list(backups.iterdir())
+
+
+async def test_a_pack_in_another_schema_has_jobs_of_its_own(dsn: str, owner: Connection) -> None:
+    await migrate.apply(dsn, ["asyncops"], schemas={"asyncops": "other"}, report=ignore)
+    for arguments in ((), ("--schema", "other")):
+        code, output, errors = await command(
+            "--pack", "asyncops", *arguments, "jobs", "run", "asyncops_summary", DATABASE_URL=dsn
+        )
+        assert (0, "") == (code, errors)
+        assert output.startswith("asyncops_summary@other: done" if arguments else "asyncops_summary: done")
+        assert bool(arguments) == await owner.fetchval("select exists (select from other.daily_summaries)")
+    assert 2 == await owner.fetchval("select count(*) from rowcast.jobs")
 
 
 async def test_a_command_that_is_interrupted_leaves_no_incomplete_backup(

@@ -17,7 +17,7 @@ from daemon.commands.backup_file import inspect
 from daemon.postgres.connect import Connection, connect
 from daemon.schema import migrate
 from daemon.settings import load
-from tests.support.daemon import Daemon, Frame, clean_environment, command, daemon_process, start
+from tests.support.daemon import Daemon, Frame, clean_environment, command, daemon_process, get, start
 from tests.support.postgres import Server, ignore
 
 PACKS = ("asyncops", "antone")
@@ -109,6 +109,27 @@ async def test_another_daemon_runs_the_job_of_one_that_was_killed(dsn: str, owne
     async with daemon_process(dsn, "--pack", "asyncops", environment=environment) as second:
         await until_done([second], 1)
         assert "done" == (await shown(dsn))["backup"]["outcome"]
+        while 'rowcast_job_last_success_timestamp_seconds{job="backup"}' not in (page := await metrics(second)):
+            await asyncio.sleep(0.01)
+        assert '\nrowcast_job_failures_total{job="backup"} 0.0\n' in page
+
+
+async def metrics(daemon: Daemon) -> str:
+    return (await get(f"{daemon.http}/metrics"))[1]
+
+
+async def test_a_daemon_whose_job_fails_is_ready_and_warns(dsn: str, owner: Connection) -> None:
+    await due_since(owner, "asyncops_archive", "00:20", 1)
+    await owner.execute("alter function asyncops.archive rename to elsewhere")
+    async with daemon_process(dsn, "--pack", "asyncops", environment={"ROWCAST_JOBS": "asyncops_archive"}) as daemon:
+        while '\nrowcast_job_failures_total{job="asyncops_archive"} 1.0\n' not in await metrics(daemon):
+            await asyncio.sleep(0.01)
+        while "warnings" not in (ready := json.loads((await get(f"{daemon.http}/readyz"))[1])):
+            await asyncio.sleep(0.01)
+        [failed] = lines([daemon], "job_failed")
+    assert (True, []) == (ready["ready"], ready["reasons"])
+    assert [f"the job asyncops_archive fails ({failed['reason']})"] == ready["warnings"]
+    assert "function asyncops.archive(as_of => timestamp with time zone) does not exist" in failed["reason"]
 
 
 async def shown(dsn: str, *packs: str) -> dict[str, dict[str, str]]:

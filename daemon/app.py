@@ -248,8 +248,7 @@ def _build(
         chunk=settings.read_chunk,
     )
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
-    count_dropped_lines(metrics.LOG_LINES_DROPPED.inc)
-    _connect_gauges(hub, log_cache, notifier, backlog, gateway, limits)
+    _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits)
     return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, scheduler, readiness)
 
 
@@ -264,10 +263,11 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _connect_gauges(
+def _connect_metrics(
     hub: Hub, log_cache: LogCache, notifier: Notifier, backlog: Backlog, gateway: Gateway, limits: Limits
 ) -> None:
-    """Let the gauges read what the parts know at the moment."""
+    """Let the gauges read what the parts know at the moment, and count dropped lines."""
+    count_dropped_lines(metrics.LOG_LINES_DROPPED.inc)
     metrics.CLIENTS_LIMIT.set(limits.max_clients())
     metrics.CLIENTS.set_function(lambda: gateway.clients)
     metrics.UNAUTHENTICATED.set_function(lambda: gateway.pending)

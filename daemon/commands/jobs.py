@@ -25,7 +25,7 @@ _HEADINGS: Final = ("JOB", "SCHEDULE", "LAST RUN", "OUTCOME", "NEXT RUN")
 class JobFailed(OperatorFault):
     """The job {job} failed: {reason}"""
 
-    exit_code: ClassVar[int] = 76
+    exit_code: ClassVar[int] = 44
 
     def __init__(self, job: str, reason: str) -> None:
         self.job, self.reason = job, reason

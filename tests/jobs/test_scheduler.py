@@ -176,7 +176,7 @@ async def test_a_run_whose_connection_is_cut_leaves_nothing_and_another_daemon_t
     summary = job(daemons, "asyncops_summary")
     await daemons.run_due(summary)
     daemons.now += DAY
-    async with daemons.sql.transaction():  # whoever writes the summary waits for this lock, and holds its job
+    async with daemons.sql.transaction():  # the run waits for this lock, and holds its job
         await daemons.sql.execute("lock table asyncops.daily_summaries in exclusive mode")
         running = asyncio.create_task(daemons.each[0].run_due(summary))
         waiting = "select pid from pg_locks where not granted and relation = 'asyncops.daily_summaries'::regclass"

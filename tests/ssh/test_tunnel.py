@@ -32,6 +32,7 @@ COMMANDS = {
     "reset": ("reset", "users"),
     "tail": ("tail", "users"),
     "dead-letters": ("dead-letters", "list"),
+    "jobs": ("jobs",),
     "archive": ("archive", "antone", "--to", "FILE"),
     "rotate-token-keys": ("rotate-token-keys",),
 }
@@ -89,6 +90,8 @@ async def test_the_schema_a_check_and_a_backup_pass_through_the_tunnel(
     assert 0 == code, errors
     assert (0, "") == (await command("check", **environment))[::2]
     assert (0, "") == (await command("backup", str(file), **environment))[::2]
+    backups = {"ROWCAST_BACKUP_DIR": str(tmp_path / "backups")}
+    assert (0, "") == (await command("jobs", "run", "backup", **environment, **backups))[::2]
     assert (0, "") == (await command("restore", "--replace", str(file), **environment))[::2]
     assert sshd.connections() >= 4
 

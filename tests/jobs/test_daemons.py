@@ -305,3 +305,20 @@ async def test_a_command_that_is_interrupted_leaves_no_incomplete_backup(
         process.send_signal(signal.SIGINT)
         assert 130 == await process.wait()
     assert [] == list(backups.iterdir())
+
+
+async def test_a_daemon_that_stops_ends_its_job_and_leaves_it_to_the_next(
+    dsn: str, owner: Connection, backups: Path
+) -> None:
+    await due_since(owner, "backup", "01:00", 1)
+    environment = {"ROWCAST_JOBS": "backup", "ROWCAST_BACKUP_DIR": str(backups)}
+    async with owner.transaction():
+        await owner.execute("lock table asyncops.users in access exclusive mode")
+        async with daemon_process(dsn, "--pack", "asyncops", environment=environment) as daemon:
+            while await owner.fetchval(WAITING) is None:
+                await asyncio.sleep(0)
+            assert 0 == await daemon.stop()
+            assert [] == lines([daemon], "job_failed")
+        assert [] == list(backups.iterdir())
+    await owner.execute("update rowcast.jobs set claimed_until = now()")
+    assert 0 == (await command("jobs", "run", "backup", DATABASE_URL=dsn, ROWCAST_BACKUP_DIR=str(backups)))[0]

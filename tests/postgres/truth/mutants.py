@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from daemon.postgres.connect import Connection
+from tests.postgres.truth.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ MUTANTS: Final = {
 
 
 @asynccontextmanager
-async def mutated(admin: Connection, mutant: Mutant) -> AsyncIterator[None]:
-    original = await admin.fetchval("select pg_get_functiondef($1::regproc)", f"rowcast.{mutant.function}")
+async def mutated(trial: Trial, mutant: Mutant) -> AsyncIterator[None]:
+    original = await trial.admin.fetchval("select pg_get_functiondef($1::regproc)", f"rowcast.{mutant.function}")
     assert mutant.before in original, f"{mutant.function} does not contain {mutant.before!r}"
-    await admin.execute(original.replace(mutant.before, mutant.after))
+    await trial.admin.execute(original.replace(mutant.before, mutant.after))
     try:
         yield
     finally:
-        await admin.execute(original)
+        await trial.admin.execute(original)

@@ -26,6 +26,8 @@ PINNED = {
 }  # fmt: skip
 """What the text of a value may depend on."""
 
+CASES_OF_A_SESSION = 20
+
 ROLES = """
 do $$ begin create role truth_writer; exception when duplicate_object or unique_violation then null; end $$;
 grant create on schema public to public;
@@ -81,32 +83,49 @@ class Said:
     rows: frozenset[Row]
 
 
+async def _admin(dsn: str) -> Connection:
+    return await asyncpg.connect(dsn, server_settings=PINNED, statement_cache_size=0)
+
+
+async def _writer(dsn: str) -> Connection:
+    return await asyncpg.connect(dsn, statement_cache_size=0)
+
+
 class Trial:
     """A database for any number of cases, one after the other."""
 
-    def __init__(self, admin: Connection, writer: Connection, pool: Pool) -> None:
+    def __init__(self, dsn: str, admin: Connection, writer: Connection, pool: Pool) -> None:
         self.admin = admin
         self.writer = writer
         self.pool = pool
+        self._dsn = dsn
+        self._cases = 0
         self._position = Seq(0)
 
     @classmethod
     @asynccontextmanager
     async def opened(cls, dsn: str) -> AsyncIterator["Trial"]:
         """A trial in a database with Rowcast's own schema, and a leader that numbers its events."""
-        admin = await asyncpg.connect(dsn, server_settings=PINNED, statement_cache_size=0)
-        writer = await asyncpg.connect(dsn, statement_cache_size=0)
         pool = await open_pool(dsn, application_name="test", max_size=4)
+        trial = cls(dsn, await _admin(dsn), await _writer(dsn), pool)
         try:
-            await admin.execute(ROLES + OWN_TYPES)
+            await trial.admin.execute(ROLES + OWN_TYPES)
             async with leader(dsn, pool, poll_every=0.005):
-                yield cls(admin, writer, pool)
+                yield trial
         finally:
-            await asyncio.gather(admin.close(), writer.close(), pool.close())
+            await asyncio.gather(trial.admin.close(), trial.writer.close(), pool.close())
+
+    async def _begin(self) -> None:
+        # A session keeps what it has planned for tables that are gone, and looks through all of it at each DDL.
+        self._cases += 1
+        if self._cases % CASES_OF_A_SESSION == 0:
+            await asyncio.gather(self.admin.close(), self.writer.close())
+            self.admin, self.writer = await _admin(self._dsn), await _writer(self._dsn)
+        await self.writer.execute("discard all")
 
     async def run(self, case: Case) -> Verdict:
         verdict = Verdict()
-        await self.writer.execute("discard all")
+        await self._begin()
         await self.admin.execute(CLEAN)
         try:
             await self.admin.execute(";\n".join(("select 1", *case.setup)))

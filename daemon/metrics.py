@@ -19,7 +19,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from daemon.core.adaptive_polling import State
@@ -83,6 +83,12 @@ CHANGES: Final = Counter(
 )
 FRAMES: Final = Counter("rowcast_frames_total", "Frames with changes that were built.", registry=REGISTRY)
 DELIVERIES: Final = Counter("rowcast_deliveries_total", "Frames with changes written to clients.", registry=REGISTRY)
+CAPTURED: Final = Counter(
+    "rowcast_captured_total",
+    "Captured changes of the packs that were read from the log, by table.",
+    ["table"],
+    registry=REGISTRY,
+)
 DEAD_LETTERS: Final = Counter(
     "rowcast_dead_letters_total",
     "Changes that could not be sent and were stored: invalid, unreadable, or in a topic that nobody can follow.",
@@ -126,6 +132,13 @@ READ_SECONDS: Final = Histogram(
     "rowcast_read_seconds",
     "Duration of one read of the log, in seconds.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=REGISTRY,
+)
+QUERY_SECONDS: Final = Histogram(
+    "rowcast_query_seconds",
+    "Duration of Rowcast's own statements, in seconds, by name: those of its queries.sql files.",
+    ["query"],
+    buckets=(0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10),
     registry=REGISTRY,
 )
 BATCH_CHANGES: Final = Histogram(
@@ -183,6 +196,34 @@ JOB_LAST_SUCCESS: Final = Gauge(
 JOB_FAILURES: Final = Counter(
     "rowcast_job_failures_total", "Runs of a job that failed on this daemon.", ["job"], registry=REGISTRY
 )
+
+
+class _PostgresCounters(Collector):
+    """Counters that Postgres keeps, as they were read last."""
+
+    def __init__(self) -> None:
+        self.index_scans: Mapping[tuple[str, str], int] = {}
+        self.trigger_executions: Mapping[tuple[str], int] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        scans = CounterMetricFamily(
+            "rowcast_index_scans",
+            "Scans of each index of the packs, as Postgres counts them: every daemon of a database shows the same.",
+            labels=["table", "index"],
+        )
+        executions = CounterMetricFamily(
+            "rowcast_trigger_executions",
+            "Executions of each table's capture triggers, as Postgres counts them if track_functions is pl or all.",
+            labels=["table"],
+        )
+        for family, values in ((scans, self.index_scans), (executions, self.trigger_executions)):
+            for labels, value in values.items():
+                family.add_metric(labels, value)
+            yield family
+
+
+POSTGRES_COUNTERS: Final = _PostgresCounters()
+REGISTRY.register(POSTGRES_COUNTERS)
 
 # Prometheus cannot see the increase from nothing to 1, so these series start with 0.
 for _kind in Kind:

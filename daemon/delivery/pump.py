@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from typing import Final
 
 from daemon import metrics
@@ -277,11 +278,17 @@ def _is_sendable(change: Change) -> bool:
     return True
 
 
+_KIND_AND_TABLE = attrgetter("kind", "schema", "table")
+
+
 def _report(changes: Sequence[Change], sendable: Sequence[Change], invalid: Sequence[Invalid]) -> None:
     """Count what was published, and log what an operator should see."""
-    for kind, count in Counter(change.kind for change in sendable).items():
+    has_lost = False
+    for (kind, schema, table), count in Counter(map(_KIND_AND_TABLE, sendable)).items():
         metrics.CHANGES.labels(kind=kind.value).inc(count)
-    for change in sendable:
+        metrics.CAPTURED.labels(table=f"{schema}.{table}").inc(count)
+        has_lost |= kind is Kind.LOST
+    for change in sendable if has_lost else ():
         if change.kind is Kind.LOST and change.actor is None:  # else somebody asked for the reset
             log.error("trigger_error", seq=change.seq, table=change.table)
     for tx in {change.tx for change in changes if change.kind is Kind.LIMIT and not change.unreadable}:

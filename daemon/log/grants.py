@@ -12,6 +12,7 @@ from daemon.core.errors import GrantsUnavailable
 from daemon.log.queries import query
 from daemon.postgres.connect import Pool, acquired
 from daemon.postgres.errors import DATABASE_ERRORS, describe
+from daemon.postgres.queries import named
 
 # The database's encoding has no such user or topic.
 INEXPRESSIBLE = (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError)
@@ -101,9 +102,10 @@ class PgGrants:
         schema = lookups[0].schema
         # The server confirmed that a schema's name needs no quotes when the DDL was applied.
         begun = query("readable_from").rstrip(";")
-        statement = (
+        statement = named(
             f"select {schema}.may_read(right_.user_id, right_.topic) as may_read, right_.begun, right_.pending "  # noqa: S608
-            f"from ({begun}) as right_ order by right_.place"
+            f"from ({begun}) as right_ order by right_.place",
+            "readable_from",
         )
         users, topics = [lookup.user for lookup in lookups], [lookup.topic for lookup in lookups]
         answers: Sequence[asyncpg.Record | Exception]

@@ -30,7 +30,7 @@ from daemon.postgres.errors import (
     address_of,
     explain,
 )
-from daemon.postgres.queries import Queries
+from daemon.postgres.queries import Queries, measure
 from daemon.settings.database_url import DatabaseUrl
 from daemon.settings.parameters import BadParameter, parameters_of
 
@@ -132,14 +132,17 @@ async def retry(
     *,
     on: tuple[type[DatabaseFault], ...] = TRANSIENT,
     attempts: int = 5,
+    delay: float = 0.1,
+    jitter: float = 0.5,
     on_retry: OnRetry | None = None,
 ) -> T:
-    """Call `work` until it raises none of `on`, at most `attempts` times, with backoff and jitter.
+    """Call `work` until it raises none of `on`, at most `attempts` times.
 
-    Raises the last attempt's fault if all fail.
+    The pauses begin with `delay` seconds and double, up to 5 seconds; a random part of `jitter` seconds is added to
+    each. Raises the last attempt's fault if all fail.
     """
     async for attempt in stamina.retry_context(
-        on=on, attempts=attempts, timeout=None, wait_initial=0.1, wait_max=5.0, wait_jitter=0.5
+        on=on, attempts=attempts, timeout=None, wait_initial=delay, wait_max=5.0, wait_jitter=jitter
     ):
         with attempt:
             try:
@@ -199,6 +202,27 @@ async def open_pool(
     return await retry(once, attempts=attempts, on_retry=on_retry)
 
 
+async def open_application_pool(
+    dsn: str, *, search_path: str, application_name: str, max_size: int = 10, attempts: int = 5
+) -> Pool:
+    """Open a pool whose sessions have this `search_path`; close it when done. Raises a DatabaseFault.
+
+    A session is reset between uses, so its users may change its settings.
+    """
+    opening = _Opening(dsn, application_name, _NO_SETTINGS, "writable", _ignore, 10.0, search_path=search_path)
+
+    async def reset(connection: Connection) -> None:
+        await connection.reset()
+        await opening.set_settings(connection)
+
+    async def once() -> Pool:
+        return await asyncpg.create_pool(
+            min_size=1, max_size=max_size, connect=lambda *_, **__: opening.open(), reset=reset
+        )
+
+    return await retry(once, attempts=attempts)
+
+
 @asynccontextmanager
 async def acquired(pool: Pool, time_limit: float) -> AsyncIterator[Connection]:
     """Acquire a connection of the pool for at most `time_limit` seconds. Raises TimeoutError.
@@ -229,6 +253,7 @@ class _Opening:
     on_unusable: OnUnusable
     time_limit: float
     statement_cache_size: int = 100
+    search_path: str = PINNED["search_path"]
 
     async def open(self) -> Connection:
         """Open a session within the time limit. Raises a DatabaseFault."""
@@ -271,8 +296,13 @@ class _Opening:
         if server["pid"] != connection.get_server_pid():  # poolers give out process ids of their own
             await self._check_pooler(connection, server["pid"], arguments)
         self._check_server(server)
+        connection.add_query_logger(measure)
+        await self.set_settings(connection)
+
+    async def set_settings(self, connection: Connection) -> None:
+        """Set the session's settings. Raises one of DRIVER_ERRORS."""
+        settings = {**_SERVER_KEEPALIVE, **self.server_settings, **PINNED, "search_path": self.search_path}
         async with connection.transaction():
-            settings = {**_SERVER_KEEPALIVE, **self.server_settings, **PINNED}
             await _fetch(connection, "set_session", list(settings), list(settings.values()))
 
     def _check_server(self, server: Record) -> None:

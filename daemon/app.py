@@ -64,6 +64,13 @@ class NotifyUnavailable(OperatorFault):
     exit_code: ClassVar[int] = 33
 
 
+class NotificationsOff(OperatorFault):
+    """ROWCAST_NOTIFICATIONS is off, so no change is captured and there is nothing to serve: turn it on, and run \
+`daemon --apply-ddl`."""
+
+    exit_code: ClassVar[int] = 78
+
+
 class SequencingFailed(OperatorFault):
     """Cannot sequence events ({reason}). Fix the database; captured writes are safe."""
 
@@ -149,6 +156,8 @@ async def running(
     gateway. When the block begins, the schema is current, the listener receives notifications, the log has been read
     and the port is open.
     """
+    if not settings.notifications:
+        raise NotificationsOff
     dsn = settings.require_dsn()
     packs = by_schema(settings.schemas)
     unusable: asyncio.Queue[DatabaseFault] = asyncio.Queue()

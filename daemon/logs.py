@@ -106,7 +106,10 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn", "a transaction, or a change in it, was too large to send; its topics were reset"
         ),
         "table_emptied": Event("warn", "a crash of Postgres emptied this unlogged table, so its pack is reset"),
-        "trigger_error": Event("error", "a watched table is not captured as defined; says what to do"),
+        "trigger_error": Event(
+            "error",
+            "a watched table is not captured as defined, and what to do; or the capture of a lenient table failed",
+        ),
         "tunnel_connected": Event("info", "the SSH tunnel to the database is open"),
         "tunnel_lost": Event("warn", "the SSH tunnel is down; says why, and it is opened again after a delay"),
         "tunnel_retry": Event("warn", "the SSH tunnel could not be opened; it is retried after a delay"),

@@ -37,6 +37,9 @@ exception when undefined_object then
 end
 $$;
 
+select rowcast.soft_deletes(t.relation::regclass, 'deleted_at')
+from (values ('antone.operators'), ('antone.replies')) as t (relation);
+
 -- A deleted operator, softly or not, loses every topic.
 select rowcast.watch(
     'antone.operators', pack => 'antone',

@@ -16,6 +16,9 @@ exception when undefined_object then
 end
 $$;
 
+select rowcast.soft_deletes(t.relation::regclass, 'deleted_at')
+from (values ('chatgenius.users'), ('chatgenius.channels'), ('chatgenius.messages')) as t (relation);
+
 -- A deleted user loses every topic.
 select rowcast.watch(
     'chatgenius.users', pack => 'chatgenius',

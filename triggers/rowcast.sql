@@ -628,7 +628,8 @@ $$;
 --   per_row      row triggers, enabled always: for tables fed by logical replication, which fires no others
 --   on_error     strict: a statement that cannot be captured fails; lenient: the failure is recorded in rowcast.lost,
 --                and subscribers of the pack get a reset
--- Does nothing, and takes no lock, if the table is already captured this way. Returns what it did.
+-- Does nothing, and takes no lock, if the table is already captured this way. In a session whose `rowcast.notifications`
+-- is off, as when ROWCAST_NOTIFICATIONS is, it stops capturing the table instead. Returns what it did.
 create or replace function rowcast.watch(
     relation regclass, topic text, columns text [], key text [] default '{id}', soft_delete name default null,
     revokes text default null, pack text default null, model text default null,
@@ -658,6 +659,9 @@ begin
     if w.table_name is null or w.schema_name in ('rowcast', 'pg_catalog', 'information_schema') then
         raise exception 'rowcast: % cannot be watched: it is not an ordinary or partitioned table', relation
             using errcode = 'wrong_object_type';
+    end if;
+    if current_setting('rowcast.notifications', true) = 'off' then
+        return rowcast.unwatch(relation);
     end if;
     if on_error not in ('strict', 'lenient') then
         raise exception 'rowcast: on_error is strict or lenient, not %', on_error using errcode = 'invalid_parameter_value';
@@ -823,6 +827,45 @@ begin
         execute format('drop function if exists rowcast.%I()', gone.function_name);
         update rowcast.watched as w set function_name = null where w.id = gone.id;
     end loop;
+end
+$$;
+
+-- Refuses a row that becomes soft-deleted. The argument is the column that says so.
+create or replace function rowcast.refuse_soft_delete() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'UPDATE' and to_jsonb(old) ->> tg_argv[0] is not null then
+        return new;  -- it was deleted before
+    end if;
+    raise exception 'rowcast: soft deletes are off (ROWCAST_SOFT_DELETES): delete the row instead of setting %.%',
+        tg_table_name, tg_argv[0]
+        using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name, column = tg_argv[0],
+              constraint = 'rowcast_soft_deletes_off';
+end
+$$;
+
+-- Lets rows of a table be deleted softly, by setting this column; or refuses that, in a session whose
+-- `rowcast.soft_deletes` is off, as when ROWCAST_SOFT_DELETES is. Rows that are deleted already stay so, and can be
+-- restored. Takes no lock if nothing changes. Returns what it did.
+create or replace function rowcast.soft_deletes(relation regclass, column_name name) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    wanted constant boolean := coalesce(current_setting('rowcast.soft_deletes', true), 'on') <> 'off';
+    refused constant boolean := exists (
+        select from pg_trigger as t where t.tgrelid = relation and t.tgname = 'rowcast_soft_deletes'
+    );
+begin
+    if not wanted and not refused then
+        execute format('create trigger rowcast_soft_deletes before insert or update on %s for each row '
+            'when (new.%I is not null) execute function rowcast.refuse_soft_delete(%L)', relation, column_name, column_name);
+    elsif wanted and refused then
+        execute format('drop trigger rowcast_soft_deletes on %s', relation);
+    end if;
+    return format('soft deletes of %s are %s', relation, case when wanted then 'on' else 'off' end);
 end
 $$;
 

@@ -10,11 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
-from daemon.logs import configure, get_logger
+from daemon.logs import configure
 from daemon.settings import Settings, load
 from daemon.settings.local import with_local_instance
-
-log = get_logger()
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -87,7 +85,8 @@ def configure_logs(settings: Settings) -> None:
 
 def report(line: str) -> None:
     """Print what was done; also log it unless stderr is a terminal."""
+    from daemon.schema.migrate import log_report
+
     click.echo(line)
     if not sys.stderr.isatty():
-        name = "schema_warning" if line.lower().startswith("warning") else "schema_migration"
-        (log.warning if name == "schema_warning" else log.info)(name, done=line)
+        log_report(line)

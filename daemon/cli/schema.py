@@ -15,7 +15,9 @@ def apply(settings: Settings, *, offline: bool) -> None:
 
     if offline:
         configure_logs(settings)
-        migrate.offline(settings.packs, sys.stdout, schemas=settings.schemas)
+        migrate.offline(
+            settings.packs, sys.stdout, schemas=settings.schemas, trigger_settings=settings.trigger_settings
+        )
         return
     run(
         settings,
@@ -23,6 +25,7 @@ def apply(settings: Settings, *, offline: bool) -> None:
             settings.require_dsn(),
             settings.packs,
             schemas=settings.schemas,
+            trigger_settings=settings.trigger_settings,
             lock_timeout=settings.lock_timeout,
             attempts=settings.connect_attempts,
             report=report,

@@ -1,5 +1,6 @@
 """Checks of the capture triggers of watched tables, and of the packs' schemas, in a live database."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -95,6 +96,13 @@ async def check_captures(connection: Connection) -> list[Problem]:
     problems += [_problem(row["name"], row["problem"], row["place"]) for row in tables]
     problems += [_problem(name, "expression", reason) for name, reason in expressions]
     return sorted(problems, key=lambda problem: problem.table)
+
+
+async def check_any_captured(connection: Connection, schemas: Iterable[str]) -> list[Problem]:
+    """A problem for each of these schemas in which no table is captured. Raises DRIVER_ERRORS."""
+    rows = await connection.fetch(query("uncaptured"), list(schemas))
+    problem = "none of its tables is captured, as with ROWCAST_NOTIFICATIONS=false"
+    return [Problem(f"schema {row['schema_name']}", problem, "run `daemon --apply-ddl`") for row in rows]
 
 
 def _problem(name: str, kind: str, place: str, operations: str = "") -> Problem:

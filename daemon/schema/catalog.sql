@@ -228,7 +228,8 @@ with space as (
     ) as f (property, value, mend)
     union all
     select g.oid, format('trigger %I on %s', g.tgname, r.name), r.object, f.property, f.value, f.mend,
-           case when exists (select from pg_class as w where w.relnamespace = r.relnamespace and w.relname = 'watched')
+           case when g.tgname = 'rowcast_soft_deletes'
+                     or exists (select from pg_class as w where w.relnamespace = r.relnamespace and w.relname = 'watched')
                 then format('drop trigger %I on %s', g.tgname, r.name) end
     from pg_trigger as g join relation as r on r.oid = g.tgrelid
     cross join lateral (values

@@ -11,7 +11,14 @@ from daemon.logs import get_logger
 from daemon.postgres.connect import Connection, Pool, acquired, connect
 from daemon.postgres.errors import DRIVER_ERRORS, explain
 from daemon.schema import migrate
-from daemon.schema.capture_check import Problem, check_captures, check_rules, count_watched
+from daemon.schema.capture_check import (
+    Problem,
+    check_any_captured,
+    check_captures,
+    check_rules,
+    count_watched,
+)
+from daemon.schema.queries import query
 from daemon.schema.resets import reset_table
 from daemon.schema.schema_check import check_schemas
 from daemon.settings import Settings
@@ -50,6 +57,8 @@ class SchemaHealth:
         async with acquired(self._pool, CHECK_TIMEOUT) as connection:
             self.stale, problems = await examine(connection, self._settings)
             newer = await migrate.newer(connection, self._settings.packs, schemas=self._settings.schemas)
+            if not self.stale:
+                await _count(connection, list(self._settings.schemas.values()))
         for schema in newer.keys() - self._newer.keys():
             log.info("schema_newer", schema=schema, revision=newer[schema])
         self._newer = newer
@@ -81,8 +90,21 @@ class SchemaHealth:
 async def examine(connection: Connection, settings: Settings) -> tuple[str | None, list[Problem]]:
     """Why the schemas are not current, or None; and the capture problems. Raises an OperatorFault or driver error."""
     stale = await migrate.stale(connection, settings.packs, schemas=settings.schemas)
-    present = await migrate.current(connection, migrate.ROWCAST) is not None
-    return stale, await check_captures(connection) if present else []
+    if await migrate.current(connection, migrate.ROWCAST) is None:
+        return stale, []
+    problems = await check_captures(connection)
+    if settings.notifications and not stale:
+        problems += await check_any_captured(connection, settings.schemas.values())
+    return stale, problems
+
+
+async def _count(connection: Connection, schemas: list[str]) -> None:
+    """Read the counters of Postgres for the metrics. Raises DRIVER_ERRORS."""
+    scans = await connection.fetch(query("index_scans"), schemas)
+    executions = await connection.fetch(query("trigger_executions"), schemas)
+    counters = metrics.POSTGRES_COUNTERS
+    counters.index_scans = {(row["table_name"], row["index_name"]): row["scans"] for row in scans}
+    counters.trigger_executions = {(row["table_name"],): row["calls"] for row in executions}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +137,16 @@ async def check(settings: Settings) -> Findings:
         if not stale and migrate.ROWCAST not in newer:
             known = {problem.table for problem in found}
             packs = [pack for pack, schema in settings.schemas.items() if schema not in newer]
-            problems += map(str, await check_schemas(connection, packs, schemas=settings.schemas, known=known))
+            problems += map(
+                str,
+                await check_schemas(
+                    connection,
+                    packs,
+                    schemas=settings.schemas,
+                    known=known,
+                    trigger_settings=settings.trigger_settings,
+                ),
+            )
         for pack, schema in settings.schemas.items():
             if await migrate.current(connection, schema) is not None:
                 problems += map(str, await check_rules(connection, pack, schema))

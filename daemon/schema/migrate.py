@@ -43,6 +43,7 @@ import asyncpg
 
 from daemon import files
 from daemon.core.errors import OperatorFault
+from daemon.logs import get_logger
 from daemon.postgres.connect import PINNED, Connection, OnRetry, connect, retry
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, LockContention, explain
 from daemon.schema import sql_files
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 __all__ = ["Move", "Report", "apply", "bundled", "current", "heads", "newer", "offline", "rollback", "stale"]
+
+log = get_logger()
 
 ROWCAST: Final = "rowcast"
 """Rowcast's own history and schema, which every pack requires."""
@@ -88,6 +91,14 @@ SESSION_ERRORS: Final = (
 
 Reporter = Callable[[str], None]
 """Called with a line for each thing that happens."""
+
+
+def log_report(line: str) -> None:
+    """A Reporter that logs: what was done, or a warning of the server."""
+    if line.lower().startswith("warning"):
+        log.warning("schema_warning", done=line)
+    else:
+        log.info("schema_migration", done=line)
 
 
 class LockTimeout(LockContention):
@@ -249,6 +260,7 @@ async def apply(
     schemas: Mapping[str, str] = MappingProxyType({}),
     ddl_folder: Path | None = None,
     triggers_folder: Path | None = None,
+    trigger_settings: Mapping[str, str] = MappingProxyType({}),
     lock_timeout: float = 5.0,
     attempts: int = 5,
 ) -> Report:
@@ -256,13 +268,14 @@ async def apply(
 
     Only one apply or rollback runs in a database at a time; others wait for it. A statement waits `lock_timeout`
     seconds for a lock; then its revision is rolled back and tried again. Connecting, and each revision, is tried at
-    most `attempts` times. `report` is called with what was done, and with notices and warnings of the server. Raises
-    an OperatorFault; the revisions that were applied before it stay.
+    most `attempts` times. `trigger_settings` are session settings that the trigger files read. `report` is called
+    with what was done, and with notices and warnings of the server. Raises an OperatorFault; the revisions that were
+    applied before it stay.
     """
     histories = histories_of(packs, schemas, ddl_folder)
     captures = [triggers_of(history, triggers_folder) for history in histories]
     moves = []
-    async with _session(dsn, lock_timeout, attempts, report) as session:
+    async with _session(dsn, lock_timeout, attempts, report, trigger_settings) as session:
         if await session.driver.fetchval(query("prerelease")):
             raise PrereleaseDatabase
         for history, capture in zip(histories, captures, strict=True):
@@ -327,10 +340,11 @@ def offline(
     schemas: Mapping[str, str] = MappingProxyType({}),
     ddl_folder: Path | None = None,
     triggers_folder: Path | None = None,
+    trigger_settings: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the SQL with which `apply` would fill an empty database, for psql. Raises an OperatorFault."""
     out.write("-- Rowcast's schema and packs, for an empty database: psql -X -v ON_ERROR_STOP=1 -f FILE\n\n")
-    session = reset_session(SESSION)
+    session = reset_session({**SESSION, **trigger_settings})
     for history in histories_of(packs, schemas, ddl_folder):
         first = query_for("make_schema", history.schema)
         for revision in history.revisions:
@@ -377,13 +391,19 @@ def _history(pack: str, schema: str | None, ddl: Path) -> RevisionHistory:
 
 
 @asynccontextmanager
-async def _session(dsn: str, lock_timeout: float, attempts: int, report: Reporter) -> AsyncIterator["_Session"]:
+async def _session(
+    dsn: str,
+    lock_timeout: float,
+    attempts: int,
+    report: Reporter,
+    trigger_settings: Mapping[str, str] = MappingProxyType({}),
+) -> AsyncIterator["_Session"]:
     """A session that holds the lock for changing schemas. Errors in the block are raised as an OperatorFault."""
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
     from sqlalchemy.pool import NullPool  # noqa: PLC0415
 
-    settings = {**SESSION, "lock_timeout": f"{lock_timeout * 1000:.0f}"}
+    settings = {**SESSION, "lock_timeout": f"{lock_timeout * 1000:.0f}", **trigger_settings}
     driver = await connect(
         dsn,
         application_name="rowcast ddl",

@@ -256,6 +256,26 @@ order by 1;
 set local search_path = pg_catalog, pg_temp;
 set local lock_timeout = '100ms';
 
+-- name: uncaptured
+-- Those of the schemas in which no table is captured.
+-- $1 schemas, text[]
+select s.name as schema_name from unnest($1::text []) as s (name)
+where not exists (select from rowcast.watched as w where w.schema_name = s.name and w.function_name is not null)
+order by s.name;
+
+-- name: index_scans
+-- $1 schemas, text[]
+select format('%I.%I', s.schemaname, s.relname) as table_name, s.indexrelname::text as index_name, s.idx_scan as scans
+from pg_stat_user_indexes as s where s.schemaname = any ($1::text []) and s.idx_scan is not null;
+
+-- name: trigger_executions
+-- Only what the server counts: nothing, unless track_functions is `pl` or `all`.
+-- $1 schemas, text[]
+select format('%I.%I', w.schema_name, w.table_name) as table_name, s.calls
+from rowcast.watched as w
+join pg_stat_user_functions as s on s.schemaname = 'rowcast' and s.funcname = w.function_name
+where w.schema_name = any ($1::text []);
+
 -- name: count_watched
 select count(*) from rowcast.watched where function_name is not null;
 

@@ -28,6 +28,7 @@ from daemon.schema.trial import try_captures
 
 _SHOWN: Final = 200  # characters of a value that a message may contain
 _APPLY: Final = "run `daemon --apply-ddl`"
+_UNWATCH: Final = f"{_APPLY}, or call rowcast.unwatch() if no pack watches it"
 _CAPTURE_ROLE: Final = "rowcast_capture"
 _PUBLIC: Final = "public"
 
@@ -95,11 +96,13 @@ async def check_schemas(
     known: Collection[str] = (),
     ddl_folder: Path | None = None,
     triggers_folder: Path | None = None,
+    trigger_settings: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Problem]:
     """How Rowcast's schema, those of the packs and the captured tables differ from what the files make today.
 
     The schemas must be at the newest revisions, and the session must have the settings of `migrate.SESSION`. The
-    tables in `known` have problems already, so their captures are left out. Raises an OperatorFault.
+    tables in `known` have problems already, so their captures are left out. `trigger_settings` are those with which
+    the files were applied. Raises an OperatorFault.
     """
     histories = histories_of(packs, schemas, ddl_folder)
     found: list[Problem] = []
@@ -109,9 +112,15 @@ async def check_schemas(
             return [Problem("the schemas", "they were not compared: this role may not build them anew", remedy)]
         live = {history.schema: await describe_live(connection, history.schema) for history in histories}
         roles = await read_roles(connection)
-        async with built(connection, histories, triggers_folder) as scratch:
+        async with built(connection, histories, triggers_folder, trigger_settings) as scratch:
             for history in histories:
                 found += _problems(await compare(scratch, history, live[history.schema], roles))
+            if trigger_settings.get("rowcast.notifications") == "off":
+                found += [
+                    Problem(f"table {name}", "it is captured, but ROWCAST_NOTIFICATIONS is off", _UNWATCH)
+                    for description in live.values()
+                    for name in description.watches
+                ]
             found += await try_captures(scratch, known)
     except DRIVER_ERRORS as error:
         raise explain(error) from None

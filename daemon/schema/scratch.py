@@ -6,10 +6,11 @@ locked or changed, and no writer waits.
 
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import asyncpg
@@ -22,7 +23,7 @@ from daemon.schema.queries import query_for
 from daemon.schema.revisions import RevisionHistory
 from daemon.schema.sql_files import SqlFile
 
-RESET: Final = reset_session({**SESSION, "lock_timeout": "5s"})
+_SESSION: Final = {**SESSION, "lock_timeout": "5s"}
 
 catalog: Final = Queries(Path(__file__).with_name("catalog.sql"))
 
@@ -44,14 +45,22 @@ class Scratch:
 
 @asynccontextmanager
 async def built(
-    connection: Connection, histories: Sequence[RevisionHistory], triggers_folder: Path | None = None
+    connection: Connection,
+    histories: Sequence[RevisionHistory],
+    triggers_folder: Path | None = None,
+    trigger_settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Scratch]:
-    """Run the files in schemas of random names, which are gone at the end."""
+    """Run the files in schemas of random names, which are gone at the end.
+
+    `trigger_settings` are session settings that the trigger files read.
+    """
     token = secrets.token_hex(6)
     prefix = f"rowcast_check_{token}"
     names = {history.schema: f"{prefix}_{number:02}" for number, history in enumerate(histories)}
     transaction = connection.transaction()
     await transaction.start()
+    read_by_files = {name.replace(ROWCAST, names[ROWCAST]): value for name, value in trigger_settings.items()}
+    reset = reset_session({**_SESSION, **read_by_files})
     try:
         for live in histories:
             history = replace(live, schema=names[live.schema])
@@ -59,8 +68,9 @@ async def built(
             await connection.execute(catalog("version_table").replace("the_schema", history.schema))
             files = [history.up_file(revision) for revision in history.revisions]
             for file in filter(None, [*files, triggers_of(history, triggers_folder)]):
+                await connection.execute(reset)
                 await _run(connection, file, rowcast=names[ROWCAST], instead_of=live.schema)
-        await connection.execute(RESET)
+        await connection.execute(reset_session(_SESSION))
         await connection.execute(query_for("make_schema", f"{prefix}_spare"))
         yield Scratch(connection, names, f"{prefix}_spare")
     finally:
@@ -75,7 +85,6 @@ async def _run(connection: Connection, file: SqlFile, *, rowcast: str, instead_o
     text = re.sub(rf"\b{ROWCAST}\b", rowcast, file.text)
     if not file.in_transaction:  # nobody uses these tables, and here is a transaction
         text = re.sub(r"\bconcurrently\b", "", text, flags=re.IGNORECASE)
-    await connection.execute(RESET)
     await connection.execute(catalog("instead_of").replace("the_rowcast", rowcast), instead_of)
     try:
         await connection.execute(text)

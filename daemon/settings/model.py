@@ -117,6 +117,16 @@ class BaseRowcastSettings(BaseSettings):
         description="development or production; production refuses sample data, superusers, and TCP "
         "connections to a database on localhost or without TLS",
     )
+    notifications: bool = Field(
+        True,
+        description="whether the packs' tables are captured; if false, `daemon --apply-ddl` removes their captures, "
+        "and the daemon does not serve",
+    )
+    soft_deletes: bool = Field(
+        True,
+        description="whether rows can be deleted softly; if false, `daemon --apply-ddl` makes the packs' tables "
+        "refuse it",
+    )
     data_dir: Path = Field(
         default_factory=state_home, description="directory in which `daemon up` keeps its database"
     )
@@ -302,6 +312,14 @@ class BaseRowcastSettings(BaseSettings):
     def schemas(self) -> dict[str, str]:
         """The schema of each configured pack."""
         return {pack: self.schema_name or pack for pack in self.packs}
+
+    @property
+    def trigger_settings(self) -> dict[str, str]:
+        """The session settings that the files of triggers/ read."""
+        return {
+            "rowcast.notifications": "on" if self.notifications else "off",
+            "rowcast.soft_deletes": "on" if self.soft_deletes else "off",
+        }
 
     @property
     def dsn(self) -> str | None:

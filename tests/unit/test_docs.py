@@ -46,6 +46,8 @@ def settings() -> Iterator[str]:
         match field.default:
             case None | ():
                 default = ""
+            case bool() as flag:
+                default = f"`{str(flag).lower()}`"
             case float() as seconds:
                 default = f"`{seconds:g}`"
             case timedelta() as kept:
@@ -204,7 +206,22 @@ def test_the_metrics_page_shows_every_metric_and_no_label_that_clients_could_cho
     assert METRICS.keys() == shown
     assert content_type.startswith("text/plain")
     labels = {label for family in REGISTRY.collect() for sample in family.samples for label in sample.labels}
-    assert labels <= {"kind", "pack", "table", "outcome", "source", "reason", "code", "state", "work", "job", "le"}
+    expected = {
+        "kind",
+        "pack",
+        "table",
+        "outcome",
+        "source",
+        "reason",
+        "code",
+        "state",
+        "work",
+        "job",
+        "query",
+        "index",
+        "le",
+    }
+    assert labels <= expected
 
 
 def log_calls(source: Path) -> Iterator[tuple[ast.Call, str]]:

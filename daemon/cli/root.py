@@ -11,10 +11,11 @@ from daemon.cli.data import backup, reset, restore, seed
 from daemon.cli.dead_letters import dead_letters
 from daemon.cli.jobs import jobs
 from daemon.cli.live import tail, token, up
-from daemon.cli.options import Options, configure_logs, run
+from daemon.cli.options import Options, run
 from daemon.cli.schema import apply, check, rollback
 from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import get_logger
+from daemon.settings import Settings
 
 _WHOLE_DATABASE = ("backup", "restore", "dead-letters", "tail", "token")
 """The commands for which --schema would mean nothing."""
@@ -80,15 +81,23 @@ def cli(
         return
     if apply_ddl:
         apply(options.settings, offline=sql)
-    elif options.settings.workers == 1:
+    else:
+        _serve(options.settings)
+
+
+def _serve(settings: Settings) -> None:
+    """Run the daemon with one process or more, after the migrations of packs that want them at the start."""
+    from daemon.commands.set_up import migrate_on_start
+
+    run(settings, migrate_on_start(settings))
+    if settings.workers == 1:
         from daemon.app import serve
 
-        run(options.settings, serve(options.settings))
+        run(settings, serve(settings))
     else:
         from daemon.supervisor import supervise
 
-        configure_logs(options.settings)
-        sys.exit(supervise(options.settings))
+        sys.exit(supervise(settings))
 
 
 _COMMANDS = (up, seed, rollback, check, backup, restore, reset, token, tail, dead_letters, jobs)

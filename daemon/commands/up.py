@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from daemon.app import Running, serve
 from daemon.commands.seed import SeedRefused, seed, statements
-from daemon.core.errors import OperatorFault
+from daemon.commands.set_up import apply_in_child
 from daemon.embedded.server import EmbeddedPostgres
 from daemon.gateway.auth import Authenticator
 from daemon.logs import get_logger
@@ -32,13 +32,6 @@ log = get_logger()
 TOKEN_TTL = 7 * 86400.0  # seconds that the token of a sample user is valid
 BOT_DELAY = (1.5, 5.0)  # seconds: the range of the random delay between two steps of the demo bot
 STEP_TIMEOUT = 10.0  # seconds for one step
-
-
-class SetupFailed(OperatorFault):
-    """The DDL could not be applied; see the line above."""
-
-    def __init__(self, exit_code: int) -> None:
-        self.exit_code = exit_code  # type: ignore[misc]
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -69,7 +62,7 @@ async def up(settings: Settings, *, demo: bool) -> None:
             embedded = {"database_url": SecretStr(postgres.dsn), "environment": "development"}
             settings = settings.model_copy(update=embedded)
         settings = with_local_instance(settings)
-        await _apply_ddl(settings)
+        await apply_in_child(settings, settings.packs)
         sample = await seed(settings) if demo else []
         authenticator = Authenticator(settings.require_secret())
 
@@ -90,16 +83,6 @@ async def up(settings: Settings, *, demo: bool) -> None:
 
         await serve(settings, demo=(lambda: {"users": users()}) if demo else None, on_ready=on_ready)
     click.echo("Stopped.")
-
-
-async def _apply_ddl(settings: Settings) -> None:
-    """Apply the DDL in a child process, so that the daemon does not keep the memory that Alembic takes."""
-    command = [sys.executable, "-m", "daemon", "--apply-ddl"]
-    process = await asyncio.create_subprocess_exec(
-        *command, env=settings.as_environment(), stdout=asyncio.subprocess.DEVNULL
-    )
-    if await process.wait():
-        raise SetupFailed(process.returncode or 1)
 
 
 async def _bot(settings: Settings, pool: Pool) -> None:

@@ -139,6 +139,7 @@ class Pack:
     secrets: tuple[PackSecret, ...] = ()
     jobs: tuple[Job, ...] = ()
     is_default: bool = False  # served if no pack is chosen
+    migrates_on_start: bool = False  # a daemon that serves it applies pending revisions first
 
     def serves(self, topic: str) -> bool:
         """Whether this is a topic of the pack."""

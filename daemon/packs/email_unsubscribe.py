@@ -105,6 +105,7 @@ PACK = Pack(
         "allow_list": AllowListEntry,
         "audit_log": AuditEntry,
     },
+    migrates_on_start=True,
     topics=("senders", "history", "allow_list", "audit", rf"account:{ULID}"),
     secrets=(
         PackSecret(

@@ -8,8 +8,8 @@
 -- Applied at every `daemon --apply-ddl`; watch() does nothing if nothing changed.
 
 -- The application's own credentials: a role that has access to this schema only, so that leaked credentials reach
--- nothing else. It has no password until the operator sets one (\password in psql), and no file ever contains it. All
--- databases of the cluster share its roles.
+-- nothing else. It can log in once the operator lets it and sets a password, which no file ever contains. All databases
+-- of the cluster share its roles.
 do $$
 declare
     own_schema constant name := split_part('email_unsubscribe.users', '.', 1);  -- follows `--schema`
@@ -19,12 +19,12 @@ declare
 begin
     if not exists (select from pg_catalog.pg_roles as r where r.rolname = app) then
         begin
-            execute format('create role %I login', app);
+            execute format('create role %I nologin', app);
         exception
             when duplicate_object or unique_violation then
                 null;  -- another database of this cluster created it first
             when insufficient_privilege then
-                raise warning 'rowcast: % may not create the role %. Create it (create role % login), then apply again.',
+                raise warning 'rowcast: % may not create the role %. Create it (create role % nologin), then apply again.',
                     current_user, app, app;
                 return;
         end;
@@ -36,6 +36,11 @@ begin
                or exists (select from pg_catalog.pg_auth_members as m where m.member = r.oid))
     ) then
         raise warning 'rowcast: the role % has more rights than the application needs: revoke them', app;
+    end if;
+    -- Up to PostgreSQL 14, PUBLIC may create objects in `public`. Others may rely on it, so an operator decides.
+    if has_schema_privilege(app, to_regnamespace('public'), 'create') then
+        raise warning 'rowcast: the role % may create objects in the schema public: revoke create on schema public from public',
+            app;
     end if;
     execute format('grant usage on schema %I to %I', own_schema, app);
     execute format('grant select, insert, delete on email_unsubscribe.users to %I', app);

@@ -4,13 +4,16 @@ import json
 from base64 import urlsafe_b64encode
 from datetime import UTC, datetime
 
+import asyncpg
 from pydantic import SecretStr
 
 from daemon.extensions.email_unsubscribe.models import Email, Tokens
 from daemon.extensions.email_unsubscribe.store import Store
-from tests.packs.unsubscriber import as_app, unsubscriber
-from tests.support.daemon import Client, Frame, daemon_process
-from tests.support.postgres import Server
+from daemon.schema import migrate
+from tests.packs.databases import session
+from tests.packs.unsubscriber import PASSWORD, as_app, unsubscriber
+from tests.support.daemon import Client, Frame, command, daemon_process
+from tests.support.postgres import Server, ignore
 
 SHOP = "news@shop.example"
 URL = "https://shop.example/unsubscribe?token=s3cr3t"
@@ -37,7 +40,7 @@ async def test_a_client_sees_an_attempt_that_the_application_records(postgres: S
     async with (
         unsubscriber(postgres) as dsn,
         daemon_process(dsn, "--pack", "email_unsubscribe") as daemon,
-        Store.open(as_app(dsn), keys=[KEY]) as store,
+        Store.open(as_app(dsn), owner_dsn=None, keys=[KEY]) as store,
     ):
         tokens = Tokens(access_token=SecretStr("ya29.canary"), expiry=datetime(2026, 1, 10, tzinfo=UTC))
         session = await store.log_in("provider|1", tokens)
@@ -77,7 +80,7 @@ async def test_a_user_can_follow_only_their_own_sessions_and_a_stranger_nothing(
     async with (
         unsubscriber(postgres) as dsn,
         daemon_process(dsn, "--pack", "email_unsubscribe") as daemon,
-        Store.open(as_app(dsn), keys=[KEY]) as store,
+        Store.open(as_app(dsn), owner_dsn=None, keys=[KEY]) as store,
     ):
         one, two = await store.log_in("provider|1"), await store.log_in("provider|2")
         async with daemon.client(one.user_id) as client, daemon.client("01JH000000N0B0DY0000000000") as stranger:
@@ -98,3 +101,39 @@ async def test_a_user_can_follow_only_their_own_sessions_and_a_stranger_nothing(
             )
             frames = await client.until("revoked")
     assert f"account:{one.user_id}" == frames[-1]["topic"]
+
+
+async def test_a_daemon_applies_pending_revisions_when_it_starts(empty_database: str) -> None:
+    async with daemon_process(empty_database, "--pack", "email_unsubscribe", "--workers", "2") as daemon:
+        done = [line["data"]["done"] for line in daemon.events() if line["event"] == "schema_migration"]
+    async with daemon_process(empty_database, "--pack", "email_unsubscribe") as daemon:
+        assert [] == [line for line in daemon.events() if line["event"] == "schema_migration"]
+    moves = [line.partition(" -> ") for line in done]
+    assert ["rowcast: nothing", "email_unsubscribe: nothing"] == [before for before, arrow, _ in moves if arrow]
+
+
+async def test_a_daemon_whose_role_may_not_migrate_says_that_the_schema_is_not_current(postgres: Server) -> None:
+    async with unsubscriber(postgres) as dsn:
+        await migrate.rollback(dsn, "email_unsubscribe", to="email_unsubscribe_0004", report=ignore)
+        async with session(dsn) as owner:
+            await owner.execute(
+                f"create role only_reads login password '{PASSWORD}';"
+                "grant usage on schema rowcast, email_unsubscribe to only_reads;"
+                "grant select on all tables in schema rowcast, email_unsubscribe to only_reads"
+            )
+            code, _, errors = await command("--pack", "email_unsubscribe", DATABASE_URL=as_app(dsn, "only_reads"))
+            await owner.execute("drop owned by only_reads; drop role only_reads")
+        assert 32 == code, errors
+        *_, line = errors.splitlines()
+        assert line.startswith(
+            "daemon: The schema is not current (schema email_unsubscribe is at email_unsubscribe_0004"
+        )
+        assert line.endswith("run `daemon --apply-ddl` first.")
+
+
+async def test_a_daemon_of_other_packs_applies_nothing_when_it_starts(empty_database: str) -> None:
+    code, _, errors = await command(DATABASE_URL=empty_database)
+    assert (32, True) == (code, "run `daemon --apply-ddl` first" in errors)
+    sql = await asyncpg.connect(empty_database)
+    assert await sql.fetchval("select to_regnamespace('rowcast') is null") is True
+    await sql.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from daemon.packs import bundled
 from daemon.postgres.connect import Connection
 from daemon.schema import migrate
 from tests.packs.databases import session
@@ -130,15 +131,17 @@ async def test_the_application_logs_in_as_a_role_without_any_attribute_or_member
     assert 0 == await app.fetchval("select count(*) from pg_auth_members where member = $1::oid", row["oid"])
 
 
-async def test_the_role_has_no_password_until_the_operator_sets_one(postgres: Server, empty_database: str) -> None:
+async def test_the_role_cannot_log_in_until_the_operator_lets_it_with_a_password(
+    postgres: Server, empty_database: str
+) -> None:
     async with session(empty_database) as owner:
         await migrate.apply(
             empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "fresh"}, report=print
         )
         role = "fresh_app"
         assert await owner.fetchval("select rolpassword is null from pg_authid where rolname = $1", role) is True
-        with pytest.raises(asyncpg.InvalidPasswordError):
-            await asyncpg.connect(as_app(empty_database, role))
+        await owner.execute(f"alter role {role} password '{PASSWORD}'")
+        assert "28000" == await refusal(as_app(empty_database, role))  # it is not permitted to log in
         await give_password(owner, role)
         async with session(as_app(empty_database, role)) as connection:
             assert 0 == await connection.fetchval("select count(*) from fresh.users")
@@ -212,6 +215,49 @@ async def test_no_function_outside_the_schema_can_be_called_but_the_one_that_gen
         arguments = ", ".join(f"null::{type_}" for type_ in function["types"])
         answer = await sqlstate_of(app, f"select {function['bare']}({arguments})")
         assert (None if function["name"] == "rowcast.ulid()" else REFUSED) == answer, function["name"]
+
+
+async def test_as_installed_the_role_reaches_nothing_of_others_but_the_function_that_makes_ids(
+    empty_database: str,
+) -> None:
+    """With every pack, and without isolation.sql."""
+    await migrate.apply(empty_database, list(bundled()), report=lambda _: None)
+    others = """
+        where n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast', 'email_unsubscribe')
+        and has_schema_privilege($1::name, n.oid, 'usage')
+        and not exists (select from pg_depend as d where d.objid = o.oid and d.deptype = 'e')
+    """
+    async with session(empty_database) as owner:
+        relations = await owner.fetch(
+            "select o.oid::regclass::text as name from pg_class as o join pg_namespace as n on n.oid = o.relnamespace"
+            f" {others} and case when o.relkind = 'S' then has_sequence_privilege($1::name, o.oid, 'usage, select')"
+            "  when o.relkind in ('r', 'p', 'v', 'm', 'f') then has_any_column_privilege($1::name, o.oid, 'select')"
+            "   or has_table_privilege($1::name, o.oid, 'insert, update, delete, truncate') end",
+            APP,
+        )
+        functions = await owner.fetch(
+            "select o.oid::regprocedure::text as name"
+            " from pg_proc as o join pg_namespace as n on n.oid = o.pronamespace"
+            f" {others} and has_function_privilege($1::name, o.oid, 'execute')",
+            APP,
+        )
+        schemas = await owner.fetch(
+            "select nspname as name from pg_namespace where has_schema_privilege($1::name, oid, 'create')", APP
+        )
+        is_old = owner.get_server_version().major < 15  # where PUBLIC has that right, until somebody revokes it
+    assert [] == [row["name"] for row in relations]
+    assert ["rowcast.ulid()"] == [row["name"] for row in functions]
+    assert (["public"] if is_old else []) == [row["name"] for row in schemas]
+
+
+async def test_where_every_role_may_create_in_public_a_warning_says_what_to_revoke(empty_database: str) -> None:
+    """As in PostgreSQL 14."""
+    output: list[str] = []
+    async with session(empty_database) as owner:
+        await owner.execute("grant create on schema public to public")
+        await migrate.apply(empty_database, ["email_unsubscribe"], report=output.append)
+    [warning] = [line for line in output if line.startswith("warning")]
+    assert warning.endswith("in the schema public: revoke create on schema public from public")
 
 
 async def test_everything_else_is_refused(app: Connection) -> None:
@@ -342,8 +388,8 @@ async def test_without_the_right_to_create_roles_a_warning_names_the_role(
         await migrate.apply(
             modest, ["email_unsubscribe"], schemas={"email_unsubscribe": "modest"}, report=output.append
         )
-        assert [line for line in output if "Create it (create role modest_app login), then apply again" in line]
-        await owner.execute("create role modest_app login")
+        assert [line for line in output if "Create it (create role modest_app nologin), then apply again" in line]
+        await owner.execute("create role modest_app nologin")
         output.clear()
         await migrate.apply(
             modest, ["email_unsubscribe"], schemas={"email_unsubscribe": "modest"}, report=output.append

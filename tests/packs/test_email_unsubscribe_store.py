@@ -61,8 +61,8 @@ async def owner(dsn: str) -> AsyncIterator[Connection]:
 
 
 def opened(dsn: str, *keys: str, **options: Any) -> AbstractAsyncContextManager[Store]:
-    """A store with the application's credentials."""
-    return Store.open(as_app(dsn), keys=keys or [OLD], **options)
+    """A store with the application's credentials, which applies no migrations unless there is an `owner_dsn`."""
+    return Store.open(as_app(dsn), keys=keys or [OLD], **{"owner_dsn": None, **options})
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ async def test_the_units_start_command_applies_pending_migrations_once(
 
 async def test_credentials_of_a_superuser_are_refused(dsn: str) -> None:
     with pytest.raises(ExcessivePrivileges, match=r"it is a superuser.*Use email_unsubscribe_app"):
-        async with Store.open(dsn, keys=[OLD]):
+        async with Store.open(dsn, owner_dsn=None, keys=[OLD]):
             pass
 
 
@@ -147,6 +147,20 @@ async def test_credentials_of_a_superuser_are_refused(dsn: str) -> None:
         ("grant usage on schema public to {}", "", "it has rights on schema public"),
         ("grant create on schema email_unsubscribe to {}", "", "it may create objects in the schema"),
         ("alter table email_unsubscribe.users owner to {}", "", "it owns table email_unsubscribe.users"),
+        ("grant create on schema public to public", "", "it may create objects in schema public"),
+        ("grant select on rowcast.events to public", "", "PUBLIC has rights on rowcast.events"),
+        ("grant update (id) on rowcast.watched to public", "", "PUBLIC has rights on rowcast.watched"),
+        ("grant usage on sequence rowcast.event_ids to public", "", "PUBLIC has rights on rowcast.event_ids"),
+        (
+            "create function public.door() returns int security definer language sql return 1",
+            "",
+            "PUBLIC may execute public.door() with the rights of rowcast",
+        ),
+        (
+            "select lo_create(4712); grant select on large object 4712 to public",
+            "",
+            "PUBLIC has rights on large objects",
+        ),
     ],
 )
 async def test_credentials_with_privileges_outside_the_schema_are_refused(
@@ -169,7 +183,8 @@ async def test_a_store_works_in_another_schema(empty_database: str) -> None:
             empty_database, ["email_unsubscribe"], schemas={"email_unsubscribe": "other"}, report=print
         )
         await give_password(owner, "other_app")
-        async with Store.open(as_app(empty_database, "other_app"), keys=[OLD], schema="other") as store:
+        dsn = as_app(empty_database, "other_app")
+        async with Store.open(dsn, owner_dsn=empty_database, keys=[OLD], schema="other") as store:
             await store.record_emails([email(1)])
             assert [SHOP] == [sender.sender for sender in await store.senders()]
         assert 1 == await owner.fetchval("select count(*) from other.sender_emails")

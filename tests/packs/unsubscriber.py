@@ -16,8 +16,11 @@ PASSWORD = "only for tests"
 
 
 async def give_password(owner: Connection, role: str = APP) -> None:
-    """Set the role's password, as an operator does. Roles belong to the server, which all tests share."""
-    await owner.execute(f"alter role {role} password '{PASSWORD}'")
+    """Let the role log in with a password, as an operator does. Roles belong to the server, which all tests share.
+
+    In PostgreSQL 14, where PUBLIC may create objects in `public`, the operator has to revoke that, too.
+    """
+    await owner.execute(f"alter role {role} login password '{PASSWORD}'; revoke create on schema public from public")
 
 
 def as_app(dsn: str, role: str = APP) -> str:

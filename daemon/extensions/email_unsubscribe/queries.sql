@@ -2,7 +2,9 @@
 -- schema's name.
 
 -- name: excessive_privileges
--- What this session's role can do beyond its work in the schema: up to five of them, one a row.
+-- What this session's role can do beyond its work in the schema: up to five of them, one a row. Whatever was granted to the
+-- role itself counts; of what PUBLIC has, only what reaches the data of others or lets the role put something in their
+-- way.
 -- $1 schema text
 with me as (
     select r.oid, r.rolname, r.rolsuper, r.rolcreaterole, r.rolcreatedb, r.rolreplication, r.rolbypassrls
@@ -19,6 +21,10 @@ with me as (
     from pg_catalog.pg_shdepend as d join me on me.oid = d.refobjid
     where d.refclassid = 'pg_catalog.pg_authid'::regclass and d.deptype in ('o', 'a') and not me.rolsuper
       and d.dbid in (0, (select b.oid from pg_catalog.pg_database as b where b.datname = current_database()))
+), others as (
+    select n.oid, n.nspname, pg_catalog.has_schema_privilege(me.oid, n.oid, 'usage') as usable
+    from pg_catalog.pg_namespace as n cross join me
+    where n.nspname <> $1 and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' and not me.rolsuper
 )
 select what
 from me
@@ -35,6 +41,35 @@ union all
 select 'it may create objects in the schema'
 from me cross join pack_schema
 where not me.rolsuper and pg_catalog.has_schema_privilege(me.oid, pack_schema.oid, 'create')
+union all
+select 'it may create objects in schema ' || quote_ident(o.nspname)
+from me cross join others as o where pg_catalog.has_schema_privilege(me.oid, o.oid, 'create')
+union all
+select 'PUBLIC has rights on ' || c.oid::regclass
+from me cross join others as o join pg_catalog.pg_class as c on c.relnamespace = o.oid
+where o.usable and not exists (select from dependencies as d where d.objid = c.oid) and case
+    when c.relkind in ('r', 'p', 'v', 'm', 'f')
+    then pg_catalog.has_any_column_privilege(me.oid, c.oid, 'select, insert, update, references')
+         or pg_catalog.has_table_privilege(me.oid, c.oid, 'delete, truncate, trigger')
+    when c.relkind = 'S' then pg_catalog.has_sequence_privilege(me.oid, c.oid, 'usage, select, update')
+end
+union all
+select format('PUBLIC may execute %s with the rights of %s', p.oid::regprocedure, p.proowner::regrole)
+from me cross join others as o join pg_catalog.pg_proc as p on p.pronamespace = o.oid
+where o.usable and p.prosecdef and pg_catalog.has_function_privilege(me.oid, p.oid, 'execute')
+  and not exists (select from dependencies as d where d.objid = p.oid)
+union all
+select 'PUBLIC has rights on foreign server ' || quote_ident(s.srvname)
+from me cross join pg_catalog.pg_foreign_server as s
+where not me.rolsuper and pg_catalog.has_server_privilege(me.oid, s.oid, 'usage')
+  and not exists (select from dependencies as d where d.objid = s.oid)
+union all
+select 'PUBLIC has rights on large objects'
+from me
+where not me.rolsuper and exists (
+    select from pg_catalog.pg_largeobject_metadata as l cross join lateral pg_catalog.aclexplode(l.lomacl) as x
+    where x.grantee = 0
+)
 union all
 select case d.deptype when 'o' then 'it owns ' else 'it has rights on ' end
        || pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)

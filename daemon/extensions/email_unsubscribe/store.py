@@ -2,7 +2,7 @@
 
 ::
 
-    async with Store.open(dsn, keys=token_keys(settings)) as store:
+    async with Store.open(dsn, owner_dsn=settings.dsn, keys=token_keys(settings)) as store:
         attempt = await store.begin_attempt(sender, url, "one_click")
         ...
         await store.settle_attempt(attempt.id)
@@ -95,8 +95,8 @@ class Store:
         cls,
         dsn: str,
         *,
+        owner_dsn: str | None,
         keys: Sequence[str],
-        owner_dsn: str | None = None,
         schema: str = PACK.name,
         max_size: int = MAX_POOL_SIZE,
         attempts: int = 5,
@@ -104,16 +104,20 @@ class Store:
     ) -> AsyncIterator[Self]:
         """A Store on a pool of up to `max_size` connections, closed at the end of the block.
 
-        With `owner_dsn`, the URL of a role that may migrate, pending migrations are applied first; without it, a
-        schema that is not current is refused. A role with privileges outside the schema is refused, unless
-        `any_role`. Raises SchemaNotCurrent, ExcessivePrivileges, BadSettings, EncryptionUnavailable, or a
-        DatabaseFault.
+        Pending migrations are applied first, by the role of `owner_dsn`, since `dsn` is that of a role which may not.
+        If it is None, something else applies them, and a schema that is not current is refused. A role with
+        privileges outside the schema is refused, unless `any_role`. Raises SchemaNotCurrent,
+        ExcessivePrivileges, BadSettings, EncryptionUnavailable, or a DatabaseFault.
         """
         cipher = Cipher(keys)
         if owner_dsn is not None:
             with violations_logged():
                 await migrate.apply(
-                    owner_dsn, [PACK.name], schemas={PACK.name: schema}, report=_log_migration, attempts=attempts
+                    owner_dsn,
+                    [PACK.name],
+                    schemas={PACK.name: schema},
+                    report=migrate.log_report,
+                    attempts=attempts,
                 )
         newest = migrate.heads([PACK.name], schemas={PACK.name: schema})[schema]
         pool = await open_pool(
@@ -349,13 +353,6 @@ def _log_retry(fault: DatabaseFault, attempt: int) -> None:
     log.warning("database_retry", reason=str(fault), attempt=attempt)
 
 
-def _log_migration(line: str) -> None:
-    if line.lower().startswith("warning"):
-        log.warning("schema_warning", done=line)
-    else:
-        log.info("schema_migration", done=line)
-
-
 async def rotate_token_keys(settings: Settings) -> int:
     """Re-encrypt all tokens with the first key, as any role, and return the number of accounts that needed it.
 
@@ -364,6 +361,6 @@ async def rotate_token_keys(settings: Settings) -> int:
     schema = settings.schemas.get(PACK.name, PACK.name)
     keys, attempts = token_keys(settings), settings.connect_attempts
     async with Store.open(
-        settings.require_dsn(), keys=keys, schema=schema, attempts=attempts, any_role=True
+        settings.require_dsn(), owner_dsn=None, keys=keys, schema=schema, attempts=attempts, any_role=True
     ) as store:
         return await store.rotate_token_keys()

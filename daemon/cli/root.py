@@ -11,7 +11,7 @@ from daemon.cli.data import backup, reset, restore, seed
 from daemon.cli.dead_letters import dead_letters
 from daemon.cli.jobs import jobs
 from daemon.cli.live import tail, token, up
-from daemon.cli.options import Options, run
+from daemon.cli.options import Options, configure_logs, run
 from daemon.cli.schema import apply, check, rollback
 from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import get_logger
@@ -87,9 +87,11 @@ def cli(
 
 def _serve(settings: Settings) -> None:
     """Run the daemon with one process or more, after the migrations of packs that want them at the start."""
-    from daemon.commands.set_up import migrate_on_start
+    from daemon.commands.set_up import migrate_on_start, migrating_packs
 
-    run(settings, migrate_on_start(settings))
+    configure_logs(settings)
+    if packs := migrating_packs(settings):
+        run(settings, migrate_on_start(settings, packs))
     if settings.workers == 1:
         from daemon.app import serve
 

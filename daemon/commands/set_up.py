@@ -9,9 +9,10 @@ from typing import Any
 
 from daemon.core.errors import OperatorFault
 from daemon.logs import get_logger
-from daemon.packs import bundled
+from daemon.packs import by_schema
 from daemon.postgres.connect import Pool, connect, open_application_pool, retry
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, InsufficientPrivilege, explain, violations_logged
+from daemon.postgres.tunnel import through_tunnel
 from daemon.schema import migrate
 from daemon.schema.health import SchemaNotCurrent
 from daemon.settings import Settings, load
@@ -67,15 +68,16 @@ async def setup_database(
             attempts=1,
         )
 
-    with violations_logged():
-        pool = await retry(once, attempts=attempts, delay=RETRY_DELAY, jitter=0.0, on_retry=_log_retry)
-    try:
-        yield pool
-    finally:
-        with suppress(TimeoutError, *DRIVER_ERRORS):
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await pool.close()
-        pool.terminate()
+    async with through_tunnel(chosen):
+        with violations_logged():
+            pool = await retry(once, attempts=attempts, delay=RETRY_DELAY, jitter=0.0, on_retry=_log_retry)
+        try:
+            yield pool
+        finally:
+            with suppress(TimeoutError, *DRIVER_ERRORS):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await pool.close()
+            pool.terminate()
 
 
 def _log_retry(fault: DatabaseFault, attempt: int) -> None:
@@ -96,13 +98,17 @@ async def apply_in_child(settings: Settings, packs: Sequence[str]) -> None:
         raise SetupFailed(process.returncode or 1)
 
 
-async def migrate_on_start(settings: Settings) -> None:
-    """Apply the pending revisions of those packs that want it when a daemon starts.
+def migrating_packs(settings: Settings) -> list[str]:
+    """The packs whose pending revisions are applied when a daemon starts. Raises UnknownPack."""
+    return [pack.name for pack in by_schema(settings.schemas).values() if pack.migrates_on_start]
+
+
+async def migrate_on_start(settings: Settings, packs: Sequence[str]) -> None:
+    """Apply the pending revisions of these packs before a daemon serves them.
 
     Raises SchemaNotCurrent if this role may not, SetupFailed if they cannot be applied, and a DatabaseFault.
     """
-    packs = [pack for pack in settings.packs if bundled()[pack].migrates_on_start]
-    why = await _why_pending(settings, packs) if packs else None
+    why = await _why_pending(settings, packs)
     if why is None:
         return
     try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from daemon import setup_database
 from daemon.cli.root import cli
 from daemon.postgres import ssh
 from daemon.postgres.connect import Connection, connect
@@ -94,6 +96,19 @@ async def test_the_schema_a_check_and_a_backup_pass_through_the_tunnel(
     assert (0, "") == (await command("jobs", "run", "backup", **environment, **backups))[::2]
     assert (0, "") == (await command("restore", "--replace", str(file), **environment))[::2]
     assert sshd.connections() >= 4
+
+
+async def test_an_application_sets_its_database_up_through_the_tunnel(
+    sshd: Sshd, empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in sshd.environment(DATABASE_URL=empty_database).items():
+        monkeypatch.setenv(name, value)
+    before = sshd.connections()
+    async with setup_database(test=True) as pool:
+        assert 0 == await pool.fetchval("select count(*) from messages")
+        assert 1 == len(sockets(os.getpid()))
+    assert before + 1 == sshd.connections()
+    assert [] == sockets(os.getpid())
 
 
 @pytest.fixture

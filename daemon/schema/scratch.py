@@ -17,7 +17,7 @@ import asyncpg
 from daemon.postgres.connect import Connection
 from daemon.postgres.errors import explain
 from daemon.postgres.queries import Queries
-from daemon.schema.migrate import ROWCAST, SESSION, reset_session, triggers_of
+from daemon.schema.histories import ROWCAST, SESSION, reset_session, triggers_of
 from daemon.schema.queries import query_for
 from daemon.schema.revisions import RevisionHistory
 from daemon.schema.sql_files import SqlFile
@@ -44,9 +44,16 @@ class Scratch:
 
 @asynccontextmanager
 async def built(
-    connection: Connection, histories: Sequence[RevisionHistory], triggers_folder: Path | None = None
+    connection: Connection,
+    histories: Sequence[RevisionHistory],
+    triggers_folder: Path | None = None,
+    *,
+    without_triggers: str | None = None,
 ) -> AsyncIterator[Scratch]:
-    """Run the files in schemas of random names, which are gone at the end."""
+    """Run the files in schemas of random names, which are gone at the end.
+
+    The file in triggers/ of the pack in the schema `without_triggers` is left out: it fits the newest revision only.
+    """
     token = secrets.token_hex(6)
     prefix = f"rowcast_check_{token}"
     names = {history.schema: f"{prefix}_{number:02}" for number, history in enumerate(histories)}
@@ -58,7 +65,8 @@ async def built(
             await connection.execute(query_for("make_schema", history.schema))
             await connection.execute(catalog("version_table").replace("the_schema", history.schema))
             files = [history.up_file(revision) for revision in history.revisions]
-            for file in filter(None, [*files, triggers_of(history, triggers_folder)]):
+            triggers = triggers_of(history, triggers_folder) if live.schema != without_triggers else None
+            for file in filter(None, [*files, triggers]):
                 await _run(connection, file, rowcast=names[ROWCAST], instead_of=live.schema)
         await connection.execute(RESET)
         await connection.execute(query_for("make_schema", f"{prefix}_spare"))

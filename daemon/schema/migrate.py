@@ -437,8 +437,6 @@ async def _undo(
             )
     if not at_once and (problems := await verification.at({history.schema: to}, everywhere=True)):
         raise VerificationFailed(problems, f"{history.schema} stays at {to or 'nothing'}")
-    for problem in await verification.captures() if to is not None else ():
-        session.report(f"warning: {problem}")
 
 
 def offline(

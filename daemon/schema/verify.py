@@ -75,13 +75,14 @@ class Verification:
             return [*map(str, found), *await self._unsound()]
 
     async def at(self, revisions: Mapping[str, str | None], *, everywhere: bool = False) -> list[str]:
-        """What is wrong with schemas at these revisions, apart from what the files in triggers/ do.
+        """What is wrong with schemas at these revisions and with their captures, apart from what triggers/ does.
 
         A schema at None should have nothing of its pack's files. With `everywhere`, references are also checked in
         tables that this transaction has not written to.
         """
         async with _undone(self.connection):
-            found: list[Problem] = []
+            prefixes = tuple(f"{schema}." for schema in revisions)
+            found = [one for one in await self._captures() if one.table.startswith(prefixes) and not one.is_note]
             for history in (one for one in self.histories if one.schema in revisions):
                 revision = revisions[history.schema]
                 if revision is None:
@@ -95,18 +96,11 @@ class Verification:
         present = {schema: revision for schema, revision in revisions.items() if revision is not None}
         known = await self.at(present, everywhere=True)
         async with _undone(self.connection):
-            known += map(str, await self._captures())
             for pack, schema in self.schemas.items():
                 with suppress(DatabaseFault):  # rules of the newest revision, which may read what is not there yet
                     found = await check_rules(self.connection, pack, schema, ddl_folder=self.ddl_folder)
                     known += map(str, found)
         return known
-
-    async def captures(self) -> list[str]:
-        """What is wrong with the captures of these schemas."""
-        async with _undone(self.connection):
-            prefixes = tuple(f"{history.schema}." for history in self.histories)
-            return [str(one) for one in await self._captures() if one.table.startswith(prefixes) and not one.is_note]
 
     async def rows(self) -> dict[str, Rows]:
         """The rows of the packs' tables."""

@@ -18,7 +18,7 @@ from daemon.postgres.connect import Connection
 from daemon.postgres.errors import explain
 from daemon.postgres.queries import Queries
 from daemon.schema.histories import ROWCAST, SESSION, reset_session, triggers_of
-from daemon.schema.queries import query_for
+from daemon.schema.queries import query, query_for
 from daemon.schema.revisions import RevisionHistory
 from daemon.schema.sql_files import SqlFile
 
@@ -87,5 +87,6 @@ async def _run(connection: Connection, file: SqlFile, *, rowcast: str, instead_o
     await connection.execute(catalog("instead_of").replace("the_rowcast", rowcast), instead_of)
     try:
         await connection.execute(text)
+        await connection.execute(query("settle_constraints"))
     except asyncpg.PostgresError as error:
         raise explain(error, place=file.place(error)) from None

@@ -139,8 +139,8 @@ def changed_rows(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> list[
         then = before.get(name, Rows(0, 0, 0))
         inserted, deleted = now.inserted - then.inserted, now.deleted - then.deleted
         if inserted or deleted or (name in before and now.count != then.count):
-            counted = f"{then.count} rows before, {now.count} after"
-            lines.append(f"{name}: {counted}; of these, {inserted} were inserted and {deleted} deleted here")
+            by_this = f"{inserted} inserted and {deleted} deleted by this change"
+            lines.append(f"{name}: {then.count} rows before, {now.count} after ({by_this})")
     return lines
 
 

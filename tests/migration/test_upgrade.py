@@ -102,7 +102,7 @@ async def test_if_the_second_revision_fails_the_first_is_undone_too(folders: Fol
     assert before == await state(shop)
     folders.revision("shop", 5, up="update shop.goods set price = 1;")
     await folders.upgrade(shop, "shop")
-    assert "shop.parts: 2 rows before, 0 after; of these, 0 were inserted and 2 deleted here" in folders.reported
+    assert "shop.parts: 2 rows before, 0 after (0 inserted and 2 deleted by this change)" in folders.reported
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,15 @@ import asyncpg
 import pytest
 
 from daemon import files
+from daemon.commands.migrate import migrate as migrate_command
 from daemon.core.errors import OperatorFault
 from daemon.schema import migrate
+from daemon.schema.migrate import NotRestored
+from daemon.settings import load
 from tests.acceptance.chat import Chat
 from tests.support.catalog import catalog, contents
 from tests.support.daemon import Client, Daemon, command
-from tests.support.folders import REVISION, value
+from tests.support.folders import REVISION, execute, value
 from tests.support.postgres import ignore
 
 WRITERS = 3
@@ -167,3 +170,31 @@ async def test_migrate_without_a_writable_backup_changes_nothing_and_contradicto
     assert await value(empty_database, "select to_regnamespace('rowcast') is null")
     for options in (("--no-backup", "--backup-dir", "."), ("--no-backup", "--restore-on-failure")):
         assert 2 == (await command("migrate", *options, DATABASE_URL=empty_database))[0]
+
+
+async def test_the_backup_is_restored_if_a_step_cannot_be_undone_and_that_was_asked_for(
+    database: str, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await chat.say("before")
+    before = await catalog(database, ("chatgenius",)), await contents(database, "chatgenius")
+    concurrently = (
+        "-- no-transaction\ncreate unique index concurrently one_mood on chatgenius.channel_members (mood);"
+    )
+    ddl = with_revisions(tmp_path / "ddl", NEW_COLUMN.replace("messages", "channel_members"), concurrently)
+    folder = files.folder
+    monkeypatch.setattr(files, "folder", lambda name: ddl if name == "ddl" else folder(name))
+    settings = load(database_url=database, packs=("chatgenius",))
+    lines: list[str] = []
+    with pytest.raises(NotRestored):
+        await migrate_command(settings, None, report=lines.append)
+    assert await value(database, "select mood from chatgenius.channel_members limit 1")
+    await execute(database, "drop index chatgenius.one_mood; alter table chatgenius.channel_members drop column mood;"
+                  "update chatgenius.alembic_version set version_num = 'chatgenius_0005'")  # fmt: skip
+    file = tmp_path / "backup"
+    with pytest.raises(OperatorFault, match="could not create unique index"):
+        await migrate_command(settings, file, restore_on_failure=True, report=lines.append)
+    assert f"restoring {file}" in lines
+    assert f"{file}: restored " in lines[-1]
+    after = await catalog(database, ("chatgenius",)), await contents(database, "chatgenius")
+    assert before[1] == after[1]
+    assert before[0].keys() == after[0].keys()

@@ -637,7 +637,7 @@ class _Session:
             await self.next_file()
             if problems := [problem for problem in await check() if problem not in known]:
                 raise VerificationFailed(problems)
-            lines[:] = changed_rows(rows, await verification.rows())
+            lines[:] = changed_rows(rows, await verification.rows(everywhere=False))
 
         try:
             await self.run(verified, commit=commit)

@@ -286,10 +286,21 @@ with noted as (
 )
 select w.pack, rowcast.ring() from noted as n join rowcast.watched as w on w.id = n.watch;
 
+-- name: written
+-- The tables that this transaction has locked for more than reading, and those that they are partitions of: no other can
+-- have changed.
+with locked as (
+    select l.relation as oid from pg_locks as l
+    where l.locktype = 'relation' and l.pid = pg_backend_pid() and l.mode not in ('AccessShareLock', 'RowShareLock')
+      and l.database = (select d.oid from pg_database as d where d.datname = current_database())
+)
+select l.oid from locked as l
+union select p.relid::oid from locked as l cross join lateral pg_partition_ancestors(l.oid) as p;
+
 -- name: tables
 -- The tables of some schemas, with a statement that counts the rows, and the numbers of rows that this transaction has
 -- inserted and deleted so far. The session may have reported these of earlier transactions late, so compare two readings.
--- $1 schemas, text[]
+-- $1 schemas, text[]   $2 only these tables, oid[], or null
 select format('%I.%I', n.nspname, c.relname) as name,
        format('select count(*) from %I.%I', n.nspname, c.relname) as count_rows,
        m.inserted, m.deleted
@@ -301,6 +312,7 @@ cross join lateral (
     from (select c.oid union select t.relid from pg_partition_tree(c.oid) as t) as p (oid)
 ) as m
 where n.nspname = any ($1::text []) and c.relkind in ('r', 'p') and not c.relispartition and c.relname <> 'alembic_version'
+  and ($2::oid [] is null or c.oid = any ($2))
 order by 1;
 
 -- name: unvalidated
@@ -314,14 +326,8 @@ where n.nspname = any ($1::text []) and not k.convalidated and to_jsonb(k) ->> '
 order by 1, 2;
 
 -- name: references
--- The foreign keys from or to tables of some schemas, with a statement that counts the rows that refer to none: all, or
--- those of tables that this transaction has locked for more than reading. No other can have got an orphan from it.
--- $1 schemas, text[]   $2 all, boolean
-with written as (
-    select l.relation as oid from pg_locks as l
-    where l.locktype = 'relation' and l.pid = pg_backend_pid() and l.mode not in ('AccessShareLock', 'RowShareLock')
-      and l.database = (select d.oid from pg_database as d where d.datname = current_database())
-)
+-- The foreign keys from or to tables of some schemas, with a statement that counts the rows that refer to none.
+-- $1 schemas, text[]   $2 only from or to these tables, oid[], or null
 select format('%I.%I', n.nspname, c.relname) as name, quote_ident(k.conname) as constraint_name,
        format('select count(*) from %s as r where %s and not exists (select from %s as p where %s)',
               k.conrelid::regclass, f.not_null, k.confrelid::regclass, f.equal) as count_orphans
@@ -341,12 +347,7 @@ cross join lateral (
 ) as f
 where k.contype = 'f' and k.conparentid = 0 and (n.nspname = any ($1::text []) or tn.nspname = any ($1::text []))
   and coalesce(to_jsonb(k) ->> 'conenforced', 'true') = 'true' and coalesce(to_jsonb(k) ->> 'conperiod', 'false') = 'false'
-  and ($2 or exists (
-      select from written as w
-      where w.oid in (k.conrelid, k.confrelid)
-         or w.oid in (select p.relid from pg_partition_tree(k.conrelid) as p)
-         or w.oid in (select p.relid from pg_partition_tree(k.confrelid) as p)
-  ))
+  and ($2::oid [] is null or k.conrelid = any ($2) or k.confrelid = any ($2))
 order by 1, 2;
 
 -- name: settle_constraints

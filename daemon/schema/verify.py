@@ -102,9 +102,10 @@ class Verification:
                     known += map(str, found)
         return known
 
-    async def rows(self) -> dict[str, Rows]:
-        """The rows of the packs' tables."""
-        tables = await self.connection.fetch(query("tables"), list(self.schemas.values()))
+    async def rows(self, *, everywhere: bool = True) -> dict[str, Rows]:
+        """The rows of the packs' tables; without `everywhere`, only of those that this transaction has written to."""
+        only = None if everywhere else await self._written()
+        tables = await self.connection.fetch(query("tables"), list(self.schemas.values()), only)
         return {
             row["name"]: Rows(await self.connection.fetchval(row["count_rows"]), row["inserted"], row["deleted"])
             for row in tables
@@ -122,18 +123,22 @@ class Verification:
             f"{row['name']}: its constraint {row['constraint_name']} is not validated"
             for row in await self.connection.fetch(query("unvalidated"), schemas)
         ]
+        only = None if everywhere else await self._written()
         return found + [
             f"{row['name']}: {orphans} rows refer to none, against {row['constraint_name']}"
-            for row in await self.connection.fetch(query("references"), schemas, everywhere)
+            for row in await self.connection.fetch(query("references"), schemas, only)
             if (orphans := await self.connection.fetchval(row["count_orphans"]))
         ]
+
+    async def _written(self) -> list[int]:
+        return [row["oid"] for row in await self.connection.fetch(query("written"))]
 
     def _folders(self) -> dict[str, Path | None]:
         return {"ddl_folder": self.ddl_folder, "triggers_folder": self.triggers_folder}
 
 
 def changed_rows(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> list[str]:
-    """A line for each table that is still there and has another number of rows, or in which the transaction wrote."""
+    """A line for each table that is still there and has gained or lost rows in the transaction."""
     lines = []
     for name, now in after.items():
         then = before.get(name, Rows(0, 0, 0))

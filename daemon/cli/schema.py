@@ -74,8 +74,9 @@ def migrate(
 @click.command()
 @click.argument("pack")
 @click.option("--to", metavar="REV", help="Revision to return to (default: before the first).")
+@click.option("--verify/--no-verify", default=True, help="Undo the rollback if its result is wrong (default: on).")
 @click.pass_obj
-def rollback(options: Options, *, pack: str, to: str | None) -> None:
+def rollback(options: Options, *, pack: str, to: str | None, verify: bool) -> None:
     """Roll back the revisions of PACK."""
     from daemon.schema import migrate
 
@@ -86,6 +87,7 @@ def rollback(options: Options, *, pack: str, to: str | None) -> None:
             settings.require_dsn(),
             pack,
             to=to,
+            verify=verify,
             schema=settings.schema_name or pack,
             lock_timeout=settings.lock_timeout,
             attempts=settings.connect_attempts,

@@ -200,7 +200,7 @@ async def apply(
 ) -> Report:
     """Bring Rowcast's own schema, then the packs, to their newest revisions, and run their trigger files.
 
-    Only one apply or rollback runs in a database at a time; others wait for it. A statement waits `lock_timeout`
+    Only one change of schemas runs in a database at a time; others wait for it. A statement waits `lock_timeout`
     seconds for a lock; then its revision is rolled back and tried again. Connecting, and each revision, is tried at
     most `attempts` times. `report` is called with what was done, and with notices and warnings of the server. Raises
     an OperatorFault; the revisions that were applied before it stay.
@@ -357,7 +357,7 @@ class _Upgrade:
                 captured = _Part(history, None, at_once=True) in done
                 first = triggers_of(history, folder, ".down.sql") if captured and before is None else None
                 verification = replace(self.verification, histories=[history])
-                await _undo(self.session, verification, at, before, first=first)
+                await _undo(self.session, history, at, before, first=first, verify=verification)
                 self.session.report(str(Move(history.pack, schema, at, before)))
             except OperatorFault as why:
                 raise NotRestored(fault, schema, why) from None
@@ -380,6 +380,7 @@ async def rollback(
     *,
     report: Reporter,
     to: str | None = None,
+    verify: bool = True,
     schema: str | None = None,
     ddl_folder: Path | None = None,
     triggers_folder: Path | None = None,
@@ -388,8 +389,9 @@ async def rollback(
 ) -> Report:
     """Roll back a pack's revisions after `to`, newest first. Without `to`: all, the version table and the schema.
 
-    All of it is one transaction, unless a file runs without one: see above. Only schemas and extensions that Rowcast
-    created are dropped. The other parameters are those of `apply`.
+    All of it is one transaction, unless a file runs without one: see above. It is committed only if the result is
+    what the files make up to `to`, or if `verify` is false. Only schemas and extensions that Rowcast created are
+    dropped. The other parameters are those of `apply`. Raises an OperatorFault.
     """
     history = history_of(pack, schema, ddl_folder)
     if to is not None and to not in history.revisions:
@@ -405,38 +407,45 @@ async def rollback(
                 await session.check_unused(bundled(ddl_folder))
             verification = Verification(session.driver, [history], ddl_folder, triggers_folder)
             triggers_down = triggers_of(history, triggers_folder, ".down.sql") if to is None else None
-            await _undo(session, verification, before, to, first=triggers_down)
+            await _undo(session, history, before, to, first=triggers_down, verify=verification if verify else None)
         move = Move(pack, history.schema, before, to if applied > kept else before)
         report(str(move))
     return Report((move,))
 
 
 async def _undo(
-    session: "_Session", verification: Verification, before: str | None, to: str | None, *, first: SqlFile | None
+    session: "_Session",
+    history: RevisionHistory,
+    before: str | None,
+    to: str | None,
+    *,
+    first: SqlFile | None,
+    verify: Verification | None,
 ) -> None:
     """Roll back a schema from one revision to another, after the file `first`; verified with the last step."""
-    [history] = verification.histories
     steps = history.down_steps(history.revisions[history.place(to) : history.place(before)][::-1])
+    at_once = [history.down_file(step[0]).in_transaction for step in steps]
+    known = await verify.before({history.schema: before}) if verify and not at_once[-1] else []
     for number, step in enumerate(steps):
         if len(steps) > 1:
             which = f"{', '.join(step)}, as step {number + 1} of {len(steps)}"
             session.report(f"rolling back {which}: earlier steps stay undone if a later one fails")
-        at_once = history.down_file(step[0]).in_transaction
-        if not at_once:
+        if not at_once[number]:
             await session.run(partial(session.run_file, first))
-        work = partial(session.run_down, history, step, first=first if at_once else None)
+        work = partial(session.run_down, history, step, first=first if at_once[number] else None)
         first = None
-        if not at_once or number < len(steps) - 1:
-            await session.run(work, at_once=at_once)
-        else:
-            await session.run_verified(
-                work,
-                verification,
-                check=partial(verification.at, {history.schema: to}),
-                before=partial(verification.before, {history.schema: before}),
+        if verify and at_once[number] and number == len(steps) - 1:
+            check, without = (
+                partial(verify.at, {history.schema: to}),
+                partial(verify.before, {history.schema: before}),
             )
-    if not at_once and (problems := await verification.at({history.schema: to}, everywhere=True)):
-        raise VerificationFailed(problems, f"{history.schema} stays at {to or 'nothing'}")
+            await session.run_verified(work, verify, check=check, before=without)
+        else:
+            await session.run(work, at_once=at_once[number])
+    if verify and not at_once[-1]:
+        found = await verify.at({history.schema: to}, everywhere=True)
+        if problems := [problem for problem in found if problem not in known]:
+            raise VerificationFailed(problems, f"{history.schema} stays at {to or 'nothing'}")
 
 
 def offline(

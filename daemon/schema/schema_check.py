@@ -158,6 +158,8 @@ async def check_removed(
     try:
         if await connection.fetchval("select pg_catalog.to_regnamespace($1) is null", history.schema):
             return []
+        if not await connection.fetchval(catalog("may_create_schema")):
+            return [_NOT_COMPARED]
         live = await _describe(connection, history.schema, "", ROWCAST, str)
         async with _built_alone(connection, history, ddl_folder, triggers_folder) as scratch:
             files = await describe_files(scratch, history.schema, "")

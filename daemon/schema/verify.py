@@ -25,7 +25,7 @@ _SHOWN: Final = 2  # problems in a message; all of them are reported before it
 
 
 class VerificationFailed(OperatorFault):
-    """The verification found {found}: {outcome}."""
+    """The verification found {found}: {outcome}. Mend that, then try again."""
 
     exit_code: ClassVar[int] = 46
 

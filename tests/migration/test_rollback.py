@@ -224,7 +224,7 @@ async def test_a_rollback_whose_result_is_not_that_of_its_revision_changes_nothi
     assert 46 == caught.value.exit_code
     assert str(caught.value).startswith("The verification found ")
     assert problem in str(caught.value)
-    assert str(caught.value).endswith(": nothing was changed.")
+    assert str(caught.value).endswith(": nothing was changed. Mend that, then try again.")
     assert before == (await catalog(empty_database, SCHEMAS), await contents(empty_database, "shop"))
     assert "shop_0004" == await value(empty_database, "select version_num from shop.alembic_version")
 
@@ -239,6 +239,8 @@ async def test_a_rollback_that_leaves_an_object_of_the_files_behind_changes_noth
     with pytest.raises(VerificationFailed, match=r"view shop\.ids: it is still there"):
         await folders.rollback(empty_database, "shop")
     assert "shop_0001" == await value(empty_database, "select version_num from shop.alembic_version")
+    await folders.rollback(empty_database, "shop", verify=False)
+    assert await value(empty_database, "select to_regclass('shop.alembic_version') is null")
 
 
 async def test_a_rollback_reports_the_rows_that_it_deletes(folders: Folders, empty_database: str) -> None:

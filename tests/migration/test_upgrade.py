@@ -127,7 +127,7 @@ async def test_an_upgrade_whose_result_is_not_as_it_should_be_changes_nothing(
     folders.revision("shop", 4, up=up)
     with pytest.raises(VerificationFailed) as caught:
         await folders.upgrade(shop, "shop")
-    assert f"The verification found {problem}: nothing was changed." == str(caught.value)
+    assert f"The verification found {problem}: nothing was changed. Mend that, then try again." == str(caught.value)
     assert (46, f"problem: {problem}") == (caught.value.exit_code, folders.reported[-1])
     assert before == await state(shop)
 

@@ -656,7 +656,7 @@ class _Session:
                 for problem in problems:
                     self.report(f"problem: {problem}")
                 raise VerificationFailed(problems) from None
-            for problem in known:
+            for problem in failed.problems:
                 self.report(f"warning: {problem} (as before)")
             await self.run(partial(verified, known), commit=commit)
         for line in lines:

@@ -30,7 +30,7 @@ _SHOWN: Final = 200  # characters of a value that a message may contain
 _APPLY: Final = "run `daemon --apply-ddl`"
 _CAPTURE_ROLE: Final = "rowcast_capture"
 _PUBLIC: Final = "public"
-_NOT_COMPARED: Final = Problem(
+NOT_COMPARED: Final = Problem(
     "the schemas",
     "they were not compared: this role may not build them anew",
     "connect as the role that applies the schemas, or grant CREATE on the database to this one",
@@ -110,7 +110,7 @@ async def check_schemas(
     found: list[Problem] = []
     try:
         if not await connection.fetchval(catalog("may_create_schema")):
-            return [_NOT_COMPARED]
+            return [NOT_COMPARED]
         live = {history.schema: await describe_live(connection, history.schema) for history in histories}
         roles = await read_roles(connection)
         async with built(connection, histories, triggers_folder) as scratch:
@@ -135,7 +135,7 @@ async def check_revision(
     """
     try:
         if not await connection.fetchval(catalog("may_create_schema")):
-            return [_NOT_COMPARED]
+            return [NOT_COMPARED]
         live = await describe_live(connection, history.schema)
         roles = await read_roles(connection)
         async with _built_alone(connection, history, ddl_folder, triggers_folder) as scratch:
@@ -159,7 +159,7 @@ async def check_removed(
         if await connection.fetchval("select pg_catalog.to_regnamespace($1) is null", history.schema):
             return []
         if not await connection.fetchval(catalog("may_create_schema")):
-            return [_NOT_COMPARED]
+            return [NOT_COMPARED]
         live = await _describe(connection, history.schema, "", ROWCAST, str)
         async with _built_alone(connection, history, ddl_folder, triggers_folder) as scratch:
             files = await describe_files(scratch, history.schema, "")

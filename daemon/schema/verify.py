@@ -18,7 +18,7 @@ from daemon.schema.capture_check import Problem, check_captures, check_rules
 from daemon.schema.histories import ROWCAST
 from daemon.schema.queries import query
 from daemon.schema.revisions import RevisionHistory
-from daemon.schema.schema_check import check_removed, check_revision, check_schemas
+from daemon.schema.schema_check import NOT_COMPARED, check_removed, check_revision, check_schemas
 from daemon.schema.scratch import RESET
 
 _SHOWN: Final = 2  # problems in a message; all of them are reported before it
@@ -94,7 +94,7 @@ class Verification:
     async def before(self, revisions: Mapping[str, str | None]) -> list[str]:
         """What may be wrong with schemas at these revisions before a change, and does not speak against it."""
         present = {schema: revision for schema, revision in revisions.items() if revision is not None}
-        known = await self.at(present, everywhere=True)
+        known = [str(NOT_COMPARED), *await self.at(present, everywhere=True)]
         async with _undone(self.connection):
             for pack, schema in self.schemas.items():
                 with suppress(DatabaseFault):  # rules of the newest revision, which may read what is not there yet

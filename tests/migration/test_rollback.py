@@ -1,5 +1,7 @@
 """Rolling back: what is removed, what is kept, and what prevents it."""
 
+import re
+
 import pytest
 
 from daemon.packs import UnknownPack
@@ -260,6 +262,37 @@ async def test_a_problem_that_was_there_before_does_not_stop_a_rollback(
     await folders.rollback(empty_database, "shop", to="shop_0003")
     assert [line for line in folders.reported if line.startswith("warning: view shop.names: it is missing")]
     assert "shop_0003" == await value(empty_database, "select version_num from shop.alembic_version")
+
+
+async def test_a_role_that_may_not_create_schemas_upgrades_and_rolls_back_without_the_comparison(
+    folders: Folders, empty_database: str
+) -> None:
+    folders.shop()
+    await execute(
+        empty_database,
+        "create role tenant login password 'tenant'; create schema rowcast authorization tenant;"
+        " create schema shop authorization tenant;",
+    )
+    tenant = re.sub("//[^@]+@", "//tenant:tenant@", empty_database)
+    await folders.upgrade(tenant, "shop")
+    await folders.rollback(tenant, "shop")
+    warning = "warning: the schemas: they were not compared: this role may not build them anew"
+    assert [line for line in folders.reported if line.startswith(warning)]
+    assert await value(empty_database, "select to_regclass('shop.goods') is null")
+    await execute(empty_database, "drop owned by tenant; drop role tenant")
+
+
+async def test_a_rollback_that_ends_outside_a_transaction_is_verified_too(
+    folders: Folders, empty_database: str
+) -> None:
+    folders.shop()
+    folders.revision("shop", 3, up="select 1;", down="-- no-transaction\ndrop index concurrently shop.goods_name;")
+    await folders.apply(empty_database, "shop")
+    with pytest.raises(
+        VerificationFailed, match=r"index shop\.goods_name: it is missing.*: shop stays at shop_0002\."
+    ):
+        await folders.rollback(empty_database, "shop", to="shop_0002")
+    assert "shop_0002" == await value(empty_database, "select version_num from shop.alembic_version")
 
 
 async def test_rowcasts_own_schema_is_kept_while_a_pack_uses_it(folders: Folders, empty_database: str) -> None:

@@ -200,8 +200,8 @@ async def test_a_step_that_cannot_be_rolled_back_says_so_in_one_line(folders: Fo
     assert "shop_0004" == await value(shop, "select version_num from shop.alembic_version")
 
 
-async def test_the_bundled_packs_are_upgraded_from_their_first_revisions_at_once(empty_database: str) -> None:
-    packs = migrate.bundled()
+async def test_bundled_packs_are_upgraded_from_their_first_revisions_at_once(empty_database: str) -> None:
+    packs = ("antone", "email_unsubscribe")  # they have the most revisions, and deferred constraints
     schemas = ("rowcast", *packs)
     await migrate.apply(empty_database, packs, report=ignore)
     once = await catalog(empty_database, schemas)

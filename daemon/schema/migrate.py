@@ -82,6 +82,7 @@ __all__ = [
     "check_known",
     "current",
     "heads",
+    "histories_of",
     "newer",
     "offline",
     "revisions",

@@ -38,7 +38,7 @@ def apply(settings: Settings, *, offline: bool) -> None:
     "--backup-dir",
     type=click.Path(file_okay=False, exists=True, path_type=Path),
     metavar="DIR",
-    help="Back up to a new file in this directory (default: the current one).",
+    help="Back up to a new file in this directory (default: ROWCAST_BACKUP_DIR, or the current one).",
 )
 @click.option("--no-backup", is_flag=True, help="Make no backup.")
 @click.option("--dry-run", is_flag=True, help="Only try what is pending, in a transaction that is rolled back.")
@@ -66,8 +66,8 @@ def migrate(
         raise click.UsageError("choose one of --backup, --backup-dir and --no-backup")
     if restore_on_failure and (no_backup or dry_run):
         raise click.UsageError("--restore-on-failure needs a backup")
-    path = None if no_backup else backup or backup_in(backup_dir or Path())
     settings = options.having(data_dir=data_dir).local_settings
+    path = None if no_backup else backup or backup_in(backup_dir or settings.backup_dir)
     run(settings, migrate(settings, path, dry_run=dry_run, restore_on_failure=restore_on_failure, report=report))
 
 

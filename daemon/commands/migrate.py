@@ -10,9 +10,9 @@ from daemon.schema.migrate import NotRestored, upgrade
 from daemon.settings import Settings
 
 
-def backup_in(directory: Path) -> Path:
-    """A file in this directory, named after this moment."""
-    return directory / f"before-migration-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.sql"
+def backup_in(directory: Path | None) -> Path:
+    """A file in this directory, or else in the current one, named after this moment."""
+    return (directory or Path()) / f"before-migration-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.sql"
 
 
 async def migrate(

@@ -12,7 +12,7 @@ from daemon.cli.dead_letters import dead_letters
 from daemon.cli.jobs import jobs
 from daemon.cli.live import tail, token, up
 from daemon.cli.options import Options, configure_logs, run
-from daemon.cli.schema import apply, check, rollback
+from daemon.cli.schema import apply, check, migrate, rollback
 from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import get_logger
 from daemon.settings import Settings
@@ -102,7 +102,7 @@ def _serve(settings: Settings) -> None:
         sys.exit(supervise(settings))
 
 
-_COMMANDS = (up, seed, rollback, check, backup, restore, reset, token, tail, dead_letters, jobs)
+_COMMANDS = (up, seed, migrate, rollback, check, backup, restore, reset, token, tail, dead_letters, jobs)
 
 for _command in (*_COMMANDS, *extensions.commands()):
     cli.add_command(_command)

@@ -1,4 +1,4 @@
-"""The commands for schemas: --apply-ddl, rollback and check."""
+"""The commands for schemas: --apply-ddl, migrate, rollback and check."""
 
 import sys
 from pathlib import Path
@@ -34,10 +34,52 @@ def apply(settings: Settings, *, offline: bool) -> None:
 
 
 @click.command()
+@click.option(
+    "--backup", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Back up to this new file."
+)
+@click.option(
+    "--backup-dir",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    metavar="DIR",
+    help="Back up to a new file in this directory (default: ROWCAST_BACKUP_DIR, or the current one).",
+)
+@click.option("--no-backup", is_flag=True, help="Make no backup.")
+@click.option("--dry-run", is_flag=True, help="Only try what is pending, in a transaction that is rolled back.")
+@click.option(
+    "--restore-on-failure",
+    is_flag=True,
+    help="Restore the backup if a step outside a transaction cannot be undone; later writes are lost.",
+)
+@data_dir_option("Data directory of the `daemon up` to migrate.")
+@click.pass_obj
+def migrate(
+    options: Options,
+    *,
+    backup: Path | None,
+    backup_dir: Path | None,
+    no_backup: bool,
+    dry_run: bool,
+    restore_on_failure: bool,
+    data_dir: Path | None,
+) -> None:
+    """Back up, try the pending revisions, apply them at once, verify; if anything fails, all is as before."""
+    from daemon.commands.migrate import backup_in, migrate
+
+    if sum(map(bool, (backup, backup_dir, no_backup))) > 1:
+        raise click.UsageError("choose one of --backup, --backup-dir and --no-backup")
+    if restore_on_failure and (no_backup or dry_run):
+        raise click.UsageError("--restore-on-failure needs a backup")
+    settings = options.having(data_dir=data_dir).local_settings
+    path = None if no_backup else backup or backup_in(backup_dir or settings.backup_dir)
+    run(settings, migrate(settings, path, dry_run=dry_run, restore_on_failure=restore_on_failure, report=report))
+
+
+@click.command()
 @click.argument("pack")
 @click.option("--to", metavar="REV", help="Revision to return to (default: before the first).")
+@click.option("--verify/--no-verify", default=True, help="Undo the rollback if its result is wrong (default: on).")
 @click.pass_obj
-def rollback(options: Options, *, pack: str, to: str | None) -> None:
+def rollback(options: Options, *, pack: str, to: str | None, verify: bool) -> None:
     """Roll back the revisions of PACK."""
     from daemon.schema import migrate
 
@@ -48,6 +90,7 @@ def rollback(options: Options, *, pack: str, to: str | None) -> None:
             settings.require_dsn(),
             pack,
             to=to,
+            verify=verify,
             schema=settings.schema_name or pack,
             lock_timeout=settings.lock_timeout,
             attempts=settings.connect_attempts,

@@ -23,8 +23,9 @@ must be safe to run again after it failed half-way. triggers/<pack>.sql runs aft
 must be safe to repeat as well. When all revisions are rolled back, triggers/<pack>.down.sql runs first; it drops what
 triggers/<pack>.sql has created in the schema.
 
-A rollback is one transaction, whatever it undoes. Only a .down.sql that begins with `-- no-transaction` splits it:
-what comes before such a file, the file itself, and what comes after it are then done one after the other.
+A rollback is one transaction, whatever it undoes, and so is an upgrade, which applies everything that is pending at
+once. Both are verified before they are committed. Only a file that begins with `-- no-transaction` splits them: what
+comes before such a file, the file itself, and what comes after it are then done one after the other.
 
 A daemon refuses a schema that is newer than its files, unless every revision that it does not know allows it. For
 that the Python file also has, for example, `compatible_with = "shop_0001"`: daemons that know this revision can work
@@ -34,52 +35,68 @@ with the new one.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Final, TextIO
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TextIO
 
 import asyncpg
 
-from daemon import files
 from daemon.core.errors import OperatorFault
 from daemon.logs import get_logger
-from daemon.postgres.connect import PINNED, Connection, OnRetry, connect, retry
+from daemon.postgres.connect import Connection, OnRetry, connect, retry
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, LockContention, explain
 from daemon.schema import sql_files
-from daemon.schema.queries import query, query_for
-from daemon.schema.revisions import (
-    VERSION_TABLE,
-    RevisionHistory,
-    UnknownHistory,
-    UnknownRevision,
-    packs_in,
-    send_file,
+from daemon.schema.histories import (
+    ROWCAST,
+    SESSION,
+    bundled,
+    check_known,
+    current,
+    heads,
+    histories_of,
+    history_of,
+    newer,
+    reset_session,
+    revisions,
+    stale,
+    triggers_of,
 )
+from daemon.schema.queries import query, query_for
+from daemon.schema.revisions import RevisionHistory, UnknownHistory, UnknownRevision
 from daemon.schema.sql_files import SqlFile
+from daemon.schema.verify import Verification, VerificationFailed, changed_rows
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection as SyncConnection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-__all__ = ["Move", "Report", "apply", "bundled", "current", "heads", "newer", "offline", "rollback", "stale"]
+__all__ = [
+    "ROWCAST",
+    "SESSION",
+    "Move",
+    "NotRestored",
+    "Report",
+    "apply",
+    "bundled",
+    "check_known",
+    "current",
+    "heads",
+    "histories_of",
+    "log_report",
+    "newer",
+    "offline",
+    "revisions",
+    "rollback",
+    "stale",
+    "upgrade",
+]
 
 log = get_logger()
 
-ROWCAST: Final = "rowcast"
-"""Rowcast's own history and schema, which every pack requires."""
-
 LOCK: Final = 0x726F_7763_6173_7401
 """The key of the advisory lock that is held while schemas are changed."""
-
-SESSION: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        **PINNED,  # a name that a file forgot to qualify is not found, least of all in `public`
-        "statement_timeout": "0",
-        "idle_in_transaction_session_timeout": "0",
-    }
-)
-"""Session settings that make a file mean the same in every database, whatever is set for its owner or role."""
 
 SESSION_ERRORS: Final = (
     asyncpg.PostgresError,
@@ -91,6 +108,9 @@ SESSION_ERRORS: Final = (
 
 Reporter = Callable[[str], None]
 """Called with a line for each thing that happens."""
+
+Work = Callable[[], Awaitable[None]]
+Check = Callable[[], Awaitable[list[str]]]
 
 
 def log_report(line: str) -> None:
@@ -107,6 +127,24 @@ class LockTimeout(LockContention):
     def __init__(self, fault: DatabaseFault, seconds: float, blockers: str) -> None:
         super().__init__(fault.reason, sqlstate=fault.sqlstate, place=fault.place)
         self.seconds, self.blockers = seconds, blockers
+
+
+class SchemaLockHeld(LockContention):
+    """The lock for changing schemas is held by {holders}, which may not change any here: end that session, then try \
+again."""
+
+    def __init__(self, holders: str) -> None:
+        super().__init__()
+        self.holders = holders
+
+
+class NotRestored(OperatorFault):
+    """{fault} Schema {schema} could not be rolled back ({why}): mend that and roll it back, or restore a backup."""
+
+    exit_code: ClassVar[int] = 47
+
+    def __init__(self, fault: OperatorFault, schema: str, why: OperatorFault) -> None:
+        self.fault, self.schema, self.why = fault, schema, why
 
 
 class RevisionNotReached(OperatorFault):
@@ -162,96 +200,6 @@ class Report:
         return any(move.before != move.after for move in self.moves)
 
 
-def bundled(ddl_folder: Path | None = None) -> tuple[str, ...]:
-    """The names of the bundled packs."""
-    return tuple(pack for pack in packs_in(_ddl(ddl_folder)) if pack != ROWCAST)
-
-
-def heads(
-    packs: Collection[str], *, schemas: Mapping[str, str] = MappingProxyType({}), ddl_folder: Path | None = None
-) -> dict[str, str]:
-    """The newest revision in the files for each schema, Rowcast's own first.
-
-    Raises UnknownPack, InvalidRevisions, BadSchemaName.
-    """
-    return {history.schema: history.newest for history in histories_of(packs, schemas, ddl_folder)}
-
-
-async def current(connection: Connection, schema: str) -> str | None:
-    """The revision that a schema is at; None if it has no history. Raises UnknownHistory."""
-    sql_files.check_schema_name(schema, own=True)
-    if await connection.fetchval("select pg_catalog.to_regclass($1)", f"{schema}.{VERSION_TABLE}") is None:
-        return None
-    rows = await connection.fetch(query_for("current", schema))
-    if len(rows) > 1:
-        raise UnknownHistory(schema, ", ".join(row["version_num"] for row in rows))
-    return rows[0]["version_num"] if rows else None
-
-
-async def revisions(connection: Connection) -> dict[str, str]:
-    """The revision of each schema in this database that has a history of Rowcast or of a pack."""
-    found: dict[str, str] = {}
-    for name in [ROWCAST, *(row["schema_name"] for row in await connection.fetch(query("histories")))]:
-        with suppress(sql_files.BadSchemaName, UnknownHistory):
-            if revision := await current(connection, name):
-                found[name] = revision
-    return found
-
-
-def check_known(found: Mapping[str, str], *, ddl_folder: Path | None = None) -> None:
-    """Raises NewerDatabase if one of these revisions, by schema, is newer than the files of its pack."""
-    ddl = _ddl(ddl_folder)
-    for schema, revision in found.items():
-        pack = revision.rpartition("_")[0]
-        if pack in packs_in(ddl):
-            RevisionHistory.read(pack, schema, ddl).place(revision)
-
-
-async def stale(
-    connection: Connection,
-    packs: Collection[str],
-    *,
-    schemas: Mapping[str, str] = MappingProxyType({}),
-    ddl_folder: Path | None = None,
-) -> str | None:
-    """Why a daemon with these files cannot serve the schemas in the database; None if it can.
-
-    It can if they are at its newest revisions, or at later ones that say they are compatible with it. Raises the
-    driver's errors.
-    """
-    for history in histories_of(packs, schemas, ddl_folder):
-        revision = await current(connection, history.schema)
-        if revision != history.newest and not await _is_compatible(connection, history, revision):
-            return f"schema {history.schema} is at {revision or 'nothing'}, not at {history.newest}"
-    return None
-
-
-async def newer(
-    connection: Connection,
-    packs: Collection[str],
-    *,
-    schemas: Mapping[str, str] = MappingProxyType({}),
-    ddl_folder: Path | None = None,
-) -> dict[str, str]:
-    """The schemas that are at a revision that the files do not know, with that revision."""
-    found = {}
-    for history in histories_of(packs, schemas, ddl_folder):
-        revision = await current(connection, history.schema)
-        if revision is not None and history.is_newer(revision):
-            found[history.schema] = revision
-    return found
-
-
-async def _is_compatible(connection: Connection, history: RevisionHistory, revision: str | None) -> bool:
-    """Whether every revision after the newest in the files says that daemons with these files can work with it."""
-    if revision is None or not history.is_newer(revision):
-        return False
-    if await connection.fetchval("select pg_catalog.to_regclass('rowcast.compatibility')") is None:
-        return False
-    rows = await connection.fetch(query("compatibility"), history.schema)
-    return history.allows({row["revision"]: row["compatible_with"] for row in rows}, revision)
-
-
 async def apply(
     dsn: str,
     packs: Collection[str],
@@ -266,7 +214,7 @@ async def apply(
 ) -> Report:
     """Bring Rowcast's own schema, then the packs, to their newest revisions, and run their trigger files.
 
-    Only one apply or rollback runs in a database at a time; others wait for it. A statement waits `lock_timeout`
+    Only one change of schemas runs in a database at a time; others wait for it. A statement waits `lock_timeout`
     seconds for a lock; then its revision is rolled back and tried again. Connecting, and each revision, is tried at
     most `attempts` times. `trigger_settings` are session settings that the trigger files read. `report` is called
     with what was done, and with notices and warnings of the server. Raises an OperatorFault; the revisions that were
@@ -283,12 +231,163 @@ async def apply(
             before = at = await current(session.driver, history.schema)
             for revision in history.revisions[history.place(at) :]:
                 first = query_for("make_schema", history.schema) if at is None else ""
-                await session.run_up(history, revision, first=first)
+                await session.run(partial(session.run_up, history, revision, first=first), at_once=False)
                 at = revision
-            await session.run_file(capture)
+            await session.run(partial(session.run_file, capture), at_once=False)
             moves.append(Move(history.pack, history.schema, before, at))
             report(str(moves[-1]))
     return Report(tuple(moves))
+
+
+async def upgrade(
+    dsn: str,
+    packs: Collection[str],
+    *,
+    report: Reporter,
+    back_up: Work | None = None,
+    dry_run: bool = False,
+    schemas: Mapping[str, str] = MappingProxyType({}),
+    ddl_folder: Path | None = None,
+    triggers_folder: Path | None = None,
+    trigger_settings: Mapping[str, str] = MappingProxyType({}),
+    lock_timeout: float = 5.0,
+    attempts: int = 5,
+) -> Report:
+    """Do what `apply` does in one transaction, and commit it only if the result is verified.
+
+    Before that, if a revision is pending, `back_up` is called, and everything is tried in a transaction that is
+    rolled back; with `dry_run` that is all. If a file runs without a transaction, there are several steps: when one
+    fails, those before it are rolled back. The other parameters are those of `apply`. Raises an OperatorFault:
+    everything is then as it was, unless it is NotRestored.
+    """
+    histories = histories_of(packs, schemas, ddl_folder)
+    async with _session(dsn, lock_timeout, attempts, report, trigger_settings) as session:
+        if await session.driver.fetchval(query("prerelease")):
+            raise PrereleaseDatabase
+        before: dict[str, str | None] = {}
+        for history in histories:
+            await session.check_name(history.schema)
+            before[history.schema] = await current(session.driver, history.schema)
+        verification = Verification(session.driver, histories, ddl_folder, triggers_folder, trigger_settings)
+        work = _Upgrade(session, verification, before)
+        moves = tuple(Move(each.pack, each.schema, before[each.schema], each.newest) for each in histories)
+        pending = [move for move in moves if move.before != move.after]
+        for move in pending:
+            report(f"pending: {move}")
+        if not pending:
+            report("nothing is pending: every schema is at its newest revision")
+        if pending and back_up and not dry_run:
+            await back_up()
+        if pending or dry_run:
+            await work.try_out()
+        if not dry_run:
+            await work.run()
+            for move in moves:
+                report(str(move))
+    return Report(() if dry_run else moves)
+
+
+@dataclass(frozen=True, slots=True)
+class _Upgrade:
+    """The pending revisions of some histories, each history followed by its file in triggers/."""
+
+    session: "_Session"
+    verification: Verification
+    before: Mapping[str, str | None]
+
+    def parts(self) -> list["_Part"]:
+        """What is to be run, in order. Raises BadSqlFile, NewerDatabase, UnknownHistory."""
+        parts = []
+        for history in self.verification.histories:
+            pending = history.revisions[history.place(self.before[history.schema]) :]
+            parts += [_Part(history, revision, history.up_file(revision).in_transaction) for revision in pending]
+            parts.append(_Part(history, None, at_once=True))
+        return parts
+
+    async def try_out(self) -> None:
+        """Run everything that can run in a transaction, and roll it back."""
+        report, parts = self.session.report, self.parts()
+        left_out = [str(part) for part in parts if not part.at_once]
+        if not left_out:
+            report("dry run: everything that is pending, in a transaction that is rolled back")
+            await self._run_verified(parts, commit=False)
+            report("dry run: passed")
+            return
+        report(f"dry run: without {', '.join(left_out)}, which cannot run in a transaction")
+        try:
+            await self.session.run(partial(self._run, [part for part in parts if part.at_once]), commit=False)
+            report("dry run: passed")
+        except OperatorFault as fault:  # perhaps only because of what was left out
+            report(f"warning: dry run: {fault}")
+
+    async def run(self) -> None:
+        """Run everything. Raises an OperatorFault, after it has been undone; NotRestored if it could not be."""
+        groups = [list(group) for _, group in groupby(self.parts(), key=lambda part: part.at_once or id(part))]
+        done: list[_Part] = []
+        try:
+            for number, group in enumerate(groups, 1):
+                which = f"step {number} of {len(groups)}: " if len(groups) > 1 else ""
+                self.session.report(f"{which}applying {', '.join(map(str, group))}")
+                done += group if not group[0].at_once else []
+                if number == len(groups):
+                    await self._run_verified(group)
+                else:
+                    await self.session.run(partial(self._run, group), at_once=group[0].at_once)
+                done += group if group[0].at_once else []
+        except OperatorFault as fault:
+            if done:
+                self.session.report(f"failed, so what was applied is rolled back: {fault}")
+                await self._undo(fault, done)
+            raise
+
+    async def _run_verified(self, parts: Sequence["_Part"], *, commit: bool = True) -> None:
+        await self.session.run_verified(
+            partial(self._run, parts),
+            self.verification,
+            check=self.verification.applied,
+            before=partial(self.verification.before, self.before),
+            commit=commit,
+        )
+
+    async def _run(self, parts: Sequence["_Part"]) -> None:
+        for history, revision, _ in parts:
+            if revision is None:
+                await self.session.run_file(triggers_of(history, self.verification.triggers_folder))
+            else:
+                first = "" if history.before(revision) else query_for("make_schema", history.schema)
+                await self.session.next_file()
+                await self.session.run_up(history, revision, first=first)
+
+    async def _undo(self, fault: OperatorFault, done: Sequence["_Part"]) -> None:
+        """Undo what was done, or half done, newest first. Raises NotRestored."""
+        folder = self.verification.triggers_folder
+        for history in reversed(self.verification.histories):
+            schema, before = history.schema, self.before[history.schema]
+            try:
+                at = await current(self.session.driver, schema)
+                half_done = done[-1].revision if done[-1].history is history and not done[-1].at_once else None
+                if half_done and history.place(at) < history.place(half_done):
+                    await self.session.run_statements(history.down_file(half_done))
+                if at == before:
+                    continue
+                captured = _Part(history, None, at_once=True) in done
+                first = triggers_of(history, folder, ".down.sql") if captured and before is None else None
+                verification = replace(self.verification, histories=[history])
+                await _undo(self.session, history, at, before, first=first, verify=verification)
+                self.session.report(str(Move(history.pack, schema, at, before)))
+            except OperatorFault as why:
+                raise NotRestored(fault, schema, why) from None
+
+
+class _Part(NamedTuple):
+    """A revision of a history, or if that is None its file in triggers/; and whether it runs in a transaction."""
+
+    history: RevisionHistory
+    revision: str | None
+    at_once: bool
+
+    def __str__(self) -> str:
+        return self.revision or f"the captures of {self.history.pack}"
 
 
 async def rollback(
@@ -297,6 +396,7 @@ async def rollback(
     *,
     report: Reporter,
     to: str | None = None,
+    verify: bool = True,
     schema: str | None = None,
     ddl_folder: Path | None = None,
     triggers_folder: Path | None = None,
@@ -305,32 +405,63 @@ async def rollback(
 ) -> Report:
     """Roll back a pack's revisions after `to`, newest first. Without `to`: all, the version table and the schema.
 
-    All of it is one transaction, unless a file runs without one: see above. Only schemas and extensions that Rowcast
-    created are dropped. The other parameters are those of `apply`.
+    All of it is one transaction, unless a file runs without one: see above. It is committed only if the result is
+    what the files make up to `to`, or if `verify` is false. Only schemas and extensions that Rowcast created are
+    dropped. The other parameters are those of `apply`. Raises an OperatorFault.
     """
-    history = _history(pack, schema, _ddl(ddl_folder))
+    history = history_of(pack, schema, ddl_folder)
     if to is not None and to not in history.revisions:
         raise UnknownRevision(pack, to, history.revisions)
-    triggers_down = triggers_of(history, triggers_folder, ".down.sql")
     async with _session(dsn, lock_timeout, attempts, report) as session:
         await session.check_name(history.schema)
         before = await current(session.driver, history.schema)
         applied, kept = history.place(before), history.place(to)
         if applied < kept:
             raise RevisionNotReached(history.schema, before, history.revisions[kept - 1])
-        undone = history.revisions[kept:applied][::-1]
-        steps = history.down_steps(undone)  # raises before anything is changed
-        if undone and not kept and pack == ROWCAST:
-            await session.check_unused(bundled(ddl_folder))
-        for number, step in enumerate(steps):
-            if len(steps) > 1:
-                which = f"{', '.join(step)}, as step {number + 1} of {len(steps)}"
-                report(f"rolling back {which}: earlier steps stay undone if a later one fails")
-            before_all = triggers_down if not number and not kept else None
-            await session.run_down(history, step, first=before_all)
-        move = Move(pack, history.schema, before, to if undone else before)
+        if applied > kept:
+            if not kept and pack == ROWCAST:
+                await session.check_unused(bundled(ddl_folder))
+            verification = Verification(session.driver, [history], ddl_folder, triggers_folder)
+            triggers_down = triggers_of(history, triggers_folder, ".down.sql") if to is None else None
+            await _undo(session, history, before, to, first=triggers_down, verify=verification if verify else None)
+        move = Move(pack, history.schema, before, to if applied > kept else before)
         report(str(move))
     return Report((move,))
+
+
+async def _undo(
+    session: "_Session",
+    history: RevisionHistory,
+    before: str | None,
+    to: str | None,
+    *,
+    first: SqlFile | None,
+    verify: Verification | None,
+) -> None:
+    """Roll back a schema from one revision to another, after the file `first`; verified with the last step."""
+    steps = history.down_steps(history.revisions[history.place(to) : history.place(before)][::-1])
+    at_once = [history.down_file(step[0]).in_transaction for step in steps]
+    known = await verify.before({history.schema: before}) if verify and not at_once[-1] else []
+    for number, step in enumerate(steps):
+        if len(steps) > 1:
+            which = f"{', '.join(step)}, as step {number + 1} of {len(steps)}"
+            session.report(f"rolling back {which}: earlier steps stay undone if a later one fails")
+        if not at_once[number]:
+            await session.run(partial(session.run_file, first))
+        work = partial(session.run_down, history, step, first=first if at_once[number] else None)
+        first = None
+        if verify and at_once[number] and number == len(steps) - 1:
+            check, without = (
+                partial(verify.at, {history.schema: to}),
+                partial(verify.before, {history.schema: before}),
+            )
+            await session.run_verified(work, verify, check=check, before=without)
+        else:
+            await session.run(work, at_once=at_once[number])
+    if verify and not at_once[-1]:
+        found = await verify.at({history.schema: to}, everywhere=True)
+        if problems := [problem for problem in found if problem not in known]:
+            raise VerificationFailed(problems, f"{history.schema} stays at {to or 'nothing'}")
 
 
 def offline(
@@ -353,41 +484,6 @@ def offline(
             first = ""
         if file := triggers_of(history, triggers_folder):
             out.write(f"{session}\nbegin;\n\n{file.script}\ncommit;\n\n")
-
-
-def reset_session(settings: Mapping[str, str]) -> str:
-    """The statements that run before each file, so that no file sees the settings of the one before it."""
-    values = {name: ", ".join(f"'{part.strip()}'" for part in value.split(",")) for name, value in settings.items()}
-    lines = ["reset session authorization; reset all;", *(f"set {name} = {value};" for name, value in values.items())]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _ddl(folder: Path | None) -> Path:
-    return folder or files.folder("ddl")
-
-
-def triggers_of(history: RevisionHistory, folder: Path | None, suffix: str = ".sql") -> SqlFile | None:
-    path = (folder or files.folder("triggers")) / f"{history.pack}{suffix}"
-    return sql_files.read(path, pack=history.pack, schema=history.schema) if path.exists() else None
-
-
-def histories_of(
-    packs: Collection[str], schemas: Mapping[str, str], ddl_folder: Path | None
-) -> Sequence[RevisionHistory]:
-    """Rowcast's own history and those of the packs, in the order of applying."""
-    ddl = _ddl(ddl_folder)
-    histories = [_history(pack, schemas.get(pack), ddl) for pack in dict.fromkeys((ROWCAST, *packs))]
-    owners: dict[str, str] = {}
-    for history in histories:
-        if (owner := owners.setdefault(history.schema, history.pack)) != history.pack:
-            raise sql_files.BadSchemaName(history.schema, f"{owner} and {history.pack} cannot share it")
-    return histories
-
-
-def _history(pack: str, schema: str | None, ddl: Path) -> RevisionHistory:
-    schema = pack if pack == ROWCAST or schema is None else schema
-    sql_files.check_schema_name(schema, own=pack == ROWCAST)
-    return RevisionHistory.read(pack, schema, ddl)
 
 
 @asynccontextmanager
@@ -419,7 +515,7 @@ async def _session(
     engine = create_async_engine("postgresql+asyncpg://", async_creator=same_connection, poolclass=NullPool)
     try:
         driver.add_log_listener(lambda _, message: report(f"{message.severity_en.lower()}: {message.message}"))
-        await _wait_for_lock(driver, report)
+        await _wait_for_lock(driver, report, lock_timeout)
         async with engine.connect() as alembic:
             yield _Session(driver, alembic, dsn, reset_session(settings), lock_timeout, attempts, report)
     except (*SESSION_ERRORS, SQLAlchemyError) as error:
@@ -433,16 +529,27 @@ def _report_retries(report: Reporter) -> OnRetry:
     return lambda fault, attempt: report(f"{fault} (attempt {attempt} failed)")
 
 
-async def _wait_for_lock(driver: Connection, report: Reporter) -> None:
-    """Take the advisory lock, which is released with the connection; wait while another session holds it."""
-    reported = False
+async def _wait_for_lock(driver: Connection, report: Reporter, lock_timeout: float) -> None:
+    """Take the advisory lock, which is released with the connection.
+
+    Waits while somebody holds it who may be changing schemas. Others may take it as well: raises SchemaLockHeld after
+    they have held it for `lock_timeout` seconds, if that is not 0.
+    """
+    reported, since = False, None
+    loop = asyncio.get_running_loop()
     # Polled, since pg_advisory_lock() would deadlock with CREATE INDEX CONCURRENTLY: that waits for every statement
     # that has begun, so the holder of the lock would wait for us.
     while not await driver.fetchval("select pg_catalog.pg_try_advisory_lock($1)", LOCK):
         holders = await driver.fetch(query("lock_holder"), LOCK)
         if holders and not reported:
-            report(f"waiting for {_names(holders)}, which is changing schemas in this database")
+            report(f"waiting for {_names(holders)}, which holds the lock for changing schemas in this database")
             reported = True
+        if any(holder["may_change_schemas"] for holder in holders):
+            since = None
+        elif holders:
+            since = since or loop.time()
+            if lock_timeout and loop.time() - since >= lock_timeout:
+                raise SchemaLockHeld(_names(holders))
         await asyncio.sleep(0.1)
 
 
@@ -480,58 +587,111 @@ class _Session:
             raise SchemaInUse(users)
 
     async def run_up(self, history: RevisionHistory, revision: str, *, first: str) -> None:
-        """Apply one revision in one transaction, which begins with the SQL `first`."""
-
-        async def work() -> None:
-            await self.alembic.run_sync(lambda connection: history.run("up", revision, connection, first=first))
-
-        await self._with_retries(work)
+        """Apply one revision in a transaction of its own, or as a part of one. It begins with the SQL `first`."""
+        await self.alembic.run_sync(lambda connection: history.run("up", revision, connection, first=first))
 
     async def run_down(self, history: RevisionHistory, revisions: Sequence[str], *, first: SqlFile | None) -> None:
-        """Roll back revisions in one transaction, which begins with the file `first`."""
-        in_transaction = history.down_file(revisions[0]).in_transaction
-        if not in_transaction:
-            await self.run_file(first)
-
-        def down(connection: "SyncConnection") -> None:
-            if first is not None and in_transaction:
-                send_file(connection, first)
-            for revision in revisions:
-                last = "" if history.pack == ROWCAST else query("forget_captures")
-                if revision == history.revisions[0]:
-                    last += query_for("leave", history.schema)
-                history.run("down", revision, connection, last=last)
-
-        async def work() -> None:
-            if in_transaction:
-                async with self.alembic.begin():
-                    await self.alembic.run_sync(down)
-            else:
-                await self.alembic.run_sync(down)
-
-        await self._with_retries(work)
+        """Roll back revisions, after the file `first`."""
+        await self.run_file(first)
+        for revision in revisions:
+            last = "" if history.pack == ROWCAST else query("forget_captures")
+            if revision == history.revisions[0]:
+                last += query_for("leave", history.schema)
+            await self.next_file()
+            await self.alembic.run_sync(partial(history.run, "down", revision, last=last))
 
     async def run_file(self, file: SqlFile | None) -> None:
-        """Run a file of triggers/, if there is one, in one transaction."""
+        """Run a file of triggers/, if there is one, in a transaction of its own, or as a part of one."""
         if file is None or not file.statements:
             return
+        await self.next_file()
+        try:
+            async with self.driver.transaction():
+                await self.driver.execute(file.text)
+        except asyncpg.PostgresError as error:
+            raise explain(error, place=file.place(error)) from None
 
-        async def work() -> None:
+    async def run_statements(self, file: SqlFile) -> None:
+        """Run what of a file can be run, statement by statement: what it undoes may be there in part."""
+        for statement in file.statements:
             try:
-                async with self.driver.transaction():
-                    await self.driver.execute(file.text)
+                await self.driver.execute(statement.text)
             except asyncpg.PostgresError as error:
-                raise explain(error, place=file.place(error)) from None
+                self.report(f"warning: {explain(error, place=file.place(error, statement))}")
 
-        await self._with_retries(work)
+    async def next_file(self) -> None:
+        """Make the session as it is at the start, so that a file does not depend on the one before it."""
+        if self.driver.is_in_transaction():
+            await self.driver.execute(query("settle_constraints"))
+        await self.driver.execute(self.reset)
 
-    async def _with_retries(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, work: Work, *, at_once: bool = True, commit: bool = True) -> None:
+        """Do some work, all of it in one transaction unless `at_once` is false, and again if it gets no lock.
+
+        Without `commit`, the transaction is rolled back. Raises LockTimeout, which names the blockers.
+        """
+
+        async def in_transaction() -> None:
+            transaction = self.driver.transaction(
+                isolation="read_committed"
+            )  # as SQLAlchemy's, which are parts of it
+            await transaction.start()
+            try:
+                await work()
+                await self.next_file()
+            except BaseException:
+                if not self.driver.is_closed():
+                    await transaction.rollback()
+                raise
+            await (transaction.commit() if commit else transaction.rollback())
+
+        await self._with_retries(in_transaction if at_once else work)
+
+    async def run_verified(
+        self,
+        work: Work,
+        verification: Verification,
+        *,
+        check: Check,
+        before: Check,
+        commit: bool = True,
+    ) -> None:
+        """Do some work in one transaction, and verify it there. Raises VerificationFailed; then nothing is changed.
+
+        `check` finds the problems that the work has left, and `before` those that there were without it, which do
+        not count. Reports the tables in which the number of rows is another.
+        """
+        lines: list[str] = []
+
+        async def verified(known: Collection[str] = ()) -> None:
+            rows = await verification.rows()
+            await work()
+            await self.next_file()
+            if problems := [problem for problem in await check() if problem not in known]:
+                raise VerificationFailed(problems)
+            lines[:] = changed_rows(rows, await verification.rows(everywhere=False))
+
+        try:
+            await self.run(verified, commit=commit)
+        except VerificationFailed as failed:
+            known = await before()
+            if problems := [problem for problem in failed.problems if problem not in known]:
+                for problem in problems:
+                    self.report(f"problem: {problem}")
+                raise VerificationFailed(problems) from None
+            for problem in failed.problems:
+                self.report(f"warning: {problem} (as before)")
+            await self.run(partial(verified, known), commit=commit)
+        for line in lines:
+            self.report(line)
+
+    async def _with_retries(self, work: Work) -> None:
         """Run one transaction, and try again if it gets no lock. Raises LockTimeout, which names the blockers."""
 
         async def once() -> None:
             async with self._blockers() as blockers:
                 try:
-                    await self.driver.execute(self.reset)
+                    await self.next_file()
                     await work()
                 except LockContention as fault:
                     if blockers and fault.sqlstate == asyncpg.LockNotAvailableError.sqlstate:

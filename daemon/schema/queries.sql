@@ -35,8 +35,13 @@ end
 $$;
 
 -- name: lock_holder
+-- Anybody who may connect can take the lock, but only a role that may create here can be changing schemas.
 -- $1 the lock's key, bigint
-select a.pid, a.usename::text as user_name, a.application_name, a.state, null::int as seconds
+select a.pid, a.usename::text as user_name, a.application_name, a.state, null::int as seconds,
+       pg_catalog.has_database_privilege(a.usesysid, d.oid, 'create') or coalesce((
+           select pg_catalog.has_schema_privilege(a.usesysid, n.oid, 'create')
+           from pg_catalog.pg_namespace as n where n.nspname = 'rowcast'
+       ), false) as may_change_schemas
 from pg_catalog.pg_locks as l
 join pg_catalog.pg_stat_activity as a on a.pid = l.pid
 join pg_catalog.pg_database as d on d.oid = l.database
@@ -300,3 +305,88 @@ with noted as (
     returning watch
 )
 select w.pack, rowcast.ring() from noted as n join rowcast.watched as w on w.id = n.watch;
+
+-- name: written
+-- The tables that this transaction has locked for more than reading, and those that they are partitions of: no other can
+-- have changed.
+with locked as (
+    select l.relation as oid from pg_locks as l
+    where l.locktype = 'relation' and l.pid = pg_backend_pid() and l.mode not in ('AccessShareLock', 'RowShareLock')
+      and l.database = (select d.oid from pg_database as d where d.datname = current_database())
+)
+select l.oid from locked as l
+union select p.relid::oid from locked as l cross join lateral pg_partition_ancestors(l.oid) as p;
+
+-- name: tables
+-- The tables of some schemas, with a statement that counts the rows, and the numbers of rows that this transaction has
+-- inserted and deleted so far. The session may have reported these of earlier transactions late, so compare two readings.
+-- $1 schemas, text[]   $2 only these tables, oid[], or null
+select format('%I.%I', n.nspname, c.relname) as name,
+       format('select count(*) from %I.%I', n.nspname, c.relname) as count_rows,
+       m.inserted, m.deleted
+from pg_class as c
+join pg_namespace as n on n.oid = c.relnamespace
+cross join lateral (
+    select sum(pg_stat_get_xact_tuples_inserted(p.oid))::bigint as inserted,
+           sum(pg_stat_get_xact_tuples_deleted(p.oid))::bigint as deleted
+    from (select c.oid union select t.relid from pg_partition_tree(c.oid) as t) as p (oid)
+) as m
+where n.nspname = any ($1::text []) and c.relkind in ('r', 'p') and not c.relispartition and c.relname <> 'alembic_version'
+  and ($2::oid [] is null or c.oid = any ($2))
+order by 1;
+
+-- name: unvalidated
+-- The constraints that existing rows may violate, except those that are not meant to be enforced.
+-- $1 schemas, text[]
+select format('%I.%I', n.nspname, c.relname) as name, quote_ident(k.conname) as constraint_name
+from pg_constraint as k
+join pg_class as c on c.oid = k.conrelid
+join pg_namespace as n on n.oid = c.relnamespace
+where n.nspname = any ($1::text []) and not k.convalidated and to_jsonb(k) ->> 'conenforced' is distinct from 'false'
+order by 1, 2;
+
+-- name: references
+-- The foreign keys from or to tables of some schemas, with a statement that counts the rows that refer to none.
+-- $1 schemas, text[]   $2 only from or to these tables, oid[], or null
+select format('%I.%I', n.nspname, c.relname) as name, quote_ident(k.conname) as constraint_name,
+       format('select count(*) from %s as r where %s and not exists (select from %s as p where %s)',
+              k.conrelid::regclass, f.not_null, k.confrelid::regclass, f.equal) as count_orphans
+from pg_constraint as k
+join pg_class as c on c.oid = k.conrelid
+join pg_namespace as n on n.oid = c.relnamespace
+join pg_class as t on t.oid = k.confrelid
+join pg_namespace as tn on tn.oid = t.relnamespace
+cross join lateral (
+    select string_agg(format('r.%I is not null', a.attname), ' and ') as not_null,
+           string_agg(format('p.%I operator(%I.%s) r.%I', b.attname, s.nspname, o.oprname, a.attname), ' and ') as equal
+    from rows from (unnest(k.conkey), unnest(k.confkey), unnest(k.conpfeqop)) as u (from_column, to_column, equals)
+    join pg_attribute as a on (a.attrelid, a.attnum) = (k.conrelid, u.from_column)
+    join pg_attribute as b on (b.attrelid, b.attnum) = (k.confrelid, u.to_column)
+    join pg_operator as o on o.oid = u.equals
+    join pg_namespace as s on s.oid = o.oprnamespace
+) as f
+where k.contype = 'f' and k.conparentid = 0 and (n.nspname = any ($1::text []) or tn.nspname = any ($1::text []))
+  and coalesce(to_jsonb(k) ->> 'conenforced', 'true') = 'true' and coalesce(to_jsonb(k) ->> 'conperiod', 'false') = 'false'
+  and ($2::oid [] is null or k.conrelid = any ($2) or k.confrelid = any ($2))
+order by 1, 2;
+
+-- name: settle_constraints
+-- Checks what was deferred, as the end of a transaction does, and defers again what is deferred from the start. Tables
+-- with pending checks could not be altered by the next file.
+set constraints all immediate;
+do $$
+declare
+    deferred constant text := (
+        select string_agg(format('%I.%I', n.nspname, k.conname), ', ')
+        from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
+        where k.condeferred and not exists (
+            select from pg_constraint as o
+            where (o.connamespace, o.conname) = (k.connamespace, k.conname) and not o.condeferrable
+        )
+    );
+begin
+    if deferred is not null then
+        execute 'set constraints ' || deferred || ' deferred';
+    end if;
+end
+$$;

@@ -4,8 +4,9 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TextIO
 
@@ -127,6 +128,10 @@ class RevisionHistory:
         """The revision that `revision` builds on; None for the first."""
         index = self.revisions.index(revision)
         return self.revisions[index - 1] if index else None
+
+    def until(self, revision: str) -> Self:
+        """This history up to and including one of its revisions."""
+        return replace(self, files=dict(islice(self.files.items(), self.place(revision))))
 
     def is_newer(self, revision: str) -> bool:
         """Whether a later version of these files must have written this revision."""
@@ -274,12 +279,6 @@ def run_sql(revision_file: str, direction: Direction) -> None:
                 running.execute(statement.text.rstrip(";") + ";")
             except asyncpg.PostgresError as error:
                 raise explain(error, place=file.place(error, statement)) from None
-
-
-def send_file(connection: "Connection", file: SqlFile) -> None:
-    """Run a file in the connection's transaction. Raises a DatabaseFault that names file and line."""
-    if file.statements:
-        _execute(file, partial(_send, connection))
 
 
 def _execute(file: SqlFile, execute: Callable[[str], None]) -> None:

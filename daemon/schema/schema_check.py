@@ -7,8 +7,8 @@ the files grant some, open what the files close.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,7 @@ import asyncpg
 from daemon.postgres.connect import Connection
 from daemon.postgres.errors import DRIVER_ERRORS, explain
 from daemon.schema.capture_check import Problem
-from daemon.schema.migrate import ROWCAST, histories_of
+from daemon.schema.histories import ROWCAST, histories_of, history_of
 from daemon.schema.one_line import one_line
 from daemon.schema.revisions import VERSION_TABLE, RevisionHistory
 from daemon.schema.scratch import Scratch, built, catalog
@@ -31,6 +31,11 @@ _APPLY: Final = "run `daemon --apply-ddl`"
 _UNWATCH: Final = f"{_APPLY}, or call rowcast.unwatch() if no pack watches it"
 _CAPTURE_ROLE: Final = "rowcast_capture"
 _PUBLIC: Final = "public"
+NOT_COMPARED: Final = Problem(
+    "the schemas",
+    "they were not compared: this role may not build them anew",
+    "connect as the role that applies the schemas, or grant CREATE on the database to this one",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +113,7 @@ async def check_schemas(
     found: list[Problem] = []
     try:
         if not await connection.fetchval(catalog("may_create_schema")):
-            remedy = "connect as the role that applies the schemas, or grant CREATE on the database to this one"
-            return [Problem("the schemas", "they were not compared: this role may not build them anew", remedy)]
+            return [NOT_COMPARED]
         live = {history.schema: await describe_live(connection, history.schema) for history in histories}
         roles = await read_roles(connection)
         async with built(connection, histories, triggers_folder, trigger_settings) as scratch:
@@ -125,6 +129,64 @@ async def check_schemas(
     except DRIVER_ERRORS as error:
         raise explain(error) from None
     return found
+
+
+async def check_revision(
+    connection: Connection,
+    history: RevisionHistory,
+    *,
+    ddl_folder: Path | None = None,
+    triggers_folder: Path | None = None,
+) -> list[Problem]:
+    """How a schema differs from what these revisions make, when the pack's file in triggers/ does not count.
+
+    The schema must be at the last of them. Raises an OperatorFault.
+    """
+    try:
+        if not await connection.fetchval(catalog("may_create_schema")):
+            return [NOT_COMPARED]
+        live = await describe_live(connection, history.schema)
+        roles = await read_roles(connection)
+        async with _built_alone(connection, history, ddl_folder, triggers_folder) as scratch:
+            return list(_problems(await compare(scratch, history, live, roles)))
+    except DRIVER_ERRORS as error:
+        raise explain(error) from None
+
+
+async def check_removed(
+    connection: Connection,
+    history: RevisionHistory,
+    *,
+    ddl_folder: Path | None = None,
+    triggers_folder: Path | None = None,
+) -> list[Problem]:
+    """What these revisions made and is still in the schema, after all of them were rolled back.
+
+    Raises an OperatorFault.
+    """
+    try:
+        if await connection.fetchval("select pg_catalog.to_regnamespace($1) is null", history.schema):
+            return []
+        if not await connection.fetchval(catalog("may_create_schema")):
+            return [NOT_COMPARED]
+        live = await _describe(connection, history.schema, "", ROWCAST, str)
+        async with _built_alone(connection, history, ddl_folder, triggers_folder) as scratch:
+            files = await describe_files(scratch, history.schema, "")
+    except DRIVER_ERRORS as error:
+        raise explain(error) from None
+    left = [name for name in files.objects if name in live.objects]
+    return [Problem(name, "it is still there", "its down file should drop it") for name in left]
+
+
+@asynccontextmanager
+async def _built_alone(
+    connection: Connection, history: RevisionHistory, ddl_folder: Path | None, triggers_folder: Path | None
+) -> AsyncIterator[Scratch]:
+    """What these revisions make, and Rowcast's own schema, which they need."""
+    own = history if history.pack == ROWCAST else history_of(ROWCAST, None, ddl_folder)
+    histories = list({each.schema: each for each in (own, history)}.values())
+    async with built(connection, histories, triggers_folder, without_triggers=history.schema) as scratch:
+        yield scratch
 
 
 async def describe_files(scratch: Scratch, schema: str, owner: str) -> Description:

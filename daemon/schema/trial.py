@@ -13,7 +13,7 @@ import asyncpg
 from daemon.postgres.connect import Connection
 from daemon.postgres.errors import DatabaseFault, explain
 from daemon.schema.capture_check import REAPPLY, Problem
-from daemon.schema.migrate import ROWCAST
+from daemon.schema.histories import ROWCAST
 from daemon.schema.scratch import Scratch, catalog
 
 _REFUSED: Final = "mend that, or call rowcast.watch() for it as it is now"
@@ -21,7 +21,11 @@ _REFUSED: Final = "mend that, or call rowcast.watch() for it as it is now"
 
 async def try_captures(scratch: Scratch, known: Collection[str]) -> list[Problem]:
     """The problems of all watched tables but those in `known`. Raises DRIVER_ERRORS."""
-    problems = []
+    problems: list[Problem] = []
+    if await scratch.connection.fetchval(
+        "select pg_catalog.to_regclass($1) is null", f"{scratch.names[ROWCAST]}.watched"
+    ):
+        return problems
     await _call(scratch.connection, scratch.names[ROWCAST], "forget_watched")
     for watched in await scratch.connection.fetch(catalog("captures")):
         if watched["name"] in known:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -98,6 +99,20 @@ async def bare_server() -> AsyncIterator[tuple[str, str]]:
         yield first, second
 
 
+async def renamed_owner(dsn: str, name: str) -> str:
+    """Give the superuser that initdb has made another name; the DSN with that name."""
+    async with connected(dsn) as sql:
+        await sql.execute("create role helper superuser login password 'helper'")
+    helper = await asyncpg.connect(dsn, user="helper", password="helper")
+    old = urlsplit(dsn).username
+    await helper.execute(f'alter role "{old}" rename to "{name}"')
+    await helper.close()
+    renamed = dsn.replace(f"//{old}:", f"//{name}:")
+    async with connected(renamed) as sql:
+        await sql.execute("drop role helper")
+    return renamed
+
+
 async def test_a_backup_restores_anywhere_with_its_roles_and_is_served(
     empty_database: str, postgres: Server, tmp_path: Path
 ) -> None:
@@ -109,7 +124,8 @@ async def test_a_backup_restores_anywhere_with_its_roles_and_is_served(
     file = tmp_path / "all.backup"
     assert 0 == (await command("backup", str(file), DATABASE_URL=empty_database))[0]
     rows = [await contents(empty_database, schema) for schema in PACKS]
-    async with bare_server() as (dsn, _):
+    async with bare_server() as (bare, _):
+        dsn = await renamed_owner(bare, "landlord")
         done = await command("restore", str(file), DATABASE_URL=dsn)
         assert (0, "") == (done[0], done[2]), done
         assert re.fullmatch(rf"{file}: restored \d+ bytes", done[1].splitlines()[-1])  # after lines of progress
@@ -119,6 +135,7 @@ async def test_a_backup_restores_anywhere_with_its_roles_and_is_served(
         async with connected(dsn) as sql:
             roles = await sql.fetch("select rolname, rolcanlogin, rolinherit from pg_roles where rolname !~ '^pg_'")
             expected = {
+                "landlord": (True, True),
                 "rowcast": (True, True),
                 "rowcast_capture": (False, True),
                 "antone_app": (False, True),
@@ -128,7 +145,7 @@ async def test_a_backup_restores_anywhere_with_its_roles_and_is_served(
             }
             assert expected == {row["rolname"]: (row["rolcanlogin"], row["rolinherit"]) for row in roles}
             assert await sql.fetchval("select pg_has_role($1, 'its group', 'member')", 'the "owner\'s" $role$')
-            assert 0 == await sql.fetchval("select count(*) from pg_authid where rolname <> 'rowcast' and rolsuper")
+            assert 0 == await sql.fetchval("select count(*) from pg_authid where rolname <> 'landlord' and rolsuper")
             channel = "01JH000000CHAN00000GENERA1"
             alice = "01JH000000VSER0000000A11CE"
             async with daemon_process(dsn, "--pack", "chatgenius") as daemon, daemon.client(alice) as client:

@@ -5,8 +5,8 @@ import asyncio
 import asyncpg
 import pytest
 
-from daemon.schema.migrate import LockTimeout
-from tests.support.folders import Folders, value
+from daemon.schema.migrate import LOCK, LockTimeout, SchemaLockHeld
+from tests.support.folders import Folders, execute, value
 
 
 @pytest.fixture
@@ -90,3 +90,21 @@ async def test_without_a_lock_timeout_a_revision_waits_until_it_gets_its_lock(
     await reader.close()
     await applying
     assert "shop_0004" == await value(empty_database, "select version_num from shop.alembic_version")
+
+
+async def test_a_stranger_who_holds_the_lock_for_changing_schemas_is_named_in_bounded_time(
+    folders: Folders, empty_database: str
+) -> None:
+    await folders.apply(empty_database)
+    await execute(empty_database, "create role idler login password 'idler'")
+    idler = await asyncpg.connect(
+        empty_database, user="idler", password="idler", server_settings={"application_name": "rowcast ddl"}
+    )
+    await idler.execute(f"select pg_advisory_lock({LOCK})")
+    with pytest.raises(SchemaLockHeld) as caught:
+        await folders.apply(empty_database, lock_timeout=0.3)
+    assert 19 == caught.value.exit_code
+    assert f"process {idler.get_server_pid()} (rowcast ddl of idler" in str(caught.value)
+    await idler.close()
+    await folders.apply(empty_database, lock_timeout=0.3)
+    await execute(empty_database, "drop role idler")

@@ -143,6 +143,7 @@ async def test_a_database_that_exists_already_is_reported(empty_database: str) -
     fault = explain(caught.value)
     assert isinstance(fault, DatabaseExists)
     assert 15 == fault.exit_code
+    assert 'database "postgres" already exists: use it as it is, or choose another name.' == str(fault)
 
 
 async def test_duplicate_rows_are_reported_without_their_values(folders: Folders, empty_database: str) -> None:

@@ -1,12 +1,15 @@
 """Rolling back: what is removed, what is kept, and what prevents it."""
 
+import re
+
 import pytest
 
 from daemon.packs import UnknownPack
 from daemon.postgres.errors import DatabaseFault, DependentObjects
 from daemon.schema.migrate import RevisionNotReached, SchemaInUse
 from daemon.schema.revisions import IrreversibleRevision, UnknownRevision
-from tests.support.catalog import catalog
+from daemon.schema.verify import VerificationFailed
+from tests.support.catalog import catalog, contents
 from tests.support.folders import Folders, execute, value
 
 SCHEMAS = ("rowcast", "shop", "test")
@@ -185,6 +188,111 @@ async def test_the_trigger_down_file_runs_before_the_revisions_are_rolled_back(
     await folders.apply(empty_database, "shop")
     await folders.rollback(empty_database, "shop")
     assert before == await catalog(empty_database, SCHEMAS)
+
+
+async def with_a_third_revision(folders: Folders, dsn: str, down: str) -> None:
+    """Apply the shop with a table of parts and their goods, whose down file is `down`."""
+    folders.shop()
+    up = "create table shop.parts (id int primary key, goods int references shop.goods);"
+    folders.revision("shop", 3, up=up, down="drop table shop.parts;")
+    folders.revision("shop", 4, up="create table shop.more ();", down=f"drop table shop.more; {down}")
+    await folders.apply(dsn, "shop")
+    await execute(dsn, "insert into shop.goods values (1, 'tea'), (2, 'milk'); insert into shop.parts values (1, 1)")
+
+
+@pytest.mark.parametrize(
+    ("down", "problem"),
+    [
+        (
+            "alter table shop.goods disable trigger all; delete from shop.goods where id = 1;"
+            " alter table shop.goods enable trigger all;",
+            "shop.parts: 1 rows refer to none, against parts_goods_fkey",
+        ),
+        ("drop view shop.names;", "view shop.names: it is missing: "),
+        (
+            "alter table shop.goods add constraint dear check (id > 0) not valid;",
+            "shop.goods: its constraint dear is not validated",
+        ),
+    ],
+    ids=["orphans", "a missing view", "an unvalidated constraint"],
+)
+async def test_a_rollback_whose_result_is_not_that_of_its_revision_changes_nothing(
+    folders: Folders, empty_database: str, down: str, problem: str
+) -> None:
+    await with_a_third_revision(folders, empty_database, down)
+    before = await catalog(empty_database, SCHEMAS), await contents(empty_database, "shop")
+    with pytest.raises(VerificationFailed) as caught:
+        await folders.rollback(empty_database, "shop", to="shop_0003")
+    assert 46 == caught.value.exit_code
+    assert str(caught.value).startswith("The verification found ")
+    assert problem in str(caught.value)
+    assert str(caught.value).endswith(": nothing was changed. Mend that, then try again.")
+    assert before == (await catalog(empty_database, SCHEMAS), await contents(empty_database, "shop"))
+    assert "shop_0004" == await value(empty_database, "select version_num from shop.alembic_version")
+
+
+async def test_a_rollback_that_leaves_an_object_of_the_files_behind_changes_nothing(
+    folders: Folders, empty_database: str
+) -> None:
+    folders.revision("shop", 1, up="create table shop.goods (id int); create view shop.ids as select 1 as id;",
+                     down="drop table shop.goods;")  # fmt: skip
+    await execute(empty_database, "create schema shop")
+    await folders.apply(empty_database, "shop")
+    with pytest.raises(VerificationFailed, match=r"view shop\.ids: it is still there"):
+        await folders.rollback(empty_database, "shop")
+    assert "shop_0001" == await value(empty_database, "select version_num from shop.alembic_version")
+    await folders.rollback(empty_database, "shop", verify=False)
+    assert await value(empty_database, "select to_regclass('shop.alembic_version') is null")
+
+
+async def test_a_rollback_reports_the_rows_that_it_deletes(folders: Folders, empty_database: str) -> None:
+    await with_a_third_revision(folders, empty_database, "delete from shop.parts;")
+    await folders.rollback(empty_database, "shop", to="shop_0003")
+    assert [
+        "shop.parts: 1 rows before, 0 after (0 inserted and 1 deleted by this change)",
+        "shop: shop_0004 -> shop_0003",
+    ] == folders.reported[-2:]
+
+
+async def test_a_problem_that_was_there_before_does_not_stop_a_rollback(
+    folders: Folders, empty_database: str
+) -> None:
+    await with_a_third_revision(folders, empty_database, "")
+    await execute(empty_database, "drop view shop.names")
+    await folders.rollback(empty_database, "shop", to="shop_0003")
+    assert [line for line in folders.reported if line.startswith("warning: view shop.names: it is missing")]
+    assert "shop_0003" == await value(empty_database, "select version_num from shop.alembic_version")
+
+
+async def test_a_role_that_may_not_create_schemas_upgrades_and_rolls_back_without_the_comparison(
+    folders: Folders, empty_database: str
+) -> None:
+    folders.shop()
+    await execute(
+        empty_database,
+        "create role tenant login password 'tenant'; create schema rowcast authorization tenant;"
+        " create schema shop authorization tenant;",
+    )
+    tenant = re.sub("//[^@]+@", "//tenant:tenant@", empty_database)
+    await folders.upgrade(tenant, "shop")
+    await folders.rollback(tenant, "shop")
+    warning = "warning: the schemas: they were not compared: this role may not build them anew"
+    assert [line for line in folders.reported if line.startswith(warning)]
+    assert await value(empty_database, "select to_regclass('shop.goods') is null")
+    await execute(empty_database, "drop owned by tenant; drop role tenant")
+
+
+async def test_a_rollback_that_ends_outside_a_transaction_is_verified_too(
+    folders: Folders, empty_database: str
+) -> None:
+    folders.shop()
+    folders.revision("shop", 3, up="select 1;", down="-- no-transaction\ndrop index concurrently shop.goods_name;")
+    await folders.apply(empty_database, "shop")
+    with pytest.raises(
+        VerificationFailed, match=r"index shop\.goods_name: it is missing.*: shop stays at shop_0002\."
+    ):
+        await folders.rollback(empty_database, "shop", to="shop_0002")
+    assert "shop_0002" == await value(empty_database, "select version_num from shop.alembic_version")
 
 
 async def test_rowcasts_own_schema_is_kept_while_a_pack_uses_it(folders: Folders, empty_database: str) -> None:

@@ -57,6 +57,16 @@ async def test_without_notifications_only_what_somebody_watches_by_hand_is_captu
     assert 10 == len([one for one in problems if "it is captured, but ROWCAST_NOTIFICATIONS is off" in one])
 
 
+async def test_an_upgrade_under_the_same_settings_keeps_what_is_off_and_is_verified(
+    database: str, sql: Connection
+) -> None:
+    off = load(database_url=database, notifications="false", soft_deletes="false")
+    await migrate.rollback(database, "chatgenius", to="chatgenius_0004", report=ignore)
+    await migrate.upgrade(database, off.packs, report=ignore, trigger_settings=off.trigger_settings)
+    assert [] == await captured(sql)
+    assert [] == (await check(off)).problems
+
+
 async def test_a_daemon_of_a_database_without_captures_is_not_ready_and_says_why(
     database: str, sql: Connection
 ) -> None:

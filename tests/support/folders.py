@@ -63,6 +63,10 @@ class Folders:
         """Call migrate.apply with these folders."""
         return await migrate.apply(dsn, packs, **self._options(options))
 
+    async def upgrade(self, dsn: str, *packs: str, **options: Any) -> migrate.Report:
+        """Call migrate.upgrade with these folders."""
+        return await migrate.upgrade(dsn, packs, **self._options(options))
+
     async def rollback(self, dsn: str, pack: str, **options: Any) -> migrate.Report:
         """Call migrate.rollback with these folders."""
         return await migrate.rollback(dsn, pack, **self._options(options))

@@ -123,3 +123,17 @@ async def test_a_daemon_ends_when_a_pooler_in_transaction_mode_comes_in_between(
             log = daemon.log.read_text()
     assert f"daemon: A pooler at 127.0.0.1:{port} shares sessions (transaction mode): " in log
     assert "DuplicatePreparedStatement" not in log
+
+
+async def test_a_daemon_that_a_pooler_refuses_leaves_nothing_to_the_next_one(database: str, sql: Connection) -> None:
+    chat = await Chat.begin(sql)
+    lease = "select nonce, expires_at, backend_pid from rowcast.lease"
+    before = await sql.fetchrow(lease)
+    async with running_pooler(database, "transaction", ALL_IGNORED) as pooler:
+        code, _, _ = await command(DATABASE_URL=pooler.dsn)
+        assert (33, before) == (code, await sql.fetchrow(lease))
+        async with asyncio.timeout(15), daemon_process(database) as daemon, daemon.client(chat.ada) as client:
+            await client.subscribe(chat.topic)
+            message = await chat.say("hello")
+            [change] = await client.changes()
+            assert message == change["key"]["id"]

@@ -104,6 +104,24 @@ async def test_rights_given_by_rows_of_another_pack_do_not_count(database: str, 
     assert begun < head
 
 
+async def test_a_right_of_everybody_to_everything_counts_for_each_user_and_topic(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute("""
+        create table chatgenius.open_days (id integer primary key);
+        select rowcast.watch('chatgenius.open_days', $$'open_days'$$, '{id}', revokes => $$'{}'::jsonb$$);
+    """)
+    async with leader(database, pool):
+        await until_numbered(pool)
+        before = await grants(pool).readable_from(ADA, TOPIC)
+        head = (await PgLogReader(pool).head()).seq
+        await sql.execute("insert into chatgenius.open_days values (1)")
+        begun = [await grants(pool).readable_from(ADA, topic) for topic in (TOPIC, Topic("users"))]
+    assert before is not None
+    assert before <= head
+    assert [head + 1, head + 1] == begun
+
+
 OTHER = Topic("channel:01HZZZZZZZZZZZZZZZZZZZZZZD")
 
 

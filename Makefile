@@ -1,4 +1,4 @@
-# make run | test | quick | faults | bench | check | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
+# make run | test | quick | faults | bench | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(wildcard $(addsuffix /python3,$(subst :, ,$(PATH)))))
@@ -7,10 +7,11 @@ BIN := .venv/bin
 READY := .venv/.ready
 DAEMON_ARGS ?=
 PYTEST_ARGS ?=
+SECRETS_ARGS ?=
 PG ?=
 BENCH ?= short
 
-.PHONY: help install run test quick faults bench check format wheel lock clean
+.PHONY: help install run test quick faults bench check secrets format wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -50,12 +51,16 @@ faults: $(READY) ## run the long fault tests (an hour); writes docs/reliability.
 bench: $(READY) ## measure Rowcast against its peers; LINES="writers latency" BENCH=short|long; writes bench/RESULTS.md
 	$(BIN)/python -m bench --form $(BENCH) $(if $(findstring command,$(origin LINES)),$(LINES))
 
-check: $(READY) ## check style, types, import layers and SQL
+check: $(READY) ## check style, types, import layers, SQL and secrets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/squawk --config .squawk.toml $$(git ls-files --cached --others --exclude-standard '*.sql')
+	@$(MAKE) --no-print-directory secrets
+
+secrets: $(READY) ## look for secrets in files and new commits; SECRETS_ARGS=--all: in the whole history
+	$(BIN)/python .ci/scan_secrets.py $(SECRETS_ARGS)
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .

@@ -37,6 +37,14 @@ def test_each_postgres_runs_with_the_oldest_python_and_each_python_with_the_newe
     assert sorted(expected) == sorted((int(python), int(postgres)) for python, postgres in JOBS)
 
 
+def test_the_whole_history_is_scanned_for_secrets() -> None:
+    scan = (ROOT / ".github" / "workflows" / "secret-scan.yml").read_text(encoding="utf-8")
+    assert "- run: make secrets SECRETS_ARGS=--all\n" in scan
+    assert "\nsecrets: $(READY)" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    for workflow in (WORKFLOW, scan):
+        assert workflow.count("uses: actions/checkout@") == workflow.count("fetch-depth: 0") == 1
+
+
 def test_the_script_and_the_variables_of_the_workflow_exist() -> None:
     script = ROOT / ".ci" / "run"
     assert "run: .ci/run\n" in WORKFLOW

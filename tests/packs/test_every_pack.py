@@ -24,6 +24,11 @@ SOME_IDS = {
     NUMBER: "1",
 }
 
+UNDECIDED_KEYS = {
+    "sender_emails_sender_fkey": "deferred: a trigger writes the sender at the end of the statement",
+    "unsubscribe_history_sender_fkey": "deferred for the same reason",
+}
+
 every_pack = pytest.mark.parametrize("pack", bundled().values(), ids=list(bundled()))
 every_pack_in_turn = for_each("pack", bundled().values())
 every_table_in_turn = for_each(
@@ -108,6 +113,34 @@ def test_every_revision_has_an_up_and_a_down_file_and_the_revisions_are_a_chain(
         assert path.with_suffix(".down.sql").is_file()
         before = name
     assert before != "None"
+
+
+@every_pack_in_turn
+async def test_every_foreign_key_says_what_a_deletion_does_and_has_an_index(db: Connection, pack: Pack) -> None:
+    keys = await db.fetch(
+        "select c.conname as name, c.confdeltype <> 'a' as decided, exists ("
+        "   select from pg_index as i where i.indrelid = c.conrelid and i.indkey[0] = c.conkey[1]"
+        "   and i.indisvalid and i.indpred is null) as indexed"
+        " from pg_constraint as c where c.connamespace = $1::text::regnamespace and c.contype = 'f'",
+        pack.name,
+    )
+    assert keys
+    assert [] == [key["name"] for key in keys if not key["decided"] and key["name"] not in UNDECIDED_KEYS]
+    assert [] == [key["name"] for key in keys if not key["indexed"]]
+
+
+@every_pack_in_turn
+async def test_names_of_constraints_and_indexes_begin_with_their_table_or_idx(db: Connection, pack: Pack) -> None:
+    strays = await db.fetch(
+        "select t.relname, named.name from pg_class as t join ("
+        "   select conrelid, conname from pg_constraint"
+        "   union select indrelid, relname from pg_index join pg_class on pg_class.oid = indexrelid"
+        " ) as named (relation, name) on named.relation = t.oid"
+        " where t.relnamespace = $1::text::regnamespace"
+        " and not starts_with(named.name, t.relname || '_') and not starts_with(named.name, 'idx_')",
+        pack.name,
+    )
+    assert [] == [tuple(stray) for stray in strays]
 
 
 @every_pack_in_turn

@@ -1,4 +1,4 @@
-# make run | test | quick | faults | bench | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
+# make run | test | quick | faults | bench | requirements | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(wildcard $(addsuffix /python3,$(subst :, ,$(PATH)))))
@@ -11,7 +11,9 @@ SECRETS_ARGS ?=
 PG ?=
 BENCH ?= short
 
-.PHONY: help install run test quick faults bench check secrets format wheel lock clean
+SPECIFICATIONS ?=
+
+.PHONY: help install run test quick faults bench requirements check secrets format wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -51,6 +53,9 @@ faults: $(READY) ## run the long fault tests (an hour); writes docs/reliability.
 bench: $(READY) ## measure Rowcast against its peers; LINES="writers latency" BENCH=short|long; writes bench/RESULTS.md
 	$(BIN)/python -m bench --form $(BENCH) $(if $(findstring command,$(origin LINES)),$(LINES))
 
+requirements: $(READY) ## list what the specifications require with its tests; compare with SPECIFICATIONS=DIR
+	@$(BIN)/python -m tests.support.requirements $(SPECIFICATIONS)
+
 check: $(READY) ## check style, types, import layers, SQL and secrets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,3 +80,4 @@ lock: ## regenerate requirements.lock (needs uv)
 
 clean: ## remove everything that make built
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache
+## From the specification to the tests

@@ -90,14 +90,6 @@ def test_a_pack_has_its_files_in_their_places(pack: Pack) -> None:
         assert (ROOT / path).is_file(), path
 
 
-@every_pack
-def test_the_documentation_of_a_pack_names_tests_that_exist(pack: Pack) -> None:
-    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    named = re.findall(r"`(test_\w+)`", (ROOT / f"docs/packs/{pack.name}/README.md").read_text())
-    assert named
-    assert [] == [name for name in named if f"def {name}(" not in tests]
-
-
 def revisions(pack: Pack) -> list[Path]:
     """The Python files of the pack's revisions, oldest first."""
     return sorted((ROOT / "ddl" / pack.name).glob("[0-9]*.py"))

@@ -6,15 +6,20 @@ import inspect
 import json
 import pkgutil
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar, get_args
 
+import click
 import pytest
+from click.exceptions import Exit, NoArgsIsHelpError
 
 import daemon
+from daemon.cli.root import cli
 from daemon.core import wire
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.close_codes import CLOSE_CODES
@@ -341,3 +346,58 @@ def test_a_citation_of_something_that_does_not_exist_is_found() -> None:
 def test_each_relative_link_of_a_guide_leads_to_a_file(guide: Path) -> None:
     links = re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", guide.read_text(encoding="utf-8"))
     assert [] == [link for link in links if ":" not in link and not (guide.parent / link).exists()]
+
+
+def headings(guide: Path) -> set[str]:
+    """The fragments that lead to the headings of a guide."""
+    text = re.sub(r"^```.*?^```", "", guide.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
+def test_each_link_to_a_section_leads_to_its_heading(guide: Path) -> None:
+    links = re.findall(r"\]\(([^)\s#:]*)#([^)\s]+)\)", guide.read_text(encoding="utf-8"))
+    files = {file: guide.parent / file if file else guide for file, _ in links}
+    assert [] == [f"{file}#{part}" for file, part in links if part not in headings(files[file])]
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """The words after `daemon` of each such command, in a shell block or between backticks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    for line in lines + re.findall(r"`(daemon [^`]+)`", text):
+        lexer = shlex.shlex(re.sub(r"[][]", "", line), posix=True, punctuation_chars=";|&<>")
+        lexer.whitespace_split = True
+        words = list(lexer)
+        for place, word in enumerate(words):
+            if word == "daemon" or word.endswith("/bin/daemon"):
+                yield list(takewhile(lambda word: word[0] not in ";|&<>", words[place + 1 :]))
+                break
+
+
+def usage_error(command: click.Command, words: list[str], parent: click.Context | None = None) -> str | None:
+    """What is wrong with the words after a command, but for the values of its parameters."""
+    try:
+        context = command.make_context(command.name, list(words), parent=parent)
+        if isinstance(command, click.Group) and (rest := [*context._protected_args, *context.args]):
+            _, subcommand, rest = command.resolve_command(context, rest)
+            assert subcommand
+            return usage_error(subcommand, rest, context)
+    except (click.BadParameter, click.BadOptionUsage, NoArgsIsHelpError, Exit):
+        return None  # a guide may name a command without its arguments, or a file that does not exist
+    except click.UsageError as error:
+        return error.format_message()
+    return None
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.relative_to(ROOT).as_posix())
+def test_each_command_of_a_guide_is_one_of_the_command_line(guide: Path) -> None:
+    found = {shlex.join(words): usage_error(cli, words) for words in commands_in(guide.read_text(encoding="utf-8"))}
+    assert {} == {words: error for words, error in found.items() if error}
+
+
+def test_a_command_that_does_not_exist_is_found() -> None:
+    block = "daemon check  # it runs\nsudo daemon chek; ls\ndaemon tail \\\n  --no-such-option\n"
+    errors = [usage_error(cli, words) or "" for words in commands_in(f"`daemon backup` and\n```sh\n{block}```\n")]
+    assert [False, True, True, False] == ["No such" in error for error in errors]

@@ -34,6 +34,7 @@ NOT_ABOUT_ONE_MODULE = {
     "tests/unit/test_docs.py": "about the guides",
     "tests/unit/test_glossary.py": "about the names in the whole code base",
     "tests/unit/test_house.py": "about the whole code base",
+    "tests/unit/test_requirements.py": "about the specifications of the packs",
     "tests/unit/test_secret_scan.py": "about the scanner in .ci",
     "tests/unit/test_workflow.py": "about what CI runs",
 }
@@ -303,3 +304,4 @@ def test_the_lint_of_sql_refuses_dropped_columns_and_columns_that_must_be_filled
 def test_each_rule_finds_what_it_forbids(rule: Rule, forbidden: str, allowed: str) -> None:
     assert list(rule(ast.parse(forbidden)))
     assert [] == list(rule(ast.parse(allowed)))
+## From the specification to the tests

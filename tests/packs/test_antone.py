@@ -539,10 +539,12 @@ def statements(pattern: str) -> list[sql_files.Statement]:
     ]
 
 
-def test_no_revision_drops_a_column_or_mixes_data_with_ddl() -> None:
+def test_no_revision_drops_a_column_adds_a_required_one_or_mixes_data_with_ddl() -> None:
     for path in sorted((ROOT / "ddl/antone").glob("*.up.sql")):
         words = [statement.words for statement in statements(path.name)]
         assert not any("drop" in statement and "column" in statement for statement in words), path
+        required = [statement for statement in words if {"add", "column", "not", "null"} <= set(statement)]
+        assert all("default" in statement for statement in required), path
         verbs = {statement[0] for statement in words}
         assert "insert" not in verbs or {"insert"} == verbs, path
 

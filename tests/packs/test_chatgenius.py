@@ -313,7 +313,7 @@ async def test_no_index_is_a_prefix_of_another(db: Connection) -> None:
     assert [] == [index["name"] for index in repeated]
 
 
-async def test_extensions_exist_or_nothing_needs_them(db: Connection) -> None:
+async def test_the_extensions_exist_where_the_server_has_them_and_nothing_needs_them(db: Connection) -> None:
     dependent = await db.fetch(
         "select e.extname from pg_depend d join pg_extension e on e.oid = d.refobjid"
         " and d.refclassid = 'pg_extension'::regclass where e.extname in ('uuid-ossp', 'pgcrypto', 'citext')"
@@ -321,8 +321,12 @@ async def test_extensions_exist_or_nothing_needs_them(db: Connection) -> None:
     )
     assert [] == [d["extname"] for d in dependent]
     wanted = await db.fetch("select name from rowcast.extensions where wanted_by = 'chatgenius'")
-    there = await db.fetch("select extname from pg_extension where extname in ('uuid-ossp', 'pgcrypto', 'citext')")
-    assert {e["extname"] for e in there} == {w["name"] for w in wanted}
+    there = await db.fetch(
+        "select name, installed_version from pg_available_extensions"
+        " where name in ('uuid-ossp', 'pgcrypto', 'citext')"
+    )
+    assert {e["name"] for e in there} == {w["name"] for w in wanted}
+    assert all(e["installed_version"] for e in there)
 
 
 # --- Integrity -------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def ready(daemon: Daemon) -> tuple[int, bytes]:
         connection.close()
 
 
-async def test_readyz_reports_whether_the_database_answers(daemon: Daemon, app: App) -> None:
+async def test_readyz_answers_200_while_the_database_answers(daemon: Daemon, app: App) -> None:
     assert (200, b'{"ready":true,"reasons":[]}') == await asyncio.to_thread(ready, daemon)
 
 

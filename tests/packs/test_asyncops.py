@@ -585,10 +585,15 @@ async def test_one_to_many_and_many_to_many_relationships_hold_many_rows(world: 
     assert 3 == await count(world, "status_updates", "user_id = $1", BEN)
     assert 3 == await count(world, "incidents", "reported_by_id = $1", BEN)
     assert 2 == await count(world, "incidents", "assigned_to_id = $1", EVE)
+    assert 3 == await count(world, "blockers", "reported_by_id = $1", BEN)
     assert 3 == await count(world, "blockers", "related_status_id = 1 and related_incident_id = 1")
     assert 3 == await count(world, "decisions", "created_by_id = $1", ANN)
     assert 3 == await count(world, "decision_participants", "user_id = $1", BEN)
+    assert 3 == await count(world, "decision_participants", "decision_id = $1", decision)
     assert 3 == await count(world, "decision_audit_log", "changed_by_id = $1", ANN)
+    await act_as(world, ANN)
+    await world.execute("update asyncops.decisions set outcome = 'As expected.' where id = $1", decision)
+    assert 2 == await count(world, "decision_audit_log", "decision_id = $1", decision)
 
 
 # --- updated_at, resolved_at -----------------------------------------------------------------------------------

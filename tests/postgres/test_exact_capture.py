@@ -21,6 +21,14 @@ CASELESS = """
     end $$;
 """
 
+MERGE = """
+    merge into app.notes as n using (values (2, 'a'), (3, 'b')) as s (id, room) on n.id = s.id
+    when matched then update set room = s.room when not matched then insert values (s.id, s.room)
+"""
+UPSERT = """
+    insert into app.notes values (2, 'a'), (3, 'b') on conflict (id) do update set room = excluded.room
+"""
+
 Event = tuple[str, str, str, str | None]  # topic, kind, key, record
 
 
@@ -175,6 +183,22 @@ async def test_a_function_that_a_statement_calls_may_write_to_the_rows_of_the_st
     """)
     await notes.execute(statement)
     assert '{"id":1,"body":"touched"}' == (await seen(notes))["a", '{"id":1}']
+
+
+async def test_a_row_that_merge_updates_behind_one_that_it_inserts_is_not_taken_for_that_one(sql: Connection) -> None:
+    await sql.execute("""
+        create schema app;
+        create table app.notes (id integer primary key, room text) partition by hash (id);
+        create table app.half partition of app.notes for values with (modulus 2, remainder 0);
+        create table app.rest partition of app.notes for values with (modulus 2, remainder 1);
+        select rowcast.watch('app.notes', 'r.room', '{id}');
+        insert into app.notes values (3, 'c');
+    """)
+    await events(sql)
+    has_merge = await sql.fetchval("select current_setting('server_version_num')::int >= 150000")
+    await sql.execute(MERGE if has_merge else UPSERT)
+    found = {(topic, kind, key) for topic, kind, key, _ in await events(sql)}
+    assert found >= {("c", "leave", '{"id":3}'), ("b", "insert", '{"id":3}'), ("a", "insert", '{"id":2}')}
 
 
 async def test_a_row_that_moves_on_in_a_trigger_leaves_every_topic_it_was_in(notes: Connection) -> None:

@@ -76,6 +76,9 @@ MUTANTS: Final = {
     "a cast to json is used": Mutant(
         "own", "published", "when (facts -> u.name ->> 'text_form')::boolean", "when false"
     ),
+    "a row is taken for the one that MERGE inserted before it": Mutant(
+        "shapes", "capture_body", "c.relkind = 'p'", "false", seed=282
+    ),
     "a parent is watched without its children": Mutant(
         "shapes", "watch", "perform rowcast.check_inheritance(relation, per_row);", "", seed=9
     ),

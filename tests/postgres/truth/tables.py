@@ -126,6 +126,8 @@ class Tables:
     def _reference(self, table: Table, parent: Table) -> list[str]:
         if len(parent.key) > 1 or parent.deferrable or len(parent.targets) > 1 or "unlogged" in parent.setup[0]:
             return []
+        if parent.key[0].type.sql == "own.moody":  # the operators of enumerations take no domain over these
+            return []
         column = Column(self._name("ref"), parent.key[0].type, parent.key[0].values)
         table.columns.append(column)
         deletion = self.dice.choice(("cascade", "set null", "cascade", "no action"))

@@ -80,4 +80,3 @@ lock: ## regenerate requirements.lock (needs uv)
 
 clean: ## remove everything that make built
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache
-## From the specification to the tests

@@ -304,4 +304,3 @@ def test_the_lint_of_sql_refuses_dropped_columns_and_columns_that_must_be_filled
 def test_each_rule_finds_what_it_forbids(rule: Rule, forbidden: str, allowed: str) -> None:
     assert list(rule(ast.parse(forbidden)))
     assert [] == list(rule(ast.parse(allowed)))
-## From the specification to the tests

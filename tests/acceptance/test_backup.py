@@ -139,7 +139,7 @@ async def test_a_backup_restores_anywhere_with_its_roles_and_is_served(
                 "rowcast": (True, True),
                 "rowcast_capture": (False, True),
                 "antone_app": (False, True),
-                "email_unsubscribe_app": (True, True),
+                "email_unsubscribe_app": (False, True),
                 'the "owner\'s" $role$': (False, False),
                 "its group": (False, True),
             }

@@ -30,6 +30,7 @@ COMMANDS = {
     "seed": ("seed",),
     "rollback": ("rollback", "chatgenius"),
     "check": ("check",),
+    "migrate": ("migrate", "--no-backup"),
     "backup": ("backup", "FILE"),
     "reset": ("reset", "users"),
     "tail": ("tail", "users"),

@@ -379,7 +379,8 @@ order by 2;
 -- Statements that make an empty copy of a table. Its foreign keys refer to copies of the tables that they refer to, since
 -- a new reference would lock those out.
 -- $1 table   $2 the schema for the copies
-select format('create table %s.%I (like %s including all)', $2::text, c.relname, c.oid::regclass) as statement
+select format('create table %s.%I (like %s including all)%s', $2::text, c.relname, c.oid::regclass,
+              ' partition by ' || pg_get_partkeydef(c.oid)) as statement
 from pg_class as c where c.oid = $1::text::regclass
 union all
 select format('create table %1$s.%2$I (like %3$s, unique (%4$s)); alter table %1$s.%5$I add %6$s', $2::text,

@@ -23,6 +23,7 @@ from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.pump import Pump
 from daemon.delivery.replay import RetryingLogReader
 from daemon.delivery.rights import Rights
+from daemon.delivery.snapshots import Snapshots
 from daemon.files import folder
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, json_page, static_pages, text_page
@@ -36,6 +37,7 @@ from daemon.log.grants import PgGrants
 from daemon.log.notifier import Notifier
 from daemon.log.reader import PgLogReader
 from daemon.log.retention import DROP_SETTINGS, Retention
+from daemon.log.rows import PgRowReader
 from daemon.log.sequencer import Sequencer
 from daemon.logs import count_dropped_lines, get_logger
 from daemon.packs import Pack, by_schema, contract_hash
@@ -51,6 +53,7 @@ Demo = Callable[[], Mapping[str, Any]]
 """The response of `/demo.json`: sample users and their tokens."""
 
 START_TIMEOUT = 30.0  # seconds to wait for the first heartbeat, and between two reports of a long start
+POOL_SIZE = 12  # connections: 4 for replays, 4 for rights, 2 for snapshots, which leaves some to the pump
 CLOSE_TIMEOUT = 2.0  # seconds for the database connections to close
 
 # When 10,000 clients follow ten topics each, a full garbage collection stops the process for 0.3 s. Frequent work
@@ -168,6 +171,7 @@ async def running(
             application_name="rowcast",
             server_settings=SESSION,
             on_unusable=unusable.put_nowait,
+            max_size=POOL_SIZE,
             attempts=settings.connect_attempts,
             on_retry=lambda fault, attempt: log.warning("database_retry", reason=str(fault), attempt=attempt),
         )
@@ -212,6 +216,7 @@ def _build(
     router = PackRouter(packs)
     hub = Hub(encode, router.with_exact_numbers)
     log_reader = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
+    row_reader = PgRowReader(pool, router.schema_of, settings.snapshot_rows, settings.transaction_bytes)
     log_cache = LogCache(log_reader, settings.recent_bytes)
     events, numbers = asyncio.Event(), asyncio.Event()
     pump = Pump(
@@ -228,21 +233,14 @@ def _build(
     backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
     connect_for_jobs = partial(_open, settings, on_unusable, "rowcast jobs", JOB_SESSION)
     scheduler = Scheduler(pool, connect_for_jobs, settings, scheduled_jobs(settings))
-    readiness = Readiness(
-        tunnel_problems,
-        lambda: schema.problems,
-        lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
-        pump.problems,
-        backlog.reasons,
-        retention.problems,
-        warnings=[retention.warnings, scheduler.warnings],
-    )
+    readiness = _readiness(tunnel_problems, schema, notifier, pump, backlog, retention, scheduler)
     limits = _limits(settings)
     context = ClientContext(
         hub=hub,
         log_reader=log_cache,
         replay_reader=RetryingLogReader(log_cache, pump.readable.wait),
         rights=Rights(hub, PgGrants(pool, router.schema_of), pump.wait_until_delivered),
+        snapshots=Snapshots(row_reader, hub, router, encode, pump.wait_until_delivered),
         router=router,
         authenticate=Authenticator(settings.require_secret()).verify,
         wait_until_delivered=pump.wait_until_delivered,
@@ -259,6 +257,26 @@ def _build(
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits)
     return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, scheduler, readiness)
+
+
+def _readiness(
+    tunnel_problems: Check,
+    schema: SchemaHealth,
+    notifier: Notifier,
+    pump: Pump,
+    backlog: Backlog,
+    retention: Retention,
+    scheduler: Scheduler,
+) -> Readiness:
+    return Readiness(
+        tunnel_problems,
+        lambda: schema.problems,
+        lambda: () if notifier.is_healthy else ("the listener has no heartbeat",),
+        pump.problems,
+        backlog.reasons,
+        retention.problems,
+        warnings=[retention.warnings, scheduler.warnings],
+    )
 
 
 def _limits(settings: Settings) -> Limits:

@@ -100,6 +100,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "schema_warning": Event("warn", "the server sent a warning about the schema, such as a missing extension"),
         "segments_dropped": Event("info", "segments of the log older than ROWCAST_RETENTION were dropped"),
         "serving": Event("info", "the daemon is ready for clients"),
+        "snapshot_incomplete": Event(
+            "warn", "a row does not fit its row model: a snapshot went without it; says why"
+        ),
         "stopped": Event("info", "the daemon stopped"),
         "stopping": Event("info", "the daemon is stopping: clients are asked to reconnect"),
         "transaction_too_large": Event(

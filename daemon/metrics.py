@@ -159,6 +159,18 @@ RESUME_READS: Final = Counter(
     ["source"],
     registry=REGISTRY,
 )
+SNAPSHOTS: Final = Counter("rowcast_snapshots_total", "Snapshots of topics that clients got.", registry=REGISTRY)
+SNAPSHOT_ROWS: Final = Counter(
+    "rowcast_snapshot_rows_total",
+    "Rows read for snapshots; one that many clients share counts once.",
+    registry=REGISTRY,
+)
+SNAPSHOT_SECONDS: Final = Histogram(
+    "rowcast_snapshot_seconds",
+    "Duration of one read of a snapshot, in seconds.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    registry=REGISTRY,
+)
 RECENT_BYTES: Final = Gauge(
     "rowcast_recent_bytes", "Approximate size of the newest changes cached in memory, in bytes.", registry=REGISTRY
 )

@@ -46,14 +46,17 @@ select rowcast.watch(
     topic => $$'operator:' || r.id$$,
     columns => '{id, name, created_at, updated_at}',
     soft_delete => 'deleted_at',
-    revokes => $$jsonb_build_object('user', r.id)$$
+    revokes => $$jsonb_build_object('user', r.id)$$,
+    rows => $$r.id = case when topic ~ '^operator:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then split_part(topic, ':', 2)::uuid end$$
 );
 
 select rowcast.watch(
     'antone.posts', pack => 'antone',
     topic => $$array['platform:' || r.platform, 'post:' || r.id]$$,
     columns => '{id, platform, platform_post_id, author_id, content, detected_at, processed_at, keyword_matches, '
-        'keyword_categories, spam_filtered, created_at, updated_at}'
+        'keyword_categories, spam_filtered, created_at, updated_at}',
+    rows => $$r.platform = case when topic ~ '^platform:(TWITTER|REDDIT|THREADS)$' then split_part(topic, ':', 2)::antone.platform end
+        or r.id = case when topic ~ '^post:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then split_part(topic, ':', 2)::uuid end$$
 );
 
 select rowcast.watch(
@@ -63,7 +66,12 @@ select rowcast.watch(
     ]$$,
     columns => '{id, post_id, sss_score, ars_score, evs_score, trs_score, composite_score, mode, archetype_id, '
         'safety_flags, competitor_detected, is_power_user, experiment_id, experiment_variant, '
-        'is_randomized_experiment, predicted_mode, created_at}'
+        'is_randomized_experiment, predicted_mode, created_at}',
+    rows => $$r.post_id = case when topic ~ '^post:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then split_part(topic, ':', 2)::uuid end
+        or r.post_id in (
+            select p.id from antone.posts as p
+            where p.platform = case when topic ~ '^platform:(TWITTER|REDDIT|THREADS)$' then split_part(topic, ':', 2)::antone.platform end
+        )$$
 );
 
 -- A decision cannot be deleted before its reply, so the lookup also works when the reply is deleted.
@@ -74,12 +82,18 @@ select rowcast.watch(
     ]$$,
     columns => '{id, decision_id, content, archetype_id, platform, platform_post_id, utm_code, help_count, '
         'approval_status, approved_by, approved_at, posted_at, reply_type, created_at, updated_at}',
-    soft_delete => 'deleted_at'
+    soft_delete => 'deleted_at',
+    rows => $$r.platform = case when topic ~ '^platform:(TWITTER|REDDIT|THREADS)$' then split_part(topic, ':', 2)::antone.platform end
+        or r.decision_id in (
+        select d.id from antone.decisions as d
+        where d.post_id = case when topic ~ '^post:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then split_part(topic, ':', 2)::uuid end
+    )$$
 );
 
 select rowcast.watch(
     'antone.escalations', pack => 'antone',
     topic => $$'escalations'$$,
     columns => '{id, post_id, decision_id, reply_id, reason_id, priority, status, assigned_to, resolved_by, '
-        'created_at, resolved_at}'
+        'created_at, resolved_at}',
+    rows => $$topic = 'escalations'$$
 );

@@ -27,7 +27,8 @@ select rowcast.watch(
     'asyncops.users', pack => 'asyncops',
     topic => $$'team:members'$$,
     columns => '{id, full_name, role, is_active, created_at, updated_at}',
-    revokes => $$case when r.is_active then jsonb_build_object('user', r.id::text) end$$
+    revokes => $$case when r.is_active then jsonb_build_object('user', r.id::text) end$$,
+    rows => $$topic = 'team:members'$$
 );
 
 -- Archived rows leave the feeds, as they leave the default reads.
@@ -35,7 +36,8 @@ select rowcast.watch(
     'asyncops.status_updates', pack => 'asyncops',
     topic => $$'team:status_updates'$$,
     columns => '{id, user_id, title, content, tags, created_at, updated_at}',
-    soft_delete => 'archived_at'
+    soft_delete => 'archived_at',
+    rows => $$topic = 'team:status_updates'$$
 );
 
 select rowcast.watch(
@@ -43,7 +45,8 @@ select rowcast.watch(
     topic => $$array['team:incidents', 'user:' || r.assigned_to_id]$$,
     columns => '{id, reported_by_id, assigned_to_id, title, description, severity, status, resolution_notes, created_at,
                  updated_at, resolved_at}',
-    soft_delete => 'archived_at'
+    soft_delete => 'archived_at',
+    rows => $$topic = 'team:incidents' or r.assigned_to_id = case when topic ~ '^user:[1-9][0-9]{0,8}$' then split_part(topic, ':', 2)::integer end$$
 );
 
 select rowcast.watch(
@@ -51,30 +54,35 @@ select rowcast.watch(
     topic => $$'team:blockers'$$,
     columns => '{id, reported_by_id, description, impact, status, resolution_notes, related_status_id,
                  related_incident_id, created_at, updated_at, resolved_at}',
-    soft_delete => 'archived_at'
+    soft_delete => 'archived_at',
+    rows => $$topic = 'team:blockers'$$
 );
 
 select rowcast.watch(
     'asyncops.decisions', pack => 'asyncops',
     topic => $$'team:decisions'$$,
-    columns => '{id, created_by_id, title, description, context, outcome, decision_date, tags, created_at, updated_at}'
+    columns => '{id, created_by_id, title, description, context, outcome, decision_date, tags, created_at, updated_at}',
+    rows => $$topic = 'team:decisions'$$
 );
 
 select rowcast.watch(
     'asyncops.decision_participants', pack => 'asyncops',
     topic => $$array['team:decisions', 'user:' || r.user_id]$$,
-    columns => '{id, decision_id, user_id, created_at}'
+    columns => '{id, decision_id, user_id, created_at}',
+    rows => $$topic = 'team:decisions' or r.user_id = case when topic ~ '^user:[1-9][0-9]{0,8}$' then split_part(topic, ':', 2)::integer end$$
 );
 
 select rowcast.watch(
     'asyncops.decision_audit_log', pack => 'asyncops',
     topic => $$'team:decisions'$$,
-    columns => '{id, decision_id, changed_by_id, change_type, field_name, old_value, new_value, changed_at}'
+    columns => '{id, decision_id, changed_by_id, change_type, field_name, old_value, new_value, changed_at}',
+    rows => $$topic = 'team:decisions'$$
 );
 
 select rowcast.watch(
     'asyncops.daily_summaries', pack => 'asyncops',
     topic => $$'team:summaries'$$,
     columns => '{id, summary_date, content, status_updates_count, incidents_count, blockers_count, decisions_count,
-                 generated_at, created_at}'
+                 generated_at, created_at}',
+    rows => $$topic = 'team:summaries'$$
 );

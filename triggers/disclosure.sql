@@ -10,7 +10,8 @@ select rowcast.watch(
     'disclosure.users', pack => 'disclosure',
     topic => $$'owner:' || r.id$$,
     columns => '{id, created_at}',
-    revokes => $$jsonb_build_object('user', r.id)$$
+    revokes => $$jsonb_build_object('user', r.id)$$,
+    rows => $$r.id = split_part(topic, 'owner:', 2)$$
 );
 
 -- The right to a secret's topic ends when the secret is deleted or gets another owner.
@@ -19,11 +20,13 @@ select rowcast.watch(
     topic => $$array['owner:' || r.user_id, 'secret:' || r.id]$$,
     columns => '{id, user_id, status, check_in_days, last_check_in, next_check_in, retry_count, last_retry_at,
                  processing_started_at, created_at}',
-    revokes => $$jsonb_build_object('user', r.user_id, 'topic', 'secret:' || r.id)$$
+    revokes => $$jsonb_build_object('user', r.user_id, 'topic', 'secret:' || r.id)$$,
+    rows => $$r.user_id = split_part(topic, 'owner:', 2) or r.id = case when topic ~ '^secret:[1-9][0-9]{0,17}$' then split_part(topic, ':', 2)::bigint end$$
 );
 
 select rowcast.watch(
     'disclosure.disclosure_log', pack => 'disclosure',
     topic => $$'secret:' || r.secret_id$$,
-    columns => '{id, secret_id, status, created_at, sent_at}'
+    columns => '{id, secret_id, status, created_at, sent_at}',
+    rows => $$r.secret_id = case when topic ~ '^secret:[1-9][0-9]{0,17}$' then split_part(topic, ':', 2)::bigint end$$
 );

@@ -66,35 +66,41 @@ select rowcast.watch(
     'email_unsubscribe.users', pack => 'email_unsubscribe',
     topic => $$'account:' || r.id$$,
     columns => '{id, created_at}',
-    revokes => $$jsonb_build_object('user', r.id)$$
+    revokes => $$jsonb_build_object('user', r.id)$$,
+    rows => $$r.id = split_part(topic, 'account:', 2)$$
 );
 
 select rowcast.watch(
     'email_unsubscribe.sessions', pack => 'email_unsubscribe',
     topic => $$'account:' || r.user_id$$,
-    columns => '{id, user_id, started_at, ended_at, end_reason}'
+    columns => '{id, user_id, started_at, ended_at, end_reason}',
+    rows => $$r.user_id = split_part(topic, 'account:', 2)$$
 );
 
 select rowcast.watch(
     'email_unsubscribe.senders', pack => 'email_unsubscribe',
     topic => $$'senders'$$,
-    columns => '{id, domain, first_seen, last_seen, unsubscribed_at, emails_after_unsubscribe}'
+    columns => '{id, domain, first_seen, last_seen, unsubscribed_at, emails_after_unsubscribe}',
+    rows => $$topic = 'senders'$$
 );
 
 select rowcast.watch(
     'email_unsubscribe.unsubscribe_history', pack => 'email_unsubscribe',
     topic => $$'history'$$,
-    columns => '{id, domain, method, attempted_at, status}'
+    columns => '{id, domain, method, attempted_at, status}',
+    rows => $$topic = 'history'$$
 );
 
 select rowcast.watch(
     'email_unsubscribe.allow_list', pack => 'email_unsubscribe',
     topic => $$'allow_list'$$,
-    columns => '{id, entry_type, domain, created_at}'
+    columns => '{id, entry_type, domain, created_at}',
+    rows => $$topic = 'allow_list'$$
 );
 
 select rowcast.watch(
     'email_unsubscribe.audit_log', pack => 'email_unsubscribe',
     topic => $$'audit'$$,
-    columns => '{id, occurred_at, action, method, outcome, entry_type, user_id}'
+    columns => '{id, occurred_at, action, method, outcome, entry_type, user_id}',
+    rows => $$topic = 'audit'$$
 );

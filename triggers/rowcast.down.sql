@@ -1,5 +1,6 @@
 -- Dropped before Rowcast's tables, since these functions use their row types. No table is watched at this point.
 drop function rowcast.soft_deletes, rowcast.refuse_soft_delete, rowcast.unwatch_dropped, rowcast.unwatch, rowcast.watch,
+    rowcast.make_snapshot, rowcast.settings_clause, rowcast.snapshot_body,
     rowcast.check_inheritance, rowcast.unique_at_once,
     rowcast.is_simple, rowcast.used_columns, rowcast.type_of, rowcast.let_capture_read, rowcast.definition_of, rowcast.has_capture_role, rowcast.capture_triggers,
     rowcast.with_partitions, rowcast.capture_body, rowcast.delete_body, rowcast.update_body, rowcast.insert_body,

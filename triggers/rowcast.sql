@@ -622,6 +622,84 @@ begin
 end
 $$;
 
+-- The body of a snapshot function: the rows of the topic $1 that are not soft-deleted, as their capture would tell them.
+-- Those with the $2 greatest keys, in the order of their keys. `rows` is a condition over `r` and `topic` which an index can
+-- answer; what is told is decided by the row's topics. `offset 0`: the planner might walk the whole index of the key
+-- otherwise. A record is null if the row is too large to tell.
+create or replace function rowcast.snapshot_body(
+    watched rowcast.watched, relation regclass, topics text, used name []
+) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format($body$
+    select k.key::text, v.record::text
+    from (
+        select s.* from (
+            select r.* from (select %1$s from %2$I.%3$I as c) as r
+            where %4$s(%5$s) and $1 collate "C" = any ((select %6$s from (select r.*) as r)::text [])
+            offset 0
+        ) as s
+        order by %7$s limit $2
+    ) as r
+    cross join lateral %8$s cross join lateral %9$s
+    order by %10$s
+$body$,
+        (select string_agg(format('c.%I', u.name), ', ') from unnest(used) as u (name)),            --  1
+        watched.schema_name, watched.table_name,                                                    --  2, 3
+        '(' || watched.rows || ') and ',                                                            --  4
+        rowcast.live_of('r', watched.soft_delete),                                                  --  5
+        topics,                                                                                     --  6
+        (select string_agg(format('s.%I desc', u.name), ', ') from unnest(watched.key) as u (name)),  --  7
+        rowcast.key_of(facts, 'r', watched.key),                                                    --  8
+        rowcast.record_of(facts, 'r', watched.columns, watched.key),                                --  9
+        (select string_agg(format('r.%I', u.name), ', ') from unnest(watched.key) as u (name)))     -- 10
+    from (select rowcast.captured_columns(relation) as facts) as f
+$$;
+
+-- Makes the snapshot function of a watched table. It runs as the role that captures, which may read what it tells, and with
+-- the same settings; the daemon's role may do nothing but call it. It is tried once, on no row: a mistake fails here.
+create or replace function rowcast.make_snapshot(watched rowcast.watched, body text, settings text []) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
+set standard_conforming_strings = on
+as $$
+begin
+    execute format('create or replace function rowcast.%I(topic text, most bigint) returns table (key text, record text) '
+                   'language sql stable security definer %s as %L',
+                   watched.snapshot_name, rowcast.settings_clause(settings), body);
+    execute format('revoke all on function rowcast.%I(text, bigint) from public', watched.snapshot_name);
+    if rowcast.has_capture_role() then
+        grant create on schema rowcast to rowcast_capture;
+        execute format('alter function rowcast.%I(text, bigint) owner to rowcast_capture', watched.snapshot_name);
+        revoke create on schema rowcast from rowcast_capture;
+    end if;
+    execute format('grant execute on function rowcast.%I(text, bigint) to %I', watched.snapshot_name,
+                   (select r.rolname from pg_class as c join pg_roles as r on r.oid = c.relowner
+                    where c.oid = 'rowcast.watched'::regclass));
+    execute format('select from rowcast.%I(%L, 0)', watched.snapshot_name, '');
+exception
+    when insufficient_privilege then
+        raise exception 'rowcast: %: grant that right to the role rowcast_capture, which evaluates the expression', sqlerrm
+            using errcode = 'insufficient_privilege';
+    when syntax_error_or_access_rule_violation then
+        raise exception 'rowcast: the rows of a topic in %.% cannot be found by (%): %', quote_ident(watched.schema_name),
+            quote_ident(watched.table_name), watched.rows, sqlerrm using errcode = sqlstate;
+end
+$$;
+
+-- The settings of a function, as its definition names them.
+create or replace function rowcast.settings_clause(settings text []) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select string_agg(format('set %s = %s', split_part(s, '=', 1),
+                             case when split_part(s, '=', 1) in ('search_path', 'DateStyle') then split_part(s, '=', 2)
+                                  else quote_literal(split_part(s, '=', 2)) end), ' ' order by n)
+    from unnest(settings) with ordinality as u (s, n)
+$$;
+
 -- Captures a table: every committed change of a row becomes one event in each of its topics.
 --   relation     the table; the partitions of a partitioned table are captured as that table
 --   topic        SQL expression over the row `r`, of type text or text[]; null: the row is not published
@@ -635,12 +713,15 @@ $$;
 --   per_row      row triggers, enabled always: for tables fed by logical replication, which fires no others
 --   on_error     strict: a statement that cannot be captured fails; lenient: the failure is recorded in rowcast.lost,
 --                and subscribers of the pack get a reset
+--   rows         SQL expression over `r` and the text `topic`, true for the rows of that topic, which an index can answer.
+--                It finds the rows of a snapshot; without it, each snapshot reads the whole table. In a table that has a
+--                column of that name, the text is `$1`
 -- Does nothing, and takes no lock, if the table is already captured this way. In a session whose `rowcast.notifications`
 -- is off, as when ROWCAST_NOTIFICATIONS is, it stops capturing the table instead. Returns what it did.
 create or replace function rowcast.watch(
     relation regclass, topic text, columns text [], key text [] default '{id}', soft_delete name default null,
     revokes text default null, pack text default null, model text default null,
-    per_row boolean default false, on_error text default 'strict'
+    per_row boolean default false, on_error text default 'strict', rows text default null
 ) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -656,7 +737,9 @@ declare
     missing text;
     body text;
     definition text;
+    snapshot_body text;
     used name [];
+    read_ name [];
     settings text [];
     trigger_ record;
 begin
@@ -708,9 +791,11 @@ begin
     w.revokes := revokes;
     w.per_row := per_row;
     w.on_error := on_error;
+    w.rows := rows;
 
     used := rowcast.used_columns(relation, columns || key || soft_delete::text, concat_ws(' ', topic, revokes));
-    perform rowcast.let_capture_read(relation, used);
+    read_ := rowcast.used_columns(relation, columns || key || soft_delete::text, concat_ws(' ', topic, rows));
+    perform rowcast.let_capture_read(relation, used || read_);
     type_ := rowcast.type_of(relation, used, topic);
     -- At most 250 characters, which is more than a client may name. In "C", two that differ are never equal.
     topics := case
@@ -738,22 +823,31 @@ begin
     body := rowcast.capture_body(w, relation, topics, each_topic, used);
     settings := rowcast.capture_settings(rowcast.is_simple(relation, used, concat_ws(' ', topic, revokes)));
     w.definition := rowcast.definition_of(body, settings);
+    w.snapshot_name := left(regexp_replace(w.function_name, '^capture', 'snapshot'), 63);
+    snapshot_body := rowcast.snapshot_body(w, relation, topics, read_);
+    w.snapshot_definition := rowcast.definition_of(snapshot_body, rowcast.capture_settings(false));
 
     if known.definition = w.definition and known.function_name is not null
        and (known.model, known.pack) = (w.model, w.pack)
        and not exists (select from rowcast.capture_triggers(relation, per_row, w.function_name) as c where not c.stands)
     then
-        return format('%s is watched already', relation);
+        if known.snapshot_definition = w.snapshot_definition and exists (
+            select from pg_proc as p where p.pronamespace = 'rowcast'::regnamespace and p.proname = known.snapshot_name
+        ) then
+            return format('%s is watched already', relation);
+        end if;
+        perform rowcast.make_snapshot(w, snapshot_body, rowcast.capture_settings(false));
+        update rowcast.watched as k
+        set rows = w.rows, snapshot_name = w.snapshot_name, snapshot_definition = w.snapshot_definition where k.id = w.id;
+        return format('%s is watched now', relation);
     end if;
 
     definition := format('create or replace function rowcast.%I() returns trigger language plpgsql security definer %s as %L',
         w.function_name,
-        (select string_agg(format('set %s = %s', split_part(s, '=', 1),
-                                  case when split_part(s, '=', 1) in ('search_path', 'DateStyle') then split_part(s, '=', 2)
-                                       else quote_literal(split_part(s, '=', 2)) end), ' ' order by n)
-         from unnest(settings) with ordinality as u (s, n)),
+        rowcast.settings_clause(settings),
         body);
     perform rowcast.unwatch(relation);
+    perform rowcast.make_snapshot(w, snapshot_body, rowcast.capture_settings(false));
     execute definition;
     execute format('revoke all on function rowcast.%I() from public', w.function_name);
     if rowcast.has_capture_role() then
@@ -779,14 +873,15 @@ begin
     end loop;
 
     insert into rowcast.watched (id, schema_name, table_name, pack, model, topic, columns, key, soft_delete, revokes,
-                                 per_row, on_error, function_name, definition)
+                                 per_row, on_error, function_name, definition, rows, snapshot_name, snapshot_definition)
     overriding system value
     values (w.id, w.schema_name, w.table_name, w.pack, w.model, w.topic, w.columns, w.key, w.soft_delete, w.revokes,
-            w.per_row, w.on_error, w.function_name, w.definition)
+            w.per_row, w.on_error, w.function_name, w.definition, w.rows, w.snapshot_name, w.snapshot_definition)
     on conflict (schema_name, table_name) do update set
         pack = excluded.pack, model = excluded.model, topic = excluded.topic, columns = excluded.columns,
         key = excluded.key, soft_delete = excluded.soft_delete, revokes = excluded.revokes, per_row = excluded.per_row,
-        on_error = excluded.on_error, function_name = excluded.function_name, definition = excluded.definition;
+        on_error = excluded.on_error, function_name = excluded.function_name, definition = excluded.definition,
+        rows = excluded.rows, snapshot_name = excluded.snapshot_name, snapshot_definition = excluded.snapshot_definition;
     return format('%s is watched now', relation);
 end
 $$;
@@ -814,7 +909,10 @@ begin
         execute format('drop trigger %I on %s', found_.tgname, found_.target);
     end loop;
     execute format('drop function if exists rowcast.%I()', known.function_name);
-    update rowcast.watched as w set function_name = null where w.id = known.id;
+    if known.snapshot_name is not null then
+        execute format('drop function if exists rowcast.%I(text, bigint)', known.snapshot_name);
+    end if;
+    update rowcast.watched as w set function_name = null, snapshot_name = null where w.id = known.id;
     return format('%s is no longer watched', relation);
 end
 $$;
@@ -832,7 +930,10 @@ begin
         where w.function_name is not null and to_regclass(format('%I.%I', w.schema_name, w.table_name)) is null
     loop
         execute format('drop function if exists rowcast.%I()', gone.function_name);
-        update rowcast.watched as w set function_name = null where w.id = gone.id;
+        if gone.snapshot_name is not null then
+            execute format('drop function if exists rowcast.%I(text, bigint)', gone.snapshot_name);
+        end if;
+        update rowcast.watched as w set function_name = null, snapshot_name = null where w.id = gone.id;
     end loop;
 end
 $$;

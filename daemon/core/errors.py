@@ -50,6 +50,12 @@ class BadPosition(ClientFault, ValueError):
     code = "bad_frame"
 
 
+class BadSnapshot(ClientFault, ValueError):
+    """must be true or an object with a "limit", without a "since" beside it"""
+
+    code = "bad_frame"
+
+
 class HelloExpected(ClientFault):
     """The first frame must be a hello."""
 
@@ -121,6 +127,21 @@ class Overloaded(ClientFault):
     code = "overload"
     retry = True
     close = 1013
+
+
+class SnapshotTooLarge(ClientFault):
+    """The topic has too many rows (over {rows}, or {size} bytes): ask for fewer, with "limit"."""
+
+    code = "too_large"
+
+    def __init__(self, rows: int, size: int) -> None:
+        self.rows, self.size = rows, size
+
+
+class SnapshotTooSlow(ClientFault):
+    """The snapshot was not read in time: ask for fewer rows, with "limit"."""
+
+    code = "too_slow"
 
 
 class Unavailable(ClientFault):

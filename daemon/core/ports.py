@@ -5,6 +5,7 @@ from typing import Final, Protocol
 
 from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.close_codes import Close
+from daemon.core.snapshot import Rows, Wanted
 
 Encode = Callable[[bytes], bytes]
 """Turns a JSON payload into the bytes of one websocket text frame."""
@@ -116,4 +117,14 @@ class Grants(Protocol):
 
         0 if that is before everything the log knows; None if the user may not, or no pack serves the topic. Waits for
         a right that was granted a moment ago, until it has a position. Raises GrantsUnavailable.
+        """
+
+
+class RowReader(Protocol):
+    """The rows of topics, as they are in the tables."""
+
+    async def read(self, wanted: Wanted) -> Rows:
+        """The rows, and where the log continues from them. Waits until every change that they contain has a number.
+
+        Raises LogUnavailable, and SnapshotTooLarge.
         """

@@ -19,6 +19,7 @@ from daemon.core.errors import (
     HelloTimeout,
     TooManyTopics,
 )
+from daemon.core.snapshot import Wanted
 from daemon.core.wire import FrameId, Hello, Ping, Subscribe, Unsubscribe
 
 MAX_TOPICS: Final = 128
@@ -48,7 +49,7 @@ class Authenticate:
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """Let the client follow the topic from `since`, or from now, if the user may read it.
+    """Let the client follow the topic from `since`, from a snapshot, or from now, if the user may read it.
 
     If not, answer with `forget` and `fault`.
     """
@@ -56,6 +57,7 @@ class Follow:
     topic: Topic
     since: Position | None
     frame: FrameId | None
+    snapshot: Wanted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,10 @@ class Session:
             return self.fault(AlreadySubscribed(), frame.id)
         if len(self.topics) >= MAX_TOPICS:
             return self.fault(TooManyTopics(MAX_TOPICS), frame.id)
-        self.topics[topic] = Follow(topic, frame.since or self._since, frame.id)
+        if frame.snapshot is not None:
+            self.topics[topic] = Follow(topic, None, frame.id, Wanted(topic, frame.snapshot.limit))
+        else:
+            self.topics[topic] = Follow(topic, frame.since or self._since, frame.id)
         return [self.topics[topic]]
 
     def welcomed(self, user: str, hello: Hello, expires: float) -> None:

@@ -5,12 +5,12 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, from_json, to_json
 
 from daemon.core.change import MAX_TOPIC, RESET_KINDS, TOPIC_PATTERN, Change, Kind, Numbers, Position, Topic
 from daemon.core.close_codes import Close
-from daemon.core.errors import BadFrame, BadJson, BadPosition, ClientFault, UnknownOp
+from daemon.core.errors import BadFrame, BadJson, BadPosition, BadSnapshot, ClientFault, UnknownOp
 
 SUBPROTOCOL: Final = "rowcast.v1"
 
@@ -51,14 +51,35 @@ class Hello(_Frame):
     numbers: Annotated[Numbers | None, Field(strict=False)] = None
 
 
+class SnapshotOptions(BaseModel):
+    """Which rows a snapshot has: of each table those with the `limit` greatest keys, or all."""
+
+    # Ignoring a member would send a client rows that it did not want.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    limit: Annotated[int | None, Field(ge=1, lt=2**31)] = None
+
+
+def _snapshot(value: object, info: ValidationInfo) -> object:
+    if value is None or value is False:
+        return None
+    if info.data.get("since") is not None:
+        raise BadSnapshot
+    if value is True:
+        return SnapshotOptions()
+    if isinstance(value, dict):
+        return value
+    raise BadSnapshot
+
+
 class Subscribe(_Frame):
-    """Follow a topic, from now or from `since` on."""
+    """Follow a topic: from now, or from `since` on, or beginning with a snapshot of its rows."""
 
     op: Literal["subscribe"]
     topic: TopicText
     since: PositionText | None = None
-    # Reserved by the protocol. Ignoring them would send a client rows that it wanted to be filtered out.
-    snapshot: None = None
+    snapshot: Annotated[SnapshotOptions | None, BeforeValidator(_snapshot)] = None
+    # Reserved by the protocol. Ignoring it would send a client rows that it wanted to be filtered out.
     where: None = None
 
 
@@ -151,9 +172,21 @@ def welcome(
     )
 
 
-def subscribed(frame: FrameId | None, topic: Topic, pos: Position) -> bytes:
-    """Every change of the topic after `pos` will be sent."""
-    return _payload("subscribed", id=frame, topic=topic, pos=str(pos))
+def subscribed(frame: FrameId | None, topic: Topic, pos: Position, *, snapshot: bool = False) -> bytes:
+    """Every change of the topic after `pos` will be sent; before that, with `snapshot`, the rows of the topic."""
+    return _payload("subscribed", id=frame, topic=topic, pos=str(pos), snapshot=snapshot or None)
+
+
+def snapshot(topic: Topic, table: str, rows: Sequence[Change], *, omitted: int, more: bool) -> bytes:
+    """Rows of one table, as they were at the position of `subscribed`.
+
+    `omitted`: how many further rows of the table cannot be sent. `more`: it is not the last such frame of the topic.
+    """
+    body = ",".join(f'{{"key":{row.key},"record":{row.record}}}' for row in rows)
+    left_out = f',"omitted":{omitted}' if omitted else ""
+    return (
+        f'{{"op":"snapshot","topic":{_json(topic)},"table":{_name(table)},"rows":[{body}]{left_out},"more":{_json(more)}}}'
+    ).encode()
 
 
 def unsubscribed(frame: FrameId | None, topic: Topic) -> bytes:

@@ -18,6 +18,8 @@ from daemon.core.errors import (
     GrantsUnavailable,
     LogUnavailable,
     NoSuchTopic,
+    SnapshotTooLarge,
+    SnapshotTooSlow,
     TooManyFrames,
     Unavailable,
 )
@@ -34,15 +36,19 @@ from daemon.core.session import (
     Session,
     Unfollow,
 )
+from daemon.core.snapshot import Wanted
 from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
+from daemon.delivery.snapshots import Snapshots
 from daemon.logs import get_logger
 
 log = get_logger()
 
 MAX_QUEUED_FRAMES: Final = 2 * MAX_TOPICS  # frames of one client that wait for an answer: enough to follow everything
 REFUSAL_CHARGE: Final = 20  # frames that a refused subscribe counts as: each one is a question to the database
+SNAPSHOT_CHARGE: Final = 20  # frames that a snapshot counts as
+SNAPSHOT_TIMEOUT: Final = 60.0  # seconds that the peer may take to read one: it stays in memory until then
 HELLO_TIMEOUT: Final = 5.0  # seconds
 STALE_DELAY: Final = 5.0  # seconds that changes may wait for delivery until clients are told that they may be behind
 
@@ -72,6 +78,7 @@ class ClientContext:
     log_reader: LogReader
     replay_reader: ReplayReader
     rights: Rights
+    snapshots: Snapshots
     router: PackRouter
     authenticate: Callable[[str], Claims]
     wait_until_delivered: Callable[[Seq], Coroutine[Any, Any, None]]
@@ -201,6 +208,10 @@ class Client:
         """Write one frame."""
         self._socket.write(self._context.encode(payload))
 
+    def send_encoded(self, frame: bytes) -> None:
+        """Write one frame that is encoded already."""
+        self._socket.write(frame)
+
     async def drained(self) -> None:
         """Wait until the peer has taken most of what was sent."""
         await self._socket.drained()
@@ -208,6 +219,11 @@ class Client:
     def join(self, topic: Topic) -> None:
         """The topic is at the head: follow it live."""
         self._context.hub.follow(topic, self)
+
+    def too_slow(self, topic: Topic) -> None:
+        """See ReplayTarget."""
+        follow = self._session.topics[topic]
+        self._refuse(follow, SnapshotTooSlow())
 
     async def readable_topics(self) -> dict[Topic, Seq]:
         """See ReplayTarget."""
@@ -313,6 +329,8 @@ class Client:
             if start is None:
                 self._socket.charge(REFUSAL_CHARGE)
                 self._refuse(follow, NoSuchTopic())
+            elif follow.snapshot is not None:
+                await self._begin_with_snapshot(follow, follow.snapshot, start)
             elif follow.since is None:
                 self._follow_live(follow)
             else:
@@ -343,6 +361,32 @@ class Client:
             self._replay.add(follow.topic, position.seq)
         else:
             self._context.hub.follow(follow.topic, self)
+
+    async def _begin_with_snapshot(self, follow: Follow, wanted: Wanted, start: Seq) -> None:
+        """Send the rows of a topic, then replay it from there. The user may read the topic from `start` on."""
+        hub = self._context.hub
+        self._socket.charge(SNAPSHOT_CHARGE)
+        while True:
+            discontinuity = hub.discontinuity
+            try:
+                snapshot = await self._context.snapshots.take(wanted, self.numbers, start)
+            except SnapshotTooLarge as fault:
+                if self._is_current(follow):
+                    metrics.ERRORS.labels(code=fault.code).inc()
+                    self._refuse(follow, fault)
+                return
+            if hub.discontinuity is discontinuity:
+                break
+            readable_from = await self._readable_from(follow)
+            if readable_from is None:
+                self._refuse(follow, NoSuchTopic())
+                return
+            start = readable_from
+        if not self._is_current(follow):
+            return  # revoked, or left, meanwhile
+        self.send(wire.subscribed(follow.frame, follow.topic, snapshot.position, snapshot=True))
+        deadline = asyncio.get_running_loop().time() + SNAPSHOT_TIMEOUT
+        self._running_replay(snapshot.discontinuity).add_snapshot(follow.topic, snapshot, deadline)
 
     async def _resume(self, follow: Follow, since: Position, start: Seq) -> None:
         """Replay a topic from `since` if the log can prove that nothing is missing; else reset it to the head.

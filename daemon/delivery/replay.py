@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from daemon.core.errors import LogTruncated, LogUnavailable
 from daemon.core.hub import Discontinuity, Hub
 from daemon.core.ports import Batch, LogReader
 from daemon.delivery.pack_router import PackRouter
+from daemon.delivery.snapshots import Snapshot
 from daemon.logs import get_logger
 
 log = get_logger()
@@ -28,6 +30,9 @@ class ReplayTarget(Protocol):
     def send(self, payload: bytes) -> None:
         """Send this frame."""
 
+    def send_encoded(self, frame: bytes) -> None:
+        """Send a frame that is encoded already."""
+
     async def drained(self) -> None:
         """Wait until the peer has taken most of what was sent."""
 
@@ -39,6 +44,20 @@ class ReplayTarget(Protocol):
 
     def join(self, topic: Topic) -> None:
         """The topic is at the head: follow it live."""
+
+    def too_slow(self, topic: Topic) -> None:
+        """The snapshot of the topic was not taken in time: the topic is not replayed any more."""
+
+
+class _Sending:
+    """A snapshot on its way. Its frames are dropped as they are sent; `deadline` is on the loop's clock."""
+
+    __slots__ = ("deadline", "frames", "snapshot")
+
+    def __init__(self, snapshot: Snapshot, deadline: float) -> None:
+        self.snapshot = snapshot
+        self.deadline = deadline
+        self.frames = deque(snapshot.frames)
 
 
 class ReplayReader(Protocol):
@@ -76,6 +95,9 @@ class Replay:
 
     They join together: a client never gets a change of one topic before an older one of another. Topics may be added
     and removed while the replay runs. It holds at most one read of `limit` changes in memory.
+
+    A topic may begin with a snapshot of its rows. The changes that the rows contain are left out of what follows:
+    those of transactions that the snapshot shows. All of them have been numbered, so no live change is one.
     """
 
     __slots__ = (
@@ -86,6 +108,7 @@ class Replay:
         "_places",
         "_router",
         "_sent_positions",
+        "_snapshots",
         "_target",
         "sent",
         "task",
@@ -111,6 +134,7 @@ class Replay:
         self._limit = limit
         self._discontinuity = discontinuity
         self._places: dict[Topic, Seq] = {}  # where each topic is
+        self._snapshots: dict[Topic, _Sending] = {}  # what some topics begin with
         self._sent_positions: dict[Topic, Seq] = {}  # the `prev` of each topic's next frame, if that is not its place
 
     def __contains__(self, topic: object) -> bool:
@@ -128,15 +152,22 @@ class Replay:
         if last_frame is not None:
             self._sent_positions[topic] = last_frame
 
+    def add_snapshot(self, topic: Topic, snapshot: Snapshot, deadline: float) -> None:
+        """Send a snapshot of a topic, until `deadline` on the loop's clock, and replay the topic from there."""
+        self._snapshots[topic] = _Sending(snapshot, deadline)
+        self.add(topic, snapshot.position.seq)
+
     def discard(self, topic: Topic) -> None:
         """Send nothing more of this topic."""
         self._places.pop(topic, None)
         self._sent_positions.pop(topic, None)
+        self._snapshots.pop(topic, None)
 
     def stop(self) -> None:
         """Send nothing more, and cancel the task."""
         self._places.clear()
         self._sent_positions.clear()
+        self._snapshots.clear()
         if self.task is not None:
             self.task.cancel()
             self.task = None
@@ -148,6 +179,8 @@ class Replay:
             # From here to the joining nothing is awaited: there is neither a gap nor a repeat.
             if self._hub.discontinuity is not self._discontinuity:
                 await self._restart()
+                continue
+            if self._send_page():
                 continue
             upto = self._hub.position.seq
             if all(place >= upto for place in self._places.values()):
@@ -162,6 +195,19 @@ class Replay:
         if self._hub.discontinuity is discontinuity:
             self._reset_all(discontinuity.reason, discontinuity.position, rights)
             self._discontinuity = discontinuity
+
+    def _send_page(self) -> bool:
+        """Send the next frame of a snapshot; False if all have been sent."""
+        for topic, sending in self._snapshots.items():
+            if not sending.frames:
+                continue
+            if asyncio.get_running_loop().time() > sending.deadline:
+                self.discard(topic)
+                self._target.too_slow(topic)
+            else:
+                self._target.send_encoded(sending.frames.popleft())
+            return True
+        return False
 
     def _join(self) -> None:
         for topic in self:
@@ -201,11 +247,15 @@ class Replay:
             last = run[-1]
             if last.kind in RESET_KINDS:
                 for covered in self._router.topics_to_reset(last, reading):
-                    if reading[covered] < last.seq:
+                    if reading[covered] < last.seq and not all(self._is_contained(covered, change) for change in run):
                         frames.append((covered, self._reset(covered, last)))
                         self._sent_positions[covered] = last.seq
             # A topic whose place is further on has been sent some of this already.
-            elif topic in reading and (fresh := [change for change in run if change.seq > reading[topic]]):
+            elif topic in reading and (
+                fresh := [
+                    change for change in run if change.seq > reading[topic] and not self._is_contained(topic, change)
+                ]
+            ):
                 # A topic that was left and requested again from the same place has no last frame.
                 prev = Position(self._hub.position.epoch, self._sent_positions.get(topic, reading[topic]))
                 if self._target.numbers is Numbers.STRING:
@@ -215,8 +265,16 @@ class Replay:
                 self.sent += len(fresh)
         return frames
 
+    def _is_contained(self, topic: Topic, change: Change) -> bool:
+        """Whether the snapshot that the topic began with contains the change."""
+        sending = self._snapshots.get(topic)
+        if sending is None or change.seq > sending.snapshot.upto:
+            return False
+        return sending.snapshot.visible.shows(change)
+
     def _reset_all(self, reason: str, position: Position, rights: Mapping[Topic, Seq]) -> None:
         """Reset every topic: what lies before this position, or before the right began, cannot be sent."""
+        self._snapshots.clear()
         for topic in self:
             seq = max(position.seq, Seq(rights.get(topic, Seq(0)) - 1))
             self._target.send(wire.reset(topic, reason, Position(position.epoch, seq)))

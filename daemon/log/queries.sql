@@ -417,6 +417,46 @@ cross join lateral (
         ) as pending
 ) as known;
 
+-- name: snapshot_position
+-- What the transaction of a snapshot shows of the log: the newest number is where the stream continues. The floor stands
+-- for it if the log is empty. Of what the transaction shows, `pending` events have no number yet: they belong to
+-- transactions that the newest batch did not see.
+with newest as materialized (
+    select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1
+)
+select pg_current_snapshot()::text as visible,
+       (select t.epoch from rowcast.terms as t order by t.term desc limit 1) as epoch,
+       coalesce((select max(l.seq) from rowcast.log as l), rowcast.log_floor()) as seq,
+       exists (
+           select from newest as n join rowcast.events as e on e.xid >= pg_snapshot_xmax(n.snapshot)
+           union all
+           select from newest as n cross join lateral pg_snapshot_xip(n.snapshot) as x (xid)
+           join rowcast.events as e on e.xid = x.xid
+       ) as pending,
+       set_config('statement_timeout', '30s', true);
+
+-- name: numbered_upto
+-- The newest number, once all that a snapshot shows has one; null before that.
+-- $1 snapshot text
+with newest as materialized (
+    select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1
+)
+select case when not exists (
+    select from newest as n join rowcast.events as e on e.xid >= pg_snapshot_xmax(n.snapshot)
+    where pg_visible_in_snapshot(e.xid, $1::text::pg_snapshot)
+    union all
+    select from newest as n cross join lateral pg_snapshot_xip(n.snapshot) as x (xid)
+    join rowcast.events as e on e.xid = x.xid
+    where pg_visible_in_snapshot(e.xid, $1::text::pg_snapshot)
+) then coalesce((select max(l.seq) from rowcast.log as l), rowcast.log_floor()) end;
+
+-- name: snapshot_functions
+-- The functions that read the rows of the watched tables of a schema.
+-- $1 schema text
+select w.table_name, w.model, format('select s.key, s.record from rowcast.%I($1, $2) as s', w.snapshot_name) as statement
+from rowcast.watched as w
+where w.schema_name = $1 and w.function_name is not null and w.snapshot_name is not null order by w.id;
+
 -- name: store_dead_letters
 -- Every daemon reads the log and finds the same invalid change; one dead letter is enough.
 -- $1 seq bigint   $2 pack text   $3 reason text

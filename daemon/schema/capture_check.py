@@ -27,6 +27,8 @@ _PROBLEMS: Final = {
     "function_missing": ("its capture function {place} is missing", REAPPLY),
     "function_altered": ("its capture function {place} differs from what rowcast.watch() created", _RECREATE),
     "function_owner": ("its capture function {place} is not owned by rowcast_capture", _RECREATE),
+    "snapshot_missing": ("the function that reads it for snapshots is missing", REAPPLY),
+    "snapshot_altered": ("its snapshot function {place} differs from what rowcast.watch() created", _RECREATE),
     "missing": (_TRIGGER + "is missing", REAPPLY),
     "disabled": (_TRIGGER + "is disabled", REAPPLY),
     "replica": (_TRIGGER + "fires in replica mode only", REAPPLY),

@@ -15,7 +15,7 @@ with space as (
     select d.classid, d.objid from pg_depend as d where d.deptype = 'e'
 ), capture as (
     select p.oid from pg_proc as p
-    where p.proname ~ '^capture_[0-9]+_'
+    where p.proname ~ '^(capture|snapshot)_[0-9]+_'
       and exists (select from pg_class as c where c.relnamespace = p.pronamespace and c.relname = 'watched')
 ), relation as (
     select format('%I.%I', s.name, c.relname) as name, c.*,
@@ -312,7 +312,7 @@ with space as (
                   pg_get_function_identity_arguments(p.oid)),
            null, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
     from pg_proc as p join space as s on s.oid = p.pronamespace
-    where not (p.proname ~ '^capture_[0-9]+_'
+    where not (p.proname ~ '^(capture|snapshot)_[0-9]+_'
                and exists (select from pg_class as c where c.relnamespace = s.oid and c.relname = 'watched'))
 )
 select a.object, a.target, a.column_name,
@@ -327,7 +327,8 @@ order by a.object, 4;
 -- The tables of a schema that are watched, and how. `the_rowcast` is the schema with the table `watched`.
 -- $1 schema, text
 select format('%I.%I', w.schema_name, w.table_name) as name, w.topic, w.columns::text as columns, w.key::text as key,
-       coalesce(w.soft_delete, 'none') as soft_delete, coalesce(w.revokes, 'none') as revokes, w.pack, w.model
+       coalesce(w.soft_delete, 'none') as soft_delete, coalesce(w.revokes, 'none') as revokes,
+       coalesce(w.rows, 'none') as rows, w.pack, w.model
 from the_rowcast.watched as w
 where w.schema_name = $1 and w.function_name is not null
 order by w.table_name;
@@ -366,12 +367,14 @@ create table the_schema.alembic_version (
 );
 
 -- name: captures
--- The watched tables, and the bodies and settings of their capture functions.
+-- The watched tables, and the bodies and settings of the functions that capture and read them.
 select w.id, format('%I.%I', w.schema_name, w.table_name) as name, quote_ident(w.schema_name) as schema_name,
        quote_ident(w.table_name) as table_name, w.topic, w.columns::text [] as columns, w.key::text [] as key, w.soft_delete,
-       w.revokes, w.pack, w.model, w.per_row, w.on_error, p.prosrc || p.proconfig::text as body
+       w.revokes, w.pack, w.model, w.per_row, w.on_error, w.rows,
+       concat(p.prosrc, p.proconfig, s.prosrc, s.proconfig) as body
 from rowcast.watched as w
 join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0
+left join pg_proc as s on s.pronamespace = 'rowcast'::regnamespace and s.proname = w.snapshot_name
 where to_regclass(format('%I.%I', w.schema_name, w.table_name)) is not null
 order by 2;
 
@@ -405,11 +408,13 @@ select setval(pg_get_serial_sequence('the_rowcast.watched', 'id'), $1, false);
 -- name: watch
 -- $1 table
 select the_rowcast.watch(
-    $1::text::regclass, $2, $3::text [], $4::text [], $5, $6, pack => $7, model => $8, per_row => $9, on_error => $10
+    $1::text::regclass, $2, $3::text [], $4::text [], $5, $6, pack => $7, model => $8, per_row => $9, on_error => $10,
+    rows => $11
 );
 
 -- name: captured_body
 -- $1 id
-select p.prosrc || p.proconfig::text from the_rowcast.watched as w
+select concat(p.prosrc, p.proconfig, s.prosrc, s.proconfig) from the_rowcast.watched as w
 join pg_proc as p on p.pronamespace = 'the_rowcast'::regnamespace and p.proname = w.function_name
+join pg_proc as s on s.pronamespace = 'the_rowcast'::regnamespace and s.proname = w.snapshot_name
 where w.id = $1;

@@ -118,10 +118,13 @@ order by 1;
 -- it.
 with watched as (
     select format('%I.%I', w.schema_name, w.table_name) as name, w.per_row, w.function_name, w.definition,
+           w.snapshot_name, w.snapshot_definition,
            (select c.oid from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
             where (n.nspname, c.relname) = (w.schema_name, w.table_name) and c.relkind in ('r', 'p')) as relation,
            (select p.oid from pg_proc as p
-            where p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0) as function
+            where p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0) as function,
+           (select p.oid from pg_proc as p
+            where p.pronamespace = 'rowcast'::regnamespace and p.proname = w.snapshot_name and p.pronargs = 2) as snapshot
     from rowcast.watched as w where w.function_name is not null
 ), target as (
     -- A statement trigger fires for the table that the statement names, so partitions need their own.
@@ -152,6 +155,16 @@ from watched as w where w.relation is null
 union all
 select w.name, 'function_missing', format('rowcast.%I', w.function_name), '', false
 from watched as w where w.relation is not null and w.function is null
+union all
+select w.name, 'snapshot_missing', coalesce(format('rowcast.%I', w.snapshot_name), ''), '', false
+from watched as w where w.relation is not null and w.snapshot is null
+union all
+select w.name, 'snapshot_altered', format('rowcast.%I', w.snapshot_name), '', false
+from watched as w
+join pg_proc as p on p.oid = w.snapshot
+join pg_language as l on l.oid = p.prolang
+where l.lanname <> 'sql' or not p.prosecdef or md5(p.prosrc || p.proconfig::text) is distinct from w.snapshot_definition
+   or p.proowner <> (select f.proowner from pg_proc as f where f.oid = w.function)
 union all
 select w.name, 'function_altered', format('rowcast.%I', w.function_name), '', false
 from watched as w

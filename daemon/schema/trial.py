@@ -54,7 +54,9 @@ async def _capture(scratch: Scratch, watched: asyncpg.Record) -> str:
             await connection.execute(row["statement"])
         await _call(connection, rowcast, "next_watch", watched["id"])
         how = (watched[name] for name in ("topic", "columns", "key", "soft_delete", "revokes", "pack", "model"))
-        await _call(connection, rowcast, "watch", copy, *how, watched["per_row"], watched["on_error"])
+        await _call(
+            connection, rowcast, "watch", copy, *how, watched["per_row"], watched["on_error"], watched["rows"]
+        )
         body = await _call(connection, rowcast, "captured_body", watched["id"])
     finally:
         await transaction.rollback()

@@ -226,6 +226,9 @@ class BaseRowcastSettings(BaseSettings):
         description="largest transaction delivered change by change, in bytes of its records; a larger one sends "
         "`reset`",
     )
+    snapshot_rows: Count = Field(
+        10_000, description="maximum number of rows in a snapshot; a topic that has more needs `limit`"
+    )
     recent_bytes: int = Field(
         32 * 1024 * 1024,
         ge=0,

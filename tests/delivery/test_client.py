@@ -17,11 +17,13 @@ from daemon.core.ports import Grants
 from daemon.delivery.client import Client, ClientContext
 from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
+from daemon.delivery.snapshots import Snapshots
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Pool, connect
 from tests.delivery.versions import ONE, SERVED, THREE, TWO, GatedLog, a_hub, versions
 from tests.gateway.peers import until
 from tests.support.postgres import Server
+from tests.support.rows import NoRows
 
 LIMIT = 1000  # bytes that may be queued
 
@@ -124,6 +126,7 @@ class ClientHarness:
             log_reader=log_reader,
             replay_reader=replay_reader or log_reader,
             rights=Rights(hub, grants or AllowAll(), self._is_delivered),
+            snapshots=Snapshots(NoRows(), hub, SERVED, lambda payload: payload + b"\n", self._is_delivered),
             router=SERVED,
             authenticate=lambda _: Claims(),
             wait_until_delivered=self._is_delivered,

@@ -37,6 +37,12 @@ class Recorder:
     def send(self, payload: bytes) -> None:
         self.frames.append(json.loads(payload))
 
+    def send_encoded(self, frame: bytes) -> None:
+        self.frames.append(json.loads(frame))
+
+    def too_slow(self, topic: Topic) -> None:
+        raise AssertionError(topic)
+
     async def drained(self) -> None:
         """Return at once."""
 

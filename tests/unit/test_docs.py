@@ -138,8 +138,12 @@ def server_frames() -> Iterator[str]:
             case ast.Call(func=ast.Name(id="_payload"), args=[ast.Constant(value=str() as op)], keywords=keywords):
                 yield row(f"`{op}`", members([word.arg for word in keywords if word.arg]))
     change = Change(Seq(1), "1", "", "app", "rows", Topic("t"), Kind.DELETE, "{}", None)
-    frame = json.loads(wire.changes(change.topic, Position("e", Seq(0)), [change]))
-    yield row(f"`{frame.pop('op')}`", members(list(frame)))
+    for payload in (
+        wire.snapshot(change.topic, change.table, [], omitted=1, more=False),
+        wire.changes(change.topic, Position("e", Seq(0)), [change]),
+    ):
+        frame = json.loads(payload)
+        yield row(f"`{frame.pop('op')}`", members(list(frame)))
 
 
 def rows_in_guide(guide: Path, heading: str, columns: int | None) -> list[str]:

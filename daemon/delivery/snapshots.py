@@ -1,0 +1,147 @@
+"""Snapshots for clients: the frames with a topic's rows, read once for all who ask at the same moment."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from daemon import metrics
+from daemon.core import wire
+from daemon.core.change import Change, Kind, Numbers, Position, Seq, Topic
+from daemon.core.errors import LogUnavailable
+from daemon.core.hub import Discontinuity, Hub
+from daemon.core.ports import Encode, RowReader
+from daemon.core.snapshot import Rows, Visible, Wanted
+from daemon.delivery.pack_router import PackRouter
+from daemon.logs import get_logger
+
+log = get_logger()
+
+MAX_CONCURRENT_READS: Final = 2  # of the database; the others wait
+MAX_PAGE: Final = 256 * 1024  # bytes of records in one frame, unless a single one is larger
+SHARED_FOR: Final = 1.0  # seconds for which a snapshot that was read serves others who ask for the same
+ATTEMPTS: Final = 3  # to read a snapshot from which the stream can be continued
+CHUNK: Final = 200  # rows that are validated before other clients get their turn
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The frames of a snapshot, and how the stream continues from it.
+
+    The hub has delivered everything up to `upto` since `discontinuity`: until there, changes that `visible` shows are
+    left out of the stream, because the rows contain them.
+    """
+
+    position: Position
+    visible: Visible
+    upto: Seq
+    frames: Sequence[bytes]
+    discontinuity: Discontinuity
+
+
+class Snapshots:
+    """Reads snapshots for the clients of one hub.
+
+    One that is being read, or was read less than SHARED_FOR seconds ago, also serves others who ask for the same: a
+    crowd costs the database few reads. It is right for all whose right began before it: changes since then follow in
+    the stream.
+    """
+
+    def __init__(
+        self,
+        reader: RowReader,
+        hub: Hub,
+        router: PackRouter,
+        encode: Encode,
+        wait_until_delivered: Callable[[Seq], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._reader = reader
+        self._hub = hub
+        self._router = router
+        self._encode = encode
+        self._wait_until_delivered = wait_until_delivered
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_READS)
+        self._reads: dict[tuple[Wanted, Numbers], asyncio.Task[Snapshot]] = {}
+
+    async def take(self, wanted: Wanted, numbers: Numbers, start: Seq) -> Snapshot:
+        """A snapshot for a user who may read the topic from `start` on. Raises LogUnavailable and SnapshotTooLarge.
+
+        When this returns, the hub has delivered every change that the snapshot contains, so it knows every right that
+        had ended by then.
+        """
+        for _ in range(ATTEMPTS):
+            task = self._reads.get((wanted, numbers)) or self._begin(wanted, numbers)
+            snapshot = await asyncio.shield(task)
+            hub = self._hub
+            is_continuous = (
+                snapshot.discontinuity is hub.discontinuity and snapshot.position.epoch == hub.position.epoch
+            )
+            if is_continuous and snapshot.position.seq >= start:
+                metrics.SNAPSHOTS.inc()
+                return snapshot
+            if self._reads.get((wanted, numbers)) is task:
+                del self._reads[wanted, numbers]
+        raise LogUnavailable("the log has not settled yet")
+
+    def _begin(self, wanted: Wanted, numbers: Numbers) -> asyncio.Task[Snapshot]:
+        loop = asyncio.get_running_loop()
+        task = self._reads[wanted, numbers] = loop.create_task(self._read(wanted, numbers))
+
+        def forget() -> None:
+            if self._reads.get((wanted, numbers)) is task:
+                del self._reads[wanted, numbers]
+
+        def ended(task: asyncio.Task[Snapshot]) -> None:
+            if task.cancelled() or task.exception() is not None:  # looked at, also if nobody waits for it any more
+                forget()
+            else:
+                loop.call_later(SHARED_FOR, forget)
+
+        task.add_done_callback(ended)
+        return task
+
+    async def _read(self, wanted: Wanted, numbers: Numbers) -> Snapshot:
+        async with self._slots:
+            discontinuity = self._hub.discontinuity
+            with metrics.SNAPSHOT_SECONDS.time():
+                rows = await self._reader.read(wanted)
+        await self._wait_until_delivered(rows.upto)
+        frames = await self._frames(wanted.topic, rows, numbers)
+        metrics.SNAPSHOT_ROWS.inc(len(rows.rows))
+        return Snapshot(rows.position, rows.visible, rows.upto, frames, discontinuity)
+
+    async def _frames(self, topic: Topic, rows: Rows, numbers: Numbers) -> list[bytes]:
+        """At least one frame for each table."""
+        valid: dict[str, list[Change]] = {table: [] for table in rows.omitted}
+        omitted = Counter(rows.omitted)
+        for first in range(0, len(rows.rows), CHUNK):
+            sendable, invalid = self._router.validate(rows.rows[first : first + CHUNK])
+            for row in sendable:
+                if row.kind is Kind.INSERT:  # else it stands for one that is invalid
+                    is_exact = numbers is Numbers.STRING
+                    valid[row.table].append(self._router.with_exact_numbers(row) if is_exact else row)
+            for row, _, reason in invalid:
+                omitted[row.table] += 1
+                log.warning("snapshot_incomplete", table=row.table, reason=reason)
+            await asyncio.sleep(0)
+        pages = [(table, page) for table, of_table in valid.items() for page in _pages(of_table)]
+        frames = list[bytes]()
+        for place, (table, page) in enumerate(pages, 1):
+            payload = wire.snapshot(topic, table, page, omitted=omitted.pop(table, 0), more=place < len(pages))
+            frames.append(self._encode(payload))
+            await asyncio.sleep(0)
+        return frames
+
+
+def _pages(rows: Sequence[Change]) -> list[list[Change]]:
+    """The rows in pages of at most MAX_PAGE bytes, or one row; at least one page."""
+    pages: list[list[Change]] = [[]]
+    size = 0
+    for row in rows:
+        size += len(row.key) + len(row.record or "")
+        if size > MAX_PAGE and pages[-1]:
+            pages.append([])
+            size = len(row.key) + len(row.record or "")
+        pages[-1].append(row)
+    return pages

@@ -1,5 +1,6 @@
 """All packs at once: one database with their sample data, one daemon, and a live client for each pack."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -91,6 +92,45 @@ async def test_every_pack_publishes_to_its_own_client_only(filled: str, sql: Con
         "disclosure": {"secrets"},
         "email_unsubscribe": {"allow_list"},
     } == tables
+
+
+# What the log says is in each topic of a schema: the last version of each row.
+LATEST = """
+select c.topic, c.table_name, c.key, c.record
+from (
+    select distinct on (topic, table_name, key) * from rowcast.changes order by topic, table_name, key, seq desc
+) as c
+where c.schema_name = $1 and c.kind in ('insert', 'update', 'restore')
+"""
+
+
+async def test_a_snapshot_of_every_topic_is_what_the_log_says(filled: str, sql: Connection) -> None:
+    shown = set()
+    async with daemon_process(filled, "--pack", "all") as daemon:
+        for pack in bundled():
+            [text] = statements(load(packs=(pack,)), "demo_users.sql")
+            users = [str(row["id"]) for row in await sql.fetch(text)]
+            rows = await sql.fetch(LATEST, pack)
+            for user in users:
+                async with daemon.client(user) as client:
+                    for topic in sorted({row["topic"] for row in rows}):
+                        frames = [await client.subscribe(topic, snapshot=True)]
+                        if "error" == frames[0]["op"]:
+                            continue
+                        frames = await client.until("resumed")
+                        assert {"snapshot", "resumed"} == {frame["op"] for frame in frames}
+                        found = [(frame["table"], row) for frame in frames[:-1] for row in frame["rows"]]
+                        known = [
+                            (row["table_name"], {part: json.loads(row[part]) for part in ("key", "record")})
+                            for row in rows
+                            if row["topic"] == topic
+                        ]
+                        assert sorted(known, key=str) == sorted(found, key=str)
+                        shown |= {(pack, table) for table, _ in found}
+                        await client.say(op="unsubscribe", topic=topic)
+                        await client.until("unsubscribed")
+    watched = await sql.fetch("select schema_name, table_name from rowcast.watched")
+    assert {tuple(row.values()) for row in watched} == shown
 
 
 async def test_each_pack_can_be_rolled_back_while_the_others_stay(filled: str, sql: Connection) -> None:

@@ -163,8 +163,9 @@ select w.name, 'snapshot_altered', format('rowcast.%I', w.snapshot_name), '', fa
 from watched as w
 join pg_proc as p on p.oid = w.snapshot
 join pg_language as l on l.oid = p.prolang
+join pg_class as own on own.oid = 'rowcast.watched'::regclass
 where l.lanname <> 'sql' or not p.prosecdef or md5(p.prosrc || p.proconfig::text) is distinct from w.snapshot_definition
-   or p.proowner <> (select f.proowner from pg_proc as f where f.oid = w.function)
+   or p.proowner <> to_regrole('rowcast_capture') and pg_has_role(own.relowner, to_regrole('rowcast_capture'), 'member')
 union all
 select w.name, 'function_altered', format('rowcast.%I', w.function_name), '', false
 from watched as w

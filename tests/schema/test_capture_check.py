@@ -143,6 +143,19 @@ async def test_a_capture_function_with_another_owner_is_reported(tables: Connect
     assert [] == await problems(tables)
 
 
+async def test_a_snapshot_function_that_is_missing_or_altered_is_reported_and_mended(tables: Connection) -> None:
+    function = (await capture_function(tables, "notes")).replace("capture_", "snapshot_")
+    altered = f"its snapshot function {function} differs from what rowcast.watch() created"
+    await tables.execute(f"alter function {function} reset timezone")
+    assert [f"app.notes: {altered}: {RECREATE}"] == await problems(tables)
+    await recreate_capture_of_notes(tables)
+    assert [] == await problems(tables)
+    await tables.execute(f"drop function {function}")
+    assert [f"app.notes: the function that reads it for snapshots is missing: {REAPPLY}"] == await problems(tables)
+    await tables.execute("select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id}')")
+    assert [] == await problems(tables)
+
+
 async def test_a_dropped_capture_function_is_reported_once(tables: Connection) -> None:
     function = await capture_function(tables, "notes")
     await tables.execute(f"drop function {function} cascade")

@@ -42,7 +42,7 @@ TABLES = """
 FUNCTIONS = """
     select format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) as name, p.*
     from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
-    where n.nspname = $1 and p.proname !~ '^capture_[0-9]'
+    where n.nspname = $1 and p.proname !~ '^(capture|snapshot)_[0-9]'
 """
 TRIGGERS = """
     select g.tgname, t.name from pg_trigger as g join (TABLES) as t on t.oid = g.tgrelid

@@ -216,7 +216,6 @@ def _build(
     router = PackRouter(packs)
     hub = Hub(encode, router.with_exact_numbers)
     log_reader = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
-    row_reader = PgRowReader(pool, router.schema_of, settings.snapshot_rows, settings.transaction_bytes)
     log_cache = LogCache(log_reader, settings.recent_bytes)
     events, numbers = asyncio.Event(), asyncio.Event()
     pump = Pump(
@@ -240,7 +239,7 @@ def _build(
         log_reader=log_cache,
         replay_reader=RetryingLogReader(log_cache, pump.readable.wait),
         rights=Rights(hub, PgGrants(pool, router.schema_of), pump.wait_until_delivered),
-        snapshots=Snapshots(row_reader, hub, router, encode, pump.wait_until_delivered),
+        snapshots=_snapshots(settings, pool, hub, router, pump),
         router=router,
         authenticate=Authenticator(settings.require_secret()).verify,
         wait_until_delivered=pump.wait_until_delivered,
@@ -257,6 +256,12 @@ def _build(
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits)
     return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, scheduler, readiness)
+
+
+def _snapshots(settings: Settings, pool: Pool, hub: Hub, router: PackRouter, pump: Pump) -> Snapshots:
+    largest = settings.transaction_bytes
+    reader = PgRowReader(pool, router.schema_of, settings.snapshot_rows, largest)
+    return Snapshots(reader, hub, router, encode, pump.wait_until_delivered, max_bytes=4 * largest)
 
 
 def _readiness(

@@ -139,7 +139,7 @@ class SnapshotTooLarge(ClientFault):
 
 
 class SnapshotTooSlow(ClientFault):
-    """The snapshot was not read in time: ask for fewer rows, with "limit"."""
+    """The snapshot was not read in time: ask again, or for fewer rows, with "limit"."""
 
     code = "too_slow"
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
@@ -50,14 +49,14 @@ class ReplayTarget(Protocol):
 
 
 class _Sending:
-    """A snapshot on its way. Its frames are dropped as they are sent; `deadline` is on the loop's clock."""
+    """A snapshot on its way, of which so many frames have been `sent`. `deadline` is on the loop's clock."""
 
-    __slots__ = ("deadline", "frames", "snapshot")
+    __slots__ = ("deadline", "sent", "snapshot")
 
     def __init__(self, snapshot: Snapshot, deadline: float) -> None:
         self.snapshot = snapshot
         self.deadline = deadline
-        self.frames = deque(snapshot.frames)
+        self.sent = 0
 
 
 class ReplayReader(Protocol):
@@ -199,13 +198,15 @@ class Replay:
     def _send_page(self) -> bool:
         """Send the next frame of a snapshot; False if all have been sent."""
         for topic, sending in self._snapshots.items():
-            if not sending.frames:
+            frames = sending.snapshot.frames
+            if frames is not None and sending.sent == len(frames):
                 continue
-            if asyncio.get_running_loop().time() > sending.deadline:
+            if frames is None or asyncio.get_running_loop().time() > sending.deadline:
                 self.discard(topic)
                 self._target.too_slow(topic)
             else:
-                self._target.send_encoded(sending.frames.popleft())
+                self._target.send_encoded(frames[sending.sent])
+                sending.sent += 1
             return True
         return False
 

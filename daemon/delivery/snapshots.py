@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import ref
 
 from daemon import metrics
 from daemon.core import wire
@@ -25,19 +26,24 @@ ATTEMPTS: Final = 3  # to read a snapshot from which the stream can be continued
 CHUNK: Final = 200  # rows that are validated before other clients get their turn
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Snapshot:
     """The frames of a snapshot, and how the stream continues from it.
 
     The hub has delivered everything up to `upto` since `discontinuity`: until there, changes that `visible` shows are
-    left out of the stream, because the rows contain them.
+    left out of the stream, because the rows contain them. `frames` is None once it gave way to newer ones.
     """
 
     position: Position
     visible: Visible
     upto: Seq
-    frames: Sequence[bytes]
+    frames: Sequence[bytes] | None
     discontinuity: Discontinuity
+
+    @property
+    def size(self) -> int:
+        """The bytes of the frames."""
+        return sum(map(len, self.frames or ()))
 
 
 class Snapshots:
@@ -45,7 +51,8 @@ class Snapshots:
 
     One that is being read, or was read less than SHARED_FOR seconds ago, also serves others who ask for the same: a
     crowd costs the database few reads. It is right for all whose right began before it: changes since then follow in
-    the stream.
+    the stream. While clients read them, snapshots are in memory: if that takes more than `max_bytes`, the oldest
+    gives way, and whoever has not read it must ask again.
     """
 
     def __init__(
@@ -55,12 +62,15 @@ class Snapshots:
         router: PackRouter,
         encode: Encode,
         wait_until_delivered: Callable[[Seq], Coroutine[Any, Any, None]],
+        max_bytes: int = 2**27,
     ) -> None:
         self._reader = reader
         self._hub = hub
         self._router = router
         self._encode = encode
         self._wait_until_delivered = wait_until_delivered
+        self._max_bytes = max_bytes
+        self._held: list[ref[Snapshot]] = []  # the oldest first
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_READS)
         self._reads: dict[tuple[Wanted, Numbers], asyncio.Task[Snapshot]] = {}
 
@@ -77,7 +87,7 @@ class Snapshots:
             is_continuous = (
                 snapshot.discontinuity is hub.discontinuity and snapshot.position.epoch == hub.position.epoch
             )
-            if is_continuous and snapshot.position.seq >= start:
+            if is_continuous and snapshot.position.seq >= start and snapshot.frames is not None:
                 metrics.SNAPSHOTS.inc()
                 return snapshot
             if self._reads.get((wanted, numbers)) is task:
@@ -109,7 +119,20 @@ class Snapshots:
         await self._wait_until_delivered(rows.upto)
         frames = await self._frames(wanted.topic, rows, numbers)
         metrics.SNAPSHOT_ROWS.inc(len(rows.rows))
-        return Snapshot(rows.position, rows.visible, rows.upto, frames, discontinuity)
+        snapshot = Snapshot(rows.position, rows.visible, rows.upto, frames, discontinuity)
+        self._hold(snapshot)
+        return snapshot
+
+    def _hold(self, snapshot: Snapshot) -> None:
+        """Keep account of a new snapshot. If there is too little room, the oldest ones that are in use give way."""
+        held = [known for reference in self._held if (known := reference()) is not None and known.frames is not None]
+        held.append(snapshot)
+        size = sum(known.size for known in held)
+        while size > self._max_bytes and len(held) > 1:
+            oldest = held.pop(0)
+            size -= oldest.size
+            oldest.frames = None
+        self._held = [ref(known) for known in held]
 
     async def _frames(self, topic: Topic, rows: Rows, numbers: Numbers) -> list[bytes]:
         """At least one frame for each table."""

@@ -58,6 +58,10 @@ _PROBLEMS: Final = {
         "row security applies to rowcast_capture, which reads it: writes that need that fail",
         "alter role rowcast_capture bypassrls, or disable row security for it",
     ),
+    "rows": (
+        "each snapshot of a topic reads all of this large table",
+        "call rowcast.watch() for it with `rows`, a condition on `r` and `topic` that an index can answer",
+    ),
     "unlogged": (
         "it is unlogged: a crash of Postgres empties it, and clients hear nothing of that",
         "alter table {name} set logged",
@@ -66,7 +70,7 @@ _PROBLEMS: Final = {
 _UNKNOWN: Final = (asyncpg.InsufficientPrivilegeError, asyncpg.LockNotAvailableError)
 """Why an expression cannot be judged: this role may not see what it reads, or somebody is changing that."""
 
-_NOTES: Final = {"unlogged"}  # what may be so on purpose
+_NOTES: Final = {"unlogged", "rows"}  # what may be so on purpose
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,7 @@ order by 1, 2, 3;
 -- children that are written to directly, and tables that capture cannot read.
 with watched as (
     select format('%I.%I', w.schema_name, w.table_name) as name, w.columns, w.key, w.soft_delete, c.oid as relation,
-           c.relpersistence
+           c.relpersistence, c.reltuples, w.rows
     from rowcast.watched as w
     join pg_namespace as n on n.nspname = w.schema_name
     join pg_class as c on c.relnamespace = n.oid and c.relname = w.table_name and c.relkind in ('r', 'p')
@@ -249,6 +249,8 @@ where not exists (
 )
 union all
 select w.name, 'unlogged', '' from watched as w where w.relpersistence = 'u'
+union all
+select w.name, 'rows', '' from watched as w where w.rows is null and w.reltuples >= 10000
 union all
 -- Capture reads as this role, with row security off: where that applies to the role, the read fails.
 select format('%I.%I', s.nspname, c.relname), 'row_security', ''

@@ -49,7 +49,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.rows: dict[int, str] = {}
-        self.told: list[tuple[str, int, str | None]] = []
+        self.sent: list[tuple[str, int, str | None]] = []
         self.faults: list[str] = []
         self.joined = False
 
@@ -75,8 +75,8 @@ class Peer:
         for change in found.get("changes", ()):
             key, body = change["key"]["id"], change.get("record", {}).get("body")
             if self.rows.get(key) == body:
-                self.faults.append(f"told twice: {key} is {body}")
-            self.told.append((change["kind"], key, body))
+                self.faults.append(f"sent twice: {key} is {body}")
+            self.sent.append((change["kind"], key, body))
             if body is None:
                 self.rows.pop(key, None)
             else:
@@ -192,10 +192,10 @@ async def late(database: str) -> AsyncIterator[Connection]:
     await connection.close()
 
 
-async def test_changes_that_a_snapshot_shows_are_left_out_and_all_others_are_told(log: Log, late: Connection) -> None:
+async def test_changes_that_a_snapshot_shows_are_left_out_and_all_others_are_sent(log: Log, late: Connection) -> None:
     peer = await join_while_everything_happens(log, late)
     assert [] == await verdict(log, peer)
-    assert {("insert", 20, "late"), ("update", 5, "after"), ("insert", 3, "last")} == set(peer.told)
+    assert {("insert", 20, "late"), ("update", 5, "after"), ("insert", 3, "last")} == set(peer.sent)
 
 
 def without_filter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def with_a_snapshot_for_each_statement(monkeypatch: pytest.MonkeyPatch) -> None:
         with_a_snapshot_for_each_statement,
     ],
 )
-async def test_a_join_without_one_of_its_rules_tells_rows_twice_or_not_at_all(
+async def test_a_join_without_one_of_its_rules_sends_rows_twice_or_not_at_all(
     log: Log, late: Connection, monkeypatch: pytest.MonkeyPatch, weaken: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     weaken(monkeypatch)
@@ -247,7 +247,7 @@ async def test_a_join_without_one_of_its_rules_tells_rows_twice_or_not_at_all(
     ("condition", "instead"),
     [("r.deleted_at is null", "true"), ('$1 collate "C" = any', 'true or $1 collate "C" = any')],
 )
-async def test_a_snapshot_function_without_one_of_its_conditions_tells_rows_that_are_not_there(
+async def test_a_snapshot_function_without_one_of_its_conditions_shows_rows_that_are_not_there(
     log: Log, late: Connection, condition: str, instead: str
 ) -> None:
     name = await log.sql.fetchval("select snapshot_name from rowcast.watched where table_name = 'notes'")
@@ -304,7 +304,33 @@ async def test_rows_that_do_not_fit_are_counted_and_pages_are_small(
             return replace(rows, rows=broken, omitted={"notes": 1})
 
     snapshot = await log.over(Broken(log.pool)).take(WANTED, Numbers.JSON, Seq(0))
-    frames = [json.loads(frame) for frame in snapshot.frames]
+    frames = [json.loads(frame) for frame in snapshot.frames or ()]
     assert [2, 2] == [len(frame["rows"]) for frame in frames]
     assert [True, False] == [frame["more"] for frame in frames]
     assert [2, None] == [frame.get("omitted") for frame in frames]
+
+
+async def test_the_oldest_snapshot_gives_way_and_those_who_still_read_it_learn_that(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots = Snapshots(log.reader, log.hub, ROUTER, lambda payload: payload, log.deliver, max_bytes=500)
+    first, second = [await snapshots.take(Wanted(ROOM, limit), Numbers.JSON, Seq(0)) for limit in (4, 5)]
+    assert (None, 5) == (first.frames, len((await log.follow(second)).rows))
+    assert ["too slow"] == await unjoined(log, first)
+    newer = await snapshots.take(Wanted(ROOM, 4), Numbers.JSON, Seq(0))
+    assert 4 == len((await log.follow(newer)).rows)
+
+
+async def test_a_snapshot_that_is_not_read_in_time_ends(log: Log) -> None:
+    snapshot = await log.snapshots.take(WANTED, Numbers.JSON, Seq(0))
+    assert ["too slow"] == await unjoined(log, snapshot, seconds=-1)
+
+
+async def unjoined(log: Log, snapshot: Snapshot, seconds: float = 60) -> list[str]:
+    """The faults of a client that does not get this snapshot, and so never joins the stream."""
+    peer = Peer()
+    replay = Replay(peer, PgLogReader(log.pool), log.hub, ROUTER, discontinuity=snapshot.discontinuity)
+    replay.add_snapshot(ROOM, snapshot, asyncio.get_running_loop().time() + seconds)
+    await replay.run()
+    assert (False, {}) == (peer.joined, peer.rows)
+    return peer.faults

@@ -329,6 +329,12 @@ async def test_an_unlogged_table_is_only_a_note(shop: Connection) -> None:
     assert [True] == [problem.is_note for problem in await check_captures(shop)]
 
 
+async def test_a_large_table_that_snapshots_read_as_a_whole_is_only_a_note(shop: Connection) -> None:
+    await shop.execute("update pg_class set reltuples = 10000 where oid = 'shop.seats'::regclass")
+    [note] = await check_captures(shop)
+    assert ("shop.seats", True) == (note.table, note.is_note)
+
+
 async def test_a_table_that_somebody_locks_delays_no_check(database: str) -> None:
     locker, checker = [await connect(database, application_name="test") for _ in range(2)]
     async with locker.transaction():

@@ -624,8 +624,8 @@ $$;
 
 -- The body of a snapshot function: the rows of the topic $1 that are not soft-deleted, as their capture would tell them.
 -- Those with the $2 greatest keys, in the order of their keys. `rows` is a condition over `r` and `topic` which an index can
--- answer; what is told is decided by the row's topics. `offset 0`: the planner might walk the whole index of the key
--- otherwise. A record is null if the row is too large to tell.
+-- answer. Whatever it is, only live rows in the topic are told: that is asked outside. `offset 0`: the planner might walk the
+-- whole index of the key otherwise. A record is null if the row is too large to tell.
 create or replace function rowcast.snapshot_body(
     watched rowcast.watched, relation regclass, topics text, used name []
 ) returns text
@@ -636,10 +636,9 @@ as $$
     select k.key::text, v.record::text
     from (
         select s.* from (
-            select r.* from (select %1$s from %2$I.%3$I as c) as r
-            where %4$s(%5$s) and $1 collate "C" = any ((select %6$s from (select r.*) as r)::text [])
-            offset 0
+            select r.* from (select %1$s from %2$I.%3$I as c) as r where %5$s%4$s offset 0
         ) as s
+        where %11$s and $1 collate "C" = any ((select %6$s from (select s.*) as r)::text [])
         order by %7$s limit $2
     ) as r
     cross join lateral %8$s cross join lateral %9$s
@@ -647,13 +646,14 @@ as $$
 $body$,
         (select string_agg(format('c.%I', u.name), ', ') from unnest(used) as u (name)),            --  1
         watched.schema_name, watched.table_name,                                                    --  2, 3
-        '(' || watched.rows || ') and ',                                                            --  4
+        ' and (' || watched.rows || ')',                                                            --  4
         rowcast.live_of('r', watched.soft_delete),                                                  --  5
         topics,                                                                                     --  6
         (select string_agg(format('s.%I desc', u.name), ', ') from unnest(watched.key) as u (name)),  --  7
         rowcast.key_of(facts, 'r', watched.key),                                                    --  8
         rowcast.record_of(facts, 'r', watched.columns, watched.key),                                --  9
-        (select string_agg(format('r.%I', u.name), ', ') from unnest(watched.key) as u (name)))     -- 10
+        (select string_agg(format('r.%I', u.name), ', ') from unnest(watched.key) as u (name)),     -- 10
+        rowcast.live_of('s', watched.soft_delete))                                                  -- 11
     from (select rowcast.captured_columns(relation) as facts) as f
 $$;
 
@@ -714,8 +714,8 @@ $$;
 --   on_error     strict: a statement that cannot be captured fails; lenient: the failure is recorded in rowcast.lost,
 --                and subscribers of the pack get a reset
 --   rows         SQL expression over `r` and the text `topic`, true for the rows of that topic, which an index can answer.
---                It finds the rows of a snapshot; without it, each snapshot reads the whole table. In a table that has a
---                column of that name, the text is `$1`
+--                It finds the rows of a snapshot; without it, each snapshot reads the whole table. The text is `$1`, too: in
+--                a table that has a column "topic" it must be called that
 -- Does nothing, and takes no lock, if the table is already captured this way. In a session whose `rowcast.notifications`
 -- is off, as when ROWCAST_NOTIFICATIONS is, it stops capturing the table instead. Returns what it did.
 create or replace function rowcast.watch(
@@ -781,6 +781,12 @@ begin
             using errcode = 'invalid_parameter_value';
     end if;
     perform rowcast.check_inheritance(relation, per_row);
+    if rows !~ '\$1' and exists (
+        select from pg_attribute as a where a.attrelid = relation and a.attname = 'topic' and not a.attisdropped
+    ) then
+        raise exception 'rowcast: % has a column "topic": in rows, write $1 for the topic', relation
+            using errcode = 'ambiguous_column';
+    end if;
 
     w.pack := coalesce(pack, w.schema_name);
     w.model := coalesce(model, w.table_name);

@@ -58,14 +58,17 @@
  * @property {(topic: string, changes: Change[], live: boolean, repeated: number) => void} [changes]
  *   Apply these changes, in this order. `live` is false during a replay. `repeated` is how many changes of the frame
  *   you have seen already; they are left out.
+ * @property {(topic: string, table: string, rows: { key: Record<string, any>, record: Record<string, any> }[]) => void} [snapshot]
+ *   Store these rows. They are not all yet: more may follow, and then changes.
  * @property {(topic: string, reason: string) => void} [reset]
- *   Discard the topic's rows and read its state anew. `reason` is one of the protocol's, or `start_over`.
+ *   Discard the topic's rows and read its state anew. `reason` is one of the protocol's, `start_over`, or `snapshot` if
+ *   the rows of a snapshot follow.
  * @property {(topic: string, reason: string) => void} [removed]
  *   The topic is not followed any more: `reason` is `revoked`, or the code of the error that refused it.
  * @property {(state: State) => void} [state]
  * @property {(frame: Record<string, any>) => void} [welcome] Connected: `frame.user` and `frame.session` say as whom.
  * @property {(direction: "in" | "out", frame: Record<string, any>) => void} [frame]
- *   For logs: every frame except `changes`, without the token. Two are made up by the client: `closed`, when a
+ *   For logs: every frame except `changes` and `snapshot`, without the token. Two are made up by the client: `closed`, when a
  *   connection ends, and `gap`, when a frame is missing.
  */
 
@@ -83,6 +86,8 @@
  * @property {"idle" | "asked" | "replaying" | "live"} phase
  * @property {boolean} history whether it was subscribed with its history
  * @property {boolean} fromStart whether the next subscribe starts at the beginning of the log
+ * @property {true | { limit: number } | null} snapshot the rows that it begins with
+ * @property {boolean} needsSnapshot whether the next subscribe asks for them
  * @property {number} seq how far it has been processed; -1 if not at all
  * @property {string | null} since where its last subscribe started
  * @property {number | null} id the `id` of its last subscribe
@@ -236,15 +241,18 @@ export class RowcastClient {
   }
 
   /**
-   * Follow a topic, also after reconnects. With `history`, first replay everything that the log has of it.
+   * Follow a topic, also after reconnects. With `history`, first replay everything that the log has of it. With
+   * `snapshot`, begin with its rows, and again whenever it is reset.
    *
    * @param {string} name
-   * @param {{ history?: boolean }} [options]
+   * @param {{ history?: boolean, snapshot?: true | { limit: number } | null }} [options]
    */
-  subscribe(name, { history = false } = {}) {
+  subscribe(name, { history = false, snapshot = null } = {}) {
     if (this.#topics.has(name)) return;
     /** @type {Topic} */
-    const topic = { phase: "idle", history, fromStart: history, seq: -1, since: null, id: null };
+    const topic = {
+      phase: "idle", history, fromStart: history, snapshot, needsSnapshot: snapshot !== null, seq: -1, since: null, id: null,
+    };
     this.#topics.set(name, topic);
     if (this.#isWelcomed) this.#sendSubscribe(name, topic);
   }
@@ -294,8 +302,12 @@ export class RowcastClient {
   #sendSubscribe(name, topic) {
     const since = topic.fromStart ? new Position(this.#epoch, 0) : this.position;
     topic.phase = "asked";
-    topic.since = since?.toString() ?? null;
     topic.id = ++this.#lastId;
+    if (topic.needsSnapshot) {
+      topic.since = null;
+      return this.#send({ op: "subscribe", id: topic.id, topic: name, snapshot: topic.snapshot });
+    }
+    topic.since = since?.toString() ?? null;
     // A subscribe without a `since` starts where the hello said.
     const ownSince = topic.since === this.#helloSince ? undefined : topic.since ?? undefined;
     this.#send({ op: "subscribe", id: topic.id, topic: name, since: ownSince });
@@ -310,6 +322,7 @@ export class RowcastClient {
    */
   #resetTopic(name, topic, reason) {
     topic.fromStart = topic.history;
+    topic.needsSnapshot = topic.snapshot !== null;
     topic.seq = -1;
     this.#on.reset?.(name, reason);
   }
@@ -340,10 +353,11 @@ export class RowcastClient {
   /** @param {Record<string, any>} frame */
   #receive(frame) {
     this.#restartSilenceTimer(this.#maxSilence);
-    if (frame.op !== "changes") this.#on.frame?.("in", frame);
+    if (frame.op !== "changes" && frame.op !== "snapshot") this.#on.frame?.("in", frame);
     switch (frame.op) {
       case "welcome": return this.#onWelcome(frame);
       case "subscribed": return this.#onSubscribed(frame);
+      case "snapshot": return this.#onSnapshot(frame);
       case "changes": return this.#onChanges(frame);
       case "resumed": return this.#onResumed(frame);
       case "reset": return this.#onReset(frame);
@@ -376,6 +390,12 @@ export class RowcastClient {
   #onSubscribed(frame) {
     const topic = this.#topics.get(frame.topic);
     if (!topic || topic.id !== frame.id) return;
+    if (frame.snapshot) {
+      topic.phase = "replaying";
+      topic.seq = -1;
+      this.#on.reset?.(frame.topic, "snapshot");
+      return;
+    }
     if (frame.pos === topic.since) {
       topic.phase = "replaying";
       return;
@@ -386,6 +406,12 @@ export class RowcastClient {
     if (topic.since !== null) return;
     topic.seq = position.seq;
     this.#checkLive(this.position ?? position); // other topics may still receive changes from before this position
+  }
+
+  /** @param {Record<string, any>} frame */
+  #onSnapshot(frame) {
+    if (this.#topics.get(frame.topic)?.phase !== "replaying") return;
+    this.#on.snapshot?.(frame.topic, frame.table, frame.rows);
   }
 
   /** @param {Record<string, any>} frame */
@@ -414,6 +440,7 @@ export class RowcastClient {
       if (topic.phase === "replaying") {
         topic.phase = "live";
         topic.fromStart = false;
+        topic.needsSnapshot = false;
       }
       if (topic.phase === "live") topic.seq = Math.max(topic.seq, position.seq); // also those of a slow client
     }
@@ -429,8 +456,9 @@ export class RowcastClient {
     this.#on.reset?.(frame.topic, frame.reason);
     this.#epoch = position.epoch;
     topic.seq = position.seq;
-    if (replay) {
-      topic.fromStart = true;
+    topic.needsSnapshot = topic.snapshot !== null;
+    if (replay || topic.needsSnapshot) {
+      topic.fromStart = topic.history;
       topic.seq = -1;
       this.#send({ op: "unsubscribe", topic: frame.topic });
       this.#sendSubscribe(frame.topic, topic);

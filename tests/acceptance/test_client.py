@@ -16,6 +16,7 @@ CREATE = """async () => {
     token: async () => "a token",
     on: {
       changes: (topic, changes, _, repeated) => record(["changes", topic, changes.map(({ seq }) => seq), repeated]),
+      snapshot: (topic, table, rows) => record(["snapshot", topic, table, rows.map(({ key }) => key.id)]),
       reset: (topic, reason) => record(["reset", topic, reason]),
       removed: (topic, reason) => record(["removed", topic, reason]),
       state: ({ name }) => name === "live" && record(["live", String(client.position)]),
@@ -148,3 +149,42 @@ async def test_a_reset_is_reported_and_the_topic_continues_after_it(client: Clie
     assert ["reset", "a", "truncate"] == await client.event()
     connection.change("a", row(31), prev="e:30")
     assert ["changes", "a", [31], 0] == await client.event()
+
+
+async def test_a_topic_begins_with_a_snapshot_until_it_has_got_one_and_again_after_a_reset(
+    client: Client, site: ScriptedSite
+) -> None:
+    async def send_snapshot(pos: str) -> None:
+        [asked] = await connection.subscribes("a")
+        assert (True, False) == (asked["snapshot"], "since" in asked)
+        connection.send("subscribed", id=asked["id"], topic="a", pos=pos, snapshot=True)
+        connection.send(
+            "snapshot", topic="a", table="rows", rows=[{"key": {"id": 1}, "record": {"id": 1}}], more=False
+        )
+        assert ["reset", "a", "snapshot"] == await client.event()
+        assert ["snapshot", "a", "rows", [1]] == await client.event()
+
+    await client.run("client.subscribe('a', { snapshot: true }); client.connect();")
+    connection = await site.connection()
+    await connection.welcome("e:10")
+    await send_snapshot("e:11")
+    connection.change("a", row(12), prev="e:11")
+    assert ["changes", "a", [12], 0] == await client.event()
+    await connection.close(1012)  # before it was live
+    connection = await site.connection()
+    await connection.welcome("e:12")
+    await send_snapshot("e:12")
+    connection.send("resumed", pos="e:13", replayed=0)
+    assert ["live", "e:13"] == await client.event()
+    connection.send("reset", topic="a", reason="truncate", pos="e:14")
+    assert ["reset", "a", "truncate"] == await client.event()
+    assert "a" == (await connection.receive("unsubscribe"))["topic"]
+    await send_snapshot("e:15")
+    connection.send("resumed", pos="e:15", replayed=0)
+    connection.change("a", row(16), prev="e:15")
+    assert ["changes", "a", [16], 0] == await client.event()
+    await connection.close(1012)
+    connection = await site.connection()
+    assert "e:16" == (await connection.welcome("e:17"))["since"]
+    [asked] = await connection.subscribes("a")
+    assert "snapshot" not in asked

@@ -17,6 +17,7 @@ create schema app;
 create table app.notes (
     id integer primary key, room text, body text, secret text, extra json, deleted_at timestamptz
 );
+create table app.topics (id integer primary key, topic text);
 """
 WATCH_NOTES = """
 select rowcast.watch('app.notes', topic => $$'room:' || r.room$$, columns => '{id,room,body,extra}',
@@ -275,6 +276,24 @@ async def test_watching_the_same_way_again_does_nothing_and_locks_nothing(databa
     await connection.close()
 
 
+async def test_other_rows_change_what_snapshots_read_and_lock_nothing(database: str) -> None:
+    connection = await connect(database, application_name="test")
+    await connection.execute(NOTES)
+    await connection.execute("select rowcast.watch('app.topics', $$r.topic$$, '{id}')")
+    await connection.execute("insert into app.topics values (1, 'a'), (2, 'a'), (3, 'b')")
+    for condition, ids in (("$1 = r.topic", [1, 2]), ("r.id = 2 and $1 <> ''", [2]), ("$1 = '') or (true", [1, 2])):
+        async with connection.transaction():
+            watch = "select rowcast.watch('app.topics', $$r.topic$$, '{id}', rows => $1)"
+            assert "app.topics is watched now" == await connection.fetchval(watch, condition)
+            assert 0 == await connection.fetchval(
+                "select count(*) from pg_locks where relation = 'app.topics'::regclass and mode <> 'AccessShareLock'"
+            )
+        name = await connection.fetchval("select snapshot_name from rowcast.watched where table_name = 'topics'")
+        found = await connection.fetch(f"select key from rowcast.{name}('a', 10)")
+        assert ids == [json.loads(row["key"])["id"] for row in found]
+    await connection.close()
+
+
 async def test_watching_with_other_arguments_replaces_the_capture(notes: Connection) -> None:
     await notes.execute("select rowcast.watch('app.notes', $$'all'$$, '{id}')")
     await notes.execute("insert into app.notes (id, room) values (1, 'a')")
@@ -313,6 +332,10 @@ async def test_the_capture_function_of_a_dropped_table_is_dropped(notes: Connect
         ("'app.notes', $$'t'$$, '{id}', revokes => $$'x'::text$$", "revokes is jsonb"),
         ("'app.notes', $$'t'$$, '{id}', soft_delete => 'nothing'", "no column nothing"),
         ("'app.notes', $$'t'$$, '{id}', on_error => 'perhaps'", "strict or lenient"),
+        ("'app.notes', $$'t'$$, '{id}', rows => $$r.nothing$$", r"app.notes cannot be found by \(r.nothing\)"),
+        ("'app.notes', $$'t'$$, '{id}', rows => $$r.room$$", "must be type boolean"),
+        ("'app.notes', $$'t'$$, '{id}', rows => $$true) union (true$$", "cannot be found by"),
+        ("'app.topics', $$'t'$$, '{id}', rows => $$r.topic = topic$$", "write .1 for the topic"),
         ("'rowcast.events', $$'t'$$, '{id}'", "cannot be watched"),
         ("'pg_catalog.pg_class', $$'t'$$, '{oid}', key => '{oid}'", "cannot be watched"),
     ],

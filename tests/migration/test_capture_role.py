@@ -46,6 +46,18 @@ async def test_a_role_that_a_superuser_granted_owns_the_capture_functions(plain:
         assert "rowcast_capture" == await db.fetchval(OWNER)
 
 
+async def test_a_role_that_makes_the_capture_role_can_also_use_it(plain: str, empty_database: str) -> None:
+    async with session(empty_database) as admin:
+        await admin.execute("alter role capture_plain createrole; alter role rowcast_capture rename to capture_away")
+        try:
+            await migrate.apply(plain, ("chatgenius",), report=ignore)
+            async with session(plain) as db:
+                assert "rowcast_capture" == await db.fetchval(OWNER)
+        finally:
+            await admin.execute("drop owned by capture_plain, rowcast_capture cascade; drop role rowcast_capture")
+            await admin.execute("alter role capture_away rename to rowcast_capture")
+
+
 async def test_somebody_may_decide_that_capture_functions_run_as_the_installing_role(
     plain: str, empty_database: str
 ) -> None:

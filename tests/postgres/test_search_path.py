@@ -17,7 +17,7 @@ from daemon.schema import migrate
 from tests.postgres.shadows import cast_shadows
 from tests.support.daemon import command, daemon_process
 from tests.support.log import leader, until_numbered
-from tests.support.postgres import Server, ignore
+from tests.support.postgres import CAPTURE_ROLE, Server, ignore
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "p"
@@ -53,8 +53,10 @@ async def shared_database(postgres: Server) -> AsyncIterator[Database]:
     async with postgres.database() as dsn:
         admin = await asyncpg.connect(dsn, server_settings={"search_path": "pg_catalog"})
         name = await admin.fetchval("select quote_ident(current_database())")
+        await admin.execute(CAPTURE_ROLE)
         await admin.execute(f"""
             create role {owner} login password '{PASSWORD}' createrole;
+            grant rowcast_capture to {owner};
             create role {mallory} login password '{PASSWORD}';
             alter database {name} owner to {owner};
             alter schema public owner to {owner};

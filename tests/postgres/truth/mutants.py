@@ -10,13 +10,17 @@ from tests.postgres.truth.trial import Trial
 
 @dataclass(frozen=True)
 class Mutant:
-    """A replacement in the text of a function of capture, and the theme whose cases notice it, from `seed` on."""
+    """A replacement in the text of a function of capture, and the theme whose cases notice it, from `seed` on.
+
+    The PostgreSQL versions before `since` lack the statement that makes it noticeable.
+    """
 
     theme: str
     function: str
     before: str
     after: str
     seed: int = 0
+    since: int = 0
 
 
 _FIRST: Final = (
@@ -77,7 +81,7 @@ MUTANTS: Final = {
         "own", "published", "when (facts -> u.name ->> 'text_form')::boolean", "when false"
     ),
     "a row is taken for the one that MERGE inserted before it": Mutant(
-        "shapes", "capture_body", "c.relkind = 'p'", "false", seed=282
+        "shapes", "capture_body", "c.relkind = 'p'", "false", seed=282, since=15
     ),
     "a parent is watched without its children": Mutant(
         "shapes", "watch", "perform rowcast.check_inheritance(relation, per_row);", "", seed=9

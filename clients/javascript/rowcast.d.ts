@@ -1,0 +1,140 @@
+/** The JavaScript client of Rowcast, for browsers and Node. docs/protocol.md says what the server promises. */
+
+/** The columns of a row, with the values that docs/types.md lists. */
+export type Row = Record<string, any>;
+
+/** One change of a row. Everything is frozen. */
+export interface Change<R = Row> {
+  /** Its number in the log; it grows within a topic. */
+  seq: number;
+  /** The transaction that made it. */
+  tx: string;
+  /** When its statement began; for display, not for ordering. */
+  at: string;
+  table: string;
+  kind: "insert" | "update" | "delete" | "restore";
+  /** The columns that identify the row. */
+  key: Row;
+  /** The published row, unless `kind` is `delete`. */
+  record?: R;
+  /** The columns that an `update` changed. */
+  changed?: string[];
+  /** In a `delete`: the row still exists, but not in this topic. */
+  left?: boolean;
+  meta?: { actor?: string };
+}
+
+/** What you know of the topic may be wrong: read its state anew. Changes that follow are right. */
+export interface Reset {
+  kind: "reset";
+  topic: string;
+  /** See "Resets" in the protocol. */
+  reason: string;
+}
+
+/**
+ * - `idle`: just created.
+ * - `connecting`: fetching a token, opening a WebSocket, waiting for `welcome`.
+ * - `resuming`: connected, and some topic is still catching up.
+ * - `live`: every topic is up to date, unless `stale`.
+ * - `waiting`: disconnected, and about to reconnect.
+ * - `paused`: disconnected until a loop over `changes` has caught up.
+ * - `stopped`: the connection ended for a reason that reconnecting would not change.
+ * - `closed`: by you.
+ */
+export type Status = "idle" | "connecting" | "resuming" | "live" | "waiting" | "paused" | "stopped" | "closed";
+
+export interface Events {
+  /** A topic was reset: its collections are empty, and begin again with a snapshot if you asked for one. */
+  reset: { topic: string; reason: string };
+  /** The right to a topic has ended; its collections and loops end with a TopicEnded. */
+  revoked: { topic: string };
+  /** Whether the server cannot tell what has changed at the moment. */
+  stale: boolean;
+  status: Status;
+  /** A topic was refused, or the connection has ended for good. */
+  error: RowcastError;
+  /** Connected: the `welcome` of the protocol, which says as whom. */
+  welcome: { user: string; session: string; schema: string; last_close?: { code: number; reason: string } };
+}
+
+export interface Options {
+  /**
+   * The token, or what fetches one for each connection: `fresh` is true if the server refused the last. Null ends the
+   * connection for good; if it throws, the client tries again.
+   */
+  token: string | ((wanted: { fresh: boolean }) => string | null | Promise<string | null>);
+  /**
+   * With `string`, values of bigint and numeric columns are strings with all their digits. Otherwise they are numbers,
+   * and those that no double holds are rounded.
+   */
+  numbers?: "json" | "string";
+  /** Closes the client when it is aborted. */
+  signal?: AbortSignal;
+  /** The WebSocket to use instead of the global one, which Node has from version 22 on. */
+  WebSocket?: new (url: string, protocol: string) => any;
+}
+
+export interface CollectionOptions<R = Row> {
+  table: string;
+  /** Begin with the topic's rows, or at most `limit` of each table; without it, with those that change from now on. */
+  snapshot?: true | { limit: number };
+  /** The order of `rows`. The default is by key: numbers by size, strings by their characters. */
+  order?: (one: R, other: R) => number;
+  /** Closes the collection when it is aborted. */
+  signal?: AbortSignal;
+}
+
+/** The rows of one table in one topic. */
+export interface Collection<R = Row> {
+  /** In order, frozen, and the same array until a row changes. */
+  readonly rows: readonly R[];
+  /** Whether all changes, and the snapshot if you asked for one, have been received. */
+  readonly ready: boolean;
+  /** Why the collection is not followed any more. */
+  readonly error: RowcastError | null;
+  /** The row with this key. */
+  get(key: Row): R | undefined;
+  /** Call back after each change of rows, `ready` or `error`; returns a function that ends it. */
+  subscribe(callback: () => void): () => void;
+  close(): void;
+}
+
+/** One user's connection to Rowcast. It connects at once, and again whenever the connection breaks. */
+export class Rowcast {
+  /** `url` is the WebSocket URL, which ends in `/v1`. Throws RowcastError if there is no WebSocket. */
+  constructor(url: string, options: Options);
+  readonly status: Status;
+  readonly stale: boolean;
+  on<Name extends keyof Events>(name: Name, listener: (value: Events[Name]) => void): () => void;
+  /** Throws RowcastError if the client is closed, or if the topic is already followed without a snapshot. */
+  collection<R = Row>(topic: string, options: CollectionOptions<R>): Collection<R>;
+  /**
+   * The changes of a topic from now on, each once and in order. The loop throws TopicEnded or ConnectionStopped when
+   * the topic or the connection ends, and ends quietly with `signal` or `close()`. If it falls behind by `buffer`
+   * changes (10,000), the client disconnects, and resumes once the loop has caught up.
+   */
+  changes<R = Row>(
+    topic: string,
+    options?: { signal?: AbortSignal; buffer?: number },
+  ): AsyncIterable<Change<R> | Reset>;
+  /** Disconnect for good. */
+  close(): void;
+}
+
+/** Any error of this client. */
+export class RowcastError extends Error {}
+
+/** A topic is not followed any more. */
+export class TopicEnded extends RowcastError {
+  readonly topic: string;
+  /** `revoked`, or the code of the error that refused it: see "Error codes" in the protocol. */
+  readonly code: string;
+}
+
+/** The connection ended for a reason that reconnecting would not change. */
+export class ConnectionStopped extends RowcastError {
+  /** The close code, or 0 if the client closed the connection itself. */
+  readonly code: number;
+  readonly reason: string;
+}

@@ -1,0 +1,110 @@
+"""Both clients, driven in the same way.
+
+A driver follows topics with a collection of messages and with a loop over the changes, and reports what happens:
+`["status", status]`, `["token", fresh]`, `["ready"]`, `["change", kind, content]`, `["ended", code]`, and so on.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from rowcast_client import Collection, ConnectionStopped, Rowcast, TopicEnded
+
+from tests.support.node import running_script
+
+LANGUAGES = ("python", "javascript")
+BUFFER = 10_000
+SCRIPT = Path(__file__).with_name("driver.mjs")
+
+
+class Driver(Protocol):
+    """`follow TOPIC`, `rows TOPIC`, `hold` and `go`: the loop waits after each change until `go`."""
+
+    async def say(self, *values: Any) -> None: ...
+
+    async def receive(self) -> Any: ...
+
+
+class PythonDriver:
+    """The Python client, in this process."""
+
+    def __init__(self, url: str, tokens: Sequence[str], buffer: int) -> None:
+        self._tokens = list(tokens)
+        self._buffer = buffer
+        self._said: asyncio.Queue[list[Any]] = asyncio.Queue()
+        self._collections: dict[str, Collection] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self.rowcast = Rowcast(url, token=self._token)
+        for name in ("status", "reset", "revoked"):
+            self.rowcast.on(name, partial(self._report_event, name))
+
+    def _report(self, *values: Any) -> None:
+        self._said.put_nowait(list(values))
+
+    def _report_event(self, name: str, value: Any) -> None:
+        self._report(name, value["topic"] if isinstance(value, dict) else value)
+
+    def _report_ready(self, collection: Collection) -> None:
+        if collection.ready:
+            self._report("ready")
+
+    async def _token(self, *, fresh: bool) -> str:
+        self._report("token", fresh)
+        return self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
+
+    async def say(self, *values: Any) -> None:
+        match values:
+            case "follow", topic:
+                collection = self._collections[topic] = self.rowcast.collection(topic, table="messages")
+                collection.subscribe(partial(self._report_ready, collection))
+                self._tasks.add(asyncio.create_task(self._loop(topic)))
+            case "rows", topic:
+                self._report("rows", [row["content"] for row in self._collections[topic].rows])
+            case ("hold",):
+                self._gate.clear()
+            case ("go",):
+                self._gate.set()
+
+    async def receive(self) -> Any:
+        return await self._said.get()
+
+    async def _loop(self, topic: str) -> None:
+        try:
+            async for change in self.rowcast.changes(topic, buffer=self._buffer):
+                what = change.get("record", {}).get("content", change.get("reason"))
+                self._report("change", change["kind"], what)
+                await self._gate.wait()
+            self._report("ended", None)
+        except (TopicEnded, ConnectionStopped) as error:
+            self._report("ended", error.code)
+
+
+@asynccontextmanager
+async def driven(language: str, url: str, tokens: Sequence[str], buffer: int = BUFFER) -> AsyncIterator[Driver]:
+    """A client of this language that has begun to connect, closed at the end."""
+    if language == "javascript":
+        async with running_script(SCRIPT, url, json.dumps(tokens), str(buffer)) as script:
+            yield script
+    else:
+        python = PythonDriver(url, tokens, buffer)
+        async with python.rowcast:
+            yield python
+
+
+async def until(driver: Driver, *values: Any) -> list[list[Any]]:
+    """What the driver reports up to and including this."""
+    received = [await driver.receive()]
+    while received[-1] != list(values):
+        received.append(await driver.receive())
+    return received
+
+
+def contents(received: list[list[Any]]) -> list[Any]:
+    """The contents of the changes among the reports."""
+    return [values[2] for values in received if values[0] == "change"]

@@ -26,7 +26,7 @@ from daemon.delivery.rights import Rights
 from daemon.delivery.snapshots import Snapshots
 from daemon.files import folder
 from daemon.gateway.auth import Authenticator
-from daemon.gateway.http import Page, Site, json_page, static_pages, text_page
+from daemon.gateway.http import Page, Site, json_page, script_page, static_pages, text_page
 from daemon.gateway.server import Gateway, Limits, bind, encode
 from daemon.health import Check, Readiness
 from daemon.jobs.scheduler import JOB_SESSION, Scheduler
@@ -124,6 +124,7 @@ def site(readiness: Readiness, demo: Demo | None) -> Site:
     """The pages that are served beside the websocket."""
     pages: dict[str, Page | Callable[[], Page]] = {
         **static_pages(folder("web")),
+        "/rowcast.js": script_page(folder("clients/javascript") / "rowcast.js"),
         "/healthz": lambda: text_page(f"ok {__version__}\n"),
         "/readyz": partial(_readiness_page, readiness),
         "/metrics": _metrics_page,

@@ -7,7 +7,10 @@ _PACKAGE = Path(__file__).parent
 
 
 def folder(name: str) -> Path:
-    """The folder `ddl`, `triggers`, `web` or `systemd`: beside daemon/ in a checkout, inside it in a wheel."""
+    """The folder `ddl`, `triggers`, `web`, `systemd` or `clients/javascript`.
+
+    It is beside daemon/ in a checkout, and inside it in a wheel.
+    """
     # Inside comes first: beside an installed daemon/ are other packages, perhaps one called `web`.
     packaged = _PACKAGE / "_files" / name
     return packaged if packaged.is_dir() else _PACKAGE.parent / name

@@ -85,6 +85,11 @@ def static_pages(folder: Path) -> dict[str, Page]:
     return pages
 
 
+def script_page(file: Path) -> Page:
+    """One script. Raises OSError."""
+    return Page(200, file.read_bytes(), _CONTENT_TYPES[".js"])
+
+
 _CONTENT_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 
 

@@ -4,40 +4,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from daemon.postgres.connect import Connection, connect
 from tests.acceptance.chat import Chat
 from tests.clients.drivers import LANGUAGES, Driver, contents, driven, until
 from tests.faults.proxy import Proxy
 from tests.support.daemon import Daemon, daemon_process, token
-from tests.support.postgres import Server
 
 pytestmark = pytest.mark.parametrize("language", LANGUAGES)
-
-QUICK = {"ROWCAST_HEARTBEAT": "0.5", "ROWCAST_DRAIN_SECONDS": "1"}
-
-
-@pytest.fixture(scope="module")
-async def dsn(postgres: Server) -> AsyncIterator[str]:
-    async with postgres.chatgenius() as dsn:
-        yield dsn
-
-
-@pytest.fixture(scope="module")
-async def daemon(dsn: str) -> AsyncIterator[Daemon]:
-    async with daemon_process(dsn, environment=QUICK) as process:
-        yield process
-
-
-@pytest.fixture
-async def sql(dsn: str) -> AsyncIterator[Connection]:
-    connection = await connect(dsn, application_name="test")
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def chat(sql: Connection, daemon: Daemon) -> Chat:
-    return await Chat.begin_again(sql, daemon)
 
 
 @pytest.fixture
@@ -97,7 +69,7 @@ async def test_a_client_moves_to_another_daemon_when_its_own_stops(
     language: str, dsn: str, daemon: Daemon, chat: Chat
 ) -> None:
     async with (
-        daemon_process(dsn, environment=QUICK) as stopping,
+        daemon_process(dsn, environment={"ROWCAST_DRAIN_SECONDS": "1"}) as stopping,
         Proxy(stopping.address).serving() as proxy,
         driven(language, through(proxy), [token(chat.ada)]) as driver,
     ):

@@ -66,7 +66,7 @@ def test_the_wheel_contains_every_file_of_the_folders_and_nothing_else(wheel: Pa
         for folder in ("ddl", "triggers", "web", "systemd")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-    }
+    } | {"daemon/_files/clients/javascript/rowcast.js"}
     assert expected
     assert expected == {name for name in packed if name.startswith("daemon/_files/")}
     assert [] == [name for name in packed if not re.match(r"daemon/|rowcast-[^/]+\.dist-info/", name)]

@@ -36,6 +36,22 @@ def node(*arguments: str | Path) -> list[str]:
     return ["node", *options, *map(str, arguments)]
 
 
+def npm() -> str:
+    """The program npm. Skips the test where there is none."""
+    found = shutil.which("npm")
+    if found is None:
+        pytest.skip("There is no npm here: install npm.")
+    return found
+
+
+def typescript(package: Path) -> list[str]:
+    """The command that checks types. Skips the test where the package's dependencies are not installed."""
+    compiler = package / "node_modules/.bin/tsc"
+    if not compiler.exists():
+        pytest.skip(f"There is no TypeScript here: run npm install in {package}.")
+    return node(compiler)
+
+
 class Script:
     """A running script that reads and writes lines of JSON."""
 

@@ -13,6 +13,7 @@
  */
 
 const seconds = (/** @type {number} */ number) => number * 1000;
+const clock = () => performance.now(); // unlike the time of day, it never jumps back
 
 const ANSWER_TIMEOUT = seconds(10);
 const MAX_BACKOFF = seconds(30);
@@ -371,7 +372,7 @@ export class Engine {
    * @param {Outputs} out
    * @param {{ numbers?: "json" | "string", now?: () => number, random?: () => number }} [options]
    */
-  constructor(out, { numbers, now = Date.now, random = Math.random } = {}) {
+  constructor(out, { numbers, now = clock, random = Math.random } = {}) {
     this.#out = out;
     this.#numbers = numbers;
     this.#now = now;
@@ -561,7 +562,8 @@ export class Engine {
     if (!topic || topic.id !== frame.id) return;
     const position = Position.parse(frame.pos);
     if (frame.snapshot) {
-      topic.rows?.clear(); // shown with the last frame of the snapshot
+      for (const sink of topic.sinks) sink.setReady(false); // until the last frame of the snapshot
+      topic.rows?.clear();
       topic.at = position;
       topic.phase = "replaying";
       return;
@@ -911,7 +913,7 @@ export class Rowcast {
       clearTimeout(this.#timer);
       const { deadline } = this.#engine;
       if (deadline < Infinity) {
-        this.#timer = setTimeout(() => this.#run(() => this.#engine.tick()), Math.max(0, deadline - Date.now()));
+        this.#timer = setTimeout(() => this.#run(() => this.#engine.tick()), Math.max(0, deadline - clock()));
       }
     }
   }

@@ -282,7 +282,7 @@ class Rowcast:
             self._timer = None
             deadline = self._engine.deadline
             if deadline is not None:
-                delay = max(0.0, deadline - time.time())
+                delay = max(0.0, deadline - time.monotonic())
                 self._timer = asyncio.get_running_loop().call_later(delay, self._run, self._engine.tick)
 
     async def _connect(self, *, fresh: bool, outbox: asyncio.Queue[Frame]) -> None:

@@ -171,7 +171,7 @@ class Engine:
         outputs: Outputs,
         *,
         numbers: str | None = None,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random_module.random,
     ) -> None:
         self.position: Position | None = None
@@ -371,8 +371,10 @@ class Engine:
             return
         position = Position.parse(frame["pos"])
         if frame.get("snapshot"):
-            if topic.rows:
-                topic.rows.clear()  # shown with the last frame of the snapshot
+            for sink in topic.sinks:
+                sink.set_ready(False)  # until the last frame of the snapshot
+            if topic.rows is not None:
+                topic.rows.clear()
             topic.at = position
             topic.phase = "replaying"
             return

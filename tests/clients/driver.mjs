@@ -31,9 +31,9 @@ async function loop(topic) {
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
-  const [name, topic] = JSON.parse(line);
+  const [name, topic, snapshot] = JSON.parse(line);
   if (name === "follow") {
-    const collection = rowcast.collection(topic, { table: "messages" });
+    const collection = rowcast.collection(topic, { table: "messages", snapshot });
     collections.set(topic, collection);
     collection.subscribe(() => collection.ready && tell("ready"));
     loop(topic);

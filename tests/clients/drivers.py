@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("driver.mjs")
 
 
 class Driver(Protocol):
-    """`follow TOPIC`, `rows TOPIC`, `hold` and `go`: the loop waits after each change until `go`."""
+    """`follow TOPIC [SNAPSHOT]`, `rows TOPIC`, `hold` and `go`: the loop waits after each change until `go`."""
 
     async def say(self, *values: Any) -> None: ...
 
@@ -60,8 +60,10 @@ class PythonDriver:
 
     async def say(self, *values: Any) -> None:
         match values:
-            case "follow", topic:
-                collection = self._collections[topic] = self.rowcast.collection(topic, table="messages")
+            case "follow", topic, *snapshot:
+                wanted = snapshot[0] if snapshot else None
+                collection = self.rowcast.collection(topic, table="messages", snapshot=wanted)
+                self._collections[topic] = collection
                 collection.subscribe(partial(self._report_ready, collection))
                 self._tasks.add(asyncio.create_task(self._loop(topic)))
             case "rows", topic:

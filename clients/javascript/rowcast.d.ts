@@ -28,7 +28,7 @@ export interface Change<R = Row> {
 export interface Reset {
   kind: "reset";
   topic: string;
-  /** See "Resets" in the protocol. */
+  /** See "Resets" in the protocol; or `snapshot`, if the topic's snapshot had to be read again. */
   reason: string;
 }
 

@@ -564,8 +564,10 @@ export class Engine {
     if (frame.snapshot) {
       for (const sink of topic.sinks) sink.setReady(false); // until the last frame of the snapshot
       topic.rows?.clear();
+      const again = topic.at !== null; // a loop has missed what happened before this snapshot
       topic.at = position;
       topic.phase = "replaying";
+      if (again) this.#deliver(topic, [{ kind: "reset", topic: frame.topic, reason: "snapshot" }]);
       return;
     }
     topic.at = greatest(topic.at, position);
@@ -596,7 +598,7 @@ export class Engine {
     );
     topic.at = greatest(at, position);
     if (topic.rows) for (const change of fresh) topic.rows.apply(change);
-    if (fresh.length) for (const sink of [...topic.sinks]) sink.receive(frozen(fresh));
+    if (fresh.length) this.#deliver(topic, fresh);
     this.#advance(position);
   }
 
@@ -617,7 +619,7 @@ export class Engine {
     const { topic: name, reason } = frame;
     topic.at = Position.parse(frame.pos);
     topic.rows?.clear();
-    for (const sink of [...topic.sinks]) sink.receive([frozen({ kind: "reset", topic: name, reason })]);
+    this.#deliver(topic, [{ kind: "reset", topic: name, reason }]);
     this.#out.emit("reset", { topic: name, reason });
     if (!topic.snapshot || this.#topics.get(name) !== topic || !this.#isWelcomed) return;
     topic.loaded = false;
@@ -692,6 +694,14 @@ export class Engine {
       if (topic.since !== this.#helloSince) frame.since = topic.since; // otherwise it starts where the hello said
     }
     this.#out.send(frame);
+  }
+
+  /**
+   * @param {Topic} topic
+   * @param {Record<string, any>[]} changes
+   */
+  #deliver(topic, changes) {
+    for (const sink of [...topic.sinks]) sink.receive(frozen(changes));
   }
 
   /** @param {Topic} topic */

@@ -375,8 +375,11 @@ class Engine:
                 sink.set_ready(False)  # until the last frame of the snapshot
             if topic.rows is not None:
                 topic.rows.clear()
+            again = topic.at is not None  # a loop has missed what happened before this snapshot
             topic.at = position
             topic.phase = "replaying"
+            if again:
+                _deliver(topic.sinks, [{"kind": "reset", "topic": frame["topic"], "reason": "snapshot"}])
             return
         topic.at = _greatest(topic.at, position)
         # Live from here, unless it is replayed. If it was to start earlier, a reset follows.

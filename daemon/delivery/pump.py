@@ -23,7 +23,7 @@ log = get_logger()
 
 MAX_PENDING_DEAD_LETTERS: Final = 1000  # that wait to be stored; beyond that, the oldest are dropped
 MAX_OFFERED_BYTES: Final = 4 * MAX_READ_BYTES  # of records that wait; beyond that, the log is read instead
-MAX_AGE: Final = 10.0  # seconds without progress after which this daemon is not ready
+MAX_AGE: Final = 9.0  # seconds without progress after which this daemon is not ready
 
 StoreDeadLetters = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]]
 """Stores each (change, pack, reason). Raises LogUnavailable."""

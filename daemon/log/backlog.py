@@ -15,7 +15,7 @@ from daemon.postgres.errors import DATABASE_ERRORS, describe
 log = get_logger()
 
 CHECK_DELAY: Final = 1.0  # seconds between two checks
-MAX_AGE: Final = 10.0  # seconds without numbering after which a daemon is not ready
+MAX_AGE: Final = 9.0  # seconds without numbering after which a daemon is not ready
 ANSWER_TIMEOUT: Final = 3.0  # seconds for one check
 REPORT_DELAY: Final = 60.0  # seconds between two log lines about the same reason
 

@@ -269,6 +269,8 @@ class Sequencer:
             if self._sync or totals["flushed"]:
                 term.flushed = self._known_seq = term.last_seq
             self._deliver(Seq(before), totals, rows)
+            if not term.batches:
+                term.on_record = term.last_seq  # what the term began with was on record before anything was numbered
             term.batches += 1
         if totals["has_deletes"]:
             self.deletions.set()

@@ -328,7 +328,7 @@ order by a.object, 4;
 -- $1 schema, text
 select format('%I.%I', w.schema_name, w.table_name) as name, w.topic, w.columns::text as columns, w.key::text as key,
        coalesce(w.soft_delete, 'none') as soft_delete, coalesce(w.revokes, 'none') as revokes,
-       coalesce(w.rows, 'none') as rows, w.pack, w.model
+       coalesce(to_jsonb(w) ->> 'rows', 'none') as rows, w.pack, w.model
 from the_rowcast.watched as w
 where w.schema_name = $1 and w.function_name is not null
 order by w.table_name;
@@ -367,14 +367,15 @@ create table the_schema.alembic_version (
 );
 
 -- name: captures
--- The watched tables, and the bodies and settings of the functions that capture and read them.
+-- The watched tables, and the bodies and settings of the functions that capture and read them. Columns that some revisions
+-- lack are looked up by name.
 select w.id, format('%I.%I', w.schema_name, w.table_name) as name, quote_ident(w.schema_name) as schema_name,
        quote_ident(w.table_name) as table_name, w.topic, w.columns::text [] as columns, w.key::text [] as key, w.soft_delete,
-       w.revokes, w.pack, w.model, w.per_row, w.on_error, w.rows,
+       w.revokes, w.pack, w.model, w.per_row, w.on_error, to_jsonb(w) ->> 'rows' as rows,
        concat(p.prosrc, p.proconfig, s.prosrc, s.proconfig) as body
 from rowcast.watched as w
 join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0
-left join pg_proc as s on s.pronamespace = 'rowcast'::regnamespace and s.proname = w.snapshot_name
+left join pg_proc as s on s.pronamespace = 'rowcast'::regnamespace and s.proname = to_jsonb(w) ->> 'snapshot_name'
 where to_regclass(format('%I.%I', w.schema_name, w.table_name)) is not null
 order by 2;
 

@@ -118,13 +118,15 @@ order by 1;
 -- it.
 with watched as (
     select format('%I.%I', w.schema_name, w.table_name) as name, w.per_row, w.function_name, w.definition,
-           w.snapshot_name, w.snapshot_definition,
+           to_jsonb(w) ->> 'snapshot_name' as snapshot_name, to_jsonb(w) ->> 'snapshot_definition' as snapshot_definition,
+           to_jsonb(w) ? 'snapshot_name' as has_snapshots,  -- some revisions do not
            (select c.oid from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
             where (n.nspname, c.relname) = (w.schema_name, w.table_name) and c.relkind in ('r', 'p')) as relation,
            (select p.oid from pg_proc as p
             where p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0) as function,
            (select p.oid from pg_proc as p
-            where p.pronamespace = 'rowcast'::regnamespace and p.proname = w.snapshot_name and p.pronargs = 2) as snapshot
+            where p.pronamespace = 'rowcast'::regnamespace and p.proname = to_jsonb(w) ->> 'snapshot_name'
+              and p.pronargs = 2) as snapshot
     from rowcast.watched as w where w.function_name is not null
 ), target as (
     -- A statement trigger fires for the table that the statement names, so partitions need their own.
@@ -157,7 +159,7 @@ select w.name, 'function_missing', format('rowcast.%I', w.function_name), '', fa
 from watched as w where w.relation is not null and w.function is null
 union all
 select w.name, 'snapshot_missing', coalesce(format('rowcast.%I', w.snapshot_name), ''), '', false
-from watched as w where w.relation is not null and w.snapshot is null
+from watched as w where w.relation is not null and w.has_snapshots and w.snapshot is null
 union all
 select w.name, 'snapshot_altered', format('rowcast.%I', w.snapshot_name), '', false
 from watched as w
@@ -203,7 +205,8 @@ order by 1, 2, 3;
 -- children that are written to directly, and tables that capture cannot read.
 with watched as (
     select format('%I.%I', w.schema_name, w.table_name) as name, w.columns, w.key, w.soft_delete, c.oid as relation,
-           c.relpersistence, c.reltuples, w.rows
+           c.relpersistence, c.reltuples, to_jsonb(w) ->> 'rows' as rows,
+           to_jsonb(w) ? 'rows' as has_snapshots
     from rowcast.watched as w
     join pg_namespace as n on n.nspname = w.schema_name
     join pg_class as c on c.relnamespace = n.oid and c.relname = w.table_name and c.relkind in ('r', 'p')
@@ -250,7 +253,7 @@ where not exists (
 union all
 select w.name, 'unlogged', '' from watched as w where w.relpersistence = 'u'
 union all
-select w.name, 'rows', '' from watched as w where w.rows is null and w.reltuples >= 10000
+select w.name, 'rows', '' from watched as w where w.has_snapshots and w.rows is null and w.reltuples >= 10000
 union all
 -- Capture reads as this role, with row security off: where that applies to the role, the read fails.
 select format('%I.%I', s.nspname, c.relname), 'row_security', ''

@@ -346,7 +346,7 @@ FOLLOWS = "leader_reads_the_log"  # the daemon reads the log, as one that follow
 UNLIMITED = "unlimited_permission_checks"
 
 
-@pytest.mark.parametrize(("mutants", "checks"), [([], 4), ([FOLLOWS], 4), ([FOLLOWS, UNLIMITED], 10)])
+@pytest.mark.parametrize(("mutants", "checks"), [([], 4), ([FOLLOWS], 4), ([FOLLOWS, UNLIMITED], 12)])
 async def test_connected_clients_are_served_while_many_others_wait_for_permission_checks(
     durable: str, results: Results, mutants: list[str], checks: int
 ) -> None:

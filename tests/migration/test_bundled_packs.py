@@ -105,7 +105,13 @@ async def test_the_log_reads_the_same_at_each_of_rowcasts_revisions(
         await until_numbered(pool)
     changes = await sql.fetch(CHANGES)
     assert 9 == len(changes)
-    once = await catalog(database, ("rowcast",))
+
+    async def found() -> dict[str, Any]:
+        """All but the functions of snapshots, which watching the tables again makes."""
+        facts = await catalog(database, ("rowcast",))
+        return {name: fact for name, fact in facts.items() if "rowcast.snapshot_" not in name}
+
+    once = await found()
     newest = migrate.heads([])["rowcast"]
     for number in range(int(newest[-4:]) - 1, 0, -1):
         await migrate.rollback(database, "rowcast", to=f"rowcast_{number:04}", report=ignore)
@@ -116,7 +122,7 @@ async def test_the_log_reads_the_same_at_each_of_rowcasts_revisions(
         await purging.rollback()
         await migrate.apply(database, [], report=ignore)
         assert changes == await sql.fetch(CHANGES)
-        assert once == await catalog(database, ("rowcast",))
+        assert once == await found()
 
 
 async def test_a_second_apply_of_everything_changes_nothing(empty_database: str) -> None:

@@ -21,6 +21,7 @@ class Mutant:
     after: str
     seed: int = 0
     since: int = 0
+    also: tuple[str, str] = ("", "")  # another function, and what is removed from it
 
 
 _FIRST: Final = (
@@ -87,17 +88,28 @@ MUTANTS: Final = {
         "shapes", "watch", "perform rowcast.check_inheritance(relation, per_row);", "", seed=9
     ),
     "a topic is tried as the one who watches": Mutant(
-        "roles", "type_of", "rowcast.has_capture_role()", "false", seed=10
+        "roles",
+        "type_of",
+        "rowcast.has_capture_role()",
+        "false",
+        seed=10,
+        also=("make_snapshot", "execute format('select from rowcast.%I(%L, 0)', watched.snapshot_name, '');"),
     ),
 }
 
 
 @asynccontextmanager
 async def mutated(trial: Trial, mutant: Mutant) -> AsyncIterator[None]:
-    original = await trial.admin.fetchval("select pg_get_functiondef($1::regproc)", f"rowcast.{mutant.function}")
-    assert mutant.before in original, f"{mutant.function} does not contain {mutant.before!r}"
-    await trial.admin.execute(original.replace(mutant.before, mutant.after))
+    originals = []
+    function, text = mutant.also
+    for name, before, after in ((mutant.function, mutant.before, mutant.after), (function, text, "")):
+        if name:
+            original = await trial.admin.fetchval("select pg_get_functiondef($1::regproc)", f"rowcast.{name}")
+            assert before in original, f"{name} does not contain {before!r}"
+            await trial.admin.execute(original.replace(before, after))
+            originals.append(original)
     try:
         yield
     finally:
-        await trial.admin.execute(original)
+        for original in originals:
+            await trial.admin.execute(original)

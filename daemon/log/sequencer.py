@@ -37,7 +37,7 @@ ANSWER_TIMEOUT = 30.0  # seconds for one statement
 NUMBER_TIMEOUT = 900.0  # seconds for numbering: one transaction may hold millions of events
 KEPT_BATCHES = 1000  # old snapshots are deleted every so many batches
 MAX_UNFLUSHED: Final = 2**16  # numbers that a crash may undo: fewer than the next term jumps over
-_NUMBERING: Final = metrics.QUERY_SECONDS.labels(query="number_events")  # the driver tells nothing of prepared ones
+_NUMBERING: Final = metrics.QUERY_SECONDS.labels(query="number_events")  # the driver reports no prepared ones
 
 Offer = Callable[[Seq, Sequence[Change]], None]
 """Receives newly numbered changes, and the position that precedes them."""

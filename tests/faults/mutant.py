@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, Final
 
+from daemon import app
 from daemon.cli import root
 from daemon.core import hub, session
 from daemon.core.change import Position, Seq
 from daemon.delivery import log_cache, pump
 from daemon.gateway import connection, limits
 from daemon.log import backlog, grants, notifier, queries, reader, retention, sequencer
+from daemon.postgres.connect import SESSION
 
 
 def _put(owner: Any, name: str, mutated: object) -> None:
@@ -161,8 +163,10 @@ def short_timeouts() -> None:
 
 
 def unlimited_permission_checks() -> None:
-    """Permission checks may use every connection."""
+    """Permission checks may use every connection, for as long as their locks take."""
     _put(grants, "MAX_CONCURRENT_QUERIES", 1_000_000)
+    _put(grants, "ANSWER_TIMEOUT", 60.0)
+    _put(app, "SESSION", {**SESSION, "lock_timeout": "60s"})
 
 
 def leader_reads_the_log() -> None:

@@ -35,6 +35,7 @@ from daemon.log.backlog import Backlog
 from daemon.log.dead_letters import DeadLetters
 from daemon.log.grants import PgGrants
 from daemon.log.notifier import Notifier
+from daemon.log.notify_watch import NotifyWatch
 from daemon.log.reader import PgLogReader
 from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.rows import PgRowReader
@@ -110,6 +111,7 @@ class _Parts:
     """The parts, connected but not started."""
 
     notifier: Notifier
+    notify_watch: NotifyWatch
     sequencer: Sequencer
     backlog: Backlog
     retention: Retention
@@ -230,10 +232,11 @@ def _build(
         chunk=settings.read_chunk,
     )
     notifier, sequencer, retention = _build_log(settings, pool, pump, log_cache, events, numbers, on_unusable)
+    notify_watch = NotifyWatch(pool, lambda: notifier.is_blocked)
     backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
     connect_for_jobs = partial(_open, settings, on_unusable, "rowcast jobs", JOB_SESSION)
     scheduler = Scheduler(pool, connect_for_jobs, settings, scheduled_jobs(settings))
-    readiness = _readiness(tunnel_problems, schema, notifier, pump, backlog, retention, scheduler)
+    readiness = _readiness(tunnel_problems, schema, notifier, notify_watch, pump, backlog, retention, scheduler)
     limits = _limits(settings)
     context = ClientContext(
         hub=hub,
@@ -256,7 +259,7 @@ def _build(
     )
     gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits)
-    return _Parts(notifier, sequencer, backlog, retention, schema, pump, gateway, scheduler, readiness)
+    return _Parts(notifier, notify_watch, sequencer, backlog, retention, schema, pump, gateway, scheduler, readiness)
 
 
 def _snapshots(settings: Settings, pool: Pool, hub: Hub, router: PackRouter, pump: Pump) -> Snapshots:
@@ -269,6 +272,7 @@ def _readiness(
     tunnel_problems: Check,
     schema: SchemaHealth,
     notifier: Notifier,
+    notify_watch: NotifyWatch,
     pump: Pump,
     backlog: Backlog,
     retention: Retention,
@@ -281,7 +285,7 @@ def _readiness(
         pump.problems,
         backlog.reasons,
         retention.problems,
-        warnings=[retention.warnings, scheduler.warnings],
+        warnings=[notify_watch.warnings, retention.warnings, scheduler.warnings],
     )
 
 
@@ -334,9 +338,11 @@ def _build_log(
         max_offered=min(settings.read_chunk, settings.transaction_changes),
         poll_every=settings.poll_every,
         sync=settings.order_commit == "sync",
+        is_notify_blocked=lambda: notifier.is_blocked,
     )
+    lock_timeout = (settings.beat_limit - settings.beat_every) / 2
     notifier = Notifier(
-        opener("rowcast listener"),
+        opener("rowcast listener", {**SESSION, "lock_timeout": f"{lock_timeout * 1000:.0f}ms"}),
         {"rowcast": events, "rowcast_log": numbers},
         is_own=sequencer.is_own_notification,
         beat_every=settings.beat_every,
@@ -368,6 +374,7 @@ async def _open(
 async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any, None]], None]) -> None:
     """Start every part but the gateway, and wait until each works. Raises an OperatorFault."""
     run_in_background(parts.notifier.run())
+    run_in_background(parts.notify_watch.run())
     run_in_background(parts.sequencer.run())
     run_in_background(parts.backlog.run())
     run_in_background(parts.schema.watch())

@@ -84,6 +84,10 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn", "the connection that receives NOTIFY is down; the log is polled until it is back"
         ),
         "log_unavailable": Event("warn", "the log or the permissions cannot be read from the database at the moment"),
+        "notify_blocked": Event(
+            "warn", "a transaction holds the lock of NOTIFY, and others wait for it; says which, and how to end it"
+        ),
+        "notify_unblocked": Event("info", "notifications pass again"),
         "numbering_resumed": Event("info", "events are being numbered again"),
         "numbering_stalled": Event(
             "warn",

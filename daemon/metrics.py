@@ -199,6 +199,11 @@ LOG_FLOOR: Final = Gauge("rowcast_log_floor", "Number up to which the log has be
 QUEUE_USAGE: Final = Gauge(
     "rowcast_queue_usage", "Fill level of the NOTIFY queue of Postgres, from 0 to 1.", registry=REGISTRY
 )
+NOTIFY_WAITERS: Final = Gauge(
+    "rowcast_notify_waiters",
+    "Transactions that waited for the lock of NOTIFY when a heartbeat was last late; 0 if none was.",
+    registry=REGISTRY,
+)
 JOB_LAST_SUCCESS: Final = Gauge(
     "rowcast_job_last_success_timestamp_seconds",
     "When a job last succeeded, on any daemon, in seconds since 1970; absent until it has.",

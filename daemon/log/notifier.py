@@ -5,16 +5,22 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Final
+
+import asyncpg
 
 from daemon import metrics
 from daemon.health import Progress
 from daemon.log.queries import query
 from daemon.logs import get_logger
 from daemon.postgres.backoff import backoff_delay
-from daemon.postgres.connect import Connect
+from daemon.postgres.connect import Connect, Connection
 from daemon.postgres.errors import DATABASE_ERRORS, describe
 
 log = get_logger()
+
+BLOCKED_AFTER: Final = 1.0  # seconds
+REFUSALS: Final = (asyncpg.LockNotAvailableError, asyncpg.ProgramLimitExceededError)  # the latter: a full queue
 
 
 class Notifier:
@@ -23,6 +29,9 @@ class Notifier:
     `wakeups` maps each channel to its event. Every `beat_every` seconds a heartbeat goes through Postgres and back;
     after `beat_limit` seconds without one the connection is replaced. After every LISTEN all events are set once,
     because notifications sent before it are lost. Notifications from backends for which `is_own` is true are ignored.
+
+    A heartbeat that the server refuses proves the connection as well: its queue is full, or another transaction has
+    held the lock of NOTIFY for longer than `lock_timeout`. Notifications do not pass then, but the log is polled.
     """
 
     def __init__(
@@ -40,6 +49,8 @@ class Notifier:
         self._beat_every = beat_every
         self._beat_limit = beat_limit
         self._echoed_at = float("-inf")
+        self._refused_at = float("-inf")
+        self._waiting_since: float | None = None  # when the oldest heartbeat was sent that has not come back
         self.listening = asyncio.Event()
         self.backend_pid: int | None = None
 
@@ -50,8 +61,14 @@ class Notifier:
 
     @property
     def is_healthy(self) -> bool:
-        """Has a recent heartbeat proven that notifications arrive?"""
-        return self.listening.is_set() and self.silence < self._beat_limit
+        """Has a recent heartbeat proven that the connection works?"""
+        newest = max(self._echoed_at, self._refused_at)
+        return self.listening.is_set() and time.monotonic() - newest < self._beat_limit
+
+    @property
+    def is_blocked(self) -> bool:
+        """Has a heartbeat not come back for BLOCKED_AFTER? Whoever notifies may have to wait, or fail, then."""
+        return self._waiting_since is not None and time.monotonic() - self._waiting_since > BLOCKED_AFTER
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -94,16 +111,8 @@ class Notifier:
                 for channel, wakeup in self._wakeups.items():
                     await connection.add_listener(channel, partial(self._on_notification, wakeup))
             while not ended.is_set():
-                echo.clear()
-                async with asyncio.timeout(self._beat_limit - self._beat_every):
-                    row = await connection.fetchrow(query("send_heartbeat"), beat_channel)
-                    await echo.wait()
-                if ended.is_set():
-                    break
-                self._echoed_at = time.monotonic()
-                if row is not None:
-                    metrics.QUEUE_USAGE.set(row["usage"])
-                if not self.listening.is_set():
+                await self._beat(connection, beat_channel, echo)
+                if self._waiting_since is None and not ended.is_set() and not self.listening.is_set():
                     self.listening.set()
                     metrics.LISTENER_CONNECTED.set(1)
                     log.info("listener_connected", backend_pid=self.backend_pid)
@@ -116,3 +125,20 @@ class Notifier:
             raise ConnectionResetError
         finally:
             connection.terminate()  # close() would wait for a peer that may be gone
+
+    async def _beat(self, connection: Connection, channel: str, echo: asyncio.Event) -> None:
+        """Send a heartbeat, and wait until it is back or refused. Raises one of DATABASE_ERRORS."""
+        echo.clear()
+        if self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+        try:
+            async with asyncio.timeout(self._beat_limit - self._beat_every):
+                row = await connection.fetchrow(query("send_heartbeat"), channel)
+                await echo.wait()
+        except REFUSALS:
+            self._refused_at = time.monotonic()
+            return
+        if not connection.is_closed():
+            self._waiting_since, self._echoed_at = None, time.monotonic()
+        if row is not None:
+            metrics.QUEUE_USAGE.set(row["usage"])

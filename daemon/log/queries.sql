@@ -484,6 +484,32 @@ on conflict do nothing;
 -- $1 channel text
 select pg_notify($1, ''), pg_notification_queue_usage() as usage;
 
+-- name: notify_lock
+-- Which process holds the lock that a transaction that has notified takes when it commits, what it waits for, and how
+-- many wait for the lock. It is a lock on "database 0", an object of pg_database.
+select
+    l.pid,
+    coalesce((select a.wait_event from pg_stat_activity as a where a.pid = l.pid), '') as waits_for,
+    (
+        select count(*) from pg_locks as w
+        where w.locktype = 'object' and w.classid = 'pg_database'::regclass and w.objid = 0 and not w.granted
+    ) as waiters
+from pg_locks as l
+where l.locktype = 'object' and l.classid = 'pg_database'::regclass and l.objid = 0 and l.granted
+limit 1;
+
+-- name: notify_queue
+-- How full the queue of NOTIFY is, and the process whose transaction began first, if this role may see that: the queue
+-- keeps all that a session which listens has not read, and it reads nothing during a transaction.
+select
+    pg_notification_queue_usage() as usage,
+    (
+        select a.pid from pg_stat_activity as a
+        where a.xact_start is not null and a.pid <> pg_backend_pid() and a.backend_type = 'client backend'
+        order by a.xact_start
+        limit 1
+    ) as oldest;
+
 -- name: notify_readers
 -- The leader wakes the other daemons, in a transaction of its own that nothing waits for.
 select pg_notify('rowcast_log', '');

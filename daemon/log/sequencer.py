@@ -115,6 +115,9 @@ class Sequencer:
     `offer` receives what the log has grown by, so that this process need not read it back. `numbers` is set instead
     for more than `max_offered` changes or MAX_READ_BYTES of records, and when this daemon begins to follow another.
 
+    While `is_notify_blocked()`, it does not let writers notify: their commits would wait. It polls every
+    LOCK_WAIT_DELAY of AdaptivePoller instead.
+
     With `sync` each batch waits for its flush: nothing that a crash of Postgres could undo is ever delivered.
     """
 
@@ -129,6 +132,7 @@ class Sequencer:
         max_offered: int = 0,
         poll_every: float = 1.0,
         sync: bool = False,
+        is_notify_blocked: Callable[[], bool] = lambda: False,
     ) -> None:
         self._connect = connect
         self._pool = pool
@@ -138,6 +142,7 @@ class Sequencer:
         self._max_offered = max_offered
         self._poll_every = poll_every
         self._sync = sync
+        self._is_notify_blocked = is_notify_blocked
         self._readers_due = asyncio.Event()
         self.leading = asyncio.Event()  # set while this daemon leads and has numbered its first batch
         self.settled = asyncio.Event()  # set once it is known who leads
@@ -258,7 +263,7 @@ class Sequencer:
             self.leading.set()
             self.settled.set()
             poller.record_poll(ended, totals["transactions"], ended - began, held=lock.held)
-            lock.want(poller.wants_sleep_lock)
+            lock.want(poller.wants_sleep_lock and not self._is_notify_blocked())
             metrics.show_poller_state(poller.state)
             await self._pause(connection, term, poller)
 

@@ -1,6 +1,7 @@
 """Scenarios for faults: a server that can be killed, daemons that can be restarted, writers, clients, a verdict."""
 
 import asyncio
+import json
 import os
 import signal
 import statistics
@@ -20,7 +21,7 @@ from daemon.embedded.server import EmbeddedPostgres
 from tests.faults.checker import Checker, Verdict, judge
 from tests.faults.oracle import Oracle, Style, Write
 from tests.faults.proxy import Proxy
-from tests.support.daemon import Daemon, daemon_process
+from tests.support.daemon import Daemon, daemon_process, get
 from tests.support.postgres import chosen_binaries, passable_directory, prepare_cluster
 from tests.support.processes import until_it_ends
 
@@ -192,6 +193,32 @@ class Supervised:
         """Wait until it has logged this event `times` times."""
         while self.count(event) < times:
             await asyncio.sleep(0.01)
+
+
+async def not_ready(daemon: Supervised) -> str:
+    """Wait until a daemon is not ready because events are not numbered, and return what it says about that."""
+    assert daemon.daemon
+    found: list[str] = []
+    while not found:
+        await asyncio.sleep(0.1)
+        _, page = await get(f"{daemon.daemon.http}/readyz")
+        found = [reason for reason in json.loads(page)["reasons"] if "number" in reason]
+    return found[0]
+
+
+async def ready(daemon: Supervised) -> None:
+    """Wait until a daemon is ready."""
+    assert daemon.daemon
+    while (await get(f"{daemon.daemon.http}/readyz"))[0] != 200:
+        await asyncio.sleep(0.1)
+
+
+async def warnings_of(daemon: Supervised) -> list[str]:
+    """What a daemon warns of on `/readyz`. It must be ready."""
+    assert daemon.daemon
+    status, page = await get(f"{daemon.daemon.http}/readyz")
+    assert 200 == status, page
+    return list(json.loads(page).get("warnings", []))
 
 
 @dataclass(eq=False)

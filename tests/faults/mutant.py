@@ -193,8 +193,14 @@ def lockstep_delivery() -> None:
 
 
 def no_queue_usage_query() -> None:
-    """The heartbeat does not query the usage of the queue, which is what makes Postgres clean it up."""
-    _replace("send_heartbeat", "pg_notification_queue_usage()", "0::float8")
+    """Nobody queries the usage of the queue, which is what makes Postgres clean it up."""
+    for name in ("send_heartbeat", "notify_queue"):
+        _replace(name, "pg_notification_queue_usage()", "1::float8")
+
+
+def let_writers_notify() -> None:
+    """The leader sleeps, and lets writers notify, although notifications are blocked."""
+    _put(notifier.Notifier, "is_blocked", False)
 
 
 def rights_at_subscribe() -> None:
@@ -336,6 +342,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         leader_reads_the_log,
         lockstep_delivery,
         no_queue_usage_query,
+        let_writers_notify,
         rights_at_subscribe,
         rights_without_a_start,
         no_revocation_during_replay,

@@ -1,7 +1,6 @@
 """Numbering is disturbed: a leader hangs, locks are usurped, nothing can be written, an event cannot be numbered."""
 
 import asyncio
-import json
 import secrets
 import signal
 import time
@@ -13,9 +12,8 @@ import pytest
 from daemon.log.sequencer import FOLLOWER_LOCK
 from daemon.log.wakeup_lock import WAKEUP_LOCK
 from tests.faults.checker import CLEAN
-from tests.faults.harness import MUTANT_TIMEOUT, TIMEOUT, Scenario, Supervised, by_form, scenario
+from tests.faults.harness import MUTANT_TIMEOUT, TIMEOUT, Scenario, by_form, not_ready, ready, scenario
 from tests.faults.results import Results
-from tests.support.daemon import get
 
 LOCKS = 0x526F7763617374, FOLLOWER_LOCK, WAKEUP_LOCK
 LONG_TOPIC = "(select string_agg(md5(random()::text), '') from generate_series(1, 200))"
@@ -32,23 +30,6 @@ select w.id, {LONG_TOPIC}, 'update', '{{"id": "1"}}' from rowcast.watched as w w
 def leader_of(run: Scenario) -> int:
     """Which of two daemons leads."""
     return next(number for number in (0, 1) if run.daemons[number].count("leader_elected"))
-
-
-async def not_ready(daemon: Supervised) -> str:
-    """Wait until a daemon is not ready because events are not numbered, and return what it says about that."""
-    assert daemon.daemon
-    found: list[str] = []
-    while not found:
-        await asyncio.sleep(0.1)
-        _, page = await get(f"{daemon.daemon.http}/readyz")
-        found = [reason for reason in json.loads(page)["reasons"] if "number" in reason]
-    return found[0]
-
-
-async def ready(daemon: Supervised) -> None:
-    assert daemon.daemon
-    while (await get(f"{daemon.daemon.http}/readyz"))[0] != 200:
-        await asyncio.sleep(0.1)
 
 
 async def test_a_stranger_who_holds_every_public_lock_stops_nobody(durable: str, results: Results) -> None:

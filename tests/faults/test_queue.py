@@ -11,7 +11,7 @@ import pytest
 
 from daemon.postgres.connect import Connection
 from tests.faults.checker import CLEAN
-from tests.faults.harness import MUTANT_TIMEOUT, Scenario, Server, newest_binaries, own_server, scenario
+from tests.faults.harness import MUTANT_TIMEOUT, Scenario, Server, newest_binaries, own_server, scenario, warnings_of
 from tests.faults.oracle import Style
 from tests.faults.results import Results
 from tests.support.daemon import get
@@ -115,41 +115,57 @@ async def queue_usage(run: Scenario) -> float:
     return float(line.split()[1])
 
 
-@pytest.mark.parametrize("mutants", [[], ["no_queue_usage_query"]])
-async def test_a_blocked_notify_queue_empties_as_soon_as_the_blocker_is_gone(
+@pytest.mark.parametrize("mutants", [[], ["let_writers_notify"], ["no_queue_usage_query"]])
+async def test_a_full_notify_queue_stops_no_writer_and_empties_as_soon_as_its_blocker_is_gone(
     server: Server, results: Results, mutants: list[str]
 ) -> None:
-    async with scenario(server, mutants=mutants) as run:
+    async with scenario(server, mutants=mutants, environment={"ROWCAST_BEAT_LIMIT": "4"}) as run:
         await run.follow(2)
+        [supervised] = run.daemons
         blocker = await run.oracle.connect()
         await blocker.execute("listen elsewhere")
         await blocker.execute("begin; select 1")
         notifying = await run.oracle.connect()
         await until_notify_needed(notifying)
         await fill_queue(notifying, 0.6)
-        if not mutants:
+        if "no_queue_usage_query" not in mutants:
             while (alarm := await queue_usage(run)) < 0.5:
                 await asyncio.sleep(0.05)
         with pytest.raises(asyncpg.ProgramLimitExceededError):
             await fill_queue(notifying, 2.0)
+        if "let_writers_notify" in mutants:
+            with pytest.raises(TimeoutError):
+                await run.recovered(within=MUTANT_TIMEOUT)
+            results.caught("13", "let_writers_notify", "writes fail as long as the queue is full")
+            await blocker.close()
+            await notifying.close()
+            return
+        began = time.monotonic()
+        await supervised.logged("notify_blocked")
+        await run.recovered()
+        served = time.monotonic() - began
+        [warning] = await warnings_of(supervised)
+        assert f"process {blocker.get_server_pid()}" in warning
         await blocker.close()
         await notifying.close()
         began = time.monotonic()
         if mutants:
             with pytest.raises(TimeoutError):
-                await run.recovered(within=MUTANT_TIMEOUT)
-            results.caught("13", "no_queue_usage_query", "writes keep failing after the blocker has gone")
+                async with asyncio.timeout(MUTANT_TIMEOUT):
+                    await supervised.logged("notify_unblocked")
+            results.caught("13", "no_queue_usage_query", "the queue stays full after the blocker has gone")
             await server.fetchval("select pg_notification_queue_usage()")
             return
-        await run.recovered()
+        await supervised.logged("notify_unblocked")
         healed = time.monotonic() - began
         assert CLEAN == await run.verdict()
         results.held(
             "13",
             "the queue of NOTIFY is full",
             f"a listener that is idle in a transaction, {PAGES} pages (PostgreSQL {server.binaries.version})",
-            "the metric shows it from 50 % on; it recovers when the blocker has gone. Until then writes fail: "
-            "Postgres does that, and Rowcast cannot prevent it",
-            f"the metric said {alarm:.0%} before it was full; healed {healed:.1f} s after the blocker went",
+            "the metric shows it from 50 % on; once it is full, the daemon says so, stays ready, polls, and lets "
+            "nobody notify, so writes succeed and are delivered; it empties when the blocker has gone",
+            f"the metric said {alarm:.0%} before it was full; writes succeeded {served:.1f} s after it was; "
+            f"notifications passed {healed:.1f} s after the blocker went",
             run.n,
         )

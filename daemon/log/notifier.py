@@ -19,7 +19,7 @@ from daemon.postgres.errors import DATABASE_ERRORS, describe
 
 log = get_logger()
 
-BLOCKED_AFTER: Final = 1.0  # seconds
+BLOCKED_DELAY: Final = 1.0  # seconds
 REFUSALS: Final = (asyncpg.LockNotAvailableError, asyncpg.ProgramLimitExceededError)  # the latter: a full queue
 
 
@@ -67,8 +67,8 @@ class Notifier:
 
     @property
     def is_blocked(self) -> bool:
-        """Has a heartbeat not come back for BLOCKED_AFTER? Whoever notifies may have to wait, or fail, then."""
-        return self._waiting_since is not None and time.monotonic() - self._waiting_since > BLOCKED_AFTER
+        """Has a heartbeat not come back for BLOCKED_DELAY? Whoever notifies may have to wait, or fail, then."""
+        return self._waiting_since is not None and time.monotonic() - self._waiting_since > BLOCKED_DELAY
 
     async def run(self) -> None:
         """Listen until cancelled."""

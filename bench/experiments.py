@@ -7,6 +7,7 @@ own database and processes.
 import asyncio
 import json
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -39,13 +40,16 @@ class Form:
     fan_out: int  # clients that receive every event
     idle_clients: int
     history: int  # rows
+    snapshot: int  # rows of each table
     scales: tuple[tuple[int, int], ...]  # clients, topics
 
 
 FORMS = {
-    "short": Form("short", 3, 4, 1000, 10_000, 200_000, ((10, 10), (1000, 10_000))),
-    "long": Form("long", 5, 15, 1000, 10_000, 200_000, ((10, 10), (100, 1000), (1000, 10_000), (10_000, 100_000))),
-    "tiny": Form("tiny", 1, 3, 20, 50, 2000, ((2, 2), (4, 8))),
+    "short": Form("short", 3, 4, 1000, 10_000, 200_000, 4000, ((10, 10), (1000, 10_000))),
+    "long": Form(
+        "long", 5, 15, 1000, 10_000, 200_000, 4000, ((10, 10), (100, 1000), (1000, 10_000), (10_000, 100_000))
+    ),
+    "tiny": Form("tiny", 1, 3, 20, 50, 2000, 200, ((2, 2), (4, 8))),
 }
 """`tiny` only shows that everything works; its figures mean nothing."""
 
@@ -274,12 +278,7 @@ async def replay(bench: Bench) -> Samples:
     samples, form, peer = Samples(), bench.form, Rowcast()
     async with bench.server.database(await peer.template(bench.server)) as dsn:
         bench.log(f"writing {form.history:,} rows")
-        connection = await asyncpg.connect(dsn)
-        try:
-            for _ in range(form.history // BATCH_ROWS):
-                await connection.execute(data.INSERT, data.channel(0), data.user(0), BATCH_ROWS)
-        finally:
-            await connection.close()
+        await insert(dsn, form.history)
         async with peer.serving(dsn) as service:  # the daemon numbers the rows before it is ready
             since = await first_position(service)
         for statement in ("vacuum analyze", "checkpoint"):
@@ -294,6 +293,55 @@ async def replay(bench: Bench) -> Samples:
             figures = {"rows": form.history / seconds, "daemon_cpu": daemon, "postgres_cpu": postgres}
             bench.note(samples, number, peer.name, **figures)
     return samples
+
+
+async def insert(dsn: str, rows: int) -> None:
+    """Insert messages into the first channel."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        for first in range(0, rows, BATCH_ROWS):
+            await connection.execute(data.INSERT, data.channel(0), data.user(0), min(BATCH_ROWS, rows - first))
+    finally:
+        await connection.close()
+
+
+async def snapshots(bench: Bench) -> Samples:
+    """Clients that begin at once with the rows of one topic. Figures: rows, a second; reads, of the database.
+
+    Half of the rows are messages, whose arrival is timed; the others are memberships.
+    """
+    samples, form = Samples(), bench.form
+    most = min(form.idle_clients, raise_open_files() - 200)
+    sizes = [(1, form.snapshot), (min(form.fan_out, most), form.snapshot // 10), (most, form.snapshot // 100)]
+    async with bench.server.database(await Rowcast().template(bench.server)) as dsn:
+        await insert(dsn, form.snapshot)
+        await data.run(dsn, "vacuum analyze")
+        for number, (count, limit) in in_turn(form.rounds, sizes):
+            wanted = {"snapshot": {"limit": limit}}
+            async with Rowcast().serving(dsn) as service, service.clients([[0]] * count, subscribe=wanted) as clients:
+                began, used = time.monotonic_ns(), cpu(service.pid)
+                await clients.open()
+                seconds = (await clients.until(limit) - began) / 1e9
+                figures = {
+                    "rows": 2 * limit * count / seconds,
+                    "reads": await metric(service, "rowcast_snapshot_seconds_count"),
+                    "us": (cpu(service.pid) - used) / count * 1e6,
+                }
+            bench.note(samples, number, snapshot_name(count), **figures)
+    return samples
+
+
+def snapshot_name(clients: int) -> str:
+    """The name of this many clients in the results."""
+    return f"{clients:,} client{'s' if clients > 1 else ''}"
+
+
+async def metric(service: Service, name: str) -> float:
+    """The value of a metric of the daemon, without labels."""
+    url = f"http://127.0.0.1:{service.port}/metrics"
+    page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read().decode())
+    [line] = [line for line in page.splitlines() if line.startswith(f"{name} ")]
+    return float(line.split()[1])
 
 
 async def first_position(service: Service) -> str:

@@ -42,6 +42,7 @@ UNITS = {
     "postgres_cpu": Unit("CPU of Postgres, processors"),
     "load_cpu": Unit("CPU of the load client, processors"),
     "clients": Unit("clients"),
+    "reads": Unit("reads of the database"),
 }
 
 
@@ -63,6 +64,11 @@ def _targets(*targets: Target) -> Callable[[Form], Sequence[Target]]:
 def _flat_cost(form: Form) -> Sequence[Target]:
     first, *others = (scale_name(*size) for size in form.scales)
     return [Target(other, "us", "+-", 0.2, first) for other in others]
+
+
+def _crowd(form: Form) -> Sequence[Target]:
+    one, many, all_clients = (experiments.snapshot_name(count) for count in (1, form.fan_out, form.idle_clients))
+    return [Target(many, "rows", ">=", 10, one), Target(all_clients, "reads", "<=", 20)]
 
 
 LINES = (
@@ -126,6 +132,12 @@ LINES = (
         "rows a second replayed from the log to one returning client, right after the daemon has started",
         experiments.replay,
         _targets(Target(ROWCAST, "rows", ">=", 100_000)),
+    ),
+    Line(
+        "snapshot",
+        "rows a second in snapshots of one topic: one client, and many that begin at the same time",
+        experiments.snapshots,
+        _crowd,
     ),
     Line(
         "workers",

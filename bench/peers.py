@@ -38,8 +38,13 @@ class Service:
     path: str = "/"
     rowcast: bool = False
 
-    def clients(self, topics: Sequence[Sequence[int]], since: str | None = None) -> AbstractAsyncContextManager[Load]:
-        """A client for each row of `topics`, none of them open yet; the n-th is user n and follows these channels."""
+    def clients(
+        self, topics: Sequence[Sequence[int]], since: str | None = None, subscribe: Mapping[str, object] = {}
+    ) -> AbstractAsyncContextManager[Load]:
+        """A client for each row of `topics`, none of them open yet; the n-th is user n and follows these channels.
+
+        `subscribe` has further members of each `subscribe`.
+        """
         if not self.rowcast:
             return load(self.port, [()] * len(topics), path=self.path)
         issue = Authenticator(SECRET.encode()).issue
@@ -48,7 +53,10 @@ class Service:
                 json.dumps(
                     {"op": "hello", "token": issue(data.user(number), 86_400)} | ({"since": since} if since else {})
                 ),
-                *(json.dumps({"op": "subscribe", "topic": f"channel:{data.channel(one)}"}) for one in channels),
+                *(
+                    json.dumps({"op": "subscribe", "topic": f"channel:{data.channel(one)}", **subscribe})
+                    for one in channels
+                ),
             ]
             for number, channels in enumerate(topics)
         ]

@@ -5,6 +5,7 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from bench import __main__ as bench_main
 from bench import data
 from bench.charts import axis_ticks
-from bench.experiments import FORMS, Bench, bursts, in_turn
+from bench.experiments import FORMS, Bench, bursts, in_turn, snapshots
 from bench.judge import Samples, Sense, Spread, Target
 from bench.lines import LINES, Line, select
 from bench.load import split
@@ -98,12 +99,17 @@ async def test_a_line_that_fails_is_reported_and_the_others_still_run(
     assert "| writers | " in (tmp_path / "RESULTS.md").read_text()
 
 
-async def test_an_experiment_runs_from_the_database_to_its_figures(postgres: support.Server) -> None:
+async def test_experiments_run_from_the_database_to_their_figures(postgres: support.Server) -> None:
     log: list[str] = []
-    found = await bursts(Bench(Server(postgres.embedded), FORMS["tiny"], log.append))
+    bench = Bench(Server(postgres.embedded), replace(FORMS["tiny"], fan_out=4, idle_clients=8), log.append)
+    found = await bursts(bench)
     [deliveries] = found.rounds("Rowcast", "deliveries")
     assert deliveries > 0
     assert "round 1/1  Rowcast: deliveries" in log[0]
+    found = await snapshots(bench)
+    for peer in ("1 client", "4 clients", "8 clients"):
+        assert found.rounds(peer, "rows")[0] > 0
+        assert 1 <= found.rounds(peer, "reads")[0] <= 8
 
 
 @pytest.mark.parametrize(

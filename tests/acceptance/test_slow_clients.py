@@ -300,3 +300,27 @@ async def test_a_flood_of_pings_holds_up_only_its_own_connection(daemon: Daemon,
         flooding.connection.transport.write(20_000 * bytes_of(Opcode.PING, b"p" * 100))
         await chat.say("undisturbed")
         assert "undisturbed" == (await bystander.changes())[0]["record"]["content"]
+
+
+async def test_a_client_reads_a_large_snapshot_at_its_own_pace_and_then_what_was_written_meanwhile(
+    daemon: Daemon, chat: Chat
+) -> None:
+    await write_much(chat)
+    await chat.settled(daemon)
+    async with sleeper(daemon, chat.ada) as slow, daemon.client(chat.ada) as fast:
+        await slow.subscribe(chat.topic, snapshot=True)
+        await fast.subscribe(chat.topic)
+        await chat.say("meanwhile")
+        assert ["meanwhile"] == first_words([await fast.next()])
+        frames = await slow.until("resumed")
+        found = [
+            row["record"]["content"].partition(" ")[0]
+            for frame in frames
+            if frame["op"] == "snapshot" and frame["table"] == "messages"
+            for row in frame["rows"]
+        ]
+        assert list(map(str, range(150))) == found
+        assert all(len(frame["rows"]) <= 5 for frame in frames if frame["op"] == "snapshot")
+        assert ["meanwhile"] == first_words(frames)
+        await chat.say("after")
+        assert ["after"] == first_words([await slow.next()])

@@ -279,3 +279,17 @@ async def test_a_crowd_that_asks_at_once_costs_few_reads(daemon: Daemon, chat: C
 
     assert [1] * 200 == await asyncio.gather(*[ask() for _ in range(200)])
     assert await reads() - before <= 10
+
+
+async def test_a_snapshot_tells_numbers_in_the_form_that_the_client_has_chosen(daemon: Daemon, chat: Chat) -> None:
+    largest = 2**63 - 1
+    message = await chat.say("with a file")
+    await chat.sql.execute(
+        "insert into chatgenius.files (message_id, name, type, size, url)"
+        " values ($1, 'a', 'text/plain', $2, 'https://example.com/a')",
+        message,
+        largest,
+    )
+    async with daemon.client(chat.ada) as plain, daemon.client(chat.ada, numbers="string") as exact:
+        rows, exact_rows = await snapshot_of(plain, chat.topic), await snapshot_of(exact, chat.topic)
+    assert [largest, str(largest)] == [found["files"][0]["record"]["size"] for found in (rows, exact_rows)]

@@ -281,7 +281,7 @@ async def test_a_crowd_that_asks_at_once_costs_few_reads(daemon: Daemon, chat: C
     assert await reads() - before <= 10
 
 
-async def test_a_snapshot_tells_numbers_in_the_form_that_the_client_has_chosen(daemon: Daemon, chat: Chat) -> None:
+async def test_a_snapshot_has_numbers_in_the_form_that_the_client_has_chosen(daemon: Daemon, chat: Chat) -> None:
     largest = 2**63 - 1
     message = await chat.say("with a file")
     await chat.sql.execute(

@@ -36,6 +36,9 @@ CLIENTS_LIMIT: Final = Gauge(
     "Maximum number of clients: ROWCAST_MAX_CLIENTS, or fewer if the open files limit does not allow them.",
     registry=REGISTRY,
 )
+EVENT_STREAMS: Final = Gauge(
+    "rowcast_event_streams", "Clients that read an event stream instead of a websocket.", registry=REGISTRY
+)
 UNAUTHENTICATED: Final = Gauge(
     "rowcast_unauthenticated",
     "Connections that are not authenticated: requests, pages that are being read, websockets before their hello.",

@@ -1,24 +1,17 @@
 """A websocket session: connects a transport, the websockets library's protocol, and the client's handler."""
 
 import asyncio
-import fcntl
 import logging
-import sys
-import termios
-from collections.abc import Callable
 from typing import Final
 
-from ulid import ULID
 from websockets.extensions import Extension
 from websockets.frames import Frame, Opcode
 from websockets.protocol import SEND_EOF, Protocol, Side, State
 
 from daemon import metrics
 from daemon.core.close_codes import CLOSE_CODES, Close
-from daemon.core.ports import ClientHandler
-from daemon.gateway.admission import Account
-from daemon.gateway.limits import MIN_DRAIN_BYTES
-from daemon.gateway.state import NEVER, GatewayState, log, peer_name
+from daemon.gateway.client_connection import ClientConnection
+from daemon.gateway.state import GatewayState, log
 from daemon.gateway.transport import Transport
 from daemon.logs import correlate
 
@@ -33,24 +26,8 @@ _library_log: Final = logging.getLogger("websockets.server")
 _library_log.setLevel(logging.ERROR)
 
 
-def encode(payload: bytes) -> bytes:
-    """Encode `payload` as a single unmasked text frame (RFC 6455, section 5.2).
-
-    The result can be written to any number of sessions. The library's own encoder takes four times as long.
-    """
-    size = len(payload)
-    if size < 126:
-        return b"\x81%c%b" % (size, payload)
-    if size < 65_536:
-        return b"\x81\x7e%b%b" % (size.to_bytes(2), payload)
-    return b"\x81\x7f%b%b" % (size.to_bytes(8), payload)
-
-
-class WebSocketConnection:
-    """The `Socket` of one handler, and the `TransportProtocol` of its transport, from the 101 response on.
-
-    It is open until this side, the peer or an error starts to close it. From then on no message is written or
-    passed on, and the connection is cut at `_deadline` if the peer has not closed by then.
+class WebSocketConnection(ClientConnection):
+    """A client's connection from the 101 response on.
 
     What the peer sent is processed in turns of FRAMES_PER_TURN frames, one in each iteration of the event loop. Until
     everything is processed nothing more is read, so a peer that sends too much is held up by TCP, and only that peer.
@@ -58,50 +35,23 @@ class WebSocketConnection:
     """
 
     __slots__ = (
-        "_abort_reason",
-        "_account",
         "_acked",
-        "_deadline",
         "_deflate",
-        "_drained",
         "_fragments",
         "_frame_count",
         "_frames",
-        "_full",
-        "_full_acked",
-        "_full_since",
-        "_handler",
         "_input",
         "_next_ping",
         "_next_turn",
-        "_open",
-        "_opened_at",
         "_ping_end",
         "_pinged_at",
         "_protocol",
-        "_sent",
-        "_state",
-        "_transport",
-        "address",
-        "session",
     )
 
-    is_admin = False
-
     def __init__(self, state: GatewayState, transport: Transport, extensions: list[Extension], address: str) -> None:
-        now = state.clock()
-        self.session = str(ULID())
-        self.address = address
-        self._account: Account | None = None
-        self._state = state
-        self._transport = transport
+        super().__init__(state, transport, address)
         self._protocol = Protocol(Side.SERVER, max_size=state.limits.message_bytes, logger=_library_log)
         self._protocol.extensions = extensions
-        self._handler: ClientHandler | None = None
-        self._open = True
-        self._abort_reason = ""
-        self._opened_at = now
-        self._deadline = 0.0
         # Inbound.
         self._input = NOTHING  # not parsed yet
         self._frames: list[Frame] = []  # parsed, but not processed yet
@@ -110,28 +60,18 @@ class WebSocketConnection:
         self._next_turn: asyncio.Handle | None = None  # scheduled because there is more to process
         # Outbound.
         self._deflate = state.deflate if extensions else None
-        self._full = False
-        self._full_since = now  # when the current `drain_timeout` began
-        self._full_acked = 0  # bytes acknowledged then
-        self._drained: asyncio.Event | None = None
-        self._sent = 0  # bytes written to the transport
         # Keepalive.
-        self._next_ping = now + state.limits.ping_every
+        self._next_ping = self._opened_at + state.limits.ping_every
         self._pinged_at: float | None = None  # when the unanswered ping was sent
         self._ping_end = 0  # `_sent` after the ping
         self._acked = 0  # bytes acknowledged at the last tick with an unanswered ping
 
     def begin(self, response: bytes, early: bytes) -> None:
         """Send the 101 response and open the handler. `early` is what the peer sent after its request."""
-        self._state.sessions += 1
         self._sent += len(response)
         self._transport.write(response)
         with correlate(self.session):
-            log.debug("client_connected", session=self.session, peer=peer_name(self._transport.connection))
-            try:
-                self._handler = self._state.open_client(self)
-            except Exception:  # noqa: BLE001 - see _call
-                self._fail_internally()
+            self._open_handler()
         if early:
             self.data_received(early)
 
@@ -145,30 +85,6 @@ class WebSocketConnection:
             frames = self._deflate(frames)
         self._sent += len(frames)
         return self._transport.write(frames)
-
-    def queued(self) -> int:
-        """The number of bytes queued for the peer."""
-        return self._transport.queued
-
-    async def drained(self) -> None:
-        """Wait until most of the queue has been sent. Returns at once if little is queued, or once closing."""
-        if not self._full or not self._open:
-            return
-        if self._drained is None:
-            self._drained = asyncio.Event()
-        await self._drained.wait()
-
-    def authenticated(self, user: str) -> None:
-        """Give the peer one of this user's places. Raises TooManyConnections or Overloaded."""
-        if self._account is None:
-            self._account = self._state.accounts.enter(user)
-            self._state.pending.discard(self, self.address)
-            metrics.CONNECTED.inc()
-
-    def charge(self, frames: int) -> None:
-        """Count work that is worth this many frames towards the user's rate."""
-        if self._account is not None:
-            self._state.accounts.charge(self._account, frames, asyncio.get_running_loop().time())
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame after everything written so far, and close. Only the first call has an effect."""
@@ -189,37 +105,12 @@ class WebSocketConnection:
         self._protocol.receive_eof()
         self._flush()
 
-    def pause_writing(self) -> None:
-        """Stop reading from a peer that does not read: its pings would fill memory with pongs."""
-        self._full = True
-        self._full_since = self._state.clock()
-        self._full_acked = self._count_acked()
-        self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """Read from the peer again, and wake what waits in `drained`."""
-        self._full = False
-        self._notify_drained()
-        self._continue()
-
     def connection_lost(self) -> None:
         """Log the end of the connection and tell the handler."""
-        self._stop(NEVER)
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
-        self._state.sessions -= 1
-        self._state.discard(self)
-        if self._account is not None:
-            self._state.accounts.leave(self._account)
-            metrics.DISCONNECTED.inc()
-        close = self._protocol.close_sent or self._protocol.close_rcvd or Close(1006, "")
-        seconds = round(self._state.clock() - self._opened_at, 3)
-        with correlate(self.session):
-            log.debug("client_disconnected", session=self.session, code=int(close.code), seconds=seconds)
-            if self._handler is not None:
-                self._call(self._handler.connection_lost, self._close_reason())
-                self._handler = None
+        super().connection_lost()
         # Both are in reference cycles with the protocol, which would keep it until the garbage collector runs.
         self._protocol.parser.close()
         self._protocol.parser_exc = None
@@ -228,51 +119,21 @@ class WebSocketConnection:
 
     def tick(self, now: float) -> None:
         """Send a ping when due, cut the connection if the peer is silent or too slow, and tick the handler."""
-        if not self._open:
-            if now >= self._deadline:
-                self.abort("close_timeout")
-            return
-        if self._account is not None:
+        if self._open and self._account is not None:
             self._frame_count = 0
-        if self._full and not self._keeps_pace(now):
-            self.abort("too_slow")
-            return
+        super().tick(now)
+
+    def _is_alive(self, now: float) -> bool:
+        """Send a ping when due, and cut the connection if the peer does not answer it."""
         if self._pinged_at is not None:
             if self._next_turn is not None or self._is_ping_in_flight():  # its answer may not have been read yet
                 self._pinged_at = now
             elif now >= self._pinged_at + self._state.limits.ping_timeout:
                 self.abort("silent")
-                return
+                return False
         elif now >= self._next_ping:
             self._ping(now)
-        if self._handler is not None:
-            self._call(self._handler.tick, now)
-
-    def drain(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
-        """Send `bye()` if given, close, and give the peer until `deadline` to close too."""
-        if self._open:
-            if bye is not None:
-                self.write(bye())
-            self.close(code, reason)
-            if self._deadline != NEVER:
-                self._deadline = deadline
-
-    def abort(self, reason: str) -> None:
-        """Cut the connection now and drop queued data. `reason` is logged and counted."""
-        if self._deadline != NEVER:
-            self._abort_reason = reason
-            self._stop(NEVER)
-            with correlate(self.session):
-                note = log.debug if self._account is None else log.warning
-                note("client_aborted", session=self.session, reason=reason)
-            self._state.count_abort(reason)
-            self._transport.abort()
-
-    def evict(self) -> None:
-        """End the connection at once, because another needs its place; the peer is told if it reads."""
-        self.close(CLOSE_CODES["overload"].code, "overload")
-        self._stop(NEVER)
-        self._transport.abort()
+        return True
 
     # Inbound.
 
@@ -356,13 +217,6 @@ class WebSocketConnection:
         if self._handler is not None:
             self._call(self._handler.message_received, text)
 
-    def _call(self, callback: Callable[..., None], *arguments: object) -> None:
-        """Call the handler. An exception is a bug and closes this session only."""
-        try:
-            callback(*arguments)
-        except Exception:  # noqa: BLE001 - a bug costs this client only
-            self._fail_internally()
-
     # Outbound.
 
     def _flush(self) -> None:
@@ -375,17 +229,6 @@ class WebSocketConnection:
             self._transport.write_eof()
         if self._open and self._protocol.state is not State.OPEN:
             self._stop(self._state.clock() + self._state.limits.close_timeout)
-
-    def _stop(self, deadline: float) -> None:
-        self._open = False
-        self._deadline = deadline
-        self._notify_drained()
-
-    def _notify_drained(self) -> None:
-        """Wake what waits in `drained`."""
-        if self._drained is not None:
-            self._drained.set()
-            self._drained = None
 
     def _fail(self, name: str) -> None:
         """Close with the code `name` of CLOSE_CODES and discard further input."""
@@ -414,26 +257,10 @@ class WebSocketConnection:
         before, self._acked = self._acked, self._count_acked()
         return self._acked < self._ping_end and (self._acked > before or self._full)
 
-    def _keeps_pace(self, now: float) -> bool:
-        """Whether a peer with a full transport has acknowledged MIN_DRAIN_BYTES in each `drain_timeout`."""
-        if now >= self._full_since + self._state.limits.drain_timeout:
-            acked = self._count_acked()
-            if acked < self._full_acked + MIN_DRAIN_BYTES:
-                return False
-            self._full_since, self._full_acked = now, acked
-        return True
+    def _end_code(self) -> int:
+        close = self._protocol.close_sent or self._protocol.close_rcvd or Close(1006, "")
+        return int(close.code)
 
-    def _close_reason(self) -> Close | None:
-        """Why this side ended the connection; None if the peer did."""
-        if self._abort_reason in CLOSE_CODES:
-            return Close(CLOSE_CODES[self._abort_reason].code, self._abort_reason)
+    def _closed_by_us(self) -> Close | None:
         sent = self._protocol.close_sent
         return Close(int(sent.code), sent.reason) if sent and not self._protocol.close_rcvd_then_sent else None
-
-    def _count_acked(self) -> int:
-        """The number of bytes that the peer's kernel has acknowledged; our own kernel can buffer megabytes more."""
-        try:
-            unacked = fcntl.ioctl(self._transport.connection, termios.TIOCOUTQ, bytes(4))
-        except OSError:  # not on this system
-            return self._sent - self.queued()
-        return self._sent - self.queued() - int.from_bytes(unacked, sys.byteorder)

@@ -9,6 +9,8 @@ from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFact
 from websockets.frames import Frame, Opcode
 from websockets.headers import build_extension, parse_extension
 
+from daemon.gateway.framing import split
+
 WINDOW: Final = 12  # bits; small enough for clients that save memory
 LEVEL: Final = 6
 COMPRESSED: Final = 0x40  # RSV1, in the first byte of a frame
@@ -58,17 +60,7 @@ class Deflate:
         return self._deflated
 
     def _compress(self, frames: bytes) -> bytes:
-        done: list[bytes] = []
-        begin = 0
-        while begin < len(frames):
-            size, start = frames[begin + 1], begin + 2
-            if size >= 126:
-                start += 2 if size == 126 else 8
-                size = int.from_bytes(frames[begin + 2 : start], "big")
-            end = start + size
-            done.append(self._smaller(frames[begin:end], frames[start:end]))
-            begin = end
-        return b"".join(done)
+        return b"".join(self._smaller(frame, payload) for frame, payload in split(frames))
 
     def _smaller(self, frame: bytes, payload: bytes) -> bytes:
         if len(payload) < self._min_size:

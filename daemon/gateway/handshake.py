@@ -1,9 +1,11 @@
-"""The first request of a connection: a page is served, or a websocket session takes over."""
+"""The first request of a connection: a page is served, or a websocket session or an event stream takes over."""
 
 from collections.abc import Callable
 from typing import Final
 
+from daemon.gateway.client_connection import ClientConnection
 from daemon.gateway.connection import WebSocketConnection
+from daemon.gateway.event_stream import STREAM_PATH, EventStream, stream_request
 from daemon.gateway.http import Page, Request, read_head, text_page
 from daemon.gateway.state import NEVER, GatewayState, log, peer_name, refuse
 from daemon.gateway.transport import Transport
@@ -17,14 +19,14 @@ CROWDED_ADDRESS: Final = text_page(
     "Your address has too many connections: close some first.", 429, {"Retry-After": "5"}
 )
 _RESTARTING: Final = text_page("The server is restarting: try again.", 503, {"Retry-After": "1"})
-_GET_ONLY: Final = text_page("A WebSocket handshake uses GET.", 405, {"Allow": "GET"})
+_GET_ONLY: Final = text_page("Use GET here.", 405, {"Allow": "GET"})
 _NO_WEBSOCKET: Final = text_page(f"The WebSocket endpoint is {PATH}.", 404)
 _INCOMPLETE: Final = text_page("The request is not complete.", 400)
 _FAILED: Final = text_page("Internal server error.", 500)
 
 
 class Handshake:
-    """Reads one request, then responds with a page or passes the transport to a `WebSocketConnection`.
+    """Reads one request, then responds with a page or passes the transport to a `ClientConnection`.
 
     After a page it discards what still arrives until the peer closes: closing a socket with unread data sends a
     reset, which can destroy the response before the peer reads it. `_deadline` limits the wait for the request,
@@ -101,7 +103,9 @@ class Handshake:
         with_body = request.method != "HEAD"
         if request.path == PATH and request.method == "GET":
             self._upgrade(request)
-        elif request.path == PATH:
+        elif request.path == STREAM_PATH and request.method == "GET":
+            self._stream(request)
+        elif request.path in {PATH, STREAM_PATH}:
             self._refuse(_GET_ONLY, with_body=with_body)
         elif request.lists("upgrade", "websocket"):
             self._refuse(_NO_WEBSOCKET, with_body=with_body)
@@ -124,9 +128,21 @@ class Handshake:
             self._refuse(accepted)
             return
         connection = WebSocketConnection(self._state, self._transport, accepted.extensions, self.address)
+        self._pass_to(connection)
+        connection.begin(accepted.response, bytes(self._received[request.size :]))
+
+    def _stream(self, request: Request) -> None:
+        wanted = stream_request(request)
+        if isinstance(wanted, Page):
+            self._refuse(wanted)
+            return
+        connection = EventStream(self._state, self._transport, wanted, self.address)
+        self._pass_to(connection)
+        connection.begin()
+
+    def _pass_to(self, connection: ClientConnection) -> None:
         self._transport.protocol = connection
         self._state.replace(self, connection)
-        connection.begin(accepted.response, bytes(self._received[request.size :]))
 
     def _refuse(self, page: Page, reason: str = "request", *, with_body: bool = True) -> None:
         text = page.body.decode(errors="replace").strip()[:MAX_LOGGED]

@@ -116,12 +116,13 @@ class Site:
 class Request:
     """The head of one request.
 
-    `path` has no query, `version` is 1.0 or 1.1, header names are in lower case, and repeated headers are joined
-    by commas. `size` is the length of the head in bytes.
+    `query` is what follows the `?`, still encoded. `version` is 1.0 or 1.1, header names are in lower case, and
+    repeated headers are joined by commas. `size` is the length of the head in bytes.
     """
 
     method: str
     path: str
+    query: str
     version: str
     headers: Mapping[str, str]
     size: int
@@ -168,7 +169,8 @@ def _parse(head: bytes, size: int) -> Request | Page:
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     if refusal := _refuse_body(headers):
         return refusal
-    return Request(method, target.partition("?")[0], version, headers, size)
+    path, _, query = target.partition("?")
+    return Request(method, path, query, version, headers, size)
 
 
 def _refuse_body(headers: Mapping[str, str]) -> Page | None:

@@ -13,8 +13,8 @@ from typing import Self
 
 from daemon.core.ports import OpenClient
 from daemon.gateway.acceptor import Acceptor, ListenFailed, bind, turn_away
-from daemon.gateway.connection import encode
 from daemon.gateway.deflate import Deflate
+from daemon.gateway.framing import encode
 from daemon.gateway.handshake import CROWDED_ADDRESS, Handshake
 from daemon.gateway.http import Site
 from daemon.gateway.limits import Limits

@@ -13,6 +13,7 @@ from daemon.gateway.admission import Accounts, AddressCounts, Crowd
 from daemon.gateway.deflate import Deflate
 from daemon.gateway.http import Site
 from daemon.gateway.limits import ADMIN_CONNECTIONS, Limits
+from daemon.gateway.live_events import LiveEvents
 from daemon.logs import get_logger
 
 log = get_logger()
@@ -21,7 +22,7 @@ NEVER: Final = float("inf")  # the deadline of a connection that was aborted alr
 
 
 class Peer(Protocol):
-    """One accepted connection: a handshake or a websocket session.
+    """One accepted connection: a handshake, a websocket session or an event stream.
 
     `address` is the peer's, as `address_group` makes it. `is_admin`: it came in through the listener for metrics.
     """
@@ -49,7 +50,7 @@ class Peer(Protocol):
 class GatewayState:
     """What all connections of a gateway share.
 
-    `peers` holds every connection; `sessions` counts those that are websockets. `clock` is monotonic, in seconds.
+    `peers` holds every connection; `sessions` counts those of clients. `clock` is monotonic, in seconds.
     `deflate` is None if compression is off. `aborted` counts the connections that were cut, by reason. `empty` is
     set while there are no connections. `pending` and `admin` hold the connections that are not authenticated, from
     the listener for clients and from that for metrics; `accounts` counts those that are.
@@ -65,6 +66,7 @@ class GatewayState:
     admin: Crowd[Peer] = field(init=False)
     accounts: Accounts = field(init=False)
     addresses: AddressCounts = field(init=False)
+    live_events: LiveEvents = field(default_factory=LiveEvents)
     sessions: int = 0
     aborted: Counter[str] = field(default_factory=Counter)
     empty: asyncio.Event = field(default_factory=asyncio.Event)

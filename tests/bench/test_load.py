@@ -12,7 +12,7 @@ from websockets.http11 import Request, Response
 from bench.experiments import floor
 from bench.load import Load, compiler, load
 from bench.rig import MeasurementError
-from daemon.gateway.connection import encode
+from daemon.gateway.framing import encode
 
 ANSWER = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 IN_C = pytest.mark.parametrize("in_c", [True, False], ids=["C", "Python"])

@@ -7,8 +7,8 @@ import pytest
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Opcode
 
-from daemon.gateway.connection import encode
 from daemon.gateway.deflate import Deflate, negotiate
+from daemon.gateway.framing import encode
 from tests.gateway.peers import UPGRADE, RawPeer, Server, frame, request, serving, silence
 from tests.support.browser import browser_page
 

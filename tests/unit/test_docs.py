@@ -188,8 +188,9 @@ def test_each_table_of_a_guide_matches_the_code(
 
 def frames_shown() -> Iterator[tuple[str, str]]:
     """Every frame in the examples of the protocol guide: `>` or `<`, and the text with its lines joined."""
-    for block in re.findall(r"^```\n(.*?)^```$", PROTOCOL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
-        for shown in re.split(r"\n(?=[<>] )", block.strip()):
+    text = PROTOCOL.read_text(encoding="utf-8")
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        for shown in () if language else re.split(r"\n(?=[<>] )", block.strip()):
             yield shown[0], "".join(line.strip() for line in shown[1:].splitlines())
 
 

@@ -1,0 +1,286 @@
+"""Server-sent events: a client's connection that only sends, in one response that does not end."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from pydantic_core import from_json, to_json
+
+from daemon import metrics
+from daemon.core import wire
+from daemon.core.change import Topic
+from daemon.core.close_codes import Close
+from daemon.core.errors import BadFrame, BadToken, ClientFault, TooManyTopics
+from daemon.core.event_stream import Place, event, live_event, op_of, parse_place
+from daemon.core.session import MAX_TOPICS
+from daemon.gateway.client_connection import ClientConnection
+from daemon.gateway.framing import split
+from daemon.gateway.http import Page, Request, text_page
+from daemon.gateway.state import NEVER, GatewayState, log
+from daemon.gateway.transport import Transport
+from daemon.logs import correlate
+
+STREAM_PATH: Final = "/v1/stream"
+
+RESPONSE: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
+    b"X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+    b"retry: 1000\n\n"  # milliseconds until a client reconnects, unless a `bye` says otherwise
+)
+
+_HELLO: Final = frozenset({"numbers"})
+_SUBSCRIBE: Final = frozenset({"snapshot"})
+"""The parameters of the request that are members of `hello`, and those that are members of each `subscribe`."""
+
+_STATUS: Final = {"token": 401, "no_such_topic": 404, "too_large": 413, "too_many_connections": 429}
+_FAILED: Final = text_page("Internal server error.", 500)
+_RESTARTING: Final = text_page("The server is restarting: try again.", 503, {"Retry-After": "1"})
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """What a client asks for: the frames that it would send over a websocket, and the place where it resumes."""
+
+    hello: bytes
+    subscribes: list[bytes]
+    place: Place
+
+
+def stream_request(request: Request) -> StreamRequest | Page:
+    """Read the request of an event stream, or return the Page that refuses it."""
+    try:
+        return _read(request)
+    except ClientFault as fault:
+        return refusal(wire.error(fault))
+
+
+def _read(request: Request) -> StreamRequest:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise BadToken
+    topics, parameters = _parameters(request.query)
+    since, seen = parse_place(request.headers.get("last-event-id", ""))
+    hello = {name: parameters[name] for name in _HELLO & parameters.keys()}
+    members = {name: _json(text) for name, text in parameters.items() if name in _SUBSCRIBE}
+    if isinstance(limit := members.get("snapshot"), int) and not isinstance(limit, bool):
+        members["snapshot"] = {"limit": limit}
+    if since:  # the snapshot has been read
+        members.pop("snapshot", None)
+        hello |= {"since": since} | ({"seen": seen} if seen else {})
+    first = to_json({"op": "hello", "token": token.strip(), **hello})
+    wire.parse(first)  # so that what is said about `since` is said before anything else
+    return StreamRequest(
+        first,
+        [to_json({"op": "subscribe", "id": n, "topic": topic, **members}) for n, topic in enumerate(topics)],
+        Place(topics, since, seen, snapshot=bool(members.get("snapshot"))),
+    )
+
+
+def _parameters(query: str) -> tuple[list[Topic], Mapping[str, str]]:
+    """The topics, each once, and the other parameters of a query."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=2 * MAX_TOPICS, errors="strict")
+    except ValueError:
+        raise BadFrame("the query is malformed, or has too many parameters") from None
+    topics = list(dict.fromkeys(Topic(value) for name, value in pairs if name == "topic"))
+    others = [(name, value) for name, value in pairs if name != "topic"]
+    if not topics:
+        raise BadFrame('the parameter "topic" is missing')
+    if len(topics) > MAX_TOPICS:
+        raise TooManyTopics(MAX_TOPICS)
+    if unknown := {name for name, _ in others} - _HELLO - _SUBSCRIBE:
+        known = ", ".join(sorted({"topic"} | _HELLO | _SUBSCRIBE))
+        raise BadFrame(f"there is no parameter {to_json(min(unknown)[:64]).decode()}: the parameters are {known}")
+    if len(dict(others)) < len(others):
+        raise BadFrame('only "topic" may be given more than once')
+    return topics, dict(others)
+
+
+def _json(text: str) -> Any:  # noqa: ANN401 - any JSON
+    """The value of a parameter, or its text if it is not JSON."""
+    try:
+        return from_json(text)
+    except ValueError:
+        return text
+
+
+def refusal(error: bytes) -> Page:
+    """The page for an error frame, whose payload is its body."""
+    frame = from_json(error)
+    status = _STATUS.get(frame["code"], 503 if frame["retry"] else 400)
+    headers = {"Retry-After": "5"} if status in {429, 503} else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Page(status, error + b"\n", "application/json", headers)
+
+
+class EventStream(ClientConnection):
+    """A client that reads server-sent events. Its handler gets the frames that a websocket client would send.
+
+    Nothing is sent until a topic is followed: until then, a refusal is an HTTP response of its own. The stream ends
+    when no topic is left.
+    """
+
+    __slots__ = ("_close", "_held", "_later", "_place", "_request", "_started", "_topics")
+
+    def __init__(self, state: GatewayState, transport: Transport, request: StreamRequest, address: str) -> None:
+        super().__init__(state, transport, address)
+        self._request = request
+        self._place: Place | None = request.place  # None once every topic is live
+        self._topics = len(request.subscribes)  # that have not been refused or revoked
+        self._held: list[bytes] = []  # events, until the stream has started
+        self._started = False
+        self._later: asyncio.TimerHandle | None = None
+        self._close: Close | None = None
+
+    def begin(self) -> None:
+        """Open the handler, and say what the client wants."""
+        with correlate(self.session):
+            self._open_handler()
+            self._say(self._request.hello)
+        self._subscribe()
+
+    def _subscribe(self) -> None:
+        """Follow the topics, as soon as the user's rate allows it."""
+        self._later = None
+        if self._account is None or not self._open:
+            return
+        loop = asyncio.get_running_loop()
+        delay = self._state.accounts.delay(self._account, loop.time())
+        if delay > 0:
+            metrics.THROTTLED.inc()
+            self._later = loop.call_later(delay, self._subscribe)
+            return
+        self.charge(1 + len(self._request.subscribes))
+        with correlate(self.session):
+            for frame in self._request.subscribes:
+                self._say(frame)
+
+    def _say(self, text: bytes) -> None:
+        if self._open and self._handler is not None:
+            self._call(self._handler.message_received, text)
+
+    # The handler's Socket.
+
+    def write(self, frames: bytes) -> int:
+        """Write whole, encoded frames in order; does nothing once closing. Returns how many bytes are queued."""
+        if not self._open:
+            return 0
+        if self._place is None:
+            data, revoked = self._state.live_events(frames)
+            self._topics -= revoked
+            self._send(data)
+        else:
+            for _, payload in split(frames):
+                if self._open:
+                    self._write_pending(payload)
+        if self._open and not self._topics:
+            self.close(1000, "no_topics")
+        return self._transport.queued
+
+    def _write_pending(self, payload: bytes) -> None:
+        """Write one frame while a topic is pending."""
+        assert self._place is not None
+        place = self._place.after(payload)
+        match op_of(payload):
+            case b"error":
+                self._refused(payload)
+            case b"revoked":
+                self._topics -= 1
+                self._send(event(payload))
+            case b"bye":
+                self._send(live_event(payload))
+            case b"subscribed" if not self._started:
+                self._start()
+                self._send(event(payload, place))
+            case _:
+                self._send(event(payload, place))
+        if self._place.is_live:
+            self._place = None
+
+    def _refused(self, error: bytes) -> None:
+        """A topic cannot be followed, or the connection is about to be closed."""
+        frame = from_json(error)
+        self._topics -= "id" in frame
+        if not self._started and (not self._topics or "id" not in frame):
+            self._answer(refusal(error))
+        else:
+            self._send(event(error))
+            if frame["retry"]:  # only another request can ask again
+                self.close(1013, frame["code"])
+
+    def _start(self) -> None:
+        self._started = True
+        metrics.EVENT_STREAMS.inc()
+        self._write(b"".join([RESPONSE, *self._held]))
+        self._held.clear()
+
+    def _send(self, data: bytes) -> None:
+        if self._started:
+            self._write(data)
+        else:
+            self._held.append(data)
+
+    def _write(self, data: bytes) -> None:
+        self._sent += len(data)
+        self._transport.write(data)
+
+    def close(self, code: int, reason: str) -> None:
+        """End the stream after everything written so far. Only the first call has an effect."""
+        if not self._open:
+            return
+        self._close = Close(code, reason)
+        if self._started:
+            self._transport.write_eof()
+            self._stop(self._state.clock() + self._state.limits.close_timeout)
+        else:
+            self._answer(_RESTARTING if code == 1012 else _FAILED)
+
+    def _answer(self, page: Page) -> None:
+        """Refuse the request."""
+        log.debug("client_refused", reason="stream", session=self.session, status=page.status)
+        self._write(page.serialize())
+        self._transport.write_eof()
+        self._stop(self._state.clock() + self._state.limits.answer_timeout)
+
+    # The transport's protocol.
+
+    def data_received(self, data: bytes) -> None:
+        """Leave it to TCP to hold up what follows the request."""
+        self._transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """The peer sends nothing more; the transport closes the connection."""
+
+    def connection_lost(self) -> None:
+        """Log the end of the connection and tell the handler."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        if self._started:
+            metrics.EVENT_STREAMS.dec()
+        super().connection_lost()
+
+    # The gateway's Peer.
+
+    def drain(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
+        """Send `bye()` if given, close, and give the peer until `deadline` to close too."""
+        super().drain(bye if self._started else None, code, reason, deadline)
+
+    def evict(self) -> None:
+        """End the connection at once, because another needs its place."""
+        if self._deadline != NEVER:
+            self._stop(NEVER)
+            self._transport.abort()
+
+    def _end_code(self) -> int:
+        return self._close.code if self._close else 1006
+
+    def _closed_by_us(self) -> Close | None:
+        return self._close
+
+    def _fail_internally(self) -> None:
+        log.exception("internal_error", session=self.session)
+        self.close(1011, "internal")

@@ -1,0 +1,185 @@
+"""Server-sent events over real sockets: who is let in, when the response begins, and how it ends."""
+
+import asyncio
+
+import pytest
+
+from daemon.core import wire
+from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.errors import BadToken, NoSuchTopic, Unavailable
+from daemon.gateway.framing import encode
+from daemon.gateway.live_events import LiveEvents
+from tests.gateway.peers import RawPeer, Recorder, Server, request, serving, silence, until
+
+BEARER = {"Authorization": "Bearer t"}
+AT = Position("e", Seq(1))
+
+
+def follow(recorder: Recorder, text: bytes) -> None:
+    """Answer like a client's handler whose topics can all be read."""
+    frame = wire.parse(text)
+    if isinstance(frame, wire.Hello):
+        recorder.socket.write(
+            encode(wire.welcome(None, session="s", user="u", pos=AT, heartbeat=1, schema="h", limits={}))
+        )
+    elif isinstance(frame, wire.Subscribe):
+        recorder.socket.write(encode(wire.subscribed(frame.id, Topic(frame.topic), AT)))
+
+
+async def opened(server: Server, receive_buffer: int | None = None) -> tuple[RawPeer, Recorder]:
+    """A peer that reads a stream, and its handler."""
+    peer = await server.raw(receive_buffer)
+    await peer.send(request("GET /v1/stream?topic=a", BEARER))
+    assert (await peer.read_head()).startswith(b"HTTP/1.1 200 ")
+    return peer, await server.handlers.get()
+
+
+@pytest.mark.parametrize(
+    ("start", "headers", "status", "expected"),
+    [
+        ("HEAD /v1/stream?topic=a", BEARER, 405, b""),
+        ("POST /v1/stream?topic=a", BEARER, 405, b"GET"),
+        ("GET /v1/stream/?topic=a", BEARER, 404, b"Not found"),
+        ("GET /v1/stream?topic=a", {}, 401, b'"code":"token"'),
+        ("GET /v1/stream?topic=a", {"Authorization": "Basic dTpw"}, 401, b'"code":"token"'),
+        ("GET /v1/stream", BEARER, 400, b"topic"),
+        ("GET /v1/stream?topic=%ff", BEARER, 400, b"query"),
+        ("GET /v1/stream?topic=a&token=t", BEARER, 400, b"token"),
+        ("GET /v1/stream?topic=a&snapshot=1&snapshot=2", BEARER, 400, b"only"),
+        ("GET /v1/stream?topic=a&numbers=roman", BEARER, 400, b"numbers"),
+        ("GET /v1/stream?topic=a", BEARER | {"Last-Event-ID": "e:1/"}, 200, b""),
+        ("GET /v1/stream?topic=a", BEARER | {"Last-Event-ID": "e:1/2"}, 400, b"seen"),
+        ("GET /v1/stream?" + "&".join(f"topic={n}" for n in range(129)), BEARER, 400, b"too_many_topics"),
+    ],
+)
+async def test_a_request_is_answered_by_what_is_right_or_wrong_with_it(
+    start: str, headers: dict[str, str], status: int, expected: bytes
+) -> None:
+    async with serving(answer=follow) as server:
+        peer = await server.raw()
+        await peer.send(request(start, headers))
+        head = await peer.read_head()
+        assert status == int(head.split()[1])
+        if status != 200:
+            assert expected in await peer.read_all()
+            assert server.handlers.empty()
+
+
+async def test_a_topic_is_followed_once_and_with_the_members_of_its_request() -> None:
+    async with serving(answer=follow) as server:
+        peer = await server.raw()
+        await peer.send(request("GET /v1/stream?topic=a%2Bb&topic=c&topic=c&snapshot=5&numbers=string", BEARER))
+        await peer.read_head()
+        recorder = await server.handlers.get()
+        hello, first, second = map(wire.parse, recorder.texts)
+        assert isinstance(hello, wire.Hello)
+        assert ("t", "string") == (hello.token, hello.numbers)
+        assert isinstance(first, wire.Subscribe)
+        assert isinstance(second, wire.Subscribe)
+        assert [("a+b", 0), ("c", 1)] == [(frame.topic, frame.id) for frame in (first, second)]
+        assert first.snapshot == wire.SnapshotOptions(limit=5)
+
+
+@pytest.mark.parametrize(
+    ("payload", "code", "status", "header"),
+    [
+        (wire.error(BadToken()), 4401, 401, b"WWW-Authenticate: Bearer"),
+        (wire.error(NoSuchTopic(), 0), None, 404, b"Content-Type: application/json"),
+        (wire.error(Unavailable(), 0), None, 503, b"Retry-After: 5"),
+    ],
+)
+async def test_a_refusal_before_the_first_topic_is_an_http_response(
+    payload: bytes, code: int | None, status: int, header: bytes
+) -> None:
+    def refuse(recorder: Recorder, text: bytes) -> None:
+        if isinstance(wire.parse(text), wire.Subscribe) or code is not None:
+            recorder.socket.write(encode(payload))
+            if code is not None:
+                recorder.socket.close(code, "refused")
+
+    async with serving(answer=refuse) as server:
+        peer = await server.raw()
+        await peer.send(request("GET /v1/stream?topic=a", BEARER))
+        head, body = await peer.read_head(), await peer.read_all()
+        assert (status, payload + b"\n") == (int(head.split()[1]), body)
+        assert header in head
+        peer.close()
+        await until(lambda: server.gateway.sockets == 0)
+        assert {} == server.gateway.aborted
+
+
+async def test_an_error_that_another_request_can_overcome_ends_the_stream() -> None:
+    def half(recorder: Recorder, text: bytes) -> None:
+        frame = wire.parse(text)
+        if isinstance(frame, wire.Subscribe) and frame.id == 1:
+            recorder.socket.write(encode(wire.error(Unavailable(), 1)))
+        else:
+            follow(recorder, text)
+
+    async with serving(answer=half) as server:
+        peer = await server.raw()
+        await peer.send(request("GET /v1/stream?topic=a&topic=b", BEARER))
+        assert (await peer.read_all()).endswith(b"data: %b\n\n" % wire.error(Unavailable(), 1))
+
+
+async def test_a_stream_waits_while_its_user_has_used_up_the_rate() -> None:
+    async with serving(answer=follow, user_rate=10) as server:
+        _, recorder = await opened(server)
+        recorder.socket.charge(15)
+        peer = await server.raw()
+        await peer.send(request("GET /v1/stream?topic=a", BEARER))
+        waiting = await server.handlers.get()
+        assert 1 == len(waiting.texts)
+        assert (await peer.read_head()).startswith(b"HTTP/1.1 200 ")
+        assert 2 == len(waiting.texts)
+
+
+async def test_a_stream_counts_as_a_client_until_its_peer_has_gone() -> None:
+    async with serving(answer=follow) as server:
+        peer, recorder = await opened(server)
+        assert (1, 0) == (server.gateway.clients, server.gateway.pending)
+        peer.close()
+        await recorder.lost.wait()
+        assert (0, 0, None) == (server.gateway.clients, server.gateway.sockets, recorder.close)
+
+
+async def test_a_peer_that_does_not_read_is_cut() -> None:
+    async with serving(answer=follow) as server:
+        _, recorder = await opened(server, receive_buffer=4096)
+        change = Change(Seq(2), "1", "", "app", "rows", Topic("a"), Kind.INSERT, "{}", '"' + "x" * 65_000 + '"')
+        for _ in range(250):
+            recorder.socket.write(encode(wire.changes(Topic("a"), AT, [change])))
+        assert recorder.socket.queued() > 2**20
+        server.pass_time(32)
+        await recorder.lost.wait()
+        assert recorder.close is not None
+        assert (4408, "too_slow") == recorder.close
+        assert {"too_slow": 1} == server.gateway.aborted
+
+
+async def test_a_drain_refuses_a_stream_that_has_not_begun() -> None:
+    async with serving(answer=silence) as server:
+        peer = await server.raw()
+        await peer.send(request("GET /v1/stream?topic=a", BEARER))
+        await server.handlers.get()
+        drained = asyncio.create_task(server.gateway.drain(lambda: encode(wire.bye("restart", 1)), within=1))
+        assert (await peer.read_head()).startswith(b"HTTP/1.1 503 ")
+        peer.close()
+        await drained
+
+
+async def test_what_follows_a_request_is_not_read() -> None:
+    async with serving(answer=follow) as server:
+        peer, recorder = await opened(server)
+        await peer.send(b"x" * 1000)
+        recorder.socket.write(encode(wire.head(AT)))
+        while b"event: head" not in peer.buffer:
+            peer.buffer += await peer.read_some()
+        assert 2 == len(recorder.texts)
+
+
+async def test_clients_with_the_same_frames_share_the_bytes_of_their_events() -> None:
+    frames = encode(wire.head(AT)) + encode(wire.revoked(Topic("a"), AT))
+    events = LiveEvents()
+    assert events(frames) is events(frames)
+    assert (1, b"id: e:1\nevent: head\n") == (events(frames).revoked, events(frames).data[:20])

@@ -7,13 +7,15 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 from daemon import __version__, metrics, systemd
+from daemon.contracts.asyncapi import asyncapi
+from daemon.contracts.schema import json_schema
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import LogUnreadable, OperatorFault
 from daemon.core.hub import Hub
@@ -122,7 +124,7 @@ class _Parts:
     readiness: Readiness
 
 
-def site(readiness: Readiness, demo: Demo | None) -> Site:
+def site(readiness: Readiness, demo: Demo | None, packs: Callable[[], Iterable[Pack]]) -> Site:
     """The pages that are served beside the websocket."""
     pages: dict[str, Page | Callable[[], Page]] = {
         **static_pages(folder("web")),
@@ -130,6 +132,8 @@ def site(readiness: Readiness, demo: Demo | None) -> Site:
         "/healthz": lambda: text_page(f"ok {__version__}\n"),
         "/readyz": partial(_readiness_page, readiness),
         "/metrics": _metrics_page,
+        "/asyncapi.json": _contract_page(asyncapi, packs),
+        "/schema.json": _contract_page(json_schema, packs),
     }
     if demo is not None:
         pages["/demo.json"] = lambda: json_page(demo())
@@ -141,6 +145,20 @@ def _readiness_page(readiness: Readiness) -> Page:
     reasons, warnings = readiness.reasons(), readiness.warnings()
     more = {"warnings": warnings} if warnings else {}
     return json_page({"ready": not reasons, "reasons": reasons, **more}, 503 if reasons else 200)
+
+
+def _contract_page(make: Callable[[Iterable[Pack]], Any], packs: Callable[[], Iterable[Pack]]) -> Callable[[], Page]:
+    """A page that is made when it is first asked for, and again after the packs have changed: it takes a while."""
+    made: tuple[list[Pack], Page] | None = None
+
+    def page() -> Page:
+        nonlocal made
+        served = list(packs())
+        if made is None or made[0] != served:
+            made = served, json_page(make(served))
+        return made[1]
+
+    return page
 
 
 def _metrics_page() -> Page:
@@ -257,7 +275,7 @@ def _build(
         queue_bytes=settings.queue_bytes,
         chunk=settings.read_chunk,
     )
-    gateway = Gateway(context.open_client, site(readiness, demo), limits=limits)
+    gateway = Gateway(context.open_client, site(readiness, demo, router.packs.values), limits=limits)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits)
     return _Parts(notifier, notify_watch, sequencer, backlog, retention, schema, pump, gateway, scheduler, readiness)
 

@@ -3,6 +3,14 @@
 /** The columns of a row, with the values that docs/types.md lists. */
 export type Row = Record<string, any>;
 
+/** The tables of a client to which nobody has said what they are. `daemon types --typescript` does. */
+export type AnyTables = Record<string, any>;
+
+/** A change in any of these tables; `table` tells which. */
+export type ChangeOf<Tables> = string extends keyof Tables
+  ? Change<any>
+  : { [Name in keyof Tables & string]: Change<Tables[Name]> & { table: Name } }[keyof Tables & string];
+
 /** One change of a row. Everything is frozen. */
 export interface Change<R = Row> {
   /** Its number in the log; it grows within a topic. */
@@ -85,6 +93,13 @@ export interface CollectionOptions<R = Row> {
   signal?: AbortSignal;
 }
 
+export interface ChangesOptions {
+  /** Ends the loop when it is aborted. */
+  signal?: AbortSignal;
+  /** How many changes the loop may be behind. */
+  buffer?: number;
+}
+
 /** The rows of one table in one topic. */
 export interface Collection<R = Row> {
   /** In order, frozen, and the same array until a row changes. */
@@ -100,23 +115,36 @@ export interface Collection<R = Row> {
   close(): void;
 }
 
-/** One user's connection to Rowcast. It connects at once, and again whenever the connection breaks. */
-export class Rowcast {
+/**
+ * One user's connection to Rowcast. It connects at once, and again whenever the connection breaks.
+ *
+ * `Tables` has the type of the rows of each table, and `Topic` what can be subscribed to:
+ * `new Rowcast<Tables, Topic>(…)` with the types that `daemon types --typescript` prints.
+ */
+export class Rowcast<Tables = AnyTables, Topic extends string = string> {
   /** `url` is the WebSocket URL, which ends in `/v1`. Throws RowcastError if there is no WebSocket. */
   constructor(url: string, options: Options);
   readonly status: Status;
   readonly stale: boolean;
   on<Name extends keyof Events>(name: Name, listener: (value: Events[Name]) => void): () => void;
   /** Throws RowcastError if the client is closed, or if the topic is already followed without a snapshot. */
-  collection<R = Row>(topic: string, options: CollectionOptions<R>): Collection<R>;
+  collection<Name extends keyof Tables & string>(
+    topic: Topic,
+    options: CollectionOptions<Tables[Name]> & { table: Name },
+  ): Collection<Tables[Name]>;
+  collection<R = Row>(
+    topic: Topic,
+    options: CollectionOptions<R> & (string extends keyof Tables ? unknown : never),
+  ): Collection<R>;
   /**
    * The changes of a topic from now on, each once and in order. The loop throws TopicEnded or ConnectionStopped when
    * the topic or the connection ends, and ends quietly with `signal` or `close()`. If it falls behind by `buffer`
    * changes (10,000), the client disconnects, and resumes once the loop has caught up.
    */
-  changes<R = Row>(
-    topic: string,
-    options?: { signal?: AbortSignal; buffer?: number },
+  changes(topic: Topic, options?: ChangesOptions): AsyncIterable<ChangeOf<Tables> | Reset>;
+  changes<R extends string extends keyof Tables ? object : never>(
+    topic: Topic,
+    options?: ChangesOptions,
   ): AsyncIterable<Change<R> | Reset>;
   /** Disconnect for good. */
   close(): void;

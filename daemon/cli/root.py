@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from daemon import __version__, extensions
+from daemon.cli.contracts import types
 from daemon.cli.data import backup, reset, restore, seed
 from daemon.cli.dead_letters import dead_letters
 from daemon.cli.jobs import jobs
@@ -102,7 +103,7 @@ def _serve(settings: Settings) -> None:
         sys.exit(supervise(settings))
 
 
-_COMMANDS = (up, seed, migrate, rollback, check, backup, restore, reset, token, tail, dead_letters, jobs)
+_COMMANDS = (up, seed, migrate, rollback, check, backup, restore, reset, token, tail, types, dead_letters, jobs)
 
 for _command in (*_COMMANDS, *extensions.commands()):
     cli.add_command(_command)

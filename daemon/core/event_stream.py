@@ -8,6 +8,10 @@ from pydantic_core import from_json
 
 from daemon.core.change import Position, Topic
 
+MEMBERS_OF_HELLO: Final = frozenset({"numbers"})
+MEMBERS_OF_SUBSCRIBE: Final = frozenset({"snapshot"})
+"""The parameters of a request that are members of `hello`, and those that are members of each `subscribe`."""
+
 _POSITION: Final = re.compile(rb'"pos":"([^"\\]+)"')
 _MOVES: Final = frozenset({b"changes", b"head", b"resumed"})
 """The frames whose `pos` becomes a client's position, unless a topic is pending."""

@@ -25,7 +25,8 @@ def _position(value: object) -> object:
     raise BadPosition
 
 
-PositionText = Annotated[Position, BeforeValidator(_position)]
+PositionString = Annotated[str, Field(pattern=r"^.+:[0-9]{1,16}$", description="A place in the log.")]
+PositionText = Annotated[Position, BeforeValidator(_position, json_schema_input_type=PositionString)]
 SessionText = Annotated[str, Field(min_length=1, max_length=64)]
 TopicText = Annotated[str, Field(min_length=1, max_length=MAX_TOPIC, pattern=TOPIC_PATTERN)]
 
@@ -78,7 +79,9 @@ class Subscribe(_Frame):
     op: Literal["subscribe"]
     topic: TopicText
     since: PositionText | None = None
-    snapshot: Annotated[SnapshotOptions | None, BeforeValidator(_snapshot)] = None
+    snapshot: Annotated[
+        SnapshotOptions | None, BeforeValidator(_snapshot, json_schema_input_type=bool | SnapshotOptions)
+    ] = None
     # Reserved by the protocol. Ignoring it would send a client rows that it wanted to be filtered out.
     where: None = None
 

@@ -13,7 +13,15 @@ from daemon.core import wire
 from daemon.core.change import Topic
 from daemon.core.close_codes import Close
 from daemon.core.errors import BadFrame, BadToken, ClientFault, TooManyTopics
-from daemon.core.event_stream import Place, event, live_event, op_of, parse_place
+from daemon.core.event_stream import (
+    MEMBERS_OF_HELLO,
+    MEMBERS_OF_SUBSCRIBE,
+    Place,
+    event,
+    live_event,
+    op_of,
+    parse_place,
+)
 from daemon.core.session import MAX_TOPICS
 from daemon.gateway.client_connection import ClientConnection
 from daemon.gateway.framing import split
@@ -29,10 +37,6 @@ RESPONSE: Final = (
     b"X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
     b"retry: 1000\n\n"  # milliseconds until a client reconnects, unless a `bye` says otherwise
 )
-
-_HELLO: Final = frozenset({"numbers"})
-_SUBSCRIBE: Final = frozenset({"snapshot"})
-"""The parameters of the request that are members of `hello`, and those that are members of each `subscribe`."""
 
 _STATUS: Final = {"token": 401, "no_such_topic": 404, "too_large": 413, "too_many_connections": 429}
 _FAILED: Final = text_page("Internal server error.", 500)
@@ -62,8 +66,8 @@ def _read(request: Request) -> StreamRequest:
         raise BadToken
     topics, parameters = _parameters(request.query)
     since, seen = parse_place(request.headers.get("last-event-id", ""))
-    hello = {name: parameters[name] for name in _HELLO & parameters.keys()}
-    members = {name: _json(text) for name, text in parameters.items() if name in _SUBSCRIBE}
+    hello = {name: parameters[name] for name in MEMBERS_OF_HELLO & parameters.keys()}
+    members = {name: _json(text) for name, text in parameters.items() if name in MEMBERS_OF_SUBSCRIBE}
     if isinstance(limit := members.get("snapshot"), int) and not isinstance(limit, bool):
         members["snapshot"] = {"limit": limit}
     if since:  # the snapshot has been read
@@ -90,8 +94,8 @@ def _parameters(query: str) -> tuple[list[Topic], Mapping[str, str]]:
         raise BadFrame('the parameter "topic" is missing')
     if len(topics) > MAX_TOPICS:
         raise TooManyTopics(MAX_TOPICS)
-    if unknown := {name for name, _ in others} - _HELLO - _SUBSCRIBE:
-        known = ", ".join(sorted({"topic"} | _HELLO | _SUBSCRIBE))
+    if unknown := {name for name, _ in others} - MEMBERS_OF_HELLO - MEMBERS_OF_SUBSCRIBE:
+        known = ", ".join(sorted({"topic"} | MEMBERS_OF_HELLO | MEMBERS_OF_SUBSCRIBE))
         raise BadFrame(f"there is no parameter {to_json(min(unknown)[:64]).decode()}: the parameters are {known}")
     if len(dict(others)) < len(others):
         raise BadFrame('only "topic" may be given more than once')

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from daemon.core.frames import EXACTLY
 from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.auth import Authenticator
 from tests.support.preloaded import Forker, Process
@@ -52,7 +53,9 @@ class Client:
     async def next(self) -> Frame:
         """The next frame that is not a heartbeat."""
         while True:
-            frame: Frame = json.loads(await self.connection.recv())
+            text = await self.connection.recv()
+            EXACTLY.validate_json(text)
+            frame: Frame = json.loads(text)
             if frame["op"] != "head":
                 return frame
 

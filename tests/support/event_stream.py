@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
+from daemon.core.frames import EXACTLY
+
 Frame = dict[str, Any]
 
 
@@ -77,6 +79,7 @@ class Stream:
                 case "" if data and event.op == "head":
                     event, data = Event(), []
                 case "" if data:
+                    EXACTLY.validate_json("\n".join(data))
                     event.frame = json.loads("\n".join(data))
                     assert event.op == event.frame["op"]
                     return event

@@ -44,12 +44,16 @@ def npm() -> str:
     return found
 
 
+def installed(folder: Path, package: str, script: Path) -> list[str]:
+    """The command that runs a script that needs a package. Skips the test where that is not installed in `folder`."""
+    if not (folder / "node_modules" / package).exists():
+        pytest.skip(f"There is no {package} here: run npm install in {folder}.")
+    return node(script)
+
+
 def typescript(package: Path) -> list[str]:
     """The command that checks types. Skips the test where the package's dependencies are not installed."""
-    compiler = package / "node_modules/.bin/tsc"
-    if not compiler.exists():
-        pytest.skip(f"There is no TypeScript here: run npm install in {package}.")
-    return node(compiler)
+    return installed(package, "typescript", package / "node_modules/.bin/tsc")
 
 
 class Script:

@@ -20,10 +20,12 @@ from click.exceptions import Exit, NoArgsIsHelpError
 
 import daemon
 from daemon.cli.root import cli
+from daemon.contracts.schema import frames
 from daemon.core import wire
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.close_codes import CLOSE_CODES
 from daemon.core.errors import ClientFault, OperatorFault, RowcastError
+from daemon.core.frames import EXACTLY
 from daemon.logs import EVENTS
 from daemon.metrics import METRICS, REGISTRY, exposition
 from daemon.packs import bundled_jobs
@@ -194,16 +196,20 @@ def frames_shown() -> Iterator[tuple[str, str]]:
             yield shown[0], "".join(line.strip() for line in shown[1:].splitlines())
 
 
+def test_each_frame_that_the_server_builds_has_a_type_with_its_members() -> None:
+    built = {line.split("`")[1]: {"op", *line.split("`")[3::2]} for line in server_frames()}
+    typed = {name.partition(".")[2]: set(frame.__annotations__) for name, frame in frames("server").items()}
+    assert typed == built, "daemon/core/frames.py and daemon/core/wire.py differ"
+
+
 def test_the_frames_in_the_guide_are_valid_frames_of_the_protocol() -> None:
-    known = {line.split("`")[1]: set(line.split("`")[3::2]) for line in server_frames()}
     shown = list(frames_shown())
     assert {"<", ">"} == {direction for direction, _ in shown}
     for direction, text in shown:
         if direction == ">":
             wire.parse(text.encode())
         else:
-            frame = json.loads(text)
-            assert frame.keys() - {"op"} <= known[frame["op"]], text
+            EXACTLY.validate_json(text)
 
 
 def test_no_two_settings_share_a_variable() -> None:

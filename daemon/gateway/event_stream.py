@@ -12,7 +12,7 @@ from daemon import metrics
 from daemon.core import wire
 from daemon.core.change import Topic
 from daemon.core.close_codes import Close
-from daemon.core.errors import BadFrame, BadToken, ClientFault, TooManyTopics
+from daemon.core.errors import BadFrame, BadToken, ClientFault, NoSuchTopic, TooManyTopics
 from daemon.core.event_stream import (
     MEMBERS_OF_HELLO,
     MEMBERS_OF_SUBSCRIBE,
@@ -127,7 +127,7 @@ class EventStream(ClientConnection):
     when no topic is left.
     """
 
-    __slots__ = ("_close", "_held", "_later", "_place", "_request", "_started", "_topics")
+    __slots__ = ("_close", "_error", "_held", "_later", "_place", "_request", "_started", "_topics")
 
     def __init__(self, state: GatewayState, transport: Transport, request: StreamRequest, address: str) -> None:
         super().__init__(state, transport, address)
@@ -135,6 +135,7 @@ class EventStream(ClientConnection):
         self._place: Place | None = request.place  # None once every topic is live
         self._topics = len(request.subscribes)  # that have not been refused or revoked
         self._held: list[bytes] = []  # events, until the stream has started
+        self._error = b""  # the first, which is the answer if no topic can be followed
         self._started = False
         self._later: asyncio.TimerHandle | None = None
         self._close: Close | None = None
@@ -181,7 +182,7 @@ class EventStream(ClientConnection):
                 if self._open:
                     self._write_pending(payload)
         if self._open and not self._topics:
-            self.close(1000, "no_topics")
+            self._end()
         return self._transport.queued
 
     def _write_pending(self, payload: bytes) -> None:
@@ -208,12 +209,20 @@ class EventStream(ClientConnection):
         """A topic cannot be followed, or the connection is about to be closed."""
         frame = from_json(error)
         self._topics -= "id" in frame
-        if not self._started and (not self._topics or "id" not in frame):
+        self._error = self._error or error
+        if frame["retry"] and not self._started:
             self._answer(refusal(error))
+            return
+        self._send(event(error))
+        if frame["retry"]:  # only another request can ask again
+            self.close(1013, frame["code"])
+
+    def _end(self) -> None:
+        """No topic is left."""
+        if self._started:
+            self.close(1000, "no_topics")
         else:
-            self._send(event(error))
-            if frame["retry"]:  # only another request can ask again
-                self.close(1013, frame["code"])
+            self._answer(refusal(self._error or wire.error(NoSuchTopic())))
 
     def _start(self) -> None:
         self._started = True
@@ -237,8 +246,9 @@ class EventStream(ClientConnection):
             return
         self._close = Close(code, reason)
         if self._started:
-            self._transport.write_eof()
-            self._stop(self._state.clock() + self._state.limits.close_timeout)
+            self._finish(self._state.limits.close_timeout)
+        elif self._error and code != 1012:
+            self._answer(refusal(self._error))
         else:
             self._answer(_RESTARTING if code == 1012 else _FAILED)
 
@@ -246,14 +256,20 @@ class EventStream(ClientConnection):
         """Refuse the request."""
         log.debug("client_refused", reason="stream", session=self.session, status=page.status)
         self._write(page.serialize())
+        self._finish(self._state.limits.answer_timeout)
+
+    def _finish(self, timeout: float) -> None:
+        """Write nothing more, and discard what arrives: unread data would make the kernel drop the response."""
         self._transport.write_eof()
-        self._stop(self._state.clock() + self._state.limits.answer_timeout)
+        self._transport.resume_reading()
+        self._stop(self._state.clock() + timeout)
 
     # The transport's protocol.
 
     def data_received(self, data: bytes) -> None:
-        """Leave it to TCP to hold up what follows the request."""
-        self._transport.pause_reading()
+        """Leave it to TCP to hold up what follows the request; once it has been answered, discard it."""
+        if self._open:
+            self._transport.pause_reading()
 
     def eof_received(self) -> None:
         """The peer sends nothing more; the transport closes the connection."""

@@ -6,7 +6,7 @@ import pytest
 
 from daemon.core import wire
 from daemon.core.change import Change, Kind, Position, Seq, Topic
-from daemon.core.errors import BadToken, NoSuchTopic, Unavailable
+from daemon.core.errors import BadToken, ClientFault, NoSuchTopic, Unavailable
 from daemon.gateway.framing import encode
 from daemon.gateway.live_events import LiveEvents
 from tests.gateway.peers import RawPeer, Recorder, Server, request, serving, silence, until
@@ -106,6 +106,23 @@ async def test_a_refusal_before_the_first_topic_is_an_http_response(
         peer.close()
         await until(lambda: server.gateway.sockets == 0)
         assert {} == server.gateway.aborted
+
+
+@pytest.mark.parametrize(("first", "status"), [(NoSuchTopic(), 404), (Unavailable(), 503)])
+async def test_if_no_topic_is_left_the_first_refusal_is_the_answer_or_one_that_may_pass(
+    first: ClientFault, status: int
+) -> None:
+    def refuse(recorder: Recorder, text: bytes) -> None:
+        frame = wire.parse(text)
+        if isinstance(frame, wire.Subscribe):
+            lost = wire.revoked(Topic("b"), AT)  # while the right was being looked up
+            recorder.socket.write(encode(lost if frame.id else wire.error(first, 0)))
+
+    async with serving(answer=refuse) as server:
+        peer = await server.raw()
+        await peer.send(request("GET /v1/stream?topic=a&topic=b", BEARER) + b"x" * 100_000)
+        response = await peer.read_all()
+        assert (status, False) == (int(response.split()[1]), peer.was_reset)
 
 
 async def test_an_error_that_another_request_can_overcome_ends_the_stream() -> None:

@@ -1,4 +1,11 @@
+import json
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rowcast_client.engine import Engine, RowcastError, TopicRows
+from rowcast_client.engine import Position as EnginePosition
 
 from daemon.core import wire
 from daemon.core.change import Change, Kind, Position, Seq, Topic
@@ -19,6 +26,40 @@ def changes(topic: Topic, seq: int, record: str = "{}", epoch: str = "e") -> byt
 
 def welcome(seq: int) -> bytes:
     return wire.welcome(None, session="s", user='"pos":"x"', pos=at(seq), heartbeat=1, schema="h", limits={})
+
+
+class Client:
+    """The Python client's engine, which follows the same rules, and what it asks for."""
+
+    keeps_rows = False
+    source: TopicRows | None = None
+
+    def __init__(self, topics: list[Topic], since: str) -> None:
+        self.subscribed: list[int] = []
+        self.engine = Engine(self)
+        if since:
+            self.engine.position = EnginePosition.parse(since)
+        for topic in topics:
+            self.engine.follow(topic, self)
+        self.engine.start()
+
+    def open(self, *, fresh: bool) -> None:
+        self.engine.dialing()
+        self.engine.opened("token")
+
+    def send(self, frame: dict[str, Any]) -> None:
+        if frame["op"] == "subscribe":
+            self.subscribed.append(frame["id"])
+
+    def receive(self, changes: list[dict[str, Any]]) -> None: ...
+
+    def set_ready(self, ready: bool, /) -> None: ...
+
+    def end(self, error: RowcastError | None) -> None: ...
+
+    def close(self) -> None: ...
+
+    def emit(self, name: str, value: Any) -> None: ...
 
 
 def ids(place: Place, *payloads: bytes) -> list[str | None]:
@@ -93,3 +134,44 @@ def test_a_topic_that_is_refused_or_revoked_is_not_waited_for() -> None:
     assert [None, None, "e:6"] == ids(
         place, wire.error(NoSuchTopic(), 0), wire.revoked(B, at(6)), wire.head(at(6))
     )  # fmt: skip
+
+
+@given(st.data())
+def test_ids_are_the_positions_of_a_client_that_keeps_the_rules(data: st.DataObject) -> None:
+    topics = [Topic(name) for name in "abc"[: data.draw(st.integers(1, 3))]]
+    since = data.draw(st.sampled_from(["", "e:5"]))
+    place, client = Place(topics, since, None, snapshot=False), Client(topics, since)
+    followed: list[Topic] = []
+    last_id, head, answered = since, 10, 0
+
+    def send(payload: bytes) -> None:
+        nonlocal last_id
+        found = place.after(payload)
+        last_id = last_id if found is None else found.decode()
+        frame = json.loads(payload)
+        if frame["op"] in {"subscribed", "error"}:
+            frame["id"] = client.subscribed[frame["id"]]
+        client.engine.receive(frame)
+
+    send(welcome(head))
+    actions = st.sampled_from(["answer", "refuse", "changes", "head", "resumed"])
+    for action in data.draw(st.lists(actions, max_size=20)):
+        head += 1
+        match action:
+            case "changes" if followed:
+                topic = data.draw(st.sampled_from(followed))
+                send(
+                    wire.changes(topic, at(0), [Change(Seq(head), "1", "", "s", "t", topic, Kind.DELETE, "{}", None)])
+                )
+            case "head":
+                send(wire.head(at(head)))
+            case "resumed":
+                send(wire.resumed(at(head), 0))
+            case "refuse" if answered < len(topics):
+                send(wire.error(NoSuchTopic(), answered))
+                answered += 1
+            case "answer" if answered < len(topics):
+                followed.append(topics[answered])
+                send(wire.subscribed(answered, topics[answered], at(5) if since else at(head)))
+                answered += 1
+        assert str(client.engine.position) == last_id.partition("/")[0]

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qsl
 
 from pydantic_core import from_json, to_json
@@ -68,17 +68,18 @@ def _read(request: Request) -> StreamRequest:
     since, seen = parse_place(request.headers.get("last-event-id", ""))
     hello = {name: parameters[name] for name in MEMBERS_OF_HELLO & parameters.keys()}
     members = {name: _json(text) for name, text in parameters.items() if name in MEMBERS_OF_SUBSCRIBE}
-    if isinstance(limit := members.get("snapshot"), int) and not isinstance(limit, bool):
-        members["snapshot"] = {"limit": limit}
+    if (limit := members.get("snapshot", b"")).isdigit():
+        members["snapshot"] = b'{"limit":%b}' % limit
     if since:  # the snapshot has been read
         members.pop("snapshot", None)
         hello |= {"since": since} | ({"seen": seen} if seen else {})
     first = to_json({"op": "hello", "token": token.strip(), **hello})
     wire.parse(first)  # so that what is said about `since` is said before anything else
+    more = b"".join(b',"%b":%b' % (name.encode(), value) for name, value in members.items())
     return StreamRequest(
         first,
-        [to_json({"op": "subscribe", "id": n, "topic": topic, **members}) for n, topic in enumerate(topics)],
-        Place(topics, since, seen, snapshot=bool(members.get("snapshot"))),
+        [to_json({"op": "subscribe", "id": n, "topic": topic})[:-1] + more + b"}" for n, topic in enumerate(topics)],
+        Place(topics, since, seen, snapshot=members.get("snapshot", b"false") != b"false"),
     )
 
 
@@ -102,12 +103,13 @@ def _parameters(query: str) -> tuple[list[Topic], Mapping[str, str]]:
     return topics, dict(others)
 
 
-def _json(text: str) -> Any:  # noqa: ANN401 - any JSON
-    """The value of a parameter, or its text if it is not JSON."""
+def _json(text: str) -> bytes:
+    """The value of a parameter as JSON: as it was written, for its digits, or if it is no JSON, as a string."""
     try:
-        return from_json(text)
+        from_json(text)
     except ValueError:
-        return text
+        return to_json(text)
+    return text.strip().encode()
 
 
 def refusal(error: bytes) -> Page:

@@ -21,6 +21,7 @@ from daemon.core.errors import LogUnreadable, OperatorFault
 from daemon.core.hub import Hub
 from daemon.delivery.client import ClientContext, bye
 from daemon.delivery.log_cache import LogCache
+from daemon.delivery.own_tables import OwnTables
 from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.pump import Pump
 from daemon.delivery.replay import RetryingLogReader
@@ -38,12 +39,13 @@ from daemon.log.dead_letters import DeadLetters
 from daemon.log.grants import PgGrants
 from daemon.log.notifier import Notifier
 from daemon.log.notify_watch import NotifyWatch
+from daemon.log.own_tables import PgOwnTableReader
 from daemon.log.reader import PgLogReader
 from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.rows import PgRowReader
 from daemon.log.sequencer import Sequencer
 from daemon.logs import count_dropped_lines, get_logger
-from daemon.packs import Pack, by_schema, contract_hash
+from daemon.packs import Pack, by_schema
 from daemon.postgres.connect import SESSION, Connect, Connection, OnUnusable, Pool, connect, open_pool
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, address_of, explain
 from daemon.postgres.tunnel import through_tunnel
@@ -238,6 +240,7 @@ def _build(
     hub = Hub(encode, router.with_exact_numbers)
     log_reader = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
     log_cache = LogCache(log_reader, settings.recent_bytes)
+    own_tables = OwnTables(PgOwnTableReader(pool), router)
     events, numbers = asyncio.Event(), asyncio.Event()
     pump = Pump(
         log_reader,
@@ -246,6 +249,7 @@ def _build(
         router,
         log_cache,
         DeadLetters(pool).store_dead_letters,
+        refresh=own_tables.refresh,
         poll_every=settings.poll_every,
         chunk=settings.read_chunk,
     )
@@ -270,7 +274,7 @@ def _build(
         encode=encode,
         clock=time.monotonic,
         heartbeat=settings.heartbeat,
-        schema=contract_hash(packs.values()),
+        schema=lambda: own_tables.contract,
         frame_bytes=limits.message_bytes,
         queue_bytes=settings.queue_bytes,
         chunk=settings.read_chunk,

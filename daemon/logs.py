@@ -109,6 +109,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         ),
         "stopped": Event("info", "the daemon stopped"),
         "stopping": Event("info", "the daemon is stopping: clients are asked to reconnect"),
+        "tables_served": Event("info", "which tables are served without a pack has changed, or how"),
         "transaction_too_large": Event(
             "warn", "a transaction, or a change in it, was too large to send; its topics were reset"
         ),

@@ -704,6 +704,20 @@ as $$
     from unnest(settings) with ordinality as u (s, n)
 $$;
 
+-- The topics of the row `r` as an array, given the expression for them and its type; null if that is no text. At most 250
+-- characters, which is more than a client may name. In "C", two that differ are never equal.
+create or replace function rowcast.topics_as_array(topic text, type_ text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when type_ in ('text', 'character varying', 'unknown', 'name')
+        then format('array_remove(array[left((%s)::text, 250) collate "C"], null)', topic)
+        when type_ in ('text[]', 'character varying[]') then format(
+            'array(select distinct left(x::text, 250) collate "C" from unnest(%s) as u (x) where x is not null order by 1)', topic)
+    end
+$$;
+
 -- Captures a table: every committed change of a row becomes one event in each of its topics.
 --   relation     the table; the partitions of a partitioned table are captured as that table
 --   topic        SQL expression over the row `r`, of type text or text[]; null: the row is not published
@@ -807,13 +821,7 @@ begin
     read_ := rowcast.used_columns(relation, columns || key || soft_delete::text, concat_ws(' ', topic, rows));
     perform rowcast.let_capture_read(relation, used || read_);
     type_ := rowcast.type_of(relation, used, topic);
-    -- At most 250 characters, which is more than a client may name. In "C", two that differ are never equal.
-    topics := case
-        when type_ in ('text', 'character varying', 'unknown', 'name')
-        then format('array_remove(array[left((%s)::text, 250) collate "C"], null)', topic)
-        when type_ in ('text[]', 'character varying[]') then format(
-            'array(select distinct left(x::text, 250) collate "C" from unnest(%s) as u (x) where x is not null order by 1)', topic)
-    end;
+    topics := rowcast.topics_as_array(topic, type_);
     if topics is null then
         raise exception 'rowcast: a topic is text or text[], this expression gives %', type_ using errcode = 'datatype_mismatch';
     end if;
@@ -896,6 +904,38 @@ begin
 end
 $$;
 
+-- Says in the log that from here on something else is told in the topics of a table that is served without a pack. Daemons
+-- look at this table again when they get there, and reset the topics. `ends_rights`: nobody may read them without being asked
+-- again.
+create or replace function rowcast.note_change(watch integer, ends_rights boolean) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into rowcast.events (watch, topic, kind, key, actor, revokes)
+    select w.id, '*' || w.pack, 'lost', '{}', 'watch', case when ends_rights then '{}'::jsonb end
+    from rowcast.watched as w where w.id = note_change.watch;
+    perform rowcast.ring();
+end
+$$;
+
+-- Stops serving a watched table: clients can no longer follow its topics.
+create or replace function rowcast.stop_serving(watch integer) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if to_regclass('rowcast.own_tables') is null then
+        return;  -- some revisions do not have it
+    end if;
+    delete from rowcast.own_tables as o where o.watch = stop_serving.watch;
+    if found then
+        execute format('drop function if exists rowcast.%I(text, text)', 'may_read_' || watch);
+        perform rowcast.note_change(watch, ends_rights => true);
+    end if;
+end
+$$;
+
 -- Stops capturing a table. Its events stay in the log.
 create or replace function rowcast.unwatch(relation regclass) returns text
 language plpgsql
@@ -922,6 +962,7 @@ begin
     if known.snapshot_name is not null then
         execute format('drop function if exists rowcast.%I(text, bigint)', known.snapshot_name);
     end if;
+    perform rowcast.stop_serving(known.id);
     update rowcast.watched as w set function_name = null, snapshot_name = null where w.id = known.id;
     return format('%s is no longer watched', relation);
 end
@@ -943,10 +984,306 @@ begin
         if gone.snapshot_name is not null then
             execute format('drop function if exists rowcast.%I(text, bigint)', gone.snapshot_name);
         end if;
+        perform rowcast.stop_serving(gone.id);
         update rowcast.watched as w set function_name = null, snapshot_name = null where w.id = gone.id;
     end loop;
 end
 $$;
+
+-- Whether one of the patterns covers a topic: a topic itself, or the beginning of topics and an asterisk.
+create or replace function rowcast.is_covered(topic text, patterns text []) returns boolean
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(bool_or(case when p.pattern like '%*' then starts_with(topic, left(p.pattern, -1))
+                                 else topic collate "C" = p.pattern end), false)
+    from unnest(patterns) as p (pattern)
+$$;
+
+-- The pattern of the topics that an expression gives, if it is a text in quotes that something may be appended to; else null.
+create or replace function rowcast.pattern_of(topic text) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select replace(m.part[1], '''''', '''') || case when m.part[2] = '' then '' else '*' end
+    from regexp_match(topic, $q$\A\s*'((?:[^'\\]|'')+)'\s*(\|\||\Z)$q$) as m (part)
+    where left(m.part[1], 1) <> '*'
+$$;
+
+-- How to find the rows of a topic: the condition over the row `r` and the topic $1, and the column that it compares. Null
+-- where the expression for the topic is more than a text in quotes and a column of a plain type.
+create or replace function rowcast.rows_of(relation regclass, topic text, out condition text, out column_name name)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when m.part[2] is null then '$1 = ' || quote_literal(p.prefix)
+        else case f.type_
+            when 'text' then format('r.%I = %s', a.attname, f.rest)
+            when 'character varying' then format('r.%I = %s', a.attname, f.rest)
+            when 'uuid' then format($q$r.%I = case when %s ~ '\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z' then %2$s::uuid end$q$,
+                                    a.attname, f.rest)
+            -- What is no number, or too large for one, is no topic of a row.
+            else format($q$r.%I = case when %s ~ '\A-?[0-9]{1,19}\Z' then case when %2$s::numeric between '-9223372036854775808' and '9223372036854775807' then %2$s::bigint end end$q$,
+                        a.attname, f.rest)
+        end end,
+        a.attname
+    from regexp_match(topic, $q$\A\s*'((?:[^'\\]|'')+)'(?:\s*\|\|\s*(?:r\.)?([a-z_][a-z0-9_]*)(?:::text)?)?\s*\Z$q$) as m (part)
+    cross join lateral (select replace(m.part[1], '''''', '''') as prefix) as p
+    left join pg_attribute as a
+        on a.attrelid = relation and a.attname::text = m.part[2] and a.attnum > 0 and not a.attisdropped
+    cross join lateral (select format_type(a.atttypid, null) as type_, format('substr($1, %s)', length(p.prefix) + 1) as rest) as f
+    where m.part[2] is null
+       or f.type_ in ('text', 'character varying', 'uuid', 'smallint', 'integer', 'bigint')
+$$;
+
+-- Whether an index begins with this column, so that it finds rows by it.
+create or replace function rowcast.is_indexed(relation regclass, column_name name) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+        select from pg_index as i join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where i.indrelid = relation and a.attname = column_name and i.indisvalid and i.indpred is null
+    )
+$$;
+
+-- What a value of this type is in a frame: `text`, `text[]`, or the name of the type of Postgres that it looks like.
+create or replace function rowcast.shape_of(facts jsonb, type_ oid) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with recursive base as (
+        select t.oid, t.typtype, t.typbasetype from pg_type as t where t.oid = type_
+        union all
+        select t.oid, t.typtype, t.typbasetype from base as b join pg_type as t on b.typtype = 'd' and t.oid = b.typbasetype
+    )
+    select case when (facts ->> 'array_form')::boolean then 'text[]' when (facts ->> 'text_form')::boolean then 'text'
+                else format_type(b.oid, null) end
+    from base as b where b.typtype <> 'd'
+$$;
+
+-- Makes the function of a served table that says who may read a topic. It runs as the role that captures; the daemon's role
+-- may do nothing but call it. `over_rows`: the expression needs a row; then it must be true for one of the topic's rows.
+-- In it, `user_id` and `topic` are these two even where the table has columns of that name.
+create or replace function rowcast.make_right(
+    watched rowcast.watched, relation regclass, readable text, over_rows boolean
+) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
+set standard_conforming_strings = on
+as $$
+declare
+    name constant text := format('rowcast.%I', 'may_read_' || watched.id);
+    used constant name [] := rowcast.used_columns(relation, watched.key::text [] || watched.soft_delete::text,
+                                                  concat_ws(' ', readable, watched.topic, watched.rows));
+    settings constant text [] := rowcast.capture_settings(false);
+    body text;
+begin
+    body := case when over_rows then format($body$
+    select exists (
+        select from (select %1$s from %2$I.%3$I as c) as r
+        cross join lateral (select (%4$s) as may from (select $2 as user_id, $1 as topic) as given) as e
+        where %5$s%6$s and $1 collate "C" = any ((%7$s)::text []) and e.may
+    )
+$body$,
+        (select string_agg(format('c.%I', u.name), ', ') from unnest(used) as u (name)),
+        watched.schema_name, watched.table_name, readable, rowcast.live_of('r', watched.soft_delete),
+        ' and (' || watched.rows || ')',
+        rowcast.topics_as_array(watched.topic, rowcast.type_of(relation, used, watched.topic)))
+    else format($body$
+    select (%s) from (select $2 as user_id, $1 as topic) as given
+$body$, readable) end;
+    if over_rows then
+        perform rowcast.let_capture_read(relation, used);
+    end if;
+    execute format('create or replace function %s(topic text, user_id text) returns boolean '
+                   'language sql stable security definer %s as %L', name, rowcast.settings_clause(settings), body);
+    execute format('revoke all on function %s(text, text) from public', name);
+    if rowcast.has_capture_role() then
+        grant create on schema rowcast to rowcast_capture;
+        execute format('alter function %s(text, text) owner to rowcast_capture', name);
+        revoke create on schema rowcast from rowcast_capture;
+    end if;
+    execute format('grant execute on function %s(text, text) to %I', name,
+                   (select r.rolname from pg_class as c join pg_roles as r on r.oid = c.relowner
+                    where c.oid = 'rowcast.watched'::regclass));
+    begin
+        execute format('select %s(%L, %1$L)', name, '');
+    exception when data_exception then
+        null;  -- the expression refuses these texts, which are nobody's
+    end;
+    return rowcast.definition_of(body, settings);
+end
+$$;
+
+-- Captures a table, as rowcast.watch() does, and serves it without a pack.
+--   readable     SQL expression, boolean: who may read a topic. Either over the texts `user_id` and `topic` alone, or also
+--                over the row `r`: then whoever it is true for in one of the topic's rows
+--   columns      by default, all that can be published
+--   key          by default, the primary key
+--   topics       what the topics are: topics themselves, or beginnings of topics and an asterisk. By default, that is read off
+--                the expression for the topic. A row whose topic is none of these is told to nobody
+--   rows         by default, that is read off, too
+-- The others are those of rowcast.watch(). Tables may share topics if `readable` is the same for them. Returns what was
+-- chosen, as JSON.
+create or replace function rowcast.serve(
+    relation regclass, topic text, readable text, columns text [] default null, key text [] default null,
+    soft_delete name default null, revokes text default null, rows text default null, topics text [] default null
+) returns jsonb
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    derived record;
+    other record;
+    own rowcast.watched;
+    old rowcast.own_tables;
+    did text;
+    right_definition text;
+    without_row text;
+    virtual name [];
+begin
+    select array_agg(a.attname order by a.attnum) into virtual from pg_attribute as a
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attgenerated = 'v';
+    columns := coalesce(columns, array(
+        select a.attname::text from pg_attribute as a
+        where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v' order by a.attnum));
+    key := coalesce(key, (
+        select array_agg(a.attname::text order by k.n) from pg_index as i
+        cross join unnest(i.indkey::smallint []) with ordinality as k (attnum, n)
+        join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.attnum
+        where i.indrelid = relation and i.indisprimary and k.n <= i.indnkeyatts));
+    if key is null and (select c.relkind in ('r', 'p') from pg_class as c where c.oid = relation) then
+        raise exception 'rowcast: % has no primary key: name columns that are unique and not null', relation
+            using errcode = 'invalid_parameter_value';
+    end if;
+    topics := coalesce(topics, array_remove(array[rowcast.pattern_of(topic)], null));
+    if topics = '{}' then
+        raise exception 'rowcast: it does not show how the topics (%) begin: say what they are', topic
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if exists (select from unnest(topics) as t (pattern) where t.pattern is null or t.pattern ~ '^(\*|$)') then
+        raise exception 'rowcast: a topic begins with at least one character other than *'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    select format('%I.%I', w.schema_name, w.table_name) as name, o.readable into other from rowcast.own_tables as o
+    join rowcast.watched as w on w.id = o.watch and w.function_name is not null
+    where format('%I.%I', w.schema_name, w.table_name)::regclass <> relation and o.readable <> serve.readable and exists (
+        select from unnest(o.topics) as a (pattern) cross join unnest(serve.topics) as b (pattern)
+        where rowcast.is_covered(rtrim(a.pattern, '*'), array[b.pattern])
+           or rowcast.is_covered(rtrim(b.pattern, '*'), array[a.pattern]))
+    limit 1;
+    if other.name is not null then
+        raise exception 'rowcast: topics of % are those of %, too, where another right decides who may read them: (%)',
+            relation, other.name, other.readable using errcode = 'invalid_parameter_value';
+    end if;
+    select * into derived from rowcast.rows_of(relation, topic);
+    rows := coalesce(rows, derived.condition);
+
+    -- Not told as the end of what was before: what is told from here on is said below.
+    delete from rowcast.own_tables as o using rowcast.watched as w
+    where o.watch = w.id and (w.schema_name, w.table_name) = (
+        select n.nspname, c.relname from pg_class as c join pg_namespace as n on n.oid = c.relnamespace where c.oid = relation)
+    returning o.* into old;
+    did := rowcast.watch(relation, topic, columns, key, soft_delete, revokes, rows => rows, pack => (
+        select format('%I.%I', n.nspname, c.relname) from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+        where c.oid = relation));
+    if topic !~ $q$\A\s*'([^'\\]|'')*'\s*\Z$q$ then
+        begin
+            execute format('select pg_typeof(%s)', topic) into without_row;
+        exception when others then
+            null;  -- it needs the row, as it should
+        end;
+        if without_row is not null then
+            raise exception 'rowcast: the topic (%) names no column of %: use one, or write a text in quotes', topic, relation
+                using errcode = 'invalid_parameter_value';
+        end if;
+    end if;
+    select w.* into own from rowcast.watched as w
+    join pg_class as c on c.relname = w.table_name and c.relnamespace = to_regnamespace(quote_ident(w.schema_name))
+    where c.oid = relation;
+    begin
+        begin
+            right_definition := rowcast.make_right(own, relation, readable, over_rows => false);
+        exception when undefined_column or undefined_table then
+            right_definition := rowcast.make_right(own, relation, readable, over_rows => true);
+        end;
+    exception
+        when insufficient_privilege then
+            raise exception 'rowcast: %: grant that right to the role rowcast_capture, which evaluates the expression', sqlerrm
+                using errcode = 'insufficient_privilege';
+        when syntax_error_or_access_rule_violation or invalid_function_definition then
+            raise exception 'rowcast: who may read a topic cannot be worked out (%): %', readable, sqlerrm
+                using errcode = sqlstate;
+    end;
+    insert into rowcast.own_tables (watch, topics, readable, definition, since)
+    values (own.id, serve.topics, serve.readable, right_definition, coalesce(old.since, now()));
+    if old.watch is null or did not like '% already' or (old.topics, old.definition) <> (serve.topics, right_definition) then
+        perform rowcast.note_change(own.id, ends_rights => (old.topics, old.definition) <> (serve.topics, right_definition));
+    end if;
+    return jsonb_build_object('columns', columns, 'key', key, 'topics', topics, 'left_out', (
+        select coalesce(jsonb_agg(a.attname order by a.attnum), '[]') from pg_attribute as a
+        where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attname::text <> all (columns)
+    ), 'virtual', coalesce(to_jsonb(virtual), '[]'), 'rows', rows, 'unindexed', case
+        when derived.condition is null or derived.column_name is null then null
+        when not rowcast.is_indexed(relation, derived.column_name) then derived.column_name end);
+end
+$$;
+
+-- Serves each of these tables once more, so that what this file says holds for them, too.
+create or replace function rowcast.serve_again() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    own record;
+begin
+    if current_setting('rowcast.notifications', true) = 'off' then
+        return;  -- that is about the tables of packs
+    end if;
+    for own in
+        select w.*, o.readable, o.topics, c.oid::regclass as relation
+        from rowcast.own_tables as o join rowcast.watched as w on w.id = o.watch and w.function_name is not null
+        join pg_class as c on c.relname = w.table_name and c.relnamespace = to_regnamespace(quote_ident(w.schema_name))
+        order by w.id
+    loop
+        begin
+            perform rowcast.serve(own.relation, own.topic, own.readable, own.columns::text [], own.key::text [],
+                                  own.soft_delete, own.revokes, own.rows, own.topics);
+        exception when syntax_error_or_access_rule_violation or data_exception or object_not_in_prerequisite_state then
+            raise warning '%', sqlerrm;
+        end;
+    end loop;
+end
+$$;
+-- May this user follow this topic of a table that is served without a pack? An expression that fails for these texts, such
+-- as a cast, says no.
+create or replace function rowcast.may_read(user_id text, topic text) returns boolean
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    own integer;
+    may boolean;
+begin
+    for own in
+        select o.watch from rowcast.own_tables as o join rowcast.watched as w on w.id = o.watch
+        where w.function_name is not null and rowcast.is_covered(may_read.topic, o.topics) order by o.watch
+    loop
+        begin
+            execute format('select rowcast.%I($1, $2)', 'may_read_' || own) into may using topic, user_id;
+        exception when data_exception then
+            may := false;
+        end;
+        if may then
+            return true;
+        end if;
+    end loop;
+    return false;
+end
+$$;
+revoke all on function rowcast.may_read(text, text) from public;
 
 -- Refuses a row that becomes soft-deleted. The argument is the column that says so.
 create or replace function rowcast.refuse_soft_delete() returns trigger
@@ -1033,3 +1370,6 @@ exception when undefined_object then
     null;  -- the role could not be created; a warning was raised then
 end
 $$;
+
+-- An upgrade may have changed how tables are captured and read.
+select rowcast.serve_again();

@@ -14,11 +14,12 @@ from daemon.cli.jobs import jobs
 from daemon.cli.live import tail, token, up
 from daemon.cli.options import Options, configure_logs, run
 from daemon.cli.schema import apply, check, migrate, rollback
+from daemon.cli.watch import unwatch, watch, watches
 from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import get_logger
 from daemon.settings import Settings
 
-_WHOLE_DATABASE = ("backup", "restore", "dead-letters", "tail", "token")
+_WHOLE_DATABASE = ("backup", "restore", "dead-letters", "tail", "token", "watch", "unwatch", "watches")
 """The commands for which --schema would mean nothing."""
 
 
@@ -103,7 +104,24 @@ def _serve(settings: Settings) -> None:
         sys.exit(supervise(settings))
 
 
-_COMMANDS = (up, seed, migrate, rollback, check, backup, restore, reset, token, tail, types, dead_letters, jobs)
+_COMMANDS = (
+    up,
+    watch,
+    unwatch,
+    watches,
+    seed,
+    migrate,
+    rollback,
+    check,
+    backup,
+    restore,
+    reset,
+    token,
+    tail,
+    types,
+    dead_letters,
+    jobs,
+)
 
 for _command in (*_COMMANDS, *extensions.commands()):
     cli.add_command(_command)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from daemon.core.change import Topic
 from daemon.core.errors import OperatorFault
-from daemon.delivery.pack_router import PackRouter
+from daemon.delivery.pack_router import OWN_TABLES, PackRouter
 from daemon.packs import by_schema
 from daemon.postgres.connect import SESSION, connect
 from daemon.postgres.errors import DRIVER_ERRORS, address_of, explain
@@ -14,7 +14,7 @@ from daemon.settings import Settings
 
 
 class NothingToReset(OperatorFault):
-    """{target} is neither a captured table (write SCHEMA.TABLE) nor a topic of {packs}."""
+    """{target} is neither a captured table (write SCHEMA.TABLE) nor a topic of {packs} or of a table of yours."""
 
     exit_code: ClassVar[int] = 64
 
@@ -33,9 +33,9 @@ async def reset(settings: Settings, target: str, report: Callable[[str], None]) 
         if pack := await reset_table(connection, target):
             report(f"every topic of {pack} is reset")
             return
-        schema = router.schema_of(Topic(target))
-        if schema is None or await reset_topic(connection, schema, target) is None:
-            raise NothingToReset(target, ", ".join(settings.packs))
+        schema = router.schema_of(Topic(target)) or OWN_TABLES
+        if await reset_topic(connection, schema, target) is None:
+            raise NothingToReset(target, ", ".join(settings.packs) or "a pack")
         report(f"{target} is reset")
     except DRIVER_ERRORS as error:
         raise explain(error, address=address_of(dsn)) from None

@@ -117,6 +117,7 @@ def _print_welcome(settings: Settings, daemon: Running, sample: Sequence[Mapping
         if settings.data_dir == Settings.model_fields["data_dir"].get_default(call_default_factory=True)
         else f" --data-dir {settings.data_dir}"
     )
+    topic = example_topic(bundled()[settings.packs[0]], sample) if settings.packs else "TOPIC"
     lines = [
         "",
         f"  {_bold('Rowcast is running.')}  {click.style(daemon.http_url, fg='cyan', underline=True)}",
@@ -125,7 +126,7 @@ def _print_welcome(settings: Settings, daemon: Running, sample: Sequence[Mapping
         f"  database    in {file}" + (", with the sample users' tokens" if sample else ""),
         "",
         "  Open the page, or follow along in another terminal:",
-        f"    {_bold(f'{_command()} tail {example_topic(bundled()[settings.packs[0]], sample)}{data_dir_option}')}",
+        f"    {_bold(f'{_command()} tail {topic}{data_dir_option}')}",
     ]
     if sample and not _is_local(daemon.host):
         lines[-3:-3] = [

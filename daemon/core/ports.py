@@ -1,10 +1,11 @@
 """The interfaces between the rooms. Each is named by its user; tests/contract checks what the docstrings promise."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Protocol
 
 from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.close_codes import Close
+from daemon.core.own_tables import OwnTable
 from daemon.core.snapshot import Rows, Wanted
 
 Encode = Callable[[bytes], bytes]
@@ -118,6 +119,13 @@ class Grants(Protocol):
         0 if that is before everything the log knows; None if the user may not, or no pack serves the topic. Waits for
         a right that was granted a moment ago, until it has a position. Raises GrantsUnavailable.
         """
+
+
+class OwnTableReader(Protocol):
+    """Which tables are served without a pack."""
+
+    async def read(self) -> Sequence[OwnTable]:
+        """Those that are at the moment. Raises LogUnavailable."""
 
 
 class RowReader(Protocol):

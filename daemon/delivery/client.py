@@ -71,7 +71,7 @@ class ClientContext:
 
     `replay_reader` is what replays read. `wait_until_delivered` waits until the hub has delivered everything up to a
     position. `delivery_age` decides when clients are told that they may be behind. A client for which more than
-    `queue_bytes` are queued falls behind. `schema` is the hash of the payload contracts.
+    `queue_bytes` are queued falls behind. `schema` returns the hash of the payload contracts.
     """
 
     hub: Hub
@@ -87,7 +87,7 @@ class ClientContext:
     close_history: CloseHistory
     clock: Callable[[], float]
     heartbeat: float
-    schema: str
+    schema: Callable[[], str]
     frame_bytes: int
     queue_bytes: int
     chunk: int = 1000
@@ -293,7 +293,7 @@ class Client:
                     user=claims.user,
                     pos=self._context.hub.position,
                     heartbeat=self._context.heartbeat,
-                    schema=self._context.schema,
+                    schema=self._context.schema(),
                     limits={"topics": MAX_TOPICS, "frame_bytes": self._context.frame_bytes},
                     numbers=hello.numbers,
                     last_close=self._context.close_history.lookup(hello.session or "", claims.user),

@@ -1,13 +1,17 @@
-"""Which packs this daemon serves, and so which changes of the log its clients may get, and in which topics."""
+"""Which packs and tables this daemon serves: which changes of the log its clients may get, and in which topics."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import chain
+from typing import Final, NamedTuple
 
 from daemon.core.change import ALL_TOPICS, CONTENT, RESET_KINDS, Change, Kind, Seq, Topic, can_be_named
 from daemon.core.hub import RightEnd
 from daemon.core.ports import Batch
 from daemon.packs import Pack
+
+OWN_TABLES: Final = "rowcast"
+"""The schema that stands for all tables that are served without a pack."""
 
 
 class Invalid(NamedTuple):
@@ -18,17 +22,41 @@ class Invalid(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class PackRouter:
-    """The packs by the schema that each lives in. The log may hold changes of other schemas, which are ignored."""
+    """The packs by the schema that each lives in, and the tables that are served without one, by schema and name.
+
+    Each of these tables counts as a pack of its own; `former` are such that are served otherwise by now, or not at
+    all. The log may hold changes of other tables, which are ignored.
+    """
 
     packs: Mapping[str, Pack] = field(default_factory=dict)
+    own: Mapping[tuple[str, str], Pack] = field(default_factory=dict)
+    former: Mapping[tuple[str, str], Pack] = field(default_factory=dict)
 
     def schema_of(self, topic: Topic) -> str | None:
-        """The schema whose pack serves this topic; None if no pack does, or no client can name it."""
+        """The schema whose pack serves this topic, or OWN_TABLES; None if no client can follow it."""
         if not can_be_named(topic):
             return None
-        return next((schema for schema, pack in self.packs.items() if pack.serves(topic)), None)
+        for schema, pack in self.packs.items():
+            if pack.serves(topic):
+                return schema
+        return OWN_TABLES if any(pack.serves(topic) for pack in self.own.values()) else None
+
+    def pack_of(self, change: Change) -> Pack | None:
+        """The pack whose row models and topics hold for this change."""
+        own = self.own.get((change.schema, change.table)) if self.own else None
+        return own or self.packs.get(change.schema)
+
+    def is_outdated(self, changes: Iterable[Change], invalid: Iterable[Invalid]) -> bool:
+        """Whether `own` may not be what holds for these changes: the log says so, or they do not fit."""
+        return any(change.kind in (Kind.LOST, Kind.LIMIT) for change in changes) or any(
+            (found.change.schema, found.change.table) in self.own for found in invalid
+        )
+
+    @property
+    def _all_packs(self) -> Iterable[Pack]:
+        return chain(self.packs.values(), self.own.values())
 
     def validate(self, changes: Iterable[Change]) -> tuple[list[Change], list[Invalid]]:
         """What may be sent, and the changes that must not be.
@@ -40,9 +68,9 @@ class PackRouter:
         """
         sendable: list[Change] = []
         invalid: list[Invalid] = []
-        topics: dict[tuple[str, Topic], str | None] = {}  # what is wrong with each
+        topics: dict[tuple[str, str, Topic], str | None] = {}  # what is wrong with each
         for change in changes:
-            pack, place = self.packs.get(change.schema), (change.schema, change.topic)
+            pack, place = self.pack_of(change), (change.schema, change.table, change.topic)
             if change.kind is Kind.LIMIT and (self._packs_reset_by(change) or self.schema_of(change.topic)):
                 sendable.append(change)
                 if pack and change.unreadable:
@@ -51,7 +79,7 @@ class PackRouter:
             if pack is None or (change.record is None and change.kind in CONTENT):
                 continue
             if place not in topics:
-                topics[place] = _problem_of_topic(pack, change.topic)
+                topics[place] = self._problem_of_topic(pack, change)
             is_wildcard = change.kind in RESET_KINDS and self._packs_reset_by(change)
             if (problem := topics[place]) and not is_wildcard:
                 invalid.append(Invalid(change, pack.name, problem))
@@ -68,7 +96,7 @@ class PackRouter:
 
     def with_exact_numbers(self, change: Change) -> Change:
         """The change as clients get it that chose Numbers.STRING."""
-        pack = self.packs.get(change.schema)
+        pack = self.pack_of(change)
         return pack.with_exact_numbers(change) if pack is not None else change
 
     def ended_rights(self, changes: Sequence[Change]) -> list[RightEnd]:
@@ -82,8 +110,9 @@ class PackRouter:
         begun: dict[str, Seq] = {}  # where each transaction begins
         for change in changes:
             begin = begun.setdefault(change.tx, change.seq)
-            if change.ends and change.schema in self.packs:
-                ended.append(RightEnd(begin, change.ends, self.packs[change.schema].serves))
+            if change.ends:
+                packs = (self.pack_of(change), self.former.get((change.schema, change.table)))
+                ended += [RightEnd(begin, change.ends, pack.serves) for pack in packs if pack]
         return ended
 
     def topics_to_reset(self, change: Change, topics: Collection[Topic]) -> Sequence[Topic]:
@@ -97,23 +126,25 @@ class PackRouter:
 
     def _packs_reset_by(self, change: Change) -> list[Pack]:
         """The packs whose topics are all reset by a change in a wildcard topic."""
-        return [pack for pack in self.packs.values() if change.topic in (ALL_TOPICS, f"*{pack.name}")]
+        return [pack for pack in self._all_packs if change.topic in (ALL_TOPICS, f"*{pack.name}")]
 
     def wildcard_topics(self, topics: Iterable[Topic]) -> set[Topic]:
         """The log topics in which changes stand that reset all topics of the packs that serve these topics."""
-        return {Topic(f"*{pack.name}") for pack in self.packs.values() if any(pack.serves(topic) for topic in topics)}
+        return {Topic(f"*{pack.name}") for pack in self._all_packs if any(pack.serves(topic) for topic in topics)}
+
+    def _problem_of_topic(self, pack: Pack, change: Change) -> str | None:
+        """Why no client can follow the change's topic as one of this pack; None if clients can."""
+        if not can_be_named(change.topic):
+            return "topic: cannot_be_named"
+        # Who may read a topic is asked of one pack only, and bundled ones come first.
+        owner = self.schema_of(change.topic)
+        is_own = (change.schema, change.table) in self.own
+        return None if pack.serves(change.topic) and (not is_own or owner == OWN_TABLES) else "topic: not_served"
 
 
 def reset_for(change: Change) -> Change:
     """What is sent in place of a change that must not be."""
     return change._replace(kind=Kind.INVALID, key="{}", record=None, changed=(), actor=None, ends=None)
-
-
-def _problem_of_topic(pack: Pack, topic: Topic) -> str | None:
-    """Why no client can follow a topic of this pack; None if clients can."""
-    if not can_be_named(topic):
-        return "topic: cannot_be_named"
-    return None if pack.serves(topic) else "topic: not_served"
 
 
 def _problem_of_row(pack: Pack, change: Change) -> str | None:

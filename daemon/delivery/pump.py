@@ -29,11 +29,19 @@ StoreDeadLetters = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]
 """Stores each (change, pack, reason). Raises LogUnavailable."""
 
 
+Refresh = Callable[[], Awaitable[None]]
+"""Tells the router what is served at the moment. Raises LogUnavailable."""
+
+Validated = tuple[list[Change], list[Invalid]]
+"""What may be sent, and what must not be."""
+
+
 class Pump:
     """Keeps the hub at the head of the log.
 
     It reads the log when `wakeup` is set, and every `poll_every` seconds without that. Changes that the sequencer
-    offers need not be read. Whatever is published goes into `log_cache` in the same step.
+    offers need not be read. Whatever is published goes into `log_cache` in the same step. `refresh` is called first
+    where the log says that other tables are served from there on, or that they are served otherwise.
     """
 
     def __init__(
@@ -45,10 +53,12 @@ class Pump:
         log_cache: LogCache,
         store_dead_letters: StoreDeadLetters,
         *,
+        refresh: Refresh | None = None,
         poll_every: float = 1.0,
         chunk: int = 1000,
     ) -> None:
         self._log = log_reader
+        self._refresh = refresh
         self._wakeup = wakeup
         self._hub = hub
         self._router = router
@@ -93,8 +103,11 @@ class Pump:
 
         It is published at once if the hub is at `after`, and kept for the next step otherwise.
         """
+        validated = None
         if self._accepts_offers and not self._pending_dead_letters and after == self._hub.position.seq:
-            self._publish(changes)
+            validated = self._router.validate(changes)
+        if validated is not None and not self._is_outdated(changes, validated):
+            self._publish(changes, validated)
             if not self._pending_dead_letters:
                 return
         else:
@@ -143,6 +156,7 @@ class Pump:
             head = await self._log.head()
             if head.epoch:
                 self._move(head, "epoch")  # nobody follows yet
+                await self._refresh_router()
                 self._read_at = time.monotonic()
                 self.started.set()
         while self.started.is_set():
@@ -156,7 +170,11 @@ class Pump:
                 break
             if batch[-1].seq - before != len(batch):
                 await self._check_gap(batch[0].seq)
-            self._publish(batch)
+            validated = self._router.validate(batch)
+            if self._is_outdated(batch, validated):
+                await self._refresh_router()
+                validated = self._router.validate(batch)
+            self._publish(batch, validated)
             if not batch.more and not self._offered:
                 break  # what comes next sets `wakeup`
         await self._store_pending()
@@ -201,15 +219,23 @@ class Pump:
             head = await self._log.head()
             self._move(Position(head.epoch, Seq(first - 1)), reason)
             metrics.RESETS.labels(reason=reason).inc()
+            await self._refresh_router()  # the log may have said so in what was skipped
+
+    def _is_outdated(self, changes: Sequence[Change], validated: Validated) -> bool:
+        return self._refresh is not None and self._router.is_outdated(changes, validated[1])
+
+    async def _refresh_router(self) -> None:
+        if self._refresh is not None:
+            await self._refresh()
 
     def _move(self, position: Position, reason: str) -> None:
         self._moved_at = time.monotonic()
         self._hub.move(position, reason)
         self._log_cache.restart(position)
 
-    def _publish(self, changes: Sequence[Change]) -> None:
+    def _publish(self, changes: Sequence[Change], validated: Validated) -> None:
         self._moved_at = time.monotonic()
-        sendable, invalid = self._router.validate(changes)
+        sendable, invalid = validated
         try:
             built, delivered = self._deliver(changes, sendable)
         except Exception:
@@ -264,9 +290,9 @@ def _without_unsendable(changes: Sequence[Change], router: PackRouter) -> tuple[
     replaced = {change.seq for change in unsendable}
     sent = [reset_for(change) if change.seq in replaced else change for change in changes]
     return sent, [
-        Invalid(change, router.packs[change.schema].name, "frame: cannot_be_built")
+        Invalid(change, pack.name, "frame: cannot_be_built")
         for change in unsendable
-        if change.schema in router.packs
+        if (pack := router.pack_of(change))
     ]
 
 

@@ -388,30 +388,36 @@ from rowcast.segments as s;
 -- name: readable_from
 -- Where in the log each right to a topic began (0 if before the log), and whether a beginning still waits for its
 -- number, because its transaction was not visible in the last batch's snapshot.
+-- The schema rowcast stands for the tables that are served without a pack.
 -- $1 schema text   $2 users text[]   $3 topics text[], one for each user
+with served as materialized (
+    select w.id from rowcast.watched as w
+    where case when $1 = 'rowcast' then w.id in (select o.watch from rowcast.own_tables as o)
+               else w.schema_name = $1 and w.id not in (select o.watch from rowcast.own_tables as o) end
+)
 select requested.place, requested.user_id, requested.topic, known.begun, known.pending
 from unnest($2::text[], $3::text[]) with ordinality as requested (user_id, topic, place)
 cross join lateral (
     with given as (
-        select max(g.seq) as seq from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
-        where w.schema_name = $1 and g.topic = requested.topic and g.user_id = requested.user_id
+        select max(g.seq) as seq from rowcast.grants as g join served as w on w.id = g.watch
+        where g.topic = requested.topic and g.user_id = requested.user_id
         union all
-        select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
-        where w.schema_name = $1 and g.topic = requested.topic and g.user_id is null
+        select max(g.seq) from rowcast.grants as g join served as w on w.id = g.watch
+        where g.topic = requested.topic and g.user_id is null
         union all
-        select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
-        where w.schema_name = $1 and g.topic is null and g.user_id = requested.user_id
+        select max(g.seq) from rowcast.grants as g join served as w on w.id = g.watch
+        where g.topic is null and g.user_id = requested.user_id
         union all
-        select max(g.seq) from rowcast.grants as g join rowcast.watched as w on w.id = g.watch
-        where w.schema_name = $1 and g.topic is null and g.user_id is null
+        select max(g.seq) from rowcast.grants as g join served as w on w.id = g.watch
+        where g.topic is null and g.user_id is null
     )
     select
         coalesce((select max(g.seq) from given as g), 0) as begun,
         exists (
             select from (select b.snapshot from rowcast.batches as b order by b.last_seq desc limit 1) as seen
             join rowcast.events as e on e.xid >= pg_snapshot_xmin(seen.snapshot) and not pg_visible_in_snapshot(e.xid, seen.snapshot)
-            join rowcast.watched as w on w.id = e.watch
-            where e.grants is not null and w.schema_name = $1
+            join served as w on w.id = e.watch
+            where e.grants is not null
               and coalesce(e.grants ->> 'user', requested.user_id) = requested.user_id
               and coalesce(e.grants ->> 'topic', requested.topic) = requested.topic
         ) as pending
@@ -451,11 +457,30 @@ select case when not exists (
 ) then coalesce((select max(l.seq) from rowcast.log as l), rowcast.log_floor()) end;
 
 -- name: snapshot_functions
--- The functions that read the rows of the watched tables of a schema.
--- $1 schema text
-select w.table_name, w.model, format('select s.key, s.record from rowcast.%I($1, $2) as s', w.snapshot_name) as statement
-from rowcast.watched as w
-where w.schema_name = $1 and w.function_name is not null and w.snapshot_name is not null order by w.id;
+-- The functions that read the rows of a topic: of the watched tables of a schema or, for the schema rowcast, of those that
+-- are served without a pack.
+-- $1 schema text   $2 topic text
+select w.schema_name, w.table_name, w.model, format('select s.key, s.record from rowcast.%I($1, $2) as s', w.snapshot_name) as statement
+from rowcast.watched as w left join rowcast.own_tables as o on o.watch = w.id
+where case when $1 = 'rowcast' then rowcast.is_covered($2, o.topics) else w.schema_name = $1 and o.watch is null end
+  and w.function_name is not null and w.snapshot_name is not null order by w.id;
+
+-- name: own_tables
+-- The tables that are served without a pack: their topics and keys, and the name and the shape of each published column,
+-- and whether it may be null.
+select w.schema_name, w.table_name, w.pack, o.topics, w.key::text [] as key, (
+    select jsonb_agg(jsonb_build_array(a.attname, rowcast.shape_of(c.facts -> a.attname, a.atttypid), not a.attnotnull)
+                     order by a.attnum)::text
+    from pg_attribute as a
+    where a.attrelid = c.oid and a.attname = any (w.columns) and a.attnum > 0 and not a.attisdropped
+) as columns
+from rowcast.own_tables as o
+join rowcast.watched as w on w.id = o.watch and w.function_name is not null
+cross join lateral (
+    select r.oid, rowcast.captured_columns(r.oid) as facts from pg_class as r
+    where r.relname = w.table_name and r.relnamespace = to_regnamespace(quote_ident(w.schema_name)) offset 0
+) as c
+order by w.id;
 
 -- name: store_dead_letters
 -- Every daemon reads the log and finds the same invalid change; one dead letter is enough.

@@ -50,7 +50,8 @@ class PgRowReader:
     async def _rows(self, connection: Connection, schema: str, wanted: Wanted) -> tuple[list[Change], dict[str, int]]:
         """The rows, and how many of each table are too large to be told."""
         rows, omitted, size = list[Change](), dict[str, int](), 0
-        for table, model, statement in await connection.fetch(query("snapshot_functions"), schema):
+        functions = await connection.fetch(query("snapshot_functions"), schema, wanted.topic)
+        for schema_name, table, model, statement in functions:
             most = min(
                 wanted.limit or self._max_rows + 1, self._max_rows + 1
             )  # one too many shows that there are more
@@ -61,7 +62,7 @@ class PgRowReader:
                     continue
                 size += len(record)
                 rows.append(
-                    Change(Seq(0), "", "", schema, table, wanted.topic, Kind.INSERT, key, record, model=model)
+                    Change(Seq(0), "", "", schema_name, table, wanted.topic, Kind.INSERT, key, record, model=model)
                 )
                 if len(rows) > self._max_rows or size > self._max_bytes:
                     raise SnapshotTooLarge(self._max_rows, self._max_bytes)

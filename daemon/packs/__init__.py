@@ -26,6 +26,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
+from pydantic.fields import FieldInfo
 
 from daemon.core.change import CONTENT, Change, Kind
 from daemon.core.errors import OperatorFault
@@ -108,10 +109,18 @@ class Row(BaseModel):
     """The key columns, as passed to `rowcast.watch`."""
 
 
+def columns_of(row: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a row model by the names of their columns, which not every attribute can have."""
+    return {field.alias or name: field for name, field in row.model_fields.items()}
+
+
 @cache
 def _key_model(row: type[Row]) -> type[BaseModel]:
+    columns = columns_of(row)
     fields: dict[str, Any] = {
-        column: (row.model_fields[column].annotation, row.model_fields[column]) for column in row.key
+        name: (field.annotation, field)
+        for name, field in row.model_fields.items()
+        if any(columns[column] is field for column in row.key)
     }
     return create_model(f"{row.__name__}Key", __config__=row.model_config, **fields)
 
@@ -179,7 +188,7 @@ class Pack:
 @cache
 def special_columns(row: type[Row]) -> Mapping[str, Column]:
     """The columns whose annotation names a Column, also within an array or a union."""
-    found = {name: set(_columns_in((field.annotation, *field.metadata))) for name, field in row.model_fields.items()}
+    found = {name: set(_columns_in((field.annotation, *field.metadata))) for name, field in columns_of(row).items()}
     return {name: column for name, columns in found.items() for column in columns}
 
 
@@ -228,7 +237,7 @@ def _problem(part: Literal["key", "record"], row: type[Row], text: str) -> str |
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         # A name that the model does not have is part of the input, and must not be revealed.
-        known = [str(place) for place in first["loc"][:1] if place in model.model_fields]
+        known = [str(place) for place in first["loc"][:1] if place in columns_of(model)]
         return " ".join([f"{part}:", first["type"], *known])
     except ValueError:
         return f"{part}: json_invalid"

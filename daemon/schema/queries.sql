@@ -316,11 +316,15 @@ with noted as (
 select w.pack, rowcast.ring() from noted as n join rowcast.watched as w on w.id = n.watch;
 
 -- name: reset_topic
--- Resets one topic. Returns nothing unless the pack has a watched table.
+-- Resets one topic. Returns nothing unless the pack has a watched table. The schema rowcast stands for the tables that are
+-- served without a pack.
 -- $1 pack's schema text   $2 topic text
 with noted as (
     insert into rowcast.events (watch, topic, kind, key, actor)
-    select w.id, $2, 'lost', '{}', 'reset' from rowcast.watched as w where w.schema_name = $1 order by w.id limit 1
+    select w.id, $2, 'lost', '{}', 'reset'
+    from rowcast.watched as w left join rowcast.own_tables as o on o.watch = w.id
+    where case when $1 = 'rowcast' then rowcast.is_covered($2, o.topics) else w.schema_name = $1 and o.watch is null end
+    order by w.id limit 1
     returning watch
 )
 select w.pack, rowcast.ring() from noted as n join rowcast.watched as w on w.id = n.watch;
@@ -409,3 +413,33 @@ begin
     end if;
 end
 $$;
+
+-- name: serve
+-- $1 table   $2 topic   $3 who may read it   $4 columns   $5 key   $6 soft delete   $7 revokes   $8 rows   $9 topics
+select rowcast.serve($1::text::regclass, $2, $3, $4, $5, $6, $7, $8, $9);
+
+-- name: find_table
+-- A table as SQL writes it, and the pack that watches it if there is one.
+-- $1 table text
+select format('%I.%I', n.nspname, c.relname) as name, w.pack, o.watch is not null as is_own
+from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+left join rowcast.watched as w on (w.schema_name, w.table_name) = (n.nspname, c.relname) and w.function_name is not null
+left join rowcast.own_tables as o on o.watch = w.id
+where c.oid = to_regclass($1);
+
+-- name: unwatch
+-- $1 table
+select rowcast.unwatch($1::text::regclass);
+
+-- name: find_function
+-- Whether there is a function of this name that says who may read what.
+-- $1 name
+select to_regprocedure($1 || '(text, text)')::text;
+
+-- name: watches
+select format('%I.%I', w.schema_name, w.table_name) as name, w.pack, w.topic, o.topics, w.columns::text [] as columns,
+       w.key::text [] as key, w.soft_delete::text as soft_delete, o.readable, w.revokes,
+       to_char(o.since at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as since
+from rowcast.watched as w left join rowcast.own_tables as o on o.watch = w.id
+where w.function_name is not null
+order by 1;

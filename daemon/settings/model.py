@@ -105,8 +105,11 @@ class BaseRowcastSettings(BaseSettings):
         None, description="pause between these attempts (seconds); 1 by default, in production 2"
     )
     packs: Annotated[
-        tuple[Name, ...], BeforeValidator(read_names), AfterValidator(without_repeats), AfterValidator(expand_all)
-    ] = Field(default_packs(), min_length=1, description="packs to apply and serve, separated by commas, or `all`")
+        Annotated[tuple[Name, ...], Field(min_length=1)],
+        BeforeValidator(read_names),
+        AfterValidator(without_repeats),
+        AfterValidator(expand_all),
+    ] = Field(default_packs(), description="packs to apply and serve, separated by commas, or `all`, or `none`")
     schema_name: Name | None = Field(
         None,
         validation_alias="ROWCAST_SCHEMA",
@@ -397,6 +400,7 @@ class BaseRowcastSettings(BaseSettings):
         """The environment that gives a child process the same settings, but no secrets except the database URL."""
         given = {
             str(type(self).model_fields[field].validation_alias): _written(value)
+            or ("none" if field == "packs" else "")
             for field, value in self
             if field in self.model_fields_set and not isinstance(value, SecretStr | None)
         }

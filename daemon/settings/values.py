@@ -87,8 +87,8 @@ def read_names(value: object) -> object:
 
 
 def expand_all(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Replace `all` with the names of the bundled packs."""
-    return tuple(bundled()) if "all" in names else names
+    """Replace `all` with the names of the bundled packs, and `none` with nothing."""
+    return tuple(bundled()) if "all" in names else tuple(name for name in names if name != "none")
 
 
 def check_name(name: str) -> str:

@@ -135,7 +135,7 @@ class ClientHarness:
             encode=lambda payload: payload + b"\n",
             clock=lambda: self.now,
             heartbeat=20.0,
-            schema="",
+            schema=str,
             frame_bytes=1000,
             queue_bytes=LIMIT,
         )

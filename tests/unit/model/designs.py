@@ -139,7 +139,7 @@ class DeliversEveryOffer(Pump):
 
     def offer(self, after: Seq, changes: Sequence[Change]) -> None:
         if self.started.is_set():
-            self._publish(changes)
+            self._publish(changes, self._router.validate(changes))
 
 
 class TrustsPositions(Client):

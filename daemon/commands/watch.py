@@ -1,0 +1,115 @@
+"""`daemon watch`, `daemon unwatch` and `daemon watches`: tables that are served without a pack."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from daemon.delivery.own_tables import overlapping
+from daemon.packs import bundled
+from daemon.postgres.connect import Connection, connect
+from daemon.postgres.errors import DRIVER_ERRORS, address_of, explain
+from daemon.schema import migrate, watches
+from daemon.schema.health import SchemaNotCurrent
+from daemon.schema.watches import CannotWatch, Watch, Watching
+from daemon.settings import Settings
+
+Report = Callable[[str], None]
+
+
+async def watch(settings: Settings, wanted: Watch, report: Report, *, function: str | None = None) -> None:
+    """Watch a table; `function` decides who may read its topics, unless it is None. Raises an OperatorFault."""
+    async with _session(settings) as connection:
+        if function is not None:
+            wanted = replace(wanted, readable=await watches.function_named(connection, function))
+        async with connection.transaction():
+            done = await watches.watch(connection, wanted)
+            applied = {row["pack"] for row in await watches.watches(connection)} & bundled().keys()
+            for pack in map(bundled().__getitem__, sorted(applied)):
+                if topic := overlapping(pack, done.topics):
+                    raise CannotWatch(
+                        done.table, f"the pack {pack.name} has topics like {topic}: begin with another text"
+                    )
+    for line in _described(done, wanted):
+        report(line)
+
+
+async def unwatch(settings: Settings, table: str, report: Report) -> None:
+    """Stop watching a table. Raises an OperatorFault."""
+    async with _session(settings) as connection:
+        name = await watches.unwatch(connection, table)
+    report(f"{name} is no longer watched")
+
+
+async def show_watches(settings: Settings, report: Report, *, as_json: bool) -> None:
+    """Print what is watched. Raises an OperatorFault."""
+    async with _session(settings) as connection:
+        found = await watches.watches(connection)
+    for one in found:
+        report(json.dumps(one) if as_json else "\n".join(_lines(one["name"], _facts(one))))
+    if not found and not as_json:
+        report("no table is watched")
+
+
+def _described(done: Watching, wanted: Watch) -> list[str]:
+    facts = {
+        "topics": ", ".join(done.topics),
+        "readers": wanted.readable,
+        "columns": ", ".join(done.columns),
+        "left out": ", ".join(name if name not in done.virtual else f"{name} (virtual)" for name in done.left_out),
+        "key": ", ".join(done.key),
+        "snapshots": _about_snapshots(done),
+    }
+    return _lines(f"{done.table} is watched", facts)
+
+
+def _about_snapshots(done: Watching) -> str:
+    if done.rows is None:
+        return "each reads the whole table: give --rows, a condition that an index can answer"
+    if done.unindexed is not None:
+        return f"each reads the whole table: create index on {done.table} ({done.unindexed})"
+    return f"by {done.rows}"
+
+
+def _facts(one: dict[str, Any]) -> dict[str, str]:
+    if one["readable"] is not None:
+        readers = one["readable"]
+    elif one["pack"] in bundled():
+        readers = f"as the pack {one['pack']} says"
+    else:
+        readers = "nobody: it was not watched with `daemon watch`"
+    return {
+        "topic": one["topic"],
+        "topics": ", ".join(one["topics"] or ()),
+        "readers": readers,
+        "revokes": one["revokes"] or "",
+        "columns": ", ".join(one["columns"]),
+        "key": ", ".join(one["key"]),
+        "soft delete": one["soft_delete"] or "",
+        "since": one["since"] or "",
+    }
+
+
+def _lines(title: str, facts: dict[str, str]) -> list[str]:
+    return [title, *(f"  {name:11} {fact}" for name, fact in facts.items() if fact)]
+
+
+@asynccontextmanager
+async def _session(settings: Settings) -> AsyncIterator[Connection]:
+    """A session for changes of what is watched. Raises an OperatorFault."""
+    dsn = settings.require_dsn()
+    connection = await connect(
+        dsn,
+        application_name="rowcast watch",
+        server_settings={**migrate.SESSION, "lock_timeout": f"{settings.lock_timeout * 1000:.0f}"},
+        attempts=settings.connect_attempts,
+    )
+    try:
+        if stale := await migrate.stale(connection, ()):
+            raise SchemaNotCurrent(stale)
+        yield connection
+    except DRIVER_ERRORS as error:
+        raise explain(error, address=address_of(dsn)) from None
+    finally:
+        connection.terminate()

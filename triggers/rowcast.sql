@@ -1155,14 +1155,10 @@ begin
         join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.attnum
         where i.indrelid = relation and i.indisprimary and k.n <= i.indnkeyatts));
     if key is null and (select c.relkind in ('r', 'p') from pg_class as c where c.oid = relation) then
-        raise exception 'rowcast: % has no primary key: name columns that are unique and not null', relation
+        raise exception 'rowcast: % has no primary key: name columns that are unique and not null (--key)', relation
             using errcode = 'invalid_parameter_value';
     end if;
     topics := coalesce(topics, array_remove(array[rowcast.pattern_of(topic)], null));
-    if topics = '{}' then
-        raise exception 'rowcast: it does not show how the topics (%) begin: say what they are', topic
-            using errcode = 'invalid_parameter_value';
-    end if;
     if exists (select from unnest(topics) as t (pattern) where t.pattern is null or t.pattern ~ '^(\*|$)') then
         raise exception 'rowcast: a topic begins with at least one character other than *'
             using errcode = 'invalid_parameter_value';
@@ -1199,6 +1195,10 @@ begin
             raise exception 'rowcast: the topic (%) names no column of %: use one, or write a text in quotes', topic, relation
                 using errcode = 'invalid_parameter_value';
         end if;
+    end if;
+    if topics = '{}' then
+        raise exception 'rowcast: it does not show how the topics (%) begin: say what they are (--topics)', topic
+            using errcode = 'invalid_parameter_value';
     end if;
     select w.* into own from rowcast.watched as w
     join pg_class as c on c.relname = w.table_name and c.relnamespace = to_regnamespace(quote_ident(w.schema_name))

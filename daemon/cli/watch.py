@@ -29,7 +29,7 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str
     "--rows", metavar="EXPR", help="How to find the rows of `topic`, for snapshots (default: as --topic says)."
 )
 @click.option(
-    "--topics", multiple=True, metavar="TOPIC", help="What the topics are, if --topic does not show: orders:*"
+    "--topics", metavar="A,B:*", callback=_names, help="What the topics are, if --topic does not show how they begin."
 )
 @data_dir_option("Data directory of the `daemon up` whose database it is.")
 @click.pass_obj
@@ -46,7 +46,7 @@ def watch(
     soft_delete: str | None,
     revokes: str | None,
     rows: str | None,
-    topics: tuple[str, ...],
+    topics: list[str] | None,
     data_dir: Path | None,
 ) -> None:
     """Send the changes of a table of yours to clients; if it is watched already, replace how."""
@@ -56,7 +56,7 @@ def watch(
     if (read is not None) + (read_function is not None) + public != 1:
         raise click.UsageError("say who may read: give one of --read, --read-function and --public")
     settings = options.having(data_dir=data_dir).quiet().local_settings
-    wanted = Watch(table, topic, read or "true", columns, key, soft_delete, revokes, rows, topics or None)
+    wanted = Watch(table, topic, read or "true", columns, key, soft_delete, revokes, rows, topics)
     run(settings, watch(settings, wanted, click.echo, function=read_function))
 
 

@@ -18,6 +18,8 @@ from daemon.schema.queries import query
 REAPPLY: Final = "run `daemon --apply-ddl`, or call rowcast.watch() again if the table belongs to no pack"
 _RECREATE: Final = "call rowcast.unwatch() and rowcast.watch() for it in one transaction"
 
+_SERVE: Final = "run `daemon --apply-ddl`"
+
 _TRIGGER: Final = "its capture trigger on {place} for {operations} "
 _PROBLEMS: Final = {
     "gone": (
@@ -29,6 +31,8 @@ _PROBLEMS: Final = {
     "function_owner": ("its capture function {place} is not owned by rowcast_capture", _RECREATE),
     "snapshot_missing": ("the function that reads it for snapshots is missing", REAPPLY),
     "snapshot_altered": ("its snapshot function {place} differs from what rowcast.watch() created", _RECREATE),
+    "right_missing": ("its function {place}, which says who may read its topics, is missing", _SERVE),
+    "right_altered": ("its function {place} differs from what rowcast.serve() created", _SERVE),
     "missing": (_TRIGGER + "is missing", REAPPLY),
     "disabled": (_TRIGGER + "is disabled", REAPPLY),
     "replica": (_TRIGGER + "fires in replica mode only", REAPPLY),
@@ -92,6 +96,8 @@ async def check_captures(connection: Connection) -> list[Problem]:
         triggers = await connection.fetch(query("capture_problems"))
         tables = await connection.fetch(query("watch_problems"))
         expressions = await _broken_expressions(connection)
+        has_own = await connection.fetchval(query("has_own_tables"))
+        tables += await connection.fetch(query("right_problems")) if has_own else []
     except DRIVER_ERRORS as error:
         raise explain(error) from None
     problems = []

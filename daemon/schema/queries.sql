@@ -268,11 +268,27 @@ order by 1, 2, 3;
 -- name: expressions
 -- What the topics and rights of each watched table are worked out from, as a query that reads no row.
 select format('%I.%I', w.schema_name, w.table_name) as name,
-       format('select (%s), (%s) from %I.%I as r', w.topic, coalesce(w.revokes, 'null'), w.schema_name, w.table_name) as text
+       format('select (%s), (%s), (%s) from %I.%I as r', w.topic, coalesce(w.revokes, 'null'), coalesce(p.prosrc, 'null'),
+              w.schema_name, w.table_name) as text
 from rowcast.watched as w
+left join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = 'may_read_' || w.id and p.pronargs = 2
 join pg_namespace as n on n.nspname = w.schema_name
 join pg_class as c on c.relnamespace = n.oid and c.relname = w.table_name
 where w.function_name is not null
+order by 1;
+
+-- name: has_own_tables
+-- Some revisions have none.
+select to_regclass('rowcast.own_tables') is not null;
+
+-- name: right_problems
+-- The tables that are served without a pack whose function for the right is not what rowcast.serve() made.
+select format('%I.%I', w.schema_name, w.table_name) as name, format('rowcast.%I', 'may_read_' || w.id) as place,
+       case when p.oid is null then 'right_missing' else 'right_altered' end as problem
+from rowcast.own_tables as o
+join rowcast.watched as w on w.id = o.watch and w.function_name is not null
+left join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = 'may_read_' || w.id and p.pronargs = 2
+where not coalesce(p.prosecdef and rowcast.definition_of(p.prosrc, p.proconfig) = o.definition, false)
 order by 1;
 
 -- name: expression_session

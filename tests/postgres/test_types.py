@@ -8,8 +8,12 @@ from typing import NamedTuple
 
 import pytest
 
+from daemon.core.change import Change, Kind, Seq, Topic
 from daemon.core.json_text import quoted_numbers, replace_values
-from daemon.postgres.connect import Connection, connect
+from daemon.delivery.own_tables import pack_of
+from daemon.log.own_tables import PgOwnTableReader
+from daemon.packs import columns_of
+from daemon.postgres.connect import Connection, Pool, connect
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "types.md").read_text(encoding="utf-8")
 
@@ -101,3 +105,33 @@ def test_exact_numbers_look_as_the_guide_says() -> None:
 async def test_null_is_null_in_every_type(db: Connection) -> None:
     types = {value.type for value in values()}
     assert ["null"] * len(types) == await received(db, [(type_, "null") for type_ in types])
+
+
+async def test_a_row_model_made_from_the_catalog_accepts_every_value_of_the_guide(db: Connection, pool: Pool) -> None:
+    rows = values()
+    names = [f"{row.type} {number}" for number, row in enumerate(rows)]  # none could be the name of an attribute
+    columns = ", ".join(f"{quoted(name)} {row.type}" for name, row in zip(names, rows, strict=True))
+    await db.execute(f"create table own (id bigint primary key, {columns})")
+    await db.execute("select rowcast.serve('own', $$'own'$$, 'true')")
+    stored = ", ".join(f"({row.stored})::{row.type}" for row in rows)
+    await db.execute(f"insert into own values (1, {stored}); insert into own values (2)")
+    [table] = await PgOwnTableReader(pool).read()
+    pack = pack_of(table)
+    assert ["id", *names] == list(columns_of(pack.tables["own"]))
+    texts = await db.fetch(
+        "select e.key::text, e.record::text from rowcast.events as e where e.kind = 'insert' order by id"
+    )
+    changes = [Change(Seq(1), "", "", "public", "own", Topic("own"), Kind.INSERT, *row) for row in texts]
+    assert [None, None] == [pack.problem(change) for change in changes]
+    exact = pack.with_exact_numbers(changes[0])
+    found: list[str] = []
+    replace_values(exact.record or "", dict.fromkeys(names, lambda value: found.append(value) or value))
+    assert '{"id":"1"}' == exact.key
+    assert found == [
+        quoted_numbers(row.received) if re.match("bigint|numeric", column.shape) else row.received
+        for row, column in zip(rows, table.columns[1:], strict=True)
+    ]
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -142,7 +142,7 @@ async def test_what_cannot_be_served_is_refused_in_one_sentence(
 
 async def test_applying_again_renews_what_is_served(db: Connection) -> None:
     await serve(db, "shop.orders", ORDERS, "topic = 'orders:' || user_id")
-    watch, since = await db.fetchrow("select watch, since from rowcast.own_tables")
+    watch, since = await db.fetchval("select row(watch, since) from rowcast.own_tables")
     await db.execute(f"drop function rowcast.may_read_{watch}(text, text)")
     await db.execute("select rowcast.serve_again()")
     assert await may_read(db, "1", "orders:1")

@@ -125,7 +125,12 @@ async def test_a_row_model_made_from_the_catalog_accepts_every_value_of_the_guid
     assert [None, None] == [pack.problem(change) for change in changes]
     exact = pack.with_exact_numbers(changes[0])
     found: list[str] = []
-    replace_values(exact.record or "", dict.fromkeys(names, lambda value: found.append(value) or value))
+
+    def remember(value: str) -> str:
+        found.append(value)
+        return value
+
+    replace_values(exact.record or "", dict.fromkeys(names, remember))
     assert '{"id":"1"}' == exact.key
     assert found == [
         quoted_numbers(row.received) if re.match("bigint|numeric", column.shape) else row.received

@@ -86,8 +86,8 @@ def static_pages(folder: Path) -> dict[str, Page]:
 
 
 def script_page(file: Path) -> Page:
-    """One script. Raises OSError."""
-    return Page(200, file.read_bytes(), _CONTENT_TYPES[".js"])
+    """One script, which pages of any origin may import: it is the same for everybody. Raises OSError."""
+    return Page(200, file.read_bytes(), _CONTENT_TYPES[".js"], {"Access-Control-Allow-Origin": "*"})
 
 
 _CONTENT_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}

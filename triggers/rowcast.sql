@@ -1109,7 +1109,7 @@ $body$, readable) end;
                    (select r.rolname from pg_class as c join pg_roles as r on r.oid = c.relowner
                     where c.oid = 'rowcast.watched'::regclass));
     begin
-        execute format('select %s(%L, %1$L)', name, '');
+        execute format('select %s(%L, %2$L)', name, '');
     exception when data_exception then
         null;  -- the expression refuses these texts, which are nobody's
     end;
@@ -1165,14 +1165,18 @@ begin
     end if;
     select format('%I.%I', w.schema_name, w.table_name) as name, o.readable into other from rowcast.own_tables as o
     join rowcast.watched as w on w.id = o.watch and w.function_name is not null
-    where format('%I.%I', w.schema_name, w.table_name)::regclass <> relation and o.readable <> serve.readable and exists (
-        select from unnest(o.topics) as a (pattern) cross join unnest(serve.topics) as b (pattern)
-        where rowcast.is_covered(rtrim(a.pattern, '*'), array[b.pattern])
-           or rowcast.is_covered(rtrim(b.pattern, '*'), array[a.pattern]))
+    join pg_class as c on c.oid = relation join pg_namespace as n on n.oid = c.relnamespace
+    where (w.schema_name, w.table_name) <> (n.nspname, c.relname)
+      and (o.readable <> serve.readable or w.table_name = c.relname) and exists (
+          select from unnest(o.topics) as a (pattern) cross join unnest(serve.topics) as b (pattern)
+          where rowcast.is_covered(rtrim(a.pattern, '*'), array[b.pattern])
+             or rowcast.is_covered(rtrim(b.pattern, '*'), array[a.pattern]))
     limit 1;
     if other.name is not null then
-        raise exception 'rowcast: topics of % are those of %, too, where another right decides who may read them: (%)',
-            relation, other.name, other.readable using errcode = 'invalid_parameter_value';
+        raise exception 'rowcast: topics of % are those of %, too, %', relation, other.name,
+            case when other.readable = serve.readable then 'and clients could not tell two tables of one name apart'
+                 else format('where another right decides who may read them (%s)', other.readable) end
+            using errcode = 'invalid_parameter_value';
     end if;
     select * into derived from rowcast.rows_of(relation, topic);
     rows := coalesce(rows, derived.condition);

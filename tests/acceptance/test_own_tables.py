@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.postgres.connect import Connection
+from daemon.postgres.connect import Connection, connect
 from daemon.schema import migrate
+from tests.acceptance.chat import Chat
 from tests.support.daemon import Client, Daemon, Frame, command, daemon_process, get
 from tests.support.postgres import Server, ignore
 
@@ -170,6 +171,14 @@ async def test_watches_are_listed_checked_and_survive_a_restore(
             assert 200 == (await get(f"{restored.http}/readyz"))[0]
             async with restored.client("7") as client:
                 assert "subscribed" == (await client.subscribe("orders:7"))["op"]
+            await restored.stop()
+        assert "table public.lines, table public.orders" in await rowcast(copy, "rollback", "rowcast", code=24)
+        await rowcast(copy, "rollback", "rowcast", "--to", "rowcast_0011")
+        await rowcast(copy, "--apply-ddl")
+        assert "2 tables are watched" in await rowcast(copy, "check")
+        assert [None, None] == [
+            json.loads(line)["topics"] for line in (await rowcast(copy, "watches", "--json")).splitlines()
+        ]
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
@@ -201,10 +210,32 @@ async def test_what_cannot_be_watched_is_refused_in_one_line_and_nothing_changes
 
 async def test_own_tables_stand_beside_those_of_a_pack(postgres: Server) -> None:
     async with postgres.chatgenius() as dsn:
+        sql = await connect(dsn, application_name="test")
+        await sql.execute(TABLES)
         for arguments, code, message in (
             (("watch", "chatgenius.messages", "--topic", "'m'", "--public"), 64, "belongs to the pack chatgenius"),
             (("unwatch", "chatgenius.messages"), 64, "belongs to the pack chatgenius"),
-            (("watch", "chatgenius.webhooks", "--topic", "'users'", "--public"), 64, "There is no table"),
+            (
+                ("watch", "public.orders", "--topic", "'users'", "--public"),
+                48,
+                "the pack chatgenius has topics like users",
+            ),
+            (("watch", "public.orders", "--topic", "'channel:' || r.id", "--public"), 48, "topics like channel:"),
+            ((*WATCH, "--public"), 0, ""),
         ):
             found, _, errors = await command(*arguments, DATABASE_URL=dsn)
             assert (code, True) == (found, message in errors), errors
+        async with daemon_process(dsn) as daemon:
+            chat = await Chat.begin_again(sql, daemon)
+            async with daemon.client(chat.ada) as client:
+                for topic in (chat.topic, "orders:7"):
+                    assert "subscribed" == (await client.subscribe(topic))["op"]
+                await chat.say("hello")
+                await sql.execute("insert into public.orders (customer_id) values (7)")
+                assert ["messages", "orders"] == [change["table"] for change in await client.changes(2)]
+                await sql.execute("truncate public.orders")
+                frame = await client.next()
+                assert ("reset", "orders:7", "truncate") == (frame["op"], frame["topic"], frame["reason"])
+                await chat.say("nobody else is reset")
+                await client.changes()
+        await sql.close()

@@ -21,6 +21,8 @@ create table shop.orders (
 );
 create index on shop.orders (customer_id);
 create table shop.lines (id uuid primary key, order_id bigint not null, total numeric);
+create schema "Other";
+create table "Other".orders (id bigint primary key, customer_id bigint);
 create table shop.loose (customer_id bigint);
 create view shop.all_orders as select * from shop.orders;
 create table shop.double (id integer primary key, twice integer generated always as (id * 2) stored);
@@ -128,6 +130,7 @@ async def test_unwatching_stops_serving_and_watching_again_replaces(db: Connecti
         ("cannot be worked out (r.nothing)", "shop.lines", "'a'", "r.nothing", {}),
         ("cannot be worked out (5)", "shop.lines", "'a'", "5", {}),
         ("cannot be worked out (user_id =)", "shop.lines", "'a'", "user_id =", {}),
+        ("tables of one name", '"Other".orders', ORDERS, "true", {}),
         ("another right decides", "shop.lines", "'orders:' || r.order_id", "false", {}),
     ],
 )

@@ -76,12 +76,14 @@ async def shop(postgres: Server) -> AsyncIterator[str]:
     await connection.close()
 
 
-async def is_serving(port: int) -> None:
-    """Wait until the daemon is ready."""
-    while True:
-        with suppress(OSError):
-            if (await get(f"http://127.0.0.1:{port}/readyz"))[0] == 200:
-                return
+async def is_ready(port: int) -> bool:
+    with suppress(OSError):
+        return (await get(f"http://127.0.0.1:{port}/readyz"))[0] == 200
+    return False
+
+
+async def until_ready(port: int) -> None:
+    while not await is_ready(port):
         await asyncio.sleep(0.05)
 
 
@@ -116,14 +118,14 @@ async def test_seven_steps_lead_from_an_empty_database_to_a_page_that_moves(
     ):
         for block in first:
             await shell.run(block)
-        await is_serving(port)
+        await until_ready(port)
         [url] = [line for line in await shell.run(address) if line.startswith("file://")]
         await page.goto(url)
         await page.get_by_text("live", exact=True).wait_for()
         await shell.run(write)
         await shows(page, "1\\tpaid\\t12.50")
         await shell.run(restart)
-        await is_serving(port)
+        await until_ready(port)
         await shows(page, "1\\tpaid\\t12.50", "2\\tnew\\t99.00")
         await shell.run("kill %2 || kill %1; wait")
         assert [] == complaints.but_for("WebSocket connection to")

@@ -272,3 +272,35 @@ async def test_every_function_of_ours_sets_its_search_path(empty_database: str) 
         if not any(setting.startswith("search_path=pg_catalog, pg_temp") for setting in row["proconfig"] or ())
     }
     assert WITHOUT_A_PATH == unsafe
+
+
+async def test_an_ordinary_role_can_serve_a_table_of_its_own(shared_database: Database) -> None:
+    owner = shared_database.owner
+    await migrate.apply(shared_database.dsn(owner), [], report=ignore)
+    async with shared_database.session(owner) as session:
+        await session.execute("""
+            create schema app;
+            create table app.rows (id integer primary key, owner text);
+            create table app.members (row_id integer, user_id text);
+            insert into app.rows values (1, 'ada');
+            insert into app.members values (1, 'bob');
+        """)
+        for readable, readers in (
+            ("user_id = r.owner", ["ada"]),
+            ("exists (select from app.members as m where m.row_id = r.id and m.user_id = given.user_id)", ["bob"]),
+        ):
+            if "members" in readable:
+                with pytest.raises(
+                    asyncpg.InsufficientPrivilegeError, match="grant that right to the role rowcast_ca"
+                ):
+                    await session.execute("select rowcast.serve('app.rows', $$'row:' || r.id$$, $1)", readable)
+                await session.execute("grant select on app.members to rowcast_capture")
+            await session.execute("select rowcast.serve('app.rows', $$'row:' || r.id$$, $1)", readable)
+            allowed = (
+                "select u.name from unnest('{ada,bob}'::text[]) as u (name) where rowcast.may_read(u.name, 'row:1')"
+            )
+            assert readers == [row["name"] for row in await session.fetch(allowed)]
+        await session.execute("select rowcast.unwatch('app.rows')")
+    async with shared_database.session(shared_database.mallory) as session:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await session.execute("select rowcast.may_read('ada', 'row:1')")

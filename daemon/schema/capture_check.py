@@ -19,6 +19,7 @@ REAPPLY: Final = "run `daemon --apply-ddl`, or call rowcast.watch() again if the
 _RECREATE: Final = "call rowcast.unwatch() and rowcast.watch() for it in one transaction"
 
 _SERVE: Final = "run `daemon --apply-ddl`"
+_WATCH_AGAIN: Final = "run `daemon unwatch` for it, and `daemon watch` as before"
 
 _TRIGGER: Final = "its capture trigger on {place} for {operations} "
 _PROBLEMS: Final = {
@@ -32,7 +33,7 @@ _PROBLEMS: Final = {
     "snapshot_missing": ("the function that reads it for snapshots is missing", REAPPLY),
     "snapshot_altered": ("its snapshot function {place} differs from what rowcast.watch() created", _RECREATE),
     "right_missing": ("its function {place}, which says who may read its topics, is missing", _SERVE),
-    "right_altered": ("its function {place} differs from what rowcast.serve() created", _SERVE),
+    "right_altered": ("its function {place} differs from what rowcast.serve() created", _WATCH_AGAIN),
     "missing": (_TRIGGER + "is missing", REAPPLY),
     "disabled": (_TRIGGER + "is disabled", REAPPLY),
     "replica": (_TRIGGER + "fires in replica mode only", REAPPLY),
@@ -97,7 +98,7 @@ async def check_captures(connection: Connection) -> list[Problem]:
         tables = await connection.fetch(query("watch_problems"))
         expressions = await _broken_expressions(connection)
         has_own = await connection.fetchval(query("has_own_tables"))
-        tables += await connection.fetch(query("right_problems")) if has_own else []
+        rights = await connection.fetch(query("rights_of_own_tables")) if has_own else []
     except DRIVER_ERRORS as error:
         raise explain(error) from None
     problems = []
@@ -107,6 +108,12 @@ async def check_captures(connection: Connection) -> list[Problem]:
         problems.append(replace(problem, remedy=_RECREATE) if row["cloned"] else problem)
     problems += [_problem(row["name"], row["problem"], row["place"]) for row in tables]
     problems += [_problem(name, "expression", reason) for name, reason in expressions]
+    problems += [_problem(row["name"], row["problem"], row["place"]) for row in rights if row["problem"]]
+    own = {row["name"] for row in rights}
+    problems = [
+        replace(problem, remedy=_WATCH_AGAIN) if problem.table in own and problem.remedy == _RECREATE else problem
+        for problem in problems
+    ]
     return sorted(problems, key=lambda problem: problem.table)
 
 

@@ -281,14 +281,14 @@ order by 1;
 -- Some revisions have none.
 select to_regclass('rowcast.own_tables') is not null;
 
--- name: right_problems
--- The tables that are served without a pack whose function for the right is not what rowcast.serve() made.
-select format('%I.%I', w.schema_name, w.table_name) as name, format('rowcast.%I', 'may_read_' || w.id) as place,
-       case when p.oid is null then 'right_missing' else 'right_altered' end as problem
+-- name: rights_of_own_tables
+-- The tables that are served without a pack, and whether the function for the right is not what rowcast.serve() made.
+select format('%I.%I', w.schema_name, w.table_name) as name, format('rowcast.%I', 'may_read_' || w.id) as place, case
+           when p.oid is null then 'right_missing'
+           when not p.prosecdef or rowcast.definition_of(p.prosrc, p.proconfig) <> o.definition then 'right_altered' end as problem
 from rowcast.own_tables as o
 join rowcast.watched as w on w.id = o.watch and w.function_name is not null
 left join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = 'may_read_' || w.id and p.pronargs = 2
-where not coalesce(p.prosecdef and rowcast.definition_of(p.prosrc, p.proconfig) = o.definition, false)
 order by 1;
 
 -- name: expression_session

@@ -143,6 +143,19 @@ async def test_a_change_that_names_no_topic_of_its_table_reaches_nobody(
         await followed(client, "open")
         await followed(client, "late:y")
         assert "no_such_topic" == (await client.subscribe("secret"))["code"]
+        assert "late:y is reset\n" == await rowcast(database, "reset", "late:y")
+        assert ("reset", "late:y") == tuple(map((await client.next()).get, ("op", "topic")))
+        await rowcast(database, "reset", "secret", code=64)
+
+
+async def test_a_function_may_say_who_may_read(database: str, tables: Connection) -> None:
+    await tables.execute(
+        "create function public.may_follow(user_id text, topic text) returns boolean language sql as "
+        "$$ select topic = 'orders:' || user_id or user_id = 'boss' $$"
+    )
+    await rowcast(database, *WATCH, "--read-function", "public.may_follow")
+    readers = "select u.name from unnest('{7,8,boss}'::text[]) as u (name) where rowcast.may_read(u.name, 'orders:7')"
+    assert ["7", "boss"] == [row["name"] for row in await tables.fetch(readers)]
 
 
 async def test_watches_are_listed_checked_and_survive_a_restore(
@@ -163,6 +176,11 @@ async def test_watches_are_listed_checked_and_survive_a_restore(
     assert (1, True) == (code, "which says who may read its topics, is missing" in output)
     await rowcast(database, "--apply-ddl")
     await tables.execute("drop function rowcast.other")
+    await tables.execute(f"alter function rowcast.may_read_{watch}(text, text) security invoker")
+    code, output, _ = await command("check", DATABASE_URL=database, ROWCAST_PACKS="none")
+    assert (1, True) == (code, "differs from what rowcast.serve() created: run `daemon unwatch`" in output), output
+    await rowcast(database, "unwatch", "public.orders")
+    await rowcast(database, *WATCH, *BY_TOPIC, "--soft-delete", "gone_at")
     assert "2 tables are watched" in await rowcast(database, "check")
     async with postgres.database() as copy:
         await rowcast(copy, "restore", str(tmp_path / "backup"))

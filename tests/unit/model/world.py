@@ -442,7 +442,7 @@ class Daemon:
             close_history=CloseHistory(),
             clock=lambda: world.now,
             heartbeat=20.0,
-            schema="model",
+            schema=lambda: "model",
             frame_bytes=65536,
             queue_bytes=QUEUE_BYTES,
             chunk=CHUNK,

@@ -278,8 +278,8 @@ where w.function_name is not null
 order by 1;
 
 -- name: has_own_tables
--- Some revisions have none.
-select to_regclass('rowcast.own_tables') is not null;
+-- Whether there are any for this role to see. Some revisions have none.
+select coalesce(has_table_privilege(to_regclass('rowcast.own_tables'), 'select'), false);
 
 -- name: rights_of_own_tables
 -- The tables that are served without a pack, and whether the function for the right is not what rowcast.serve() made.

@@ -279,7 +279,7 @@ def _build(
         queue_bytes=settings.queue_bytes,
         chunk=settings.read_chunk,
     )
-    gateway = Gateway(context.open_client, site(readiness, demo, router.packs.values), limits=limits)
+    gateway = Gateway(context.open_client, site(readiness, demo, lambda: router.all_packs), limits=limits)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits)
     return _Parts(notifier, notify_watch, sequencer, backlog, retention, schema, pump, gateway, scheduler, readiness)
 

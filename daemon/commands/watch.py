@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from daemon.delivery.own_tables import overlapping
-from daemon.packs import bundled
-from daemon.postgres.connect import Connection, connect
+from daemon.core.errors import LogUnavailable, LogUnreadable
+from daemon.delivery.own_tables import overlapping, pack_of
+from daemon.log.own_tables import PgOwnTableReader
+from daemon.packs import Pack, bundled
+from daemon.postgres.connect import SESSION, Connection, connect, open_pool
 from daemon.postgres.errors import DRIVER_ERRORS, address_of, explain
 from daemon.schema import migrate, watches
 from daemon.schema.health import SchemaNotCurrent
@@ -50,6 +52,19 @@ async def show_watches(settings: Settings, report: Report, *, as_json: bool) -> 
         report(json.dumps(one) if as_json else "\n".join(_lines(one["name"], _facts(one))))
     if not found and not as_json:
         report("no table is watched")
+
+
+async def own_packs(settings: Settings) -> list[Pack]:
+    """The tables that are served without a pack, each as a pack. Raises an OperatorFault."""
+    pool = await open_pool(
+        settings.require_dsn(), application_name="rowcast types", server_settings=SESSION, max_size=1
+    )
+    try:
+        return [pack_of(table) for table in await PgOwnTableReader(pool).read()]
+    except LogUnavailable as error:
+        raise LogUnreadable(error.reason) from None
+    finally:
+        pool.terminate()
 
 
 def _described(done: Watching, wanted: Watch) -> list[str]:

@@ -55,7 +55,8 @@ class PackRouter:
         )
 
     @property
-    def _all_packs(self) -> Iterable[Pack]:
+    def all_packs(self) -> Iterable[Pack]:
+        """The packs, and the tables that are served without one."""
         return chain(self.packs.values(), self.own.values())
 
     def validate(self, changes: Iterable[Change]) -> tuple[list[Change], list[Invalid]]:
@@ -126,11 +127,11 @@ class PackRouter:
 
     def _packs_reset_by(self, change: Change) -> list[Pack]:
         """The packs whose topics are all reset by a change in a wildcard topic."""
-        return [pack for pack in self._all_packs if change.topic in (ALL_TOPICS, f"*{pack.name}")]
+        return [pack for pack in self.all_packs if change.topic in (ALL_TOPICS, f"*{pack.name}")]
 
     def wildcard_topics(self, topics: Iterable[Topic]) -> set[Topic]:
         """The log topics in which changes stand that reset all topics of the packs that serve these topics."""
-        return {Topic(f"*{pack.name}") for pack in self._all_packs if any(pack.serves(topic) for topic in topics)}
+        return {Topic(f"*{pack.name}") for pack in self.all_packs if any(pack.serves(topic) for topic in topics)}
 
     def _problem_of_topic(self, pack: Pack, change: Change) -> str | None:
         """Why no client can follow the change's topic as one of this pack; None if clients can."""

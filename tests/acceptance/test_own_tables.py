@@ -148,6 +148,23 @@ async def test_a_change_that_names_no_topic_of_its_table_reaches_nobody(
         await rowcast(database, "reset", "secret", code=64)
 
 
+async def test_the_types_of_own_tables_are_those_of_welcome(
+    database: str, daemon: Daemon, tables: Connection
+) -> None:
+    await rowcast(database, *WATCH, *BY_TOPIC)
+    async with daemon.client("7") as client:
+        await followed(client, "orders:7")
+    printed = await rowcast(database, "types", "--typescript")
+    async with daemon.client("7") as client:
+        assert f'export const SCHEMA = "{client.welcome["schema"]}";' in printed
+    assert "  | `orders:${string}`;" in printed
+    for line in ("id: number;", "note: string | null;", "gone_at: string | null;"):
+        assert line in printed
+    schema = json.loads(await rowcast(database, "types", "--json-schema"))
+    assert schema == json.loads((await get(f"{daemon.http}/schema.json"))[1])
+    assert ["id"] == schema["$defs"]["public.orders.orders"]["required"][:1]
+
+
 async def test_a_function_may_say_who_may_read(database: str, tables: Connection) -> None:
     await tables.execute(
         "create function public.may_follow(user_id text, topic text) returns boolean language sql as "

@@ -13,6 +13,7 @@ from daemon.packs import Pack, bundled
 from daemon.postgres.connect import SESSION, Connection, connect, open_pool
 from daemon.postgres.errors import DRIVER_ERRORS, address_of, explain
 from daemon.schema import migrate, watches
+from daemon.schema.capture_check import check_captures
 from daemon.schema.health import SchemaNotCurrent
 from daemon.schema.watches import CannotWatch, Watch, Watching
 from daemon.settings import Settings
@@ -48,7 +49,9 @@ async def show_watches(settings: Settings, report: Report, *, as_json: bool) -> 
     """Print what is watched. Raises an OperatorFault."""
     async with _session(settings) as connection:
         found = await watches.watches(connection)
+        problems = await check_captures(connection)
     for one in found:
+        one["problems"] = [problem.problem for problem in problems if problem.table == one["name"]]
         report(json.dumps(one) if as_json else "\n".join(_lines(one["name"], _facts(one))))
     if not found and not as_json:
         report("no table is watched")
@@ -103,6 +106,7 @@ def _facts(one: dict[str, Any]) -> dict[str, str]:
         "key": ", ".join(one["key"]),
         "soft delete": one["soft_delete"] or "",
         "since": one["since"] or "",
+        "problems": "; ".join(one["problems"]),
     }
 
 

@@ -185,6 +185,11 @@ async def test_watches_are_listed_checked_and_survive_a_restore(
     assert "readers     nobody" in listed
     [lines, orders] = [json.loads(line) for line in (await rowcast(database, "watches", "--json")).splitlines()]
     assert (["orders:*"], None) == (orders["topics"], lines["topics"])
+    await tables.execute("alter table public.lines disable trigger rowcast_insert")
+    assert "problems    its capture trigger on public.lines for insert is disabled" in await rowcast(
+        database, "watches"
+    )
+    await tables.execute("alter table public.lines enable trigger rowcast_insert")
     assert "2 tables are watched" in await rowcast(database, "check")
     await rowcast(database, "backup", str(tmp_path / "backup"))
     watch = await tables.fetchval("select watch from rowcast.own_tables")

@@ -104,6 +104,17 @@ async def test_the_rows_of_a_topic_are_found_by_index(db: Connection) -> None:
     assert None is whole["rows"]
 
 
+async def test_a_right_over_rows_is_found_by_the_index_of_the_topic(db: Connection) -> None:
+    await serve(db, "shop.orders", ORDERS, "user_id = r.customer_id::text")
+    await db.execute("insert into shop.orders (customer_id) select n from generate_series(1, 20000) as n")
+    await db.execute("analyze shop.orders")
+    body = await db.fetchval("select p.prosrc from pg_catalog.pg_proc as p where p.proname like 'may\\_read\\_%'")
+    await db.execute(f"prepare may_read (text, text) as {body}; set local plan_cache_mode = force_generic_plan")
+    plan = [row[0] for row in await db.fetch("explain execute may_read ('orders:7', '7')")]
+    await db.execute("deallocate may_read")
+    assert any("Index Cond" in line for line in plan), plan
+
+
 async def test_unwatching_stops_serving_and_watching_again_replaces(db: Connection) -> None:
     await serve(db, "shop.orders", ORDERS, "true")
     await serve(db, "shop.orders", "'sales:' || r.customer_id", "true", columns=["id"])

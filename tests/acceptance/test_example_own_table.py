@@ -110,10 +110,11 @@ async def test_seven_steps_lead_from_an_empty_database_to_a_page_that_moves(
         "PGHOST": parse_qs(server.query)["host"][0],
         "PGUSER": server.username or "",
         "PGPORT": parse_qs(server.query)["port"][0],
+        "PGPASSWORD": server.password or "",
     }
     *first, address, write, restart = map(adapted, BLOCKS)
     async with (
-        terminal(tmp_path, ROWCAST_LISTEN=f"127.0.0.1:{port}", PGPASSWORD=server.password or "", **libpq) as shell,
+        terminal(tmp_path, ROWCAST_LISTEN=f"127.0.0.1:{port}", **libpq) as shell,
         browser_page() as (page, complaints),
     ):
         for block in first:

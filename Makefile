@@ -1,4 +1,4 @@
-# make run | test | quick | postgres | faults | bench | requirements | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
+# make run | test | quick | postgres | faults | bench | requirements | docs | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(wildcard $(addsuffix /python3,$(subst :, ,$(PATH)))))
@@ -13,7 +13,7 @@ BENCH ?= short
 
 SPECIFICATIONS ?=
 
-.PHONY: help install run test quick postgres faults bench requirements check secrets format wheel lock clean
+.PHONY: help install run test quick postgres faults bench requirements docs check secrets format wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -62,6 +62,11 @@ bench: $(READY) ## measure Rowcast against its peers; LINES="writers latency" BE
 
 requirements: $(READY) ## list what the specifications require with its tests; compare with SPECIFICATIONS=DIR
 	@$(BIN)/python -m tests.support.requirements $(SPECIFICATIONS)
+
+# The notice is about another version of mkdocs than ours. With --quiet, the build would not fail.
+docs: $(READY) ## build the guides as a site in build/docs, offline; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "build/docs/index.html; to search it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/docs 8000"
 
 check: $(READY) ## check style, types, import layers, SQL and secrets
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from playwright.async_api import Browser, expect
 
 from tests.support.browser import new_page, running_browser
 from tests.support.daemon import SECRET, Daemon, clean_environment, command, daemon_process, free_port, token
-from tests.support.guide import ROOT, blocks
+from tests.support.guide import ROOT, blocks, shell
 from tests.support.node import installed, node
 from tests.support.postgres import Server, chosen_binaries, replay
 
@@ -154,6 +154,10 @@ async def prints(shop: Shop, item: str, *command: str | Path, **environment: str
         await process.communicate()
 
 
+async def test_the_recipe_for_curl_prints_a_row_that_psql_inserts(shop: Shop) -> None:
+    await prints(shop, "a bell", *shell("curl", shop.recipe("curl")))
+
+
 async def test_the_program_for_node_receives_a_row_that_psql_inserts(shop: Shop, tmp_path: Path) -> None:
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules/rowcast").symlink_to(CLIENTS / "javascript")
@@ -187,5 +191,6 @@ def test_each_recipe_is_run_by_a_test() -> None:
         *COMPONENTS,
         "Node",
         "Python",
+        "curl",
         "psql",
     } == RECIPES.keys()

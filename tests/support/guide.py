@@ -4,11 +4,14 @@ import asyncio
 import itertools
 import os
 import re
+import shutil
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Self
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^(#+ .+?)$|^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -24,6 +27,13 @@ def blocks(guide: str) -> list[tuple[str, str, str]]:
         else:
             found.append((heading, language, code))
     return found
+
+
+def shell(program: str, code: str) -> list[str]:
+    """The command that runs a block which needs this program. Skips the test where it is not installed."""
+    if shutil.which(program) is None:
+        pytest.skip(f"There is no {program} here: install {program}.")
+    return ["bash", "-euc", code]
 
 
 class Terminal:

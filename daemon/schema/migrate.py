@@ -514,7 +514,7 @@ async def _session(
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=same_connection, poolclass=NullPool)
     try:
-        driver.add_log_listener(lambda _, message: report(f"{message.severity_en.lower()}: {message.message}"))
+        driver.add_log_listener(lambda _, message: _report_message(report, message))
         await _wait_for_lock(driver, report, lock_timeout)
         async with engine.connect() as alembic:
             yield _Session(driver, alembic, dsn, reset_session(settings), lock_timeout, attempts, report)
@@ -523,6 +523,12 @@ async def _session(
     finally:
         await engine.dispose()
         driver.terminate()
+
+
+def _report_message(report: Reporter, message: asyncpg.PostgresLogMessage) -> None:
+    """Report a message of the server, except that something to be dropped is not there."""
+    if not str(message.message).endswith(", skipping"):
+        report(f"{(message.severity_en or 'notice').lower()}: {message.message}")
 
 
 def _report_retries(report: Reporter) -> OnRetry:

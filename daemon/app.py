@@ -35,6 +35,7 @@ from daemon.health import Check, Readiness
 from daemon.jobs.scheduler import JOB_SESSION, Scheduler
 from daemon.jobs.selection import scheduled_jobs
 from daemon.log.backlog import Backlog
+from daemon.log.columns import PgColumns
 from daemon.log.dead_letters import DeadLetters
 from daemon.log.grants import PgGrants
 from daemon.log.notifier import Notifier
@@ -266,6 +267,7 @@ def _build(
         replay_reader=RetryingLogReader(log_cache, pump.readable.wait),
         rights=Rights(hub, PgGrants(pool, router.schema_of), pump.wait_until_delivered),
         snapshots=_snapshots(settings, pool, hub, router, pump),
+        columns=PgColumns(pool, router.schema_of),
         router=router,
         authenticate=Authenticator(settings.require_secret()).verify,
         wait_until_delivered=pump.wait_until_delivered,

@@ -2,6 +2,7 @@
 drop function rowcast.serve, rowcast.serve_again, rowcast.make_right, rowcast.may_read, rowcast.stop_serving, rowcast.note_change, rowcast.shape_of,
     rowcast.is_indexed, rowcast.rows_of, rowcast.pattern_of, rowcast.is_covered, rowcast.topics_as_array,
     rowcast.soft_deletes, rowcast.refuse_soft_delete, rowcast.unwatch_dropped, rowcast.unwatch, rowcast.watch,
+    rowcast.filtered_rows, rowcast.snapshot_statement, rowcast.filter_condition, rowcast.compared_columns,
     rowcast.make_snapshot, rowcast.settings_clause, rowcast.snapshot_body,
     rowcast.check_inheritance, rowcast.unique_at_once,
     rowcast.is_simple, rowcast.used_columns, rowcast.type_of, rowcast.let_capture_read, rowcast.definition_of, rowcast.has_capture_role, rowcast.capture_triggers,

@@ -693,6 +693,112 @@ exception
 end
 $$;
 
+-- The published columns of a watched table, with the types by which filters compare their values: a domain has the type
+-- that it is over. `type_` is null for the types that no filter compares. daemon/core/column_types.py knows the others.
+create or replace function rowcast.compared_columns(watched rowcast.watched)
+returns table (name text, type_ text, labels text [])
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with recursive column_ as (
+        select a.attname::text as name, a.atttypid as type_
+        from pg_attribute as a
+        join pg_class as c on c.oid = a.attrelid
+        join pg_namespace as n on n.oid = c.relnamespace
+        where n.nspname = watched.schema_name and c.relname = watched.table_name
+          and a.attname = any (watched.columns) and a.attnum > 0 and not a.attisdropped
+        union all
+        select d.name, t.typbasetype from column_ as d join pg_type as t on t.typtype = 'd' and t.oid = d.type_
+    )
+    select c.name, k.type_, case when k.type_ = 'enum' then
+               (select array_agg(e.enumlabel::text) from pg_enum as e where e.enumtypid = t.oid) end
+    from column_ as c
+    join pg_type as t on t.oid = c.type_
+    cross join lateral (select case
+        when t.typtype = 'e' then 'enum'
+        when t.oid in ('text'::regtype, 'varchar'::regtype, 'name'::regtype) then 'text'
+        when t.oid in ('bool'::regtype, 'int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype,
+                       'float4'::regtype, 'float8'::regtype, 'bpchar'::regtype, 'uuid'::regtype, 'date'::regtype)
+        then format_type(t.oid, null)
+        when t.oid = 'timestamp'::regtype then 'timestamp'
+        when t.oid = 'timestamptz'::regtype then 'timestamptz' end as type_) as k
+    where t.typtype <> 'd'
+$$;
+
+-- A condition of a filter as an SQL expression over the row `r`, whose columns have the types of filtered_snapshot. The
+-- daemon has checked it, and its values; daemon/core/filters.py makes the same test in Python.
+create or replace function rowcast.filter_condition(node jsonb) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
+set standard_conforming_strings = on
+as $$
+declare
+    operation constant text := node ->> 'op';
+    value constant text := node ->> 'value';
+    -- What cannot be compared is only asked whether it is null.
+    type_ constant text := case node ->> 'type'
+        when 'smallint' then 'int2' when 'integer' then 'int4' when 'bigint' then 'int8' when 'numeric' then 'numeric'
+        when 'real' then 'float4' when 'double precision' then 'float8' when 'boolean' then 'bool' when 'uuid' then 'uuid'
+        when 'date' then 'date' when 'timestamp' then 'timestamp' when 'timestamptz' then 'timestamptz' else 'text' end;
+    is_char constant boolean := coalesce(node ->> 'type' = 'character', false);
+    column_ text;
+    literal constant text := '%L::pg_catalog.' || type_;
+begin
+    if node ?| array['and', 'or'] then
+        return (
+            select '(' || string_agg(rowcast.filter_condition(n.part), case when node ? 'and' then ' and ' else ' or ' end
+                                     order by n.place) || ')'
+            from jsonb_array_elements(coalesce(node -> 'and', node -> 'or')) with ordinality as n (part, place)
+        );
+    elsif node ? 'not' then
+        return '(not ' || rowcast.filter_condition(node -> 'not') || ')';
+    end if;
+    column_ := format('r.%I', node ->> 'column');
+    if operation = 'is_null' then
+        return format('(%s is %s null)', column_, case value when 'true' then '' else 'not' end);
+    end if;
+    column_ := case when is_char then format('rtrim(%s, %L)', column_, ' ') else column_ end
+        || case type_ when 'text' then ' collate "C"' else '' end;
+    if operation = 'in' then
+        return format('(%s in (%s))', column_, (
+            select string_agg(format(literal, case when is_char then rtrim(e.value, ' ') else e.value end), ', ')
+            from jsonb_array_elements_text(node -> 'value') as e (value)));
+    elsif operation = 'starts_with' then
+        return format('starts_with(%s, %L)', column_, value);
+    end if;
+    return format('(%s %s ' || literal || ')', column_, case operation
+        when 'eq' then '=' when 'ne' then '<>' when 'lt' then '<' when 'lte' then '<=' when 'gt' then '>' when 'gte' then '>='
+        when 'like' then 'like' when 'ilike' then 'ilike' end,
+        case when is_char and operation not in ('like', 'ilike') then rtrim(value, ' ') else value end);
+end
+$$;
+
+-- The statement that reads the rows of the topic $1 for which a condition is true, at most $2 of them, those with the
+-- greatest keys. Their records are compared, as they are told: so the right to read what is compared is that to read the
+-- snapshot. A row that is too large to tell has no record; it is counted among those that are left out.
+create or replace function rowcast.filtered_snapshot(watched rowcast.watched, condition jsonb) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
+as $$
+    select case when condition is null then format('select s.key, s.record from rowcast.%I($1, $2) as s', watched.snapshot_name)
+    else format($q$select f.key, f.record from (
+            select s.key, s.record, s.place from rowcast.%I($1, null) with ordinality as s (key, record, place)
+            cross join lateral json_to_record(s.record::json) as r (%s)
+            where s.record is null or %s
+            order by s.place desc limit $2
+        ) as f order by f.place$q$,
+        watched.snapshot_name,
+        (select string_agg(format('%I pg_catalog.%s', c.name,
+                case when c.type_ in ('enum', 'character') or c.type_ is null then 'text'
+                     when c.type_ = 'double precision' then 'float8' when c.type_ = 'real' then 'float4'
+                     when c.type_ = 'smallint' then 'int2' when c.type_ = 'integer' then 'int4'
+                     when c.type_ = 'bigint' then 'int8' when c.type_ = 'boolean' then 'bool' else c.type_ end), ', ')
+         from rowcast.compared_columns(watched) as c),
+        rowcast.filter_condition(condition)) end
+$$;
+
 -- The settings of a function, as its definition names them.
 create or replace function rowcast.settings_clause(settings text []) returns text
 language sql immutable

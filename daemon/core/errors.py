@@ -56,6 +56,24 @@ class BadSnapshot(ClientFault, ValueError):
     code = "bad_frame"
 
 
+class BadFilter(ClientFault):
+    """{member}: {problem}"""
+
+    code = "bad_filter"
+
+    def __init__(self, member: str, problem: str) -> None:
+        self.member, self.problem = member, problem
+
+
+class FilterTooLarge(ClientFault):
+    """{member}: a filter has at most {most} {what}: ask for more rows, and look through them yourself."""
+
+    code = "filter_too_large"
+
+    def __init__(self, member: str, most: int, what: str) -> None:
+        self.member, self.most, self.what = member, most, what
+
+
 class HelloExpected(ClientFault):
     """The first frame must be a hello."""
 

@@ -3,10 +3,11 @@
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from daemon.core import wire
 from daemon.core.change import RESET_KINDS, Change, Numbers, Position, Right, Seq, Topic
+from daemon.core.filters import Cells, View
 from daemon.core.ports import Encode
 
 
@@ -65,14 +66,15 @@ class RightsQuery:
 
 
 class _Stream(NamedTuple):
-    """The frames of a topic in one form. Those who follow it get the same ones."""
+    """The frames of a topic in one form, with what a view shows of it. Those who follow it get the same ones."""
 
     topic: Topic
     numbers: Numbers
+    view: View | None = None
 
 
 class _SentFrame(NamedTuple):
-    """A frame of one stream, built from one run of changes. `prev` is the topic's position before it."""
+    """A frame of one stream, built from one run of changes. `prev` is the stream's position before it."""
 
     stream: _Stream
     prev: Position
@@ -103,7 +105,9 @@ class Hub:
         self._followers: dict[_Stream, dict[Follower, None]] = {}
         self._pending: dict[Topic, dict[Follower, None]] = {}  # not live yet, but their rights are watched
         self._queries: dict[Topic, dict[RightsQuery, None]] = {}
-        self._sent: dict[Topic, Position] = {}  # the position of the last frame of each followed topic
+        # Of each followed topic the streams, each with the position of its last frame.
+        self._streams: dict[Topic, dict[_Stream, Position]] = {}
+        self._views: dict[tuple[Topic, Follower], View] = {}  # of those who do not see everything
 
     def begin_rights_query(self, topic: Topic, follower: Follower) -> RightsQuery:
         """The follower's right to the topic is being looked up: record whether it ends meanwhile."""
@@ -119,18 +123,22 @@ class Hub:
         """Tell this follower if its right to the topic ends, until it follows or leaves the topic."""
         self._pending.setdefault(topic, {})[follower] = None
 
-    def follow(self, topic: Topic, follower: Follower) -> None:
-        """Deliver the topic's changes past `position` to this follower."""
+    def follow(self, topic: Topic, follower: Follower, view: View | None = None) -> None:
+        """Deliver the topic's changes past `position` to this follower, as far as `view` shows them."""
         _discard(self._pending, topic, follower)
-        self._sent.setdefault(topic, self.position)
-        self._followers.setdefault(_Stream(topic, follower.numbers), {})[follower] = None
+        stream = _Stream(topic, follower.numbers, view)
+        if view is not None:
+            self._views[topic, follower] = view
+        self._streams.setdefault(topic, {}).setdefault(stream, self.position)
+        self._followers.setdefault(stream, {})[follower] = None
 
     def unfollow(self, topic: Topic, follower: Follower) -> None:
         """Deliver nothing more of the topic to this follower, and watch its right no longer."""
         _discard(self._pending, topic, follower)
-        _discard(self._followers, _Stream(topic, follower.numbers), follower)
-        if topic in self._sent and not self._streams(topic):
-            del self._sent[topic]
+        stream = _Stream(topic, follower.numbers, self._views.pop((topic, follower), None))
+        _discard(self._followers, stream, follower)
+        if stream not in self._followers:
+            _discard(self._streams, topic, stream)
 
     def suspend(self, topics: Iterable[Topic], follower: Follower) -> dict[Topic, Seq]:
         """Stop delivering these topics for now, but still tell this follower if a right to one of them ends.
@@ -139,8 +147,9 @@ class Hub:
         """
         suspended: dict[Topic, Seq] = {}
         for topic in topics:
-            if follower in self._followers.get(_Stream(topic, follower.numbers), ()):
-                suspended[topic] = self._sent[topic].seq
+            stream = _Stream(topic, follower.numbers, self._views.get((topic, follower)))
+            if follower in self._followers.get(stream, ()):
+                suspended[topic] = self._streams[topic][stream].seq
                 self.unfollow(topic, follower)
                 self.watch_rights(topic, follower)
         return suspended
@@ -148,7 +157,7 @@ class Hub:
     @property
     def topics(self) -> Collection[Topic]:
         """The topics that have live followers."""
-        return self._sent.keys()
+        return self._streams.keys()
 
     @property
     def subscriptions(self) -> int:
@@ -176,7 +185,8 @@ class Hub:
             ([follower], self._truncated(sent, follower, revocations, position.epoch))
             for follower in revoked_followers
         ]
-        self._sent |= latest  # nothing has been changed before this, so a caller may try again after an error
+        for stream, last in latest.items():  # nothing was changed before, so a caller may try again after an error
+            self._streams[stream.topic][stream] = last
         self.position = position
         for topic, follower in revocations:
             self.unfollow(topic, follower)
@@ -198,18 +208,20 @@ class Hub:
 
     def _build_frames(
         self, changes: Iterable[Change], epoch: str, covers: Callable[[Change], Iterable[Topic]]
-    ) -> tuple[list[_SentFrame], dict[Topic, Position]]:
-        """The frames for the followed topics, in order, and the position of the last one of each."""
+    ) -> tuple[list[_SentFrame], dict[_Stream, Position]]:
+        """The frames for the followed topics, in order, and the position of the last one of each stream."""
         sent: list[_SentFrame] = []
-        latest: dict[Topic, Position] = {}
+        latest: dict[_Stream, Position] = {}
+        cells: dict[Seq, Cells] = {}
         for topic, run in wire.runs(change for change in changes if self._is_relevant(change)):
+            upto = Position(epoch, run[-1].seq)
             for concerned in covers(run[-1]) if run[-1].kind in RESET_KINDS else (topic,):
-                prev = latest.get(concerned) or self._sent[concerned]
-                sent += [
-                    _SentFrame(stream, prev, run, self._frame(stream, prev, run, epoch))
-                    for stream in self._streams(concerned)
-                ]
-                latest[concerned] = Position(epoch, run[-1].seq)
+                for stream, last in self._streams[concerned].items():
+                    prev = latest.get(stream, last)
+                    frame = self._frame(stream, prev, run, upto, cells)
+                    if frame is not None:
+                        sent.append(_SentFrame(stream, prev, run, frame))
+                        latest[stream] = upto
         return sent, latest
 
     def _shares(self, sent: Iterable[_SentFrame], revoked_followers: Collection[Follower]) -> list[_Share]:
@@ -255,32 +267,35 @@ class Hub:
                 if revoked_at is None or run[-1].seq < revoked_at:
                     frames.append(frame)
                 elif kept := [change for change in run if change.seq < revoked_at]:
-                    frames.append(self._frame(stream, prev, kept, epoch))
+                    truncated = self._frame(stream, prev, kept, Position(epoch, kept[-1].seq), {})
+                    if truncated is not None:
+                        frames.append(truncated)
         for (topic, loser), revoked_at in revocations.items():
             if loser is follower:
                 frames.append(self._encode(wire.revoked(topic, Position(epoch, revoked_at))))
         return frames
 
-    def _frame(self, stream: _Stream, prev: Position, run: Sequence[Change], epoch: str) -> bytes:
-        """The frame of a stream for a run: its changes, or a reset."""
-        last = run[-1]
-        if last.kind in RESET_KINDS:
-            return self._encode(wire.reset(stream.topic, last.kind.value, Position(epoch, last.seq)))
+    def _frame(
+        self, stream: _Stream, prev: Position, run: Sequence[Change], upto: Position, cells: dict[Seq, Cells]
+    ) -> bytes | None:
+        """The frame of a stream for a run up to here: its changes, or a reset. None if its view shows nothing."""
+        if run[-1].kind in RESET_KINDS:
+            return self._encode(wire.reset(stream.topic, run[-1].kind.value, upto))
+        if stream.view is not None:
+            run = stream.view.of_run(run, cells)
+            if not run:
+                return None
         if stream.numbers is Numbers.STRING:
             run = list(map(self._with_exact_numbers, run))
-        return self._encode(wire.changes(stream.topic, prev, run))
-
-    def _streams(self, topic: Topic) -> list[_Stream]:
-        """The streams of the topic that have live followers."""
-        return [stream for stream in (_Stream(topic, numbers) for numbers in Numbers) if stream in self._followers]
+        return self._encode(wire.changes(stream.topic, prev, run, upto.seq))
 
     def _revocations(self, ended_rights: Iterable[RightEnd]) -> dict[tuple[Topic, Follower], Seq]:
         """Which followers, live or pending, lose which topic, and where. Also records it in the running queries."""
         revocations: dict[tuple[Topic, Follower], Seq] = {}
         for seq, right, serves in ended_rights:
-            known = (right.topic,) if right.topic is not None else {*self._sent, *self._pending, *self._queries}
+            known = (right.topic,) if right.topic is not None else {*self._streams, *self._pending, *self._queries}
             for topic in filter(serves, known):
-                live = chain.from_iterable(self._followers[stream] for stream in self._streams(topic))
+                live = chain.from_iterable(self._followers[stream] for stream in self._streams.get(topic, ()))
                 for follower in (*live, *self._pending.get(topic, ())):
                     if right.user is None or right.user == follower.user:
                         revocations.setdefault((topic, follower), seq)
@@ -290,10 +305,10 @@ class Hub:
         return revocations
 
     def _is_relevant(self, change: Change) -> bool:
-        return change.topic in self._sent or change.kind in RESET_KINDS
+        return change.topic in self._streams or change.kind in RESET_KINDS
 
 
-def _discard(members: dict[_Key, dict[_Member, None]], key: _Key, member: _Member) -> None:
+def _discard(members: dict[_Key, dict[_Member, Any]], key: _Key, member: _Member) -> None:
     """Remove a member from a topic or stream, and that with its last member."""
     of_key = members.get(key, {})
     of_key.pop(member, None)

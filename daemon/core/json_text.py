@@ -36,6 +36,11 @@ def replace_values(text: str, replacements: Mapping[str, Callable[[str], str]]) 
     return "".join(parts) + text[copied:] if parts else text
 
 
+def members(text: str) -> dict[str, str]:
+    """The text of each member of the object. Raises ValueError if the text is visibly no JSON object."""
+    return {name: text[start:end] for name, start, end in _members(text)}
+
+
 def quoted_numbers(value: str) -> str:
     """A number as a string with exactly its digits. In an array, each number."""
     return _TEXT_OR_NUMBER.sub(lambda found: f'"{found[1]}"' if found[1] else found[0], value)

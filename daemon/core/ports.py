@@ -5,6 +5,7 @@ from typing import Final, Protocol
 
 from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.close_codes import Close
+from daemon.core.filters import Tables
 from daemon.core.own_tables import OwnTable
 from daemon.core.snapshot import Rows, Wanted
 
@@ -136,3 +137,10 @@ class RowReader(Protocol):
 
         Raises LogUnavailable, and SnapshotTooLarge.
         """
+
+
+class ColumnReader(Protocol):
+    """The columns that can be filtered."""
+
+    async def columns(self, topic: Topic) -> Tables:
+        """The published columns of each table that a topic is made of. Raises LogUnavailable."""

@@ -4,7 +4,7 @@ The state machine: a session is GREETING, then LIVE, then ENDED. `receive` says 
 `welcomed` and `end` change the phase. The owner of the socket performs the actions, in order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final, assert_never
 
@@ -19,6 +19,7 @@ from daemon.core.errors import (
     HelloTimeout,
     TooManyTopics,
 )
+from daemon.core.filters import Asked, View
 from daemon.core.snapshot import Wanted
 from daemon.core.wire import FrameId, Hello, Ping, Subscribe, Unsubscribe
 
@@ -51,13 +52,16 @@ class Authenticate:
 class Follow:
     """Let the client follow the topic from `since`, from a snapshot, or from now, if the user may read it.
 
-    If not, answer with `forget` and `fault`.
+    If not, answer with `forget` and `fault`. `asked` is what it wants to see of the topic, if not all; answer with
+    `checked` once that is a `view`.
     """
 
     topic: Topic
     since: Position | None
     frame: FrameId | None
     snapshot: Wanted | None = None
+    asked: Asked | None = None
+    view: View | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +127,18 @@ class Session:
             return self.fault(AlreadySubscribed(), frame.id)
         if len(self.topics) >= MAX_TOPICS:
             return self.fault(TooManyTopics(MAX_TOPICS), frame.id)
+        asked = None if frame.where is frame.columns is None else Asked(frame.where, frame.columns)
         if frame.snapshot is not None:
-            self.topics[topic] = Follow(topic, None, frame.id, Wanted(topic, frame.snapshot.limit))
+            self.topics[topic] = Follow(topic, None, frame.id, Wanted(topic, frame.snapshot.limit), asked)
         else:
-            self.topics[topic] = Follow(topic, frame.since or self._since, frame.id)
+            self.topics[topic] = Follow(topic, frame.since or self._since, frame.id, asked=asked)
         return [self.topics[topic]]
+
+    def checked(self, follow: Follow, view: View) -> Follow:
+        """The client's subscription, which sees this of its topic; it takes the place of `follow`."""
+        snapshot = follow.snapshot and follow.snapshot._replace(view=view)
+        self.topics[follow.topic] = replace(follow, snapshot=snapshot, view=view)
+        return self.topics[follow.topic]
 
     def welcomed(self, user: str, hello: Hello, expires: float) -> None:
         """The token of this hello is valid."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from daemon.core.change import Change, Position, Seq, Topic
+from daemon.core.filters import View
 
 
 class Visible(NamedTuple):
@@ -31,10 +32,11 @@ class Visible(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """A snapshot that clients ask for: the rows of a topic; of each table at most `limit`, or all."""
+    """A snapshot that clients ask for: a topic's rows that a view shows; of each table at most `limit`, or all."""
 
     topic: Topic
     limit: int | None
+    view: View | None = None
 
 
 @dataclass(frozen=True, slots=True)

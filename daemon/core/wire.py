@@ -1,15 +1,26 @@
 """The frames of `rowcast.v1`: parsing what clients send, and building the payloads of the server."""
 
+import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
 from pydantic_core import ErrorDetails, from_json, to_json
 
-from daemon.core.change import MAX_TOPIC, RESET_KINDS, TOPIC_PATTERN, Change, Kind, Numbers, Position, Topic
+from daemon.core.change import MAX_TOPIC, RESET_KINDS, TOPIC_PATTERN, Change, Kind, Numbers, Position, Seq, Topic
 from daemon.core.close_codes import Close
+from daemon.core.column_types import JsonNumber
 from daemon.core.errors import BadFrame, BadJson, BadPosition, BadSnapshot, ClientFault, UnknownOp
 
 SUBPROTOCOL: Final = "rowcast.v1"
@@ -73,8 +84,15 @@ def _snapshot(value: object, info: ValidationInfo) -> object:
     raise BadSnapshot
 
 
+_BY_TABLE: Final = {"type": "object", "minProperties": 1}
+_NAMES: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+
+
 class Subscribe(_Frame):
-    """Follow a topic: from now, or from `since` on, or beginning with a snapshot of its rows."""
+    """Follow a topic: from now, or from `since` on, or beginning with a snapshot of its rows.
+
+    `where` and `columns` say what of it: `filters.view` checks them, which has to know the topic's tables.
+    """
 
     op: Literal["subscribe"]
     topic: TopicText
@@ -82,8 +100,8 @@ class Subscribe(_Frame):
     snapshot: Annotated[
         SnapshotOptions | None, BeforeValidator(_snapshot, json_schema_input_type=bool | SnapshotOptions)
     ] = None
-    # Reserved by the protocol. Ignoring it would send a client rows that it wanted to be filtered out.
-    where: None = None
+    where: Annotated[Any, WithJsonSchema(_BY_TABLE | {"additionalProperties": {"type": "object"}})] = None
+    columns: Annotated[Any, WithJsonSchema(_BY_TABLE | {"additionalProperties": _NAMES})] = None
 
 
 class Unsubscribe(_Frame):
@@ -113,6 +131,8 @@ def parse(text: bytes) -> ClientFrame:
         raise BadJson from None
     if not isinstance(found, dict):
         raise BadJson
+    if found.get("where") is not None:  # its numbers are compared with all their digits
+        found["where"] = json.loads(text, parse_float=JsonNumber)["where"]
     try:
         return _CLIENT.validate_python(found)
     except ValidationError as error:
@@ -250,9 +270,12 @@ def _frame_of(change: Change) -> object:
     return (change.topic, change.kind) if change.kind in RESET_KINDS else change.topic
 
 
-def changes(topic: Topic, prev: Position, run: Sequence[Change]) -> bytes:
-    """The changes of one topic, in order. `prev` is the topic's position before them, so that a client sees a gap."""
-    name, before, after = _json(topic), _json(str(prev)), _json(f"{prev.epoch}:{run[-1].seq}")
+def changes(topic: Topic, prev: Position, run: Sequence[Change], upto: Seq | None = None) -> bytes:
+    """The changes of one topic, in order. `prev` is the topic's position before them, so that a client sees a gap.
+
+    `upto` is the position after them, if that is not the last of these changes.
+    """
+    name, before, after = _json(topic), _json(str(prev)), _json(f"{prev.epoch}:{upto or run[-1].seq}")
     body = ",".join(map(_change, run))
     return f'{{"op":"changes","topic":{name},"prev":{before},"pos":{after},"changes":[{body}]}}'.encode()
 

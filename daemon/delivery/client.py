@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from daemon import metrics
-from daemon.core import wire
+from daemon.core import filters, wire
 from daemon.core.change import Numbers, Position, Seq, Topic
 from daemon.core.close_codes import Close
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import (
+    BadFilter,
     ClientFault,
+    FilterTooLarge,
     GrantsUnavailable,
     LogUnavailable,
     NoSuchTopic,
@@ -23,8 +25,9 @@ from daemon.core.errors import (
     TooManyFrames,
     Unavailable,
 )
+from daemon.core.filters import View
 from daemon.core.hub import Discontinuity, Hub
-from daemon.core.ports import Age, Encode, LogReader, Socket
+from daemon.core.ports import Age, ColumnReader, Encode, LogReader, Socket
 from daemon.core.session import (
     MAX_TOPICS,
     Action,
@@ -79,6 +82,7 @@ class ClientContext:
     replay_reader: ReplayReader
     rights: Rights
     snapshots: Snapshots
+    columns: ColumnReader
     router: PackRouter
     authenticate: Callable[[str], Claims]
     wait_until_delivered: Callable[[Seq], Coroutine[Any, Any, None]]
@@ -216,9 +220,13 @@ class Client:
         """Wait until the peer has taken most of what was sent."""
         await self._socket.drained()
 
+    def view(self, topic: Topic) -> View | None:
+        """See ReplayTarget."""
+        return self._session.topics[topic].view
+
     def join(self, topic: Topic) -> None:
         """The topic is at the head: follow it live."""
-        self._context.hub.follow(topic, self)
+        self._context.hub.follow(topic, self, self.view(topic))
 
     def too_slow(self, topic: Topic) -> None:
         """See ReplayTarget."""
@@ -323,18 +331,27 @@ class Client:
     async def _subscribe(self, follow: Follow) -> None:
         """Follow the topic if the user may read it: live at once, or through a replay from `since`."""
         try:
+            # Asked first: between the answer about the right and its use, nothing is awaited.
+            tables = await self._context.columns.columns(follow.topic) if follow.asked is not None else {}
             start = await self._readable_from(follow)
             if self._session.phase is not Phase.LIVE:
                 return  # the connection is being closed
             if start is None:
                 self._socket.charge(REFUSAL_CHARGE)
                 self._refuse(follow, NoSuchTopic())
-            elif follow.snapshot is not None:
+                return
+            if follow.asked is not None:
+                follow = self._session.checked(follow, filters.view(follow.asked, tables))
+            if follow.snapshot is not None:
                 await self._begin_with_snapshot(follow, follow.snapshot, start)
             elif follow.since is None:
                 self._follow_live(follow)
             else:
                 await self._resume(follow, follow.since, start)
+        except (BadFilter, FilterTooLarge) as fault:
+            self._socket.charge(REFUSAL_CHARGE)
+            metrics.ERRORS.labels(code=fault.code).inc()
+            self._refuse(follow, fault)
         except (GrantsUnavailable, LogUnavailable) as error:
             log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
             metrics.ERRORS.labels(code=Unavailable.code).inc()
@@ -360,7 +377,7 @@ class Client:
         if self._is_slow and self._replay is not None:  # live, it would be ahead of the client's other topics
             self._replay.add(follow.topic, position.seq)
         else:
-            self._context.hub.follow(follow.topic, self)
+            self._context.hub.follow(follow.topic, self, follow.view)
 
     async def _begin_with_snapshot(self, follow: Follow, wanted: Wanted, start: Seq) -> None:
         """Send the rows of a topic, then replay it from there. The user may read the topic from `start` on."""

@@ -8,6 +8,7 @@ from typing import Protocol
 from daemon.core import wire
 from daemon.core.change import RESET_KINDS, Change, Numbers, Position, Seq, Topic
 from daemon.core.errors import LogTruncated, LogUnavailable
+from daemon.core.filters import Cells, View
 from daemon.core.hub import Discontinuity, Hub
 from daemon.core.ports import Batch, LogReader
 from daemon.delivery.pack_router import PackRouter
@@ -40,6 +41,9 @@ class ReplayTarget(Protocol):
 
         Returns the position from which on each of the others may be read.
         """
+
+    def view(self, topic: Topic) -> View | None:
+        """What it sees of a topic that is replayed, if not all."""
 
     def join(self, topic: Topic) -> None:
         """The topic is at the head: follow it live."""
@@ -244,6 +248,7 @@ class Replay:
     def _build_frames(self, batch: Batch, reading: Mapping[Topic, Seq]) -> list[tuple[Topic, bytes]]:
         """The frames of a batch for the topics in `reading`, each behind its place there."""
         frames: list[tuple[Topic, bytes]] = []
+        cells: dict[Seq, Cells] = {}
         for topic, run in wire.runs(self._router.deliverable(batch)):
             last = run[-1]
             if last.kind in RESET_KINDS:
@@ -257,12 +262,17 @@ class Replay:
                     change for change in run if change.seq > reading[topic] and not self._is_contained(topic, change)
                 ]
             ):
+                view = self._target.view(topic)
+                if view is not None:
+                    fresh = view.of_run(fresh, cells)
+                    if not fresh:
+                        continue
                 # A topic that was left and requested again from the same place has no last frame.
                 prev = Position(self._hub.position.epoch, self._sent_positions.get(topic, reading[topic]))
                 if self._target.numbers is Numbers.STRING:
                     fresh = list(map(self._router.with_exact_numbers, fresh))
-                frames.append((topic, wire.changes(topic, prev, fresh)))
-                self._sent_positions[topic] = fresh[-1].seq
+                frames.append((topic, wire.changes(topic, prev, fresh, last.seq)))
+                self._sent_positions[topic] = last.seq
                 self.sent += len(fresh)
         return frames
 

@@ -9,7 +9,7 @@ from weakref import ref
 
 from daemon import metrics
 from daemon.core import wire
-from daemon.core.change import Change, Kind, Numbers, Position, Seq, Topic
+from daemon.core.change import Change, Kind, Numbers, Position, Seq
 from daemon.core.errors import LogUnavailable
 from daemon.core.hub import Discontinuity, Hub
 from daemon.core.ports import Encode, RowReader
@@ -117,7 +117,7 @@ class Snapshots:
             with metrics.SNAPSHOT_SECONDS.time():
                 rows = await self._reader.read(wanted)
         await self._wait_until_delivered(rows.upto)
-        frames = await self._frames(wanted.topic, rows, numbers)
+        frames = await self._frames(wanted, rows, numbers)
         metrics.SNAPSHOT_ROWS.inc(len(rows.rows))
         snapshot = Snapshot(rows.position, rows.visible, rows.upto, frames, discontinuity)
         self._hold(snapshot)
@@ -134,7 +134,7 @@ class Snapshots:
             oldest.frames = None
         self._held = [ref(known) for known in held]
 
-    async def _frames(self, topic: Topic, rows: Rows, numbers: Numbers) -> list[bytes]:
+    async def _frames(self, wanted: Wanted, rows: Rows, numbers: Numbers) -> list[bytes]:
         """At least one frame for each table."""
         valid: dict[str, list[Change]] = {table: [] for table in rows.omitted}
         omitted = Counter(rows.omitted)
@@ -142,8 +142,9 @@ class Snapshots:
             sendable, invalid = self._router.validate(rows.rows[first : first + CHUNK])
             for row in sendable:
                 if row.kind is Kind.INSERT:  # else it stands for one that is invalid
+                    shown = row if wanted.view is None else wanted.view.of_row(row)
                     is_exact = numbers is Numbers.STRING
-                    valid[row.table].append(self._router.with_exact_numbers(row) if is_exact else row)
+                    valid[row.table].append(self._router.with_exact_numbers(shown) if is_exact else shown)
             for row, _, reason in invalid:
                 omitted[row.table] += 1
                 log.warning("snapshot_incomplete", table=row.table, reason=reason)
@@ -151,7 +152,7 @@ class Snapshots:
         pages = [(table, page) for table, of_table in valid.items() for page in _pages(of_table)]
         frames = list[bytes]()
         for place, (table, page) in enumerate(pages, 1):
-            payload = wire.snapshot(topic, table, page, omitted=omitted.pop(table, 0), more=place < len(pages))
+            payload = wire.snapshot(wanted.topic, table, page, omitted=omitted.pop(table, 0), more=place < len(pages))
             frames.append(self._encode(payload))
             await asyncio.sleep(0)
         return frames

@@ -482,6 +482,20 @@ cross join lateral (
 ) as c
 order by w.id;
 
+-- name: filtered_snapshot_functions
+-- The same with the conditions of a filter.
+-- $1 schema text   $2 conditions by table text
+select w.table_name, w.model, rowcast.filtered_snapshot(w, $2::text::jsonb -> w.table_name::text) as statement
+from rowcast.watched as w
+where w.schema_name = $1 and w.function_name is not null and w.snapshot_name is not null order by w.id;
+
+-- name: compared_columns
+-- The published columns of the watched tables of a schema, with their types as filters compare them.
+-- $1 schema text
+select w.table_name, c.name, c.type_, c.labels
+from rowcast.watched as w cross join lateral rowcast.compared_columns(w) as c
+where w.schema_name = $1 and w.function_name is not null;
+
 -- name: store_dead_letters
 -- Every daemon reads the log and finds the same invalid change; one dead letter is enough.
 -- $1 seq bigint   $2 pack text   $3 reason text

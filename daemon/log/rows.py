@@ -50,7 +50,8 @@ class PgRowReader:
     async def _rows(self, connection: Connection, schema: str, wanted: Wanted) -> tuple[list[Change], dict[str, int]]:
         """The rows, and how many of each table are too large to be told."""
         rows, omitted, size = list[Change](), dict[str, int](), 0
-        functions = await connection.fetch(query("snapshot_functions"), schema, wanted.topic)
+        conditions = wanted.view.condition if wanted.view is not None else "{}"
+        functions = await connection.fetch(query("snapshot_functions"), schema, wanted.topic, conditions)
         for schema_name, table, model, statement in functions:
             most = min(
                 wanted.limit or self._max_rows + 1, self._max_rows + 1

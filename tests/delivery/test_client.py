@@ -13,7 +13,7 @@ from daemon.core.change import Position, Right, Seq, Topic
 from daemon.core.close_codes import Close
 from daemon.core.close_history import CloseHistory
 from daemon.core.hub import Hub, RightEnd
-from daemon.core.ports import Grants
+from daemon.core.ports import ColumnReader, Grants
 from daemon.delivery.client import Client, ClientContext
 from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
@@ -23,7 +23,7 @@ from daemon.postgres.connect import Pool, connect
 from tests.delivery.versions import ONE, SERVED, THREE, TWO, GatedLog, a_hub, versions
 from tests.gateway.peers import until
 from tests.support.postgres import Server
-from tests.support.rows import NoRows
+from tests.support.rows import NoColumns, NoRows
 
 LIMIT = 1000  # bytes that may be queued
 
@@ -115,6 +115,7 @@ class ClientHarness:
         log_reader: PgLogReader,
         replay_reader: ReplayReader | None = None,
         grants: Grants | None = None,
+        columns: ColumnReader | None = None,
     ) -> None:
         self.hub = hub
         self.log = log_reader
@@ -127,6 +128,7 @@ class ClientHarness:
             replay_reader=replay_reader or log_reader,
             rights=Rights(hub, grants or AllowAll(), self._is_delivered),
             snapshots=Snapshots(NoRows(), hub, SERVED, lambda payload: payload + b"\n", self._is_delivered),
+            columns=columns or NoColumns(),
             router=SERVED,
             authenticate=lambda _: Claims(),
             wait_until_delivered=self._is_delivered,

@@ -9,6 +9,7 @@ import pytest
 
 from daemon.core.change import Change, Kind, Numbers, Position, Seq, Topic
 from daemon.core.errors import LogUnavailable
+from daemon.core.filters import View
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
 from daemon.delivery.replay import Replay, ReplayReader, RetryingLogReader
@@ -30,6 +31,9 @@ class Recorder:
 
     async def readable_topics(self) -> dict[Topic, Seq]:
         return {}
+
+    def view(self, topic: Topic) -> View | None:
+        return None
 
     def join(self, topic: Topic) -> None:
         self.joined.append(topic)

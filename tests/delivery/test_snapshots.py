@@ -10,6 +10,7 @@ import pytest
 
 from daemon.core.change import Numbers, Position, Seq, Topic
 from daemon.core.errors import SnapshotTooLarge
+from daemon.core.filters import View
 from daemon.core.hub import Hub
 from daemon.core.snapshot import Rows, Visible, Wanted
 from daemon.delivery import snapshots as delivery_snapshots
@@ -56,6 +57,9 @@ class Peer:
 
     async def readable_topics(self) -> dict[Topic, Seq]:
         return {}
+
+    def view(self, topic: Topic) -> View | None:
+        return None
 
     def join(self, topic: Topic) -> None:
         self.joined = True

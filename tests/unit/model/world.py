@@ -26,7 +26,7 @@ from daemon.delivery.replay import RetryingLogReader
 from daemon.delivery.rights import Rights
 from daemon.delivery.snapshots import Snapshots
 from daemon.packs import BigInt, Pack, Row
-from tests.support.rows import NoRows
+from tests.support.rows import NoColumns, NoRows
 from tests.unit.model.client import Client, Violation
 from tests.unit.model.designs import Design
 from tests.unit.model.postgres import Entry, Leader, Postgres, is_refused
@@ -434,6 +434,7 @@ class Daemon:
             replay_reader=RetryingLogReader(log_cache, pump.readable.wait),
             rights=Rights(self.hub, ModelGrants(self, self.link), wait_until_delivered),
             snapshots=Snapshots(NoRows(), self.hub, router, lambda payload: payload + b"\n", wait_until_delivered),
+            columns=NoColumns(),
             router=router,
             authenticate=_Claims,
             wait_until_delivered=wait_until_delivered,

@@ -1,0 +1,148 @@
+"""Filters and columns with a real daemon: live, in a snapshot, when a client resumes, and when they are wrong."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from daemon.postgres.connect import Connection
+from tests.acceptance.chat import Chat
+from tests.support.daemon import Client, Daemon, daemon_process
+from tests.support.postgres import Server
+
+
+@pytest.fixture(scope="module")
+async def database(postgres: Server) -> AsyncIterator[str]:
+    async with postgres.chatgenius() as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+async def daemon(database: str) -> AsyncIterator[Daemon]:
+    async with daemon_process(database) as process:
+        yield process
+
+
+@pytest.fixture
+async def chat(daemon: Daemon, sql: Connection) -> Chat:
+    return await Chat.begin_again(sql, daemon)
+
+
+async def edit(chat: Chat, message: str, content: str) -> None:
+    await chat.sql.execute("update chatgenius.messages set content = $2 where id = $1", message, content)
+
+
+def told(changes: list[Any]) -> list[tuple[str, str | None, bool]]:
+    """What was told: the kind, the content, and whether the row left."""
+    return [(each["kind"], each.get("record", {}).get("content"), each.get("left", False)) for each in changes]
+
+
+async def snapshot(client: Client, topic: str, **members: object) -> dict[str, list[Any]]:
+    await client.subscribe(topic, **members)
+    rows: dict[str, list[Any]] = {}
+    for frame in (await client.until("resumed"))[:-1]:
+        rows.setdefault(frame["table"], []).extend(frame["rows"])
+    return rows
+
+
+async def test_rows_enter_and_leave_a_filter_and_only_they_are_told(daemon: Daemon, chat: Chat) -> None:
+    where = {"messages": {"content": {"starts_with": "todo"}}}
+    async with daemon.client(chat.ada) as filtered, daemon.client(chat.ada) as plain:
+        await filtered.subscribe(chat.topic, where=where)
+        await plain.subscribe(chat.topic)
+        await chat.say("hello")
+        message = await chat.say("todo: write")
+        for content in ("todo: read", "done", "done and dusted", "todo: again"):
+            await edit(chat, message, content)
+        await chat.sql.execute("delete from chatgenius.messages where id = $1", message)
+        assert [
+            ("insert", "todo: write", False),
+            ("update", "todo: read", False),
+            ("delete", None, True),
+            ("delete", None, True),  # nobody knows whether the row was seen before
+            ("update", "todo: again", False),
+            ("delete", None, False),
+        ] == told(await filtered.changes(6))
+        assert 7 == len(await plain.changes(7))
+
+
+async def test_an_update_of_columns_that_are_not_asked_for_is_not_sent(daemon: Daemon, chat: Chat) -> None:
+    async with daemon.client(chat.ada) as client:
+        await client.subscribe(chat.topic, columns={"messages": ["content"]})
+        message = await chat.say("a")
+        await chat.sql.execute("update chatgenius.messages set metadata = '{}' where id = $1", message)
+        await edit(chat, message, "b")
+        inserted, updated = await client.changes(2)
+    assert ({"id": message}, {"content": "a"}) == (inserted["key"], inserted["record"])
+    assert ({"content": "b"}, ["content"]) == (updated["record"], updated["changed"])
+
+
+async def test_a_filter_holds_in_a_snapshot_and_its_limit_counts_what_matches(daemon: Daemon, chat: Chat) -> None:
+    where = {"messages": {"content": {"like": "keep %"}}}
+    for number in range(5):
+        await chat.say(f"keep {number}")
+        await chat.say(f"other {number}")
+    async with daemon.client(chat.ada) as client:
+        rows = await snapshot(
+            client, chat.topic, where=where, columns={"messages": ["content"]}, snapshot={"limit": 3}
+        )
+        assert [{"content": f"keep {number}"} for number in (2, 3, 4)] == [
+            each["record"] for each in rows["messages"]
+        ]
+        assert 1 == len(rows["channels"])
+        await chat.say("other 5")
+        await chat.say("keep 5")
+        assert [("insert", "keep 5", False)] == told(await client.changes(1))
+
+
+async def test_a_client_that_resumes_with_its_filter_gets_what_it_missed_of_it(daemon: Daemon, chat: Chat) -> None:
+    where = {"messages": {"user_id": {"eq": chat.ada}, "content": {"ne": "other"}}}
+    message = await chat.say("first")
+    async with daemon.client(chat.ada) as client:
+        since = (await client.subscribe(chat.topic, where=where))["pos"]
+    await chat.say("other")
+    await edit(chat, message, "other")
+    await chat.say("last")
+    async with daemon.client(chat.ada, since=since) as client:
+        await client.subscribe(chat.topic, where=where)
+        assert [("delete", None, True), ("insert", "last", False)] == told(await client.changes(2))
+        assert 2 == (await client.until("resumed"))[-1]["replayed"]
+
+
+async def test_each_mistake_in_a_filter_has_a_code_and_names_the_member(daemon: Daemon, chat: Chat) -> None:
+    deep: dict[str, Any] = {"id": {"eq": "x"}}
+    for _ in range(9):
+        deep = {"not": deep}
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"where": {"orders": {"id": {"eq": 1}}}}, "bad_filter", "where.orders: the topic has no such table"),
+        (
+            {"where": {"users": {"email": {"eq": "x"}}}},
+            "bad_filter",
+            "where.users.email: the table publishes no such",
+        ),
+        ({"where": {"messages": {"id": {"regex": "x"}}}}, "bad_filter", "where.messages.id.regex: there is no such"),
+        ({"where": {"messages": {"id": {"eq": 1}}}}, "bad_filter", "where.messages.id.eq: must be a string"),
+        ({"where": {"messages": {"id": {"eq": None}}}}, "bad_filter", "where.messages.id.eq: must be a string"),
+        ({"where": {"messages": {"metadata": {"eq": {}}}}}, "bad_filter", "where.messages.metadata.eq: the column's"),
+        ({"where": {"messages": {"created_at": {"gt": "2026"}}}}, "bad_filter", "where.messages.created_at.gt: must"),
+        ({"where": {"messages": {}}}, "bad_filter", "where.messages: must be an object"),
+        ({"where": [1]}, "bad_filter", "where: must be an object"),
+        ({"where": {"messages": {"or": []}}}, "bad_filter", "where.messages.or: must be an array"),
+        ({"where": {"messages": deep}}, "filter_too_large", "where.messages.not.not"),
+        (
+            {"where": {"messages": {"id": {"in": ["x"] * 101}}}},
+            "filter_too_large",
+            "where.messages.id.in: a filter has",
+        ),
+        ({"columns": {"messages": []}}, "bad_filter", "columns.messages: must be an array"),
+        ({"columns": {"messages": ["deleted_at"]}}, "bad_filter", "columns.messages[0]: the table publishes no such"),
+        ({"columns": {}}, "bad_filter", "columns: must be an object"),
+    ]
+    async with daemon.client(chat.ada) as client:
+        for members, code, message in cases:
+            answer = await client.subscribe(chat.topic, **members)
+            assert ("error", code, False) == (answer["op"], answer["code"], answer["retry"]), answer
+            assert answer["message"].startswith(message), answer
+        assert "subscribed" == (await client.subscribe(chat.topic))["op"]
+        again = await client.subscribe(chat.topic, where={"messages": {"content": {"eq": "x"}}})
+        assert "already_subscribed" == again["code"]

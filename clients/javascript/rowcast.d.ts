@@ -83,7 +83,41 @@ export interface Options {
   WebSocket?: new (url: string, protocol: string) => any;
 }
 
-export interface CollectionOptions<R = Row> {
+/** Values are as in frames; see "Filters" in the protocol. */
+export type Value = string | number | boolean;
+
+/** Every member must be true. Other members than `and`, `or` and `not` are columns. */
+export interface Condition {
+  and?: Condition[];
+  or?: Condition[];
+  not?: Condition;
+  [column: string]: Comparison | Condition[] | Condition | undefined;
+}
+
+/** Every member must be true. */
+export interface Comparison {
+  eq?: Value;
+  ne?: Value;
+  lt?: Value;
+  lte?: Value;
+  gt?: Value;
+  gte?: Value;
+  in?: Value[];
+  is_null?: boolean;
+  like?: string;
+  ilike?: string;
+  starts_with?: string;
+}
+
+/** What to receive of a topic: the rows of each table for which its condition is true, and these of their columns. */
+export interface Filter {
+  /** A condition for each table. */
+  where?: Record<string, Condition>;
+  /** Columns of each table. Keys are always complete. */
+  columns?: Record<string, string[]>;
+}
+
+export interface CollectionOptions<R = Row> extends Filter {
   table: string;
   /** Begin with the topic's rows, or at most `limit` of each table; without it, with those that change from now on. */
   snapshot?: true | { limit: number };
@@ -93,7 +127,7 @@ export interface CollectionOptions<R = Row> {
   signal?: AbortSignal;
 }
 
-export interface ChangesOptions {
+export interface ChangesOptions extends Filter {
   /** Ends the loop when it is aborted. */
   signal?: AbortSignal;
   /** How many changes the loop may be behind. */
@@ -127,7 +161,7 @@ export class Rowcast<Tables = AnyTables, Topic extends string = string> {
   readonly status: Status;
   readonly stale: boolean;
   on<Name extends keyof Events>(name: Name, listener: (value: Events[Name]) => void): () => void;
-  /** Throws RowcastError if the client is closed, or if the topic is already followed without a snapshot. */
+  /** Throws RowcastError if the client is closed, or the topic already followed without a snapshot or otherwise filtered. */
   collection<Name extends keyof Tables & string>(
     topic: Topic,
     options: CollectionOptions<Tables[Name]> & { table: Name },

@@ -310,12 +310,19 @@ class ChangeStream {
  */
 
 /**
+ * What is asked for of a topic: members of `subscribe`.
+ *
+ * @typedef {{ where?: Record<string, any>, columns?: Record<string, string[]> }} Filter
+ */
+
+/**
  * A topic is `idle` without a connection, `asked` until the server answers `subscribe`, `replaying` from then until
  * `resumed`, and `live` afterwards.
  *
  * @typedef {object} Topic
  * @property {"idle" | "asked" | "replaying" | "live"} phase
  * @property {true | { limit: number } | null} snapshot whether it begins with its rows
+ * @property {Filter} filter what of it is asked for
  * @property {boolean} loaded whether its last snapshot is complete, or it needs none
  * @property {Position | null} at how far it has been processed
  * @property {string | null} since where its last subscribe started
@@ -420,16 +427,20 @@ export class Engine {
    * @param {string} name
    * @param {Sink} sink
    * @param {true | { limit: number } | null} snapshot
+   * @param {Filter} filter
    */
-  follow(name, sink, snapshot = null) {
+  follow(name, sink, snapshot = null, filter = {}) {
     if (this.status === "stopped" || this.status === "closed") throw new RowcastError("This client is closed.");
     let topic = this.#topics.get(name);
     if (topic && snapshot && !topic.snapshot) {
       throw new RowcastError(`${name} is already followed without a snapshot: ask for it in the first call.`);
     }
+    if (topic && JSON.stringify(topic.filter) !== JSON.stringify(filter)) {
+      throw new RowcastError(`${name} is already followed with another filter: use the same, or another Rowcast.`);
+    }
     if (!topic) {
       topic = {
-        phase: "idle", snapshot, loaded: !snapshot, at: null, since: null, id: null, retryAt: null, rows: null,
+        phase: "idle", snapshot, filter, loaded: !snapshot, at: null, since: null, id: null, retryAt: null, rows: null,
         sinks: new Set(),
       };
       this.#topics.set(name, topic);
@@ -686,7 +697,7 @@ export class Engine {
     topic.retryAt = null;
     topic.since = null;
     /** @type {Record<string, any>} */
-    const frame = { op: "subscribe", id: topic.id, topic: name };
+    const frame = { op: "subscribe", id: topic.id, topic: name, ...topic.filter };
     if (topic.snapshot && !topic.loaded) {
       frame.snapshot = topic.snapshot;
     } else if (this.#helloSince !== null) {
@@ -859,13 +870,13 @@ export class Rowcast {
    * The rows of one table in a topic.
    *
    * @param {string} topic
-   * @param {{ table: string, snapshot?: true | { limit: number }, signal?: AbortSignal,
+   * @param {{ table: string, snapshot?: true | { limit: number }, signal?: AbortSignal } & Filter & {
    *   order?: (one: Record<string, any>, other: Record<string, any>) => number }} options
    */
-  collection(topic, { table, snapshot, order, signal }) {
+  collection(topic, { table, snapshot, order, signal, where, columns }) {
     const collection = new Collection(table, order);
     collection.close = () => this.#run(() => this.#engine.unfollow(topic, collection));
-    this.#run(() => this.#engine.follow(topic, collection, snapshot));
+    this.#run(() => this.#engine.follow(topic, collection, snapshot, filterOf(where, columns)));
     whenAborted(signal, collection.close);
     return collection;
   }
@@ -876,9 +887,9 @@ export class Rowcast {
    * caught up.
    *
    * @param {string} topic
-   * @param {{ signal?: AbortSignal, buffer?: number }} [options]
+   * @param {{ signal?: AbortSignal, buffer?: number } & Filter} [options]
    */
-  changes(topic, { signal, buffer = BUFFER } = {}) {
+  changes(topic, { signal, buffer = BUFFER, where, columns } = {}) {
     const stream = new ChangeStream(buffer, {
       full: () => {
         this.#full.add(stream);
@@ -890,7 +901,7 @@ export class Rowcast {
         this.#release(stream);
       },
     });
-    this.#run(() => this.#engine.follow(topic, stream));
+    this.#run(() => this.#engine.follow(topic, stream, null, filterOf(where, columns)));
     whenAborted(signal, () => {
       this.#run(() => this.#engine.unfollow(topic, stream));
       this.#release(stream);
@@ -954,6 +965,15 @@ export class Rowcast {
     this.#socket = null;
     socket?.close();
   }
+}
+
+/**
+ * @param {Record<string, any>} [where]
+ * @param {Record<string, string[]>} [columns]
+ * @returns {Filter}
+ */
+function filterOf(where, columns) {
+  return { ...(where && { where }), ...(columns && { columns }) };
 }
 
 /**

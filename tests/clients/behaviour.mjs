@@ -42,7 +42,7 @@ class Case {
     }
   }
 
-  follow(topic, snapshot) {
+  follow(topic, snapshot, filter) {
     const collection = (this.collections[topic] = new Collection("rows"));
     const got = (this.got[topic] = []);
     const receive = collection.receive.bind(collection);
@@ -50,7 +50,7 @@ class Case {
       got.push(...changes.map((change) => change.seq ?? change.reason));
       receive(changes);
     };
-    this.engine.follow(topic, collection, snapshot);
+    this.engine.follow(topic, collection, snapshot, filter);
   }
 
   advance(time) {

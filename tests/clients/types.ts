@@ -17,6 +17,13 @@ const unsubscribe: () => void = messages.subscribe(() => messages.rows.map((row)
 rowcast.on("reset", ({ topic, reason }) => topic + reason);
 rowcast.on("status", (status) => status === "live");
 
+rowcast.collection("channel:42", {
+  table: "messages",
+  where: { messages: { content: { like: "%a%", ne: "b" }, or: [{ id: { in: ["1"] } }, { not: { id: { is_null: true } } }] } },
+  columns: { messages: ["id"] },
+});
+rowcast.changes("channel:43", { where: { messages: { id: { gt: 1 } } } });
+
 async function loop(): Promise<void> {
   try {
     for await (const change of rowcast.changes<Message>("channel:42", { signal: stop.signal })) {
@@ -34,6 +41,8 @@ messages.rows.push({ id: "1", content: "" });
 rowcast.on("resets", () => {});
 // @ts-expect-error: a collection is of one table
 rowcast.collection("channel:42", {});
+// @ts-expect-error: there is no such operator
+rowcast.changes("channel:43", { where: { messages: { id: { regex: "1" } } } });
 // @ts-expect-error: a token is required
 new Rowcast("wss://rowcast.example.com/v1", {});
 

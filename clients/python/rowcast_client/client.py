@@ -190,24 +190,35 @@ class Rowcast:
         table: str,
         snapshot: Snapshot | None = None,
         order: Callable[[Row], Any] | None = None,
+        where: Mapping[str, Any] | None = None,
+        columns: Mapping[str, Any] | None = None,
     ) -> Collection:
         """The rows of one table in a topic.
 
         With `snapshot` (True, or `{"limit": 50}`), it begins with the rows that exist, else with those that change
-        from now on. Raises RowcastError if the client is closed, or the topic is followed without a snapshot already.
+        from now on. `where` and `columns` say which rows of each table, and what of them. Raises RowcastError if the
+        client is closed, or the topic is followed without a snapshot, or with another filter, already.
         """
         collection = Collection(table, order, lambda it: self._run(self._engine.unfollow, topic, it))
-        self._run(self._engine.follow, topic, collection, snapshot)
+        self._run(self._engine.follow, topic, collection, snapshot, _filter(where, columns))
         return collection
 
-    async def changes(self, topic: str, *, buffer: int = BUFFER) -> AsyncIterator[Change]:
+    async def changes(
+        self,
+        topic: str,
+        *,
+        buffer: int = BUFFER,
+        where: Mapping[str, Any] | None = None,
+        columns: Mapping[str, Any] | None = None,
+    ) -> AsyncIterator[Change]:
         """The changes of a topic from now on, each once and in order; a reset is one of `kind` `reset`.
 
+        `where` and `columns` say of which rows of each table, and what of them.
         If the loop falls behind by `buffer` changes, the client disconnects, and resumes once the loop has caught up.
         Raises TopicEnded or ConnectionStopped at the end.
         """
         stream = ChangeStream(buffer, self._pause)
-        self._run(self._engine.follow, topic, stream)
+        self._run(self._engine.follow, topic, stream, None, _filter(where, columns))
         try:
             while True:
                 while stream.waiting:
@@ -347,3 +358,8 @@ async def _write(connection: ClientConnection, outbox: asyncio.Queue[Frame]) -> 
             await connection.send(json.dumps(await outbox.get()))
     except ConnectionClosed:
         pass  # the reader notices
+
+
+def _filter(where: Mapping[str, Any] | None, columns: Mapping[str, Any] | None) -> dict[str, Any]:
+    asked = {"where": where, "columns": columns}
+    return {name: value for name, value in asked.items() if value is not None}

@@ -8,12 +8,15 @@ import random as random_module
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 Frame = dict[str, Any]
 Change = dict[str, Any]
 Row = dict[str, Any]
 Snapshot = bool | dict[str, int]
+Filter = Mapping[str, Any]
+"""What is asked for of a topic: the members `where` and `columns` of `subscribe`, if they are."""
 
 ANSWER_TIMEOUT: Final = 10.0  # seconds
 MAX_BACKOFF: Final = 30.0  # seconds
@@ -150,6 +153,7 @@ class Topic:
 
     snapshot: Snapshot | None
     loaded: bool
+    filter: Filter
     phase: str = "idle"
     at: Position | None = None
     since: str | None = None
@@ -230,15 +234,22 @@ class Engine:
             self._out.send({"op": "ping"})
             self._silence_at = self._now() + ANSWER_TIMEOUT
 
-    def follow(self, name: str, sink: Sink, snapshot: Snapshot | None = None) -> None:
-        """Follow a topic. Raises RowcastError if it is followed without a snapshot, or the client closed."""
+    def follow(
+        self, name: str, sink: Sink, snapshot: Snapshot | None = None, filter_: Filter = MappingProxyType({})
+    ) -> None:
+        """Follow a topic.
+
+        Raises RowcastError if it is followed without a snapshot or with another filter, or the client closed.
+        """
         if self.status in {"stopped", "closed"}:
             raise RowcastError("This client is closed.")
         topic = self._topics.get(name)
         if topic and snapshot and not topic.snapshot:
             raise RowcastError(f"{name} is already followed without a snapshot: ask for it in the first call.")
+        if topic and topic.filter != filter_:
+            raise RowcastError(f"{name} is already followed with another filter: use the same, or another Rowcast.")
         if topic is None:
-            topic = self._topics[name] = Topic(snapshot or None, loaded=not snapshot)
+            topic = self._topics[name] = Topic(snapshot or None, loaded=not snapshot, filter=filter_)
         if topic.rows is None and (sink.keeps_rows or topic.snapshot):
             topic.rows = TopicRows()
         sink.source = topic.rows
@@ -477,7 +488,7 @@ class Engine:
     def _subscribe(self, name: str, topic: Topic) -> None:
         self._last_id += 1
         topic.phase, topic.id, topic.retry_at, topic.since = "asked", self._last_id, None, None
-        frame: Frame = {"op": "subscribe", "id": topic.id, "topic": name}
+        frame: Frame = {"op": "subscribe", "id": topic.id, "topic": name, **topic.filter}
         if topic.snapshot and not topic.loaded:
             frame["snapshot"] = topic.snapshot
         elif self._hello_since is not None:

@@ -41,26 +41,51 @@ class Asked(NamedTuple):
 class Cells:
     """The values of one record, each read when it is first asked for."""
 
-    __slots__ = ("_values", "texts")
+    __slots__ = ("_found", "_record", "_texts", "_values")
 
     def __init__(self, record: str) -> None:
-        self.texts = members(record)
+        self._record = record
+        self._found: dict[str, object] | None = None
+        self._texts: dict[str, str] | None = None
         self._values: dict[str, Value] = {}
 
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """The JSON text of each value."""
+        if self._texts is None:
+            self._texts = members(self._record)
+        return self._texts
+
     def value(self, column: Column) -> Value:
-        """The value of a column; None for NULL. Raises KeyError or ValueError if it is not the column that it was."""
+        """The value of a column; None for NULL. Raises an error if it is not the column that it was."""
         name = column.name
         if name not in self._values:
             self._values[name] = self._read(column)
         return self._values[name]
 
     def _read(self, column: Column) -> Value:
-        text = self.texts[column.name]
-        if text == "null":
-            return None
-        if column.type is None:
-            return text
-        return column.parse(json.loads(text) if text.startswith('"') else text)
+        if self._found is None:
+            self._found = self._parsed()
+        found = self._found[column.name]
+        if found is None or column.type is None:
+            return found
+        if isinstance(found, bool):
+            found = str(found).lower()
+        if not isinstance(found, str):
+            raise TypeError(column.name)
+        return column.parse(found)
+
+    def _parsed(self) -> dict[str, Any]:
+        """The record with its numbers as text."""
+        try:
+            found: dict[str, Any] = json.loads(self._record, parse_int=str, parse_float=str)
+        except RecursionError:  # some value nests too deep, which nobody compares
+            nested = ("{", "[")
+            return {
+                name: text if text.startswith(nested) else json.loads(text, parse_int=str, parse_float=str)
+                for name, text in self.texts.items()
+            }
+        return found
 
 
 Test = Callable[[Cells], Verdict]
@@ -84,9 +109,9 @@ class _TableView:
 
     def of(self, change: Change, cells: Cells) -> Change | None:
         """The change of a row as this view shows it; None if it does not."""
-        is_update = change.kind is Kind.UPDATE and bool(change.changed)
+        is_update = change.kind is Kind.UPDATE
         # Where no compared column has changed, the row is seen now if it was before. Nobody has to know old values.
-        may_have_entered_or_left = not is_update or not self.compared.isdisjoint(change.changed)
+        may_have_entered_or_left = not is_update or not change.changed or not self.compared.isdisjoint(change.changed)
         if self.test is not None and not _is_true(self.test, cells):
             if is_update and may_have_entered_or_left:
                 return change._replace(kind=Kind.LEAVE, record=None, changed=())
@@ -107,7 +132,7 @@ class _TableView:
 def _is_true(test: Test, cells: Cells) -> bool:
     try:
         return test(cells) is True
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return True  # the column was altered since: rather too much than too little
 
 

@@ -14,10 +14,11 @@ from daemon.core.close_codes import Close
 from daemon.core.close_history import CloseHistory
 from daemon.core.hub import Hub, RightEnd
 from daemon.core.ports import ColumnReader, Grants
-from daemon.delivery.client import Client, ClientContext
+from daemon.delivery.client import REFUSAL_CHARGE, Client, ClientContext
 from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
 from daemon.delivery.snapshots import Snapshots
+from daemon.log.columns import PgColumns
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Pool, connect
 from tests.delivery.versions import ONE, SERVED, THREE, TWO, GatedLog, a_hub, versions
@@ -399,3 +400,88 @@ async def test_a_client_that_is_lost_during_a_replay_leaves_nothing_to_the_garba
         assert [] == [found for found in gc.get_objects() if isinstance(found, Client | Replay)]
     finally:
         gc.enable()
+
+
+NOT_TWO = {"rows": {"version": {"ne": 2}}}
+
+
+@pytest.fixture
+async def filtering(pool: Pool) -> ClientHarness:
+    """A client, which may filter, of a hub at 8."""
+    hub = await a_hub(pool)
+    hub.position = Position(hub.position.epoch, Seq(8))
+    return ClientHarness(hub, PgLogReader(pool), columns=PgColumns(pool, SERVED.schema_of))
+
+
+def told(harness: ClientHarness) -> list[tuple[str, int | None]]:
+    """The kind and the version of each change."""
+    changes = [change for frame in harness.socket.frames for change in frame.get("changes", ())]
+    return [(change["kind"], change.get("record", {}).get("version")) for change in changes]
+
+
+async def test_a_slow_client_gets_from_the_log_what_its_filter_shows(filtering: ClientHarness) -> None:
+    filtering.say(op="subscribe", topic=ONE, where=NOT_TWO, columns={"rows": ["version"]})
+    await filtering.until(lambda: "subscribed" in filtering.socket.ops())
+    filtering.socket.full = True
+    await filtering.publish(16)
+    assert [("delete", None)] == told(filtering)
+    assert 0 == filtering.hub.subscriptions
+    await filtering.publish(24)
+    filtering.socket.read()
+    await filtering.until(lambda: "resumed" in filtering.socket.ops())
+    assert [("delete", None), ("update", 3)] == told(filtering)
+    assert {"version": 3} == filtering.socket.frames[-2]["changes"][0]["record"]
+    assert 1 == filtering.hub.subscriptions
+
+
+async def test_a_client_that_resumes_with_a_filter_gets_only_what_it_shows_and_no_gap(
+    filtering: ClientHarness,
+) -> None:
+    since = f"{filtering.hub.position.epoch}:8"
+    filtering.hub.position = Position(filtering.hub.position.epoch, Seq(16))
+    filtering.say(op="subscribe", topic=ONE, since=since, where={"rows": {"version": {"gt": 2}}})
+    await filtering.until(lambda: "resumed" in filtering.socket.ops())
+    await filtering.publish(24)
+    assert [("delete", None), ("update", 3)] == told(filtering)
+    live = filtering.socket.frames[-1]
+    assert f"{filtering.hub.position.epoch}:16" == live["prev"]
+
+
+async def test_a_filter_that_is_wrong_is_refused_and_charged(
+    filtering: ClientHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged: list[int] = []
+    monkeypatch.setattr(filtering.socket, "charge", charged.append)
+    wrong = metrics.ERRORS.labels(code="bad_filter")._value.get()
+    filtering.say(op="subscribe", id=7, topic=ONE, where={"rows": {"color": {"eq": 1}}})
+    await filtering.until(lambda: "error" in filtering.socket.ops())
+    error = filtering.socket.frames[-1]
+    assert (7, "bad_filter", False) == (error["id"], error["code"], error["retry"])
+    assert ([REFUSAL_CHARGE], wrong + 1) == (charged, metrics.ERRORS.labels(code="bad_filter")._value.get())
+    await filtering.subscribe(ONE)
+
+
+async def test_a_filter_whose_columns_cannot_be_looked_up_can_be_sent_again(harness: ClientHarness) -> None:
+    harness.say(op="subscribe", topic=ONE, where=NOT_TWO)
+    await harness.until(lambda: "error" in harness.socket.ops())
+    assert ("unavailable", True) == (harness.socket.frames[-1]["code"], harness.socket.frames[-1]["retry"])
+
+
+async def test_a_topic_that_may_not_be_read_says_nothing_about_its_columns(pool: Pool) -> None:
+    class AllowNone:
+        async def readable_from(self, user: str, topic: Topic) -> Seq | None:
+            return None
+
+    reader = PgColumns(pool, SERVED.schema_of)
+    harness = ClientHarness(await a_hub(pool), PgLogReader(pool), grants=AllowNone(), columns=reader)
+    for topic in (ONE, "nothing:1"):
+        harness.say(op="subscribe", topic=topic, where={"rows": {"color": {"eq": 1}}})
+        await harness.until(lambda: "error" in harness.socket.ops())
+        assert "no_such_topic" == harness.socket.frames.pop()["code"]
+
+
+async def test_a_crowd_looks_up_the_columns_once(pool: Pool) -> None:
+    reader = PgColumns(pool, SERVED.schema_of)
+    found = await asyncio.gather(*(reader.columns(topic) for topic in (ONE, TWO, THREE)))
+    assert found[0] is found[1] is found[2]
+    assert {"id", "version"} == set(found[0]["rows"])

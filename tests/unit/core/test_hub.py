@@ -3,6 +3,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from daemon.core.change import Change, Kind, Numbers, Position, Right, Seq, Topic
+from daemon.core.column_types import Column
+from daemon.core.filters import Asked, View, view
 from daemon.core.hub import Discontinuity, Hub, RightEnd
 from tests.unit.core.changes import a_change
 
@@ -364,3 +366,92 @@ def test_a_follower_that_loses_its_right_in_a_too_large_transaction_gets_no_cont
     publish_limits(hub, a_change(11, "a"), a_limit(20, "a", Right("ada", Topic("a"))), a_limit(25, "a"))
     assert ["changes", "revoked"] == [frame["op"] for frame in ada.frames]
     assert ["changes", "reset"] == [frame["op"] for frame in bob.frames]
+
+
+def a_view(content: str) -> View:
+    columns = {name: Column(name, "text") for name in ("id", "content")}
+    return view(Asked({"messages": {"content": {"eq": content}}}, None), {"messages": columns})
+
+
+def says(seq: int, content: str, **members: object) -> Change:
+    return a_change(seq, "a", record=json.dumps({"id": f"m{seq}", "content": content}), **members)  # type: ignore[arg-type]
+
+
+def test_followers_of_a_topic_receive_what_their_views_show() -> None:
+    hub, plain, ada, bob = a_hub(), Recorder(), Recorder(), Recorder()
+    hub.follow(Topic("a"), plain)
+    hub.follow(Topic("a"), ada, a_view("x"))
+    hub.follow(Topic("a"), bob, a_view("y"))
+    assert (2, 2) == publish(hub, says(11, "x"), says(12, "x"))
+    assert (2, 2) == publish(hub, says(13, "y"))
+    assert ([11, 12, 13], [11, 12], [13]) == (plain.seqs, ada.seqs, bob.seqs)
+
+
+def test_followers_with_equal_views_share_one_bytes_object() -> None:
+    hub = a_hub()
+    received: list[bytes] = []
+
+    class Listener(Recorder):
+        def deliver(self, frames: bytes) -> None:
+            received.append(frames)
+
+    for _ in range(3):
+        hub.follow(Topic("a"), Listener(), a_view("x"))
+    assert (1, 3) == publish(hub, says(11, "x"))
+    assert 1 == len({id(frames) for frames in received})
+
+
+def test_a_frame_that_is_not_sent_to_a_follower_leaves_no_gap_for_it() -> None:
+    hub, ada, plain = a_hub(), Recorder(), Recorder()
+    hub.follow(Topic("a"), plain)
+    hub.follow(Topic("a"), ada, a_view("x"))
+    for change in (says(11, "x"), says(12, "y"), says(13, "y"), says(14, "x")):
+        publish(hub, change)
+    assert [("e:10", "e:11"), ("e:11", "e:14")] == [(frame["prev"], frame["pos"]) for frame in ada.frames]
+    assert ["e:10", "e:11", "e:12", "e:13"] == [frame["prev"] for frame in plain.frames]
+
+
+def test_a_frame_goes_up_to_the_end_of_its_transactions_whatever_its_view_shows_of_them() -> None:
+    hub, ada = a_hub(), Recorder()
+    hub.follow(Topic("a"), ada, a_view("x"))
+    publish(hub, says(11, "x"), says(12, "y"))
+    assert ([11], "e:12") == (ada.seqs, ada.frames[0]["pos"])
+
+
+def test_numbers_are_exact_in_the_frames_of_a_view_too() -> None:
+    hub, ada = a_hub(), Recorder(numbers=Numbers.STRING)
+    hub.follow(Topic("a"), ada, a_view("x"))
+    publish(hub, says(11, "x"), says(12, "y"))
+    assert [{"exact": True}] == [change["key"] for change in ada.frames[0]["changes"]]
+
+
+def test_a_reset_reaches_followers_with_any_view() -> None:
+    hub, ada = a_hub(), Recorder()
+    hub.follow(Topic("a"), ada, a_view("x"))
+    publish(hub, a_change(11, "*", Kind.TRUNCATE, key="{}", record=None), covers=[Topic("a")])
+    publish(hub, says(12, "x"))
+    assert ["reset", "changes"] == [frame["op"] for frame in ada.frames]
+    assert "e:11" == ada.frames[1]["prev"]
+
+
+def test_a_follower_with_a_view_that_loses_a_right_gets_what_it_shows_until_then() -> None:
+    hub, ada, bob = a_hub(), Recorder(), Recorder("bob")
+    hub.follow(Topic("a"), ada, a_view("x"))
+    hub.follow(Topic("a"), bob, a_view("y"))
+    everybody = Right(None, Topic("a"))
+    publish(hub, says(11, "x"), says(12, "z"), says(13, "x", ends=everybody))
+    assert [["changes", "revoked"], ["revoked"]] == [[frame["op"] for frame in one.frames] for one in (ada, bob)]
+    assert ([11], "e:12") == (ada.seqs, ada.frames[0]["pos"])
+    assert ([], 0) == (list(hub.topics), hub.subscriptions)
+
+
+def test_a_follower_that_left_may_follow_again_with_another_view() -> None:
+    hub, ada = a_hub(), Recorder()
+    hub.follow(Topic("a"), ada, a_view("x"))
+    hub.unfollow(Topic("a"), ada)
+    assert [] == list(hub.topics)
+    hub.follow(Topic("a"), ada, a_view("y"))
+    publish(hub, says(11, "x"), says(12, "y"))
+    assert {Topic("a"): 12} == hub.suspend([Topic("a")], ada)
+    publish(hub, says(13, "y"))
+    assert [12] == ada.seqs

@@ -3,6 +3,7 @@ import json
 from daemon.core import wire
 from daemon.core.change import Position, Seq, Topic
 from daemon.core.errors import BadJson
+from daemon.core.filters import Asked, View
 from daemon.core.session import (
     MAX_TOPICS,
     Action,
@@ -14,6 +15,7 @@ from daemon.core.session import (
     Session,
     Unfollow,
 )
+from daemon.core.snapshot import Wanted
 from daemon.core.wire import Hello
 
 A_HELLO = b'{"op": "hello", "token": "t", "id": 1}'
@@ -105,6 +107,18 @@ def test_a_subscription_is_replayed_from_its_own_since_or_else_from_that_of_the_
     second = receive(session, b'{"op": "subscribe", "topic": "b", "since": "e:7"}')
     assert [Follow(Topic("a"), Position("e", Seq(3)), None)] == first
     assert [Follow(Topic("b"), Position("e", Seq(7)), None)] == second
+
+
+def test_what_a_client_wants_to_see_is_part_of_its_subscription_once_it_is_checked() -> None:
+    session = a_live_session()
+    text = b'{"op": "subscribe", "topic": "a", "snapshot": true, "where": {"t": {"n": {"eq": 0.10}}}}'
+    [follow] = receive(session, text)
+    assert isinstance(follow, Follow)
+    assert Asked({"t": {"n": {"eq": "0.10"}}}, None) == follow.asked
+    seen = View({}, {}, "")
+    checked = session.checked(follow, seen)
+    assert session.topics[Topic("a")] is checked
+    assert (seen, Wanted(Topic("a"), None, seen)) == (checked.view, checked.snapshot)
 
 
 def test_an_unsubscribed_topic_is_no_longer_followed() -> None:

@@ -73,11 +73,11 @@ class Column:
         return TYPES[self.type or ""].parse(text)
 
 
-def _integer(bits: int) -> Callable[[str], int]:
+def _integer(end: int) -> Callable[[str], int]:
     matches = re.compile("-?[0-9]{1,40}").fullmatch
 
     def parse(text: str) -> int:
-        if not matches(text) or not -(2 ** (bits - 1)) <= (value := int(text)) < 2 ** (bits - 1):
+        if not matches(text) or not -end <= (value := int(text)) < end:
             raise ValueError
         return value
 
@@ -217,9 +217,9 @@ def _match(pattern: re.Pattern[str], text: str) -> re.Match[str]:
 _NUMBERS: Final = (int, JsonNumber, str)
 
 TYPES: Final[Mapping[str, ColumnType]] = {
-    "smallint": ColumnType("a whole number of 16 bits", _ORDER, _integer(16), (int, str)),
-    "integer": ColumnType("a whole number of 32 bits", _ORDER, _integer(32), (int, str)),
-    "bigint": ColumnType("a whole number of 64 bits", _ORDER, _integer(64), (int, str)),
+    "smallint": ColumnType("a whole number of 16 bits", _ORDER, _integer(2**15), (int, str)),
+    "integer": ColumnType("a whole number of 32 bits", _ORDER, _integer(2**31), (int, str)),
+    "bigint": ColumnType("a whole number of 64 bits", _ORDER, _integer(2**63), (int, str)),
     "numeric": ColumnType("a number, or a string with its digits", _ORDER, _numeric, _NUMBERS),
     "real": ColumnType("a number that a real can hold", _ORDER, _floating("<f"), _NUMBERS),
     "double precision": ColumnType("a number that a double can hold", _ORDER, _floating("<d"), _NUMBERS),

@@ -148,7 +148,7 @@ class Overloaded(ClientFault):
 
 
 class SnapshotTooLarge(ClientFault):
-    """The topic has too many rows (over {rows}, or {size} bytes): ask for fewer, with "limit"."""
+    """The topic has too many rows (over {rows}, or {size} bytes): ask for fewer, with "limit" or "where"."""
 
     code = "too_large"
 

@@ -1,6 +1,8 @@
 """Filters and columns with a real daemon: live, in a snapshot, when a client resumes, and when they are wrong."""
 
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -9,6 +11,15 @@ from daemon.postgres.connect import Connection
 from tests.acceptance.chat import Chat
 from tests.support.daemon import Client, Daemon, daemon_process
 from tests.support.postgres import Server
+
+SEED = 7
+WORDS = ("red", "green", "blue", "Red", "")
+FILTERS: list[dict[str, Any]] = [
+    {"content": {"eq": "red"}},
+    {"content": {"ilike": "%r%"}, "metadata": {"is_null": True}},
+    {"or": [{"content": {"in": ["green", ""]}}, {"not": {"metadata": {"is_null": True}}}]},
+    {"not": {"content": {"gte": "g"}}},
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +43,8 @@ async def edit(chat: Chat, message: str, content: str) -> None:
     await chat.sql.execute("update chatgenius.messages set content = $2 where id = $1", message, content)
 
 
-def told(changes: list[Any]) -> list[tuple[str, str | None, bool]]:
-    """What was told: the kind, the content, and whether the row left."""
+def sent_changes(changes: list[Any]) -> list[tuple[str, str | None, bool]]:
+    """What was sent: the kind, the content, and whether the row left."""
     return [(each["kind"], each.get("record", {}).get("content"), each.get("left", False)) for each in changes]
 
 
@@ -45,7 +56,7 @@ async def snapshot(client: Client, topic: str, **members: object) -> dict[str, l
     return rows
 
 
-async def test_rows_enter_and_leave_a_filter_and_only_they_are_told(daemon: Daemon, chat: Chat) -> None:
+async def test_rows_enter_and_leave_a_filter_and_only_they_are_sent(daemon: Daemon, chat: Chat) -> None:
     where = {"messages": {"content": {"starts_with": "todo"}}}
     async with daemon.client(chat.ada) as filtered, daemon.client(chat.ada) as plain:
         await filtered.subscribe(chat.topic, where=where)
@@ -62,7 +73,7 @@ async def test_rows_enter_and_leave_a_filter_and_only_they_are_told(daemon: Daem
             ("delete", None, True),  # nobody knows whether the row was seen before
             ("update", "todo: again", False),
             ("delete", None, False),
-        ] == told(await filtered.changes(6))
+        ] == sent_changes(await filtered.changes(6))
         assert 7 == len(await plain.changes(7))
 
 
@@ -92,7 +103,7 @@ async def test_a_filter_holds_in_a_snapshot_and_its_limit_counts_what_matches(da
         assert 1 == len(rows["channels"])
         await chat.say("other 5")
         await chat.say("keep 5")
-        assert [("insert", "keep 5", False)] == told(await client.changes(1))
+        assert [("insert", "keep 5", False)] == sent_changes(await client.changes(1))
 
 
 async def test_a_client_that_resumes_with_its_filter_gets_what_it_missed_of_it(daemon: Daemon, chat: Chat) -> None:
@@ -105,7 +116,7 @@ async def test_a_client_that_resumes_with_its_filter_gets_what_it_missed_of_it(d
     await chat.say("last")
     async with daemon.client(chat.ada, since=since) as client:
         await client.subscribe(chat.topic, where=where)
-        assert [("delete", None, True), ("insert", "last", False)] == told(await client.changes(2))
+        assert [("delete", None, True), ("insert", "last", False)] == sent_changes(await client.changes(2))
         assert 2 == (await client.until("resumed"))[-1]["replayed"]
 
 
@@ -146,3 +157,78 @@ async def test_each_mistake_in_a_filter_has_a_code_and_names_the_member(daemon: 
         assert "subscribed" == (await client.subscribe(chat.topic))["op"]
         again = await client.subscribe(chat.topic, where={"messages": {"content": {"eq": "x"}}})
         assert "already_subscribed" == again["code"]
+
+
+async def write(chat: Chat, dice: random.Random, messages: list[str]) -> None:
+    """Insert, edit, move, delete softly or restore a few messages in one transaction."""
+    values: dict[str, Callable[[], object]] = {
+        "content = $2": lambda: dice.choice(WORDS),
+        "metadata = $2": lambda: dice.choice([None, "{}"]),
+        "channel_id = $2": lambda: dice.choice([chat.channel, chat.other]),
+        "deleted_at = case when $2 then now() end": lambda: dice.choice([True, False]),
+    }
+    async with chat.sql.transaction():
+        for _ in range(dice.randint(1, 3)):
+            change = dice.choice(["", *values])
+            if not change or not messages:
+                messages.append(await chat.say(dice.choice(WORDS)))
+            else:
+                statement = f"update chatgenius.messages set {change} where id = $1"
+                await chat.sql.execute(statement, dice.choice(messages), values[change]())
+
+
+class Watcher:
+    """A client that follows the topic with a filter and some columns, and keeps the messages that it is sent."""
+
+    def __init__(self, topic: str, where: dict[str, Any]) -> None:
+        self.topic = topic
+        self.where = where
+        self.members = {"where": {"messages": where}, "columns": {"messages": ["content", "metadata"]}}
+        self.rows: dict[str, Any] = {}
+        self.position: str | None = None
+
+    async def follow(self, client: Client, **members: object) -> None:
+        await client.subscribe(self.topic, **self.members, **members)
+        await self.receive(client, "resumed")
+
+    async def receive(self, client: Client, last: str) -> None:
+        """Apply all frames up to one of this kind."""
+        for frame in await client.until(last):
+            self.position = frame.get("pos", self.position)
+            for row in frame.get("rows", ()):
+                if frame["table"] == "messages":
+                    self.rows[row["key"]["id"]] = row["record"]
+            for change in frame.get("changes", ()):
+                if change["table"] == "messages":
+                    self.rows.pop(change["key"]["id"], None)
+                    if change["kind"] != "delete":
+                        self.rows[change["key"]["id"]] = change["record"]
+
+
+async def test_what_clients_with_filters_have_is_always_what_a_new_snapshot_contains(
+    daemon: Daemon, chat: Chat
+) -> None:
+    dice, messages = random.Random(SEED), list[str]()
+    watchers = [Watcher(chat.topic, where) for where in FILTERS]
+    sizes = set()
+    for _ in range(6):
+        async with AsyncExitStack() as stack:
+            clients = []
+            for watcher in watchers:
+                client = await stack.enter_async_context(daemon.client(chat.ada, since=watcher.position))
+                clients.append(client)
+                await watcher.follow(client, **({} if watcher.position else {"snapshot": True}))
+            for _ in range(15):
+                await write(chat, dice, messages)
+            await chat.settled(daemon)
+            for watcher, client in zip(watchers, clients, strict=True):
+                await client.say(op="ping")
+                await watcher.receive(client, "pong")
+                fresh = Watcher(chat.topic, watcher.where)
+                async with daemon.client(chat.ada) as other:
+                    await fresh.follow(other, snapshot=True)
+                assert fresh.rows == watcher.rows
+                sizes.add(len(fresh.rows))
+        for _ in range(10):
+            await write(chat, dice, messages)
+    assert len(sizes) > 5  # else hardly anything has happened

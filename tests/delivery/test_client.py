@@ -413,7 +413,7 @@ async def filtering(pool: Pool) -> ClientHarness:
     return ClientHarness(hub, PgLogReader(pool), columns=PgColumns(pool, SERVED.schema_of))
 
 
-def told(harness: ClientHarness) -> list[tuple[str, int | None]]:
+def sent_changes(harness: ClientHarness) -> list[tuple[str, int | None]]:
     """The kind and the version of each change."""
     changes = [change for frame in harness.socket.frames for change in frame.get("changes", ())]
     return [(change["kind"], change.get("record", {}).get("version")) for change in changes]
@@ -424,12 +424,12 @@ async def test_a_slow_client_gets_from_the_log_what_its_filter_shows(filtering: 
     await filtering.until(lambda: "subscribed" in filtering.socket.ops())
     filtering.socket.full = True
     await filtering.publish(16)
-    assert [("delete", None)] == told(filtering)
+    assert [("delete", None)] == sent_changes(filtering)
     assert 0 == filtering.hub.subscriptions
     await filtering.publish(24)
     filtering.socket.read()
     await filtering.until(lambda: "resumed" in filtering.socket.ops())
-    assert [("delete", None), ("update", 3)] == told(filtering)
+    assert [("delete", None), ("update", 3)] == sent_changes(filtering)
     assert {"version": 3} == filtering.socket.frames[-2]["changes"][0]["record"]
     assert 1 == filtering.hub.subscriptions
 
@@ -442,7 +442,7 @@ async def test_a_client_that_resumes_with_a_filter_gets_only_what_it_shows_and_n
     filtering.say(op="subscribe", topic=ONE, since=since, where={"rows": {"version": {"gt": 2}}})
     await filtering.until(lambda: "resumed" in filtering.socket.ops())
     await filtering.publish(24)
-    assert [("delete", None), ("update", 3)] == told(filtering)
+    assert [("delete", None), ("update", 3)] == sent_changes(filtering)
     live = filtering.socket.frames[-1]
     assert f"{filtering.hub.position.epoch}:16" == live["prev"]
 

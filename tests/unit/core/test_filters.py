@@ -32,17 +32,17 @@ def update(*changed: str, **values: object) -> Change:
 STARRED = seen({"stars": {"gt": 1}})
 
 
-def test_an_update_after_which_a_row_does_not_match_is_told_as_a_delete_of_a_row_that_left() -> None:
+def test_an_update_after_which_a_row_does_not_match_is_sent_as_a_delete_of_a_row_that_left() -> None:
     found = shown(STARRED, update("stars", "content", stars=0))
     assert found is not None
     assert (Kind.LEAVE, None, (), '{"id":"m1"}') == (found.kind, found.record, found.changed, found.key)
 
 
-def test_an_update_that_does_not_change_what_is_compared_is_not_told_of_a_row_that_does_not_match() -> None:
+def test_an_update_that_does_not_change_what_is_compared_is_not_sent_of_a_row_that_does_not_match() -> None:
     assert shown(STARRED, update("content", stars=0)) is None
 
 
-def test_a_change_of_a_row_that_matches_is_told_as_it_is() -> None:
+def test_a_change_of_a_row_that_matches_is_sent_as_it_is() -> None:
     for change in (
         update("stars", stars=2),
         update("content", stars=2),
@@ -52,12 +52,12 @@ def test_a_change_of_a_row_that_matches_is_told_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.INSERT, Kind.RESTORE])
-def test_a_new_row_that_does_not_match_is_not_told(kind: Kind) -> None:
+def test_a_new_row_that_does_not_match_is_not_sent(kind: Kind) -> None:
     assert shown(STARRED, update()._replace(kind=kind)) is None
 
 
 @pytest.mark.parametrize("kind", [Kind.DELETE, Kind.LEAVE, Kind.TRUNCATE, Kind.INVALID])
-def test_a_change_without_a_record_is_told_to_all(kind: Kind) -> None:
+def test_a_change_without_a_record_is_sent_to_all(kind: Kind) -> None:
     change = a_change(7, kind=kind, record=None)
     assert change is shown(STARRED, change)
 
@@ -79,7 +79,7 @@ def test_columns_are_copied_byte_by_byte_and_others_left_out() -> None:
     assert '{"content":"a\\u0001é","price":1.50,"extra":{"a": [1.0]}}' == found.record
 
 
-def test_an_update_of_other_columns_is_told_only_if_the_row_may_have_begun_to_match() -> None:
+def test_an_update_of_other_columns_is_sent_only_if_the_row_may_have_begun_to_match() -> None:
     a_view = seen({"stars": {"gte": 1}}, ["content"])
     assert shown(a_view, update("price")) is None
     found = shown(a_view, update("stars", "price"))
@@ -95,7 +95,7 @@ def test_a_record_that_is_too_deep_to_parse_is_compared_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("record", ['{"id":"m1"}', '{"stars":"many"}', '{"stars":[1]}'])
-def test_a_row_that_cannot_be_compared_any_more_is_told(record: str) -> None:
+def test_a_row_that_cannot_be_compared_any_more_is_sent(record: str) -> None:
     change = a_change(7, record=record)
     assert change is shown(STARRED, change)
 

@@ -32,5 +32,5 @@ def test_a_pattern_that_would_backtrack_for_years_is_matched_at_once() -> None:
     assert time.process_time() - began < 10
 
 
-def test_only_the_letters_of_ascii_become_small() -> None:
+def test_only_the_capitals_of_ascii_become_small() -> None:
     assert ("abc", "Äß a") == (ascii_lower("AbC"), ascii_lower("Äß A"))

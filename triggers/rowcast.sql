@@ -629,7 +629,8 @@ $$;
 -- The body of a snapshot function: the rows of the topic $1 that are not soft-deleted, as their capture would tell them.
 -- Those with the $2 greatest keys, in the order of their keys. `rows` is a condition over `r` and `topic` which an index can
 -- answer. Whatever it is, only live rows in the topic are told: that is asked outside. `offset 0`: the planner might walk the
--- whole index of the key otherwise. A record is null if the row is too large to tell.
+-- whole index of the key otherwise. A record is null if the row is too large to tell. rowcast.filtered_rows puts a condition
+-- where the comments stand.
 create or replace function rowcast.snapshot_body(
     watched rowcast.watched, relation regclass, topics text, used name []
 ) returns text
@@ -640,7 +641,7 @@ as $$
     select k.key::text, v.record::text
     from (
         select s.* from (
-            select r.* from (select %1$s from %2$I.%3$I as c) as r where %5$s%4$s offset 0
+            select r.* from (select %1$s from %2$I.%3$I as c) as r/*topic*/ where %5$s/*filter*/%4$s offset 0
         ) as s
         where %11$s and $1 collate "C" = any ((select %6$s from (select s.*) as r)::text [])
         order by %7$s limit $2
@@ -720,13 +721,14 @@ as $$
         when t.oid in ('bool'::regtype, 'int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype,
                        'float4'::regtype, 'float8'::regtype, 'bpchar'::regtype, 'uuid'::regtype, 'date'::regtype)
         then format_type(t.oid, null)
+        when t.oid in ('json'::regtype, 'jsonb'::regtype) then 'json'
         when t.oid = 'timestamp'::regtype then 'timestamp'
         when t.oid = 'timestamptz'::regtype then 'timestamptz' end as type_) as k
     where t.typtype <> 'd'
 $$;
 
--- A condition of a filter as an SQL expression over the row `r`, whose columns have the types of filtered_snapshot. The
--- daemon has checked it, and its values; daemon/core/filters.py makes the same test in Python.
+-- A condition of a filter as an SQL expression over the row `r` of a watched table. The daemon has checked it, and its
+-- values; daemon/core/filters.py makes the same test in Python. A type is one of compared_columns.
 create or replace function rowcast.filter_condition(node jsonb) returns text
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
@@ -736,14 +738,11 @@ as $$
 declare
     operation constant text := node ->> 'op';
     value constant text := node ->> 'value';
-    -- What cannot be compared is only asked whether it is null.
-    type_ constant text := case node ->> 'type'
-        when 'smallint' then 'int2' when 'integer' then 'int4' when 'bigint' then 'int8' when 'numeric' then 'numeric'
-        when 'real' then 'float4' when 'double precision' then 'float8' when 'boolean' then 'bool' when 'uuid' then 'uuid'
-        when 'date' then 'date' when 'timestamp' then 'timestamp' when 'timestamptz' then 'timestamptz' else 'text' end;
-    is_char constant boolean := coalesce(node ->> 'type' = 'character', false);
+    type_ constant text := node ->> 'type';
+    is_text constant boolean := coalesce(type_ in ('text', 'character', 'enum'), false);
+    name text;
     column_ text;
-    literal constant text := '%L::pg_catalog.' || type_;
+    values_ text;
 begin
     if node ?| array['and', 'or'] then
         return (
@@ -754,49 +753,47 @@ begin
     elsif node ? 'not' then
         return '(not ' || rowcast.filter_condition(node -> 'not') || ')';
     end if;
-    column_ := format('r.%I', node ->> 'column');
+    name := format('r.%I', node ->> 'column');
     if operation = 'is_null' then
-        return format('(%s is %s null)', column_, case value when 'true' then '' else 'not' end);
+        -- Composite values with nothing but nulls are not null. A JSON null looks like NULL in a record.
+        return format(case when value = 'true' then '(%s)' else '(not (%s))' end, format(
+            case when type_ = 'json' then $q$%1$s is null or json_typeof(%1$s::pg_catalog.json) = 'null'$q$
+                 else '%s is not distinct from null' end, name));
     end if;
-    column_ := case when is_char then format('rtrim(%s, %L)', column_, ' ') else column_ end
-        || case type_ when 'text' then ' collate "C"' else '' end;
-    if operation = 'in' then
-        return format('(%s in (%s))', column_, (
-            select string_agg(format(literal, case when is_char then rtrim(e.value, ' ') else e.value end), ', ')
-            from jsonb_array_elements_text(node -> 'value') as e (value)));
-    elsif operation = 'starts_with' then
-        return format('starts_with(%s, %L)', column_, value);
+    -- A cast to the type that a domain is over; otherwise it does nothing, and an index can be used. format() calls nothing
+    -- but the output function of a type.
+    column_ := case type_
+        when 'enum' then format($q$(case when %1$s is distinct from null then format('%%s', %1$s) end)$q$, name)
+        when 'character' then format($q$rtrim(%s::pg_catalog.bpchar::text, ' ')$q$, name)
+        else format('%s::%s', name, type_::regtype) end;
+    if operation = 'starts_with' then
+        return format('starts_with(%s collate "C", %L)', column_, value);
+    elsif operation in ('like', 'ilike') then
+        return format('(%s collate "C" %s %L)', column_, operation, value);
     end if;
-    return format('(%s %s ' || literal || ')', column_, case operation
-        when 'eq' then '=' when 'ne' then '<>' when 'lt' then '<' when 'lte' then '<=' when 'gt' then '>' when 'gte' then '>='
-        when 'like' then 'like' when 'ilike' then 'ilike' end,
-        case when is_char and operation not in ('like', 'ilike') then rtrim(value, ' ') else value end);
+    select string_agg(format('%L::%s', case when type_ = 'character' then rtrim(v.value, ' ') else v.value end,
+                             case when is_text then 'text'::regtype else type_::regtype end), ', ') into values_
+    from (select value where operation <> 'in'
+          union all select jsonb_array_elements_text(node -> 'value') where operation = 'in') as v (value);
+    return format(
+        -- With the column's own collation an index can be used; "C" decides.
+        case when operation in ('eq', 'in') and is_text then '(%1$s in (%4$s) and %1$s%2$s in (%4$s))'
+             when operation in ('eq', 'in') then '(%1$s in (%4$s))'
+             else '(%1$s%2$s %3$s %4$s)' end,
+        column_, case when is_text then ' collate "C"' else '' end,
+        case operation when 'ne' then '<>' when 'lt' then '<' when 'lte' then '<=' when 'gt' then '>' when 'gte' then '>=' end,
+        values_);
 end
 $$;
 
--- The statement that reads the rows of the topic $1 for which a condition is true, at most $2 of them, those with the
--- greatest keys. Their records are compared, as they are told: so the right to read what is compared is that to read the
--- snapshot. A row that is too large to tell has no record; it is counted among those that are left out.
-create or replace function rowcast.filtered_snapshot(watched rowcast.watched, condition jsonb) returns text
+-- The statement that reads the rows of the topic $1 for which a condition, if there is one, is true: at most $2 of them,
+-- those with the greatest keys.
+create or replace function rowcast.snapshot_statement(watched rowcast.watched, condition jsonb) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
-set quote_all_identifiers = off
 as $$
     select case when condition is null then format('select s.key, s.record from rowcast.%I($1, $2) as s', watched.snapshot_name)
-    else format($q$select f.key, f.record from (
-            select s.key, s.record, s.place from rowcast.%I($1, null) with ordinality as s (key, record, place)
-            cross join lateral json_to_record(s.record::json) as r (%s)
-            where s.record is null or %s
-            order by s.place desc limit $2
-        ) as f order by f.place$q$,
-        watched.snapshot_name,
-        (select string_agg(format('%I pg_catalog.%s', c.name,
-                case when c.type_ in ('enum', 'character') or c.type_ is null then 'text'
-                     when c.type_ = 'double precision' then 'float8' when c.type_ = 'real' then 'float4'
-                     when c.type_ = 'smallint' then 'int2' when c.type_ = 'integer' then 'int4'
-                     when c.type_ = 'bigint' then 'int8' when c.type_ = 'boolean' then 'bool' else c.type_ end), ', ')
-         from rowcast.compared_columns(watched) as c),
-        rowcast.filter_condition(condition)) end
+        else format('select s.key, s.record from rowcast.filtered_rows(%L, $1, $2, %L) as s', watched.snapshot_name, condition) end
 $$;
 
 -- The settings of a function, as its definition names them.
@@ -1468,14 +1465,54 @@ begin
 end
 $$;
 
+-- The rows of a topic that a snapshot function would read, as far as a condition is true. It runs the text of that function
+-- with the condition in it, so it has to have its owner and its settings: what it executes belongs to its owner, too.
+do $$
+begin
+    execute pg_catalog.format(
+        'create or replace function rowcast.filtered_rows(snapshot name, topic text, most bigint, condition jsonb) '
+        'returns table (key text, record text) language plpgsql stable security definer %s as %L',
+        rowcast.settings_clause(rowcast.capture_settings(false)), $body$
+begin
+    return query execute (
+        select replace(replace(p.prosrc, '/*topic*/', ' cross join (select $1 as topic) as t'),
+                       '/*filter*/', ' and ' || rowcast.filter_condition(condition))
+        from pg_proc as p
+        where p.pronamespace = 'rowcast'::regnamespace and p.proname = snapshot and p.proname ~ '^snapshot_[0-9]'
+          and p.pronargs = 2 and p.proowner = current_user::regrole and p.prosrc like '%/*filter*/%'
+    ) using topic, most;
+end
+$body$);
+    if rowcast.has_capture_role() then
+        grant create on schema rowcast to rowcast_capture;
+        alter function rowcast.filtered_rows(name, text, bigint, jsonb) owner to rowcast_capture;
+        revoke create on schema rowcast from rowcast_capture;
+    end if;
+end
+$$;
+
 revoke all on all functions in schema rowcast from public;
 grant execute on function rowcast.ulid() to public;
+-- Since PostgreSQL 16 a member of rowcast_capture may not always do what that role may.
+do $$
+declare
+    function constant text := 'rowcast.filtered_rows(name, text, bigint, jsonb)';
+    owner_ constant pg_catalog.name := (
+        select r.rolname from pg_catalog.pg_class as c join pg_catalog.pg_roles as r on r.oid operator(pg_catalog.=) c.relowner
+        where c.oid operator(pg_catalog.=) 'rowcast.watched'::pg_catalog.regclass);
+begin
+    if not pg_catalog.has_function_privilege(owner_, function, 'execute') then
+        execute pg_catalog.format('grant execute on function %s to %I', function, owner_);
+    end if;
+end
+$$;
 do $$
 begin
     grant usage on schema rowcast to rowcast_capture;
     grant insert on rowcast.events, rowcast.lost to rowcast_capture;
     grant usage on sequence rowcast.event_ids to rowcast_capture;
-    grant execute on function rowcast.ring(), rowcast.must_ring(), rowcast.short_right(jsonb) to rowcast_capture;
+    grant execute on function rowcast.ring(), rowcast.must_ring(), rowcast.short_right(jsonb), rowcast.filter_condition(jsonb)
+    to rowcast_capture;
 exception when undefined_object then
     null;  -- the role could not be created; a warning was raised then
 end

@@ -226,6 +226,7 @@ TYPES: Final[Mapping[str, ColumnType]] = {
     "text": ColumnType("a string without U+0000", _TEXT, _text),
     "character": ColumnType("a string without U+0000", _TEXT, _char),
     "enum": ColumnType("a label of the type", _EQUALITY, _text),
+    "json": ColumnType("", frozenset({"is_null"}), _text),
     "boolean": ColumnType("true or false", _EQUALITY, _boolean, (bool,)),
     "uuid": ColumnType("a UUID", _ORDER, _uuid),
     "date": ColumnType('a date like "2026-01-10"', _ORDER, _date),

@@ -67,7 +67,7 @@ class Cells:
         if self._found is None:
             self._found = self._parsed()
         found = self._found[column.name]
-        if found is None or column.type is None:
+        if found is None or column.type in (None, "json"):
             return found
         if isinstance(found, bool):
             found = str(found).lower()

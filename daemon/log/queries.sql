@@ -457,10 +457,10 @@ select case when not exists (
 ) then coalesce((select max(l.seq) from rowcast.log as l), rowcast.log_floor()) end;
 
 -- name: snapshot_functions
--- The functions that read the rows of a topic: of the watched tables of a schema or, for the schema rowcast, of those that
--- are served without a pack.
--- $1 schema text   $2 topic text
-select w.schema_name, w.table_name, w.model, format('select s.key, s.record from rowcast.%I($1, $2) as s', w.snapshot_name) as statement
+-- The statements that read the rows of a topic, with the conditions of a filter: of the watched tables of a schema or, for
+-- the schema rowcast, of those that are served without a pack.
+-- $1 schema text   $2 topic text   $3 conditions by table text
+select w.schema_name, w.table_name, w.model, rowcast.snapshot_statement(w, $3::text::jsonb -> w.table_name::text) as statement
 from rowcast.watched as w left join rowcast.own_tables as o on o.watch = w.id
 where case when $1 = 'rowcast' then rowcast.is_covered($2, o.topics) else w.schema_name = $1 and o.watch is null end
   and w.function_name is not null and w.snapshot_name is not null order by w.id;
@@ -482,19 +482,14 @@ cross join lateral (
 ) as c
 order by w.id;
 
--- name: filtered_snapshot_functions
--- The same with the conditions of a filter.
--- $1 schema text   $2 conditions by table text
-select w.table_name, w.model, rowcast.filtered_snapshot(w, $2::text::jsonb -> w.table_name::text) as statement
-from rowcast.watched as w
-where w.schema_name = $1 and w.function_name is not null and w.snapshot_name is not null order by w.id;
-
 -- name: compared_columns
--- The published columns of the watched tables of a schema, with their types as filters compare them.
--- $1 schema text
+-- The published columns of the same tables, with their types as filters compare them.
+-- $1 schema text   $2 topic text
 select w.table_name, c.name, c.type_, c.labels
-from rowcast.watched as w cross join lateral rowcast.compared_columns(w) as c
-where w.schema_name = $1 and w.function_name is not null;
+from rowcast.watched as w left join rowcast.own_tables as o on o.watch = w.id
+cross join lateral rowcast.compared_columns(w) as c
+where case when $1 = 'rowcast' then rowcast.is_covered($2, o.topics) else w.schema_name = $1 and o.watch is null end
+  and w.function_name is not null;
 
 -- name: store_dead_letters
 -- Every daemon reads the log and finds the same invalid change; one dead letter is enough.

@@ -224,7 +224,7 @@ with space as (
         ('security', case when p.prosecdef then 'definer' else 'invoker' end, null),
         ('settings', coalesce(array_to_string(p.proconfig, ', '), 'none'), null),
         ('body', coalesce(pg_get_function_sqlbody(p.oid), p.prosrc), null),
-        ('owner', p.owner, format('alter %s owner to %s', p.object, $2))
+        ('owner', p.owner, format('alter %s owner to %s', p.object, p.owner))
     ) as f (property, value, mend)
     union all
     select g.oid, format('trigger %I on %s', g.tgname, r.name), r.object, f.property, f.value, f.mend,

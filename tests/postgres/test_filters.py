@@ -142,7 +142,7 @@ async def kept(db: Connection, type_: str, values: Sequence[str]) -> AsyncIterat
 
         async def ask(condition: dict[str, Any]) -> tuple[list[int], list[int]]:
             seen = view(Asked({"kept": condition}, None), {"kept": columns})
-            [(_, _, statement)] = await db.fetch(query("filtered_snapshot_functions"), "public", seen.condition)
+            [(_, _, statement)] = await db.fetch(query("snapshot_functions"), "public", seen.condition)
             by_postgres = [json.loads(key)["id"] for key, _ in await db.fetch(statement, "kept", 1000)]
             by_python = [json.loads(change.key)["id"] for change in changes if seen.of_run([change], {})]
             return by_postgres, by_python

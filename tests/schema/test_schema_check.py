@@ -112,7 +112,7 @@ CHANGES = {
                'function ' || p.name, 'security'
         from (FUNCTIONS) as p where p.prokind = 'f'""",
     "functions have another owner": """
-        select format('update pg_proc set proowner = ''pg_monitor''::regrole where oid = %s', p.oid),
+        select format('alter function %s owner to pg_monitor', p.name),
                'function ' || p.name, 'owner'
         from (FUNCTIONS) as p where p.prokind = 'f'""",
     "functions have other settings": """

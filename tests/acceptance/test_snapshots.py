@@ -222,7 +222,6 @@ async def test_snapshots_and_changes_are_the_table_at_every_position_while_other
         {"snapshot": {"limit": 2**31}},
         {"snapshot": {"limit": 5, "order": "id"}},
         {"snapshot": True, "since": "epoch:0"},
-        {"snapshot": True, "where": {}},
     ],
 )
 async def test_a_snapshot_that_is_asked_for_wrongly_is_refused_and_the_topic_is_not_followed(

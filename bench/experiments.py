@@ -8,9 +8,10 @@ import asyncio
 import json
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import asyncpg
@@ -27,6 +28,7 @@ from daemon.core.wire import SUBPROTOCOL
 from daemon.gateway.auth import Authenticator
 
 WARM = 20  # events before a measurement begins
+FILTERS = (0, 1, 100)  # different ones among the clients of a topic
 BATCH_ROWS = 2000  # rows in one transaction when the history is written
 
 
@@ -157,6 +159,36 @@ async def single_events(bench: Bench) -> Samples:
         figure = await floor(form.fan_out, size, 1, rate, round(rate * form.seconds))
         bench.note(samples, number, "C loop", us=figure, bytes=size)
     return samples
+
+
+async def filtered_events(bench: Bench) -> Samples:
+    """Single small events to many clients, without filters and with some that each event matches.
+
+    Figure: us, CPU of the daemon per delivery in microseconds.
+    """
+    samples, form, rate = Samples(), bench.form, 50
+    for number, count in in_turn(form.rounds, FILTERS):
+        async with bench.serving(Rowcast()) as (dsn, service):
+            assert service
+            async with service.clients([[0]] * form.fan_out, subscribe=partial(_filter, count)) as clients:
+                await clients.open()
+                await evenly(dsn, rate=rate, seconds=WARM / rate)
+                await clients.received(WARM * form.fan_out)
+                used = cpu(service.pid)
+                written = await evenly(dsn, rate=rate, seconds=form.seconds, after_each=_by_all(clients))
+                used = cpu(service.pid) - used
+        bench.note(samples, number, filters_name(count), us=used / (written.rows * form.fan_out) * 1e6)
+    return samples
+
+
+def _filter(count: int, client: int) -> Mapping[str, object]:
+    """One of so many filters."""
+    return {"where": {"messages": {"content": {"ne": f"none {client % count}"}}}} if count else {}
+
+
+def filters_name(count: int) -> str:
+    """The name of this many filters in the results."""
+    return f"{count or 'no'} filter{'' if count == 1 else 's'}"
 
 
 def _by_all(clients: Load) -> Callable[[int], Awaitable[int]]:
@@ -318,7 +350,10 @@ async def snapshots(bench: Bench) -> Samples:
         await data.run(dsn, "vacuum analyze")
         for number, (count, limit) in in_turn(form.rounds, sizes):
             wanted = {"snapshot": {"limit": limit}}
-            async with Rowcast().serving(dsn) as service, service.clients([[0]] * count, subscribe=wanted) as clients:
+            async with (
+                Rowcast().serving(dsn) as service,
+                service.clients([[0]] * count, subscribe=lambda _: wanted) as clients,
+            ):
                 began, used = time.monotonic_ns(), cpu(service.pid)
                 await clients.open()
                 seconds = (await clients.until(limit) - began) / 1e9

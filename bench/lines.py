@@ -140,6 +140,12 @@ LINES = (
         _crowd,
     ),
     Line(
+        "filters",
+        "CPU of the daemon per delivery of single events, with different filters that all events match",
+        experiments.filtered_events,
+        _targets(Target(experiments.filters_name(100), "us", "<=", 1.5, experiments.filters_name(0))),
+    ),
+    Line(
         "workers",
         "deliveries a second from two workers compared with one, with the load client on the same machine",
         experiments.workers,

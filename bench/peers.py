@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,11 +39,14 @@ class Service:
     rowcast: bool = False
 
     def clients(
-        self, topics: Sequence[Sequence[int]], since: str | None = None, subscribe: Mapping[str, object] = {}
+        self,
+        topics: Sequence[Sequence[int]],
+        since: str | None = None,
+        subscribe: Callable[[int], Mapping[str, object]] = lambda _: {},
     ) -> AbstractAsyncContextManager[Load]:
         """A client for each row of `topics`, none of them open yet; the n-th is user n and follows these channels.
 
-        `subscribe` has further members of each `subscribe`.
+        `subscribe` gives further members of each `subscribe` of the n-th.
         """
         if not self.rowcast:
             return load(self.port, [()] * len(topics), path=self.path)
@@ -54,7 +57,7 @@ class Service:
                     {"op": "hello", "token": issue(data.user(number), 86_400)} | ({"since": since} if since else {})
                 ),
                 *(
-                    json.dumps({"op": "subscribe", "topic": f"channel:{data.channel(one)}", **subscribe})
+                    json.dumps({"op": "subscribe", "topic": f"channel:{data.channel(one)}", **subscribe(number)})
                     for one in channels
                 ),
             ]

@@ -9,7 +9,7 @@ from pydantic_core import from_json
 from daemon.core.change import Position, Topic
 
 MEMBERS_OF_HELLO: Final = frozenset({"numbers"})
-MEMBERS_OF_SUBSCRIBE: Final = frozenset({"snapshot"})
+MEMBERS_OF_SUBSCRIBE: Final = frozenset({"snapshot", "where", "columns"})
 """The parameters of a request that are members of `hello`, and those that are members of each `subscribe`."""
 
 _POSITION: Final = re.compile(rb'"pos":"([^"\\]+)"')

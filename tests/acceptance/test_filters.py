@@ -9,7 +9,8 @@ import pytest
 
 from daemon.postgres.connect import Connection
 from tests.acceptance.chat import Chat
-from tests.support.daemon import Client, Daemon, daemon_process
+from tests.support.daemon import Client, Daemon, daemon_process, token
+from tests.support.event_stream import event_stream
 from tests.support.postgres import Server
 
 SEED = 7
@@ -118,6 +119,21 @@ async def test_a_client_that_resumes_with_its_filter_gets_what_it_missed_of_it(d
         await client.subscribe(chat.topic, where=where)
         assert [("delete", None, True), ("insert", "last", False)] == sent_changes(await client.changes(2))
         assert 2 == (await client.until("resumed"))[-1]["replayed"]
+
+
+async def test_a_stream_of_events_takes_a_filter_and_columns_as_json(daemon: Daemon, chat: Chat) -> None:
+    where, columns = '{"messages": {"content": {"ne": "a"}}}', '{"messages": ["content"]}'
+    user = token(chat.ada)
+    async with event_stream(daemon.address, user, chat.topic, where=where, columns=columns) as stream:
+        await stream.until("subscribed")
+        await chat.say("a")
+        await chat.say("b")
+        [event] = await stream.until("changes")
+        assert [{"content": "b"}] == [change["record"] for change in event.frame["changes"]]
+    wrong = '{"messages": {"size": {"eq": 1}}}'
+    async with event_stream(daemon.address, user, chat.topic, where=wrong) as stream:
+        assert 400 == stream.status
+        assert b"bad_filter" in await stream.body()
 
 
 async def test_each_mistake_in_a_filter_has_a_code_and_names_the_member(daemon: Daemon, chat: Chat) -> None:

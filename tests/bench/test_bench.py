@@ -15,7 +15,7 @@ import pytest
 from bench import __main__ as bench_main
 from bench import data
 from bench.charts import axis_ticks
-from bench.experiments import FORMS, Bench, bursts, in_turn, snapshots
+from bench.experiments import FORMS, Bench, bursts, filtered_events, in_turn, snapshots
 from bench.judge import Samples, Sense, Spread, Target
 from bench.lines import LINES, Line, select
 from bench.load import split
@@ -106,6 +106,8 @@ async def test_experiments_run_from_the_database_to_their_figures(postgres: supp
     [deliveries] = found.rounds("Rowcast", "deliveries")
     assert deliveries > 0
     assert "round 1/1  Rowcast: deliveries" in log[0]
+    found = await filtered_events(bench)
+    assert all(found.rounds(peer, "us")[0] > 0 for peer in ("no filters", "1 filter", "100 filters"))
     found = await snapshots(bench)
     for peer in ("1 client", "4 clients", "8 clients"):
         assert found.rounds(peer, "rows")[0] > 0

@@ -349,11 +349,8 @@ async def snapshots(bench: Bench) -> Samples:
         await insert(dsn, form.snapshot)
         await data.run(dsn, "vacuum analyze")
         for number, (count, limit) in in_turn(form.rounds, sizes):
-            wanted = {"snapshot": {"limit": limit}}
-            async with (
-                Rowcast().serving(dsn) as service,
-                service.clients([[0]] * count, subscribe=lambda _: wanted) as clients,
-            ):
+            wanted = partial(_snapshot, limit)
+            async with Rowcast().serving(dsn) as service, service.clients([[0]] * count, subscribe=wanted) as clients:
                 began, used = time.monotonic_ns(), cpu(service.pid)
                 await clients.open()
                 seconds = (await clients.until(limit) - began) / 1e9
@@ -364,6 +361,10 @@ async def snapshots(bench: Bench) -> Samples:
                 }
             bench.note(samples, number, snapshot_name(count), **figures)
     return samples
+
+
+def _snapshot(limit: int, _: int) -> Mapping[str, object]:
+    return {"snapshot": {"limit": limit}}
 
 
 def snapshot_name(clients: int) -> str:

@@ -84,21 +84,31 @@ def definitions(packs: Iterable[Pack], place: str) -> dict[str, Schema]:
 
 
 def _change(table: Table, place: str) -> Schema:
-    row = {"$ref": place + table.name}
-    return {"properties": {"table": {"const": table.table}, "record": row, "key": _key(table, place)}}
+    members = {"record": _record(table, place), "key": _key(table, place)}
+    return {"properties": {"table": {"const": table.table}, **members}}
 
 
 def _snapshot(table: Table, place: str) -> Schema:
-    row = {"properties": {"record": {"$ref": place + table.name}, "key": _key(table, place)}}
+    row = {"properties": {"record": _record(table, place), "key": _key(table, place)}}
     return {"properties": {"table": {"const": table.table}, "rows": {"items": row}}}
 
 
+def _record(table: Table, place: str) -> Schema:
+    """The row, or what a client has asked for with `columns`."""
+    columns = _columns(table, place, TypeAdapter(table.row).json_schema()["properties"])
+    return {"anyOf": [{"$ref": place + table.name}, columns]}
+
+
 def _key(table: Table, place: str) -> Schema:
-    columns = {}
-    for name in sorted(set(table.row.key)):
-        pointer = quote(name.replace("~", "~0").replace("/", "~1"))
-        columns[name] = {"$ref": f"{place}{table.name}/properties/{pointer}"}
-    return {"type": "object", "properties": columns, "required": list(columns), "additionalProperties": False}
+    names = sorted(set(table.row.key))
+    return _columns(table, place, names) | {"required": names}
+
+
+def _columns(table: Table, place: str, names: Iterable[str]) -> Schema:
+    """An object that has some of these columns, and nothing else."""
+    pointers = {name: quote(name.replace("~", "~0").replace("/", "~1")) for name in names}
+    columns = {name: {"$ref": f"{place}{table.name}/properties/{pointer}"} for name, pointer in pointers.items()}
+    return {"type": "object", "properties": columns, "additionalProperties": False}
 
 
 def row_schema(row: type[Row], numbers: Numbers | None = None) -> Schema:

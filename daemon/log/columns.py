@@ -36,6 +36,7 @@ class PgColumns:
             or (task.done() and (task.cancelled() or task.exception()))
         ):
             task = loop.create_task(self._read(schema))
+            task.add_done_callback(_look)
             self._reads[schema] = loop.time(), task
         return await asyncio.shield(task)
 
@@ -47,3 +48,9 @@ class PgColumns:
         for table, name, type_, labels in rows:
             tables[table][name] = Column(name, type_, frozenset(labels or ()))
         return tables
+
+
+def _look(task: asyncio.Task[Tables]) -> None:
+    """Look at how a read ended, also if nobody waits for it any more."""
+    if not task.cancelled():
+        task.exception()

@@ -18,9 +18,9 @@ const collections = new Map();
 let open = () => {};
 let gate = Promise.resolve();
 
-async function loop(topic) {
+async function loop(topic, filter) {
   try {
-    for await (const change of rowcast.changes(topic, { buffer: Number(buffer) })) {
+    for await (const change of rowcast.changes(topic, { buffer: Number(buffer), ...filter })) {
       tell("change", change.kind, change.record?.content ?? change.reason ?? null);
       await gate;
     }
@@ -31,12 +31,12 @@ async function loop(topic) {
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
-  const [name, topic, snapshot] = JSON.parse(line);
+  const [name, topic, snapshot, filter] = JSON.parse(line);
   if (name === "follow") {
-    const collection = rowcast.collection(topic, { table: "messages", snapshot });
+    const collection = rowcast.collection(topic, { table: "messages", snapshot, ...filter });
     collections.set(topic, collection);
     collection.subscribe(() => collection.ready && tell("ready"));
-    loop(topic);
+    loop(topic, filter);
   }
   if (name === "rows") tell("rows", collections.get(topic).rows.map((row) => row.content));
   if (name === "hold") gate = new Promise((resolve) => (open = resolve));

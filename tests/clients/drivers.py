@@ -60,12 +60,12 @@ class PythonDriver:
 
     async def say(self, *values: Any) -> None:
         match values:
-            case "follow", topic, *snapshot:
-                wanted = snapshot[0] if snapshot else None
-                collection = self.rowcast.collection(topic, table="messages", snapshot=wanted)
+            case "follow", topic, *more:
+                snapshot, asked = [*more, None, None][:2]
+                collection = self.rowcast.collection(topic, table="messages", snapshot=snapshot, **(asked or {}))
                 self._collections[topic] = collection
                 collection.subscribe(partial(self._report_ready, collection))
-                self._tasks.add(asyncio.create_task(self._loop(topic)))
+                self._tasks.add(asyncio.create_task(self._loop(topic, asked or {})))
             case "rows", topic:
                 self._report("rows", [row["content"] for row in self._collections[topic].rows])
             case ("hold",):
@@ -76,9 +76,9 @@ class PythonDriver:
     async def receive(self) -> Any:
         return await self._said.get()
 
-    async def _loop(self, topic: str) -> None:
+    async def _loop(self, topic: str, asked: dict[str, Any]) -> None:
         try:
-            async for change in self.rowcast.changes(topic, buffer=self._buffer):
+            async for change in self.rowcast.changes(topic, buffer=self._buffer, **asked):
                 what = change.get("record", {}).get("content", change.get("reason"))
                 self._report("change", change["kind"], what)
                 await self._gate.wait()

@@ -41,3 +41,25 @@ async def test_a_collection_begins_with_its_rows_and_begins_again_after_a_reset(
         await chat.sql.execute("truncate chatgenius.reactions")
         await until(driver, "change", "reset", "truncate")
         await until_rows(driver, chat, "four", "five")
+
+
+async def test_a_collection_with_a_filter_keeps_it_when_the_client_resumes(
+    language: str, chat: Chat, daemon: Daemon
+) -> None:
+    asked = {"where": {"messages": {"content": {"ne": "two"}}}, "columns": {"messages": ["content"]}}
+    for content in ("one", "two", "three"):
+        await chat.say(content)
+    async with (
+        Proxy(daemon.address).serving() as proxy,
+        driven(language, f"ws://127.0.0.1:{proxy.port}/v1", [token(chat.ada)]) as driver,
+    ):
+        await driver.say("follow", chat.topic, {"limit": 10}, asked)
+        await until_rows(driver, chat, "one", "three")
+        proxy.reset()
+        await until(driver, "status", "waiting")
+        await chat.sql.execute("update chatgenius.messages set content = 'two' where content = 'one'")
+        await chat.say("two")
+        await chat.say("four")
+        await until(driver, "change", "insert", "four")
+        await driver.say("rows", chat.topic)
+        await until(driver, "rows", ["three", "four"])

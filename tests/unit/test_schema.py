@@ -32,10 +32,10 @@ def test_a_change_has_the_key_and_the_record_of_its_table() -> None:
     base, tables = found["server.changes"]["properties"]["changes"]["items"]["allOf"]
     assert {"$ref": "#/$defs/server.RowChange"} == base
     [change] = tables["anyOf"]
-    assert ("lines", {"$ref": "#/$defs/shop.lines"}) == (
-        change["properties"]["table"]["const"],
-        change["properties"]["record"],
-    )
+    row, columns = change["properties"]["record"]["anyOf"]
+    assert ("lines", {"$ref": "#/$defs/shop.lines"}) == (change["properties"]["table"]["const"], row)
+    assert {"$ref": "#/$defs/shop.lines/properties/price"} == columns["properties"]["price"]
+    assert "required" not in columns
     assert ["number", "order_id"] == change["properties"]["key"]["required"]
 
 

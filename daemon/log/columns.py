@@ -12,6 +12,7 @@ from daemon.log.queries import query
 from daemon.log.reader import ANSWER_TIMEOUT, translated
 from daemon.postgres.connect import Pool, acquired
 
+OWN_TABLES: Final = "rowcast"  # stands for the schemas of all tables that are served without a pack
 KNOWN_FOR: Final = 5.0  # seconds for which what was read serves everybody: a crowd that reconnects reads once
 
 
@@ -21,29 +22,31 @@ class PgColumns:
     def __init__(self, pool: Pool, schema_of: Callable[[Topic], str | None]) -> None:
         self._pool = pool
         self._schema_of = schema_of
-        self._reads: dict[str, tuple[float, asyncio.Task[Tables]]] = {}
+        self._reads: dict[tuple[str, Topic | None], tuple[float, asyncio.Task[Tables]]] = {}
 
     async def columns(self, topic: Topic) -> Tables:
         """The published columns of each table that a topic is made of. Raises LogUnavailable."""
         schema = self._schema_of(topic)
         if schema is None:
             return {}
+        place = (schema, topic if schema == OWN_TABLES else None)  # a pack's topics are made of all its tables
         loop = asyncio.get_running_loop()
-        begun, task = self._reads.get(schema, (0.0, None))
-        if (
-            task is None
-            or loop.time() - begun > KNOWN_FOR
-            or (task.done() and (task.cancelled() or task.exception()))
-        ):
-            task = loop.create_task(self._read(schema))
-            task.add_done_callback(_look)
-            self._reads[schema] = loop.time(), task
-        return await asyncio.shield(task)
+        now = loop.time()
+        self._reads = {
+            known: (begun, task)
+            for known, (begun, task) in self._reads.items()
+            if now - begun < KNOWN_FOR and not (task.done() and (task.cancelled() or task.exception()))
+        }
+        if place not in self._reads:
+            read = loop.create_task(self._read(schema, topic))
+            read.add_done_callback(_look)
+            self._reads[place] = now, read
+        return await asyncio.shield(self._reads[place][1])
 
-    async def _read(self, schema: str) -> Tables:
+    async def _read(self, schema: str, topic: Topic) -> Tables:
         with translated():
             async with acquired(self._pool, ANSWER_TIMEOUT) as connection:
-                rows = await connection.fetch(query("compared_columns"), schema)
+                rows = await connection.fetch(query("compared_columns"), schema, topic)
         tables: defaultdict[str, dict[str, Column]] = defaultdict(dict)
         for table, name, type_, labels in rows:
             tables[table][name] = Column(name, type_, frozenset(labels or ()))

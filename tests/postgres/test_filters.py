@@ -133,7 +133,7 @@ async def kept(db: Connection, type_: str, values: Sequence[str]) -> AsyncIterat
         )
         columns = {
             name: Column(name, column_type, frozenset(labels or ()))
-            for _, name, column_type, labels in await db.fetch(query("compared_columns"), "public")
+            for _, name, column_type, labels in await db.fetch(query("compared_columns"), "public", "kept")
         }
         changes = [
             Change(Seq(1), "1", "", "public", "kept", Topic("kept"), Kind.INSERT, key, record)
@@ -142,7 +142,7 @@ async def kept(db: Connection, type_: str, values: Sequence[str]) -> AsyncIterat
 
         async def ask(condition: dict[str, Any]) -> tuple[list[int], list[int]]:
             seen = view(Asked({"kept": condition}, None), {"kept": columns})
-            [(_, _, statement)] = await db.fetch(query("snapshot_functions"), "public", seen.condition)
+            [(*_, statement)] = await db.fetch(query("snapshot_functions"), "public", "kept", seen.condition)
             by_postgres = [json.loads(key)["id"] for key, _ in await db.fetch(statement, "kept", 1000)]
             by_python = [json.loads(change.key)["id"] for change in changes if seen.of_run([change], {})]
             return by_postgres, by_python

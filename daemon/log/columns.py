@@ -13,7 +13,7 @@ from daemon.log.reader import ANSWER_TIMEOUT, translated
 from daemon.postgres.connect import Pool, acquired
 
 OWN_TABLES: Final = "rowcast"  # stands for the schemas of all tables that are served without a pack
-KNOWN_FOR: Final = 5.0  # seconds for which what was read serves everybody: a crowd that reconnects reads once
+KNOWN_FOR: Final = 1.0  # seconds for which what was read serves everybody: a crowd that reconnects reads once
 
 
 class PgColumns:

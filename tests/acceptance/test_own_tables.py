@@ -97,6 +97,22 @@ async def test_a_snapshot_and_changes_of_several_tables_share_a_topic(
         assert ["delete", "insert", "delete"] == [change["kind"] for change in await client.changes(3)]
 
 
+async def test_a_filter_holds_for_a_table_without_a_pack(database: str, daemon: Daemon, tables: Connection) -> None:
+    await rowcast(database, *WATCH, *BY_TOPIC)
+    await tables.execute("insert into public.orders (customer_id, total) values (7, 5), (7, 15), (8, 20)")
+    async with daemon.client("7") as client:
+        asked = {"where": {"orders": {"total": {"gte": 10}}}, "columns": {"orders": ["total"]}}
+        await followed(client, "orders:7", snapshot=True, **asked)
+        [frame, _] = await client.until("resumed")
+        assert [{"total": 15}] == [row["record"] for row in frame["rows"]]
+        await tables.execute("update public.orders set total = total - 6")
+        assert [("delete", True)] * 2 == [(each["kind"], each["left"]) for each in await client.changes(2)]
+        await client.say(op="unsubscribe", topic="orders:7")
+        await client.until("unsubscribed")
+        refused = await client.subscribe("orders:7", where={"lines": {"id": {"eq": 1}}})
+        assert "bad_filter" == refused["code"]
+
+
 async def test_followers_learn_that_a_table_is_watched_otherwise(
     database: str, daemon: Daemon, tables: Connection
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import faulthandler
 import gc
 import os
+import secrets
 import signal
 import socket
 import time
@@ -19,13 +20,16 @@ from daemon.contracts.schema import json_schema
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import LogUnreadable, OperatorFault
 from daemon.core.hub import Hub
+from daemon.delivery.acks import Acks
 from daemon.delivery.client import ClientContext, bye
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.own_tables import OwnTables
 from daemon.delivery.pack_router import PackRouter
+from daemon.delivery.presence import Presence
 from daemon.delivery.pump import Pump
 from daemon.delivery.replay import RetryingLogReader
 from daemon.delivery.rights import Rights
+from daemon.delivery.signals import Signals
 from daemon.delivery.snapshots import Snapshots
 from daemon.files import folder
 from daemon.gateway.auth import Authenticator
@@ -45,6 +49,7 @@ from daemon.log.reader import PgLogReader
 from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.rows import PgRowReader
 from daemon.log.sequencer import Sequencer
+from daemon.log.sharing import SIGNALS_CHANNEL, PgAcks, PgBroadcast, PgPeople, PgSignalRights
 from daemon.logs import count_dropped_lines, get_logger
 from daemon.packs import Pack, by_schema
 from daemon.postgres.connect import SESSION, Connect, Connection, OnUnusable, Pool, connect, open_pool
@@ -122,9 +127,19 @@ class _Parts:
     retention: Retention
     schema: SchemaHealth
     pump: Pump
+    sharing: "_Sharing"
     gateway: Gateway
     scheduler: Scheduler
     readiness: Readiness
+
+
+@dataclass(frozen=True)
+class _Sharing:
+    """What clients of different processes share beside the log."""
+
+    signals: Signals
+    presence: Presence
+    acks: Acks
 
 
 def site(readiness: Readiness, demo: Demo | None, packs: Callable[[], Iterable[Pack]]) -> Site:
@@ -239,22 +254,13 @@ def _build(
     """Make every part and connect them; nothing runs yet."""
     router = PackRouter(packs)
     hub = Hub(encode, router.with_exact_numbers)
-    log_reader = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
-    log_cache = LogCache(log_reader, settings.recent_bytes)
     own_tables = OwnTables(PgOwnTableReader(pool), router)
     events, numbers = asyncio.Event(), asyncio.Event()
-    pump = Pump(
-        log_reader,
-        numbers,
-        hub,
-        router,
-        log_cache,
-        DeadLetters(pool).store_dead_letters,
-        refresh=own_tables.refresh,
-        poll_every=settings.poll_every,
-        chunk=settings.read_chunk,
+    pump, log_cache = _build_pump(settings, pool, hub, router, own_tables, numbers)
+    sharing = _build_sharing(pool, hub, router)
+    notifier, sequencer, retention = _build_log(
+        settings, pool, pump, log_cache, events, numbers, sharing, on_unusable
     )
-    notifier, sequencer, retention = _build_log(settings, pool, pump, log_cache, events, numbers, on_unusable)
     notify_watch = NotifyWatch(pool, lambda: notifier.is_blocked)
     backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
     connect_for_jobs = partial(_open, settings, on_unusable, "rowcast jobs", JOB_SESSION)
@@ -268,6 +274,9 @@ def _build(
         rights=Rights(hub, PgGrants(pool, router.schema_of), pump.wait_until_delivered),
         snapshots=_snapshots(settings, pool, hub, router, pump),
         columns=PgColumns(pool, router.schema_of),
+        signals=sharing.signals,
+        presence=sharing.presence,
+        acks=sharing.acks,
         router=router,
         authenticate=Authenticator(settings.require_secret()).verify,
         wait_until_delivered=pump.wait_until_delivered,
@@ -283,7 +292,48 @@ def _build(
     )
     gateway = Gateway(context.open_client, site(readiness, demo, lambda: router.all_packs), limits=limits)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits)
-    return _Parts(notifier, notify_watch, sequencer, backlog, retention, schema, pump, gateway, scheduler, readiness)
+    return _Parts(
+        notifier, notify_watch, sequencer, backlog, retention, schema, pump, sharing, gateway, scheduler, readiness
+    )
+
+
+def _build_pump(
+    settings: Settings, pool: Pool, hub: Hub, router: PackRouter, own_tables: OwnTables, numbers: asyncio.Event
+) -> tuple[Pump, LogCache]:
+    log_reader = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
+    log_cache = LogCache(log_reader, settings.recent_bytes)
+    pump = Pump(
+        log_reader,
+        numbers,
+        hub,
+        router,
+        log_cache,
+        DeadLetters(pool).store_dead_letters,
+        refresh=own_tables.refresh,
+        poll_every=settings.poll_every,
+        chunk=settings.read_chunk,
+    )
+    return pump, log_cache
+
+
+def _build_sharing(pool: Pool, hub: Hub, router: PackRouter) -> _Sharing:
+    process = secrets.token_hex(8)
+
+    def functions(name: Callable[[Pack], str | None]) -> dict[str, str]:
+        return {schema: f"{schema}.{name(pack)}" for schema, pack in router.packs.items() if name(pack)}
+
+    rights = PgSignalRights(pool, router.schema_of, functions(lambda pack: pack.may_signal))
+    signals = Signals(process, hub, encode, PgBroadcast(pool), rights)
+    presence_hooks = functions(lambda pack: pack.presence_hook)
+    presence = Presence(
+        PgPeople(pool, process, router.schema_of, presence_hooks),
+        encode,
+        signals.announce,
+        time.monotonic,
+        has_hooks=bool(presence_hooks),
+    )
+    signals.on_present = presence.changed_elsewhere
+    return _Sharing(signals, presence, Acks(PgAcks(pool, functions(lambda pack: pack.ack_hook))))
 
 
 def _snapshots(settings: Settings, pool: Pool, hub: Hub, router: PackRouter, pump: Pump) -> Snapshots:
@@ -346,6 +396,7 @@ def _build_log(
     log_cache: LogCache,
     events: asyncio.Event,
     numbers: asyncio.Event,
+    sharing: _Sharing,
     on_unusable: OnUnusable,
 ) -> tuple[Notifier, Sequencer, Retention]:
     """Make the parts that maintain the log: the notifier, the sequencer and the retention."""
@@ -368,6 +419,7 @@ def _build_log(
     notifier = Notifier(
         opener("rowcast listener", {**SESSION, "lock_timeout": f"{lock_timeout * 1000:.0f}ms"}),
         {"rowcast": events, "rowcast_log": numbers},
+        receivers={SIGNALS_CHANNEL: sharing.signals.receive},
         is_own=sequencer.is_own_notification,
         beat_every=settings.beat_every,
         beat_limit=settings.beat_limit,
@@ -417,6 +469,9 @@ async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any,
     except TimeoutError:
         raise LogUnreadable(parts.pump.failure or "no answer") from None
     run_in_background(parts.scheduler.run())
+    run_in_background(parts.sharing.signals.run())
+    run_in_background(parts.sharing.presence.run())
+    run_in_background(parts.sharing.acks.run())
 
 
 async def _listen(

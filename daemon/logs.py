@@ -104,6 +104,10 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "schema_warning": Event("warn", "the server sent a warning about the schema, such as a missing extension"),
         "segments_dropped": Event("info", "segments of the log older than ROWCAST_RETENTION were dropped"),
         "serving": Event("info", "the daemon is ready for clients"),
+        "sharing_failed": Event(
+            "warn",
+            "signals, presence or acknowledgements cannot be exchanged through the database at the moment; says why",
+        ),
         "snapshot_incomplete": Event(
             "warn", "a row does not fit its row model: a snapshot went without it; says why"
         ),

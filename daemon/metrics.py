@@ -184,6 +184,17 @@ RESETS: Final = Counter(
     registry=REGISTRY,
 )
 ERRORS: Final = Counter("rowcast_errors_total", "Error frames sent to clients, by code.", ["code"], registry=REGISTRY)
+SIGNALS: Final = Counter("rowcast_signals_total", "Signals that clients of this daemon sent.", registry=REGISTRY)
+SIGNALS_DROPPED: Final = Counter(
+    "rowcast_signals_dropped_total",
+    "Signals that were dropped, by reason: rate (the sender's), slow (counted for each client that did not read), "
+    "full (too many for other processes), unsent (the database did not answer), malformed (not understood).",
+    ["reason"],
+    registry=REGISTRY,
+)
+PRESENT: Final = Gauge(
+    "rowcast_present", "Who is present in a topic through this daemon, counted per topic.", registry=REGISTRY
+)
 PURGED: Final = Counter(
     "rowcast_purged_total", "Events and dead letters emptied because their row was deleted.", registry=REGISTRY
 )
@@ -254,6 +265,8 @@ for _reason in ("full", "crowded", "address", "user", "request", "stopping", "fi
     REFUSED.labels(reason=_reason)
 for _reason in ("open_timeout", "answer_timeout", "silent", "too_slow", "close_timeout", "drain_timeout"):
     ABORTED.labels(reason=_reason)
+for _reason in ("rate", "slow", "full", "unsent", "malformed"):
+    SIGNALS_DROPPED.labels(reason=_reason)
 for _source in ("memory", "database"):
     RESUME_READS.labels(source=_source)
 

@@ -77,6 +77,13 @@ export interface Options {
    * and those that no double holds are rounded.
    */
   numbers?: "json" | "string";
+  /**
+   * What you call this client among those of its user: 1 to 64 ASCII characters without blanks. By default a random name,
+   * so that one who reconnects has never left. Choose one that stays if you use `stored`.
+   */
+  device?: string;
+  /** Begin where this device has last acknowledged, if the server knows that. */
+  stored?: boolean;
   /** Closes the client when it is aborted. */
   signal?: AbortSignal;
   /** The WebSocket to use instead of the global one, which Node has from version 22 on. */
@@ -149,6 +156,34 @@ export interface Collection<R = Row> {
   close(): void;
 }
 
+export interface ChannelOptions {
+  /** Be present, with these data: a JSON object of up to 1 KiB, which others who are present see. */
+  presence?: Record<string, any>;
+  /** Closes the channel when it is aborted. */
+  signal?: AbortSignal;
+}
+
+/** Those who are present, by user: one entry for each device. */
+export type People = Record<string, readonly { device: string; data: any; since: string }[]>;
+
+/** What clients that follow a topic say to one another. */
+export interface Channel {
+  /** Who is present; empty unless you are. Frozen, and the same object until somebody comes, goes or changes. */
+  readonly presence: Readonly<People>;
+  /** Why the topic is not followed any more. */
+  readonly error: RowcastError | null;
+  /**
+   * Send something to the other clients that follow the topic: at most once, and stored nowhere. False if there is no
+   * connection at the moment.
+   */
+  signal(name: string, data?: any): boolean;
+  /** Be present, and let others see this; null: be present no longer. */
+  show(data: Record<string, any> | null): void;
+  on(name: "signal", listener: (signal: { name: string; data: any; user: string }) => void): () => void;
+  on(name: "presence", listener: (people: Readonly<People>) => void): () => void;
+  close(): void;
+}
+
 /**
  * One user's connection to Rowcast. It connects at once, and again whenever the connection breaks.
  *
@@ -170,6 +205,10 @@ export class Rowcast<Tables = AnyTables, Topic extends string = string> {
     topic: Topic,
     options: CollectionOptions<R> & (string extends keyof Tables ? unknown : never),
   ): Collection<R>;
+  /** Signals, and who is present. Throws RowcastError if the client is closed. */
+  channel(topic: Topic, options?: ChannelOptions): Channel;
+  /** Let the server keep how far this device is: everything received so far is processed. */
+  ack(): void;
   /**
    * The changes of a topic from now on, each once and in order. The loop throws TopicEnded or ConnectionStopped when
    * the topic or the connection ends, and ends quietly with `signal` or `close()`. If it falls behind by `buffer`

@@ -178,6 +178,8 @@ export class Collection {
   keepsRows = true;
   /** @type {TopicRows | null} */
   source = null;
+  /** @type {Record<string, any> | null} */
+  shown = null;
   #table;
   #order;
   /** @type {readonly Record<string, any>[] | null} */
@@ -220,6 +222,9 @@ export class Collection {
     if (changes.some(({ table }) => table === this.#table || table === undefined)) this.#changed();
   }
 
+  receiveSignal() {}
+  receivePeople() {}
+
   /** @param {boolean} ready */
   setReady(ready) {
     if (this.ready === ready) return;
@@ -240,11 +245,106 @@ export class Collection {
   }
 }
 
+/** @typedef {Record<string, { device: string, data: any, since: string }[]>} People the devices that are present, by user */
+
+/** What clients that follow a topic say to one another: see rowcast.d.ts. */
+export class Channel {
+  /** @type {Readonly<People>} */
+  presence = Object.freeze({});
+  /** @type {RowcastError | null} */
+  error = null;
+  keepsRows = false;
+  /** @type {TopicRows | null} */
+  source = null;
+  /** @type {Record<string, any> | null} */
+  shown;
+  #on;
+  /** @type {Map<string, Set<(value: any) => void>>} */
+  #listeners = new Map();
+
+  /**
+   * @param {Record<string, any> | null} shown
+   * @param {{ signal: (name: string, data: any) => boolean, show: () => void, close: () => void }} on
+   */
+  constructor(shown, on) {
+    this.shown = shown;
+    this.#on = on;
+  }
+
+  /**
+   * @param {string} name
+   * @param {any} [data]
+   */
+  signal(name, data = null) {
+    return this.#on.signal(name, data);
+  }
+
+  /** @param {Record<string, any> | null} data */
+  show(data) {
+    this.shown = data;
+    this.#on.show();
+  }
+
+  /**
+   * @param {string} name
+   * @param {(value: any) => void} listener
+   */
+  on(name, listener) {
+    return listen(this.#listeners, name, listener);
+  }
+
+  close() {
+    this.#on.close();
+  }
+
+  receive() {}
+  setReady() {}
+
+  /** @param {Record<string, any>} frame */
+  receiveSignal({ name, data, user }) {
+    emit(this.#listeners, "signal", { name, data, user });
+  }
+
+  /** @param {Readonly<People>} people */
+  receivePeople(people) {
+    this.presence = people;
+    emit(this.#listeners, "presence", people);
+  }
+
+  /** @param {RowcastError | null} error */
+  end(error) {
+    this.error = error;
+    this.receivePeople(Object.freeze({}));
+  }
+}
+
+/**
+ * @param {Map<string, Set<(value: any) => void>>} listeners
+ * @param {string} name
+ * @param {(value: any) => void} listener
+ */
+function listen(listeners, name, listener) {
+  const found = listeners.get(name) ?? new Set();
+  listeners.set(name, found.add(listener));
+  return () => void found.delete(listener);
+}
+
+/**
+ * @param {Map<string, Set<(value: any) => void>>} listeners
+ * @param {string} name
+ * @param {any} value
+ */
+function emit(listeners, name, value) {
+  listeners.get(name)?.forEach((listener) => isolated(() => listener(value)));
+}
+
 /** The changes of a topic, in order, as an async iterator. */
 class ChangeStream {
   keepsRows = false;
   /** @type {TopicRows | null} */
   source = null;
+  /** @type {Record<string, any> | null} */
+  shown = null;
   /** @type {Record<string, any>[]} */
   #waiting = [];
   #ended = false;
@@ -272,6 +372,8 @@ class ChangeStream {
   }
 
   setReady() {}
+  receiveSignal() {}
+  receivePeople() {}
 
   /** @param {RowcastError | null} error */
   end(error) {
@@ -299,11 +401,15 @@ class ChangeStream {
 }
 
 /**
- * What follows a topic. `receive` gets changes, or a reset.
+ * What follows a topic. `receive` gets changes, or a reset. `shown`: what others who are present see of the user; null:
+ * nothing, and the user does not see them.
  *
  * @typedef {object} Sink
  * @property {boolean} keepsRows
  * @property {TopicRows | null} source
+ * @property {Record<string, any> | null} shown
+ * @property {(frame: Record<string, any>) => void} receiveSignal
+ * @property {(people: Readonly<People>) => void} receivePeople
  * @property {(changes: readonly Record<string, any>[]) => void} receive
  * @property {(ready: boolean) => void} setReady
  * @property {(error: RowcastError | null) => void} end
@@ -329,6 +435,8 @@ class ChangeStream {
  * @property {number | null} id the `id` of its last subscribe
  * @property {number | null} retryAt when to subscribe again, after `unavailable`
  * @property {TopicRows | null} rows
+ * @property {Record<string, any> | null} shown what the server was told to show of the user
+ * @property {Readonly<People>} people who is present
  * @property {Set<Sink>} sinks
  */
 
@@ -356,6 +464,10 @@ export class Engine {
 
   #out;
   #numbers;
+  #device;
+  #stored;
+  /** @type {Position | null} */
+  #unsentAck = null;
   #now;
   #random;
   /** @type {Map<string, Topic>} */
@@ -377,11 +489,14 @@ export class Engine {
 
   /**
    * @param {Outputs} out
-   * @param {{ numbers?: "json" | "string", now?: () => number, random?: () => number }} [options]
+   * @param {{ numbers?: "json" | "string", device?: string, stored?: boolean, now?: () => number,
+   *   random?: () => number }} [options] `stored`: begin where this device has acknowledged
    */
-  constructor(out, { numbers, now = clock, random = Math.random } = {}) {
+  constructor(out, { numbers, device, stored = false, now = clock, random = Math.random } = {}) {
     this.#out = out;
     this.#numbers = numbers;
+    this.#device = device;
+    this.#stored = stored;
     this.#now = now;
     this.#random = random;
   }
@@ -441,7 +556,7 @@ export class Engine {
     if (!topic) {
       topic = {
         phase: "idle", snapshot, filter, loaded: !snapshot, at: null, since: null, id: null, retryAt: null, rows: null,
-        sinks: new Set(),
+        shown: null, people: Object.freeze({}), sinks: new Set(),
       };
       this.#topics.set(name, topic);
     }
@@ -449,6 +564,8 @@ export class Engine {
     sink.source = topic.rows;
     topic.sinks.add(sink);
     if (topic.phase === "live") sink.setReady(true);
+    if (Object.keys(topic.people).length) sink.receivePeople(topic.people);
+    this.#show(name, topic);
     if (topic.phase === "idle" && this.#isWelcomed) this.#subscribe(name, topic);
     this.#settle();
   }
@@ -459,10 +576,42 @@ export class Engine {
    */
   unfollow(name, sink) {
     const topic = this.#topics.get(name);
-    if (!topic?.sinks.delete(sink) || topic.sinks.size) return;
+    if (!topic?.sinks.delete(sink)) return;
+    if (topic.sinks.size) return this.#show(name, topic);
     this.#topics.delete(name);
     if (this.#isWelcomed) this.#out.send({ op: "unsubscribe", topic: name });
     this.#settle();
+  }
+
+  /**
+   * What a sink shows has changed.
+   *
+   * @param {string} name
+   * @param {Sink} sink
+   */
+  present(name, sink) {
+    const topic = this.#topics.get(name);
+    if (topic?.sinks.has(sink)) this.#show(name, topic);
+  }
+
+  /**
+   * Send a signal to the other followers of a topic. False if there is no connection: then nobody gets it.
+   *
+   * @param {string} name
+   * @param {string} signal
+   * @param {any} data
+   */
+  signal(name, signal, data) {
+    const topic = this.#topics.get(name);
+    if (!topic || topic.phase === "idle" || !this.#isWelcomed) return false;
+    this.#out.send({ op: "signal", topic: name, name: signal, data });
+    return true;
+  }
+
+  /** Let the server keep the position for this device, now or once there is a connection. */
+  ack() {
+    this.#unsentAck = this.position;
+    this.#sendAck();
   }
 
   // What happens to the connection
@@ -480,9 +629,10 @@ export class Engine {
   opened(token) {
     this.#maxSilence = ANSWER_TIMEOUT;
     this.#silenceAt = this.#now() + ANSWER_TIMEOUT;
-    this.#helloSince = this.position?.toString() ?? null;
+    this.#helloSince = this.position?.toString() ?? (this.#stored ? "stored" : null);
     this.#out.send(defined({
-      op: "hello", token, since: this.#helloSince, seen: this.#seen, session: this.#session, numbers: this.#numbers,
+      op: "hello", token, since: this.#helloSince, seen: this.#seen, session: this.#session, device: this.#device,
+      numbers: this.#numbers,
     }));
   }
 
@@ -545,6 +695,8 @@ export class Engine {
       case "reset": this.#onReset(frame); break;
       case "revoked": this.#onRevoked(frame); break;
       case "head": this.#onHead(frame); break;
+      case "signal": this.#onSignal(frame); break;
+      case "presence": this.#onPresence(frame); break;
       case "error": this.#onError(frame); break;
       case "bye": this.#retryMs = frame.retry_ms; break;
     }
@@ -561,10 +713,12 @@ export class Engine {
     this.#retryMs = null;
     this.#maxSilence = seconds(frame.heartbeat) * 1.5 + LATE;
     this.#silenceAt = this.#now() + this.#maxSilence;
-    this.position ??= Position.parse(frame.pos);
+    if (this.#helloSince === "stored") this.#helloSince = frame.since ?? null;
+    this.position ??= Position.parse(this.#helloSince ?? frame.pos);
     this.#setStatus("resuming");
     this.#out.emit("welcome", frame);
     for (const [name, topic] of this.#topics) if (topic.phase === "idle") this.#subscribe(name, topic);
+    this.#sendAck();
   }
 
   /** @param {Record<string, any>} frame */
@@ -652,6 +806,26 @@ export class Engine {
   }
 
   /** @param {Record<string, any>} frame */
+  #onSignal(frame) {
+    for (const sink of [...(this.#followed(frame)?.sinks ?? [])]) sink.receiveSignal(frozen(frame));
+  }
+
+  /** @param {Record<string, any>} frame */
+  #onPresence(frame) {
+    const topic = this.#followed(frame);
+    if (!topic?.shown) return;
+    const { state, left = [], updated = [], joined = [] } = frame;
+    /** @type {People} */
+    const people = { ...(state ?? topic.people) };
+    for (const { user, ...entry } of [...left, ...updated, ...joined]) {
+      const rest = (people[user] ?? []).filter(({ device }) => device !== entry.device);
+      people[user] = "data" in entry ? [...rest, entry] : rest;
+      if (!people[user].length) delete people[user];
+    }
+    this.#setPeople(topic, people);
+  }
+
+  /** @param {Record<string, any>} frame */
   #onError(frame) {
     const found = [...this.#topics].find(([, topic]) => frame.id !== undefined && topic.id === frame.id);
     if (!found) return;
@@ -704,7 +878,37 @@ export class Engine {
       topic.since = String(this.position);
       if (topic.since !== this.#helloSince) frame.since = topic.since; // otherwise it starts where the hello said
     }
+    if (topic.shown) frame.presence = { data: topic.shown };
     this.#out.send(frame);
+  }
+
+  /**
+   * Be present with what the last sink that wants it says, and tell the server if that is new.
+   *
+   * @param {string} name
+   * @param {Topic} topic
+   */
+  #show(name, topic) {
+    const shown = [...topic.sinks].map((sink) => sink.shown).filter((one) => one !== null).at(-1) ?? null;
+    if (JSON.stringify(shown) === JSON.stringify(topic.shown)) return;
+    topic.shown = shown;
+    if (topic.phase !== "idle" && this.#isWelcomed) this.#out.send({ op: "presence", topic: name, data: shown });
+    if (!shown) this.#setPeople(topic, {});
+  }
+
+  /**
+   * @param {Topic} topic
+   * @param {People} people
+   */
+  #setPeople(topic, people) {
+    topic.people = frozen(people);
+    for (const sink of [...topic.sinks]) sink.receivePeople(topic.people);
+  }
+
+  #sendAck() {
+    if (!this.#unsentAck || !this.#isWelcomed) return;
+    this.#out.send({ op: "ack", pos: String(this.#unsentAck) });
+    this.#unsentAck = null;
   }
 
   /**
@@ -820,9 +1024,10 @@ export class Rowcast {
   /**
    * @param {string} url the WebSocket URL, which ends in `/v1`
    * @param {{ token: string | ((wanted: { fresh: boolean }) => string | null | Promise<string | null>),
-   *   numbers?: "json" | "string", signal?: AbortSignal, WebSocket?: typeof globalThis.WebSocket }} options
+   *   numbers?: "json" | "string", device?: string, stored?: boolean, signal?: AbortSignal,
+   *   WebSocket?: typeof globalThis.WebSocket }} options
    */
-  constructor(url, { token, numbers, signal, WebSocket = globalThis.WebSocket }) {
+  constructor(url, { token, numbers, device = aName(), stored, signal, WebSocket = globalThis.WebSocket }) {
     if (!WebSocket) {
       throw new RowcastError("This Node has no WebSocket: use 22, --experimental-websocket, or the option WebSocket.");
     }
@@ -834,9 +1039,9 @@ export class Rowcast {
         open: (wanted) => void this.#open(wanted),
         send: (frame) => this.#socket?.send(JSON.stringify(frame)),
         close: () => this.#drop(),
-        emit: (name, value) => this.#listeners.get(name)?.forEach((listener) => isolated(() => listener(value))),
+        emit: (name, value) => emit(this.#listeners, name, value),
       },
-      { numbers },
+      { numbers, device, stored },
     );
     globalThis.addEventListener?.("online", this.#wake);
     globalThis.document?.addEventListener("visibilitychange", this.#wake);
@@ -861,9 +1066,7 @@ export class Rowcast {
    * @param {(value: any) => void} listener
    */
   on(name, listener) {
-    const listeners = this.#listeners.get(name) ?? new Set();
-    this.#listeners.set(name, listeners.add(listener));
-    return () => void listeners.delete(listener);
+    return listen(this.#listeners, name, listener);
   }
 
   /**
@@ -879,6 +1082,28 @@ export class Rowcast {
     this.#run(() => this.#engine.follow(topic, collection, snapshot, filterOf(where, columns)));
     whenAborted(signal, collection.close);
     return collection;
+  }
+
+  /**
+   * The signals of a topic, and with `presence`, which others see, who is present.
+   *
+   * @param {string} topic
+   * @param {{ presence?: Record<string, any>, signal?: AbortSignal }} [options]
+   */
+  channel(topic, { presence, signal } = {}) {
+    const channel = new Channel(presence ?? null, {
+      signal: (name, data) => this.#engine.signal(topic, name, data),
+      show: () => this.#run(() => this.#engine.present(topic, channel)),
+      close: () => this.#run(() => this.#engine.unfollow(topic, channel)),
+    });
+    this.#run(() => this.#engine.follow(topic, channel));
+    whenAborted(signal, () => channel.close());
+    return channel;
+  }
+
+  /** Let the server keep how far this device is: everything received so far is processed. */
+  ack() {
+    this.#run(() => this.#engine.ack());
   }
 
   /**
@@ -966,6 +1191,8 @@ export class Rowcast {
     socket?.close();
   }
 }
+
+const aName = () => Array.from({ length: 4 }, () => Math.random().toString(36).slice(2, 7)).join("");
 
 /**
  * @param {Record<string, any>} [where]

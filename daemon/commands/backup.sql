@@ -116,7 +116,7 @@ do $$
 declare
     log_tables constant text := (
         select string_agg('rowcast.' || n, ', ')
-        from unnest('{events, log, batches, tombstones, grants, set_aside}'::text []) as u (n)
+        from unnest('{events, log, batches, tombstones, grants, set_aside, presence_leases, people}'::text []) as u (n)
         where to_regclass('rowcast.' || n) is not null
     );
 begin

@@ -13,6 +13,7 @@ Topic = NewType("Topic", str)
 Seq = NewType("Seq", int)
 """A number in the log. Compare only numbers of one epoch."""
 
+MAX_EPOCH = 64  # characters: those of this version have 12
 MAX_SEQ = 2**53 - 1  # the largest integer that a JavaScript client can hold exactly
 
 
@@ -74,7 +75,7 @@ class Position(NamedTuple):
     def parse(cls, text: str) -> Self:
         """Read a position as a client sends it. Raises BadPosition."""
         epoch, colon, seq = text.rpartition(":")
-        if not (colon and epoch and seq.isascii() and seq.isdigit() and len(seq) <= 16):
+        if not (colon and 0 < len(epoch) <= MAX_EPOCH and seq.isascii() and seq.isdigit() and len(seq) <= 16):
             raise BadPosition
         if int(seq) > MAX_SEQ:
             raise BadPosition

@@ -147,6 +147,55 @@ class Overloaded(ClientFault):
     close = 1013
 
 
+class NotSubscribed(ClientFault):
+    """You do not follow this topic: subscribe first."""
+
+    code = "not_subscribed"
+
+
+class MayNotSignal(ClientFault):
+    """You may not send signals in this topic."""
+
+    code = "may_not_signal"
+
+
+class SignalTooLarge(ClientFault):
+    """The data of a signal may have at most {limit} bytes."""
+
+    code = "signal_too_large"
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+
+class TooManySignals(ClientFault):
+    """A connection may send at most {limit} signals a second: this one was dropped."""
+
+    code = "too_many_signals"
+    retry = True
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+
+class PresenceTooLarge(ClientFault):
+    """The data of a presence may have at most {limit} bytes."""
+
+    code = "presence_too_large"
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+
+class PresenceFull(ClientFault):
+    """At most {limit} can be present in a topic: follow it without."""
+
+    code = "presence_full"
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+
 class SnapshotTooLarge(ClientFault):
     """The topic has too many rows (over {rows}, or {size} bytes): ask for fewer, with "limit" or "where"."""
 

@@ -6,10 +6,11 @@ NotRequired: no frame contains null outside of a row.
 
 from typing import Annotated, Any, Final, Literal, NotRequired
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter
 from typing_extensions import TypedDict
 
 from daemon.core.change import MAX_TOPIC, TOPIC_PATTERN
+from daemon.core.signals import SignalName
 from daemon.core.wire import FrameId, PositionString
 
 _Topic = Annotated[str, Field(min_length=1, max_length=MAX_TOPIC, pattern=TOPIC_PATTERN)]
@@ -70,6 +71,7 @@ class Welcome(TypedDict):
     schema: str
     limits: Limits
     numbers: NotRequired[Literal["json", "string"]]
+    since: NotRequired[PositionString]
     last_close: NotRequired[LastClose]
 
 
@@ -170,8 +172,63 @@ class Changes(TypedDict):
     changes: list[RowChange]
 
 
+class Signal(TypedDict):
+    """Another client that follows the topic says something."""
+
+    op: Literal["signal"]
+    topic: _Topic
+    name: SignalName
+    data: JsonValue
+    user: str
+
+
+class Device(TypedDict):
+    """A device that is present, and what it says of itself."""
+
+    device: str
+    data: _Columns
+    since: str
+
+
+class Left(TypedDict):
+    """A device that is not present any more."""
+
+    user: str
+    device: str
+
+
+class Person(Device):
+    """A device of a user."""
+
+    user: str
+
+
+class Presence(TypedDict):
+    """Who is present in the topic, or what has changed."""
+
+    op: Literal["presence"]
+    topic: _Topic
+    state: NotRequired[dict[str, list[Device]]]
+    joined: NotRequired[list[Person]]
+    left: NotRequired[list[Left]]
+    updated: NotRequired[list[Person]]
+
+
 ServerFrame = (
-    Welcome | Subscribed | Unsubscribed | Pong | Resumed | Reset | Revoked | Head | Error | Bye | Snapshot | Changes
+    Welcome
+    | Subscribed
+    | Unsubscribed
+    | Pong
+    | Resumed
+    | Reset
+    | Revoked
+    | Head
+    | Error
+    | Bye
+    | Snapshot
+    | Changes
+    | Signal
+    | Presence
 )
 
 EXACTLY: Final[TypeAdapter[ServerFrame]] = TypeAdapter(

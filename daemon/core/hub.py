@@ -47,6 +47,9 @@ class Follower(Protocol):
         A follower that has enough may leave its topics from inside this call.
         """
 
+    def signal(self, frame: bytes) -> None:
+        """Take a signal, unless there is too much to read already."""
+
     def revoked(self, topic: Topic) -> None:
         """The right to this topic has ended; the hub has already removed this follower from it."""
 
@@ -153,6 +156,10 @@ class Hub:
                 self.unfollow(topic, follower)
                 self.watch_rights(topic, follower)
         return suspended
+
+    def followers(self, topic: Topic) -> list[Follower]:
+        """The live followers of a topic."""
+        return list(chain.from_iterable(self._followers[stream] for stream in self._streams.get(topic, ())))
 
     @property
     def topics(self) -> Collection[Topic]:

@@ -1,12 +1,13 @@
 """The interfaces between the rooms. Each is named by its user; tests/contract checks what the docstrings promise."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.close_codes import Close
 from daemon.core.filters import Tables
 from daemon.core.own_tables import OwnTable
+from daemon.core.presence import Key, People, Person
 from daemon.core.snapshot import Rows, Wanted
 
 Encode = Callable[[bytes], bytes]
@@ -109,6 +110,53 @@ class LogReader(Protocol):
 
     async def continuity(self, since: Position) -> str | None:
         """Why a stream cannot be continued from `since` (`epoch`, `crash`, `retention`); None if it can."""
+
+
+Broadcast = Callable[[Collection[str]], Awaitable[None]]
+"""Sends pieces of a message to every process of the database, this one too, together and in order; or not at all.
+
+What is sent while another process does not listen is lost to it. Raises LogUnavailable.
+"""
+
+
+class SignalRights(Protocol):
+    """Who may send signals."""
+
+    def concerns(self, topic: Topic) -> bool:
+        """Whether it has to be asked for this topic; in others, everybody who follows them may send."""
+
+    async def may_signal(self, user: str, topic: Topic) -> bool:
+        """Whether this user may, in a topic that the user may read. Raises GrantsUnavailable."""
+
+
+class PeopleStore(Protocol):
+    """Who is present, as all processes of the database know it. Each method raises LogUnavailable.
+
+    Whom a process has stored counts until it removes them, or does not renew its lease.
+    """
+
+    async def store(self, present: Mapping[tuple[Topic, Key], Person], gone: Collection[tuple[Topic, Key]]) -> bool:
+        """Renew the lease of this process, and store and remove some of its people.
+
+        Who comes here has come back from every process from which they are about to leave.
+        False if the lease was lost, and with it everybody who was stored before.
+        """
+
+    async def others(self, topics: Collection[Topic]) -> dict[Topic, list[People]]:
+        """Who is present in these topics according to the other processes whose lease has not expired."""
+
+    async def call_hooks(self) -> bool:
+        """Tell the packs that want to know which users have come or gone. False if nobody is present to any."""
+
+
+class AckStore(Protocol):
+    """The positions that devices have acknowledged. Each method raises LogUnavailable."""
+
+    async def store(self, acks: Mapping[Key, Position]) -> None:
+        """Keep these, whatever was known before."""
+
+    async def stored(self, device: Key) -> Position | None:
+        """The last one that was stored; None if there is none."""
 
 
 class Grants(Protocol):

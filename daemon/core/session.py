@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final, assert_never
 
-from daemon.core import wire
+from pydantic import JsonValue
+
+from daemon.core import presence, signals, wire
 from daemon.core.change import Numbers, Position, Topic
 from daemon.core.errors import (
     AlreadyGreeted,
@@ -17,11 +19,14 @@ from daemon.core.errors import (
     ClientFault,
     HelloExpected,
     HelloTimeout,
+    NotSubscribed,
+    PresenceTooLarge,
+    SignalTooLarge,
     TooManyTopics,
 )
 from daemon.core.filters import Asked, View
 from daemon.core.snapshot import Wanted
-from daemon.core.wire import FrameId, Hello, Ping, Subscribe, Unsubscribe
+from daemon.core.wire import Ack, FrameId, Hello, Ping, Presence, Signal, Subscribe, Unsubscribe
 
 MAX_TOPICS: Final = 128
 
@@ -43,7 +48,7 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Authenticate:
-    """Verify the token of the hello; answer with `welcomed`, or with `fault`."""
+    """Verify the token of the hello, and look up its position if that is stored: `welcomed` or `fault` answers."""
 
     hello: Hello
 
@@ -62,6 +67,7 @@ class Follow:
     snapshot: Wanted | None = None
     asked: Asked | None = None
     view: View | None = None
+    presence: str | None = None  # what the client says of itself, as a JSON object; None if it is not to be present
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,32 @@ class Unfollow:
 
 
 @dataclass(frozen=True, slots=True)
+class SendSignal:
+    """Send this to the other followers of the topic."""
+
+    topic: Topic
+    name: str
+    data: JsonValue
+    frame: FrameId | None
+
+
+@dataclass(frozen=True, slots=True)
+class BePresent:
+    """Let others in the topic see these data, a JSON object; None: be present no longer."""
+
+    topic: Topic
+    data: str | None
+    frame: FrameId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """Keep this position for the client's device."""
+
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
 class CloseConnection:
     """Close the connection with this code."""
 
@@ -79,7 +111,7 @@ class CloseConnection:
     reason: str
 
 
-Action = Say | Authenticate | Follow | Unfollow | CloseConnection
+Action = Say | Authenticate | Follow | Unfollow | SendSignal | BePresent | Acknowledge | CloseConnection
 
 
 class Session:
@@ -89,21 +121,23 @@ class Session:
     clock. `topics` are those that the client follows or has requested, each with the Follow of its subscription: a
     topic that was left and requested again has another one. `seen` is the newest position that the client has
     processed in any topic, if that is beyond where it resumes. `numbers` is the form of its int8 and numeric values.
+    `device` is what its user calls it; empty if nothing was said.
     """
 
-    __slots__ = ("_since", "deadline", "numbers", "phase", "seen", "topics", "user")
+    __slots__ = ("_since", "deadline", "device", "numbers", "phase", "seen", "topics", "user")
 
     def __init__(self, deadline: float) -> None:
         self.phase = Phase.GREETING
         self.deadline = deadline
         self.user: str = ""
+        self.device: str = ""
         self.topics: dict[Topic, Follow] = {}
         self._since: Position | None = None
         self.seen: Position | None = None
         self.numbers = Numbers.JSON
 
     def receive(self, frame: wire.ClientFrame) -> list[Action]:
-        """Answer one frame. A Follow is always the last action."""
+        """Answer one frame. A Follow or an Authenticate is always the last action. Raises a ClientFault."""
         if self.phase is Phase.ENDED:
             return []
         if self.phase is Phase.GREETING:
@@ -117,6 +151,12 @@ class Session:
                 topic = Topic(frame.topic)
                 self.topics.pop(topic, None)
                 return [Unfollow(topic), Say(wire.unsubscribed(frame.id, topic))]
+            case Signal():
+                return self._signal(frame)
+            case Presence():
+                return self._be_present(frame)
+            case Ack():
+                return [Acknowledge(frame.pos)]
             case Ping():
                 return [Say(wire.pong(frame.id))]
         assert_never(frame)
@@ -128,10 +168,10 @@ class Session:
         if len(self.topics) >= MAX_TOPICS:
             return self.fault(TooManyTopics(MAX_TOPICS), frame.id)
         asked = None if frame.where is frame.columns is None else Asked(frame.where, frame.columns)
-        if frame.snapshot is not None:
-            self.topics[topic] = Follow(topic, None, frame.id, Wanted(topic, frame.snapshot.limit), asked)
-        else:
-            self.topics[topic] = Follow(topic, frame.since or self._since, frame.id, asked=asked)
+        shown = None if frame.presence is None else _presence_data(frame.presence.data, frame.id)
+        wanted = None if frame.snapshot is None else Wanted(topic, frame.snapshot.limit)
+        since = None if wanted else frame.since or self._since
+        self.topics[topic] = Follow(topic, since, frame.id, wanted, asked, presence=shown)
         return [self.topics[topic]]
 
     def checked(self, follow: Follow, view: View) -> Follow:
@@ -140,12 +180,28 @@ class Session:
         self.topics[follow.topic] = replace(follow, snapshot=snapshot, view=view)
         return self.topics[follow.topic]
 
+    def _signal(self, frame: Signal) -> list[Action]:
+        topic = Topic(frame.topic)
+        if topic not in self.topics:
+            return self.fault(NotSubscribed(), frame.id)
+        if len(wire.compact(frame.data)) > signals.MAX_DATA:
+            return self.fault(SignalTooLarge(signals.MAX_DATA), frame.id)
+        return [SendSignal(topic, frame.name, frame.data, frame.id)]
+
+    def _be_present(self, frame: Presence) -> list[Action]:
+        topic = Topic(frame.topic)
+        if topic not in self.topics:
+            return self.fault(NotSubscribed(), frame.id)
+        return [BePresent(topic, None if frame.data is None else _presence_data(frame.data, frame.id), frame.id)]
+
     def welcomed(self, user: str, hello: Hello, expires: float) -> None:
         """The token of this hello is valid."""
         self.phase = Phase.LIVE
         self.deadline = expires
         self.user = user
-        self._since = hello.since  # where topics without a position of their own are replayed from
+        self.device = hello.device or hello.session or ""
+        # Where topics without a position of their own are replayed from.
+        self._since = hello.since if isinstance(hello.since, Position) else None
         self.seen = hello.seen
         self.numbers = hello.numbers or Numbers.JSON
 
@@ -171,3 +227,13 @@ class Session:
         """Close."""
         self.phase = Phase.ENDED
         return [CloseConnection(code, reason)]
+
+
+def _presence_data(data: dict[str, JsonValue], frame: FrameId | None) -> str:
+    """The data as JSON. Raises PresenceTooLarge."""
+    text = wire.compact(data)
+    if len(text) > presence.MAX_DATA:
+        fault = PresenceTooLarge(presence.MAX_DATA)
+        fault.frame = frame
+        raise fault
+    return text.decode()

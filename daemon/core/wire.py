@@ -1,7 +1,7 @@
 """The frames of `rowcast.v1`: parsing what clients send, and building the payloads of the server."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import Annotated, Any, Final, Literal
@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -22,8 +23,12 @@ from daemon.core.change import MAX_TOPIC, RESET_KINDS, TOPIC_PATTERN, Change, Ki
 from daemon.core.close_codes import Close
 from daemon.core.column_types import JsonNumber
 from daemon.core.errors import BadFrame, BadJson, BadPosition, BadSnapshot, ClientFault, UnknownOp
+from daemon.core.presence import Key, Person
+from daemon.core.signals import SignalName
 
 SUBPROTOCOL: Final = "rowcast.v1"
+
+STORED: Final = "stored"
 
 MAX_VALUES: Final = 256  # in a frame of a client: what is not a known member is read before it is ignored
 
@@ -36,9 +41,13 @@ def _position(value: object) -> object:
     raise BadPosition
 
 
+def _position_or_stored(value: object) -> object:
+    return value if value == STORED else _position(value)
+
+
 PositionString = Annotated[str, Field(pattern=r"^.+:[0-9]{1,16}$", description="A place in the log.")]
 PositionText = Annotated[Position, BeforeValidator(_position, json_schema_input_type=PositionString)]
-SessionText = Annotated[str, Field(min_length=1, max_length=64)]
+SessionText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[!-~]*$")]
 TopicText = Annotated[str, Field(min_length=1, max_length=MAX_TOPIC, pattern=TOPIC_PATTERN)]
 
 
@@ -52,14 +61,19 @@ class Hello(_Frame):
     """The first frame. Topics that are subscribed later are replayed from `since`.
 
     `seen` is the newest position that the client has processed in any topic, if that is beyond `since`. `session` is
-    the one from the `welcome` of its previous connection. `numbers` is the form of int8 and numeric values.
+    the one from the `welcome` of its previous connection. `numbers` is the form of int8 and numeric values. `device`
+    is what the user calls this client: its acknowledged position is kept, and it stays present while it reconnects.
     """
 
     op: Literal["hello"]
     token: str
-    since: PositionText | None = None
+    since: Annotated[
+        Position | Literal["stored"] | None,
+        BeforeValidator(_position_or_stored, json_schema_input_type=PositionString | Literal["stored"]),
+    ] = None
     seen: PositionText | None = None
     session: SessionText | None = None
+    device: SessionText | None = None
     numbers: Annotated[Numbers | None, Field(strict=False)] = None
 
 
@@ -88,10 +102,19 @@ _BY_TABLE: Final = {"type": "object", "minProperties": 1}
 _NAMES: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 
 
+class PresenceOptions(BaseModel):
+    """What others in the topic see of this client."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    data: dict[str, JsonValue] = {}
+
+
 class Subscribe(_Frame):
     """Follow a topic: from now, or from `since` on, or beginning with a snapshot of its rows.
 
-    `where` and `columns` say what of it: `filters.view` checks them, which has to know the topic's tables.
+    `where` and `columns` say what of it: `filters.view` checks them, which has to know the topic's tables. With
+    `presence`, the others who are present there are told, and the client is told of them.
     """
 
     op: Literal["subscribe"]
@@ -102,6 +125,7 @@ class Subscribe(_Frame):
     ] = None
     where: Annotated[Any, WithJsonSchema(_BY_TABLE | {"additionalProperties": {"type": "object"}})] = None
     columns: Annotated[Any, WithJsonSchema(_BY_TABLE | {"additionalProperties": _NAMES})] = None
+    presence: PresenceOptions | None = None
 
 
 class Unsubscribe(_Frame):
@@ -117,7 +141,31 @@ class Ping(_Frame):
     op: Literal["ping"]
 
 
-ClientFrame = Hello | Subscribe | Unsubscribe | Ping
+class Signal(_Frame):
+    """Tell the other followers of a topic something that is not stored."""
+
+    op: Literal["signal"]
+    topic: TopicText
+    name: SignalName
+    data: JsonValue = None
+
+
+class Presence(_Frame):
+    """Let others in a topic see these data of this client; without data, be present no longer."""
+
+    op: Literal["presence"]
+    topic: TopicText
+    data: dict[str, JsonValue] | None
+
+
+class Ack(_Frame):
+    """Everything up to `pos` has been processed: keep it for this device."""
+
+    op: Literal["ack"]
+    pos: PositionText
+
+
+ClientFrame = Hello | Subscribe | Unsubscribe | Signal | Presence | Ack | Ping
 _CLIENT: TypeAdapter[ClientFrame] = TypeAdapter(Annotated[ClientFrame, Field(discriminator="op")])
 
 
@@ -126,7 +174,7 @@ def parse(text: bytes) -> ClientFrame:
     if sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise BadFrame(f"there are more than {MAX_VALUES} values")
     try:
-        found = from_json(text, cache_strings="none")
+        found = from_json(text, cache_strings="none", allow_inf_nan=False)
     except ValueError:
         raise BadJson from None
     if not isinstance(found, dict):
@@ -174,12 +222,13 @@ def welcome(
     schema: str,
     limits: dict[str, int],
     numbers: Numbers | None = None,
+    since: Position | None = None,
     last_close: Close | None = None,
 ) -> bytes:
     """The token is valid. `heartbeat`: seconds between `head` frames; `schema`: the hash of the payload contracts.
 
-    `numbers`: the form that the client chose, if it did. `last_close`: why this daemon closed the client's previous
-    connection, if it did.
+    `numbers`: the form that the client chose, if it did. `since`: where it resumes, if it asked for what is stored.
+    `last_close`: why this daemon closed the client's previous connection, if it did.
     """
     return _payload(
         "welcome",
@@ -191,6 +240,7 @@ def welcome(
         schema=schema,
         limits=limits,
         numbers=numbers,
+        since=since and str(since),
         last_close=last_close and last_close._asdict(),
     )
 
@@ -210,6 +260,47 @@ def snapshot(topic: Topic, table: str, rows: Sequence[Change], *, omitted: int, 
     return (
         f'{{"op":"snapshot","topic":{_json(topic)},"table":{_name(table)},"rows":[{body}]{left_out},"more":{_json(more)}}}'
     ).encode()
+
+
+def compact(value: JsonValue) -> bytes:
+    """A JSON value without blanks; a number that no double holds is null."""
+    return to_json(value, inf_nan_mode="null")
+
+
+def signal(topic: str, name: str, data: JsonValue, user: str) -> bytes:
+    """Another follower of the topic tells something."""
+    return to_json({"op": "signal", "topic": topic, "name": name, "data": data, "user": user}, inf_nan_mode="null")
+
+
+def presence_state(topic: Topic, people: Mapping[Key, Person]) -> bytes:
+    """Everybody who is present in the topic."""
+    users: dict[str, list[str]] = {}
+    for key, person in people.items():
+        users.setdefault(key.user, []).append(_entry(key, person))
+    state = ",".join(f"{_json(user)}:[{','.join(entries)}]" for user, entries in users.items())
+    return f'{{"op":"presence","topic":{_json(topic)},"state":{{{state}}}}}'.encode()
+
+
+def presence_changes(
+    topic: Topic, *, joined: Mapping[Key, Person], left: Iterable[Key], updated: Mapping[Key, Person]
+) -> bytes:
+    """Who has come, who has gone, and whose data is another since the last such frame."""
+    parts = [
+        *_list("joined", (_entry(key, person, named=True) for key, person in joined.items())),
+        *_list("left", (_json({"user": key.user, "device": key.device}) for key in left)),
+        *_list("updated", (_entry(key, person, named=True) for key, person in updated.items())),
+    ]
+    return f'{{"op":"presence","topic":{_json(topic)},{",".join(parts)}}}'.encode()
+
+
+def _list(name: str, entries: Iterable[str]) -> list[str]:
+    text = ",".join(entries)
+    return [f'"{name}":[{text}]'] if text else []
+
+
+def _entry(key: Key, person: Person, *, named: bool = False) -> str:
+    user = f'"user":{_json(key.user)},' if named else ""
+    return f'{{{user}"device":{_json(key.device)},"data":{person.data},"since":{_json(person.since.isoformat())}}}'
 
 
 def unsubscribed(frame: FrameId | None, topic: Topic) -> bytes:

@@ -5,6 +5,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -19,30 +20,40 @@ from daemon.core.errors import (
     FilterTooLarge,
     GrantsUnavailable,
     LogUnavailable,
+    MayNotSignal,
     NoSuchTopic,
+    PresenceFull,
     SnapshotTooLarge,
     SnapshotTooSlow,
     TooManyFrames,
+    TooManySignals,
     Unavailable,
 )
 from daemon.core.filters import View
 from daemon.core.hub import Discontinuity, Hub
 from daemon.core.ports import Age, ColumnReader, Encode, LogReader, Socket
+from daemon.core.presence import MAX_PEOPLE, Key
 from daemon.core.session import (
     MAX_TOPICS,
+    Acknowledge,
     Action,
     Authenticate,
+    BePresent,
     CloseConnection,
     Follow,
     Phase,
     Say,
+    SendSignal,
     Session,
     Unfollow,
 )
 from daemon.core.snapshot import Wanted
+from daemon.delivery.acks import Acks
 from daemon.delivery.pack_router import PackRouter
+from daemon.delivery.presence import Presence
 from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
+from daemon.delivery.signals import Signals
 from daemon.delivery.snapshots import Snapshots
 from daemon.logs import get_logger
 
@@ -52,8 +63,13 @@ MAX_QUEUED_FRAMES: Final = 2 * MAX_TOPICS  # frames of one client that wait for 
 REFUSAL_CHARGE: Final = 20  # frames that a refused subscribe counts as: each one is a question to the database
 SNAPSHOT_CHARGE: Final = 20  # frames that a snapshot counts as
 SNAPSHOT_TIMEOUT: Final = 60.0  # seconds that the peer may take to read one: it stays in memory until then
+SIGNAL_RATE: Final = 10  # signals of one client in a second; as many may come at once
 HELLO_TIMEOUT: Final = 5.0  # seconds
 STALE_DELAY: Final = 5.0  # seconds that changes may wait for delivery until clients are told that they may be behind
+
+
+NeedsDatabase = Follow | Authenticate | SendSignal
+"""The actions that may have to wait for the database."""
 
 
 class Claims(Protocol):
@@ -83,6 +99,9 @@ class ClientContext:
     rights: Rights
     snapshots: Snapshots
     columns: ColumnReader
+    signals: Signals
+    presence: Presence
+    acks: Acks
     router: PackRouter
     authenticate: Callable[[str], Claims]
     wait_until_delivered: Callable[[Seq], Coroutine[Any, Any, None]]
@@ -120,6 +139,7 @@ class Client:
         "_replay",
         "_session",
         "_socket",
+        "_spent_signals",
         "_stale",
         "_subscribing",
     )
@@ -132,6 +152,7 @@ class Client:
         self._subscribing: asyncio.Task[None] | None = None
         self._replay: Replay | None = None
         self._is_slow = False
+        self._spent_signals = 0.0  # of those allowed since the clock began; the last second's can be unspent
         self._stale = False  # what the last `head` frame said
         # Spread over the first interval, so that clients that came together do not get their heads together.
         self._head_due = context.clock() + context.heartbeat * random.uniform(0.5, 1.0)  # noqa: S311
@@ -146,9 +167,9 @@ class Client:
             else:
                 self._perform(self._fault(TooManyFrames()))
             return
-        follow = self._answer(text)
-        if follow is not None:
-            self._subscribing = asyncio.create_task(self._subscribe_and_answer(follow))
+        rest = self._answer(text)
+        if rest is not None:
+            self._subscribing = asyncio.create_task(self._complete_and_answer(rest))
 
     def tick(self, now: float) -> None:
         """Close at the session's deadline, and send a `head` frame when one is due."""
@@ -177,6 +198,7 @@ class Client:
             self._replay = None
         for topic in self._session.topics:
             self._context.hub.unfollow(topic, self)
+            self._context.presence.leave(topic, self, disconnected=True)
         self._session.topics.clear()
         self._set_slow(slow=False)
 
@@ -197,14 +219,26 @@ class Client:
         if self._socket.write(frames) > self._context.queue_bytes:
             self._fall_behind(self._context.hub.discontinuity)
 
+    def signal(self, frame: bytes) -> None:
+        """Write a signal, unless the peer has fallen behind, or nearly so."""
+        if not self._write_if_read(frame):
+            metrics.SIGNALS_DROPPED.labels(reason="slow").inc()
+
     def revoked(self, topic: Topic) -> None:
         """The right to this topic has ended; the hub has told the peer."""
         self._session.forget(topic)
+        self._context.presence.leave(topic, self)
         self._leave_replay(topic)
 
     def discontinued(self) -> None:
         """Numbers have been lost: every live topic begins anew."""
         self._fall_behind(None)
+
+    # Called by the presence.
+
+    def send_presence(self, frame: bytes) -> bool:
+        """See Watcher."""
+        return self._write_if_read(frame)
 
     # Called by the replay.
 
@@ -255,7 +289,14 @@ class Client:
 
     # Answers.
 
-    def _answer(self, text: bytes) -> Follow | None:
+    def _write_if_read(self, frame: bytes) -> bool:
+        """Write what can be left out, unless it would push what cannot be into the log."""
+        if self._is_slow or self._socket.queued() > self._context.queue_bytes // 2:
+            return False
+        self._socket.write(frame)
+        return True
+
+    def _answer(self, text: bytes) -> NeedsDatabase | None:
         """Answer one frame, as far as nothing has to be awaited; what is left of it to do."""
         try:
             actions = self._session.receive(wire.parse(text))
@@ -267,8 +308,8 @@ class Client:
         metrics.ERRORS.labels(code=fault.code).inc()
         return self._session.fault(fault, frame)
 
-    def _perform(self, actions: Sequence[Action]) -> Follow | None:
-        """Perform actions up to a Follow, which is the last of them and is returned."""
+    def _perform(self, actions: Sequence[Action]) -> NeedsDatabase | None:
+        """Perform actions up to one that needs the database, which is the last of them and is returned."""
         for action in actions:
             match action:
                 case Say(payload):
@@ -278,14 +319,66 @@ class Client:
                 case Unfollow(topic):
                     self._leave_replay(topic)
                     self._context.hub.unfollow(topic, self)
-                case Authenticate():
-                    self._perform(self._greet(action))
+                    self._context.presence.leave(topic, self)
+                case SendSignal(topic, name, data):
+                    if not self._spend_signal():
+                        self._perform(self._fault(TooManySignals(SIGNAL_RATE), action.frame))
+                    elif self._context.signals.needs_right(topic):
+                        return action
+                    else:
+                        self._context.signals.send(topic, name, data, self)
+                case BePresent(topic, None):
+                    self._context.presence.leave(topic, self)
+                case BePresent(topic, str() as data, frame):
+                    if not self._context.presence.enter(topic, self._device, data, self):
+                        self._perform(self._fault(PresenceFull(MAX_PEOPLE), frame))
+                case Acknowledge(position):
+                    self._context.acks.record(self._device, position)
+                case Authenticate(hello):
+                    if hello.since == wire.STORED:
+                        return action
+                    self._perform(self._greet(hello))
                 case Follow():
                     return action
         return None
 
-    def _greet(self, action: Authenticate) -> list[Action]:
-        hello = action.hello
+    def _spend_signal(self) -> bool:
+        """Count a signal. False if there were too many."""
+        allowed = self._context.clock() * SIGNAL_RATE
+        spent = max(self._spent_signals, allowed - SIGNAL_RATE) + 1
+        if spent > allowed:
+            metrics.SIGNALS_DROPPED.labels(reason="rate").inc()
+            return False
+        self._spent_signals = spent
+        return True
+
+    async def _send_signal_if_allowed(self, action: SendSignal) -> None:
+        """Send a signal in a topic for which the right to read is not enough."""
+        try:
+            is_allowed = await self._context.signals.may_send(self.user, action.topic)
+        except GrantsUnavailable as error:
+            log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
+            self._perform(self._fault(Unavailable(), action.frame))
+            return
+        if not is_allowed:
+            self._perform(self._fault(MayNotSignal(), action.frame))
+        elif action.topic in self._session.topics:  # else the right to read has ended meanwhile
+            self._context.signals.send(action.topic, action.name, action.data, self)
+
+    @property
+    def _device(self) -> Key:
+        return Key(self._session.user, self._session.device or self._socket.session)
+
+    async def _greet_from_stored(self, hello: wire.Hello) -> None:
+        """Greet a client that resumes from the position that its device acknowledged, if there is one."""
+        since = None
+        with suppress(ClientFault):  # which is answered below; nothing is looked up for it
+            user = self._context.authenticate(hello.token).user
+            since = await self._context.acks.recall(Key(user, hello.device or hello.session or ""))
+        if self._session.phase is Phase.GREETING:
+            self._perform(self._greet(hello.model_copy(update={"since": since}), since))
+
+    def _greet(self, hello: wire.Hello, recalled: Position | None = None) -> list[Action]:
         try:
             claims = self._context.authenticate(hello.token)
             self._socket.authenticated(claims.user)
@@ -304,6 +397,7 @@ class Client:
                     schema=self._context.schema(),
                     limits={"topics": MAX_TOPICS, "frame_bytes": self._context.frame_bytes},
                     numbers=hello.numbers,
+                    since=recalled,
                     last_close=self._context.close_history.lookup(hello.session or "", claims.user),
                 )
             )
@@ -311,17 +405,21 @@ class Client:
 
     # Subscribing.
 
-    async def _subscribe_and_answer(self, follow: Follow | None) -> None:
-        """Subscribe, then answer the frames that were queued meanwhile."""
+    async def _complete_and_answer(self, rest: NeedsDatabase | None) -> None:
+        """Do what needs the database, then answer the frames that were queued meanwhile."""
         try:
             while True:
-                if follow is not None:
-                    await self._subscribe(follow)
+                if isinstance(rest, Follow):
+                    await self._subscribe(rest)
+                elif isinstance(rest, Authenticate):
+                    await self._greet_from_stored(rest.hello)
+                elif rest is not None:
+                    await self._send_signal_if_allowed(rest)
                 else:
                     await asyncio.sleep(0)  # answers that need no database must not keep other clients waiting
                 if not self._inbox:
                     break
-                follow = self._answer(self._inbox.popleft())
+                rest = self._answer(self._inbox.popleft())
         except Exception:
             log.exception("internal_error", session=self._socket.session)
             self._socket.close(1011, "internal error")
@@ -348,6 +446,8 @@ class Client:
                 self._follow_live(follow)
             else:
                 await self._resume(follow, follow.since, start)
+            if follow.presence is not None and self._is_current(follow):
+                self._perform([BePresent(follow.topic, follow.presence, None)])
         except (BadFilter, FilterTooLarge) as fault:
             self._socket.charge(REFUSAL_CHARGE)
             metrics.ERRORS.labels(code=fault.code).inc()
@@ -367,6 +467,7 @@ class Client:
     def _refuse(self, follow: Follow, fault: ClientFault) -> None:
         """A topic that does not exist and one that is forbidden look the same."""
         self._context.hub.unfollow(follow.topic, self)
+        self._context.presence.leave(follow.topic, self)
         self._session.forget(follow.topic)
         self._perform(self._session.fault(fault, follow.frame))
 

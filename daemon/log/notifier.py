@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 import asyncpg
@@ -29,6 +30,7 @@ class Notifier:
     `wakeups` maps each channel to its event. Every `beat_every` seconds a heartbeat goes through Postgres and back;
     after `beat_limit` seconds without one the connection is replaced. After every LISTEN all events are set once,
     because notifications sent before it are lost. Notifications from backends for which `is_own` is true are ignored.
+    `receivers` get the text of what is sent on their channels, but not of what is sent before a LISTEN.
 
     A heartbeat that the server refuses proves the connection as well: its queue is full, or another transaction has
     held the lock of NOTIFY for longer than `lock_timeout`. Notifications do not pass then, but the log is polled.
@@ -39,12 +41,14 @@ class Notifier:
         connect: Connect,
         wakeups: Mapping[str, asyncio.Event],
         *,
+        receivers: Mapping[str, Callable[[str], None]] = MappingProxyType({}),
         is_own: Callable[[int], bool] = lambda _: False,
         beat_every: float = 5.0,
         beat_limit: float = 15.0,
     ) -> None:
         self._connect = connect
         self._wakeups = wakeups
+        self._receivers = receivers
         self._is_own = is_own
         self._beat_every = beat_every
         self._beat_limit = beat_limit
@@ -110,6 +114,8 @@ class Notifier:
                 await connection.add_listener(beat_channel, lambda *_: echo.set())
                 for channel, wakeup in self._wakeups.items():
                     await connection.add_listener(channel, partial(self._on_notification, wakeup))
+                for channel, receive in self._receivers.items():
+                    await connection.add_listener(channel, partial(_on_message, receive))
             while not ended.is_set():
                 await self._beat(connection, beat_channel, echo)
                 if self._waiting_since is None and not ended.is_set() and not self.listening.is_set():
@@ -142,3 +148,9 @@ class Notifier:
             self._waiting_since, self._echoed_at = None, time.monotonic()
         if row is not None:
             metrics.QUEUE_USAGE.set(row["usage"])
+
+
+def _on_message(
+    receive: Callable[[str], None], _connection: object, _pid: int, _channel: str, payload: object
+) -> None:
+    receive(str(payload))

@@ -648,3 +648,108 @@ with removed as (
     returning id
 )
 select count(*), rowcast.ring() from replayed;
+
+-- name: send_signals
+-- Pieces of one message: those who listen get them together, or none. At commit NOTIFY takes a lock of the whole cluster,
+-- so this is the only statement of its transaction.
+-- $1 channel text   $2 pieces text[]
+select pg_notify($1, p.piece) from unnest($2::text []) with ordinality as p (piece, place) order by p.place;
+
+-- name: renew_presence
+-- Null if there is no lease: it was forgotten after a silence, or Postgres has crashed.
+-- $1 process text   $2 length interval
+update rowcast.presence_leases as l set expires_at = clock_timestamp() + $2 where l.process = $1 returning true;
+
+-- name: begin_presence
+-- Also forgets processes that have ended, with their people.
+-- $1 process text   $2 length interval
+with ended as (
+    delete from rowcast.presence_leases as l where l.expires_at < clock_timestamp() - interval '1 minute'
+)
+insert into rowcast.presence_leases (process, expires_at) values ($1, clock_timestamp() + $2);
+
+-- name: remove_people
+-- $1 process text   $2 topics text[]   $3 users text[]   $4 devices text[]
+delete from rowcast.people as p
+using unnest($2::text [], $3::text [], $4::text []) as g (topic, user_id, device)
+where p.process = $1 and p.topic = g.topic and p.user_id = g.user_id and p.device = g.device;
+
+-- name: store_people
+-- $1 process text   $2 topics text[]   $3 users text[]   $4 devices text[]   $5 schemas text[]   $6 data text[]
+-- $7 since timestamptz[]   $8 when the data were set timestamptz[]   $9 who is about to leave boolean[]
+insert into rowcast.people (process, topic, user_id, device, schema_name, data, since, updated_at, leaves)
+select $1, n.topic, n.user_id, n.device, n.schema_name, n.data, n.since, n.updated_at, n.leaves
+from unnest(
+    $2::text [], $3::text [], $4::text [], $5::text [], $6::text [], $7::timestamptz [], $8::timestamptz [], $9::boolean []
+) as n (topic, user_id, device, schema_name, data, since, updated_at, leaves)
+on conflict (process, topic, user_id, device) do update
+set data = excluded.data, since = excluded.since, updated_at = excluded.updated_at, leaves = excluded.leaves;
+
+-- name: remove_who_came_back
+-- Who is about to leave one process and has come to another one. The index people_place finds them.
+-- $1 topics text[]   $2 users text[]   $3 devices text[]
+delete from rowcast.people as p
+using unnest($1::text [], $2::text [], $3::text []) as n (topic, user_id, device)
+where p.topic = n.topic and p.user_id = n.user_id and p.device = n.device and p.leaves
+  and exists (
+      select from rowcast.people as o
+      where o.topic = p.topic and o.user_id = p.user_id and o.device = p.device and o.process <> p.process and not o.leaves
+  );
+
+-- name: people
+-- Who is present in these topics through other processes. The index people_place answers it.
+-- $1 process text   $2 topics text[]
+select p.process, p.topic, p.user_id, p.device, p.data, p.since, p.updated_at, p.leaves
+from rowcast.people as p join rowcast.presence_leases as l on l.process = p.process
+where p.topic = any ($2::text []) and p.process <> $1 and l.expires_at > clock_timestamp();
+
+-- name: lock_hooks
+-- $1 lock bigint
+select pg_advisory_xact_lock($1);
+
+-- name: users_who_came_or_went
+-- The users who are present in any topic of a schema, compared with those of whom its pack was told; from now on it was
+-- told of these. `remains`: there are some.
+-- $1 schema text
+with present as (
+    select distinct p.user_id
+    from rowcast.people as p join rowcast.presence_leases as l on l.process = p.process
+    where p.schema_name = $1 and l.expires_at > clock_timestamp()
+), came as (
+    insert into rowcast.users_present (schema_name, user_id)
+    select $1, p.user_id from present as p
+    on conflict do nothing
+    returning user_id
+), went as (
+    delete from rowcast.users_present as u
+    where u.schema_name = $1 and not exists (select from present as p where p.user_id = u.user_id)
+    returning u.user_id
+)
+select
+    array(select c.user_id from came as c order by c.user_id) as came,
+    array(select w.user_id from went as w order by w.user_id) as went,
+    exists (select from present) as remains;
+
+-- name: acknowledged
+-- $1 user text   $2 device text
+select a.position from rowcast.acks as a where a.user_id = $1 and a.device = $2;
+
+-- name: store_acks
+-- In the order of the key, so that two processes do not wait for each other.
+-- $1 users text[]   $2 devices text[]   $3 positions text[]
+insert into rowcast.acks (user_id, device, position, acked_at)
+select n.user_id, n.device, n.position, clock_timestamp()
+from unnest($1::text [], $2::text [], $3::text []) as n (user_id, device, position)
+order by n.user_id, n.device
+on conflict (user_id, device) do update set position = excluded.position, acked_at = excluded.acked_at;
+
+-- name: forget_devices
+-- Keeps the devices of each user that acknowledged last.
+-- $1 users text[]   $2 how many devices of each user integer
+delete from rowcast.acks as a
+using (
+    select d.user_id, d.device,
+           row_number() over (partition by d.user_id order by d.acked_at desc, d.device) as place
+    from rowcast.acks as d where d.user_id = any ($1::text [])
+) as old
+where old.place > $2 and a.user_id = old.user_id and a.device = old.device;

@@ -140,13 +140,22 @@ class PackSecret:
 
 @dataclass(frozen=True)
 class Pack:
-    """One bundled schema. `topics` are regular expressions; a topic of the pack fully matches one of them."""
+    """One bundled schema. `topics` are regular expressions; a topic of the pack fully matches one of them.
+
+    The hooks are functions in the schema. `presence_hook` is called with two arrays: the users who are present in a
+    topic of the pack and were in none before, and those who are in none any more. `ack_hook` is called with an array
+    of users and one of their devices, which have acknowledged a position. `may_signal` is asked whether a user may
+    send signals in a topic; without it, those may who follow the topic.
+    """
 
     name: str
     tables: Mapping[str, type[Row]]
     topics: tuple[str, ...]
     secrets: tuple[PackSecret, ...] = ()
     jobs: tuple[Job, ...] = ()
+    may_signal: str | None = None
+    presence_hook: str | None = None
+    ack_hook: str | None = None
     is_default: bool = False  # served if no pack is chosen
     migrates_on_start: bool = False  # a daemon that serves it applies pending revisions first
 

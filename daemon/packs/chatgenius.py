@@ -132,5 +132,7 @@ PACK = Pack(
         "sync_state": SyncState,
     },
     topics=(rf"channel:{ULID}", rf"user:{ULID}", "users"),
+    presence_hook="presence_changed",
+    ack_hook="acknowledged",
     is_default=True,
 )

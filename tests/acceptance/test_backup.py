@@ -121,6 +121,7 @@ async def test_a_backup_restores_anywhere_with_its_roles_and_is_served(
     async with connected(empty_database) as sql:
         # An owner and a group of the application's own, with names that need quotes, and a role that nothing needs.
         await sql.execute(OF_THE_APPLICATION)
+        await sql.execute(SOMEBODY_PRESENT)
     file = tmp_path / "all.backup"
     assert 0 == (await command("backup", str(file), DATABASE_URL=empty_database))[0]
     rows = [await contents(empty_database, schema) for schema in PACKS]
@@ -145,6 +146,8 @@ async def test_a_backup_restores_anywhere_with_its_roles_and_is_served(
             }
             assert expected == {row["rolname"]: (row["rolcanlogin"], row["rolinherit"]) for row in roles}
             assert await sql.fetchval("select pg_has_role($1, 'its group', 'member')", 'the "owner\'s" $role$')
+            assert 0 == await sql.fetchval("select count(*) from rowcast.people")
+            assert 1 == await sql.fetchval("select count(*) from rowcast.acks")
             assert 0 == await sql.fetchval("select count(*) from pg_authid where rolname <> 'landlord' and rolsuper")
             channel = "01JH000000CHAN00000GENERA1"
             alice = "01JH000000VSER0000000A11CE"
@@ -162,6 +165,13 @@ async def test_a_backup_restores_anywhere_with_its_roles_and_is_served(
         await sql.execute("drop table app.things; drop schema app")
         await sql.execute('drop role "the ""owner\'s"" $role$", "its group", "not needed"')
 
+
+# Through a daemon whose lease holds for long; and a device that has acknowledged something.
+SOMEBODY_PRESENT = """
+insert into rowcast.presence_leases values ('daemon', 'infinity');
+insert into rowcast.people values ('daemon', 'users', 'ada', 'desk', 'chatgenius', '{}', now(), now(), false);
+insert into rowcast.acks values ('ada', 'desk', 'e:1', now());
+"""
 
 OF_THE_APPLICATION = """
 create role "the ""owner's"" $role$" noinherit;

@@ -3,29 +3,34 @@ import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { test } from "node:test";
 
-import { Collection, Engine } from "../../clients/javascript/rowcast.js";
+import { Channel, Collection, Engine } from "../../clients/javascript/rowcast.js";
 
 class Case {
   now = 1_000_000;
   out = [];
   events = [];
   collections = {};
+  channels = {};
+  signals = {};
   got = {};
 
-  constructor(numbers) {
+  constructor({ numbers, device, stored }) {
     const outputs = {
       open: ({ fresh }) => this.out.push({ open: { fresh } }),
       send: (frame) => this.out.push(frame),
       close: () => this.out.push("close"),
       emit: (name, value) => this.events.push([name, name === "error" ? value.code : value]),
     };
-    this.engine = new Engine(outputs, { numbers, now: () => this.now, random: () => 0.5 });
+    this.engine = new Engine(outputs, { numbers, device, stored, now: () => this.now, random: () => 0.5 });
   }
 
   run(step) {
     const [[name, value]] = Object.entries(step);
     switch (name) {
       case "follow": return this.follow(...value);
+      case "channel": return this.channel(...value);
+      case "signal": return this.channels[value[0]].signal(...value.slice(1));
+      case "show": return this.channels[value[0]].show(value[1]);
       case "unfollow": return this.engine.unfollow(value, this.collections[value]);
       case "opened": this.engine.dialing(); return this.engine.opened("t");
       case "in": return this.engine.receive(value);
@@ -53,6 +58,16 @@ class Case {
     this.engine.follow(topic, collection, snapshot, filter);
   }
 
+  channel(topic, shown = null) {
+    const channel = (this.channels[topic] = new Channel(shown, {
+      signal: (name, data) => this.engine.signal(topic, name, data),
+      show: () => this.engine.present(topic, channel),
+    }));
+    this.signals[topic] = [];
+    channel.on("signal", (signal) => this.signals[topic].push(signal));
+    this.engine.follow(topic, channel);
+  }
+
   advance(time) {
     const end = this.now + time;
     while (this.engine.deadline <= end) {
@@ -68,16 +83,17 @@ class Case {
       return assert.deepEqual(what === "position" ? String(found) : found, wanted);
     }
     for (const [topic, expected] of Object.entries(wanted)) {
-      const found = what === "got" ? this.got[topic].splice(0) : this.collections[topic][what];
+      const found = { got: () => this.got[topic].splice(0), signals: () => this.signals[topic].splice(0),
+        presence: () => this.channels[topic].presence }[what]?.() ?? this.collections[topic][what];
       assert.deepEqual(found, expected, `${what} of ${topic}`);
     }
   }
 }
 
 for (const file of process.argv.slice(2)) {
-  for (const { name, numbers, steps } of JSON.parse(await readFile(file, "utf8"))) {
+  for (const { name, steps, ...options } of JSON.parse(await readFile(file, "utf8"))) {
     test(name, () => {
-      const run = new Case(numbers);
+      const run = new Case(options);
       steps.forEach((step, number) => {
         try {
           run.run(step);

@@ -15,6 +15,7 @@ const rowcast = new Rowcast(url, {
 });
 for (const name of ["status", "reset", "revoked"]) rowcast.on(name, (value) => tell(name, value.topic ?? value));
 const collections = new Map();
+const channels = new Map();
 let open = () => {};
 let gate = Promise.resolve();
 
@@ -31,13 +32,20 @@ async function loop(topic, filter) {
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
-  const [name, topic, snapshot, filter] = JSON.parse(line);
+  const [name, topic, snapshot, more] = JSON.parse(line);
   if (name === "follow") {
-    const collection = rowcast.collection(topic, { table: "messages", snapshot, ...filter });
+    const collection = rowcast.collection(topic, { table: "messages", snapshot, ...more });
     collections.set(topic, collection);
     collection.subscribe(() => collection.ready && tell("ready"));
-    loop(topic, filter);
+    loop(topic, more);
   }
+  if (name === "channel") {
+    const channel = rowcast.channel(topic, { presence: snapshot });
+    channels.set(topic, channel);
+    channel.on("signal", (signal) => tell("signal", signal.name, signal.data));
+    channel.on("presence", (people) => tell("present", Object.keys(people).sort()));
+  }
+  if (name === "signal") channels.get(topic).signal(snapshot, more);
   if (name === "rows") tell("rows", collections.get(topic).rows.map((row) => row.content));
   if (name === "hold") gate = new Promise((resolve) => (open = resolve));
   if (name === "go") open();

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from rowcast_client import Collection, ConnectionStopped, Rowcast, TopicEnded
+from rowcast_client import Channel, Collection, ConnectionStopped, Rowcast, TopicEnded
 
 from tests.support.node import running_script
 
@@ -22,7 +22,11 @@ SCRIPT = Path(__file__).with_name("driver.mjs")
 
 
 class Driver(Protocol):
-    """`follow TOPIC [SNAPSHOT]`, `rows TOPIC`, `hold` and `go`: the loop waits after each change until `go`."""
+    """`follow TOPIC [SNAPSHOT]`, `rows TOPIC`, `hold` and `go`: the loop waits after each change until `go`.
+
+    `channel TOPIC DATA` is present, and reports `["signal", name, data]` and `["present", users]`; `signal TOPIC NAME
+    DATA` sends one.
+    """
 
     async def say(self, *values: Any) -> None: ...
 
@@ -37,6 +41,7 @@ class PythonDriver:
         self._buffer = buffer
         self._said: asyncio.Queue[list[Any]] = asyncio.Queue()
         self._collections: dict[str, Collection] = {}
+        self._channels: dict[str, Channel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = asyncio.Event()
         self._gate.set()
@@ -66,6 +71,12 @@ class PythonDriver:
                 self._collections[topic] = collection
                 collection.subscribe(partial(self._report_ready, collection))
                 self._tasks.add(asyncio.create_task(self._loop(topic, asked or {})))
+            case "channel", topic, data:
+                channel = self._channels[topic] = self.rowcast.channel(topic, presence=data)
+                channel.on("signal", lambda signal: self._report("signal", signal["name"], signal["data"]))
+                channel.on("presence", lambda people: self._report("present", sorted(people)))
+            case "signal", topic, name, data:
+                self._channels[topic].signal(name, data)
             case "rows", topic:
                 self._report("rows", [row["content"] for row in self._collections[topic].rows])
             case ("hold",):

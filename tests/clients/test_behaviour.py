@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rowcast_client.client import Collection
+from rowcast_client.client import Channel, Collection
 from rowcast_client.engine import Change, ConnectionStopped, Engine, Frame, TopicEnded
 
 from tests.support.node import node
@@ -32,12 +32,14 @@ class Recorded(Collection):
 class Case:
     """The engine of the Python client, and what it has asked for."""
 
-    def __init__(self, numbers: str | None) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         self.now = 1_000_000_000  # milliseconds
         self.out: list[Any] = []
         self.events: list[Any] = []
         self.collections: dict[str, Recorded] = {}
-        self.engine = Engine(self, numbers=numbers, now=lambda: self.now / 1000, random=lambda: 0.5)
+        self.channels: dict[str, Channel] = {}
+        self.signals: dict[str, list[Any]] = {}
+        self.engine = Engine(self, **options, now=lambda: self.now / 1000, random=lambda: 0.5)
 
     def open(self, *, fresh: bool) -> None:
         self.out.append({"open": {"fresh": fresh}})
@@ -57,6 +59,12 @@ class Case:
             case "follow":
                 self.collections[value[0]] = Recorded()
                 self.engine.follow(value[0], self.collections[value[0]], *value[1:])
+            case "channel":
+                self.channel(*value)
+            case "signal":
+                self.channels[value[0]].signal(*value[1:])
+            case "show":
+                self.channels[value[0]].show(value[1])
             case "unfollow":
                 self.engine.unfollow(value, self.collections[value])
             case "opened":
@@ -81,6 +89,21 @@ class Case:
             case _:
                 getattr(self.engine, name)()
 
+    def channel(self, topic: str, shown: dict[str, Any] | None = None) -> None:
+        channel = self.channels[topic] = Channel(self, topic, shown)
+        self.signals[topic] = []
+        channel.on("signal", self.signals[topic].append)
+        self.engine.follow(topic, channel)
+
+    def send_signal(self, topic: str, name: str, data: object) -> bool:
+        return self.engine.signal(topic, name, data)
+
+    def present(self, topic: str, channel: Channel) -> None:
+        self.engine.present(topic, channel)
+
+    def unfollow(self, topic: str, channel: Channel) -> None:
+        self.engine.unfollow(topic, channel)
+
     def advance(self, milliseconds: int) -> None:
         end = self.now + milliseconds
         while (deadline := self.engine.deadline) is not None and round(deadline * 1000) <= end:
@@ -93,6 +116,10 @@ class Case:
             assert wanted == str(self.engine.position)
         elif what in {"status", "stale"}:
             assert wanted == getattr(self.engine, what)
+        elif what == "signals":
+            assert wanted == {topic: taken(self.signals[topic]) for topic in wanted}
+        elif what == "presence":
+            assert wanted == {topic: self.channels[topic].presence for topic in wanted}
         else:
             found = {topic: getattr(self.collections[topic], what) for topic in wanted}
             assert wanted == {topic: taken(v) if what == "got" else v for topic, v in listed(found).items()}
@@ -110,7 +137,7 @@ def listed(found: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case["name"].replace(" ", "_")) for case in CASES])
 async def test_the_python_client_behaves_as_the_case_says(case: dict[str, Any]) -> None:
-    run = Case(case.get("numbers"))
+    run = Case({name: value for name, value in case.items() if name not in {"name", "steps"}})
     for step in case["steps"]:
         run.run(step)
 

@@ -52,6 +52,17 @@ async def conversation(daemon: Daemon, chat: Chat) -> list[Frame]:
             await client.say(op="subscribe", topic=chat.topic, snapshot=True)
             frames += await client.until("resumed")
             frames.append({"op": "head", "pos": client.welcome["pos"]})
+    async with daemon.client(chat.ada) as client, daemon.client(chat.ada, device="other") as other:
+        for each in (client, other):
+            await each.subscribe(chat.topic, presence={"data": {"n": 1}})
+            frames += await each.until("presence")
+        await other.say(op="presence", topic=chat.topic, data={"n": 2})
+        await other.say(op="signal", topic=chat.topic, name="typing", data={"on": True})
+        frames += await client.until("signal")
+        while "updated" not in frames[-1]:
+            frames += await client.until("presence")
+        await other.say(op="unsubscribe", topic=chat.topic)
+        frames += await client.until("presence")
     async with daemon.client(chat.ada, "0:1") as client:
         await client.subscribe(chat.topic)
         frames += await client.until("reset")

@@ -23,6 +23,12 @@ rowcast.collection("channel:42", {
   columns: { messages: ["id"] },
 });
 rowcast.changes("channel:43", { where: { messages: { id: { gt: 1 } } } });
+const channel = rowcast.channel("channel:42", { presence: { mood: "good" } });
+channel.on("signal", ({ name, user }) => name + user);
+channel.on("presence", (people) => people["ada"]?.map(({ device, since }) => device + since));
+channel.signal("typing") satisfies boolean;
+channel.show(null);
+rowcast.ack();
 
 async function loop(): Promise<void> {
   try {
@@ -43,6 +49,8 @@ rowcast.on("resets", () => {});
 rowcast.collection("channel:42", {});
 // @ts-expect-error: there is no such operator
 rowcast.changes("channel:43", { where: { messages: { id: { regex: "1" } } } });
+// @ts-expect-error: nobody but the server says who is present
+channel.presence = {};
 // @ts-expect-error: a token is required
 new Rowcast("wss://rowcast.example.com/v1", {});
 

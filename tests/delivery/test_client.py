@@ -12,8 +12,10 @@ from daemon import metrics
 from daemon.core.change import Position, Right, Seq, Topic
 from daemon.core.close_codes import Close
 from daemon.core.close_history import CloseHistory
+from daemon.core.errors import GrantsUnavailable
 from daemon.core.hub import Hub, RightEnd
-from daemon.core.ports import ColumnReader, Grants
+from daemon.core.ports import AckStore, ColumnReader, Grants, SignalRights
+from daemon.core.presence import Key
 from daemon.delivery.client import REFUSAL_CHARGE, Client, ClientContext
 from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
@@ -25,6 +27,7 @@ from tests.delivery.versions import ONE, SERVED, THREE, TWO, GatedLog, a_hub, ve
 from tests.gateway.peers import until
 from tests.support.postgres import Server
 from tests.support.rows import NoColumns, NoRows
+from tests.support.sharing import MemoryAcks, sharing
 
 LIMIT = 1000  # bytes that may be queued
 
@@ -117,6 +120,8 @@ class ClientHarness:
         replay_reader: ReplayReader | None = None,
         grants: Grants | None = None,
         columns: ColumnReader | None = None,
+        acks: AckStore | None = None,
+        rights: SignalRights | None = None,
     ) -> None:
         self.hub = hub
         self.log = log_reader
@@ -130,6 +135,7 @@ class ClientHarness:
             rights=Rights(hub, grants or AllowAll(), self._is_delivered),
             snapshots=Snapshots(NoRows(), hub, SERVED, lambda payload: payload + b"\n", self._is_delivered),
             columns=columns or NoColumns(),
+            **sharing(hub, acks=acks, rights=rights, clock=lambda: self.now),
             router=SERVED,
             authenticate=lambda _: Claims(),
             wait_until_delivered=self._is_delivered,
@@ -142,9 +148,13 @@ class ClientHarness:
             frame_bytes=1000,
             queue_bytes=LIMIT,
         )
+        self.hello()
+
+    def hello(self, **members: object) -> None:
+        """Connect anew."""
         self.socket = Socket()
         self.client = Client(self.context, self.socket)
-        self.say(op="hello", token="t")
+        self.say(op="hello", token="t", **members)
 
     async def _is_delivered(self, seq: Seq) -> None:
         """Return at once: the hub has delivered everything."""
@@ -485,3 +495,138 @@ async def test_a_crowd_looks_up_the_columns_once(pool: Pool) -> None:
     found = await asyncio.gather(*(reader.columns(topic) for topic in (ONE, TWO, THREE)))
     assert found[0] is found[1] is found[2]
     assert {"id", "version"} == set(found[0]["rows"])
+
+
+async def test_more_signals_than_ten_a_second_are_dropped_and_the_connection_stays(harness: ClientHarness) -> None:
+    await harness.subscribe(ONE)
+    other = ClientHarness(harness.hub, harness.log)
+    await other.subscribe(ONE)
+    for number in range(12):
+        harness.say(op="signal", id=number, topic=ONE, name="n", data=number)
+    signals = [frame for frame in other.socket.frames if frame["op"] == "signal"]
+    assert list(range(10)) == [frame["data"] for frame in signals]
+    errors = [frame for frame in harness.socket.frames if frame["op"] == "error"]
+    assert [(10, "too_many_signals"), (11, "too_many_signals")] == [(error["id"], error["code"]) for error in errors]
+    harness.now += 0.35
+    for number in range(5):
+        harness.say(op="signal", topic=ONE, name="n", data=number)
+    assert 13 == other.socket.ops().count("signal")
+    assert "signal" not in harness.socket.ops()
+
+
+async def test_a_signal_needs_a_followed_topic_and_a_bounded_size(harness: ClientHarness) -> None:
+    await harness.subscribe(ONE)
+    other = ClientHarness(harness.hub, harness.log)
+    await other.subscribe(ONE)
+    harness.say(op="signal", topic=TWO, name="n")
+    harness.say(op="signal", topic=ONE, name="n", data="é" * 8192)
+    harness.say(op="signal", topic=ONE, name="")
+    harness.say(op="signal", topic=ONE, name="n" * 65)
+    harness.say(op="signal", topic=ONE, name="n", data="é" * 8191)
+    expected = ["not_subscribed", "signal_too_large", "bad_frame", "bad_frame"]
+    assert expected == [frame["code"] for frame in harness.socket.frames if frame["op"] == "error"]
+    assert [8191] == [len(frame["data"]) for frame in other.socket.frames if frame["op"] == "signal"]
+
+
+async def test_a_client_that_does_not_read_gets_no_signals_and_is_not_behind_because_of_them(
+    harness: ClientHarness,
+) -> None:
+    await harness.subscribe(ONE)
+    sender = ClientHarness(harness.hub, harness.log)
+    await sender.subscribe(ONE)
+    dropped = metrics.SIGNALS_DROPPED.labels(reason="slow")._value.get()
+    harness.socket.full = True
+    sender.say(op="signal", topic=ONE, name="n")
+    assert "signal" not in harness.socket.ops()
+    assert dropped + 1 == metrics.SIGNALS_DROPPED.labels(reason="slow")._value.get()
+    assert 2 == harness.hub.subscriptions
+    harness.socket.read()
+
+
+async def test_presence_begins_with_a_subscription_and_ends_with_it_or_with_the_right(harness: ClientHarness) -> None:
+    presence = harness.context.presence
+    for end in ("unsubscribe", "revoke", "disconnect"):
+        harness.say(op="subscribe", topic=ONE, presence={"data": {"n": 1}})
+        await harness.until(lambda: "subscribed" in harness.socket.ops())
+        await presence.round()
+        [state] = [frame["state"] for frame in harness.socket.frames if frame["op"] == "presence"]
+        assert {
+            "ada": [{"device": harness.socket.session, "data": {"n": 1}, "since": state["ada"][0]["since"]}]
+        } == state
+        harness.socket.frames.clear()
+        match end:
+            case "unsubscribe":
+                harness.say(op="unsubscribe", topic=ONE)
+            case "revoke":
+                await harness.publish(9, (Seq(9), Right("ada", ONE)))
+            case "disconnect":
+                harness.client.connection_lost(None)
+        await presence.round()
+        assert "presence" not in harness.socket.ops()
+        assert (end == "disconnect") == (presence.pause() is not None and presence.pause() != 0)
+        harness.socket.frames.clear()
+
+
+async def test_what_is_said_of_a_presence_is_bounded_and_needs_one(harness: ClientHarness) -> None:
+    harness.say(op="subscribe", topic=ONE, presence={"data": {"text": "x" * 1024}})
+    harness.say(op="subscribe", topic=ONE, presence={"data": []})
+    harness.say(op="subscribe", topic=ONE, presence={"more": 1})
+    harness.say(op="presence", topic=ONE, data={})
+    codes = [frame["code"] for frame in harness.socket.frames if frame["op"] == "error"]
+    assert ["presence_too_large", "bad_frame", "bad_frame", "not_subscribed"] == codes
+    assert 0 == harness.hub.subscriptions
+
+
+async def test_a_device_resumes_from_the_position_that_it_acknowledged(pool: Pool) -> None:
+    hub = await a_hub(pool)
+    position = Position(hub.position.epoch, Seq(8))
+    known = MemoryAcks()
+    running = ClientHarness(hub, PgLogReader(pool), acks=known)
+    running.hello(device="desk")
+    running.say(op="ack", pos=str(position))
+    assert position == await running.context.acks.recall(Key("ada", "desk"))  # before it is stored
+    storing = asyncio.create_task(running.context.acks.run())
+    await running.until(lambda: bool(known.acks))
+    storing.cancel()
+    for device, since in (("desk", str(position)), ("another", None)):
+        harness = ClientHarness(hub, PgLogReader(pool), acks=known)
+        harness.hello(device=device, since="stored")
+        harness.say(op="subscribe", topic=ONE)  # it need not wait for the answer
+        await harness.until(lambda harness=harness: "subscribed" in harness.socket.ops())  # type: ignore[misc]
+        welcome, subscribed = harness.socket.frames[:2]
+        assert since == welcome.get("since")
+        assert (since or str(hub.position)) == subscribed["pos"]
+        harness.client.connection_lost(None)
+
+
+class GatedSignals:
+    """SignalRights that answer with what the test says, or not at all."""
+
+    def __init__(self) -> None:
+        self.answer: bool | None = None
+        self.questions: list[str] = []
+
+    def concerns(self, topic: Topic) -> bool:
+        return topic == ONE
+
+    async def may_signal(self, user: str, topic: Topic) -> bool:
+        self.questions.append(user)
+        if self.answer is None:
+            raise GrantsUnavailable("broken")
+        return self.answer
+
+
+async def test_a_pack_can_say_who_may_signal_and_its_answer_counts_for_a_while(pool: Pool) -> None:
+    rights, hub = GatedSignals(), await a_hub(pool)
+    harness, other = ClientHarness(hub, PgLogReader(pool), rights=rights), ClientHarness(hub, PgLogReader(pool))
+    for topic in (ONE, TWO):
+        await harness.subscribe(topic)
+        await other.subscribe(topic)
+    for answer in (None, False, True):
+        rights.answer = answer
+        harness.say(op="signal", id=str(answer), topic=ONE, name="n")
+        harness.say(op="signal", topic=TWO, name=str(answer))
+        await harness.until(lambda answer=answer: str(answer) in str(other.socket.frames))  # type: ignore[misc]
+    errors = [(frame["id"], frame["code"]) for frame in harness.socket.frames if frame["op"] == "error"]
+    assert [("None", "unavailable"), ("False", "may_not_signal"), ("True", "may_not_signal")] == errors
+    assert 2 == len(rights.questions)

@@ -42,6 +42,9 @@ class Follower:
     def deliver(self, frames: bytes) -> None:
         self.frames += frames
 
+    def signal(self, frame: bytes) -> None:
+        """Does not happen here."""
+
     def revoked(self, topic: Topic) -> None:
         self.lost.append(topic)
 

@@ -67,6 +67,9 @@ class Follower:
     def discontinued(self) -> None:
         raise AssertionError
 
+    def signal(self, frame: bytes) -> None:
+        raise AssertionError(frame)
+
 
 class PumpHarness:
     """A pump that does not poll, and a follower of what it delivers."""

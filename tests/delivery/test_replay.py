@@ -161,6 +161,9 @@ async def test_changes_delivered_while_the_log_is_read_are_neither_lost_nor_repe
         def discontinued(self) -> None:
             """Does not happen here either."""
 
+        def signal(self, frame: bytes) -> None:
+            """Nor does this."""
+
     follower = Follower()
 
     class JoiningRecorder(Recorder):

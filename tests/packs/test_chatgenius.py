@@ -808,7 +808,8 @@ async def test_security_definer_functions_ignore_the_callers_search_path(db: Con
     functions = await db.fetch(
         "select proname, prosecdef, proconfig from pg_proc where pronamespace = 'chatgenius'::regnamespace"
     )
-    assert {"may_read", "release_message_children"} == {f["proname"] for f in functions if f["prosecdef"]}
+    definer = {"may_read", "release_message_children", "presence_changed", "acknowledged"}
+    assert definer == {f["proname"] for f in functions if f["prosecdef"]}
     assert all(f["proconfig"] == ["search_path=pg_catalog, pg_temp"] for f in functions)
 
 
@@ -865,3 +866,46 @@ async def test_a_user_is_found_by_address_in_any_case_through_an_index(crowd: Co
     statement = "select * from chatgenius.users where lower(email) = lower('77@Example.com')"
     assert "users_email_lower_key" in {step.get("Index Name") for step in await plan_of(crowd, statement)}
     assert await crowd.fetchval(statement) is not None
+
+
+async def test_the_status_of_users_follows_their_presence_but_keeps_what_they_chose(world: Connection) -> None:
+    async def status() -> dict[str, str]:
+        found = await world.fetch("select user_id, status from chatgenius.user_status order by user_id")
+        return {row["user_id"]: row["status"] for row in found}
+
+    await world.execute("delete from chatgenius.user_status")
+    await world.execute(
+        "insert into chatgenius.user_status (user_id, status, last_seen) values ($1, 'busy', 'epoch')", BEN
+    )
+    call = "select chatgenius.presence_changed($1, $2)"
+    await world.execute(call, [ANN, BEN, "nobody"], [])
+    assert {ANN: "online", BEN: "busy"} == await status()
+    await world.execute(call, [], [ANN, BEN, "nobody"])
+    assert {ANN: "offline", BEN: "offline"} == await status()
+    await world.execute(call, [BEN], [])
+    assert {ANN: "offline", BEN: "online"} == await status()
+    assert not await world.fetchval("select exists (select from chatgenius.user_status where last_seen = 'epoch')")
+    await world.execute("update chatgenius.users set deleted_at = now() where id = $1", ANN)
+    await world.execute(call, [ANN], [])
+    assert {ANN: "offline", BEN: "online"} == await status()
+
+
+async def test_each_device_has_one_sync_state_whose_time_moves_every_few_minutes(world: Connection) -> None:
+    async def acknowledge() -> list[tuple[str, bool]]:
+        await world.execute("select chatgenius.acknowledged($1, $2)", [ANN, ANN, "nobody"], ["desk", "phone", "desk"])
+        found = await world.fetch(
+            "select metadata ->> 'rowcast_device', last_sync = now() from chatgenius.sync_state"
+            " where user_id = $1 and metadata ? 'rowcast_device' order by 1",
+            ANN,
+        )
+        return [tuple(row) for row in found]
+
+    both = [("desk", True), ("phone", True)]
+    assert [both, both] == [await acknowledge(), await acknowledge()]
+    for age, moves in (("4 minutes", False), ("6 minutes", True)):
+        await world.execute(
+            "update chatgenius.sync_state set last_sync = now() - $1::text::interval"
+            " where metadata ->> 'rowcast_device' = 'desk'",
+            age,
+        )
+        assert [("desk", moves), ("phone", True)] == await acknowledge()

@@ -8,7 +8,7 @@ import pkgutil
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -26,6 +26,7 @@ from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.close_codes import CLOSE_CODES
 from daemon.core.errors import ClientFault, OperatorFault, RowcastError
 from daemon.core.frames import EXACTLY
+from daemon.core.presence import Key, Person
 from daemon.logs import EVENTS
 from daemon.metrics import METRICS, REGISTRY, exposition
 from daemon.packs import bundled_jobs
@@ -145,6 +146,11 @@ def server_frames() -> Iterator[str]:
         wire.changes(change.topic, Position("e", Seq(0)), [change]),
     ):
         frame = json.loads(payload)
+        yield row(f"`{frame.pop('op')}`", members(list(frame)))
+    key, person = Key("u", "d"), Person("{}", datetime.now(UTC), datetime.now(UTC))
+    state = json.loads(wire.presence_state(change.topic, {key: person}))
+    changes = wire.presence_changes(change.topic, joined={key: person}, left=[key], updated={key: person})
+    for frame in (json.loads(wire.signal(change.topic, "n", None, "u")), state | json.loads(changes)):
         yield row(f"`{frame.pop('op')}`", members(list(frame)))
 
 

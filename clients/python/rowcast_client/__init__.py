@@ -1,6 +1,6 @@
 """The Python client of Rowcast, the realtime daemon for Postgres. See the README."""
 
-from rowcast_client.client import Collection, Rowcast
+from rowcast_client.client import Channel, Collection, Rowcast
 from rowcast_client.engine import ConnectionStopped, RowcastError, TopicEnded
 
-__all__ = ["Collection", "ConnectionStopped", "Rowcast", "RowcastError", "TopicEnded"]
+__all__ = ["Channel", "Collection", "ConnectionStopped", "Rowcast", "RowcastError", "TopicEnded"]

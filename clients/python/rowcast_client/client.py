@@ -4,17 +4,18 @@ import asyncio
 import inspect
 import json
 import logging
+import secrets
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
-from rowcast_client.engine import Change, Engine, Frame, Row, RowcastError, Snapshot, TopicRows, identity
+from rowcast_client.engine import Change, Engine, Frame, People, Row, RowcastError, Snapshot, TopicRows, identity
 
 BUFFER: Final = 10_000  # changes that may wait in a loop before the client disconnects
 CLOSE_TIMEOUT: Final = 2.0  # seconds
@@ -45,7 +46,19 @@ class Callbacks:
                 _log.exception("A callback failed.")
 
 
-class Collection:
+class _Quiet:
+    """A sink that is not present, and does not want signals."""
+
+    shown: dict[str, Any] | None = None
+
+    def receive_signal(self, frame: Frame) -> None:
+        """For the engine."""
+
+    def receive_people(self, people: People) -> None:
+        """For the engine."""
+
+
+class Collection(_Quiet):
     """The rows of one table in one topic.
 
     `ready`: all changes, and the snapshot if you asked for one, have been received. `error`: why the collection is
@@ -118,7 +131,79 @@ class Collection:
         self._callbacks()
 
 
-class ChangeStream:
+class _Conversation(Protocol):
+    """What a channel asks for."""
+
+    def send_signal(self, topic: str, name: str, data: object) -> bool: ...
+
+    def present(self, topic: str, channel: "Channel") -> None: ...
+
+    def unfollow(self, topic: str, channel: "Channel") -> None: ...
+
+
+class Channel:
+    """What clients that follow a topic say to one another: signals, and who is present.
+
+    `presence`: by user, a list of `{"device": …, "data": …, "since": …}`, one for each device; empty unless you are
+    present. `error`: why the topic is not followed any more.
+    """
+
+    keeps_rows = False
+
+    def __init__(self, rowcast: _Conversation, topic: str, shown: dict[str, Any] | None) -> None:
+        self.presence: People = {}
+        self.error: RowcastError | None = None
+        self.source: TopicRows | None = None
+        self.shown = shown
+        self._rowcast = rowcast
+        self._topic = topic
+        self._listeners: dict[str, Callbacks] = defaultdict(Callbacks)
+
+    def signal(self, name: str, data: object = None) -> bool:
+        """Send a signal to the other clients that follow the topic: at most once, and stored nowhere.
+
+        False if there is no connection at the moment.
+        """
+        return self._rowcast.send_signal(self._topic, name, data)
+
+    def show(self, data: dict[str, Any] | None) -> None:
+        """Be present, and let others see this, a JSON object of up to 1 KiB; None: be present no longer."""
+        self.shown = data
+        self._rowcast.present(self._topic, self)
+
+    def on(self, name: str, callback: Callable[[Any], object]) -> Callable[[], None]:
+        """Call back at every `signal` with `{"name": …, "data": …, "user": …}`, or `presence` with who is.
+
+        Returns a function that ends it.
+        """
+        return self._listeners[name].add(callback)
+
+    def close(self) -> None:
+        """Follow it no longer."""
+        self._rowcast.unfollow(self._topic, self)
+
+    def receive(self, changes: list[Change]) -> None:
+        """For the engine."""
+
+    def receive_signal(self, frame: Frame) -> None:
+        """For the engine."""
+        self._listeners["signal"]({name: frame[name] for name in ("name", "data", "user")})
+
+    def receive_people(self, people: People) -> None:
+        """For the engine."""
+        self.presence = people
+        self._listeners["presence"](people)
+
+    def set_ready(self, ready: bool, /) -> None:
+        """For the engine."""
+
+    def end(self, error: RowcastError | None) -> None:
+        """For the engine."""
+        self.error = error
+        self.receive_people({})
+
+
+class ChangeStream(_Quiet):
     """The changes of a topic that wait for a loop."""
 
     keeps_rows = False
@@ -152,13 +237,16 @@ class Rowcast:
     """One user's connection to Rowcast: `async with Rowcast(url, token=…) as rowcast`.
 
     It connects at once, and again whenever the connection breaks. With `numbers="string"`, values of bigint and
-    numeric columns are strings with all their digits.
+    numeric columns are strings with all their digits. `device` names this client among those of its user: choose one
+    that stays if it is to begin where it has acknowledged, which it does if `stored`.
     """
 
-    def __init__(self, url: str, *, token: Token, numbers: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, token: Token, numbers: str | None = None, device: str | None = None, stored: bool = False
+    ) -> None:
         self._url = url
         self._token = token
-        self._engine = Engine(self, numbers=numbers)
+        self._engine = Engine(self, numbers=numbers, device=device or secrets.token_hex(8), stored=stored)
         self._listeners: dict[str, Callbacks] = defaultdict(Callbacks)
         self._full: set[ChangeStream] = set()
         self._current: asyncio.Task[None] | None = None
@@ -202,6 +290,16 @@ class Rowcast:
         collection = Collection(table, order, lambda it: self._run(self._engine.unfollow, topic, it))
         self._run(self._engine.follow, topic, collection, snapshot, _filter(where, columns))
         return collection
+
+    def channel(self, topic: str, *, presence: dict[str, Any] | None = None) -> Channel:
+        """The signals of a topic, and with `presence`, which others see, who is present."""
+        channel = Channel(self, topic, presence)
+        self._run(self._engine.follow, topic, channel)
+        return channel
+
+    def ack(self) -> None:
+        """Let the server keep how far this device is: everything received so far is processed."""
+        self._run(self._engine.ack)
 
     async def changes(
         self,
@@ -270,6 +368,20 @@ class Rowcast:
     def emit(self, name: str, value: object) -> None:
         """For the engine."""
         self._listeners[name](value)
+
+    # What a channel asks for
+
+    def send_signal(self, topic: str, name: str, data: object) -> bool:
+        """For a channel."""
+        return self._engine.signal(topic, name, data)
+
+    def present(self, topic: str, channel: Channel) -> None:
+        """For a channel."""
+        self._run(self._engine.present, topic, channel)
+
+    def unfollow(self, topic: str, channel: Channel) -> None:
+        """For a channel."""
+        self._run(self._engine.unfollow, topic, channel)
 
     # The rest
 

@@ -17,6 +17,7 @@ Row = dict[str, Any]
 Snapshot = bool | dict[str, int]
 Filter = Mapping[str, Any]
 """What is asked for of a topic: the members `where` and `columns` of `subscribe`, if they are."""
+People = dict[str, list[dict[str, Any]]]
 
 ANSWER_TIMEOUT: Final = 10.0  # seconds
 MAX_BACKOFF: Final = 30.0  # seconds
@@ -108,13 +109,23 @@ def identity(key: Mapping[str, Any]) -> str:
 
 
 class Sink(Protocol):
-    """What follows a topic."""
+    """What follows a topic.
+
+    `shown`: what others who are present see of the user; None: nothing, and the user does not see them.
+    """
 
     keeps_rows: bool
     source: TopicRows | None
+    shown: dict[str, Any] | None
 
     def receive(self, changes: list[Change]) -> None:
         """Changes, or one reset."""
+
+    def receive_signal(self, frame: Frame) -> None:
+        """Another client has sent a signal."""
+
+    def receive_people(self, people: People) -> None:
+        """Who is present has changed."""
 
     def set_ready(self, ready: bool, /) -> None:
         """Whether everything has been received."""
@@ -148,7 +159,8 @@ class Topic:
 
     It is `idle` without a connection, `asked` until the server answers `subscribe`, `replaying` from then until
     `resumed`, and `live` afterwards. `loaded`: its last snapshot is complete, or it needs none. `at`: how far it has
-    been processed. `since` and `id` are those of its last subscribe. `retry_at`: when to subscribe again.
+    been processed. `since` and `id` are those of its last subscribe. `retry_at`: when to subscribe again. `shown`:
+    what the server was told to show of the user. `people`: who is present, by user.
     """
 
     snapshot: Snapshot | None
@@ -160,6 +172,8 @@ class Topic:
     id: int | None = None
     retry_at: float | None = None
     rows: TopicRows | None = None
+    shown: dict[str, Any] | None = None
+    people: People = field(default_factory=dict)
     sinks: list[Sink] = field(default_factory=list)
 
 
@@ -175,6 +189,8 @@ class Engine:
         outputs: Outputs,
         *,
         numbers: str | None = None,
+        device: str | None = None,
+        stored: bool = False,
         now: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random_module.random,
     ) -> None:
@@ -183,6 +199,9 @@ class Engine:
         self.stale = False
         self._out = outputs
         self._numbers = numbers
+        self._device = device
+        self._stored = stored  # begin where this device has acknowledged
+        self._unsent_ack: Position | None = None
         self._now = now
         self._random = random
         self._topics: dict[str, Topic] = {}
@@ -256,9 +275,31 @@ class Engine:
         topic.sinks.append(sink)
         if topic.phase == "live":
             sink.set_ready(True)
+        if topic.people:
+            sink.receive_people(topic.people)
+        self._show(name, topic)
         if topic.phase == "idle" and self._is_welcomed:
             self._subscribe(name, topic)
         self._settle()
+
+    def present(self, name: str, sink: Sink) -> None:
+        """What a sink shows has changed."""
+        topic = self._topics.get(name)
+        if topic is not None and sink in topic.sinks:
+            self._show(name, topic)
+
+    def signal(self, name: str, signal: str, data: Any) -> bool:  # noqa: ANN401
+        """Send a signal to the other followers of a topic. False if there is no connection: then nobody gets it."""
+        topic = self._topics.get(name)
+        if topic is None or topic.phase == "idle" or not self._is_welcomed:
+            return False
+        self._out.send({"op": "signal", "topic": name, "name": signal, "data": data})
+        return True
+
+    def ack(self) -> None:
+        """Let the server keep the position for this device, now or once there is a connection."""
+        self._unsent_ack = self.position
+        self._send_ack()
 
     def unfollow(self, name: str, sink: Sink) -> None:
         """End what `follow` began; without effect if it has ended."""
@@ -267,6 +308,7 @@ class Engine:
             return
         topic.sinks.remove(sink)
         if topic.sinks:
+            self._show(name, topic)
             return
         del self._topics[name]
         if self._is_welcomed:
@@ -283,10 +325,10 @@ class Engine:
         """The connection is open: say hello."""
         self._max_silence = ANSWER_TIMEOUT
         self._silence_at = self._now() + ANSWER_TIMEOUT
-        self._hello_since = str(self.position) if self.position else None
+        self._hello_since = str(self.position) if self.position else "stored" if self._stored else None
         frame = {
             "op": "hello", "token": token, "since": self._hello_since, "seen": self._seen, "session": self._session,
-            "numbers": self._numbers,
+            "device": self._device, "numbers": self._numbers,
         }  # fmt: skip
         self._out.send({name: value for name, value in frame.items() if value is not None})
 
@@ -352,6 +394,12 @@ class Engine:
                 if "pos" in frame:
                     self._advance(Position.parse(frame["pos"]))
                 self._set_stale(bool(frame.get("stale")))
+            case "signal":
+                topic = self._followed(frame)
+                for sink in list(topic.sinks) if topic else ():
+                    sink.receive_signal(frame)
+            case "presence":
+                self._on_presence(frame)
             case "error":
                 self._on_error(frame)
             case "bye":
@@ -369,12 +417,15 @@ class Engine:
         self._bye_delay = None
         self._max_silence = frame["heartbeat"] * 1.5 + LATE
         self._silence_at = self._now() + self._max_silence
-        self.position = self.position or Position.parse(frame["pos"])
+        if self._hello_since == "stored":
+            self._hello_since = frame.get("since")
+        self.position = self.position or Position.parse(self._hello_since or frame["pos"])
         self._set_status("resuming")
         self._out.emit("welcome", frame)
         for name, topic in list(self._topics.items()):
             if topic.phase == "idle":
                 self._subscribe(name, topic)
+        self._send_ack()
 
     def _on_subscribed(self, frame: Frame) -> None:
         topic = self._topics.get(frame["topic"])
@@ -453,6 +504,20 @@ class Engine:
             self._out.send({"op": "unsubscribe", "topic": name})
             self._subscribe(name, topic)
 
+    def _on_presence(self, frame: Frame) -> None:
+        topic = self._followed(frame)
+        if topic is None or topic.shown is None:
+            return
+        people = frame.get("state", topic.people)
+        for one in (*frame.get("left", ()), *frame.get("updated", ()), *frame.get("joined", ())):
+            rest = [other for other in people.get(one["user"], ()) if other["device"] != one["device"]]
+            people = {name: devices for name, devices in people.items() if name != one["user"]}
+            if "data" in one:
+                rest.append({name: value for name, value in one.items() if name != "user"})
+            if rest:
+                people[one["user"]] = rest
+        self._set_people(topic, people)
+
     def _on_error(self, frame: Frame) -> None:
         for name, topic in list(self._topics.items()):
             if topic.id is None or topic.id != frame.get("id"):
@@ -495,7 +560,31 @@ class Engine:
             topic.since = str(self.position)
             if topic.since != self._hello_since:  # otherwise it starts where the hello said
                 frame["since"] = topic.since
+        if topic.shown is not None:
+            frame["presence"] = {"data": topic.shown}
         self._out.send(frame)
+
+    def _show(self, name: str, topic: Topic) -> None:
+        """Be present with what the last sink that wants it says, and tell the server if that is new."""
+        wanted = [sink.shown for sink in topic.sinks if sink.shown is not None]
+        shown = wanted[-1] if wanted else None
+        if shown == topic.shown:
+            return
+        topic.shown = shown
+        if topic.phase != "idle" and self._is_welcomed:
+            self._out.send({"op": "presence", "topic": name, "data": shown})
+        if shown is None:
+            self._set_people(topic, {})
+
+    def _set_people(self, topic: Topic, people: People) -> None:
+        topic.people = people
+        for sink in list(topic.sinks):
+            sink.receive_people(people)
+
+    def _send_ack(self) -> None:
+        if self._unsent_ack is not None and self._is_welcomed:
+            self._out.send({"op": "ack", "pos": str(self._unsent_ack)})
+            self._unsent_ack = None
 
     def _make_live(self, topic: Topic) -> None:
         topic.phase, topic.loaded = "live", True

@@ -33,6 +33,7 @@ class Client:
 
     keeps_rows = False
     source: TopicRows | None = None
+    shown: dict[str, Any] | None = None
 
     def __init__(self, topics: list[Topic], since: str) -> None:
         self.subscribed: list[int] = []
@@ -54,6 +55,10 @@ class Client:
     def receive(self, changes: list[dict[str, Any]]) -> None: ...
 
     def set_ready(self, ready: bool, /) -> None: ...
+
+    def receive_signal(self, frame: dict[str, Any]) -> None: ...
+
+    def receive_people(self, people: dict[str, list[dict[str, Any]]]) -> None: ...
 
     def end(self, error: RowcastError | None) -> None: ...
 

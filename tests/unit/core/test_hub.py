@@ -22,6 +22,9 @@ class Recorder:
     def discontinued(self) -> None:
         self.moves += 1
 
+    def signal(self, frame: bytes) -> None:
+        self.calls.append([json.loads(frame)])
+
     def revoked(self, topic: Topic) -> None:
         self.revocations.append(topic)
 
@@ -455,3 +458,14 @@ def test_a_follower_that_left_may_follow_again_with_another_view() -> None:
     assert {Topic("a"): 12} == hub.suspend([Topic("a")], ada)
     publish(hub, says(13, "y"))
     assert [12] == ada.seqs
+
+
+def test_the_followers_of_a_topic_are_those_that_are_live_in_any_form() -> None:
+    hub = a_hub()
+    live, exact, behind, elsewhere = Recorder(), Recorder(numbers=Numbers.STRING), Recorder(), Recorder()
+    for follower in (live, exact, behind):
+        hub.follow(Topic("a"), follower)
+    hub.follow(Topic("b"), elsewhere)
+    hub.suspend([Topic("a")], behind)
+    assert [live, exact] == hub.followers(Topic("a"))
+    assert [] == hub.followers(Topic("c"))

@@ -148,3 +148,24 @@ def test_consecutive_changes_of_a_topic_share_a_frame_in_order() -> None:
         ("b", [3]),
         ("a", [4]),
     ]
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
+def test_a_number_that_json_does_not_have_is_refused(number: bytes) -> None:
+    with pytest.raises(BadJson):
+        wire.parse(b'{"op": "signal", "topic": "a", "name": "n", "data": [%b]}' % number)
+
+
+def test_a_signal_repeats_its_data_but_for_numbers_that_no_double_holds() -> None:
+    text = '{"text":"é","list":[1,2.5,null,true],"large":123456789012345678901234567890,"huge":1e999}'
+    frame = wire.parse(f'{{"op": "signal", "topic": "a", "name": "n", "data": {text}}}'.encode())
+    assert isinstance(frame, wire.Signal)
+    sent = wire.signal("a", "n", frame.data, "ada").decode()
+    expected = text.replace("1e999", "null")
+    assert f'{{"op":"signal","topic":"a","name":"n","data":{expected},"user":"ada"}}' == sent
+
+
+@pytest.mark.parametrize("device", ["", "a b", "é", "x" * 65, "a\\u0000"])
+def test_a_device_has_a_name_that_every_database_can_hold(device: str) -> None:
+    with pytest.raises(BadFrame):
+        wire.parse(f'{{"op": "hello", "token": "t", "device": "{device}"}}'.encode())

@@ -27,6 +27,7 @@ from daemon.delivery.rights import Rights
 from daemon.delivery.snapshots import Snapshots
 from daemon.packs import BigInt, Pack, Row
 from tests.support.rows import NoColumns, NoRows
+from tests.support.sharing import sharing
 from tests.unit.model.client import Client, Violation
 from tests.unit.model.designs import Design
 from tests.unit.model.postgres import Entry, Leader, Postgres, is_refused
@@ -435,6 +436,7 @@ class Daemon:
             rights=Rights(self.hub, ModelGrants(self, self.link), wait_until_delivered),
             snapshots=Snapshots(NoRows(), self.hub, router, lambda payload: payload + b"\n", wait_until_delivered),
             columns=NoColumns(),
+            **sharing(self.hub),
             router=router,
             authenticate=_Claims,
             wait_until_delivered=wait_until_delivered,

@@ -52,6 +52,10 @@ from daemon.log.sequencer import Sequencer
 from daemon.log.sharing import SIGNALS_CHANNEL, PgAcks, PgBroadcast, PgPeople, PgSignalRights
 from daemon.logs import count_dropped_lines, get_logger
 from daemon.packs import Pack, by_schema
+from daemon.pages.access import Verify
+from daemon.pages.console import Console
+from daemon.pages.demo import Demo
+from daemon.pages.demo import handlers as demo_handlers
 from daemon.postgres.connect import SESSION, Connect, Connection, OnUnusable, Pool, connect, open_pool
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, address_of, explain
 from daemon.postgres.tunnel import through_tunnel
@@ -59,9 +63,6 @@ from daemon.schema.health import SchemaHealth, SchemaNotCurrent
 from daemon.settings import Address, Settings
 
 log = get_logger()
-
-Demo = Callable[[], Mapping[str, Any]]
-"""The response of `/demo.json`: sample users and their tokens."""
 
 START_TIMEOUT = 30.0  # seconds to wait for the first heartbeat, and between two reports of a long start
 POOL_SIZE = 12  # connections: 4 for replays, 4 for rights, 2 for snapshots, which leaves some to the pump
@@ -142,7 +143,14 @@ class _Sharing:
     acks: Acks
 
 
-def site(readiness: Readiness, demo: Demo | None, packs: Callable[[], Iterable[Pack]]) -> Site:
+def site(
+    readiness: Readiness,
+    packs: Callable[[], Iterable[Pack]],
+    console: Console,
+    demo: Demo | None,
+    pool: Pool,
+    verify: Verify,
+) -> Site:
     """The pages that are served beside the websocket."""
     pages: dict[str, Page | Callable[[], Page]] = {
         **static_pages(folder("web")),
@@ -153,9 +161,11 @@ def site(readiness: Readiness, demo: Demo | None, packs: Callable[[], Iterable[P
         "/asyncapi.json": _contract_page(asyncapi, packs),
         "/schema.json": _contract_page(json_schema, packs),
     }
+    handlers = console.handlers()
     if demo is not None:
-        pages["/demo.json"] = lambda: json_page(demo())
-    return Site(pages)
+        pages["/demo.json"] = lambda: json_page(demo.users())
+        handlers |= demo_handlers(demo, pool, verify)
+    return Site(pages, handlers)
 
 
 def _readiness_page(readiness: Readiness) -> Page:
@@ -267,6 +277,7 @@ def _build(
     scheduler = Scheduler(pool, connect_for_jobs, settings, scheduled_jobs(settings))
     readiness = _readiness(tunnel_problems, schema, notifier, notify_watch, pump, backlog, retention, scheduler)
     limits = _limits(settings)
+    verify = Authenticator(settings.require_secret()).verify
     context = ClientContext(
         hub=hub,
         log_reader=log_cache,
@@ -278,7 +289,7 @@ def _build(
         presence=sharing.presence,
         acks=sharing.acks,
         router=router,
-        authenticate=Authenticator(settings.require_secret()).verify,
+        authenticate=verify,
         wait_until_delivered=pump.wait_until_delivered,
         delivery_age=lambda: max(pump.read_age, backlog.age),
         close_history=CloseHistory(),
@@ -290,7 +301,21 @@ def _build(
         queue_bytes=settings.queue_bytes,
         chunk=settings.read_chunk,
     )
-    gateway = Gateway(context.open_client, site(readiness, demo, lambda: router.all_packs), limits=limits)
+    console = Console(
+        hub=hub,
+        pump=pump,
+        log_cache=log_cache,
+        backlog=backlog,
+        gateway=lambda: gateway,
+        readiness=readiness,
+        pool=pool,
+        verify=verify,
+        trusts_local=settings.environment != "production",
+        workers=settings.workers,
+        has_samples=demo is not None,
+    )
+    pages = site(readiness, lambda: router.all_packs, console, demo, pool, verify)
+    gateway = Gateway(context.open_client, pages, limits=limits)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits)
     return _Parts(
         notifier, notify_watch, sequencer, backlog, retention, schema, pump, sharing, gateway, scheduler, readiness

@@ -41,15 +41,16 @@ def tail(options: Options, *, topic: str, as_json: bool, since: str | None, data
 @click.command()
 @click.option("--user", required=True, metavar="ID", help="User of the token (its `sub`).")
 @click.option("--ttl", default="1h", metavar="TIME", help="Lifetime: 90s, 15m, 1h, 7d (default 1h).")
+@click.option("--operator", is_flag=True, help="Also open the console at /console.")
 @data_dir_option("Data directory of the `daemon up` whose secret to use.")
 @click.pass_obj
-def token(options: Options, *, user: str, ttl: str, data_dir: Path | None) -> None:
+def token(options: Options, *, user: str, ttl: str, operator: bool, data_dir: Path | None) -> None:
     """Print a development token."""
     from daemon.gateway.auth import Authenticator
 
     settings = options.having(data_dir=data_dir).local_settings
     try:
-        click.echo(Authenticator(settings.require_secret()).issue(user, _seconds(ttl)))
+        click.echo(Authenticator(settings.require_secret()).issue(user, _seconds(ttl), operator=operator))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--user") from None
 

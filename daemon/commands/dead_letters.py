@@ -15,13 +15,6 @@ from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, address_of, exp
 from daemon.schema.health import SchemaNotCurrent
 from daemon.settings import Settings
 
-_REFUSALS: Final = {
-    "set_aside": "its event could not be numbered, and its topic has been reset",
-    "forgotten": "its event is no longer in the log, so the row's later changes are unknown",
-    "unreadable": "it could not be read, so there is nothing to send; update its row instead",
-    "gone": "its row has been deleted since",
-    "changed": "its row has changed since",
-}
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -77,7 +70,9 @@ async def replay(settings: Settings, selection: Selection) -> None:
     def report(refusal: dead_letters.Refusal) -> None:
         nonlocal refused
         refused += 1
-        click.echo(f"{refusal.seq} of {refusal.table} is not replayed: {_REFUSALS[refusal.reason]}", err=True)
+        click.echo(
+            f"{refusal.seq} of {refusal.table} is not replayed: {dead_letters.REFUSALS[refusal.reason]}", err=True
+        )
 
     async with _database(settings) as connection:
         replayed = await dead_letters.replay(connection, selection, report)

@@ -6,6 +6,7 @@ from daemon.core.errors import OperatorFault
 from daemon.files import folder
 from daemon.postgres.connect import Connection, connect
 from daemon.postgres.errors import DRIVER_ERRORS, explain
+from daemon.postgres.queries import named, split_statements
 from daemon.schema import sql_files
 from daemon.settings import Settings
 
@@ -23,6 +24,12 @@ def statements(settings: Settings, name: str) -> list[str]:
         for pack, schema in settings.schemas.items()
         if (path := folder("ddl") / pack / name).is_file()
     ]
+
+
+def demo_actions(settings: Settings) -> dict[str, str]:
+    """What the sample users can do on the live page: SQL by name, of the configured packs."""
+    found = (split_statements(text) for text in statements(settings, "demo_actions.sql"))
+    return {name: named(text, f"demo_{name}") for actions in found for name, text in actions.items()}
 
 
 async def seed(settings: Settings) -> list[dict[str, str]]:

@@ -16,12 +16,13 @@ import click
 from pydantic import SecretStr
 
 from daemon.app import Running, serve
-from daemon.commands.seed import SeedRefused, seed, statements
+from daemon.commands.seed import SeedRefused, demo_actions, seed, statements
 from daemon.commands.set_up import apply_in_child
 from daemon.embedded.server import EmbeddedPostgres
 from daemon.gateway.auth import Authenticator
 from daemon.logs import get_logger
 from daemon.packs import Pack, bundled
+from daemon.pages.demo import Demo
 from daemon.postgres.connect import Pool, acquired
 from daemon.postgres.errors import DATABASE_ERRORS, explain
 from daemon.settings import Settings
@@ -81,7 +82,8 @@ async def up(settings: Settings, *, demo: bool) -> None:
             if demo:
                 await _bot(settings, daemon.pool)
 
-        await serve(settings, demo=(lambda: {"users": users()}) if demo else None, on_ready=on_ready)
+        served = Demo(lambda: {"users": users()}, demo_actions(settings)) if demo else None
+        await serve(settings, demo=served, on_ready=on_ready)
     click.echo("Stopped.")
 
 

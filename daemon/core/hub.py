@@ -1,6 +1,6 @@
 """Fan-out: which follower gets which frames. A frame is built once, and shared by all who follow its stream."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -165,6 +165,17 @@ class Hub:
     def topics(self) -> Collection[Topic]:
         """The topics that have live followers."""
         return self._streams.keys()
+
+    def follower_counts(self) -> Counter[Topic]:
+        """How many live followers each topic has."""
+        counts: Counter[Topic] = Counter()
+        for stream, followers in self._followers.items():
+            counts[stream.topic] += len(followers)
+        return counts
+
+    def count_followers(self, topic: Topic) -> int:
+        """How many live followers this topic has."""
+        return sum(len(self._followers[stream]) for stream in self._streams(topic))
 
     @property
     def subscriptions(self) -> int:

@@ -86,6 +86,17 @@ class LogCache:
             self._evict()
         self._floor = max(self._floor, min(floor, self._end.seq))
 
+    def newest(self, limit: int) -> list[Change]:
+        """The newest changes that are in memory, at most `limit`, in order."""
+        found: list[Change] = []
+        for segment in reversed(self._segments):
+            for changes in segment.topics.values():
+                found += changes
+            if len(found) >= limit:
+                break
+        found.sort(key=_seq)
+        return found[-limit:]
+
     async def head(self) -> Position:
         """See LogReader."""
         return await self._inner.head()

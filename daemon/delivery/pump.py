@@ -28,6 +28,9 @@ MAX_AGE: Final = 9.0  # seconds without progress after which this daemon is not 
 StoreDeadLetters = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]]
 """Stores each (change, pack, reason). Raises LogUnavailable."""
 
+OnPublish = Callable[[Sequence[Change], int], None]
+"""Gets changes that have just been published, and how many frames with them were written to clients."""
+
 
 Refresh = Callable[[], Awaitable[None]]
 """Tells the router what is served at the moment. Raises LogUnavailable."""
@@ -76,6 +79,7 @@ class Pump:
         self._deliveries: list[asyncio.Future[None]] = []  # done when the hub has moved
         self._read_at = float("-inf")
         self._moved_at = float("-inf")  # when the hub last moved
+        self.on_publish: OnPublish | None = None  # while somebody looks at the console
         self.started = asyncio.Event()
         self.readable = asyncio.Event()  # set unless the last attempt to read the log failed
 
@@ -244,6 +248,8 @@ class Pump:
             invalid += unsendable
             built, delivered = self._deliver(changes, sendable)
         self._log_cache.add(changes, sendable)
+        if self.on_publish is not None:
+            self.on_publish(sendable, delivered)
         metrics.FRAMES.inc(built)
         metrics.DELIVERIES.inc(delivered)
         metrics.BATCH_CHANGES.observe(len(changes))

@@ -33,10 +33,11 @@ class BadSecret(OperatorFault):
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The claims of a valid token: its user, and when it expires in seconds since 1970."""
+    """The claims of a valid token: its user, its end in seconds since 1970, and whether it is an operator's."""
 
     user: str
     expires: float
+    operator: bool = False
 
 
 class Authenticator:
@@ -74,12 +75,18 @@ class Authenticator:
         # A prepared key: PyJWT would check plain bytes again for each token.
         self._key = jwt.PyJWK({"kty": "oct", "k": encoded, "alg": ALGORITHM})
 
-    def issue(self, user: str, ttl: float) -> str:
-        """A token for `user`, valid for `ttl` seconds. Raises ValueError if `user` is not a valid user."""
+    def issue(self, user: str, ttl: float, *, operator: bool = False) -> str:
+        """A token for `user`, valid for `ttl` seconds. Raises ValueError if `user` is not a valid user.
+
+        An operator's token also opens the console.
+        """
         if not _is_user(user):
             raise ValueError(f"a user is 1 to {MAX_USER} printable characters")
         now = int(time.time())
-        claims = {"iss": self._issuer, "aud": self._audience, "sub": user, "iat": now, "exp": int(now + ttl)}
+        claims: dict[str, Any] = {"iss": self._issuer, "aud": self._audience, "sub": user}
+        claims |= {"iat": now, "exp": int(now + ttl)}
+        if operator:
+            claims["operator"] = True
         return self._jwt.encode(claims, self._key)
 
     def verify(self, token: str) -> Claims:
@@ -134,7 +141,10 @@ def _claims(claims: dict[str, Any]) -> Claims:
     # PyJWT applies the leeway to `exp` too.
     if claims["exp"] <= time.time():
         raise ValueError("expired")
-    return Claims(claims["sub"], float(claims["exp"]))
+    operator = claims.get("operator", False)
+    if not isinstance(operator, bool):
+        raise ValueError("operator is not a boolean")  # noqa: TRY004 - one kind of error for every bad token
+    return Claims(claims["sub"], float(claims["exp"]), operator)
 
 
 def _is_user(user: str) -> bool:

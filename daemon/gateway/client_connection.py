@@ -13,7 +13,7 @@ from daemon.core.close_codes import CLOSE_CODES, Close
 from daemon.core.ports import ClientHandler
 from daemon.gateway.admission import Account
 from daemon.gateway.limits import MIN_DRAIN_BYTES
-from daemon.gateway.state import NEVER, GatewayState, log, peer_name
+from daemon.gateway.state import NEVER, GatewayState, SessionInfo, log, peer_name
 from daemon.gateway.transport import Transport
 from daemon.logs import correlate
 
@@ -70,6 +70,20 @@ class ClientConnection:
             self._handler = self._state.open_client(self)
         except Exception:  # noqa: BLE001 - see _call
             self._fail_internally()
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether the peer has a place in the account of a user."""
+        return self._account is not None
+
+    @property
+    def info(self) -> SessionInfo:
+        """What an operator sees of this session."""
+        user = self._account.user if self._account is not None else ""
+        seconds = self._state.clock() - self._opened_at
+        return SessionInfo(
+            self.session, user, peer_name(self._transport.connection), seconds, self._sent, self.queued()
+        )
 
     # The handler's Socket.
 

@@ -1,12 +1,14 @@
 """The first request of a connection: a page is served, or a websocket session or an event stream takes over."""
 
+import asyncio
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Final
 
 from daemon.gateway.client_connection import ClientConnection
 from daemon.gateway.connection import WebSocketConnection
 from daemon.gateway.event_stream import STREAM_PATH, EventStream, stream_request
-from daemon.gateway.http import Page, Request, read_head, text_page
+from daemon.gateway.http import Call, Handler, Page, Request, read_head, text_page
 from daemon.gateway.state import NEVER, GatewayState, log, peer_name, refuse
 from daemon.gateway.transport import Transport
 from daemon.gateway.upgrade import upgrade
@@ -28,12 +30,24 @@ _FAILED: Final = text_page("Internal server error.", 500)
 class Handshake:
     """Reads one request, then responds with a page or passes the transport to a `ClientConnection`.
 
+    A page that a handler makes is made in a task, which ends with the connection.
+
     After a page it discards what still arrives until the peer closes: closing a socket with unread data sends a
     reset, which can destroy the response before the peer reads it. `_deadline` limits the wait for the request,
     and then the wait for the peer to close.
     """
 
-    __slots__ = ("_answered", "_deadline", "_received", "_state", "_transport", "address", "is_admin")
+    __slots__ = (
+        "_answered",
+        "_deadline",
+        "_making",
+        "_received",
+        "_request",
+        "_state",
+        "_transport",
+        "address",
+        "is_admin",
+    )
 
     def __init__(self, state: GatewayState, transport: Transport, address: str, *, is_admin: bool) -> None:
         self._state = state
@@ -41,15 +55,17 @@ class Handshake:
         self.address = address
         self.is_admin = is_admin
         self._received = bytearray()
+        self._request: Request | None = None  # while its body is incomplete
+        self._making: asyncio.Task[None] | None = None  # a page
         self._answered = False
         self._deadline = state.clock() + state.limits.open_timeout
 
     def data_received(self, data: bytes) -> None:
         """Read the request. Anything that follows the request of a page is discarded."""
-        if self._answered:
+        if self._answered or self._making is not None:
             return
         self._received += data
-        request = read_head(self._received)
+        request = self._request or read_head(self._received)
         if isinstance(request, Page):
             self._refuse(request)
         elif request is not None:
@@ -57,7 +73,7 @@ class Handshake:
 
     def eof_received(self) -> None:
         """The peer sends nothing more; the transport closes once the response is out."""
-        if self._received and not self._answered:
+        if self._received and not self._answered and self._making is None:
             self._refuse(_INCOMPLETE)
 
     def pause_writing(self) -> None:
@@ -68,12 +84,14 @@ class Handshake:
 
     def connection_lost(self) -> None:
         """The connection has ended."""
+        if self._making is not None:
+            self._making.cancel()
         self._state.discard(self)
 
     def tick(self, now: float) -> None:
         """Cut the connection if its deadline has passed."""
         if now >= self._deadline:
-            self.abort("answer_timeout" if self._answered else "open_timeout")
+            self.abort("answer_timeout" if self._answered or self._making else "open_timeout")
 
     def drain(self, bye: Callable[[], bytes] | None, code: int, reason: str, deadline: float) -> None:
         """Refuse an unfinished request, and give the peer until `deadline` to read the response."""
@@ -109,8 +127,30 @@ class Handshake:
             self._refuse(_GET_ONLY, with_body=with_body)
         elif request.lists("upgrade", "websocket"):
             self._refuse(_NO_WEBSOCKET, with_body=with_body)
+        elif handler := self._state.site.handler(request.method, request.path):
+            self._make(handler, request)
         else:
             self._answer(self._page(request), with_body=with_body)
+
+    def _make(self, handler: Handler, request: Request) -> None:
+        """Have the handler make a page, once the body is complete."""
+        self._request = request
+        body = bytes(self._received[request.size : request.size + request.body_size])
+        if len(body) < request.body_size:
+            return
+        self._received.clear()
+        self._deadline = self._state.clock() + self._state.limits.answer_timeout
+        call = Call(request, body, _is_loopback(peer_name(self._transport.connection)))
+        self._making = asyncio.create_task(self._answer_with(handler, call))
+
+    async def _answer_with(self, handler: Handler, call: Call) -> None:
+        try:
+            page = await handler(call)
+        except Exception:  # noqa: BLE001 - a bug costs this page only
+            log.exception("internal_error", path=call.request.path[:MAX_LOGGED])
+            page = _FAILED
+        if not self._answered and self._deadline != NEVER:
+            self._answer(page)
 
     def _page(self, request: Request) -> Page:
         try:
@@ -155,3 +195,14 @@ class Handshake:
         self._deadline = self._state.clock() + self._state.limits.answer_timeout
         self._transport.write(page.serialize(with_body=with_body))
         self._transport.write_eof()
+
+
+def _is_loopback(peer: str) -> bool:
+    """Whether `peer`, as `peer_name` writes it, has an address that only processes of this machine have."""
+    host = peer.rpartition(":")[0].strip("[]")
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return False  # a Unix socket, behind which are the clients of a proxy
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -12,6 +12,8 @@ from typing import Any, Final
 MAX_LINE: Final = 8190  # bytes of the request line or of one header, without its CRLF
 MAX_HEADERS: Final = 128
 MAX_HEAD: Final = 32 * 1024  # bytes; bounds the memory of a connection before its request is complete
+MAX_LENGTH_DIGITS: Final = 20  # of a Content-Length; more say nothing more
+MAX_BODY: Final = 16 * 1024  # bytes; only a POST has a body
 
 # The grammar of RFC 9110 and RFC 9112, read strictly: a proxy and this parser must never read a request differently.
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
@@ -74,14 +76,17 @@ _POLICY: Final = (
 
 
 def static_pages(folder: Path) -> dict[str, Page]:
-    """The pages of `folder` by path: index.html at `/`, scripts and style sheets under their names.
+    """The pages of `folder`: index.html at `/`, NAME.html at `/NAME`, scripts and style sheets at their paths.
 
     Other files are not served. All are read here, so a request never touches the file system. Raises OSError.
     """
     pages = {"/": html_page((folder / "index.html").read_text(encoding="utf-8"))}
-    for file in sorted(folder.iterdir()):
-        if content_type := _CONTENT_TYPES.get(file.suffix):
-            pages[f"/{file.name}"] = Page(200, file.read_bytes(), content_type)
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(folder)
+        if file.suffix == ".html" and file.name != "index.html":
+            pages[f"/{path.with_suffix('').as_posix()}"] = html_page(file.read_text(encoding="utf-8"))
+        elif content_type := _CONTENT_TYPES.get(file.suffix):
+            pages[f"/{path.as_posix()}"] = Page(200, file.read_bytes(), content_type)
     return pages
 
 
@@ -94,18 +99,29 @@ _CONTENT_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascr
 
 
 class Site:
-    """Pages by path, held in memory.
+    """Pages by path, held in memory, and handlers of requests by method and path.
 
-    A callable makes a fresh page for each request. It runs on the event loop and must not block.
+    A callable makes a fresh page for each request. It runs on the event loop and must not block. A handler may wait.
     """
 
-    def __init__(self, pages: Mapping[str, Page | Callable[[], Page]]) -> None:
+    def __init__(
+        self,
+        pages: Mapping[str, Page | Callable[[], Page]],
+        handlers: "Mapping[tuple[str, str], Handler] | None" = None,
+    ) -> None:
         self._pages = dict(pages)
+        self._handlers = dict(handlers or {})
+
+    def handler(self, method: str, path: str) -> "Handler | None":
+        """What answers such requests, if it is not one of the pages."""
+        return self._handlers.get((method, path))
 
     def answer(self, method: str, path: str) -> Page:
         """The page at `path`, or an error page: 404 or 405."""
         page = self._pages.get(path)
         if page is None:
+            if allowed := [known for known, place in self._handlers if place == path]:
+                return text_page(f"Use {allowed[0]} here.", 405, {"Allow": allowed[0]})
             return text_page("Not found.", 404)
         if method not in {"GET", "HEAD"}:
             return text_page("This page is read-only: use GET or HEAD.", 405, {"Allow": "GET, HEAD"})
@@ -117,7 +133,8 @@ class Request:
     """The head of one request.
 
     `query` is what follows the `?`, still encoded. `version` is 1.0 or 1.1, header names are in lower case, and
-    repeated headers are joined by commas. `size` is the length of the head in bytes.
+    repeated headers are joined by commas. `size` is the length of the head in bytes, and `body_size` that of the body
+    behind it.
     """
 
     method: str
@@ -126,10 +143,24 @@ class Request:
     version: str
     headers: Mapping[str, str]
     size: int
+    body_size: int = 0
 
     def lists(self, header: str, token: str) -> bool:
         """Whether the comma-separated `header` contains `token` (lower case), ignoring case."""
         return token in {item.strip().lower() for item in self.headers.get(header, "").split(",")}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A whole request, for a handler. `is_local`: the peer is a process of this machine, such as a reverse proxy."""
+
+    request: Request
+    body: bytes
+    is_local: bool
+
+
+Handler = Callable[[Call], Awaitable[Page]]
+"""Answers a request; it runs on the event loop."""
 
 
 def read_head(data: bytearray) -> Request | Page | None:
@@ -167,19 +198,23 @@ def _parse(head: bytes, size: int) -> Request | Page:
             return text_page("A header is malformed.", 400)
         name, value = line[1].decode("ascii").lower(), line[2].decode("latin-1").rstrip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    if refusal := _refuse_body(headers):
-        return refusal
+    body_size = _body_size(method, headers)
+    if isinstance(body_size, Page):
+        return body_size
     path, _, query = target.partition("?")
-    return Request(method, path, query, version, headers, size)
+    return Request(method, path, query, version, headers, size, body_size)
 
 
-def _refuse_body(headers: Mapping[str, str]) -> Page | None:
-    """Refuse every request with a body, and every one whose length is ambiguous."""
+def _body_size(method: str, headers: Mapping[str, str]) -> int | Page:
+    """The size of the body. Refuses a body of any request but a POST, a large one, and an ambiguous length."""
     if "transfer-encoding" in headers:
         return text_page("Transfer-Encoding is not supported.", 501)
     lengths = {length.strip() for length in headers.get("content-length", "0").split(",")}
     if not all(length.isascii() and length.isdigit() for length in lengths) or len(lengths) > 1:
         return text_page("Content-Length is malformed.", 400)
-    if lengths != {"0"}:
-        return text_page("Requests must not have a body.", 413)
-    return None
+    length = int(lengths.pop().lstrip("0")[:MAX_LENGTH_DIGITS] or "0")
+    if length and method != "POST":
+        return text_page("Only a POST may have a body.", 413)
+    if length > MAX_BODY:
+        return text_page(f"A body may have {MAX_BODY} bytes.", 413)
+    return length

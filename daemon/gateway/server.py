@@ -8,17 +8,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from heapq import nsmallest
 from types import TracebackType
 from typing import Self
 
 from daemon.core.ports import OpenClient
 from daemon.gateway.acceptor import Acceptor, ListenFailed, bind, turn_away
+from daemon.gateway.client_connection import ClientConnection
 from daemon.gateway.deflate import Deflate
 from daemon.gateway.framing import encode
 from daemon.gateway.handshake import CROWDED_ADDRESS, Handshake
 from daemon.gateway.http import Site
 from daemon.gateway.limits import Limits
-from daemon.gateway.state import GatewayState, Peer
+from daemon.gateway.state import GatewayState, Peer, SessionInfo
 from daemon.gateway.transport import Transport
 
 TICK_BATCH = 256  # connections ticked in one iteration of the event loop
@@ -69,6 +71,12 @@ class Gateway:
     def clients(self) -> int:
         """The number of authenticated websocket sessions."""
         return self._state.accounts.connections
+
+    def sessions(self, limit: int) -> list[SessionInfo]:
+        """The authenticated sessions, at most `limit`: first those with most queued for them, then the oldest."""
+        found = [peer for peer in self._state.peers if isinstance(peer, ClientConnection) and peer.is_authenticated]
+        chosen = nsmallest(limit, found, key=lambda peer: (-peer.queued(), peer.session))
+        return [peer.info for peer in chosen]
 
     @property
     def pending(self) -> int:

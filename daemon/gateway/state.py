@@ -5,7 +5,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from daemon import metrics
 from daemon.core.ports import OpenClient
@@ -19,6 +19,17 @@ from daemon.logs import get_logger
 log = get_logger()
 
 NEVER: Final = float("inf")  # the deadline of a connection that was aborted already
+
+
+class SessionInfo(NamedTuple):
+    """What an operator sees of an authenticated session. Sizes are in bytes; it has been open for `seconds`."""
+
+    session: str
+    user: str
+    peer: str
+    seconds: float
+    sent: int
+    queued: int
 
 
 class Peer(Protocol):

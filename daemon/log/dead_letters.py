@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import asyncpg
 
@@ -73,12 +73,18 @@ class Selection:
     limit: int | None = None  # only the newest
 
 
-class Refusal(NamedTuple):
-    """A dead letter that was not replayed.
+REFUSALS: Final = {
+    "set_aside": "its event could not be numbered, and its topic has been reset",
+    "forgotten": "its event is no longer in the log, so the row's later changes are unknown",
+    "unreadable": "it could not be read, so there is nothing to send; update its row instead",
+    "gone": "its row has been deleted since",
+    "changed": "its row has changed since",
+}
+"""Why a dead letter is not replayed."""
 
-    `reason` is `forgotten` (the log no longer has its event), `set_aside` (it could not be numbered), `unreadable`
-    (its content could not be stored), `gone` (its row no longer exists) or `changed` (a later change of it exists).
-    """
+
+class Refusal(NamedTuple):
+    """A dead letter that was not replayed. `reason` is one of REFUSALS."""
 
     seq: int
     table: str

@@ -565,6 +565,13 @@ select * from (
 -- $1 seq bigint
 select jsonb_pretty(to_jsonb(d)) from rowcast.dead_letters as d where d.seq = $1;
 
+-- name: watches
+-- What is captured, for the console: one row for each watched table.
+select w.schema_name, w.table_name, w.pack, w.topic, w.columns::text [] as columns, w.key::text [] as key,
+       w.on_error, w.snapshot_name is not null as has_snapshot
+from rowcast.watched as w
+where w.function_name is not null order by w.schema_name, w.table_name;
+
 -- name: drop_dead_letters
 -- $1 seqs bigint[]
 with dropped as (delete from rowcast.dead_letters where seq = any ($1) returning seq)

@@ -1,6 +1,7 @@
 import math
 import re
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 
@@ -59,17 +60,19 @@ def test_html_may_open_websockets_and_cannot_be_framed() -> None:
     assert page.content_type == "text/html; charset=utf-8"
 
 
-def test_static_pages_are_the_index_and_its_scripts_and_style_sheets(tmp_path: Path) -> None:
-    for name in ("index.html", "app.js", "style.css", "notes.txt", "app.js~", ".hidden"):
+def test_static_pages_are_html_scripts_and_style_sheets(tmp_path: Path) -> None:
+    (tmp_path / "chat").mkdir()
+    for name in ("index.html", "more.html", "chat/app.js", "style.css", "notes.txt", "app.js~", ".hidden"):
         (tmp_path / name).write_text(f"{name}: Grüße", encoding="utf-8")
     pages = static_pages(tmp_path)
     assert pages == {
         "/": html_page("index.html: Grüße"),
-        "/app.js": Page(200, "app.js: Grüße".encode(), "text/javascript; charset=utf-8"),
+        "/more": html_page("more.html: Grüße"),
+        "/chat/app.js": Page(200, "chat/app.js: Grüße".encode(), "text/javascript; charset=utf-8"),
         "/style.css": Page(200, "style.css: Grüße".encode(), "text/css; charset=utf-8"),
     }
-    (tmp_path / "app.js").write_text("changed")
-    assert Site(pages).answer("GET", "/app.js").body == "app.js: Grüße".encode()
+    (tmp_path / "chat/app.js").write_text("changed")
+    assert Site(pages).answer("GET", "/chat/app.js").body == "chat/app.js: Grüße".encode()
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
@@ -77,12 +80,18 @@ def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
         static_pages(tmp_path)
 
 
-def test_the_live_page_loads_only_what_is_served() -> None:
+def test_each_page_and_module_loads_only_what_is_served() -> None:
     pages = static_pages(folder("web"))
-    index = pages["/"].body.decode()
-    loaded = re.findall(r'<(?:script|link)\b[^>]*(?:src|href)="(?!data:)([^"]+)"', index)
-    assert loaded
-    assert [] == [path for path in loaded if f"/{path}" not in pages]
+    served = {*pages, "/rowcast.js"}
+    loaded = set()
+    for path, page in pages.items():
+        text = page.body.decode()
+        found = re.findall(r'<(?:script|link)\b[^>]*(?:src|href)="(?!data:)([^"]+)"', text)
+        found += re.findall(r'^import .* from "([^"]+)";', text, re.MULTILINE)
+        loaded |= {urljoin(path, link) for link in found}
+    assert {"/chat/main.js", "/console/main.js", "/rowcast.js"} <= loaded
+    assert set() == loaded - served
+    assert {"/", "/console"} == served - loaded, "no file is left over"
 
 
 def test_a_site_knows_its_paths_and_nothing_else() -> None:
@@ -95,10 +104,3 @@ def test_a_site_knows_its_paths_and_nothing_else() -> None:
         405,
         404,
     ]
-
-
-def test_the_client_module_can_be_used_without_a_document() -> None:
-    client = static_pages(folder("web"))["/rowcast-client.js"].body.decode()
-    assert [] == re.findall(
-        r"\b(?:document|window|location|navigator|localStorage|sessionStorage)[.\[]|^import ", client, re.MULTILINE
-    )

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, Route, WebSocketRoute, async_playwright
 
+from daemon import files
 from daemon.gateway.http import Page as HttpPage
-from daemon.gateway.http import Site, html_page, json_page, static_pages
+from daemon.gateway.http import Site, json_page, script_page, static_pages
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 PLACES = ("/usr/bin", "/usr/lib/chromium", "/usr/lib/chromium-browser")
@@ -29,6 +30,9 @@ OPTIONS = [
     "--no-first-run",
     *(["--no-sandbox"] if os.geteuid() == 0 else []),
 ]
+
+CUT = "WebSocket connection to"  # how Chromium reports a connection that it cannot open
+NOT_FOUND = "Failed to load resource: the server responded with a status of 404"
 
 Frame = dict[str, Any]
 
@@ -139,23 +143,23 @@ class ScriptedSite:
 
     def __init__(self, page: Page, folder: Path, demo: Frame) -> None:
         self._page = page
-        self._site = Site({**static_pages(folder), "/demo.json": self._demo_page, "/empty": html_page("")})
+        pages = {
+            **static_pages(folder),
+            "/rowcast.js": script_page(files.folder("clients/javascript") / "rowcast.js"),
+        }
+        self._site = Site({**pages, "/demo.json": self._demo_page})
         self._demo = demo
         self._connections: asyncio.Queue[PageConnection] = asyncio.Queue()
         self.tokens_fetched = 0
 
     async def open(self) -> PageConnection:
         """Open the page; its first connection."""
-        await self.visit("/")
-        return await self.connection()
-
-    async def visit(self, path: str) -> None:
-        """Open a path: `/empty` is a page without content, for a test that brings its own script."""
         await self._page.route("http://rowcast.test/**", self._answer)
         await self._page.route_web_socket(
             "ws://rowcast.test/v1", lambda socket: self._connections.put_nowait(PageConnection(socket))
         )
-        await self._page.goto(f"http://rowcast.test{path}")
+        await self._page.goto("http://rowcast.test/")
+        return await self.connection()
 
     async def connection(self) -> PageConnection:
         """The next connection that the page opens."""

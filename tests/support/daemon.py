@@ -177,16 +177,23 @@ async def start(
 
 async def get(url: str) -> tuple[int, str]:
     """The status and text of a page."""
+    return await asyncio.to_thread(_answer_to, url)
 
-    def fetch() -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(url) as response:
-                return response.status, response.read().decode()
-        except HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
 
-    return await asyncio.to_thread(fetch)
+async def post(url: str, body: object, **headers: str) -> tuple[int, str]:
+    """The status and text of the answer to a JSON body."""
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
+    return await asyncio.to_thread(_answer_to, request)
+
+
+def _answer_to(request: str | urllib.request.Request) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(request) as response:
+            return response.status, response.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 class Notices:

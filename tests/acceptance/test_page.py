@@ -8,18 +8,9 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from daemon.files import folder
 from daemon.postgres.connect import Connection, connect
-from tests.support.browser import (
-    CUT,
-    NOT_FOUND,
-    Complaints,
-    Frame,
-    PageConnection,
-    ScriptedSite,
-    new_page,
-    running_browser,
-)
+from tests.acceptance.samples import Samples
+from tests.support.browser import CUT, NOT_FOUND, Complaints, Frame, PageConnection, ScriptedSite, new_page
 from tests.support.daemon import Daemon, daemon_process, free_port, post, token
-from tests.support.postgres import Server
 
 expect.set_options(timeout=60_000)
 
@@ -27,30 +18,21 @@ ALICE, BOB, CAROL = "01JH000000VSER0000000A11CE", "01JH000000VSER000000000B0B", 
 GENERAL, LEADS = "01JH000000CHAN00000GENERA1", "01JH000000CHAN00000001EADS"
 
 
-@pytest.fixture(scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with running_browser() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-async def dsn(postgres: Server) -> AsyncIterator[str]:
-    async with postgres.chatgenius() as dsn:
-        yield dsn
-
-
-@pytest.fixture(scope="module")
-async def daemon(dsn: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daemon]:
-    """One daemon with sample users for all tests; each writes messages of its own."""
-    async with daemon_process(dsn, "up", "--data-dir", str(tmp_path_factory.mktemp("up"))) as daemon:
-        yield daemon
+@pytest.fixture
+async def sql(samples: Samples) -> AsyncIterator[Connection]:
+    connection = await connect(samples.dsn, application_name="test")
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture
-async def sql(dsn: str) -> AsyncIterator[Connection]:
-    connection = await connect(dsn, application_name="test")
-    yield connection
-    await connection.close()
+def dsn(samples: Samples) -> str:
+    return samples.dsn
+
+
+@pytest.fixture
+def daemon(samples: Samples) -> Daemon:
+    return samples.daemon
 
 
 @pytest.fixture
@@ -288,7 +270,7 @@ async def test_a_sample_user_writes_only_what_it_may(daemon: Daemon, sql: Connec
 
 # Against a server that the test scripts
 
-TOPICS = ("users", "user:ada")
+TOPICS = ("user:ada", "users")
 
 
 @pytest.fixture

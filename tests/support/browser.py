@@ -121,7 +121,8 @@ class PageConnection:
     async def welcome(self, pos: str, heartbeat: float = 20) -> Frame:
         """Read the page's hello and answer it; returns the hello."""
         hello = await self.receive("hello")
-        self.send("welcome", session="01J00000000000000000000000", user="ada", pos=pos, heartbeat=heartbeat)
+        chosen = {"numbers": hello["numbers"]} if "numbers" in hello else {}
+        self.send("welcome", session="01J00000000000000000000000", user="ada", pos=pos, heartbeat=heartbeat, **chosen)
         return hello
 
     async def subscribes(self, *topics: str) -> list[Frame]:

@@ -21,6 +21,7 @@ READERS_OF_THE_ENVIRONMENT = {
 }
 SKIPS = {
     "tests/embedded/test_server.py": "the wheel with Postgres does not exist for every platform",
+    "tests/support/axe.py": "axe-core cannot be installed everywhere; the skip names the package",
     "tests/support/browser.py": "a browser cannot be installed everywhere; the skip names the package",
     "tests/support/guide.py": "curl cannot be installed everywhere; the skip names the package",
     "tests/support/node.py": "Node cannot be installed everywhere; the skip names the package",

@@ -150,7 +150,7 @@ class Session {
 
   #onError(error) {
     if (this.#rowcast.status !== "stopped") return; // one topic was refused: the store knows
-    if (error.code === 4401 || error.code === 0) this.#onRefused("The token is invalid or has expired.");
+    if (error.code === 4401) this.#onRefused("The token is invalid or has expired.");
     else this.#showProblem(`${error.message} Reload the page to connect again.`, Infinity);
   }
 

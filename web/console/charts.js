@@ -4,6 +4,7 @@ import { el, setText } from "../shared/dom.js";
 
 const WIDTH = 180;
 const HEIGHT = 46;
+const MAX_GAP = 12; // seconds
 const SVG = "http://www.w3.org/2000/svg";
 
 function svg(tag, attributes, ...children) {
@@ -68,30 +69,33 @@ export class Tile {
 const x = (index, length) => (WIDTH * index) / (length - 1);
 const y = (value, top) => HEIGHT - 1 - (HEIGHT - 3) * Math.min(1, value / top);
 
+/** The known values with their places, in runs: a gap of a few seconds only means that nothing was measured. */
+function runs(series) {
+  const found = [];
+  let last = -Infinity;
+  for (const [index, value] of series.entries()) {
+    if (value === null) continue;
+    if (index - last > MAX_GAP) found.push([]);
+    found.at(-1).push([index, value]);
+    last = index;
+  }
+  return found;
+}
+
+function points(run, length, top) {
+  return run.map(([index, value]) => `${x(index, length).toFixed(1)} ${y(value, top).toFixed(1)}`);
+}
+
 function path(series, top) {
-  let isDrawing = false;
-  return series.map((value, index) => {
-    if (value === null) {
-      isDrawing = false;
-      return "";
-    }
-    const step = `${isDrawing ? "L" : "M"}${x(index, series.length).toFixed(1)} ${y(value, top).toFixed(1)}`;
-    const dot = !isDrawing && (series[index + 1] ?? null) === null ? "h.8" : "";
-    isDrawing = true;
-    return step + dot;
+  return runs(series).map((run) => {
+    const at = points(run, series.length, top);
+    return `M${at.join("L")}${at.length === 1 ? "h.8" : ""}`;
   }).join("");
 }
 
 function areaUnder(series, top) {
-  const parts = [];
-  let run = [];
-  for (const [index, value] of [...series, null].entries()) {
-    if (value !== null) {
-      run.push([x(index, series.length).toFixed(1), y(value, top).toFixed(1)]);
-    } else if (run.length) {
-      parts.push(`M${run[0][0]} ${HEIGHT}${run.map(([at, height]) => `L${at} ${height}`).join("")}L${run.at(-1)[0]} ${HEIGHT}Z`);
-      run = [];
-    }
-  }
-  return parts.join("");
+  return runs(series).filter((run) => run.length > 1).map((run) => {
+    const [first, last] = [run[0][0], run.at(-1)[0]].map((index) => x(index, series.length).toFixed(1));
+    return `M${first} ${HEIGHT}L${points(run, series.length, top).join("L")}L${last} ${HEIGHT}Z`;
+  }).join("");
 }

@@ -13,10 +13,11 @@ export const keyText = (key) => {
   }
 };
 
+/** The time of a change; its milliseconds are left out where there is no room. */
 export function clock(at) {
   const time = Date.parse(at);
-  if (Number.isNaN(time)) return at;
-  return `${timeFormat.format(time)}.${String(time % 1000).padStart(3, "0")}`;
+  if (Number.isNaN(time)) return el("time", "", at);
+  return el("time", "", timeFormat.format(time), el("span", "ms", `.${String(time % 1000).padStart(3, "0")}`));
 }
 
 export class EventList {
@@ -54,7 +55,7 @@ export class EventList {
     if (event.seq === "none") return el("li", "empty");
     const key = el("span", "key muted", event.changed.length ? event.changed.join(", ") : keyText(event.key));
     const line = el("li", `event ${event.kind}`,
-      el("time", "", clock(event.at)),
+      clock(event.at),
       el("b", "", event.kind),
       el("span", "what", el("span", "table-name", event.table), " ", el("span", "topic muted", event.topic)),
       key,

@@ -79,7 +79,7 @@ export class Follow {
   #add(change) {
     const text = change.record ? JSON.stringify(change.record) : JSON.stringify(change.key ?? { reason: change.reason });
     const line = el("li", `event ${change.kind} arrived`,
-      el("time", "", change.at ? clock(change.at) : ""), el("b", "", change.kind), el("span", "what", change.table ?? ""),
+      clock(change.at ?? ""), el("b", "", change.kind), el("span", "what", change.table ?? ""),
       el("code", "record", text.length > MAX_TEXT ? `${text.slice(0, MAX_TEXT)}…` : text));
     keepScroll($("followed-pane"), () => {
       $("followed").querySelector(".empty")?.remove();

@@ -18,7 +18,7 @@ const count = (value) => Math.round(value).toLocaleString("en");
 
 const tiles = {
   latency: new Tile($("tiles"), { name: "Latency", least: 10, format: milliseconds }),
-  waiting: new Tile($("tiles"), { name: "Waiting to be numbered", least: 1, format: (value) => `${value} s` }),
+  waiting: new Tile($("tiles"), { name: "Lag", least: 1, format: (value) => `${value} s` }),
   changes: new Tile($("tiles"), { name: "Changes per second", least: 5, format: count }),
   clients: new Tile($("tiles"), { name: "Clients", least: 5, format: count }),
 };
@@ -93,13 +93,13 @@ function drawTiles(state, seconds) {
   });
   tiles.waiting.draw({
     value: `${state.waiting < 10 ? state.waiting.toFixed(1) : Math.round(state.waiting)} s`,
-    note: state.waiting > 0 ? "no progress" : "nothing waits", level: state.waiting > SLOW ? "bad" : "good", series: series("waiting"),
+    note: state.waiting > 0 ? "changes wait to be numbered" : "nothing waits", level: state.waiting > SLOW ? "bad" : "good", series: series("waiting"),
   });
   const rates = seconds.slice(0, -1).filter(Boolean); // the current second is not over
   const lately = rates.slice(-5);
   const rate = lately.length ? lately.reduce((sum, { changes }) => sum + changes, 0) / lately.length : 0;
   tiles.changes.draw({
-    value: rate < 10 ? rate.toFixed(1) : count(rate), note: "in 5 seconds' average", level: "good", series: series("changes"),
+    value: rate < 10 ? rate.toFixed(1) : count(rate), note: "on average over 5 s", level: "good", series: series("changes"),
   });
   tiles.clients.draw({
     value: count(state.clients), note: `of ${count(state.clients_limit)}, ${plural(state.subscriptions, "subscription")}`,

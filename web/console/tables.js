@@ -1,6 +1,6 @@
 /** Tables and lists of the console. */
 
-import { $, button, el, plural, setText, syncChildren } from "../shared/dom.js";
+import { $, button, el, plural, setText, short, syncChildren } from "../shared/dom.js";
 import { duration } from "../shared/time.js";
 
 export function bytes(count) {
@@ -14,11 +14,19 @@ export function bytes(count) {
   return `${count < 10 ? count.toFixed(1) : Math.round(count)} ${units[unit]}`;
 }
 
+/** A text with a longer one as its title. */
+function titled(text, title) {
+  const element = el("span", "nowrap", text);
+  element.title = title;
+  element.dataset.key = title;
+  return element;
+}
+
 /** Fill a table: `columns` are [heading, class, cell of a row]; `empty` is shown without rows. */
 function fillTable(table, columns, rows, key, empty) {
   if (!table.tHead) {
     table.append(el("thead", "", el("tr", "", ...columns.map(([heading, className]) => {
-      const cell = el("th", className, heading);
+      const cell = el("th", className.replace("mono", ""), heading);
       cell.scope = "col";
       return cell;
     }))), el("tbody"));
@@ -54,8 +62,8 @@ export function drawTopics(state, onFollow) {
 export function drawSessions(state) {
   setText($("sessions-count"), state.clients ? plural(state.clients, "client") : "");
   fillTable($("sessions"), [
-    ["User", "mono", (row) => row.user],
-    ["Address", "mono optional", (row) => row.peer],
+    ["User", "mono", (row) => titled(short(row.user), row.user)],
+    ["Address", "mono optional nowrap", (row) => row.peer],
     ["Since", "number right", (row) => duration(row.seconds)],
     ["Sent", "number right", (row) => bytes(row.sent)],
     ["Queued", "number right", (row) => (row.queued ? bytes(row.queued) : "–")],
@@ -67,9 +75,9 @@ export function drawWatches(state) {
   fillTable($("watches"), [
     ["Table", "mono", (row) => `${row.schema_name}.${row.table_name}`],
     ["Topic", "mono expression", (row) => row.topic],
-    ["Key", "mono", (row) => row.key.join(", ")],
+    ["Key", "mono optional", (row) => row.key.join(", ")],
     ["Columns", "mono expression", (row) => row.columns.join(", ")],
-    ["Errors", "", (row) => row.on_error],
+    ["Errors", "optional", (row) => row.on_error],
   ], state.watches, (row) => `${row.schema_name}.${row.table_name}`, "No table is watched: run `daemon --apply-ddl`.");
 }
 

@@ -1,4 +1,4 @@
-# make run | test | quick | postgres | faults | bench | requirements | docs | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
+# make run | test | quick | postgres | faults | bench | screenshots | requirements | docs | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(wildcard $(addsuffix /python3,$(subst :, ,$(PATH)))))
@@ -13,7 +13,7 @@ BENCH ?= short
 
 SPECIFICATIONS ?=
 
-.PHONY: help install run test quick postgres faults bench requirements docs check secrets format wheel lock clean
+.PHONY: help install run test quick postgres faults bench screenshots requirements docs check secrets format wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -59,6 +59,9 @@ faults: $(READY) ## run the long fault tests (an hour); writes docs/reliability.
 # Shells set LINES to the height of the terminal, so only a LINES given to make counts.
 bench: $(READY) ## measure Rowcast against its peers; LINES="writers latency" BENCH=short|long; writes bench/RESULTS.md
 	$(BIN)/python -m bench --form $(BENCH) $(if $(findstring command,$(origin LINES)),$(LINES))
+
+screenshots: $(READY) ## take the pictures of the pages in docs/images
+	$(BIN)/python -m tests.support.screenshots
 
 requirements: $(READY) ## list what the specifications require with its tests; compare with SPECIFICATIONS=DIR
 	@$(BIN)/python -m tests.support.requirements $(SPECIFICATIONS)

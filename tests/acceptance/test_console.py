@@ -151,6 +151,7 @@ async def test_another_site_can_neither_read_the_console_nor_replay(samples: Sam
         assert (await post(replay, body, **headers))[0] in {401, 403}, headers
     for content_type in ("text/plain", "application/x-www-form-urlencoded"):
         assert 400 == (await post(replay, body, **{"Content-Type": content_type}))[0]
+    strange: object
     for strange in ([], "seq", {"seq": "1"}, {"seq": True}, {"seq": -1}, {"seq": 2**63}):
         assert 400 == (await post(replay, strange))[0]
     assert 405 == (await get(replay))[0]

@@ -1,7 +1,9 @@
 """How both pages look in light and dark, wide and on a phone: accessible, nothing cut, no complaints."""
 
+from typing import Literal
+
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, ViewportSize, expect
 
 from tests.acceptance.samples import Samples
 from tests.support.axe import cut_off, violations
@@ -9,7 +11,9 @@ from tests.support.browser import new_page
 
 expect.set_options(timeout=60_000)
 
-WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 740}
+WIDE: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 375, "height": 740}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 async def look(page: Page, samples: Samples, path: str) -> None:
@@ -29,7 +33,7 @@ async def test_pages_are_accessible_and_nothing_is_cut(browser: Browser, samples
         await look(page, samples, path)
         for size in (WIDE, PHONE):
             await page.set_viewport_size(size)
-            for scheme in ("light", "dark"):
+            for scheme in SCHEMES:
                 await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
                 found[size["width"], scheme] = [*await violations(page), *await cut_off(page)]
     assert {view: [] for view in found} == found

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Page
 
-_SCRIPT = Path(__file__).parents[1] / "node_modules/axe-core/axe.min.js"
+_FOLDER = Path(__file__).parents[1] / "acceptance"
 
 RUN = """async () => (await axe.run()).violations.map(({ id, help, nodes }) =>
   `${id}: ${help}: ${nodes.slice(0, 3).map(({ html, failureSummary }) => html + " " + failureSummary).join("; ")}`)"""
@@ -34,9 +34,10 @@ CUT_OFF = """() => {
 
 async def violations(page: Page) -> list[str]:
     """What axe-core finds. Skips the test where it is not installed."""
-    if not _SCRIPT.exists():
-        pytest.skip("There is no axe-core here: run npm install --prefix tests.")
-    await page.evaluate(_SCRIPT.read_text(encoding="utf-8"))
+    script = _FOLDER / "node_modules/axe-core/axe.min.js"
+    if not script.exists():
+        pytest.skip(f"There is no axe-core here: run npm install in {_FOLDER}.")
+    await page.evaluate(script.read_text(encoding="utf-8"))
     found: list[str] = await page.evaluate(RUN)
     return found
 

@@ -13,6 +13,9 @@ export const keyText = (key) => {
   }
 };
 
+/** A topic without most of a long id: its end tells it apart. */
+const shortTopic = (topic) => topic.replace(/:(.{15,})$/, (_, id) => `:${short(id)}`);
+
 /** The time of a change; its milliseconds are left out where there is no room. */
 export function clock(at) {
   const time = Date.parse(at);
@@ -57,7 +60,7 @@ export class EventList {
     const line = el("li", `event ${event.kind}`,
       clock(event.at),
       el("b", "", event.kind),
-      el("span", "what", el("span", "table-name", event.table), " ", el("span", "topic muted", event.topic)),
+      el("span", "what", el("span", "table-name", event.table), " ", el("span", "topic muted", shortTopic(event.topic))),
       key,
       el("span", "way number", way(event)));
     line.title = `#${event.seq} ${event.topic} ${event.key}`;

@@ -79,7 +79,7 @@ function drawVerdict(state) {
   }[verdict];
   setText($("verdict-text"), title);
   document.title = `${verdict === "good" ? "" : `${title} – `}Console – Rowcast`;
-  const lines = [...bad, ...warn];
+  const lines = verdict === "good" ? ["Every part is ready, nothing waits, and every change could be sent."] : [...bad, ...warn];
   syncChildren($("verdict-lines"), lines, (line) => line, (line) => el("li", "", line), () => {});
 }
 

@@ -53,7 +53,7 @@ from daemon.log.sharing import SIGNALS_CHANNEL, PgAcks, PgBroadcast, PgPeople, P
 from daemon.logs import count_dropped_lines, get_logger
 from daemon.packs import Pack, by_schema
 from daemon.pages.access import Verify
-from daemon.pages.console import Console
+from daemon.pages.console import Console, ConsoleOptions
 from daemon.pages.demo import Demo
 from daemon.pages.demo import handlers as demo_handlers
 from daemon.postgres.connect import SESSION, Connect, Connection, OnUnusable, Pool, connect, open_pool
@@ -301,21 +301,9 @@ def _build(
         queue_bytes=settings.queue_bytes,
         chunk=settings.read_chunk,
     )
-    console = Console(
-        hub=hub,
-        pump=pump,
-        log_cache=log_cache,
-        backlog=backlog,
-        gateway=lambda: gateway,
-        readiness=readiness,
-        pool=pool,
-        verify=verify,
-        trusts_local=settings.environment != "production",
-        workers=settings.workers,
-        has_samples=demo is not None,
-    )
+    console = Console(hub, pump, log_cache, backlog, readiness, pool, _console_options(settings, verify, demo))
     pages = site(readiness, lambda: router.all_packs, console, demo, pool, verify)
-    gateway = Gateway(context.open_client, pages, limits=limits)
+    console.gateway = gateway = Gateway(context.open_client, pages, limits=limits)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits)
     return _Parts(
         notifier, notify_watch, sequencer, backlog, retention, schema, pump, sharing, gateway, scheduler, readiness
@@ -359,6 +347,10 @@ def _build_sharing(pool: Pool, hub: Hub, router: PackRouter) -> _Sharing:
     )
     signals.on_present = presence.changed_elsewhere
     return _Sharing(signals, presence, Acks(PgAcks(pool, functions(lambda pack: pack.ack_hook))))
+
+
+def _console_options(settings: Settings, verify: Verify, demo: Demo | None) -> ConsoleOptions:
+    return ConsoleOptions(verify, settings.environment != "production", settings.workers, demo is not None)
 
 
 def _snapshots(settings: Settings, pool: Pool, hub: Hub, router: PackRouter, pump: Pump) -> Snapshots:

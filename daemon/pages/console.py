@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -48,6 +48,16 @@ class _Stored:
     read_at: float = float("-inf")
 
 
+@dataclass(frozen=True)
+class ConsoleOptions:
+    """Who may see the console (see `refusal`), how many workers there are, and whether `/demo.json` has users."""
+
+    verify: Verify
+    trusts_local: bool
+    workers: int
+    has_samples: bool
+
+
 class Console:
     """Reads the parts of this process when it is asked, at most once a second, and otherwise does nothing.
 
@@ -56,30 +66,22 @@ class Console:
 
     def __init__(
         self,
-        *,
         hub: Hub,
         pump: Pump,
         log_cache: LogCache,
         backlog: Backlog,
-        gateway: Callable[[], Gateway],
         readiness: Readiness,
         pool: Pool,
-        verify: Verify,
-        trusts_local: bool,
-        workers: int,
-        has_samples: bool,
+        options: ConsoleOptions,
     ) -> None:
         self._hub = hub
         self._pump = pump
         self._log_cache = log_cache
         self._backlog = backlog
-        self._gateway = gateway
         self._readiness = readiness
         self._pool = pool
-        self._verify = verify
-        self._trusts_local = trusts_local
-        self._workers = workers
-        self._has_samples = has_samples
+        self._options = options
+        self.gateway: Gateway | None = None  # set before the first request: the gateway serves the console
         self._recorder = Recorder(hub.count_followers)
         self._looked_at = float("-inf")
         self._stored = _Stored()
@@ -137,7 +139,7 @@ class Console:
         return json_page({"replayed": seq})
 
     def _refusal(self, call: Call) -> Page | None:
-        return refusal(call, self._verify, trusts_local=self._trusts_local)
+        return refusal(call, self._options.verify, trusts_local=self._options.trusts_local)
 
     def _look(self) -> None:
         """Somebody looks: record what is published until nobody has asked for a while."""
@@ -155,14 +157,15 @@ class Console:
             self._pump.on_publish = None
 
     def _read_process(self) -> dict[str, Any]:
-        gateway, hub = self._gateway(), self._hub
+        gateway, hub = self.gateway, self._hub
+        assert gateway is not None
         counts = hub.follower_counts()
         numbers = _metric_values()
         return {
             "version": __version__,
             "process": os.getpid(),
-            "workers": self._workers,
-            "has_samples": self._has_samples,
+            "workers": self._options.workers,
+            "has_samples": self._options.has_samples,
             "ready": not (reasons := self._readiness.reasons()),
             "reasons": reasons,
             "warnings": self._readiness.warnings(),

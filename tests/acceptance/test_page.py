@@ -126,11 +126,11 @@ async def test_a_channel_counts_what_is_unread_until_it_is_opened_on_any_device(
     browser: Browser, daemon: Daemon, sql: Connection
 ) -> None:
     async with AsyncExitStack() as stack:
-        desk, _ = await stack.enter_async_context(new_page(browser))
+        laptop, _ = await stack.enter_async_context(new_page(browser))
         phone, _ = await stack.enter_async_context(new_page(browser))
-        for page in (desk, phone):
+        for page in (laptop, phone):
             await enter(page, daemon)
-        leads = desk.get_by_role("button", name="leads")
+        leads = laptop.get_by_role("button", name="leads")
         await phone.get_by_role("button", name="leads").click()
         await expect(phone.get_by_role("heading", level=1)).to_have_text("leads")
         await expect(leads).to_have_accessible_name("leads")  # read on the phone
@@ -295,7 +295,9 @@ async def settled(site: ScriptedSite, page: Page) -> PageConnection:
     return connection
 
 
-async def test_a_user_without_channels_is_told_so(page: Page, site: ScriptedSite, complaints: Complaints) -> None:
+async def test_a_user_without_channels_sees_why_the_page_is_empty(
+    page: Page, site: ScriptedSite, complaints: Complaints
+) -> None:
     await settled(site, page)
     await expect(page.locator("#channel-about")).to_have_text("You are in no channel.")
     await expect(page.locator("#people .person")).to_have_text(["AofflineAda"])

@@ -13,7 +13,7 @@ from websockets.typing import Subprotocol
 
 from daemon.core.close_codes import Close
 from daemon.core.ports import Socket
-from daemon.gateway.http import Page, Site
+from daemon.gateway.http import Handler, Page, Site
 from daemon.gateway.server import Gateway, Limits, encode
 
 SMALL = 4096  # bytes of a receive buffer
@@ -228,6 +228,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def serving(
     pages: Mapping[str, Callable[[], Page]] | None = None,
     *,
+    handle: Mapping[tuple[str, str], Handler] | None = None,
     answer: Callable[[Recorder, bytes], None] = echo,
     user: str = "ada",
     **limits: Any,
@@ -248,7 +249,7 @@ async def serving(
 
     clock = Clock()
     settings = Limits(**{"tick_every": 3600.0, "close_timeout": 0.2, "per_user": 10_000, **limits})
-    async with Gateway(open_client, Site(pages or {}), limits=settings, clock=clock) as gateway:
+    async with Gateway(open_client, Site(pages or {}, handle), limits=settings, clock=clock) as gateway:
         host, port = await gateway.start(sockets=[listening], admin=[admin])
         server = Server(gateway, clock, host, port, admin.getsockname()[1], handlers)
         try:

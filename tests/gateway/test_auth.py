@@ -82,6 +82,13 @@ def test_other_valid_tokens_verify_too(token: str) -> None:
     Authenticator(SECRET).verify(token)
 
 
+def test_an_operators_token_says_so_and_others_are_users() -> None:
+    authenticator = Authenticator(SECRET)
+    assert authenticator.verify(authenticator.issue("ada", ttl=60, operator=True)).operator
+    assert not authenticator.verify(authenticator.issue("ada", ttl=60)).operator
+    assert not authenticator.verify(forged(operator=False)).operator
+
+
 @pytest.mark.parametrize("claim", ["iat", "nbf"])
 def test_a_token_of_an_issuer_whose_clock_is_ahead_is_valid_within_the_leeway(claim: str) -> None:
     claims: dict[str, Any] = {claim: int(time.time()) + 10}
@@ -96,6 +103,9 @@ def test_a_token_that_has_expired_is_refused_however_recently(ago: float) -> Non
 
 BAD = {
     "nothing": "",
+    "operator a text": forged(operator="false"),
+    "operator a number": forged(operator=1),
+    "operator null": forged(operator=None),
     "no token": "hello",
     "two dots": "..",
     "two segments": forged().rpartition(".")[0],

@@ -1,8 +1,10 @@
 """Plain HTTP over real sockets. The pages themselves are tested in test_pages.py."""
 
+import asyncio
+
 import pytest
 
-from daemon.gateway.http import MAX_HEAD, MAX_HEADERS, MAX_LINE, Page, html_page, json_page, text_page
+from daemon.gateway.http import MAX_BODY, MAX_HEAD, MAX_HEADERS, MAX_LINE, Call, Page, html_page, json_page, text_page
 from tests.gateway.peers import Server, request, serving, until
 
 
@@ -184,3 +186,84 @@ async def test_a_page_does_not_end_a_session() -> None:
         await fetch(server, request("GET /broken"))
         await client.send("still here")
         assert await client.recv() == "still here"
+
+
+# Handlers, which may wait and get a body
+
+
+async def echo_body(call: Call) -> Page:
+    return json_page([call.body.decode(), call.request.query, call.is_local])
+
+
+HANDLERS = {("POST", "/echo"): echo_body}
+
+
+def posted(body: bytes, path: str = "/echo", length: int | None = None) -> bytes:
+    return request(f"POST {path}", {"Content-Length": str(len(body) if length is None else length)}) + body
+
+
+async def test_a_handler_gets_the_whole_body_however_it_arrives() -> None:
+    async with serving(PAGES, handle=HANDLERS) as server:
+        whole = posted(b"hello", "/echo?a=1")
+        assert (200, b'["hello","a=1",true]') == (await fetch(server, whole))[::2]
+        peer = await server.raw()
+        for byte in whole:
+            await peer.send(bytes([byte]))
+        assert (await peer.read_all()).endswith(b'["hello","a=1",true]')
+        peer.close()
+        assert (200, b'["","",true]') == (await fetch(server, posted(b"")))[::2]
+        assert 200 == (await fetch(server, posted(b"x" * MAX_BODY)))[0]
+        await until(lambda: server.gateway.sockets == 0)
+
+
+async def test_a_body_is_read_only_for_a_handler_and_up_to_its_limit() -> None:
+    async with serving(PAGES, handle=HANDLERS) as server:
+        for expected, sent in (
+            (413, posted(b"x" * (MAX_BODY + 1))),
+            (413, posted(b"", length=10**30)),
+            (405, posted(b"hello", "/healthz")),
+            (404, posted(b"hello", "/nowhere")),
+            (405, request("GET /echo")),
+            (405, request("DELETE /echo")),
+            (200, request("POST /echo", {"Content-Length": "00005"}) + b"hello"),
+        ):
+            assert expected == (await fetch(server, sent))[0], sent[:60]
+
+
+async def test_a_body_that_never_arrives_ends_with_the_time_for_the_request() -> None:
+    async with serving(PAGES, handle=HANDLERS, open_timeout=5.0) as server:
+        peer = await server.raw()
+        await peer.send(posted(b"hel", length=5))
+        await until(lambda: server.gateway.sockets == 1)
+        server.pass_time(6)
+        await peer.read_all()
+        assert {"open_timeout": 1} == server.gateway.aborted
+
+
+async def test_a_handler_that_fails_costs_only_its_own_page(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(call: Call) -> Page:
+        raise RuntimeError(call.request.path)
+
+    async with serving(PAGES, handle={("GET", "/slow"): broken}) as server:
+        assert 500 == (await fetch(server, request("GET /slow")))[0]
+        assert 200 == (await fetch(server, request("GET /healthz")))[0]
+
+
+async def test_a_handler_ends_with_its_connection() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: Call) -> Page:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    async with serving(PAGES, handle={("GET", "/slow"): wait}, answer_timeout=5.0) as server:
+        peer = await server.raw()
+        await peer.send(request("GET /slow"))
+        await begun.wait()
+        server.pass_time(6)
+        await ended.wait()
+        assert {"answer_timeout": 1} == server.gateway.aborted

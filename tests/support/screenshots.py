@@ -99,7 +99,7 @@ async def take_console(browser: Browser, samples: Samples, sql: Connection) -> N
         for number in range(CHANGES):
             async with sql.transaction():
                 written = [await say(sql, DAVE, f"line {number}") for _ in range(1 + number * 7 % 5)]
-            await expect(page.locator(f'#events [title*="{written[-1]}"]')).to_have_count(1)
+            await expect(page.locator(f'#events [title*="{written[-1]}"]').first).to_be_attached()
         await page.locator("#events-pane").evaluate("(pane) => { pane.scrollTop = pane.scrollHeight }")
         await take(page, "console")
 

@@ -3,9 +3,11 @@
 import asyncio
 import tempfile
 from contextlib import AsyncExitStack
+from io import BytesIO
 from pathlib import Path
 from typing import Final, Literal
 
+from PIL import Image
 from playwright.async_api import Browser, Page, ViewportSize, expect
 
 from daemon.postgres.connect import Connection, connect
@@ -37,7 +39,7 @@ CONVERSATION = (
     (ALICE, "No: it follows the rows now, and shows them as they come."),
     (CAROL, "I just watched it. Lovely."),
 )
-CHANGES = 45  # written while the console looks, about one a second
+CHANGES = 40  # written while the console looks, about one a second
 
 
 async def main() -> None:
@@ -113,7 +115,8 @@ async def take(page: Page, name: str) -> None:
         if name == "chat":
             await page.evaluate('() => { const pane = document.getElementById("pane"); pane.scrollTop = 1e6; }')
         file = IMAGES / f"{name}{suffix}.png"
-        await page.screenshot(path=file)
+        with Image.open(BytesIO(await page.screenshot())) as picture:
+            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
         assert file.stat().st_size < MAX_BYTES, f"{file.name} is too large"
 
 

@@ -64,7 +64,7 @@ function findings(state) {
   if (source.problem) bad.unshift(`${source.problem} What you see is what it said last.`);
   if (state.database_problem) bad.push(`The database does not answer (${state.database_problem}): dead letters and watches are as they were read last.`);
   const warn = [...state.warnings];
-  if (state.dead_letters.length) warn.push(`${plural(state.dead_letters.length, "dead letter")}: changes that could not be sent.`);
+  if (state.dead_letters.length) warn.push(`${plural(state.dead_letters.length, "change")} could not be sent: see Dead letters.`);
   if (state.behind) warn.push(`${plural(state.behind, "client")} cannot keep up and ${state.behind === 1 ? "is" : "are"} served from the log.`);
   if (state.queue_usage > 0.5) warn.push(`The NOTIFY queue of Postgres is ${Math.round(100 * state.queue_usage)} % full.`);
   return { bad, warn };

@@ -175,7 +175,7 @@ class Hub:
 
     def count_followers(self, topic: Topic) -> int:
         """How many live followers this topic has."""
-        return sum(len(self._followers[stream]) for stream in self._streams(topic))
+        return sum(len(self._followers[stream]) for stream in self._streams.get(topic, ()))
 
     @property
     def subscriptions(self) -> int:

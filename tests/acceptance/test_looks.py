@@ -36,7 +36,7 @@ async def dead_letter(samples: Samples) -> AsyncIterator[None]:
     await sql.execute(
         """insert into rowcast.dead_letters (seq, pack, schema_name, table_name, topic, kind, key, record, reason)
            values ($1, 'chatgenius', 'chatgenius', 'files', 'channel:' || repeat('x', 100), 'insert',
-                   json_build_object('id', repeat('y', 200)), null, 'record: ' || repeat('no ', 60) || repeat('z', 200))""",
+                   json_build_object('id', repeat('y', 200)), null, repeat('no ', 60) || repeat('z', 200))""",
         FORGOTTEN,
     )
     yield

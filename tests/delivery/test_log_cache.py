@@ -98,6 +98,14 @@ async def test_positions_outside_the_cache_are_looked_up_in_the_log(since: Posit
             await read_seqs(cache, after, upto)
 
 
+async def test_the_newest_changes_of_all_topics_come_in_their_order() -> None:
+    cache = a_cache(max_bytes=64 * OVERHEAD)
+    assert [] == cache.newest(3)
+    for seq in range(1, 10):
+        add(cache, a_change(seq, HERE if seq % 2 else THERE))
+    assert [7, 8, 9] == [change.seq for change in cache.newest(3)]
+
+
 async def test_only_the_numbers_between_two_terms_are_looked_up_in_the_log() -> None:
     cache = a_cache(at=10)
     add(cache, a_change(11))

@@ -201,6 +201,18 @@ def test_a_topic_that_is_followed_again_begins_at_the_hubs_position() -> None:
     assert ada.calls[0][0]["prev"] == "e:11"
 
 
+def test_the_followers_of_a_topic_are_counted_in_every_form() -> None:
+    hub = a_hub()
+    for numbers in Numbers:
+        hub.follow(Topic("a"), Recorder(numbers=numbers))
+    leaver = Recorder()
+    hub.follow(Topic("b"), leaver)
+    assert {"a": 2, "b": 1} == hub.follower_counts()
+    assert [2, 1, 0] == [hub.count_followers(Topic(topic)) for topic in "abc"]
+    hub.unfollow(Topic("b"), leaver)
+    assert {"a": 2} == hub.follower_counts()
+
+
 def test_a_truncate_resets_the_topics_it_affects_in_order() -> None:
     hub, ada, bob = a_hub(), Recorder(), Recorder()
     hub.follow(Topic("a"), ada)

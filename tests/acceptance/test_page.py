@@ -122,6 +122,27 @@ async def test_two_browsers_talk_edit_react_and_delete(browser: Browser, daemon:
         assert [] == [*alices, *bobs]
 
 
+async def test_a_browser_shows_who_is_there_and_who_is_typing(
+    browser: Browser, daemon: Daemon, sql: Connection
+) -> None:
+    await sql.execute("delete from chatgenius.user_status where user_id = $1", CAROL)
+    async with AsyncExitStack() as stack:
+        alice, complaints = await stack.enter_async_context(new_page(browser))
+        await enter(alice, daemon)
+        carols_dot = alice.locator("#people .person", has_text="Carol Carter").locator(".dot")
+        async with new_page(browser) as (carol, _):
+            await enter(carol, daemon, "Carol Carter")
+            await expect(carols_dot).to_have_attribute("title", "online")
+            await carol.get_by_label("Message", exact=True).press_sequentially("Hm")
+            await expect(alice.locator("#typing")).to_have_text("Carol Carter is typing…")
+            await expect(carol.locator("#typing")).to_have_text("")
+            await carol.keyboard.press("Enter")
+            await expect(message(alice, "Hm")).to_be_visible()
+            await expect(alice.locator("#typing")).to_have_text("")
+        await expect(carols_dot).to_have_attribute("title", "offline")
+        assert [] == complaints
+
+
 async def test_a_channel_counts_what_is_unread_until_it_is_opened_on_any_device(
     browser: Browser, daemon: Daemon, sql: Connection
 ) -> None:

@@ -50,7 +50,7 @@ class Session {
     this.#composer = new Composer({
       send: (text) => this.#send(text),
       editLast: () => this.#messages.editLast(this.#channel),
-      typing: () => {},
+      typing: () => this.#channel?.typing.send(),
     });
     $("compose").hidden = !canWrite;
     $("listen").hidden = canWrite;
@@ -106,6 +106,7 @@ class Session {
     this.#messages.draw(channel);
     this.#composer.select(channel);
     this.#drawSelf();
+    setText($("typing"), channel ? this.#whoIsTyping(channel) : "");
     setText($("statement"), channel ? exampleStatement(channel.id, store.user) : "");
     this.#reportRead();
     const title = channel ? `#${channel.name} – Rowcast` : "Rowcast";
@@ -115,6 +116,12 @@ class Session {
   #whyEmpty() {
     if (this.#store.isMissing) return "This page shows ChatGenius, which this daemon does not serve.";
     return this.#store.isReady ? "You are in no channel." : "";
+  }
+
+  #whoIsTyping(channel) {
+    const names = channel.typing.users.filter((user) => user !== this.#store.user).map((user) => this.#store.nameOf(user));
+    if (names.length > 2) return "Several people are typing…";
+    return names.length ? `${names.join(" and ")} ${names.length > 1 ? "are" : "is"} typing…` : "";
   }
 
   #drawSelf() {

@@ -1,6 +1,7 @@
 /** What the chat knows: collections of the JavaScript client, and what follows from their rows. */
 
 import { parseTime } from "../shared/time.js";
+import { Typing } from "./typing.js";
 
 const RECENT = { limit: 200 }; // rows of each table that a channel begins with
 const DIRECTORY = { limit: 5000 }; // people
@@ -14,6 +15,7 @@ const byTime = (one, other) => {
 /** One channel that the user is a member of. */
 class Channel {
   #tables;
+  #live;
 
   constructor(rowcast, id, onChange) {
     this.id = id;
@@ -31,6 +33,9 @@ class Channel {
       files: open("files"),
       reads: open("message_reads"),
     };
+    this.#live = rowcast.channel(this.topic);
+    this.typing = new Typing(this.#live, onChange);
+    this.#tables.messages.subscribe(() => this.typing.stop(this.#tables.messages.rows.at(-1)?.user_id));
   }
 
   get row() {
@@ -107,6 +112,7 @@ class Channel {
 
   close() {
     for (const collection of Object.values(this.#tables)) collection.close();
+    this.#live.close();
   }
 }
 
@@ -116,6 +122,7 @@ export class Store {
   #onChange;
   #users;
   #status;
+  #everybody; // who has this page open
   #memberships = null;
   #channels = new Map();
 
@@ -127,6 +134,8 @@ export class Store {
     this.#users = open("users");
     this.#status = open("user_status");
     for (const collection of [this.#users, this.#status]) collection.subscribe(onChange);
+    this.#everybody = rowcast.channel("users", { presence: {} });
+    this.#everybody.on("presence", onChange);
     rowcast.on("welcome", ({ user }) => this.#follow(user));
   }
 
@@ -163,7 +172,9 @@ export class Store {
 
   statusOf(id) {
     const row = this.#status.get({ user_id: id });
-    return { status: row?.status ?? "offline", note: row?.custom_status ?? "" };
+    const status = row?.status ?? "offline";
+    const isHere = Boolean(this.#everybody.presence[id]?.length);
+    return { status: isHere && status === "offline" ? "online" : status, note: row?.custom_status ?? "" };
   }
 
   #follow(user) {

@@ -105,7 +105,7 @@ async def test_two_browsers_talk_edit_react_and_delete(browser: Browser, daemon:
         await bob.keyboard.press("Enter")
         await expect(message(alice, "Yes, we are").locator(".text")).to_have_text("Yes, we are(edited)")
 
-        await message(alice, "Yes, we are").hover()
+        await message(alice, "Yes, we are").focus()  # the bot may move it away from the mouse
         await message(alice, "Yes, we are").get_by_role("button", name="React with 🎉").click()
         await expect(message(bob, "Yes, we are").get_by_role("button", name="🎉 1")).to_have_attribute(
             "aria-pressed", "false"
@@ -116,7 +116,7 @@ async def test_two_browsers_talk_edit_react_and_delete(browser: Browser, daemon:
             "aria-pressed", "true"
         )
 
-        await message(alice, "Is <b>anybody</b> there?").hover()
+        await message(alice, "Is <b>anybody</b> there?").focus()
         await message(alice, "Is <b>anybody</b> there?").get_by_role("button", name="Delete").click()
         await expect(message(bob, "Is <b>anybody</b> there?")).to_have_count(0)
         assert [] == [*alices, *bobs]

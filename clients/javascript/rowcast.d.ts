@@ -68,8 +68,9 @@ export interface Events {
 
 export interface Options {
   /**
-   * The token, or what fetches one for each connection: `fresh` is true if the server refused the last. Null ends the
-   * connection for good; if it throws, the client tries again.
+   * The token, or what fetches one for each connection, and before the last one expires. `fresh`: a new one is needed,
+   * because the server refused the last, or it expires soon. Null ends the connection for good; if it throws, the client
+   * tries again.
    */
   token: string | ((wanted: { fresh: boolean }) => string | null | Promise<string | null>);
   /**

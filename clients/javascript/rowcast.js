@@ -442,10 +442,12 @@ class ChangeStream {
 
 /**
  * What the engine asks for. `open` fetches a token (another one than the last, if `fresh`) and opens a connection;
- * the answers are `dialing()`, `opened()` and `closed()`. `close` ends the connection without an answer.
+ * the answers are `dialing()`, `opened()` and `closed()`. `renew` fetches another token; the answer is `renew()`.
+ * `close` ends the connection without an answer.
  *
  * @typedef {object} Outputs
  * @property {(options: { fresh: boolean }) => void} open
+ * @property {() => void} renew
  * @property {(frame: Record<string, any>) => void} send
  * @property {() => void} close
  * @property {(name: string, value: any) => void} emit
@@ -486,6 +488,9 @@ export class Engine {
   /** @type {number | null} */
   #silenceAt = null; // when the connection counts as lost
   #maxSilence = ANSWER_TIMEOUT;
+  #expiresAt = Infinity;
+  /** @type {number | null} */
+  #renewAt = null; // when to ask for a newer token
 
   /**
    * @param {Outputs} out
@@ -503,7 +508,7 @@ export class Engine {
 
   /** When `tick` must be called, in milliseconds of the clock; Infinity: not at all. */
   get deadline() {
-    const times = [this.#retryAt, this.#silenceAt, ...[...this.#topics.values()].map((topic) => topic.retryAt)];
+    const times = [this.#retryAt, this.#silenceAt, this.#renewAt, ...[...this.#topics.values()].map((topic) => topic.retryAt)];
     return Math.min(...times.map((time) => time ?? Infinity));
   }
 
@@ -637,6 +642,17 @@ export class Engine {
   }
 
   /**
+   * There is another token for this connection; null: not yet.
+   *
+   * @param {string | null} token
+   */
+  renew(token) {
+    if (!this.#isWelcomed) return;
+    if (token === null) this.#scheduleRenewal();
+    else this.#out.send({ op: "token", token });
+  }
+
+  /**
    * The connection is lost: reconnect as the close code demands.
    *
    * @param {number} code
@@ -676,6 +692,10 @@ export class Engine {
     for (const [name, topic] of this.#topics) {
       if (topic.retryAt !== null && topic.retryAt <= now) this.#subscribe(name, topic);
     }
+    if (this.#renewAt !== null && this.#renewAt <= now) {
+      this.#renewAt = null;
+      this.#out.renew();
+    }
     if (this.#retryAt !== null && this.#retryAt <= now) return this.#connect();
     if (this.#silenceAt === null || this.#silenceAt > now) return;
     // If this call is late, so may be the frames that have arrived.
@@ -688,6 +708,7 @@ export class Engine {
     this.#silenceAt = this.#now() + this.#maxSilence;
     switch (frame.op) {
       case "welcome": this.#onWelcome(frame); break;
+      case "renewed": this.#onToken(frame); break;
       case "subscribed": this.#onSubscribed(frame); break;
       case "snapshot": this.#onSnapshot(frame); break;
       case "changes": this.#onChanges(frame); break;
@@ -713,12 +734,25 @@ export class Engine {
     this.#retryMs = null;
     this.#maxSilence = seconds(frame.heartbeat) * 1.5 + LATE;
     this.#silenceAt = this.#now() + this.#maxSilence;
+    this.#onToken(frame);
     if (this.#helloSince === "stored") this.#helloSince = frame.since ?? null;
     this.position ??= Position.parse(this.#helloSince ?? frame.pos);
     this.#setStatus("resuming");
     this.#out.emit("welcome", frame);
     for (const [name, topic] of this.#topics) if (topic.phase === "idle") this.#subscribe(name, topic);
     this.#sendAck();
+  }
+
+  /** @param {Record<string, any>} frame */
+  #onToken({ expires_in: left = Infinity }) {
+    this.#expiresAt = this.#now() + seconds(left);
+    this.#scheduleRenewal();
+  }
+
+  /** Renew the token when most of its time is over, unless nearly all is. Clients spread over a fifth of it. */
+  #scheduleRenewal() {
+    const left = this.#expiresAt - this.#now();
+    this.#renewAt = left < seconds(1) || left === Infinity ? null : this.#now() + left * (0.7 + 0.2 * this.#random());
   }
 
   /** @param {Record<string, any>} frame */
@@ -968,7 +1002,7 @@ export class Engine {
   }
 
   #disconnect() {
-    this.#retryAt = this.#silenceAt = null;
+    this.#retryAt = this.#silenceAt = this.#renewAt = null;
     for (const topic of this.#topics.values()) {
       topic.phase = "idle";
       topic.retryAt = null;
@@ -1037,6 +1071,7 @@ export class Rowcast {
     this.#engine = new Engine(
       {
         open: (wanted) => void this.#open(wanted),
+        renew: () => void this.#renew(),
         send: (frame) => this.#socket?.send(JSON.stringify(frame)),
         close: () => this.#drop(),
         emit: (name, value) => emit(this.#listeners, name, value),
@@ -1182,6 +1217,20 @@ export class Rowcast {
     socket.onmessage = ({ data }) => current(() => this.#engine.receive(JSON.parse(data)));
     socket.onclose = ({ code, reason }) => current(() => this.#engine.closed(code, reason));
     socket.onerror = () => {}; // a close event follows
+  }
+
+  /** Fetch another token for the open connection. If that fails, it is tried again, at the latest when it expires. */
+  async #renew() {
+    if (typeof this.#token === "string") return; // there is no other
+    const attempt = this.#attempts;
+    let token;
+    try {
+      token = (await this.#token({ fresh: true })) || undefined;
+    } catch {
+      token = null;
+    }
+    if (attempt !== this.#attempts) return;
+    this.#run(() => (token === undefined ? this.#engine.stop(4401, "there is no token") : this.#engine.renew(token)));
   }
 
   #drop() {

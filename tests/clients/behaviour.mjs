@@ -17,6 +17,7 @@ class Case {
   constructor({ numbers, device, stored }) {
     const outputs = {
       open: ({ fresh }) => this.out.push({ open: { fresh } }),
+      renew: () => this.out.push("renew"),
       send: (frame) => this.out.push(frame),
       close: () => this.out.push("close"),
       emit: (name, value) => this.events.push([name, name === "error" ? value.code : value]),
@@ -33,6 +34,7 @@ class Case {
       case "show": return this.channels[value[0]].show(value[1]);
       case "unfollow": return this.engine.unfollow(value, this.collections[value]);
       case "opened": this.engine.dialing(); return this.engine.opened("t");
+      case "renew": return this.engine.renew(value);
       case "in": return this.engine.receive(value);
       case "closed": return this.engine.closed(...value);
       case "advance": return this.advance(value * 1000);

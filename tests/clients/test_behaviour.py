@@ -44,6 +44,9 @@ class Case:
     def open(self, *, fresh: bool) -> None:
         self.out.append({"open": {"fresh": fresh}})
 
+    def renew(self) -> None:
+        self.out.append("renew")
+
     def send(self, frame: Frame) -> None:
         self.out.append(frame)
 
@@ -70,6 +73,8 @@ class Case:
             case "opened":
                 self.engine.dialing()
                 self.engine.opened("t")
+            case "renew":
+                self.engine.renew(value)
             case "in":
                 self.engine.receive(value)
             case "closed":

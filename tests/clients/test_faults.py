@@ -82,10 +82,29 @@ async def test_a_client_moves_to_another_daemon_when_its_own_stops(
         assert ["first", "meanwhile"] == await rows(driver, chat)
 
 
-async def test_a_token_that_expires_is_replaced_by_a_fresh_one(language: str, chat: Chat, daemon: Daemon) -> None:
-    async with driven(language, daemon.url, [token(chat.ada, ttl=3), token(chat.ada)]) as driver:
+async def test_a_token_is_renewed_before_it_expires_and_the_connection_stays(
+    language: str, chat: Chat, daemon: Daemon
+) -> None:
+    first = token(chat.ada, ttl=3)
+    async with driven(language, daemon.url, [first, token(chat.ada)]) as driver, daemon.raw() as witness:
+        await witness.say(op="hello", token=first)
+        await following(driver, chat)
+        received = await until(driver, "token", True)
+        assert 4401 == (await witness.closed())[0]
+        await chat.say("with the fresh token")
+        received += await until(driver, "change", "insert", "with the fresh token")
+        assert ["with the fresh token"] == contents(received)
+        assert ["status", "waiting"] not in received
+
+
+async def test_a_token_that_the_server_refuses_is_replaced_by_a_fresh_one(
+    language: str, chat: Chat, daemon: Daemon
+) -> None:
+    refused = token(chat.bob)  # another user cannot renew it
+    async with driven(language, daemon.url, [token(chat.ada, ttl=3), refused, token(chat.ada)]) as driver:
         await following(driver, chat)
         await until(driver, "token", True)
+        assert ["status", "waiting"] in await until(driver, "token", True)
         await chat.say("with the fresh token")
         assert ["with the fresh token"] == contents(await until(driver, "change", "insert", "with the fresh token"))
 

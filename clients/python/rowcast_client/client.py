@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -21,7 +21,10 @@ BUFFER: Final = 10_000  # changes that may wait in a loop before the client disc
 CLOSE_TIMEOUT: Final = 2.0  # seconds
 
 Token = str | Callable[..., str | Awaitable[str | None] | None]
-"""The token, or a function that fetches one: called with `fresh=True` if the server refused the last."""
+"""The token, or a function that fetches one.
+
+It is called with `fresh=True` if a new one is needed: the server refused the last, or it expires soon.
+"""
 
 _log = logging.getLogger("rowcast_client")
 
@@ -250,6 +253,7 @@ class Rowcast:
         self._listeners: dict[str, Callbacks] = defaultdict(Callbacks)
         self._full: set[ChangeStream] = set()
         self._current: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox: asyncio.Queue[Frame] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
@@ -351,9 +355,11 @@ class Rowcast:
     def open(self, *, fresh: bool) -> None:
         """For the engine."""
         self._outbox = asyncio.Queue()
-        self._current = task = asyncio.create_task(self._connect(fresh=fresh, outbox=self._outbox))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._current = self._begin(self._connect(fresh=fresh, outbox=self._outbox))
+
+    def renew(self) -> None:
+        """For the engine."""
+        self._renewal = self._begin(self._fetch_another())
 
     def send(self, frame: Frame) -> None:
         """For the engine."""
@@ -361,9 +367,10 @@ class Rowcast:
 
     def close(self) -> None:
         """For the engine."""
-        task, self._current = self._current, None
-        if task is not None and task is not asyncio.current_task():  # that one ends by itself, in `_converse`
-            task.cancel()
+        tasks, self._current, self._renewal = (self._current, self._renewal), None, None
+        for task in tasks:
+            if task is not None and task is not asyncio.current_task():  # that one ends by itself, in `_converse`
+                task.cancel()
 
     def emit(self, name: str, value: object) -> None:
         """For the engine."""
@@ -384,6 +391,26 @@ class Rowcast:
         self._run(self._engine.unfollow, topic, channel)
 
     # The rest
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _fetch_another(self) -> None:
+        """Fetch another token for the open connection; after a failure, it is fetched again, or when this expires."""
+        if isinstance(self._token, str):
+            return  # there is no other
+        try:
+            token = await self._fetch_token(fresh=True)
+        except TokenUnavailable:
+            self._run(self._engine.renew, None)
+            return
+        if token is None:
+            self._run(self._engine.stop, 4401, "there is no token")
+        else:
+            self._run(self._engine.renew, token)
 
     def _pause(self, stream: ChangeStream) -> None:
         self._full.add(stream)

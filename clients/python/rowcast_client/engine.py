@@ -8,6 +8,7 @@ import random as random_module
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -143,6 +144,9 @@ class Outputs(Protocol):
         The answers are `dialing()`, `opened()` and `closed()`.
         """
 
+    def renew(self) -> None:
+        """Fetch another token for the open connection. The answer is `renew()`."""
+
     def send(self, frame: Frame) -> None:
         """Send a frame on the open connection."""
 
@@ -214,11 +218,18 @@ class Engine:
         self._retry_at: float | None = None
         self._silence_at: float | None = None  # when the connection counts as lost
         self._max_silence = ANSWER_TIMEOUT
+        self._expires_at = inf
+        self._renew_at: float | None = None  # when to ask for a newer token
 
     @property
     def deadline(self) -> float | None:
         """When `tick` must be called, in seconds of the clock; None: not at all."""
-        times = (self._retry_at, self._silence_at, *(topic.retry_at for topic in self._topics.values()))
+        times = (
+            self._retry_at,
+            self._silence_at,
+            self._renew_at,
+            *(topic.retry_at for topic in self._topics.values()),
+        )
         return min((moment for moment in times if moment is not None), default=None)
 
     # What the application wants
@@ -332,6 +343,15 @@ class Engine:
         }  # fmt: skip
         self._out.send({name: value for name, value in frame.items() if value is not None})
 
+    def renew(self, token: str | None) -> None:
+        """There is another token for this connection; None: not yet."""
+        if not self._is_welcomed:
+            return
+        if token is None:
+            self._schedule_renewal()
+        else:
+            self._out.send({"op": "token", "token": token})
+
     def closed(self, code: int, reason: str) -> None:
         """The connection is lost: reconnect as the close code demands."""
         self._disconnect()
@@ -362,6 +382,9 @@ class Engine:
         for name, topic in list(self._topics.items()):
             if topic.retry_at is not None and topic.retry_at <= now:
                 self._subscribe(name, topic)
+        if self._renew_at is not None and self._renew_at <= now:
+            self._renew_at = None
+            self._out.renew()
         if self._retry_at is not None and self._retry_at <= now:
             self._connect()
         elif self._silence_at is not None and self._silence_at <= now:
@@ -377,6 +400,8 @@ class Engine:
         match frame["op"]:
             case "welcome":
                 self._on_welcome(frame)
+            case "renewed":
+                self._on_token(frame)
             case "subscribed":
                 self._on_subscribed(frame)
             case "snapshot":
@@ -417,6 +442,7 @@ class Engine:
         self._bye_delay = None
         self._max_silence = frame["heartbeat"] * 1.5 + LATE
         self._silence_at = self._now() + self._max_silence
+        self._on_token(frame)
         if self._hello_since == "stored":
             self._hello_since = frame.get("since")
         self.position = self.position or Position.parse(self._hello_since or frame["pos"])
@@ -426,6 +452,16 @@ class Engine:
             if topic.phase == "idle":
                 self._subscribe(name, topic)
         self._send_ack()
+
+    def _on_token(self, frame: Frame) -> None:
+        self._expires_at = self._now() + frame.get("expires_in", inf)
+        self._schedule_renewal()
+
+    def _schedule_renewal(self) -> None:
+        """Renew the token when most of its time is over, unless nearly all is. Clients spread over a fifth of it."""
+        now = self._now()
+        left = self._expires_at - now
+        self._renew_at = None if left < 1 or left == inf else now + left * (0.7 + 0.2 * self._random())
 
     def _on_subscribed(self, frame: Frame) -> None:
         topic = self._topics.get(frame["topic"])
@@ -621,7 +657,7 @@ class Engine:
         self._out.open(fresh=self._token_refused)
 
     def _disconnect(self) -> None:
-        self._retry_at = self._silence_at = None
+        self._retry_at = self._silence_at = self._renew_at = None
         for topic in self._topics.values():
             topic.phase, topic.retry_at = "idle", None
         self._out.close()

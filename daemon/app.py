@@ -34,6 +34,8 @@ from daemon.delivery.snapshots import Snapshots
 from daemon.files import folder
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.http import Page, Site, json_page, script_page, static_pages, text_page
+from daemon.gateway.identity import Identity
+from daemon.gateway.key_source import KeyPlaces, KeySource
 from daemon.gateway.server import Gateway, Limits, bind, encode
 from daemon.health import Check, Readiness
 from daemon.jobs.scheduler import JOB_SESSION, Scheduler
@@ -50,6 +52,7 @@ from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.rows import PgRowReader
 from daemon.log.sequencer import Sequencer
 from daemon.log.sharing import SIGNALS_CHANNEL, PgAcks, PgBroadcast, PgPeople, PgSignalRights
+from daemon.log.users import PgUsers
 from daemon.logs import count_dropped_lines, get_logger
 from daemon.packs import Pack, by_schema
 from daemon.pages.access import Verify
@@ -59,8 +62,9 @@ from daemon.pages.demo import handlers as demo_handlers
 from daemon.postgres.connect import SESSION, Connect, Connection, OnUnusable, Pool, connect, open_pool
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, address_of, explain
 from daemon.postgres.tunnel import through_tunnel
+from daemon.schema import sql_files
 from daemon.schema.health import SchemaHealth, SchemaNotCurrent
-from daemon.settings import Address, Settings
+from daemon.settings import Address, BadSettings, Reloads, Settings
 
 log = get_logger()
 
@@ -132,6 +136,7 @@ class _Parts:
     gateway: Gateway
     scheduler: Scheduler
     readiness: Readiness
+    keys: KeySource
 
 
 @dataclass(frozen=True)
@@ -201,17 +206,20 @@ async def running(
     demo: Demo | None = None,
     inherited: Sequence[socket.socket] = (),
     should_accept: Callable[[int], bool] = lambda _: True,
+    reloads: Reloads | None = None,
 ) -> AsyncIterator[Running]:
     """Serve while the block runs, and say bye to the clients at its end. Raises an OperatorFault.
 
     Listens on the `inherited` sockets if there are any, else at `settings.listen`; `should_accept` is passed to the
-    gateway. When the block begins, the schema is current, the listener receives notifications, the log has been read
-    and the port is open.
+    gateway, and what can be reloaded is registered with `reloads`. When the block begins, the schema is current, the
+    listener receives notifications, the log has been read and the port is open.
     """
     if not settings.notifications:
         raise NotificationsOff
     dsn = settings.require_dsn()
     packs = by_schema(settings.schemas)
+    users_of = _users_statement(settings)
+    authenticator, keys = await _load_keys(settings, reloads)
     unusable: asyncio.Queue[DatabaseFault] = asyncio.Queue()
     async with AsyncExitStack() as stack:
         tunnel_problems = await stack.enter_async_context(through_tunnel(settings))
@@ -227,7 +235,8 @@ async def running(
         stack.push_async_callback(_close, pool)
         schema = SchemaHealth(pool, settings)
         await _check_database(settings, pool, schema)
-        parts = _build(settings, packs, pool, schema, demo, tunnel_problems, unusable.put_nowait)
+        identity = Identity(authenticator, keys, PgUsers(pool, users_of).user_of if users_of else None)
+        parts = _build(settings, packs, pool, schema, demo, tunnel_problems, unusable.put_nowait, identity)
         run_in_background = await stack.enter_async_context(_in_background())
         run_in_background(_end_if_unusable(unusable))
         await _start(parts, run_in_background)
@@ -235,6 +244,41 @@ async def running(
         stack.push_async_callback(parts.gateway.drain, lambda: encode(bye("restart")), within=settings.drain_seconds)
         metrics_url = f"http://{Address(*own[0].getsockname()[:2])}/metrics" if own else None
         yield Running(host, port, pool, parts.readiness, metrics_url)
+
+
+async def _load_keys(settings: Settings, reloads: Reloads | None) -> tuple[Authenticator, KeySource]:
+    """What verifies tokens, with all keys, and what keeps these current. Raises an OperatorFault."""
+    authenticator = Authenticator.configured(settings)
+    keys = KeySource(_key_places(settings), authenticator.use)
+    await keys.load()
+
+    async def reload(settings: Settings) -> int:
+        return await keys.load(_key_places(settings))
+
+    if reloads is not None:
+        reloads.register("keys", reload)
+    return authenticator, keys
+
+
+def _key_places(settings: Settings) -> KeyPlaces:
+    """Where the keys are. Raises BadSettings if there are none."""
+    if not settings.public_keys and settings.jwks is None:
+        settings.require_secret()
+    return KeyPlaces(settings.secrets, settings.public_keys, settings.jwks)
+
+
+def _users_statement(settings: Settings) -> str | None:
+    """The statement that knows another issuer's users, if that is wanted. Raises BadSettings."""
+    if not settings.map_subjects:
+        return None
+    files = {pack: folder("ddl") / pack / "identity.sql" for pack in settings.packs}
+    found = [pack for pack, file in files.items() if file.is_file()]
+    if len(found) != 1:
+        raise BadSettings(
+            "ROWCAST_MAP_SUBJECTS needs one pack that knows the users of another issuer, and "
+            f"{len(found)} in ROWCAST_PACKS do: turn it off, or choose other packs"
+        )
+    return sql_files.read(files[found[0]], pack=found[0], schema=settings.schemas[found[0]]).text
 
 
 async def _end_if_unusable(unusable: asyncio.Queue[DatabaseFault]) -> None:
@@ -260,9 +304,10 @@ def _build(
     demo: Demo | None,
     tunnel_problems: Check,
     on_unusable: OnUnusable,
+    identity: Identity,
 ) -> _Parts:
     """Make every part and connect them; nothing runs yet."""
-    router = PackRouter(packs)
+    keys, router = identity.keys, PackRouter(packs)
     hub = Hub(encode, router.with_exact_numbers)
     own_tables = OwnTables(PgOwnTableReader(pool), router)
     events, numbers = asyncio.Event(), asyncio.Event()
@@ -273,11 +318,9 @@ def _build(
     )
     notify_watch = NotifyWatch(pool, lambda: notifier.is_blocked)
     backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
-    connect_for_jobs = partial(_open, settings, on_unusable, "rowcast jobs", JOB_SESSION)
-    scheduler = Scheduler(pool, connect_for_jobs, settings, scheduled_jobs(settings))
-    readiness = _readiness(tunnel_problems, schema, notifier, notify_watch, pump, backlog, retention, scheduler)
+    scheduler = _scheduler(settings, pool, on_unusable)
+    readiness = _readiness(tunnel_problems, schema, notifier, notify_watch, pump, backlog, retention, scheduler, keys)
     limits = _limits(settings)
-    verify = Authenticator(settings.require_secret()).verify
     context = ClientContext(
         hub=hub,
         log_reader=log_cache,
@@ -289,7 +332,8 @@ def _build(
         presence=sharing.presence,
         acks=sharing.acks,
         router=router,
-        authenticate=verify,
+        authenticate=identity.at_once,
+        identify=identity.identify,
         wait_until_delivered=pump.wait_until_delivered,
         delivery_age=lambda: max(pump.read_age, backlog.age),
         close_history=CloseHistory(),
@@ -301,13 +345,12 @@ def _build(
         queue_bytes=settings.queue_bytes,
         chunk=settings.read_chunk,
     )
-    console = Console(hub, pump, log_cache, backlog, readiness, pool, _console_options(settings, verify, demo))
-    pages = site(readiness, lambda: router.all_packs, console, demo, pool, verify)
+    console = Console(hub, pump, log_cache, backlog, readiness, pool, _console_options(settings, identity, demo))
+    pages = site(readiness, lambda: router.all_packs, console, demo, pool, identity.verify)
     console.gateway = gateway = Gateway(context.open_client, pages, limits=limits)
-    _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits)
-    return _Parts(
-        notifier, notify_watch, sequencer, backlog, retention, schema, pump, sharing, gateway, scheduler, readiness
-    )
+    _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits, keys)
+    of_the_log = notifier, notify_watch, sequencer, backlog, retention
+    return _Parts(*of_the_log, schema, pump, sharing, gateway, scheduler, readiness, keys)
 
 
 def _build_pump(
@@ -349,8 +392,14 @@ def _build_sharing(pool: Pool, hub: Hub, router: PackRouter) -> _Sharing:
     return _Sharing(signals, presence, Acks(PgAcks(pool, functions(lambda pack: pack.ack_hook))))
 
 
-def _console_options(settings: Settings, verify: Verify, demo: Demo | None) -> ConsoleOptions:
-    return ConsoleOptions(verify, settings.environment != "production", settings.workers, demo is not None)
+def _console_options(settings: Settings, identity: Identity, demo: Demo | None) -> ConsoleOptions:
+    is_local_trusted = settings.environment != "production"
+    return ConsoleOptions(identity.verify, is_local_trusted, settings.workers, demo is not None)
+
+
+def _scheduler(settings: Settings, pool: Pool, on_unusable: OnUnusable) -> Scheduler:
+    connect_for_jobs = partial(_open, settings, on_unusable, "rowcast jobs", JOB_SESSION)
+    return Scheduler(pool, connect_for_jobs, settings, scheduled_jobs(settings))
 
 
 def _snapshots(settings: Settings, pool: Pool, hub: Hub, router: PackRouter, pump: Pump) -> Snapshots:
@@ -368,6 +417,7 @@ def _readiness(
     backlog: Backlog,
     retention: Retention,
     scheduler: Scheduler,
+    keys: KeySource,
 ) -> Readiness:
     return Readiness(
         tunnel_problems,
@@ -376,7 +426,7 @@ def _readiness(
         pump.problems,
         backlog.reasons,
         retention.problems,
-        warnings=[notify_watch.warnings, retention.warnings, scheduler.warnings],
+        warnings=[notify_watch.warnings, retention.warnings, scheduler.warnings, keys.warnings],
     )
 
 
@@ -392,7 +442,13 @@ def _limits(settings: Settings) -> Limits:
 
 
 def _connect_metrics(
-    hub: Hub, log_cache: LogCache, notifier: Notifier, backlog: Backlog, gateway: Gateway, limits: Limits
+    hub: Hub,
+    log_cache: LogCache,
+    notifier: Notifier,
+    backlog: Backlog,
+    gateway: Gateway,
+    limits: Limits,
+    keys: KeySource,
 ) -> None:
     """Let the gauges read what the parts know at the moment, and count dropped lines."""
     count_dropped_lines(metrics.LOG_LINES_DROPPED.inc)
@@ -404,6 +460,7 @@ def _connect_metrics(
     metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
     metrics.UNNUMBERED_AGE.set_function(lambda: backlog.age)
     metrics.BEAT_AGE.set_function(lambda: notifier.silence)
+    metrics.KEY_FETCH_DELAY.set_function(lambda: keys.age)
 
 
 def _build_log(
@@ -472,6 +529,7 @@ async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any,
     run_in_background(parts.backlog.run())
     run_in_background(parts.schema.watch())
     run_in_background(parts.retention.run())
+    run_in_background(parts.keys.run())
     try:
         async with asyncio.timeout(START_TIMEOUT):
             await parts.notifier.listening.wait()
@@ -563,11 +621,23 @@ def has_terminal() -> bool:
     return True
 
 
-def ignore_hangup() -> None:
-    """Log a SIGHUP, which asks services to reload their settings."""
-    log.warning(
-        "reload_unsupported", reason="settings are read once, at the start: restart the daemon to change them"
-    )
+def _handle_signals(stop: asyncio.Event, hangup: asyncio.Event) -> None:
+    """Set these events when a signal asks to stop, or to reload; the end of a terminal asks to stop."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup(1) started this process
+        loop.add_signal_handler(signal.SIGHUP, (stop if has_terminal() else hangup).set)
+    # Blocked in a forked worker.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
+
+async def _reload_on(hangup: asyncio.Event, reloads: Reloads) -> None:
+    """Reload whenever the event is set. Signals that arrive during a reload cause one more."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        await reloads.run()
 
 
 async def serve(
@@ -577,17 +647,20 @@ async def serve(
     on_ready: Callable[[Running], Coroutine[Any, Any, None]] | None = None,
     manager: systemd.Manager = systemd,
     should_accept: Callable[[int], bool] = lambda _: True,
+    read_settings: Callable[[], Settings] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until the terminal is closed. Raises an OperatorFault.
 
     `on_ready` is started once the daemon is ready, and cancelled when it stops. `manager` is notified of the daemon's
-    state and may pass listening sockets; `should_accept` is passed to the gateway.
+    state and may pass listening sockets; `should_accept` is passed to the gateway. On SIGHUP, `read_settings` returns
+    the settings as they are then, and what can be reloaded is.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     faulthandler.enable(file=2)  # the watchdog kills with SIGABRT: stderr then says where the process hung
-    stop, ready = asyncio.Event(), asyncio.Event()
+    stop, ready, hangup = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    reloads = Reloads(read_settings or (lambda: settings))
     reasons: Callable[[], Sequence[str]] = lambda: ["starting"]  # noqa: E731
 
     async def run() -> None:
@@ -596,7 +669,9 @@ async def serve(
             run_throughout(
                 _feed_watchdog(manager, lambda: reasons(), lambda: not ready.is_set())  # noqa: PLW0108 - rebound below
             )
-            serving = running(settings, demo=demo, inherited=manager.listen_fds(), should_accept=should_accept)
+            serving = running(
+                settings, demo=demo, inherited=manager.listen_fds(), should_accept=should_accept, reloads=reloads
+            )
             async with serving as daemon, _in_background() as run_while_ready:
                 ready.set()
                 reasons = daemon.readiness.reasons
@@ -605,17 +680,13 @@ async def serve(
                 manager.notify("READY=1")
                 if on_ready is not None:
                     run_while_ready(on_ready(daemon))
+                run_while_ready(_reload_on(hangup, reloads))
                 await stop.wait()
                 log.info("stopping")
                 manager.notify("STOPPING=1")
         log.info("stopped")
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup(1) started this process
-        loop.add_signal_handler(signal.SIGHUP, stop.set if has_terminal() else ignore_hangup)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # blocked in a forked worker
+    _handle_signals(stop, hangup)
     daemon_task, stop_task = asyncio.create_task(run()), asyncio.create_task(stop.wait())
     await asyncio.wait({daemon_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
     stop_task.cancel()

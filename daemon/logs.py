@@ -73,6 +73,10 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "internal_error": Event("error", "a bug in Rowcast, with its traceback: please report it"),
         "job_done": Event("info", "a job ran; says for which due time, and how long it took"),
         "job_failed": Event("warn", "a job failed; says why; it is tried again after a delay"),
+        "keys_changed": Event("info", "the keys at the URL in ROWCAST_JWKS have changed, and are used"),
+        "keys_unavailable": Event(
+            "warn", "the keys at the URL in ROWCAST_JWKS cannot be fetched; says why. Those fetched last stay valid"
+        ),
         "leader_elected": Event("info", "this daemon became the leader, which numbers events"),
         "leader_lost": Event("warn", "this daemon is no longer the leader; it or another daemon will take over"),
         "log_lines_dropped": Event("warn", "nobody read stderr, so that many lines of the log were dropped"),
@@ -93,9 +97,10 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn",
             "captured events get no numbers, so nothing new is delivered; says why, if this daemon knows",
         ),
-        "reload_unsupported": Event(
-            "warn", "a SIGHUP arrived and was ignored: restart the daemon to change settings"
+        "reload_failed": Event(
+            "warn", "a SIGHUP arrived, but something could not be read; says what. Everything stays as it was"
         ),
+        "reloaded": Event("info", "a SIGHUP arrived, and the keys were read again; says how many there are"),
         "retention_failed": Event(
             "warn", "old segments could not be dropped, or deleted content not be removed; it is retried"
         ),

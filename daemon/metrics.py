@@ -183,6 +183,17 @@ RESETS: Final = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+KEY_FETCHES: Final = Counter(
+    "rowcast_key_fetches_total",
+    "Fetches of the keys at the URL in ROWCAST_JWKS, by outcome: done, failed.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+KEY_FETCH_DELAY: Final = Gauge(
+    "rowcast_key_fetch_delay_seconds",
+    "Seconds for which fetching the keys has been failing; 0 if the last fetch succeeded, or none is needed.",
+    registry=REGISTRY,
+)
 ERRORS: Final = Counter("rowcast_errors_total", "Error frames sent to clients, by code.", ["code"], registry=REGISTRY)
 SIGNALS: Final = Counter("rowcast_signals_total", "Signals that clients of this daemon sent.", registry=REGISTRY)
 SIGNALS_DROPPED: Final = Counter(
@@ -267,6 +278,8 @@ for _reason in ("open_timeout", "answer_timeout", "silent", "too_slow", "close_t
     ABORTED.labels(reason=_reason)
 for _reason in ("rate", "slow", "full", "unsent", "malformed"):
     SIGNALS_DROPPED.labels(reason=_reason)
+for _outcome in ("done", "failed"):
+    KEY_FETCHES.labels(outcome=_outcome)
 for _source in ("memory", "database"):
     RESUME_READS.labels(source=_source)
 

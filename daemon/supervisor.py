@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,7 @@ from typing import Final, NoReturn
 import click
 
 from daemon import logs, metrics, systemd
-from daemon.app import has_terminal, ignore_hangup, serve
+from daemon.app import has_terminal, serve
 from daemon.core.errors import fault_in
 from daemon.gateway.server import bind
 from daemon.postgres.backoff import backoff_delay
@@ -112,8 +112,13 @@ class Supervisor:
     Until all workers have been ready once, a worker that exits with an error code stops everything.
     """
 
-    def __init__(self, settings: Settings, sockets: Sequence[socket.socket]) -> None:
-        self._settings, self._sockets = settings, sockets
+    def __init__(
+        self,
+        settings: Settings,
+        sockets: Sequence[socket.socket],
+        read_settings: Callable[[], Settings] | None = None,
+    ) -> None:
+        self._settings, self._sockets, self._read_settings = settings, sockets, read_settings
         self._connections = ConnectionCounts(settings.workers)
         self._running: dict[int, Worker] = {}
         self._due = dict.fromkeys(range(settings.workers), 0.0)  # start time by number
@@ -165,8 +170,9 @@ class Supervisor:
     def _on_signal(self, receiver: socket.socket) -> None:
         arrived = set(receiver.recv(64))
         if signal.SIGHUP in arrived and not self._has_terminal:
-            ignore_hangup()
             arrived.discard(signal.SIGHUP)
+            for worker in self._running.values():  # each has keys of its own
+                os.kill(worker.pid, signal.SIGHUP)
         if arrived:
             self._stop()
 
@@ -186,7 +192,7 @@ class Supervisor:
         ours.setblocking(False)
         theirs.setblocking(False)
         parent = os.getpid()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # they stay pending until the worker handles them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)  # they stay pending until the worker handles them
         try:
             pid = os.fork()
             if pid == 0:
@@ -277,9 +283,9 @@ class Supervisor:
                 os._exit(code)
             os.setsid()  # Ctrl-C reaches only the parent, which stops its workers
             signal.set_wakeup_fd(-1)
-            for stop in _STOPS:
-                signal.signal(stop, signal.SIG_DFL)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is for the parent, even when a terminal sends it
+            for handled in _HANDLED:
+                if signal.getsignal(handled) is not signal.SIG_IGN:
+                    signal.signal(handled, signal.SIG_DFL)
             self._selector.close()
             for worker in self._running.values():
                 worker.link.close()
@@ -301,9 +307,14 @@ class Supervisor:
     async def _serve(self, number: int, parent: ParentLink) -> None:
         settings = _settings_of_worker(number, self._settings)
         try:
-            await serve(settings, manager=parent, should_accept=partial(self._connections.should_accept, number))
+            await serve(
+                settings,
+                manager=parent,
+                should_accept=partial(self._connections.should_accept, number),
+                read_settings=self._read_settings,
+            )
         finally:  # a worker that is exiting needs no signal, and a closing event loop cannot handle one
-            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
 
 
 def _settings_of_worker(number: int, settings: Settings) -> Settings:
@@ -319,7 +330,10 @@ def _exit_code(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def supervise(settings: Settings) -> int:
-    """Serve with several processes until SIGTERM or SIGINT; returns the exit code. Raises ListenFailed."""
+def supervise(settings: Settings, read_settings: Callable[[], Settings] | None = None) -> int:
+    """Serve with several processes until SIGTERM or SIGINT; returns the exit code. Raises ListenFailed.
+
+    `read_settings` is passed to `serve`.
+    """
     sockets = systemd.listen_fds() or asyncio.run(bind(settings.listen.host, settings.listen.port))
-    return Supervisor(settings, sockets).run()
+    return Supervisor(settings, sockets, read_settings).run()

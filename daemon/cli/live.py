@@ -21,7 +21,7 @@ def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: boo
 
     options = options.having(data_dir=data_dir, listen=listen)
     options = options.quiet()
-    run(options.settings, up(options.settings, demo=demo))
+    run(options.settings, up(options.settings, demo=demo, read_settings=options.read_settings))
 
 
 @click.command()
@@ -49,8 +49,11 @@ def token(options: Options, *, user: str, ttl: str, operator: bool, data_dir: Pa
     from daemon.gateway.auth import Authenticator
 
     settings = options.having(data_dir=data_dir).local_settings
+    if (seconds := _seconds(ttl)) > settings.token_lifetime.total_seconds():
+        raise click.BadParameter("no longer lifetime than ROWCAST_TOKEN_LIFETIME is accepted", param_hint="--ttl")
     try:
-        click.echo(Authenticator(settings.require_secret()).issue(user, _seconds(ttl), operator=operator))
+        authenticator = Authenticator.configured(settings, settings.require_secret())
+        click.echo(authenticator.issue(user, seconds, operator=operator))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--user") from None
 

@@ -42,6 +42,10 @@ class Options:
     @cached_property
     def settings(self) -> Settings:
         """The settings, including those of the command line. Raises BadSettings."""
+        return self.read_settings()
+
+    def read_settings(self) -> Settings:
+        """The settings as they are now. Raises BadSettings."""
         return load(self.config, **self.overrides)
 
     @property

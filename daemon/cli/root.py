@@ -17,7 +17,6 @@ from daemon.cli.schema import apply, check, migrate, rollback
 from daemon.cli.watch import unwatch, watch, watches
 from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import get_logger
-from daemon.settings import Settings
 
 _WHOLE_DATABASE = ("backup", "restore", "dead-letters", "tail", "token", "watch", "unwatch", "watches")
 """The commands for which --schema would mean nothing."""
@@ -84,24 +83,25 @@ def cli(
     if apply_ddl:
         apply(options.settings, offline=sql)
     else:
-        _serve(options.settings)
+        _serve(options)
 
 
-def _serve(settings: Settings) -> None:
+def _serve(options: Options) -> None:
     """Run the daemon with one process or more, after the migrations of packs that want them at the start."""
     from daemon.commands.set_up import migrate_on_start, migrating_packs
 
+    settings = options.settings
     configure_logs(settings)
     if packs := migrating_packs(settings):
         run(settings, migrate_on_start(settings, packs))
     if settings.workers == 1:
         from daemon.app import serve
 
-        run(settings, serve(settings))
+        run(settings, serve(settings, read_settings=options.read_settings))
     else:
         from daemon.supervisor import supervise
 
-        sys.exit(supervise(settings))
+        sys.exit(supervise(settings, options.read_settings))
 
 
 _COMMANDS = (

@@ -7,7 +7,7 @@ import random
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from pathlib import Path
@@ -44,7 +44,7 @@ def _write_private(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-async def up(settings: Settings, *, demo: bool) -> None:
+async def up(settings: Settings, *, demo: bool, read_settings: Callable[[], Settings]) -> None:
     """Set everything up and serve until SIGINT or SIGTERM. Raises an OperatorFault."""
     if demo and settings.environment == "production":
         raise SeedRefused
@@ -65,10 +65,11 @@ async def up(settings: Settings, *, demo: bool) -> None:
         settings = with_local_instance(settings)
         await apply_in_child(settings, settings.packs)
         sample = await seed(settings) if demo else []
-        authenticator = Authenticator(settings.require_secret())
+        authenticator = Authenticator.configured(settings, settings.require_secret())
+        ttl = min(TOKEN_TTL, settings.token_lifetime.total_seconds())
 
         def users() -> list[dict[str, str]]:
-            return [user | {"token": authenticator.issue(user["id"], TOKEN_TTL)} for user in sample]
+            return [user | {"token": authenticator.issue(user["id"], ttl)} for user in sample]
 
         async def on_ready(daemon: Running) -> None:
             connection = {
@@ -83,7 +84,8 @@ async def up(settings: Settings, *, demo: bool) -> None:
                 await _bot(settings, daemon.pool)
 
         served = Demo(lambda: {"users": users()}, demo_actions(settings)) if demo else None
-        await serve(settings, demo=served, on_ready=on_ready)
+        reread = lambda: with_local_instance(read_settings())  # noqa: E731
+        await serve(settings, demo=served, on_ready=on_ready, read_settings=reread)
     click.echo("Stopped.")
 
 

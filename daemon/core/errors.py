@@ -218,6 +218,14 @@ class Unavailable(ClientFault):
     retry = True
 
 
+class IdentityUnavailable(ClientFault):
+    """Who you are cannot be looked up at the moment: try again."""
+
+    code = "unavailable"
+    retry = True
+    close = 1013
+
+
 class LogUnavailable(RowcastError):
     """The log cannot be read: {reason}."""
 

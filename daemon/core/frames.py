@@ -70,9 +70,18 @@ class Welcome(TypedDict):
     heartbeat: float
     schema: str
     limits: Limits
+    expires_in: float
     numbers: NotRequired[Literal["json", "string"]]
     since: NotRequired[PositionString]
     last_close: NotRequired[LastClose]
+
+
+class Renewed(TypedDict):
+    """The new token is valid, for so many seconds."""
+
+    op: Literal["renewed"]
+    id: NotRequired[FrameId]
+    expires_in: float
 
 
 class Subscribed(TypedDict):
@@ -216,6 +225,7 @@ class Presence(TypedDict):
 
 ServerFrame = (
     Welcome
+    | Renewed
     | Subscribed
     | Unsubscribed
     | Pong

@@ -26,7 +26,7 @@ from daemon.core.errors import (
 )
 from daemon.core.filters import Asked, View
 from daemon.core.snapshot import Wanted
-from daemon.core.wire import Ack, FrameId, Hello, Ping, Presence, Signal, Subscribe, Unsubscribe
+from daemon.core.wire import Ack, FrameId, Hello, Ping, Presence, Renew, Signal, Subscribe, Unsubscribe
 
 MAX_TOPICS: Final = 128
 
@@ -48,9 +48,12 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Authenticate:
-    """Verify the token of the hello, and look up its position if that is stored: `welcomed` or `fault` answers."""
+    """Verify the token of this frame, and look up where a hello resumes if that is stored.
 
-    hello: Hello
+    Answer with `welcomed` or `renewed`, or with `fault`.
+    """
+
+    frame: Hello | Renew
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,8 @@ class Session:
         match frame:
             case Hello():
                 return self.fault(AlreadyGreeted(), frame.id)
+            case Renew():
+                return [Authenticate(frame)]
             case Subscribe():
                 return self._subscribe(frame)
             case Unsubscribe():
@@ -204,6 +209,13 @@ class Session:
         self._since = hello.since if isinstance(hello.since, Position) else None
         self.seen = hello.seen
         self.numbers = hello.numbers or Numbers.JSON
+
+    def renewed(self, frame: Renew, user: str, expires: float, expires_in: float) -> list[Action]:
+        """The token of this frame is valid, for this user."""
+        if user != self.user:
+            return self.fault(BadToken(), frame.id)
+        self.deadline = expires
+        return [Say(wire.renewed(frame.id, expires_in))]
 
     def forget(self, topic: Topic) -> None:
         """The topic is not followed any more; the client may ask again."""

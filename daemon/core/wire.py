@@ -77,6 +77,13 @@ class Hello(_Frame):
     numbers: Annotated[Numbers | None, Field(strict=False)] = None
 
 
+class Renew(_Frame):
+    """A newer token of the same user takes the place of the last one."""
+
+    op: Literal["token"]
+    token: str
+
+
 class SnapshotOptions(BaseModel):
     """Which rows a snapshot has: of each table those with the `limit` greatest keys, or all."""
 
@@ -165,7 +172,7 @@ class Ack(_Frame):
     pos: PositionText
 
 
-ClientFrame = Hello | Subscribe | Unsubscribe | Signal | Presence | Ack | Ping
+ClientFrame = Hello | Renew | Subscribe | Unsubscribe | Signal | Presence | Ack | Ping
 _CLIENT: TypeAdapter[ClientFrame] = TypeAdapter(Annotated[ClientFrame, Field(discriminator="op")])
 
 
@@ -221,14 +228,16 @@ def welcome(
     heartbeat: float,
     schema: str,
     limits: dict[str, int],
+    expires_in: float,
     numbers: Numbers | None = None,
     since: Position | None = None,
     last_close: Close | None = None,
 ) -> bytes:
     """The token is valid. `heartbeat`: seconds between `head` frames; `schema`: the hash of the payload contracts.
 
-    `numbers`: the form that the client chose, if it did. `since`: where it resumes, if it asked for what is stored.
-    `last_close`: why this daemon closed the client's previous connection, if it did.
+    `expires_in`: seconds until the token expires. `numbers`: the form that the client chose, if it did. `since`:
+    where it resumes, if it asked for what is stored. `last_close`: why this daemon closed the client's previous
+    connection, if it did.
     """
     return _payload(
         "welcome",
@@ -239,10 +248,16 @@ def welcome(
         heartbeat=heartbeat,
         schema=schema,
         limits=limits,
+        expires_in=expires_in,
         numbers=numbers,
         since=since and str(since),
         last_close=last_close and last_close._asdict(),
     )
+
+
+def renewed(frame: FrameId | None, expires_in: float) -> bytes:
+    """The new token is valid, for `expires_in` seconds."""
+    return _payload("renewed", id=frame, expires_in=expires_in)
 
 
 def subscribed(frame: FrameId | None, topic: Topic, pos: Position, *, snapshot: bool = False) -> bytes:

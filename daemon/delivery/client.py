@@ -5,7 +5,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -65,6 +64,7 @@ SNAPSHOT_CHARGE: Final = 20  # frames that a snapshot counts as
 SNAPSHOT_TIMEOUT: Final = 60.0  # seconds that the peer may take to read one: it stays in memory until then
 SIGNAL_RATE: Final = 10  # signals of one client in a second; as many may come at once
 HELLO_TIMEOUT: Final = 5.0  # seconds
+EXPIRY_NOTICE: Final = 2.0  # seconds before a token expires at which a timer is set; more than two ticks are apart
 STALE_DELAY: Final = 5.0  # seconds that changes may wait for delivery until clients are told that they may be behind
 
 
@@ -90,7 +90,8 @@ class ClientContext:
 
     `replay_reader` is what replays read. `wait_until_delivered` waits until the hub has delivered everything up to a
     position. `delivery_age` decides when clients are told that they may be behind. A client for which more than
-    `queue_bytes` are queued falls behind. `schema` returns the hash of the payload contracts.
+    `queue_bytes` are queued falls behind. `schema` returns the hash of the payload contracts. `authenticate` returns
+    None if `identify` has to be awaited instead.
     """
 
     hub: Hub
@@ -103,7 +104,7 @@ class ClientContext:
     presence: Presence
     acks: Acks
     router: PackRouter
-    authenticate: Callable[[str], Claims]
+    authenticate: Callable[[str], Claims | None]
     wait_until_delivered: Callable[[Seq], Coroutine[Any, Any, None]]
     encode: Encode
     delivery_age: Age
@@ -114,6 +115,7 @@ class ClientContext:
     frame_bytes: int
     queue_bytes: int
     chunk: int = 1000
+    identify: Callable[[str], Coroutine[Any, Any, Claims]] | None = None
 
     def open_client(self, socket: Socket) -> "Client":
         """A client whose handshake has succeeded."""
@@ -133,6 +135,7 @@ class Client:
 
     __slots__ = (
         "_context",
+        "_expiry",
         "_head_due",
         "_inbox",
         "_is_slow",
@@ -153,6 +156,7 @@ class Client:
         self._replay: Replay | None = None
         self._is_slow = False
         self._spent_signals = 0.0  # of those allowed since the clock began; the last second's can be unspent
+        self._expiry: asyncio.TimerHandle | None = None  # set shortly before the token expires
         self._stale = False  # what the last `head` frame said
         # Spread over the first interval, so that clients that came together do not get their heads together.
         self._head_due = context.clock() + context.heartbeat * random.uniform(0.5, 1.0)  # noqa: S311
@@ -175,6 +179,7 @@ class Client:
         """Close at the session's deadline, and send a `head` frame when one is due."""
         if now >= self._session.deadline:
             self._perform(self._session.tick(now))
+        self._watch_expiry(now)
         stale = self._context.delivery_age() > STALE_DELAY
         if now < self._head_due and stale == self._stale:
             return
@@ -189,6 +194,7 @@ class Client:
         if close is not None and self._session.user:
             self._context.close_history.record(self._socket.session, self._session.user, close)
         self._session.end(1006, "lost")
+        self._cancel_expiry()
         # Neither task is kept: it refers to this client, and both would wait for the garbage collector.
         if self._subscribing is not None:
             self._subscribing.cancel()
@@ -334,10 +340,8 @@ class Client:
                         self._perform(self._fault(PresenceFull(MAX_PEOPLE), frame))
                 case Acknowledge(position):
                     self._context.acks.record(self._device, position)
-                case Authenticate(hello):
-                    if hello.since == wire.STORED:
-                        return action
-                    self._perform(self._greet(hello))
+                case Authenticate():
+                    return self._authenticate(action)
                 case Follow():
                     return action
         return None
@@ -369,39 +373,92 @@ class Client:
     def _device(self) -> Key:
         return Key(self._session.user, self._session.device or self._socket.session)
 
-    async def _greet_from_stored(self, hello: wire.Hello) -> None:
-        """Greet a client that resumes from the position that its device acknowledged, if there is one."""
-        since = None
-        with suppress(ClientFault):  # which is answered below; nothing is looked up for it
-            user = self._context.authenticate(hello.token).user
-            since = await self._context.acks.recall(Key(user, hello.device or hello.session or ""))
-        if self._session.phase is Phase.GREETING:
-            self._perform(self._greet(hello.model_copy(update={"since": since}), since))
-
-    def _greet(self, hello: wire.Hello, recalled: Position | None = None) -> list[Action]:
+    def _authenticate(self, action: Authenticate) -> Authenticate | None:
+        """Accept or refuse a token at once; the same action if that has to be awaited."""
         try:
-            claims = self._context.authenticate(hello.token)
-            self._socket.authenticated(claims.user)
+            claims = self._context.authenticate(action.frame.token)
+        except ClientFault as fault:
+            self._perform(self._fault(fault, action.frame.id))
+            return None
+        if claims is None or (isinstance(action.frame, wire.Hello) and action.frame.since == wire.STORED):
+            return action
+        self._perform(self._accept(action.frame, claims))
+        return None
+
+    async def _identify(self, action: Authenticate) -> None:
+        """The same, awaited, with the position that the client's device acknowledged, if it resumes from that."""
+        if self._session.phase is Phase.GREETING:  # the hello has arrived, so it is not late any more
+            self._session.deadline = self._context.clock() + 2 * HELLO_TIMEOUT
+        frame, recalled = action.frame, None
+        try:
+            claims = self._context.authenticate(frame.token)
+            if claims is None:
+                assert self._context.identify is not None
+                claims = await self._context.identify(frame.token)
+        except ClientFault as fault:
+            self._perform(self._fault(fault, frame.id))
+            return
+        if isinstance(frame, wire.Hello) and frame.since == wire.STORED:
+            recalled = await self._context.acks.recall(Key(claims.user, frame.device or frame.session or ""))
+            frame = frame.model_copy(update={"since": recalled})
+        self._perform(self._accept(frame, claims, recalled))
+
+    def _accept(
+        self, frame: wire.Hello | wire.Renew, claims: Claims, recalled: Position | None = None
+    ) -> list[Action]:
+        """Answer a frame with a valid token."""
+        if self._session.phase is Phase.ENDED:
+            return []
+        remaining = claims.expires - time.time()
+        expires = self._context.clock() + remaining
+        if isinstance(frame, wire.Renew):
+            actions = self._session.renewed(frame, claims.user, expires, round(remaining, 3))
+        else:
+            actions = self._greet(frame, claims.user, expires, round(remaining, 3), recalled)
+        self._cancel_expiry()
+        self._watch_expiry(self._context.clock())
+        return actions
+
+    def _greet(
+        self, hello: wire.Hello, user: str, expires: float, expires_in: float, recalled: Position | None
+    ) -> list[Action]:
+        try:
+            self._socket.authenticated(user)
         except ClientFault as fault:
             return self._fault(fault, hello.id)
-        remaining = claims.expires - time.time()
-        self._session.welcomed(claims.user, hello, self._context.clock() + remaining)
+        self._session.welcomed(user, hello, expires)
         return [
             Say(
                 wire.welcome(
                     hello.id,
                     session=self._socket.session,
-                    user=claims.user,
+                    user=user,
                     pos=self._context.hub.position,
                     heartbeat=self._context.heartbeat,
                     schema=self._context.schema(),
                     limits={"topics": MAX_TOPICS, "frame_bytes": self._context.frame_bytes},
+                    expires_in=expires_in,
                     numbers=hello.numbers,
                     since=recalled,
-                    last_close=self._context.close_history.lookup(hello.session or "", claims.user),
+                    last_close=self._context.close_history.lookup(hello.session or "", user),
                 )
             )
         ]
+
+    def _watch_expiry(self, now: float) -> None:
+        """See to it that nothing is sent once the token has expired: the next tick may be too late for that."""
+        remaining = self._session.deadline - now
+        if self._session.phase is Phase.LIVE and self._expiry is None and remaining <= EXPIRY_NOTICE:
+            self._expiry = asyncio.get_running_loop().call_later(max(0.0, remaining), self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        self._perform(self._session.tick(self._context.clock()))
+
+    def _cancel_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
 
     # Subscribing.
 
@@ -412,7 +469,7 @@ class Client:
                 if isinstance(rest, Follow):
                     await self._subscribe(rest)
                 elif isinstance(rest, Authenticate):
-                    await self._greet_from_stored(rest.hello)
+                    await self._identify(rest)
                 elif rest is not None:
                     await self._send_signal_if_allowed(rest)
                 else:

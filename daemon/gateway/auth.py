@@ -1,4 +1,4 @@
-"""Token authentication: JWTs signed with HS256 (RFC 7519), issued and verified with one shared secret."""
+"""Token authentication: JSON Web Tokens (RFC 7519), issued with a shared secret and verified with a table of keys."""
 
 import base64
 import hashlib
@@ -7,113 +7,143 @@ import re
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, Final, Self
 
 import jwt
 
-from daemon.core.errors import BadToken, OperatorFault
+from daemon.core.errors import BadToken
+from daemon.gateway.keys import Key, KeyTable, secret_key
+from daemon.settings import Settings
 
-ALGORITHM: Final = "HS256"
-MIN_SECRET: Final = 32  # bytes
 MAX_TOKEN: Final = 8 * 1024  # bytes; checked before anything is parsed
 MAX_USER: Final = 128  # characters
+MAX_KID: Final = 128  # characters
 MAX_KNOWN_TOKENS: Final = 10_000
+MAX_LIFETIME: Final = 30 * 86400.0  # seconds
 
 _COMPACT_JWS: Final = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-
-
-class BadSecret(OperatorFault):
-    """The token secret {problem}: use 32 random bytes or more, and the same key where tokens are issued."""
-
-    exit_code: ClassVar[int] = 78
-
-    def __init__(self, problem: str) -> None:
-        self.problem = problem
+_TYPES: Final = ("JWT", "at+jwt")
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The claims of a valid token: its user, its end in seconds since 1970, and whether it is an operator's."""
+    """The claims of a valid token: its user, its end in seconds since 1970, and whether it is an operator's.
+
+    `is_foreign`: it was signed with a private key, so `user` may be a name that only the issuer knows.
+    """
 
     user: str
     expires: float
     operator: bool = False
+    is_foreign: bool = False
 
 
 class Authenticator:
-    """Issues and verifies tokens with one secret. Raises BadSecret if the secret is unsuitable.
+    """Issues tokens with the first of some secrets, and verifies those of all keys. Raises BadSecret.
 
-    The algorithm is fixed; a token that names another one is invalid. `leeway` is how many seconds the clock of
-    the issuer may be ahead: `iat` and `nbf` may lie that far in the future. `exp` has no such grace. The claims of
-    the newest `max_known` valid tokens are cached by the token's digest until they expire: clients that reconnect
-    all at once do so with the tokens they had.
+    Every key has one algorithm; a token that names another one is invalid. `leeway` is how many seconds the clock of
+    the issuer may be ahead: `iat` and `nbf` may lie that far in the future. `exp` has no such grace, and lies at most
+    `max_lifetime` seconds ahead. The claims of the newest `max_known` valid tokens are cached by the token's digest
+    until they expire: clients that reconnect all at once do so with the tokens they had.
     """
 
     def __init__(
         self,
-        secret: bytes,
-        *,
+        *secrets: bytes,
         issuer: str = "rowcast",
         audience: str = "rowcast",
         leeway: float = 30.0,
+        max_lifetime: float = MAX_LIFETIME,
         max_known: int = MAX_KNOWN_TOKENS,
     ) -> None:
-        if len(secret) < MIN_SECRET:
-            raise BadSecret(f"has only {len(secret)} bytes")
         self._issuer = issuer
         self._audience = audience
         self._leeway = leeway
+        self._max_lifetime = max_lifetime
         self._max_known = max_known
-        self._known: OrderedDict[bytes, Claims] = OrderedDict()
         self._jwt = _StrictJwt({"require": ["exp", "iat", "sub", "aud", "iss"]})
-        try:
-            self._jwt.encode({}, secret, ALGORITHM)
-        except jwt.PyJWTError:
-            # PyJWT refuses a public key as the secret of an HMAC: anybody could sign with it.
-            raise BadSecret("looks like a key or certificate of another algorithm") from None
-        encoded = base64.urlsafe_b64encode(secret).rstrip(b"=").decode()
-        # A prepared key: PyJWT would check plain bytes again for each token.
-        self._key = jwt.PyJWK({"kty": "oct", "k": encoded, "alg": ALGORITHM})
+        self.use(KeyTable(map(secret_key, secrets)))
+
+    @classmethod
+    def configured(cls, settings: Settings, *secrets: bytes) -> Self:
+        """One that issues and verifies tokens as the settings say, with these secrets. Raises BadSecret."""
+        lifetime = settings.token_lifetime.total_seconds()
+        return cls(*secrets, issuer=settings.issuer, audience=settings.audience, max_lifetime=lifetime)
+
+    def use(self, keys: KeyTable) -> None:
+        """Verify with these keys from now on."""
+        self._keys = keys
+        self._known: OrderedDict[bytes, Claims] = OrderedDict()  # a token's key may be gone
 
     def issue(self, user: str, ttl: float, *, operator: bool = False) -> str:
-        """A token for `user`, valid for `ttl` seconds. Raises ValueError if `user` is not a valid user.
+        """A token for `user`, valid for `ttl` seconds. Raises ValueError if no such token would be accepted.
 
         An operator's token also opens the console.
         """
         if not _is_user(user):
             raise ValueError(f"a user is 1 to {MAX_USER} printable characters")
+        if ttl > self._max_lifetime:
+            raise ValueError("its lifetime would be longer than ROWCAST_TOKEN_LIFETIME")
         now = int(time.time())
         claims: dict[str, Any] = {"iss": self._issuer, "aud": self._audience, "sub": user}
         claims |= {"iat": now, "exp": int(now + ttl)}
         if operator:
             claims["operator"] = True
-        return self._jwt.encode(claims, self._key)
+        signing = next(key for key in self._keys.find(None) if key.is_secret)
+        return self._jwt.encode(claims, signing.jwk)
 
     def verify(self, token: str) -> Claims:
         """The claims of `token`. Raises BadToken, which does not reveal the reason."""
+        if len(token) > MAX_TOKEN:
+            raise BadToken from None  # refusals look alike
         digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         known = self._known.get(digest)
         if known is not None and known.expires > time.time():
             return known
-        claims = self._known[digest] = self._decode(token)
+        try:
+            claims = self._known[digest] = self._decode(token)
+        except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
+            raise BadToken from None
         if len(self._known) > self._max_known:
             self._known.popitem(last=False)
         return claims
 
     def _decode(self, token: str) -> Claims:
-        try:
-            _check_header(token)
-            claims = self._jwt.decode(
-                token,
-                self._key,
-                [ALGORITHM],
-                audience=self._audience,
-                issuer=self._issuer,
-                leeway=self._leeway,
-            )
-            return _claims(claims)
-        except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
-            raise BadToken from None
+        header = _header(token)
+        for key in self._keys.find(header.get("kid")):
+            if key.algorithm == header["alg"]:
+                try:
+                    return self._claims(token, key)
+                except jwt.InvalidSignatureError:
+                    continue  # another secret, while they are being replaced
+        raise jwt.InvalidSignatureError
+
+    def _claims(self, token: str, key: Key) -> Claims:
+        claims = self._jwt.decode(
+            token, key.jwk, [key.algorithm], audience=self._audience, issuer=self._issuer, leeway=self._leeway
+        )
+        # PyJWT also accepts "1e3" and True as numbers.
+        if any(type(claims[name]) not in {int, float} for name in ("exp", "iat", "nbf") if name in claims):
+            raise ValueError("a time is not a number")
+        if not _is_user(claims["sub"]):
+            raise ValueError("sub is not a valid user")
+        # PyJWT applies the leeway to `exp` too.
+        if not 0 < claims["exp"] - time.time() <= self._max_lifetime + self._leeway:
+            raise ValueError("expired, or valid for too long")
+        operator = claims.get("operator", False)
+        if not isinstance(operator, bool):
+            raise ValueError("operator is not a boolean")  # noqa: TRY004 - one kind of error for every bad token
+        # Another issuer knows nothing of operators: its users may be able to choose their claims.
+        is_operator = operator and key.is_secret
+        return Claims(claims["sub"], float(claims["exp"]), is_operator, is_foreign=not key.is_secret)
+
+
+def named_key(token: str) -> str | None:
+    """The name of the key that a token claims to be signed with. None if it names none, or is no token."""
+    try:
+        return _header(token).get("kid")
+    except (ValueError, RecursionError):
+        return None
 
 
 class _StrictJwt(jwt.PyJWT):
@@ -123,28 +153,22 @@ class _StrictJwt(jwt.PyJWT):
         return _json_object(decoded["payload"])
 
 
-def _check_header(token: str) -> None:
-    """Allow only the two plainest headers: there is one key, and no token can name another. Raises ValueError."""
+def _header(token: str) -> dict[str, str]:
+    """The header of a token. Raises ValueError unless it says only which key the token means, by a plain name.
+
+    Nothing in a header may bring a key along, or say where one is.
+    """
     if len(token) > MAX_TOKEN or not (compact := _COMPACT_JWS.fullmatch(token)):
         raise ValueError("not a compact JWS")
     header = _json_object(base64.urlsafe_b64decode(compact[1] + "=" * (-len(compact[1]) % 4)))
-    if header not in ({"alg": ALGORITHM}, {"alg": ALGORITHM, "typ": "JWT"}):
+    thumbprint = {"x5t", "x5t#S256"}  # of the certificate of the key, which some issuers add
+    if not {"alg"} <= header.keys() <= {"alg", "typ", "kid", *thumbprint}:
         raise ValueError("unexpected header")
-
-
-def _claims(claims: dict[str, Any]) -> Claims:
-    # PyJWT also accepts "1e3" and True as numbers.
-    if any(type(claims[name]) not in {int, float} for name in ("exp", "iat", "nbf") if name in claims):
-        raise ValueError("a time is not a number")
-    if not _is_user(claims["sub"]):
-        raise ValueError("sub is not a valid user")
-    # PyJWT applies the leeway to `exp` too.
-    if claims["exp"] <= time.time():
-        raise ValueError("expired")
-    operator = claims.get("operator", False)
-    if not isinstance(operator, bool):
-        raise ValueError("operator is not a boolean")  # noqa: TRY004 - one kind of error for every bad token
-    return Claims(claims["sub"], float(claims["exp"]), operator)
+    if not all(isinstance(value, str) for value in header.values()) or header.get("typ", "JWT") not in _TYPES:
+        raise ValueError("unexpected header")
+    if not 1 <= len(header.get("kid", "-")) <= MAX_KID:
+        raise ValueError("kid is not a plain name")
+    return header
 
 
 def _is_user(user: str) -> bool:

@@ -3,6 +3,7 @@
 from daemon.settings.errors import BadSettings
 from daemon.settings.load import VARIABLES, load
 from daemon.settings.model import Settings
+from daemon.settings.reload import Reloads
 from daemon.settings.values import SECRET_BYTES, Address
 
-__all__ = ["SECRET_BYTES", "VARIABLES", "Address", "BadSettings", "Settings", "load"]
+__all__ = ["SECRET_BYTES", "VARIABLES", "Address", "BadSettings", "Reloads", "Settings", "load"]

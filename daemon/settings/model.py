@@ -38,7 +38,9 @@ from daemon.settings.values import (
     Count,
     Name,
     Seconds,
+    check_jwks,
     check_secret,
+    check_secrets,
     expand_all,
     lower,
     read_address,
@@ -150,6 +152,32 @@ class BaseRowcastSettings(BaseSettings):
     )
     secret_file: Path | None = Field(
         None, description="file that contains that key; if neither is set, $CREDENTIALS_DIRECTORY/secret"
+    )
+    more_secrets: Annotated[SecretStr, AfterValidator(check_secrets)] | None = Field(
+        None, description="further keys whose tokens are valid, one on each line; none of them signs"
+    )
+    more_secrets_file: Path | None = Field(
+        None, description="file that contains them; if neither is set, $CREDENTIALS_DIRECTORY/more_secrets"
+    )
+    public_keys: Annotated[tuple[Path, ...], BeforeValidator(read_names)] = Field(
+        (),
+        description="PEM files with public keys or certificates whose tokens are valid (RS256, ES256, EdDSA), "
+        "separated by commas",
+    )
+    jwks: Annotated[str, AfterValidator(check_jwks)] | None = Field(
+        None, description="JSON Web Key Set whose tokens are valid: a path, or a URL that is fetched every 5 minutes"
+    )
+    issuer: Annotated[str, Field(min_length=1)] = Field("rowcast", description="`iss` of every token")
+    audience: Annotated[str, Field(min_length=1)] = Field(
+        "rowcast", description="what `aud` of every token is or contains"
+    )
+    token_lifetime: Annotated[timedelta, BeforeValidator(read_duration), Field(gt=timedelta(0))] = Field(
+        timedelta(days=30), description="how far ahead `exp` of a token may be (90m, 12h, 7d)"
+    )
+    map_subjects: bool = Field(
+        False,
+        description="whether the pack looks up whom `sub` means in tokens signed with a private key; if false, it is "
+        "the user",
     )
     log_format: Annotated[Literal["auto", "json", "pretty"], BeforeValidator(lower)] = Field(
         "auto", description="log format: auto, json or pretty; auto is pretty on a terminal and JSON elsewhere"
@@ -391,6 +419,14 @@ class BaseRowcastSettings(BaseSettings):
             raise BadSettings("No key for tokens is configured: set ROWCAST_SECRET or ROWCAST_SECRET_FILE.")
         return self.secret.get_secret_value().encode()
 
+    @property
+    def secrets(self) -> list[bytes]:
+        """The keys that verify tokens and could sign them; the first one does."""
+        found = [] if self.secret is None else [self.secret.get_secret_value()]
+        if self.more_secrets is not None:
+            found += filter(None, map(str.strip, self.more_secrets.get_secret_value().splitlines()))
+        return [secret.encode() for secret in found]
+
     def pack_secret(self, name: str) -> SecretStr | None:
         """A secret that a pack declares, or None if it is not set."""
         secret: SecretStr | None = getattr(self, name)
@@ -411,7 +447,7 @@ def _written(value: object) -> str:
     """A value as its environment variable takes it."""
     match value:
         case tuple():
-            return ",".join(value)
+            return ",".join(map(str, value))
         case timedelta():
             return write_duration(value)
     return str(value)

@@ -5,8 +5,10 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
@@ -123,6 +125,38 @@ def check_secret(secret: SecretStr) -> SecretStr:
     if len(secret.get_secret_value().encode()) < SECRET_BYTES:
         raise ValueError(f"{SECRET_BYTES} bytes or more are needed: `openssl rand -base64 48` makes a good one")
     return secret
+
+
+def check_secrets(secrets: SecretStr) -> SecretStr:
+    """Raises ValueError if one of the keys, each on a line of its own, is too short."""
+    for line in filter(None, map(str.strip, secrets.get_secret_value().splitlines())):
+        check_secret(SecretStr(line))
+    return secrets
+
+
+def check_jwks(place: str) -> str:
+    """Raises ValueError for a URL from which no keys should be fetched. Anything without a scheme is a path."""
+    if "://" not in place:
+        return place
+    if not place.isascii() or not place.isprintable() or " " in place:
+        raise ValueError("the URL contains characters that have to be escaped")
+    try:
+        url = urlsplit(place)
+        host, _ = url.hostname, url.port
+    except ValueError:
+        raise ValueError("this is not a URL") from None
+    if not host or url.username is not None or url.fragment:
+        raise ValueError("a URL such as https://HOST/PATH is needed, without a user and a fragment")
+    if url.scheme != "https" and not (url.scheme == "http" and _is_loopback(host)):
+        raise ValueError("https is needed, since whoever changes the keys on their way can be any user")
+    return place
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def state_home() -> Path:

@@ -8,7 +8,6 @@ import signal
 import sys
 import tempfile
 
-import pytest
 from structlog.testing import capture_logs
 
 from daemon.metrics import REGISTRY
@@ -91,22 +90,6 @@ async def test_sigterm_says_bye_closes_with_1012_and_ends_at_once(daemon: Daemon
         assert 0 == await ended
     assert ["stopping", "stopped"] == [line["event"] for line in daemon.events() if line["event"].startswith("stop")]
     await daemon.notices.wait_for("STOPPING=1")
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_sighup_without_a_terminal_is_logged_and_disconnects_nobody(
-    chat: Chat, database: str, workers: str
-) -> None:
-    own_session = daemon_process(database, "--workers", workers, module="tests.acceptance.own_session")
-    async with own_session as daemon, daemon.client(chat.ada) as client:
-        await client.subscribe(chat.topic)
-        daemon.process.send_signal(signal.SIGHUP)
-        while "reload_unsupported" not in {line["event"] for line in daemon.events()}:
-            await asyncio.sleep(0.01)
-        await chat.say("still here")
-        assert "still here" == (await client.changes())[0]["record"]["content"]
-        assert 0 == await daemon.stop()
-        assert not {"worker_ended", "worker_hung"} & {line["event"] for line in daemon.events()}
 
 
 async def test_a_daemon_whose_terminal_is_closed_says_bye_and_ends(chat: Chat, database: str) -> None:

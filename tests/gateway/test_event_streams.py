@@ -20,7 +20,9 @@ def follow(recorder: Recorder, text: bytes) -> None:
     frame = wire.parse(text)
     if isinstance(frame, wire.Hello):
         recorder.socket.write(
-            encode(wire.welcome(None, session="s", user="u", pos=AT, heartbeat=1, schema="h", limits={}))
+            encode(
+                wire.welcome(None, session="s", user="u", pos=AT, heartbeat=1, schema="h", limits={}, expires_in=60.0)
+            )
         )
     elif isinstance(frame, wire.Subscribe):
         recorder.socket.write(encode(wire.subscribed(frame.id, Topic(frame.topic), AT)))

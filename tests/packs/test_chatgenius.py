@@ -847,6 +847,17 @@ async def crowd(postgres: Server) -> AsyncIterator[Connection]:
         yield connection
 
 
+async def test_users_are_found_by_their_subjects_through_the_unique_index(crowd: Connection) -> None:
+    await crowd.execute("update chatgenius.users set deleted_at = now() where auth0_id = '8'")
+    statement = (ROOT / "ddl/chatgenius/identity.sql").read_text()
+    found = await crowd.fetch(statement, ["7", "8", "nobody"])
+    seven = await crowd.fetchval("select id from chatgenius.users where auth0_id = '7'")
+    assert [("7", seven)] == [(row["subject"], row["user_id"]) for row in found]
+    steps = await plan_of(crowd, statement.replace("$1", "array['7']"))
+    assert {"users_auth0_id_key"} == {step["Index Name"] for step in steps if "Index Name" in step}
+    assert not [step for step in steps if step["Node Type"] == "Seq Scan"]
+
+
 @for_each("relation", ["messages", "live_messages"])
 async def test_the_newest_messages_of_a_channel_come_from_the_index_in_its_order(
     crowd: Connection, relation: str

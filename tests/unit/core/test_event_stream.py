@@ -25,7 +25,9 @@ def changes(topic: Topic, seq: int, record: str = "{}", epoch: str = "e") -> byt
 
 
 def welcome(seq: int) -> bytes:
-    return wire.welcome(None, session="s", user='"pos":"x"', pos=at(seq), heartbeat=1, schema="h", limits={})
+    return wire.welcome(
+        None, session="s", user='"pos":"x"', pos=at(seq), heartbeat=1, schema="h", limits={}, expires_in=60.0
+    )
 
 
 class Client:
@@ -47,6 +49,9 @@ class Client:
     def open(self, *, fresh: bool) -> None:
         self.engine.dialing()
         self.engine.opened("token")
+
+    def renew(self) -> None:
+        pass
 
     def send(self, frame: dict[str, Any]) -> None:
         if frame["op"] == "subscribe":

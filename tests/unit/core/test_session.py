@@ -43,7 +43,7 @@ def codes(actions: list[Action]) -> list[str | int]:
 def test_a_hello_as_the_first_frame_is_authenticated() -> None:
     [action] = receive(Session(deadline=5.0), A_HELLO)
     assert isinstance(action, Authenticate)
-    assert Hello(op="hello", token="t", id=1) == action.hello
+    assert Hello(op="hello", token="t", id=1) == action.frame
 
 
 def test_a_client_whose_first_frame_is_no_hello_gets_an_error_and_a_close() -> None:

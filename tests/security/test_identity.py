@@ -163,11 +163,12 @@ async def test_many_clients_of_another_issuer_are_welcomed_at_once(daemon: Daemo
 
 
 async def test_frames_that_follow_a_hello_that_waits_are_answered_in_order(daemon: Daemon, chat: Chat) -> None:
-    async with daemon.raw() as client:
-        await client.say(op="hello", token=token_of(RSA, "ada", "first"))
-        await client.say(op="subscribe", topic=chat.topic)
-        await client.say(op="ping", id="p")
-        assert ["welcome", "subscribed", "pong"] == [(await client.next())["op"] for _ in range(3)]
+    for more in ({}, {"since": "stored", "device": "desk"}):
+        async with daemon.raw() as client:
+            await client.say(op="hello", token=token_of(RSA, "ada", "first"), **more)
+            await client.say(op="subscribe", topic=chat.topic)
+            await client.say(op="ping", id="p")
+            assert ["welcome", "subscribed", "pong"] == [(await client.next())["op"] for _ in range(3)]
 
 
 async def test_a_token_is_renewed_in_band_and_outlives_the_first(daemon: Daemon, chat: Chat) -> None:

@@ -249,9 +249,9 @@ P384 = ec.generate_private_key(ec.SECP384R1())
 N = encoded(RSA.public_key().public_numbers().n.to_bytes(256))
 
 
-def by_hand(header: dict[str, Any], sign: Callable[[bytes], bytes]) -> str:
-    """A token with the good claims, signed in any way."""
-    unsigned = f"{encoded(json.dumps(header).encode())}.{encoded(json.dumps(GOOD).encode())}"
+def by_hand(header: dict[str, Any], sign: Callable[[bytes], bytes], **more: object) -> str:
+    """A token with the good claims and `more`, signed in any way."""
+    unsigned = f"{encoded(json.dumps(header).encode())}.{encoded(json.dumps(GOOD | more).encode())}"
     return f"{unsigned}.{encoded(sign(unsigned.encode()))}"
 
 
@@ -343,6 +343,11 @@ def test_every_token_of_a_wrong_key_is_refused_with_the_same_error(of_an_issuer:
         of_an_issuer.verify(token)
     assert str(BadToken()) == str(refusal.value)
     assert refusal.value.__cause__ is None
+
+
+def test_another_issuer_cannot_make_an_operator(of_an_issuer: Authenticator) -> None:
+    claims = of_an_issuer.verify(by_hand({"alg": "ES256", "kid": "ec"}, ec_raw, operator=True))
+    assert (True, False) == (claims.is_foreign, claims.operator)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ log = get_logger()
 
 START_TIMEOUT = 30.0  # seconds to wait for the first heartbeat, and between two reports of a long start
 POOL_SIZE = 12  # connections: 4 for replays, 4 for rights, 2 for snapshots, which leaves some to the pump
+DAEMON_CONNECTIONS = POOL_SIZE + 5  # the listener, the sequencer, the wakeup lock, the retention and the jobs
 CLOSE_TIMEOUT = 2.0  # seconds for the database connections to close
 
 # When 10,000 clients follow ten topics each, a full garbage collection stops the process for 0.3 s. Frequent work
@@ -320,7 +321,7 @@ def _build(
     backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
     scheduler = _scheduler(settings, pool, on_unusable)
     readiness = _readiness(tunnel_problems, schema, notifier, notify_watch, pump, backlog, retention, scheduler, keys)
-    limits = _limits(settings)
+    limits = gateway_limits(settings)
     context = ClientContext(
         hub=hub,
         log_reader=log_cache,
@@ -430,7 +431,8 @@ def _readiness(
     )
 
 
-def _limits(settings: Settings) -> Limits:
+def gateway_limits(settings: Settings) -> Limits:
+    """What the gateway of one process allows its peers."""
     return Limits(
         connections=settings.max_clients,
         pending=settings.max_unauthenticated,

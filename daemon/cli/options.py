@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from daemon.logs import configure
-from daemon.settings import Settings, load
+from daemon.settings import Settings, load, load_with_sources
 from daemon.settings.local import with_local_instance
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -47,6 +47,11 @@ class Options:
     def read_settings(self) -> Settings:
         """The settings as they are now. Raises BadSettings."""
         return load(self.config, **self.overrides)
+
+    @property
+    def settings_with_sources(self) -> tuple[Settings, dict[str, str]]:
+        """The settings, and where the value of each variable that was given comes from. Raises BadSettings."""
+        return load_with_sources(self.config, **self.overrides)
 
     @property
     def local_settings(self) -> Settings:

@@ -14,11 +14,12 @@ from daemon.cli.jobs import jobs
 from daemon.cli.live import tail, token, up
 from daemon.cli.options import Options, configure_logs, run
 from daemon.cli.schema import apply, check, migrate, rollback
+from daemon.cli.service import config, doctor, explain, status
 from daemon.cli.watch import unwatch, watch, watches
 from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import get_logger
 
-_WHOLE_DATABASE = ("backup", "restore", "dead-letters", "tail", "token", "watch", "unwatch", "watches")
+_WHOLE_DATABASE = ("backup", "restore", "dead-letters", "tail", "token", "watch", "unwatch", "watches", "status")
 """The commands for which --schema would mean nothing."""
 
 
@@ -121,6 +122,10 @@ _COMMANDS = (
     types,
     dead_letters,
     jobs,
+    doctor,
+    config,
+    status,
+    explain,
 )
 
 for _command in (*_COMMANDS, *extensions.commands()):

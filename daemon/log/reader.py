@@ -166,6 +166,25 @@ class PgLogReader:
             changes += map(change_of, transaction)
         return changes
 
+    async def find(self, seq: Seq) -> tuple[Change, bool] | None:
+        """The change with this number, and whether its transaction is too large to be delivered change by change.
+
+        None if the log has no such number. Raises LogUnavailable.
+        """
+        with translated():
+            rows = await self._single(seq)
+        if not rows:
+            return None
+        [row] = rows
+        is_heavy = (row["tx_bytes"] or 0) > self._max_transaction_bytes
+        return change_of(row), bool(is_heavy or row["large"])
+
+    async def floor(self) -> Seq:
+        """The number up to which the log has been dropped. Raises LogUnavailable."""
+        with translated():
+            [[floor]] = await self._fetch(ANSWER_TIMEOUT, "log_floor")
+        return Seq(floor)
+
     async def continuity(self, since: Position) -> str | None:
         """Why a stream cannot continue from `since`; None if it can. Raises LogUnavailable."""
         with translated():

@@ -60,6 +60,11 @@ class _Source:
         values = {VARIABLES.get(name, name): value for name, value in found.items() if value not in (None, "", ())}
         return cls(values, where, by_variable=False)
 
+    @property
+    def name(self) -> str:
+        """What it is called in a list: `option`, `environment`, or the file."""
+        return self.where.strip(" ()").removeprefix("in ") or "environment"
+
     def problem(self, variable: str, problem: str | None) -> str:
         """One line for a problem with a variable. None means that there is no such setting."""
         names = {variable: name for name, variable in VARIABLES.items()}
@@ -76,6 +81,21 @@ def load(config: Path | None = None, **options: Any) -> Settings:  # noqa: ANN40
 
     Raises BadSettings with a line for each problem.
     """
+    return _validated(_sources(config, options))
+
+
+def load_with_sources(config: Path | None = None, **options: Any) -> tuple[Settings, dict[str, str]]:  # noqa: ANN401
+    """The settings, and where the value of each variable that was given comes from. Raises BadSettings.
+
+    The arguments are those of `load`.
+    """
+    sources = _sources(config, options)
+    found = {variable: source.name for source in reversed(sources) for variable in source.values}
+    return _validated(sources), found
+
+
+def _sources(config: Path | None, options: Mapping[str, Any]) -> list[_Source]:
+    """All sources, the one that wins first. Raises BadSettings."""
     sources = [
         _Source.of_names(options, " (option)"),
         _Source.of_variables(os.environ),
@@ -86,6 +106,11 @@ def load(config: Path | None = None, **options: Any) -> Settings:  # noqa: ANN40
     for variable, credential in _IN_FILES.items():
         if secret := _secret_file(variable, credential, ChainMap(*(source.values for source in sources))):
             sources.append(secret)
+    return sources
+
+
+def _validated(sources: Sequence[_Source]) -> Settings:
+    """Raises BadSettings with a line for each problem."""
     try:
         return Settings(**ChainMap(*(source.values for source in sources)))
     except ValidationError as error:

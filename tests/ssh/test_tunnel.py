@@ -36,11 +36,13 @@ COMMANDS = {
     "tail": ("tail", "users"),
     "dead-letters": ("dead-letters", "list"),
     "jobs": ("jobs",),
+    "explain": ("explain", "--topic", "users", "--user", "ada"),
     "archive": ("archive", "antone", "--to", "FILE"),
     "rotate-token-keys": ("rotate-token-keys",),
 }
-WITHOUT_A_DATABASE = {"token"}
+WITHOUT_A_DATABASE = {"token", "config", "status"}
 AFTER_READING_A_FILE = {"restore"}
+AS_A_FINDING = {"doctor"}
 
 
 def settings(sshd: Sshd, dsn: str) -> Settings:
@@ -64,7 +66,8 @@ def sockets(*pids: int) -> list[Path]:
 
 
 def test_every_command_of_the_command_line_is_in_one_of_these_lists() -> None:
-    assert set(cli.commands) == set(COMMANDS) - {"", "--apply-ddl"} | WITHOUT_A_DATABASE | AFTER_READING_A_FILE
+    others = WITHOUT_A_DATABASE | AFTER_READING_A_FILE | AS_A_FINDING
+    assert set(cli.commands) == set(COMMANDS) - {"", "--apply-ddl"} | others
 
 
 async def test_no_command_reaches_the_database_past_the_tunnel(database: str, tmp_path: Path) -> None:
@@ -81,8 +84,9 @@ async def test_no_command_reaches_the_database_past_the_tunnel(database: str, tm
     for name, given in COMMANDS.items():
         arguments = [str(tmp_path / "file") if argument == "FILE" else argument for argument in given]
         found[name] = await command(*arguments, **environment)
-    message = f"daemon: SSH key file not found. Check SSH_KEY_PATH. There is no file {key}.\n"
-    assert dict.fromkeys(COMMANDS, (78, "", message)) == found
+    message = f"SSH key file not found. Check SSH_KEY_PATH. There is no file {key}.\n"
+    assert dict.fromkeys(COMMANDS, (78, "", f"daemon: {message}")) == found
+    assert (1, f"fail  database     {message}", "") == await command("doctor", **environment)
 
 
 async def test_the_schema_a_check_and_a_backup_pass_through_the_tunnel(

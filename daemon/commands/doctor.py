@@ -1,0 +1,335 @@
+"""`daemon doctor`: looks at everything that a daemon needs, and says what is wrong and what to do about it."""
+
+import json
+import resource
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import click
+
+from daemon.app import DAEMON_CONNECTIONS, gateway_limits
+from daemon.core.errors import OperatorFault
+from daemon.log.queries import query as log_query
+from daemon.postgres.connect import Connection, Record, connect
+from daemon.postgres.errors import DATABASE_ERRORS, address_of, explain
+from daemon.postgres.queries import Queries
+from daemon.schema.health import check
+from daemon.settings import Settings
+from daemon.settings.parameters import parameters_of
+
+query: Final = Queries(Path(__file__).with_name("doctor.sql"))
+
+SKEW: Final = 1.0, 30.0  # seconds between the clocks from which it is a warning, and a failure
+QUEUE: Final = 0.5, 0.9  # fill levels of the queue of NOTIFY, likewise
+UNIT_FILES: Final = 65536  # LimitNOFILE of the systemd unit
+
+
+class State(StrEnum):
+    """How one thing stands."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, how it stands, what was found, and what to do unless it is right."""
+
+    check: str
+    state: State
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        remedy = f": {self.remedy}" if self.remedy else ""
+        return f"{self.state:4}  {self.check:11}  {self.text}{remedy}"
+
+
+def failed(check_: str, fault: OperatorFault) -> Iterator[Finding]:
+    """A finding for each line of a fault, whose message says what to do."""
+    for line in str(fault).splitlines():
+        yield Finding(check_, State.FAIL, line)
+
+
+def _level(value: float, limits: tuple[float, float]) -> State:
+    warning, failure = limits
+    return State.FAIL if value >= failure else State.WARN if value >= warning else State.OK
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    """Everything that was looked at, in the order in which one thing depends on another. Raises nothing expected."""
+    for finding in (*_settings(settings), _files(settings)):
+        yield finding
+    try:
+        connection = await connect(
+            settings.require_dsn(), application_name="rowcast doctor", target="writable", attempts=1
+        )
+    except OperatorFault as fault:
+        for finding in failed("database", fault):
+            yield finding
+        return
+    try:
+        session = await connection.fetchrow(query("session"))
+        assert session is not None
+        for finding in _of_session(settings, connection, session):
+            yield finding
+        for look in _LOOKS if session["installed"] else (_clock, _notify):
+            async for finding in _looked(look, connection, settings):
+                yield finding
+    except DATABASE_ERRORS as error:
+        yield Finding("database", State.FAIL, str(explain(error, address=address_of(settings.require_dsn()))))
+        return
+    finally:
+        connection.terminate()
+    async for finding in _schemas(settings):
+        yield finding
+
+
+async def _looked(look: "_Look", connection: Connection, settings: Settings) -> AsyncIterator[Finding]:
+    """What one look found. A statement that fails is a finding as well."""
+    try:
+        async for finding in look(connection, settings):
+            yield finding
+    except DATABASE_ERRORS as error:
+        fault = explain(error, address=address_of(settings.require_dsn()))
+        yield Finding(look.__name__.strip("_"), State.FAIL, str(fault))
+
+
+def _settings(settings: Settings) -> Iterator[Finding]:
+    problems = []
+    if settings.secret is None:
+        problems.append("no key for tokens is configured: set ROWCAST_SECRET or ROWCAST_SECRET_FILE")
+    if not settings.notifications:
+        problems.append("ROWCAST_NOTIFICATIONS is off, so the daemon does not serve: turn it on")
+    for problem in problems:
+        yield Finding("settings", State.FAIL, problem)
+    if settings.workers > 1 and settings.metrics_listen is None:
+        yield Finding(
+            "settings",
+            State.WARN,
+            "each request for /metrics is answered by any one worker",
+            "set ROWCAST_METRICS_LISTEN to reach each of them",
+        )
+    if not problems:
+        packs = ", ".join(settings.packs)
+        yield Finding("settings", State.OK, f"{settings.environment}, packs {packs}, workers {settings.workers}")
+
+
+def _files(settings: Settings) -> Finding:
+    """Whether this process might open as many files as the clients need. The unit has limits of its own."""
+    limits = gateway_limits(settings)
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    clients = limits.max_clients()
+    if clients < settings.max_clients:
+        return Finding(
+            "files",
+            State.WARN,
+            f"with {allowed} open files, a process started here serves only {clients} clients",
+            f"raise the limit (ulimit -n; LimitNOFILE={UNIT_FILES} in the unit), or lower ROWCAST_MAX_CLIENTS",
+        )
+    return Finding("files", State.OK, f"{allowed} open files are enough for {clients} clients in each process")
+
+
+def _of_session(settings: Settings, connection: Connection, session: Record) -> Iterator[Finding]:
+    address = address_of(settings.require_dsn())
+    where = f"PostgreSQL {session['version']} at {address}, database {session['database']}"
+    yield Finding("database", State.OK, where)
+    if session["pid"] != connection.get_server_pid():
+        yield Finding("pooler", State.OK, "a pooler in session mode; each new connection needs one more for a moment")
+    else:
+        yield Finding("pooler", State.OK, "none: the connection leads to Postgres itself")
+    yield _tls(settings, session)
+    if session["superuser"]:
+        yield Finding(
+            "role",
+            State.WARN,
+            f"{session['role']} is a superuser, which production refuses",
+            "connect as the database's owner, an ordinary role",
+        )
+    else:
+        yield Finding("role", State.OK, f"{session['role']}, an ordinary role")
+    yield _connections(settings, session)
+
+
+def _tls(settings: Settings, session: Record) -> Finding:
+    if settings.ssh_route is not None:
+        return Finding("tls", State.OK, "not needed: the connection goes through an SSH tunnel")
+    if not session["over_tcp"]:
+        return Finding("tls", State.OK, "not needed: the connection is a Unix socket")
+    if not session["ssl"]:
+        return Finding(
+            "tls", State.WARN, "the connection to the database is not encrypted", "add sslmode=verify-full to its URL"
+        )
+    mode = parameters_of(settings.require_dsn())
+    found = f"{session['protocol']}, {session['cipher']}"
+    if mode.get("sslmode") in {"verify-full", "verify-ca"} or mode.get("sslrootcert") == "system":
+        return Finding("tls", State.OK, f"{found}, and the server's certificate is verified")
+    return Finding(
+        "tls", State.WARN, f"{found}, but the server's certificate is not verified", "use sslmode=verify-full"
+    )
+
+
+def _connections(settings: Settings, session: Record) -> Finding:
+    """Whether the server, the database and the role allow the connections of all workers."""
+    needed = settings.workers * DAEMON_CONNECTIONS
+    places = session["max_connections"] - session["reserved"]
+    limits = [("max_connections", places)]
+    limits += [(what, session[key]) for what, key in _CONNECTION_LIMITS if session[key] >= 0]
+    what, lowest = min(limits, key=lambda limit: limit[1])
+    found = f"the daemon needs up to {needed}; {what} allows {lowest}, and {session['used']} are in use"
+    if needed > lowest:
+        return Finding("connections", State.FAIL, found, f"raise {what}, or lower ROWCAST_WORKERS")
+    if needed > places - session["used"]:
+        return Finding(
+            "connections", State.WARN, f"{found}, perhaps by a daemon", "raise max_connections if that is not so"
+        )
+    return Finding("connections", State.OK, found)
+
+
+_CONNECTION_LIMITS: Final = (
+    ("the connection limit of the role", "role_limit"),
+    ("the connection limit of the database", "database_limit"),
+)
+
+
+async def _rights(connection: Connection, settings: Settings) -> AsyncIterator[Finding]:
+    not_owned = await connection.fetchrow(query("not_owned"))
+    if not_owned is not None and not_owned["tables"]:
+        yield Finding(
+            "rights",
+            State.FAIL,
+            f"this role does not own {not_owned['tables']}",
+            f"grant it the role {not_owned['owner']}, or connect as the role that ran `daemon --apply-ddl`",
+        )
+    not_callable = await connection.fetch(query("not_callable"), list(settings.schemas.values()))
+    for row in not_callable:
+        schema = row["schema_name"]
+        yield Finding(
+            "rights",
+            State.FAIL,
+            f"this role may not call {schema}.may_read",
+            f"grant usage on schema {schema} and execute on {schema}.may_read(text, text) to it",
+        )
+    if not (not_callable or (not_owned and not_owned["tables"])):
+        yield Finding("rights", State.OK, "this role owns the log, and may ask the packs who may read what")
+    capture = await connection.fetchrow(query("capture_role"))
+    if capture is None:
+        yield Finding(
+            "capture",
+            State.WARN,
+            "there is no role rowcast_capture, so captures run with the rights of whoever applied the DDL",
+            "create role rowcast_capture nologin bypassrls, and run `daemon --apply-ddl`",
+        )
+    elif capture["passes_row_security"]:
+        yield Finding("capture", State.OK, "captures run as rowcast_capture, which passes row security")
+    else:
+        yield Finding(
+            "capture",
+            State.OK,
+            "captures run as rowcast_capture, to which row security applies: see `alter role ... bypassrls`",
+        )
+
+
+async def _clock(connection: Connection, _: Settings) -> AsyncIterator[Finding]:
+    """The server's clock against this one, each read in the middle of a round trip; the shortest of three counts."""
+    skews: list[tuple[float, float]] = []
+    for _attempt in range(3):
+        before = datetime.now(UTC)
+        there = await connection.fetchval(query("clock"))
+        trip = datetime.now(UTC) - before
+        skews.append((trip.total_seconds(), (there - before - trip / 2).total_seconds()))
+    trip_seconds, skew = min(skews)
+    found = f"the database's clock is {abs(skew):.3f} s {'ahead' if skew > 0 else 'behind'}"
+    state = _level(abs(skew), SKEW)
+    remedy = "" if state is State.OK else "let both machines set their clocks by NTP"
+    yield Finding("clock", state, f"{found} (round trip {trip_seconds * 1000:.1f} ms)", remedy)
+
+
+async def _notify(connection: Connection, _: Settings) -> AsyncIterator[Finding]:
+    queue = await connection.fetchrow(log_query("notify_queue"))
+    assert queue is not None
+    state = _level(queue["usage"], QUEUE)
+    remedy = ""
+    if state is not State.OK:
+        remedy = "end the session that listens and stays in a transaction"
+        remedy += f": select pg_terminate_backend({queue['oldest']})" if queue["oldest"] else ""
+    yield Finding("notify", state, f"the queue is {queue['usage']:.0%} full", remedy)
+    lock = await connection.fetchrow(log_query("notify_lock"))
+    if lock is not None and lock["waiters"]:
+        yield Finding(
+            "notify",
+            State.WARN,
+            f"process {lock['pid']} holds the lock of NOTIFY, and {lock['waiters']} transactions wait",
+            f"if it hangs: select pg_terminate_backend({lock['pid']})",
+        )
+
+
+async def _log(connection: Connection, settings: Settings) -> AsyncIterator[Finding]:
+    found = await connection.fetchrow(query("log"), settings.retention)
+    assert found is not None
+    if found["led"]:
+        yield Finding("leader", State.OK, "a daemon numbers events")
+    elif found["used"]:
+        yield Finding("leader", State.WARN, "no daemon numbers events", "start one, or see why it is not ready")
+    else:
+        yield Finding("leader", State.OK, "no daemon has run yet")
+    if found["late"]:
+        yield Finding(
+            "retention",
+            State.WARN,
+            f"{found['late']} segments of the log should have been dropped ({found['size']} in all)",
+            "see retention_failed in the log of the daemon, and end long transactions",
+        )
+    elif found["used"] and not found["ahead"]:
+        yield Finding("retention", State.WARN, "no segment is ready to be opened", "see retention_failed in the log")
+    else:
+        yield Finding("retention", State.OK, f"the log takes {found['size']}, and nothing is overdue")
+    if found["dead_letters"]:
+        newest = found["newest_dead_letter"].astimezone(UTC).isoformat(timespec="seconds")
+        yield Finding(
+            "dead letters",
+            State.WARN,
+            f"{found['dead_letters']} changes could not be sent, the newest at {newest}",
+            "see `daemon dead-letters list`",
+        )
+
+
+async def _schemas(settings: Settings) -> AsyncIterator[Finding]:
+    """What `daemon check` says."""
+    try:
+        findings = await check(settings)
+    except OperatorFault as fault:
+        for finding in failed("schemas", fault):
+            yield finding
+        return
+    for problem in findings.problems:
+        yield Finding("schemas", State.FAIL, problem)
+    for note in findings.notes:
+        yield Finding("schemas", State.WARN, note)
+    if not findings.problems:
+        yield Finding("schemas", State.OK, f"nothing has drifted: {findings.watched} tables are watched")
+
+
+_Look = Callable[[Connection, Settings], AsyncIterator[Finding]]
+
+_LOOKS: Final[tuple[_Look, ...]] = (_rights, _clock, _notify, _log)
+
+
+def show(finding: Finding, *, as_json: bool) -> None:
+    """Print one finding."""
+    click.echo(json.dumps(finding._asdict()) if as_json else str(finding))
+
+
+async def doctor(settings: Settings, found: list[Finding], *, as_json: bool) -> None:
+    """Print each finding as soon as it is there, and append it to `found`."""
+    async for finding in examine(settings):
+        found.append(finding)
+        show(finding, as_json=as_json)
+
+
+def has_failed(findings: Iterable[Finding]) -> bool:
+    """Whether something must be mended before a daemon can serve."""
+    return any(finding.state is State.FAIL for finding in findings)

@@ -21,6 +21,7 @@ from daemon.core.close_history import CloseHistory
 from daemon.core.errors import LogUnreadable, OperatorFault
 from daemon.core.hub import Hub
 from daemon.delivery.acks import Acks
+from daemon.delivery.canary import CANARY, Canary
 from daemon.delivery.client import ClientContext, bye
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.own_tables import OwnTables
@@ -41,6 +42,7 @@ from daemon.health import Check, Readiness
 from daemon.jobs.scheduler import JOB_SESSION, Scheduler
 from daemon.jobs.selection import scheduled_jobs
 from daemon.log.backlog import Backlog
+from daemon.log.canary import CanaryWriter
 from daemon.log.columns import PgColumns
 from daemon.log.dead_letters import DeadLetters
 from daemon.log.grants import PgGrants
@@ -134,6 +136,7 @@ class _Parts:
     schema: SchemaHealth
     pump: Pump
     sharing: "_Sharing"
+    canary: Canary | None
     gateway: Gateway
     scheduler: Scheduler
     readiness: Readiness
@@ -308,7 +311,8 @@ def _build(
     identity: Identity,
 ) -> _Parts:
     """Make every part and connect them; nothing runs yet."""
-    keys, router = identity.keys, PackRouter(packs)
+    keys = identity.keys
+    router = PackRouter({**packs, CANARY.name: CANARY} if settings.canary_every else packs)
     hub = Hub(encode, router.with_exact_numbers)
     own_tables = OwnTables(PgOwnTableReader(pool), router)
     events, numbers = asyncio.Event(), asyncio.Event()
@@ -320,7 +324,10 @@ def _build(
     notify_watch = NotifyWatch(pool, lambda: notifier.is_blocked)
     backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
     scheduler = _scheduler(settings, pool, on_unusable)
-    readiness = _readiness(tunnel_problems, schema, notifier, notify_watch, pump, backlog, retention, scheduler, keys)
+    canary = Canary(hub, CanaryWriter(pool).write, settings.canary_every) if settings.canary_every else None
+    readiness = _readiness(
+        tunnel_problems, schema, notifier, notify_watch, pump, backlog, retention, canary, scheduler, keys
+    )
     limits = gateway_limits(settings)
     context = ClientContext(
         hub=hub,
@@ -351,7 +358,7 @@ def _build(
     console.gateway = gateway = Gateway(context.open_client, pages, limits=limits)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits, keys)
     of_the_log = notifier, notify_watch, sequencer, backlog, retention
-    return _Parts(*of_the_log, schema, pump, sharing, gateway, scheduler, readiness, keys)
+    return _Parts(*of_the_log, schema, pump, sharing, canary, gateway, scheduler, readiness, keys)
 
 
 def _build_pump(
@@ -417,6 +424,7 @@ def _readiness(
     pump: Pump,
     backlog: Backlog,
     retention: Retention,
+    canary: Canary | None,
     scheduler: Scheduler,
     keys: KeySource,
 ) -> Readiness:
@@ -427,6 +435,7 @@ def _readiness(
         pump.problems,
         backlog.reasons,
         retention.problems,
+        *([canary.problems] if canary else ()),
         warnings=[notify_watch.warnings, retention.warnings, scheduler.warnings, keys.warnings],
     )
 
@@ -545,6 +554,8 @@ async def _start(parts: _Parts, run_in_background: Callable[[Coroutine[Any, Any,
             await parts.pump.started.wait()
     except TimeoutError:
         raise LogUnreadable(parts.pump.failure or "no answer") from None
+    if parts.canary is not None:
+        run_in_background(parts.canary.run())
     run_in_background(parts.scheduler.run())
     run_in_background(parts.sharing.signals.run())
     run_in_background(parts.sharing.presence.run())

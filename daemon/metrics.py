@@ -30,6 +30,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY: Final = CollectorRegistry()
 
+_LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
 CLIENTS: Final = Gauge("rowcast_clients", "Connected clients: authenticated connections.", registry=REGISTRY)
 CLIENTS_LIMIT: Final = Gauge(
     "rowcast_clients_limit",
@@ -172,6 +174,18 @@ SNAPSHOT_SECONDS: Final = Histogram(
     "rowcast_snapshot_seconds",
     "Duration of one read of a snapshot, in seconds.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    registry=REGISTRY,
+)
+DELIVERY_SECONDS: Final = Histogram(
+    "rowcast_delivery_seconds",
+    "Time from a writing statement to its frames in the sockets of this process, in seconds, once per batch.",
+    buckets=_LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+CANARY_SECONDS: Final = Histogram(
+    "rowcast_canary_seconds",
+    "Time from just before the write of a canary row to its frame in this process, in seconds.",
+    buckets=_LATENCY_BUCKETS,
     registry=REGISTRY,
 )
 RECENT_BYTES: Final = Gauge(

@@ -98,5 +98,5 @@ class OwnTables:
         changed = {place: pack for place, pack in before.items() if router.own.get(place) is not pack}
         router.former = {**router.former, **changed}
         if changed or before.keys() != router.own.keys():
-            self.contract = contract_hash([*router.packs.values(), *router.own.values()])
+            self.contract = contract_hash(router.all_packs)
             log.info("tables_served", tables=sorted(f"{schema}.{table}" for schema, table in router.own))

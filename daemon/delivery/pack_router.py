@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Final, NamedTuple
 
 from daemon.core.change import ALL_TOPICS, CONTENT, RESET_KINDS, Change, Kind, Seq, Topic, can_be_named
@@ -39,7 +38,7 @@ class PackRouter:
         if not can_be_named(topic):
             return None
         for schema, pack in self.packs.items():
-            if pack.serves(topic):
+            if pack.serves(topic) and not pack.is_internal:
                 return schema
         return OWN_TABLES if any(pack.serves(topic) for pack in self.own.values()) else None
 
@@ -56,8 +55,8 @@ class PackRouter:
 
     @property
     def all_packs(self) -> Iterable[Pack]:
-        """The packs, and the tables that are served without one."""
-        return chain(self.packs.values(), self.own.values())
+        """The packs that clients may follow, and the tables that are served without one."""
+        return [pack for pack in (*self.packs.values(), *self.own.values()) if not pack.is_internal]
 
     def validate(self, changes: Iterable[Change]) -> tuple[list[Change], list[Invalid]]:
         """What may be sent, and the changes that must not be.

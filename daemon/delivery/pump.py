@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from operator import attrgetter
 from typing import Final
 
@@ -252,6 +253,8 @@ class Pump:
             self.on_publish(sendable, delivered)
         metrics.FRAMES.inc(built)
         metrics.DELIVERIES.inc(delivered)
+        if delivered:
+            self._observe_age(changes[-1])
         metrics.BATCH_CHANGES.observe(len(changes))
         _report(changes, sendable, invalid)
         self._pending_dead_letters += invalid
@@ -268,6 +271,14 @@ class Pump:
             lambda change: self._router.topics_to_reset(change, self._hub.topics),
             self._router.ended_rights(changes),
         )
+
+    def _observe_age(self, change: Change) -> None:
+        """Observe the time since the statement that wrote this change, by the clocks of both machines."""
+        pack = self._router.pack_of(change)
+        if pack is not None and not pack.is_internal:
+            with suppress(ValueError):
+                written = datetime.fromisoformat(change.at).timestamp()
+                metrics.DELIVERY_SECONDS.observe(max(0.0, time.time() - written))
 
     async def _store_pending(self) -> None:
         """Store the pending dead letters. Retries after a failure take at most a tenth of the time."""

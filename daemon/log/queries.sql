@@ -512,6 +512,10 @@ join rowcast.watched as w on w.id = e.watch
 where l.seq = $1
 on conflict do nothing;
 
+-- name: write_canary
+-- $1 mark text
+insert into rowcast.canary as c (id, mark) values (1, $1) on conflict (id) do update set mark = excluded.mark;
+
 -- name: send_heartbeat
 -- Proves the path from NOTIFY to this listener. Asking for the queue's usage also advances its tail: a full queue stays
 -- full until someone asks.

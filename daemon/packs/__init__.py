@@ -157,6 +157,7 @@ class Pack:
     presence_hook: str | None = None
     ack_hook: str | None = None
     is_default: bool = False  # served if no pack is chosen
+    is_internal: bool = False  # its topics are not for clients
     migrates_on_start: bool = False  # a daemon that serves it applies pending revisions first
 
     def serves(self, topic: str) -> bool:

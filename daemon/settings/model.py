@@ -194,6 +194,12 @@ class BaseRowcastSettings(BaseSettings):
     )
     poll_every: Seconds = Field(1.0, description="polling interval when no notification arrives (seconds)")
     heartbeat: Seconds = Field(20.0, description="interval between two `head` frames to a client (seconds)")
+    canary_every: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="interval between two canary rows, which time the whole path (seconds); 0 turns them off",
+    )
     order_commit: Annotated[Literal["async", "sync"], BeforeValidator(lower)] = Field(
         "async",
         description="how numbering is committed; with sync, clients never see what a crash of Postgres could undo",

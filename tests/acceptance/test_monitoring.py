@@ -87,3 +87,22 @@ async def test_queries_indexes_and_triggers_are_counted_by_name(
     assert found['rowcast_captured_total{table="chatgenius.messages"}'] >= 1
     assert found['rowcast_trigger_executions_total{table="chatgenius.messages"}'] >= 1
     assert found['rowcast_index_scans_total{index="users_auth0_id_key",table="chatgenius.users"}'] >= 1
+
+
+async def test_a_canary_and_ordinary_changes_are_timed_on_their_way(
+    database: str, sql: Connection, chat: Chat
+) -> None:
+    async with daemon_process(database, environment={"ROWCAST_CANARY_EVERY": "0.05"}) as daemon:
+        async with daemon.client(chat.ada) as client:
+            await client.subscribe(chat.topic)
+            refused = await client.subscribe("rowcast:canary")
+            assert ("error", "no_such_topic") == (refused["op"], refused["code"])
+            await chat.say("hello")
+            await client.changes()
+        found = await scraped(daemon)
+        while found["rowcast_canary_seconds_count"] < 3:
+            found = await scraped(daemon)
+        assert found["rowcast_delivery_seconds_count"] >= 1
+        assert 200 == (await get(f"{daemon.http}/readyz"))[0]
+    assert 1 == await sql.fetchval("select count(*) from rowcast.canary")
+    assert (0, "") == (await command("check", DATABASE_URL=database))[::2]

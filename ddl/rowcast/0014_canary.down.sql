@@ -1,0 +1,2 @@
+drop table rowcast.canary;
+drop function rowcast.capture_canary();

@@ -696,7 +696,7 @@ async def serve(
                 run_while_ready(_reload_on(hangup, reloads))
                 await stop.wait()
                 log.info("stopping")
-                manager.notify("STOPPING=1")
+                manager.notify(systemd.stopping_message(settings.drain_seconds))
         log.info("stopped")
 
     _handle_signals(stop, hangup)

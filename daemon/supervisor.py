@@ -181,7 +181,7 @@ class Supervisor:
             return
         self._stopping = True
         self._due.clear()
-        systemd.notify("STOPPING=1")
+        systemd.notify(systemd.stopping_message(self._settings.drain_seconds))
         for listening in self._sockets:
             listening.close()
         for worker in self._running.values():

@@ -17,6 +17,7 @@ class Manager(Protocol):
     def listen_fds(self) -> list[socket.socket]: ...  # noqa: D102
 
 
+STOP_MARGIN = 10.0  # seconds: how long a stop may take beside the drain of clients
 FIRST_FD = 3  # SD_LISTEN_FDS_START: the first descriptor that systemd passes
 
 
@@ -46,6 +47,11 @@ def watchdog_message(status: str, interval: float, *, starting: bool) -> str:
     """The state to send every `interval` seconds. While `starting`, it also extends the start timeout."""
     extension = f"\nEXTEND_TIMEOUT_USEC={round(1e6 * max(60, 4 * interval))}" if starting else ""
     return f"WATCHDOG=1\nSTATUS={status}{extension}"
+
+
+def stopping_message(within: float) -> str:
+    """The state to send once a stop begins that takes at most `within` seconds: systemd waits at least that long."""
+    return f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round(1e6 * (within + STOP_MARGIN))}"
 
 
 def listen_fds() -> list[socket.socket]:

@@ -23,7 +23,7 @@ from daemon.gateway.limits import Limits
 from daemon.gateway.state import GatewayState, Peer, SessionInfo
 from daemon.gateway.transport import Transport
 
-TICK_BATCH = 256  # connections ticked in one iteration of the event loop
+TICK_BATCH = 256  # connections ticked, or closed by a drain, in one iteration of the event loop
 
 __all__ = ["Gateway", "Limits", "ListenFailed", "bind", "encode"]
 
@@ -151,15 +151,25 @@ class Gateway:
     ) -> None:
         """Stop accepting, send a bye to every session, close it with `code`, and wait for the peers.
 
-        `bye` returns the encoded frame for one session. Connections that are still open after `within` seconds are
-        cut. Calling `drain` again is harmless.
+        `bye` returns the encoded frame for one session. Sessions are closed a slice at a time, and the others go on
+        meanwhile. Connections that are still open after `within` seconds are cut. Calling `drain` again is harmless.
         """
         state = self._state
         for acceptor in self._acceptors:
             acceptor.close()
+        deadline = state.clock() + within
+        sessions: list[Peer] = []
         for peer in tuple(state.peers):
-            peer.drain(bye, code, reason, state.clock() + within)
-        await self._wait_until_empty(within)
+            if isinstance(peer, Handshake):
+                peer.drain(bye, code, reason, deadline)  # first, so that none of them becomes a session meanwhile
+            else:
+                sessions.append(peer)
+        for first in range(0, len(sessions), TICK_BATCH):
+            for peer in sessions[first : first + TICK_BATCH]:
+                if peer in state.peers:
+                    peer.drain(bye, code, reason, deadline)
+            await asyncio.sleep(0)  # the others get their changes, and the watchdog its message
+        await self._wait_until_empty(max(0.0, deadline - state.clock()))
         for peer in tuple(state.peers):
             peer.abort("drain_timeout")
         await self._wait_until_empty(1.0)  # an aborted connection ends in the next iteration

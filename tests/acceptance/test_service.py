@@ -4,9 +4,12 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import sys
 import tempfile
+from pathlib import Path
 
 from structlog.testing import capture_logs
 
@@ -15,7 +18,17 @@ from daemon.postgres.connect import Connection, connect, open_pool
 from daemon.schema.health import SchemaHealth
 from daemon.settings import Settings
 from tests.acceptance.chat import Chat
-from tests.support.daemon import SECRET, Daemon, clean_environment, command, daemon_process, get, start
+from tests.support.daemon import (
+    SECRET,
+    Daemon,
+    Notices,
+    clean_environment,
+    command,
+    daemon_process,
+    free_port,
+    get,
+    start,
+)
 
 
 async def test_a_daemon_that_serves_is_alive_and_ready(daemon: Daemon) -> None:
@@ -148,6 +161,81 @@ async def test_clients_of_a_killed_and_restarted_daemon_miss_nothing(chat: Chat,
         await client.subscribe(chat.topic)
         [frame, _] = await client.until("resumed")
         assert ["meanwhile"] == [change["record"]["content"] for change in frame["changes"]]
+
+
+PASS_SOCKET = """
+import os, sys
+os.dup2(int(sys.argv.pop(1)), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+from daemon.__main__ import main
+main()
+"""
+
+
+async def started_with(listening: socket.socket, database: str, home: Path) -> asyncio.subprocess.Process:
+    """A daemon that is ready and serves at this socket, which it was passed as by systemd."""
+    with Notices(home / "notify") as notices:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PASS_SOCKET, str(listening.fileno())),
+            env=clean_environment(DATABASE_URL=database, ROWCAST_SECRET=SECRET, NOTIFY_SOCKET=str(notices.path)),
+            pass_fds=(listening.fileno(),),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await notices.wait_for("READY=1")
+    notices.path.unlink()
+    return process
+
+
+async def test_no_connection_is_refused_while_a_daemon_with_a_passed_socket_restarts(
+    chat: Chat, database: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/healthz"
+        first = await started_with(listening, database, tmp_path)
+        assert 200 == (await get(url))[0]
+        first.terminate()
+        assert 0 == await first.wait()
+        waiting = [asyncio.create_task(get(url)) for _ in range(3)]  # nobody accepts, and the kernel keeps them
+        second = await started_with(listening, database, tmp_path)
+        assert [200] * 3 == [status for status, _ in await asyncio.gather(*waiting)]
+        second.terminate()
+        assert 0 == await second.wait()
+
+
+# What systemd-socket-activate does, where it is not installed.
+ACTIVATE = """
+import os, select, socket, sys
+host, _, port = sys.argv[1].partition(":")
+listening = socket.create_server((host, int(port)))
+print("listening", file=sys.stderr, flush=True)
+select.select([listening], [], [])
+rest = sys.argv[2:]
+while rest[0].startswith("-E"):
+    name, _, value = rest.pop(0)[2:].partition("=")
+    os.environ[name] = value
+os.dup2(listening.fileno(), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.execv(rest[0], rest)
+"""
+
+
+async def test_the_first_connection_to_a_port_of_systemd_starts_the_daemon(chat: Chat, database: str) -> None:
+    program = shutil.which("systemd-socket-activate")
+    command_line = [program, "-l"] if program else [sys.executable, "-c", ACTIVATE]
+    address = f"127.0.0.1:{free_port()}"
+    environment = {"DATABASE_URL": database, "ROWCAST_SECRET": SECRET, "ROWCAST_LISTEN": "127.0.0.1:1"}
+    process = await asyncio.create_subprocess_exec(
+        *(*command_line, address, *(f"-E{name}={value}" for name, value in environment.items())),
+        *(sys.executable, "-m", "daemon"),
+        env=clean_environment(),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr
+    await process.stderr.readline()  # it listens
+    assert 200 == (await get(f"http://{address}/healthz"))[0]
+    process.terminate()
+    await process.stderr.read()
+    assert 0 == await process.wait()
 
 
 async def test_the_watchdog_is_fed_by_the_event_loop(database: str, chat: Chat) -> None:

@@ -1,9 +1,11 @@
 import asyncio
 from itertools import count
 
+import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
 
+from daemon.gateway import server as gateway_server
 from daemon.gateway.server import encode
 from tests.gateway.peers import SMALL, UPGRADE, fill, request, serving, until
 
@@ -23,6 +25,29 @@ async def test_drain_says_bye_to_each_session_and_closes_with_1012() -> None:
         assert server.gateway.connections == 0
         assert server.gateway.sockets == 0
         assert server.gateway.aborted == {}
+
+
+async def test_drain_closes_a_slice_of_the_sessions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_server, "TICK_BATCH", 2)
+    said, turn = list[int](), 0
+
+    async def take_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def bye() -> bytes:
+        said.append(turn)
+        return encode(b"bye")
+
+    async with serving() as server:
+        clients = [await server.connect() for _ in range(5)]
+        turns = asyncio.create_task(take_turns())
+        await asyncio.gather(server.gateway.drain(bye, within=5.0), *(client.wait_closed() for client in clients))
+        turns.cancel()
+    assert said[0] == said[1] < said[2] == said[3] < said[4]
+    assert [1012] * 5 == [client.close_code for client in clients]
 
 
 async def test_drain_takes_another_code_and_needs_no_bye() -> None:

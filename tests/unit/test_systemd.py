@@ -17,11 +17,12 @@ from daemon import systemd
 from daemon.files import folder
 from daemon.packs import bundled_jobs
 from daemon.settings import Settings
-from daemon.systemd import listen_fds, notify, watchdog_interval, watchdog_message
+from daemon.systemd import listen_fds, notify, stopping_message, watchdog_interval, watchdog_message
 
 UNIT = folder("systemd") / "rowcast.service"
 JOB = folder("systemd") / "rowcast-job@.service"
 TIMER = folder("systemd") / "rowcast-job@.timer"
+SOCKET = folder("systemd") / "rowcast.socket"
 MIN_SYSTEMD = 250  # the first systemd-analyze that can check a unit file without a running systemd
 MAX_EXPOSURE = 1.5  # of 10, as reported by `systemd-analyze security`; a unit without hardening has more than 9
 
@@ -94,6 +95,10 @@ def test_each_message_of_a_start_extends_the_timeout_past_the_next_message() -> 
     assert watchdog_message("starting", 60, starting=True).endswith("\nEXTEND_TIMEOUT_USEC=240000000")
 
 
+def test_a_stop_extends_the_timeout_past_the_drain_of_clients() -> None:
+    assert "STOPPING=1\nEXTEND_TIMEOUT_USEC=70000000" == stopping_message(60)
+
+
 @pytest.mark.parametrize(("allowed", "pid"), [("15000000", "1"), ("0", ""), ("", ""), ("soon", "")])
 def test_the_watchdog_of_another_process_is_not_fed(allowed: str, pid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", allowed)
@@ -146,7 +151,7 @@ def settings_of(unit: str) -> dict[str, list[str]]:
     for line in unit.splitlines():
         if not line.strip() or line.startswith(("#", ";")):
             continue
-        if heading := re.fullmatch(r"\[(Unit|Service|Timer|Install)\]", line):
+        if heading := re.fullmatch(r"\[(Unit|Service|Timer|Socket|Install)\]", line):
             section = heading[1]
             continue
         name, equals, value = line.partition("=")
@@ -158,7 +163,7 @@ def settings_of(unit: str) -> dict[str, list[str]]:
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """The folder of the units with a program that exists on this machine, since systemd-analyze looks for it."""
-    for unit in (UNIT, JOB, TIMER):
+    for unit in (UNIT, JOB, TIMER, SOCKET):
         text = re.sub(r"(?m)^(Exec\w+=).*", rf"\g<1>{sys.executable}", unit.read_text())
         (tmp_path / unit.name).write_text(text)
     return tmp_path
@@ -181,7 +186,7 @@ def without_systemd(capsys: pytest.CaptureFixture[str]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("unit", [UNIT, JOB, TIMER], ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [UNIT, JOB, TIMER, SOCKET], ids=lambda unit: unit.name)
 def test_systemd_accepts_the_unit(unit: Path, installed: Path, without_systemd: bool) -> None:
     if without_systemd:
         assert settings_of(unit.read_text())
@@ -283,6 +288,14 @@ def test_the_commands_of_the_guide_are_for_root_and_name_each_program_as_root_fi
 def test_the_stop_timeout_is_longer_than_the_drain_of_clients() -> None:
     unit = settings_of(UNIT.read_text())
     assert float(unit["Service.TimeoutStopSec"][0]) > Settings.model_fields["drain_seconds"].default
+
+
+def test_the_socket_is_that_of_the_service_and_listens_where_the_daemon_does() -> None:
+    assert SOCKET.stem == UNIT.stem
+    unit = settings_of(SOCKET.read_text())
+    assert [str(Settings.model_fields["listen"].default)] == unit["Socket.ListenStream"]
+    assert "Socket.Accept" not in unit
+    assert ["sockets.target"] == unit["Install.WantedBy"]
 
 
 def test_the_unit_loads_the_secret_from_a_file() -> None:

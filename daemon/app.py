@@ -357,6 +357,7 @@ def _build(
     pages = site(readiness, lambda: router.all_packs, console, demo, pool, identity.verify)
     console.gateway = gateway = Gateway(context.open_client, pages, limits=limits)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits, keys)
+    metrics.READY.set_function(lambda: not readiness.reasons())
     of_the_log = notifier, notify_watch, sequencer, backlog, retention
     return _Parts(*of_the_log, schema, pump, sharing, canary, gateway, scheduler, readiness, keys)
 

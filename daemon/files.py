@@ -7,7 +7,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def folder(name: str) -> Path:
-    """The folder `ddl`, `triggers`, `web`, `systemd` or `clients/javascript`.
+    """The folder `ddl`, `triggers`, `web`, `systemd`, `monitoring` or `clients/javascript`.
 
     It is beside daemon/ in a checkout, and inside it in a wheel.
     """

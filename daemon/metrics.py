@@ -32,6 +32,7 @@ REGISTRY: Final = CollectorRegistry()
 
 _LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+READY: Final = Gauge("rowcast_ready", "1 while this daemon is ready, as /readyz says, else 0.", registry=REGISTRY)
 CLIENTS: Final = Gauge("rowcast_clients", "Connected clients: authenticated connections.", registry=REGISTRY)
 CLIENTS_LIMIT: Final = Gauge(
     "rowcast_clients_limit",

@@ -63,7 +63,7 @@ def test_the_wheel_contains_every_file_of_the_folders_and_nothing_else(wheel: Pa
     packed = set(zipfile.ZipFile(wheel).namelist())
     expected = {
         f"daemon/_files/{path.relative_to(ROOT).as_posix()}"
-        for folder in ("ddl", "triggers", "web", "systemd")
+        for folder in ("ddl", "triggers", "web", "systemd", "monitoring")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     } | {"daemon/_files/clients/javascript/rowcast.js"}

@@ -35,6 +35,7 @@ EVENT_LOOPS = {
 }
 NOT_ABOUT_ONE_MODULE = {
     "tests/unit/model/test_delivery.py": "about the whole path from a row to a client",
+    "tests/unit/test_deploy.py": "about the alerts, the dashboard and the image",
     "tests/unit/test_docs.py": "about the guides",
     "tests/unit/test_glossary.py": "about the names in the whole code base",
     "tests/unit/test_house.py": "about the whole code base",

@@ -312,10 +312,10 @@ def test_token_keys_are_not_shown_and_not_passed_to_child_processes() -> None:
 
 
 def test_secrets_appear_neither_in_the_settings_nor_in_problems(problems: Problems) -> None:
-    shown = repr(load(secret=SECRET, postgres_password="canary", database_url="postgresql://u:canary@h/d"))
-    shown += "".join(problems(ROWCAST_SECRET="canary", POSTGRES_PASSWORD="canary", ROWCAST_HEARTBEAT="canary"))
+    shown = repr(load(secret=SECRET, postgres_password="hunter2", database_url="postgresql://u:hunter2@h/d"))
+    shown += "".join(problems(ROWCAST_SECRET="hunter2", POSTGRES_PASSWORD="hunter2", ROWCAST_HEARTBEAT="hunter2"))
     assert SECRET not in shown
-    assert "canary" not in shown
+    assert "hunter2" not in shown
 
 
 # Single values.

@@ -356,8 +356,7 @@ def _build(
     console = Console(hub, pump, log_cache, backlog, readiness, pool, _console_options(settings, identity, demo))
     pages = site(readiness, lambda: router.all_packs, console, demo, pool, identity.verify)
     console.gateway = gateway = Gateway(context.open_client, pages, limits=limits)
-    _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits, keys)
-    metrics.READY.set_function(lambda: not readiness.reasons())
+    _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits, keys, readiness)
     of_the_log = notifier, notify_watch, sequencer, backlog, retention
     return _Parts(*of_the_log, schema, pump, sharing, canary, gateway, scheduler, readiness, keys)
 
@@ -461,10 +460,12 @@ def _connect_metrics(
     gateway: Gateway,
     limits: Limits,
     keys: KeySource,
+    readiness: Readiness,
 ) -> None:
     """Let the gauges read what the parts know at the moment, and count dropped lines."""
     count_dropped_lines(metrics.LOG_LINES_DROPPED.inc)
     metrics.CLIENTS_LIMIT.set(limits.max_clients())
+    metrics.READY.set_function(lambda: not readiness.reasons())
     metrics.CLIENTS.set_function(lambda: gateway.clients)
     metrics.UNAUTHENTICATED.set_function(lambda: gateway.pending)
     metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)

@@ -100,7 +100,7 @@ async def _looked(look: "_Look", connection: Connection, settings: Settings) -> 
 
 def _settings(settings: Settings) -> Iterator[Finding]:
     problems = []
-    if settings.secret is None:
+    if not (settings.secrets or settings.public_keys or settings.jwks):
         problems.append("no key for tokens is configured: set ROWCAST_SECRET or ROWCAST_SECRET_FILE")
     if not settings.notifications:
         problems.append("ROWCAST_NOTIFICATIONS is off, so the daemon does not serve: turn it on")

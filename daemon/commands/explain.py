@@ -8,8 +8,10 @@ import click
 
 from daemon.core.change import CONTENT, RESET_KINDS, Change, Kind, Seq, Topic, can_be_named
 from daemon.core.errors import GrantsUnavailable, LogUnavailable, LogUnreadable
+from daemon.delivery.own_tables import pack_of
 from daemon.delivery.pack_router import PackRouter
 from daemon.log.grants import PgGrants
+from daemon.log.own_tables import PgOwnTableReader
 from daemon.log.reader import PgLogReader
 from daemon.packs import by_schema
 from daemon.postgres.connect import SESSION, open_pool
@@ -38,10 +40,13 @@ class Explainer:
         """The steps, in order. Raises LogUnavailable and GrantsUnavailable."""
         schema = self._router.schema_of(topic)
         if schema is None:
-            why = "no configured pack has such a topic" if can_be_named(topic) else "no client can name such a topic"
-            yield Step("topic", f"{why}: check its spelling, and ROWCAST_PACKS", stops=True)
+            why = "no configured pack or watched table has such a topic"
+            if not can_be_named(topic):
+                why = "no client can name such a topic"
+            yield Step("topic", f"{why}: check its spelling, ROWCAST_PACKS, and `daemon watches`", stops=True)
             return
-        yield Step("topic", f"the pack {self._router.packs[schema].name} serves {topic}")
+        pack = self._router.packs.get(schema)
+        yield Step("topic", f"{f'the pack {pack.name}' if pack else 'a table without a pack'} serves {topic}")
         if seq is not None:
             async for step in self._of_change(topic, Seq(seq)):
                 yield step
@@ -138,6 +143,8 @@ async def explain(settings: Settings, topic: str, user: str, seq: int | None) ->
     explainer = Explainer(log, PgGrants(pool, router.schema_of, wait=PENDING_TIMEOUT), router)
     stops = False
     try:
+        own = await PgOwnTableReader(pool).read()
+        router.own = {(table.schema, table.table): pack_of(table) for table in own}
         async for step in explainer.steps(Topic(topic), user, seq):
             click.echo(f"{'no' if step.stops else 'yes':4} {step.what:8} {step.text}")
             stops = stops or step.stops

@@ -119,11 +119,21 @@ class Report:
             f"{value('rowcast_unnumbered_age_seconds'):.1f} s without numbers; NOTIFY is {notify}, last heartbeat "
             f"{value('rowcast_beat_age_seconds'):.1f} s ago; position {value('rowcast_log_position'):.0f}",
         )
+        yield from self._ages()
         yield "queue", f"the queue of NOTIFY is {value('rowcast_queue_usage'):.0%} full"
         dead_letters = self.by_label("rowcast_dead_letters_total", "table")
         tables = ", ".join(f"{table}: {count:.0f}" for table, count in dead_letters.items())
         more = f" ({tables}); see `daemon dead-letters list`" if dead_letters else ""
         yield "dead letters", f"{sum(dead_letters.values()):.0f} since the start{more}"
+
+    def _ages(self) -> Iterator[tuple[str, str]]:
+        """How old changes were on average when they were sent, and how long the canary took, if there were any."""
+        means = []
+        for what, name in (("changes", "rowcast_delivery_seconds"), ("the canary", "rowcast_canary_seconds")):
+            if count := self.value(f"{name}_count"):
+                means.append(f"{what} {1000 * self.value(f'{name}_sum') / count:.1f} ms")
+        if means:
+            yield "age", f"{', '.join(means)} when sent, on average since the start"
 
     def _leader(self) -> str:
         if not self.value("rowcast_leader"):
@@ -138,7 +148,7 @@ class Report:
             "address": str(self.address),
             **self.readiness,
             "leader": bool(self.value("rowcast_leader")),
-            **{name: text for name, text in lines if name in {"clients", "lag", "queue", "dead letters"}},
+            **{name: text for name, text in lines if name in {"clients", "lag", "age", "queue", "dead letters"}},
         }
 
 

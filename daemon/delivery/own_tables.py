@@ -88,7 +88,7 @@ class OwnTables:
         self._reader = reader
         self._router = router
         self._packs: dict[OwnTable, Pack] = {}
-        self.contract = contract_hash(router.packs.values())
+        self.contract = contract_hash(router.all_packs)
 
     async def refresh(self) -> None:
         """Look at what is served, and tell the router. Raises LogUnavailable."""

@@ -204,11 +204,14 @@ async def test_status_shows_whether_a_daemon_is_ready_and_its_exit_code_says_so(
     listen = f"{daemon.address[0]}:{daemon.address[1]}"
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
+        await chat.say("hello")
+        await client.changes()
         code, output, errors = await command("status", ROWCAST_LISTEN=listen)
     assert (0, "") == (code, errors)
     shown = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in output.splitlines() if "  " in line)
     assert "yes" == shown["ready"]
     assert shown["leader"].startswith("this process, ")
+    assert re.match(r"changes \d+\.\d ms when sent", shown["age"])
     assert re.match(r"1 of \d+, .*, 1 subscriptions", shown["clients"])
     [report] = [
         json.loads(line) for line in (await command("status", "--json", ROWCAST_LISTEN=listen))[1].splitlines()
@@ -282,7 +285,7 @@ async def test_explain_says_who_may_read_a_topic_and_from_where(daemon: Daemon, 
     assert (1, f"{chat.bob} does not get {chat.topic} from now on.") == (code, lines[-1])
     assert lines[1].startswith("no   right    may_read says that ")
     for topic, why in (
-        ("nothing:1", "no configured pack has such a topic"),
+        ("nothing:1", "no configured pack or watched table has such a topic"),
         ("a b", "no client can name such a topic"),
     ):
         code, lines = await explained(database, topic, chat.ada)
@@ -331,6 +334,17 @@ async def test_explain_names_the_dead_letter_that_a_change_became(daemon: Daemon
     code, lines = await explained(database, chat.topic, chat.ada, seq)
     assert 1 == code
     assert any("record: greater_than_equal size" in line and f"dead-letters show {seq}" in line for line in lines)
+
+
+async def test_explain_knows_tables_without_a_pack(daemon: Daemon, chat: Chat, database: str) -> None:
+    await chat.sql.execute("create table public.orders (id bigint primary key, status text not null)")
+    watch = ("watch", "public.orders", "--topic", "'orders'", "--public")
+    try:
+        assert 0 == (await command(*watch, DATABASE_URL=database))[0]
+        code, lines = await explained(database, "orders", chat.bob)
+    finally:
+        await chat.sql.execute("drop table public.orders; select rowcast.unwatch_dropped()")
+    assert (0, "yes  topic    a table without a pack serves orders") == (code, lines[0])
 
 
 async def test_explain_needs_a_database_with_a_log(empty_database: str) -> None:

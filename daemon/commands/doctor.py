@@ -13,12 +13,11 @@ import click
 from daemon.app import DAEMON_CONNECTIONS, gateway_limits
 from daemon.core.errors import OperatorFault
 from daemon.log.queries import query as log_query
-from daemon.postgres.connect import Connection, Record, connect
+from daemon.postgres.connect import Connection, Link, Record, connect, link_of
 from daemon.postgres.errors import DATABASE_ERRORS, address_of, explain
 from daemon.postgres.queries import Queries
 from daemon.schema.health import check
 from daemon.settings import Settings
-from daemon.settings.parameters import parameters_of
 
 query: Final = Queries(Path(__file__).with_name("doctor.sql"))
 
@@ -141,7 +140,7 @@ def _of_session(settings: Settings, connection: Connection, session: Record) -> 
         yield Finding("pooler", State.OK, "a pooler in session mode; each new connection needs one more for a moment")
     else:
         yield Finding("pooler", State.OK, "none: the connection leads to Postgres itself")
-    yield _tls(settings, session)
+    yield _tls(settings, link_of(connection))
     if session["superuser"]:
         yield Finding(
             "role",
@@ -154,22 +153,16 @@ def _of_session(settings: Settings, connection: Connection, session: Record) -> 
     yield _connections(settings, session)
 
 
-def _tls(settings: Settings, session: Record) -> Finding:
+def _tls(settings: Settings, link: Link) -> Finding:
     if settings.ssh_route is not None:
         return Finding("tls", State.OK, "not needed: the connection goes through an SSH tunnel")
-    if not session["over_tcp"]:
+    if link.is_local:
         return Finding("tls", State.OK, "not needed: the connection is a Unix socket")
-    if not session["ssl"]:
-        return Finding(
-            "tls", State.WARN, "the connection to the database is not encrypted", "add sslmode=verify-full to its URL"
-        )
-    mode = parameters_of(settings.require_dsn())
-    found = f"{session['protocol']}, {session['cipher']}"
-    if mode.get("sslmode") in {"verify-full", "verify-ca"} or mode.get("sslrootcert") == "system":
-        return Finding("tls", State.OK, f"{found}, and the server's certificate is verified")
-    return Finding(
-        "tls", State.WARN, f"{found}, but the server's certificate is not verified", "use sslmode=verify-full"
-    )
+    if not link.encryption:
+        return Finding("tls", State.WARN, "the connection is not encrypted", "add sslmode=verify-full to its URL")
+    if link.is_verified:
+        return Finding("tls", State.OK, f"{link.encryption}, and the certificate is that of the host")
+    return Finding("tls", State.WARN, f"{link.encryption}, but it may be any host", "use sslmode=verify-full")
 
 
 def _connections(settings: Settings, session: Record) -> Finding:

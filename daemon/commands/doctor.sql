@@ -4,8 +4,7 @@
 -- This session, its role, its database, and how many connections there may be. pg_stat_database counts those of all
 -- roles, whatever this one may see.
 select current_database() as database, current_user as role, current_setting('server_version') as version,
-       pg_backend_pid() as pid, inet_server_addr() is not null as over_tcp,
-       coalesce(t.ssl, false) as ssl, t.version as protocol, t.cipher,
+       pg_backend_pid() as pid,
        r.rolsuper as superuser, r.rolconnlimit as role_limit, d.datconnlimit as database_limit,
        current_setting('max_connections')::integer as max_connections,
        current_setting('superuser_reserved_connections')::integer
@@ -14,7 +13,6 @@ select current_database() as database, current_user as role, current_setting('se
        to_regnamespace('rowcast') is not null as installed
 from pg_roles as r
 cross join pg_database as d
-left join pg_stat_ssl as t on t.pid = pg_backend_pid()
 where r.rolname = current_user and d.datname = current_database();
 
 -- name: clock

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -373,6 +374,26 @@ def _explain_connecting(error: Exception, dsn: str) -> OperatorFault:
 
 async def _skip_reset(_: Connection) -> None:
     """Do not reset a released connection: that costs a round trip, and nothing changes the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How a connection leaves this machine: to a server, or to a pooler in front of it."""
+
+    is_local: bool  # a Unix socket
+    encryption: str = ""  # the version of TLS and the cipher; empty without TLS
+    is_verified: bool = False  # the certificate of the other side was verified, and is for its host
+
+
+def link_of(connection: Connection) -> Link:
+    """How this connection leaves this machine."""
+    transport = connection._transport  # type: ignore[attr-defined]
+    is_local = transport.get_extra_info("socket").family == socket.AF_UNIX
+    tls = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return Link(is_local)
+    is_verified = tls.context.verify_mode is ssl.CERT_REQUIRED and tls.context.check_hostname
+    return Link(is_local, f"{tls.version()}, {tls.cipher()[0]}", is_verified)
 
 
 def _enable_keepalive(connection: Connection, options: Mapping[str, int]) -> None:

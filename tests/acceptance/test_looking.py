@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from daemon.commands.config import effective
-from daemon.commands.doctor import SKEW, Finding, State, _connections, _level, _of_session, examine
+from daemon.commands.doctor import SKEW, Finding, State, _connections, _level, examine
 from daemon.commands.status import Report
 from daemon.postgres.connect import Connection
 from daemon.settings import Settings, load_with_sources
@@ -110,9 +109,7 @@ async def test_the_doctor_names_the_rights_that_a_role_lacks(daemon: Daemon, sql
 
 
 SESSION = {
-    "version": "15.0", "database": "chat", "role": "rowcast", "pid": 1, "over_tcp": True, "ssl": True,
-    "protocol": "TLSv1.3", "cipher": "X", "superuser": False, "role_limit": -1, "database_limit": -1,
-    "max_connections": 100, "reserved": 3, "used": 10, "installed": True,
+    "role_limit": -1, "database_limit": -1, "max_connections": 100, "reserved": 3, "used": 10,
 }  # fmt: skip
 
 
@@ -133,33 +130,6 @@ def test_the_doctor_compares_connections_with_every_limit(
     found = _connections(Settings(ROWCAST_WORKERS=workers), session)
     assert state is found.state
     assert text in found.text
-
-
-class OfPooler:
-    """A connection whose process id is not the server's, as behind a pooler."""
-
-    def get_server_pid(self) -> int:
-        return 2
-
-
-@pytest.mark.parametrize(
-    ("query", "more", "state"),
-    [
-        ("", {"ssl": False}, State.WARN),
-        ("", {}, State.WARN),
-        ("?sslmode=require", {}, State.WARN),
-        ("?sslmode=verify-full", {}, State.OK),
-        ("?sslrootcert=system", {}, State.OK),
-        ("", {"over_tcp": False}, State.OK),
-    ],
-)
-def test_the_doctor_looks_at_the_encryption_and_the_pooler(query: str, more: dict[str, Any], state: State) -> None:
-    session: Any = SESSION | more
-    connection: Any = OfPooler()
-    settings = Settings(DATABASE_URL=SecretStr(f"postgresql://rowcast@db.example.com/chat{query}"))
-    found = {finding.check: finding for finding in _of_session(settings, connection, session)}
-    assert state is found["tls"].state
-    assert "pooler in session mode" in found["pooler"].text
 
 
 def test_a_level_becomes_a_warning_and_then_a_failure() -> None:

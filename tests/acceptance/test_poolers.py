@@ -2,16 +2,24 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import asyncpg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from daemon.postgres.connect import PINNED, SESSION, Connection, connect, open_pool
 from daemon.postgres.errors import TransactionPooler
 from tests.acceptance.chat import Chat
 from tests.support.daemon import command, daemon_process
 from tests.support.pooler import running_pooler
+from tests.support.postgres import passable_directory
 
 ALL_IGNORED = "ignore_startup_parameters = " + ",".join(
     ["extra_float_digits", "options", *PINNED, *SESSION, "tcp_keepalives_idle", "tcp_keepalives_interval"]
@@ -26,6 +34,7 @@ COMMANDS = {
     "tail": ("tail", "users"),
     "dead letters": ("dead-letters", "list"),
     "backup": ("backup", "FILE"),
+    "explain": ("explain", "--topic", "users", "--user", "ada"),
     "archive": ("archive", "antone", "--to", "FILE"),
 }
 
@@ -65,6 +74,54 @@ async def test_each_command_names_a_pooler_in_transaction_mode(database: str, na
         f"daemon: A pooler at 127.0.0.1:{pooler.port} shares sessions (transaction mode): connect to Postgres "
         "directly, or set pool_mode = session.\n"
     ) == errors
+
+
+def make_certificate(key_file: Path, certificate_file: Path) -> None:
+    """A key, and a certificate for 127.0.0.1 that is its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a pooler of the tests")])
+    today = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(today)
+        .not_valid_after(today + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_file.write_bytes(certificate.public_bytes(Encoding.PEM))
+    key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+async def test_the_doctor_knows_the_pooler_by_its_mode_and_whether_the_way_to_it_is_encrypted(database: str) -> None:
+    with passable_directory() as directory:
+        key, certificate = directory / "key.pem", directory / "certificate.pem"
+        make_certificate(key, certificate)
+        for file in (key, certificate):
+            file.chmod(0o644)  # PgBouncer runs as another user
+        tls = (
+            "client_tls_sslmode = allow", f"client_tls_key_file = {key}", f"client_tls_cert_file = {certificate}"
+        )  # fmt: skip
+        verified = f"verify-full&sslrootcert={certificate}"
+        async with running_pooler(database, "session", *tls) as pooler:
+            for mode, line in {
+                "disable": "warn  tls          the connection is not encrypted: ",
+                "require": "warn  tls          TLSv1.3, ",
+                verified: "ok    tls          TLSv1.3, ",
+            }.items():
+                dsn = pooler.dsn.replace("sslmode=disable", f"sslmode={mode}")
+                code, output, _ = await command("doctor", DATABASE_URL=dsn)
+                assert 0 == code, output
+                assert "\nok    pooler       a pooler in session mode" in output
+                assert f"\n{line}" in output
+    async with running_pooler(database, "transaction") as pooler:
+        code, output, _ = await command("doctor", DATABASE_URL=pooler.dsn)
+    assert 1 == code
+    assert "\nfail  database     A pooler at 127.0.0.1" in output
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,9 @@ class Canary:
         if b'"op":"reset"' in frames:
             self._waiting.clear()
 
+    def signal(self, frame: bytes) -> None:
+        """Nobody may send a signal to its topic."""
+
     def revoked(self, topic: Topic) -> None:
         """Follow it again: nobody's right counts here."""
         self._hub.follow(topic, self)

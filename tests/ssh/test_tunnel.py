@@ -37,6 +37,10 @@ COMMANDS = {
     "dead-letters": ("dead-letters", "list"),
     "jobs": ("jobs",),
     "explain": ("explain", "--topic", "users", "--user", "ada"),
+    "watch": ("watch", "public.orders", "--topic", "'orders'", "--public"),
+    "unwatch": ("unwatch", "public.orders"),
+    "watches": ("watches",),
+    "types": ("types", "--json-schema"),
     "archive": ("archive", "antone", "--to", "FILE"),
     "rotate-token-keys": ("rotate-token-keys",),
 }

@@ -80,7 +80,9 @@ async def test_the_doctor_names_what_is_broken_with_its_remedy_and_exits_with_1(
     assert all({"check", "state", "text", "remedy"} == finding.keys() for finding in found)
 
 
-async def test_the_doctor_reports_faults_of_the_settings_and_the_database_as_findings(empty_database: str) -> None:
+async def test_the_doctor_reports_faults_of_the_settings_and_the_database_as_findings(
+    empty_database: str, tmp_path: Path
+) -> None:
     nowhere = "postgresql://nobody:hunter2@127.0.0.1:1/none"  # pragma: allowlist secret
     for environment, line in (
         ({"DATABASE_URL": nowhere}, "fail  database     Nothing answers at 127.0.0.1:1 (ECONNREFUSED)"),
@@ -88,7 +90,7 @@ async def test_the_doctor_reports_faults_of_the_settings_and_the_database_as_fin
         ({}, "fail  database     No database is configured"),
         ({"DATABASE_URL": empty_database}, "fail  schemas      The schema is not current"),
     ):
-        code, output, errors = await command("doctor", **environment)
+        code, output, errors = await command("doctor", ROWCAST_DATA_DIR=str(tmp_path), **environment)
         assert (1, "") == (code, errors)
         assert any(found.startswith(line) for found in output.splitlines()), output
         assert "hunter2" not in output

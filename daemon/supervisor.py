@@ -30,7 +30,7 @@ from typing import Final, NoReturn
 import click
 
 from daemon import logs, metrics, systemd
-from daemon.app import has_terminal, serve
+from daemon.app.serve import has_terminal, serve
 from daemon.core.errors import fault_in
 from daemon.gateway.server import bind
 from daemon.postgres.backoff import backoff_delay

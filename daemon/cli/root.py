@@ -96,7 +96,7 @@ def _serve(options: Options) -> None:
     if packs := migrating_packs(settings):
         run(settings, migrate_on_start(settings, packs))
     if settings.workers == 1:
-        from daemon.app import serve
+        from daemon.app.serve import serve
 
         run(settings, serve(settings, read_settings=options.read_settings))
     else:

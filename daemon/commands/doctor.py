@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import click
 
-from daemon.app import DAEMON_CONNECTIONS, gateway_limits
+from daemon.app.build import DAEMON_CONNECTIONS, gateway_limits
 from daemon.core.errors import OperatorFault
 from daemon.log.queries import query as log_query
 from daemon.postgres.connect import Connection, Link, Record, connect, link_of

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 from pydantic import SecretStr
 
-from daemon.app import Running, serve
+from daemon.app.serve import Running, serve
 from daemon.commands.seed import SeedRefused, demo_actions, seed, statements
 from daemon.commands.set_up import apply_in_child
 from daemon.embedded.server import EmbeddedPostgres

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.app import SequencingFailed, wait_until_sequenced
+from daemon.app.serve import SequencingFailed, wait_until_sequenced
 from daemon.postgres.connect import Connection, Pool
 from tests.support.log import leader
 

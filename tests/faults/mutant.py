@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, Final
 
-from daemon import app
+from daemon.app import build, serve
 from daemon.cli import root
 from daemon.core import hub, session
 from daemon.core.change import Position, Seq
@@ -166,7 +166,8 @@ def unlimited_permission_checks() -> None:
     """Permission checks may use every connection, for as long as their locks take."""
     _put(grants, "MAX_CONCURRENT_QUERIES", 1_000_000)
     _put(grants, "ANSWER_TIMEOUT", 60.0)
-    _put(app, "SESSION", {**SESSION, "lock_timeout": "60s"})
+    for module in (build, serve):
+        _put(module, "SESSION", {**SESSION, "lock_timeout": "60s"})
 
 
 def leader_reads_the_log() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.app import POOL_SIZE
+from daemon.app.build import POOL_SIZE
 from tests.faults.checker import CLEAN, Checker
 from tests.faults.harness import (
     LONG,

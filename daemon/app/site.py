@@ -1,0 +1,69 @@
+"""The pages that are served beside the websocket."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from daemon import __version__, metrics
+from daemon.contracts.asyncapi import asyncapi
+from daemon.contracts.schema import json_schema
+from daemon.files import folder
+from daemon.gateway.http import Page, Site, json_page, script_page, static_pages, text_page
+from daemon.health import Readiness
+from daemon.packs import Pack
+from daemon.pages.access import Verify
+from daemon.pages.console import Console
+from daemon.pages.demo import Demo
+from daemon.pages.demo import handlers as demo_handlers
+from daemon.postgres.connect import Pool
+
+
+def site(
+    readiness: Readiness,
+    packs: Callable[[], Iterable[Pack]],
+    console: Console,
+    demo: Demo | None,
+    pool: Pool,
+    verify: Verify,
+) -> Site:
+    """The pages that are served beside the websocket."""
+    pages: dict[str, Page | Callable[[], Page]] = {
+        **static_pages(folder("web")),
+        "/rowcast.js": script_page(folder("clients/javascript") / "rowcast.js"),
+        "/healthz": lambda: text_page(f"ok {__version__}\n"),
+        "/readyz": partial(_readiness_page, readiness),
+        "/metrics": _metrics_page,
+        "/asyncapi.json": _contract_page(asyncapi, packs),
+        "/schema.json": _contract_page(json_schema, packs),
+    }
+    handlers = console.handlers()
+    if demo is not None:
+        pages["/demo.json"] = lambda: json_page(demo.users())
+        handlers |= demo_handlers(demo, pool, verify)
+    return Site(pages, handlers)
+
+
+def _readiness_page(readiness: Readiness) -> Page:
+    """200 when ready, else 503 with the reasons. Warnings, if any, are in both."""
+    reasons, warnings = readiness.reasons(), readiness.warnings()
+    more = {"warnings": warnings} if warnings else {}
+    return json_page({"ready": not reasons, "reasons": reasons, **more}, 503 if reasons else 200)
+
+
+def _contract_page(make: Callable[[Iterable[Pack]], Any], packs: Callable[[], Iterable[Pack]]) -> Callable[[], Page]:
+    """A page that is made when it is first asked for, and again after the packs have changed: it takes a while."""
+    made: tuple[list[Pack], Page] | None = None
+
+    def page() -> Page:
+        nonlocal made
+        served = list(packs())
+        if made is None or made[0] != served:
+            made = served, json_page(make(served))
+        return made[1]
+
+    return page
+
+
+def _metrics_page() -> Page:
+    body, content_type = metrics.exposition()
+    return Page(200, body, content_type)

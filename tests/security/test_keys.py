@@ -65,6 +65,7 @@ class Checked:
         (public_pem(RSA)[:100], "it is not a public key in PEM format"),
         (b"-----BEGIN CERTIFICATE-----\nMII=\n-----END CERTIFICATE-----\n", "it is not a public key in PEM format"),
     ],
+    ids=["private", "weak", "another curve", "empty", "zeros", "cut off", "a broken certificate"],
 )
 def test_a_wrong_key_file_is_refused_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = write(tmp_path / "key.pem", content)

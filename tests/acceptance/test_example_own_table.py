@@ -1,14 +1,11 @@
 """examples/own-table, run as its README says: from an empty database to a page that moves."""
 
 import asyncio
-import os
 import re
 import shlex
-import signal
 import sys
-from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,52 +15,23 @@ from playwright.async_api import Page
 from daemon.postgres.connect import connect
 from tests.support.browser import browser_page
 from tests.support.daemon import clean_environment, free_port, get
+from tests.support.guide import Terminal
 from tests.support.postgres import Server, chosen_binaries
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own-table"
 GUIDE = (EXAMPLE / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
 HERE = "postgresql://postgres@localhost/shop", "127.0.0.1:8787"  # what is different in the test
-END = "--- done"
 
 
-class Terminal:
-    """A shell in which one block of commands runs after the other, as somebody would paste them."""
-
-    def __init__(self, shell: asyncio.subprocess.Process) -> None:
-        self._shell = shell
-
-    async def run(self, block: str) -> list[str]:
-        """The lines that were printed meanwhile. Fails if a command does."""
-        assert self._shell.stdin is not None
-        assert self._shell.stdout is not None
-        self._shell.stdin.write(f"{block}\necho '{END}'\n".encode())
-        lines: list[str] = []
-        async for line in self._shell.stdout:
-            if line.decode().rstrip("\n") == END:
-                return lines
-            lines.append(line.decode().rstrip("\n"))
-        raise AssertionError(lines)
-
-
-@asynccontextmanager
-async def terminal(folder: Path, **environment: str) -> AsyncIterator[Terminal]:
-    """A terminal with the programs `daemon` and psql. What still runs in it at the end is killed."""
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """That of a terminal with the programs `daemon` and psql."""
     programs = folder / "bin"
     programs.mkdir()
     (programs / "daemon").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m daemon "$@"\n')
     (programs / "daemon").chmod(0o755)
-    environment = clean_environment(**environment)
-    environment["PATH"] = f"{programs}:{chosen_binaries().bindir}:{environment['PATH']}"
-    shell = await asyncio.create_subprocess_exec(
-        "bash", "-e", cwd=folder, env=environment, stdin=PIPE, stdout=PIPE, stderr=STDOUT, start_new_session=True
-    )
-    try:
-        yield Terminal(shell)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGKILL)
-        await shell.wait()
+    found = clean_environment(**variables)
+    return found | {"PATH": f"{programs}:{chosen_binaries().bindir}:{found['PATH']}"}
 
 
 @pytest.fixture
@@ -114,13 +82,13 @@ async def test_seven_steps_lead_from_an_empty_database_to_a_page_that_moves(
     }
     *first, address, write, restart = map(adapted, BLOCKS)
     async with (
-        terminal(tmp_path, ROWCAST_LISTEN=f"127.0.0.1:{port}", **libpq) as shell,
+        Terminal.opened(tmp_path, environment(tmp_path, ROWCAST_LISTEN=f"127.0.0.1:{port}", **libpq)) as shell,
         browser_page() as (page, complaints),
     ):
         for block in first:
             await shell.run(block)
         await until_ready(port)
-        [url] = [line for line in await shell.run(address) if line.startswith("file://")]
+        [url] = [line for line in (await shell.run(address)).splitlines() if line.startswith("file://")]
         await page.goto(url)
         await page.get_by_text("live", exact=True).wait_for()
         await shell.run(write)

@@ -5,8 +5,6 @@ import itertools
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -18,22 +16,9 @@ import pytest
 from tests.acceptance.chat import Chat
 from tests.support.daemon import Daemon, get, token
 from tests.support.node import node, npm, typescript
+from tests.support.packages import ROOT, build_wheel, pack, run
 
-ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "clients"
-
-
-def run(*command: str | Path, directory: Path) -> str:
-    """Run a program without a network, which must succeed; returns its output."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(directory),
-        "npm_config_offline": "true",
-        "npm_config_cache": str(directory / "cache"),
-    }
-    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
-    assert 0 == done.returncode, done.stdout + done.stderr
-    return done.stdout
 
 
 def example(language: str, folder: str, url: str) -> str:
@@ -75,8 +60,7 @@ async def until_printed(
 
 
 async def test_the_npm_package_is_installed_and_its_example_runs(chat: Chat, daemon: Daemon, tmp_path: Path) -> None:
-    packed = run(npm(), "pack", "--json", "--pack-destination", tmp_path, CLIENTS / "javascript", directory=tmp_path)
-    archive = tmp_path / json.loads(packed)[0]["filename"]
+    archive = pack(CLIENTS / "javascript", tmp_path)
     with tarfile.open(archive) as opened:
         names = {Path(name).name for name in opened.getnames()}
     assert {"LICENSE", "README.md", "package.json", "rowcast.d.ts", "rowcast.js"} == names
@@ -88,9 +72,7 @@ async def test_the_npm_package_is_installed_and_its_example_runs(chat: Chat, dae
 
 
 async def test_the_wheel_is_built_and_its_example_runs(chat: Chat, daemon: Daemon, tmp_path: Path) -> None:
-    source = shutil.copytree(CLIENTS / "python", tmp_path / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, directory=source)
-    [wheel] = tmp_path.glob("*.whl")
+    wheel = build_wheel(CLIENTS / "python", tmp_path)
     files = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("rowcast_client/")}
     assert {"__init__.py", "client.py", "engine.py", "py.typed"} == files
     script = tmp_path / "example.py"

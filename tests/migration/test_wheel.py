@@ -1,62 +1,26 @@
 """The wheel, installed in an environment without this checkout."""
 
 import asyncio
-import os
 import re
-import subprocess
-import sys
-import sysconfig
-import venv
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.support.folders import value
-
-ROOT = Path(__file__).parents[2]
-
-
-# Keeps tools away from the user's home and from the network.
-ENVIRONMENT = {
-    "PATH": os.environ.get("PATH", os.defpath),
-    "HOME": "/nonexistent",
-    "PIP_NO_INDEX": "1",
-    "UV_OFFLINE": "1",
-    "UV_NO_CACHE": "1",
-}
-
-
-def run(*command: str | Path, directory: Path = Path("/")) -> str:
-    """Run a program, which must succeed, and return its output."""
-    process = subprocess.run(command, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True)
-    assert 0 == process.returncode, process.stderr
-    return process.stdout
+from tests.support.packages import ROOT, build_wheel, new_environment, run
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout."""
-    directory = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory, directory=ROOT)
-    return next(directory.glob("*.whl"))
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `daemon` command of an environment with the wheel and its dependencies."""
-    home = tmp_path_factory.mktemp("empty")
-    venv.create(home, symlinks=True)
-    python = home / "bin" / "python"
-    if find_spec("pip"):
-        run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel)
-    else:  # `make install` had uv
-        run("uv", "pip", "install", "--quiet", "--no-deps", "--python", python, wheel)
-    # Python adds the directories in a .pth file, but ignores the .pth files in these, such as an editable install's.
-    libraries = next((home / "lib").glob("python*")) / "site-packages" / "libraries.pth"
-    libraries.write_text(sysconfig.get_path("purelib"))
-    return home / "bin" / "daemon"
+    return new_environment(tmp_path_factory.mktemp("empty"), wheel) / "daemon"
 
 
 def test_the_wheel_contains_every_file_of_the_folders_and_nothing_else(wheel: Path) -> None:

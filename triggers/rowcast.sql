@@ -1281,6 +1281,16 @@ begin
                  else format('where another right decides who may read them (%s)', other.readable) end
             using errcode = 'invalid_parameter_value';
     end if;
+    begin
+        execute format(E'select (%s\n) from %s as r where false', topic, relation);
+    exception
+        when insufficient_privilege then
+            null;  -- it is evaluated by another role, and that one's right is looked at below
+        when syntax_error_or_access_rule_violation then
+            raise exception 'rowcast: the topic cannot be worked out (%): %', topic, sqlerrm ||
+                case when topic !~ '''' then ': a text needs quotes of its own, as in ''orders:'' || r.customer_id' else '' end
+                using errcode = sqlstate;
+    end;
     select * into derived from rowcast.rows_of(relation, topic);
     rows := coalesce(rows, derived.condition);
 

@@ -73,13 +73,19 @@ async def own_packs(settings: Settings) -> list[Pack]:
 def _described(done: Watching, wanted: Watch) -> list[str]:
     facts = {
         "topics": ", ".join(done.topics),
-        "readers": wanted.readable,
+        "readers": _readers(wanted.readable),
         "columns": ", ".join(done.columns),
         "left out": ", ".join(name if name not in done.virtual else f"{name} (virtual)" for name in done.left_out),
         "key": ", ".join(done.key),
         "snapshots": _about_snapshots(done),
     }
     return _lines(f"{done.table} is watched", facts)
+
+
+def _readers(readable: str) -> str:
+    if readable == "true":
+        return "everybody with a token"
+    return readable if "user_id" in readable else f"{readable} (the same for every user: it does not name user_id)"
 
 
 def _about_snapshots(done: Watching) -> str:
@@ -92,7 +98,7 @@ def _about_snapshots(done: Watching) -> str:
 
 def _facts(one: dict[str, Any]) -> dict[str, str]:
     if one["readable"] is not None:
-        readers = one["readable"]
+        readers = _readers(one["readable"])
     elif one["pack"] in bundled():
         readers = f"as the pack {one['pack']} says"
     else:

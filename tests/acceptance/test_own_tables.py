@@ -191,6 +191,12 @@ async def test_a_function_may_say_who_may_read(database: str, tables: Connection
     assert ["7", "boss"] == [row["name"] for row in await tables.fetch(readers)]
 
 
+async def test_watching_says_to_whom_a_table_is_readable(database: str, tables: Connection) -> None:
+    assert "  readers     everybody with a token\n" in await rowcast(database, *WATCH, "--public")
+    said = await rowcast(database, *WATCH, "--read", "r.customer_id = 7")
+    assert "  readers     r.customer_id = 7 (the same for every user: it does not name user_id)\n" in said
+
+
 async def test_watches_are_listed_checked_and_survive_a_restore(
     database: str, tables: Connection, postgres: Server, tmp_path: Path
 ) -> None:
@@ -244,7 +250,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "a view": (("watch", "pg_catalog.pg_views", "--topic", "'a'", "--public"), 48, "is not an ordinary"),
     "no rights": (WATCH, 2, "--read-function"),
     "two rights": ((*WATCH, "--public", "--read", "true"), 2, "give one of"),
-    "no quotes": (("watch", "public.orders", "--topic", "orders", "--public"), 48, 'column "orders" does not exist'),
+    "no quotes": (("watch", "public.orders", "--topic", "orders", "--public"), 48, "a text needs quotes of its own"),
     "no column": (("watch", "public.orders", "--topic", "'a' || 'b'", "--public"), 48, "names no column"),
     "unknown column": ((*WATCH, "--public", "--columns", "id,nothing"), 48, "has no column nothing"),
     "no key": ((*WATCH, "--public", "--key", "note"), 48, "(note) is no key"),

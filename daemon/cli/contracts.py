@@ -22,7 +22,7 @@ from daemon.settings.local import with_local_instance
 @data_dir_option("Data directory of the `daemon up` whose tables to print, too.")
 @click.pass_obj
 def types(options: Options, *, form: str | None, numbers: str, data_dir: Path | None) -> None:
-    """Print what packs publish, and tables of yours if a database is configured, in a form for other programs."""
+    """Print what is published, in a form for other programs. Tables of yours, too, if a database is configured."""
     from daemon.contracts.asyncapi import asyncapi
     from daemon.contracts.schema import json_schema
     from daemon.contracts.typescript import typescript

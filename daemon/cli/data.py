@@ -24,7 +24,7 @@ def seed(options: Options, *, data_dir: Path | None) -> None:
 @data_dir_option("Data directory of the `daemon up` to back up.")
 @click.pass_obj
 def backup(options: Options, *, file: Path | None, data_dir: Path | None) -> None:
-    """Write the whole database to FILE, with its roles; do this before applying new DDL.
+    """Write the whole database to FILE, with its roles. Do this before applying new DDL.
 
     Without FILE, write a new file to ROWCAST_BACKUP_DIR, and keep the ROWCAST_BACKUP_KEEP newest ones there.
     """
@@ -41,7 +41,7 @@ def backup(options: Options, *, file: Path | None, data_dir: Path | None) -> Non
 @data_dir_option("Data directory of the `daemon up` to restore to.")
 @click.pass_obj
 def restore(options: Options, *, file: Path, replace: bool, data_dir: Path | None) -> None:
-    """Restore FILE, written by `daemon backup`, to an empty database; its roles are created if they are missing."""
+    """Restore FILE of `daemon backup` to an empty database. Its roles are created if they are missing."""
     from daemon.commands.restore import restore
 
     settings = options.having(data_dir=data_dir).quiet().local_settings
@@ -53,7 +53,7 @@ def restore(options: Options, *, file: Path, replace: bool, data_dir: Path | Non
 @data_dir_option("Data directory of the `daemon up` to reset.")
 @click.pass_obj
 def reset(options: Options, *, target: str, data_dir: Path | None) -> None:
-    """Make clients read a topic anew, or all topics of the pack of a SCHEMA.TABLE that was not captured."""
+    """Make clients read a topic anew. For a SCHEMA.TABLE that was not captured: all topics of its pack."""
     from daemon.commands.reset import reset
 
     settings = options.having(data_dir=data_dir).quiet().local_settings

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @data_dir_option("Data directory of the `daemon up` to inspect.")
 @click.pass_context
 def dead_letters(ctx: click.Context, *, data_dir: Path | None) -> None:
-    """List, show, replay or drop changes that did not fit their row model."""
+    """List, show, replay or drop dead letters. These are changes that did not fit their row model."""
     options: Options = ctx.obj
     ctx.obj = options.having(data_dir=data_dir).quiet()
 

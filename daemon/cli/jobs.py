@@ -12,7 +12,7 @@ from daemon.cli.options import Options, data_dir_option, run
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.pass_context
 def jobs(ctx: click.Context, *, data_dir: Path | None, as_json: bool) -> None:
-    """Show when each job ran last, how that ended, and when it runs next; or run one."""
+    """Show each job's last and next run, or run one."""
     options: Options = ctx.obj
     ctx.obj = options.having(data_dir=data_dir).quiet()
     if ctx.invoked_subcommand is None:

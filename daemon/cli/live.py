@@ -16,7 +16,7 @@ from daemon.cli.options import Options, data_dir_option, run
 )
 @click.pass_obj
 def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: bool) -> None:
-    """Try Rowcast: find or start Postgres, apply the DDL, load sample data, serve."""
+    """Try Rowcast with sample data. Find or start Postgres, apply the DDL, load the data, serve."""
     from daemon.commands.up import up
 
     options = options.having(data_dir=data_dir, listen=listen)
@@ -31,7 +31,7 @@ def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: boo
 @data_dir_option("Data directory of the `daemon up` to follow.")
 @click.pass_obj
 def tail(options: Options, *, topic: str, as_json: bool, since: str | None, data_dir: Path | None) -> None:
-    """Print the changes of TOPIC as they happen, straight from the log."""
+    """Print the changes of TOPIC as they happen. They come straight from the log."""
     from daemon.commands.tail import tail
 
     settings = options.having(data_dir=data_dir).quiet().local_settings

@@ -62,7 +62,7 @@ def migrate(
     restore_on_failure: bool,
     data_dir: Path | None,
 ) -> None:
-    """Back up, try the pending revisions, apply them at once, verify; if anything fails, all is as before."""
+    """Back up, try what is pending, apply it at once, verify. If anything fails, all is as before."""
     from daemon.commands.migrate import backup_in, migrate
 
     if sum(map(bool, (backup, backup_dir, no_backup))) > 1:
@@ -103,7 +103,7 @@ def rollback(options: Options, *, pack: str, to: str | None, verify: bool) -> No
 @data_dir_option("Data directory of the `daemon up` to check.")
 @click.pass_obj
 def check(options: Options, *, data_dir: Path | None) -> None:
-    """Compare the schemas and the capture triggers with the files; exit with 1 if something differs."""
+    """Compare schemas and capture triggers with the files. Exit with 1 if something differs."""
     settings = options.having(data_dir=data_dir).quiet().local_settings
     run(settings, _print_findings(settings))
 
@@ -118,4 +118,4 @@ async def _print_findings(settings: Settings) -> None:
         click.echo(f"note: {note}")
     if findings.problems:
         sys.exit(1)
-    click.echo(f"nothing has drifted: {findings.watched} tables are watched")
+    click.echo(f"nothing has drifted: {findings.captured}")

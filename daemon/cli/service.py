@@ -17,7 +17,10 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object
 @data_dir_option("Data directory of the `daemon up` to look at.")
 @click.pass_obj
 def doctor(options: Options, *, as_json: bool, data_dir: Path | None) -> None:
-    """Look at database, settings, rights, captures, clocks and limits; exit with 1 if something fails."""
+    """Say what is wrong here, and what to do about it.
+
+    Looks at database, settings, rights, captures, clocks and limits; exits with 1 if something fails.
+    """
     from daemon.commands.doctor import Finding, doctor, failed, has_failed, show
 
     found: list[Finding] = []
@@ -36,7 +39,7 @@ def doctor(options: Options, *, as_json: bool, data_dir: Path | None) -> None:
 @_as_json
 @click.pass_obj
 def config(options: Options, *, as_json: bool) -> None:
-    """Print every setting that is in effect, and where it comes from. Secrets are not shown."""
+    """Print every setting in effect, and where it comes from. Secrets are not shown."""
     from daemon.commands.config import show
 
     show(*options.settings_with_sources, as_json=as_json)
@@ -47,7 +50,7 @@ def config(options: Options, *, as_json: bool) -> None:
 @_as_json
 @click.pass_obj
 def status(options: Options, *, watch: bool, as_json: bool) -> None:
-    """Show how the running daemon is, from its own pages; exit with 1 if it is not ready."""
+    """Show how the running daemon is, from its own pages. Exit with 1 if it is not ready."""
     from daemon.commands.status import status
 
     settings = options.quiet().settings
@@ -66,7 +69,7 @@ def status(options: Options, *, watch: bool, as_json: bool) -> None:
 @data_dir_option("Data directory of the `daemon up` to look at.")
 @click.pass_obj
 def explain(options: Options, *, topic: str, user: str, seq: int | None, data_dir: Path | None) -> None:
-    """Say whether this user gets this topic, or one change of it, and if not, why not; exit with 1 then."""
+    """Say why a user gets a topic or a change, or does not. Exit with 1 if not."""
     from daemon.commands.explain import explain
 
     settings = options.having(data_dir=data_dir).quiet().local_settings

@@ -49,7 +49,7 @@ def watch(
     topics: list[str] | None,
     data_dir: Path | None,
 ) -> None:
-    """Send the changes of a table of yours to clients; if it is watched already, replace how."""
+    """Send the changes of a table of yours to clients. If it is watched already, replace how."""
     from daemon.commands.watch import watch
     from daemon.schema.watches import Watch
 
@@ -77,7 +77,7 @@ def unwatch(options: Options, *, table: str, data_dir: Path | None) -> None:
 @data_dir_option("Data directory of the `daemon up` whose database it is.")
 @click.pass_obj
 def watches(options: Options, *, as_json: bool, data_dir: Path | None) -> None:
-    """Show which tables are watched, their topics, and who may read these."""
+    """Show the watched tables, their topics and readers."""
     from daemon.commands.watch import show_watches
 
     settings = options.having(data_dir=data_dir).quiet().local_settings

@@ -113,7 +113,7 @@ def _settings(settings: Settings) -> Iterator[Finding]:
             "set ROWCAST_METRICS_LISTEN to reach each of them",
         )
     if not problems:
-        packs = ", ".join(settings.packs)
+        packs = ", ".join(settings.packs) or "none"
         yield Finding("settings", State.OK, f"{settings.environment}, packs {packs}, workers {settings.workers}")
 
 
@@ -303,7 +303,7 @@ async def _schemas(settings: Settings) -> AsyncIterator[Finding]:
     for note in findings.notes:
         yield Finding("schemas", State.WARN, note)
     if not findings.problems:
-        yield Finding("schemas", State.OK, f"nothing has drifted: {findings.watched} tables are watched")
+        yield Finding("schemas", State.OK, f"nothing has drifted: {findings.captured}")
 
 
 _Look = Callable[[Connection, Settings], AsyncIterator[Finding]]

@@ -115,6 +115,11 @@ class Findings:
     notes: list[str]
     watched: int
 
+    @property
+    def captured(self) -> str:
+        """How many tables are watched, in words."""
+        return "1 table is watched" if self.watched == 1 else f"{self.watched} tables are watched"
+
 
 async def check(settings: Settings) -> Findings:
     """Compare the schemas and the captures with the files, and run the packs' check.sql. Raises an OperatorFault."""

@@ -53,6 +53,14 @@ async def test_a_pack_can_be_applied_to_another_schema(empty_database: str) -> N
     assert "chatgenius in schema test: nothing -> chatgenius_0005" in output
 
 
+async def test_the_help_describes_each_command_in_a_whole_sentence() -> None:
+    code, output, errors = await command("--help")
+    assert (0, "") == (code, errors)
+    commands = output.partition("Commands:\n")[2].splitlines()
+    assert commands
+    assert [] == [line for line in commands if line.endswith("...") or not line.endswith(".")]
+
+
 async def test_the_ddl_can_be_printed_without_a_database() -> None:
     code, output, errors = await command("--apply-ddl", "--sql")
     assert (0, "") == (code, errors)

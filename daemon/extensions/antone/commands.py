@@ -27,7 +27,7 @@ from daemon.extensions import CommandOptions
 def archive(
     options: CommandOptions, *, pack: str, directory: Path | None, dry_run: bool, data_dir: Path | None
 ) -> None:
-    """Move old rows of PACK to files; rows are deleted after their file has been read back."""
+    """Move old rows of PACK to files. Rows are deleted after their file has been read back."""
     from daemon.extensions.antone.archive import archive
 
     settings = options.having(packs=(pack,), data_dir=data_dir, archive_dir=directory).quiet().local_settings

@@ -11,7 +11,7 @@ from daemon.settings import Settings
 @click.command("rotate-token-keys")
 @click.pass_obj
 def rotate_token_keys(options: CommandOptions) -> None:
-    """Re-encrypt the OAuth tokens of email_unsubscribe with the first key."""
+    """Re-encrypt OAuth tokens with the first key. They are those of email_unsubscribe."""
     settings = options.having(packs=("email_unsubscribe",)).quiet().settings
     options.run(settings, _rotate(settings))
 

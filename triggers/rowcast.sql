@@ -1261,6 +1261,11 @@ begin
         raise exception 'rowcast: % has no primary key: name columns that are unique and not null (--key)', relation
             using errcode = 'invalid_parameter_value';
     end if;
+    if exists (select from pg_attribute as a
+               where a.attrelid = relation and a.attname = soft_delete and a.attnotnull) then
+        raise exception 'rowcast: % of % is never null, so every row would count as deleted', quote_ident(soft_delete), relation
+            using errcode = 'invalid_parameter_value';
+    end if;
     topics := coalesce(topics, array_remove(array[rowcast.pattern_of(topic)], null));
     if exists (select from unnest(topics) as t (pattern) where t.pattern is null or t.pattern ~ '^(\*|$)') then
         raise exception 'rowcast: a topic begins with at least one character other than *'
@@ -1331,7 +1336,9 @@ begin
             raise exception 'rowcast: %: grant that right to the role rowcast_capture, which evaluates the expression', sqlerrm
                 using errcode = 'insufficient_privilege';
         when syntax_error_or_access_rule_violation or invalid_function_definition then
-            raise exception 'rowcast: who may read a topic cannot be worked out (%): %', readable, sqlerrm
+            raise exception 'rowcast: who may read a topic cannot be worked out (%): %', readable, sqlerrm || case
+                when sqlstate = '42883' and sqlerrm !~ '\('  -- no such operator; a function would have parentheses
+                then ': user_id and topic are text, so cast what you compare with them, as in r.id::text' else '' end
                 using errcode = sqlstate;
     end;
     insert into rowcast.own_tables (watch, topics, readable, definition, since)

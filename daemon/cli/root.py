@@ -66,8 +66,8 @@ def cli(
 ) -> None:
     """Rowcast sends committed changes in Postgres to websocket clients.
 
-    Without a command it runs the daemon. To try it out, use `daemon up`. To serve a table of yours: `daemon --apply-ddl`,
-    `daemon watch`, `daemon`.
+    Without a command it runs the daemon. To try it out, use `daemon up`. To serve a table of yours, use
+    `daemon --apply-ddl`, `daemon watch`, `daemon`.
     """
     ctx.obj = options = Options(config, {}).having(
         packs=packs or None, schema=schema, database_url=database_url, listen=listen, workers=workers

@@ -77,7 +77,7 @@ def _described(done: Watching, wanted: Watch) -> list[str]:
         "columns": ", ".join(done.columns),
         "left out": ", ".join(name if name not in done.virtual else f"{name} (virtual)" for name in done.left_out),
         "key": ", ".join(done.key),
-        "snapshots": _about_snapshots(done),
+        "snapshots": _about_snapshots(done, given=wanted.rows is not None),
     }
     return _lines(f"{done.table} is watched", facts)
 
@@ -88,12 +88,17 @@ def _readers(readable: str) -> str:
     return readable if "user_id" in readable else f"{readable} (the same for every user: it does not name user_id)"
 
 
-def _about_snapshots(done: Watching) -> str:
+def _about_snapshots(done: Watching, *, given: bool) -> str:
     if done.rows is None:
         return "each reads the whole table: give --rows, a condition that an index can answer"
     if done.unindexed is not None:
         return f"each reads the whole table: create index on {done.table} ({done.unindexed})"
-    return f"by {done.rows}"
+    if given:
+        return f"by {done.rows}"
+    # What the server has read off the topic: one that all rows share, or a column and the rest of the topic.
+    return (
+        "of all rows" if done.rows.startswith("$1 = ") else f"by {done.rows.partition(' = ')[0]}, which has an index"
+    )
 
 
 def _facts(one: dict[str, Any]) -> dict[str, str]:

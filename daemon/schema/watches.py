@@ -64,7 +64,8 @@ class CannotWatch(OperatorFault):
     exit_code: ClassVar[int] = 48
 
     def __init__(self, table: str, reason: str) -> None:
-        self.table, self.reason = table, " ".join(reason.removeprefix("rowcast: ").split()).rstrip(".")
+        reason = reason.removeprefix("rowcast: ").rpartition(" cannot be watched: ")[2]
+        self.table, self.reason = table, " ".join(reason.split()).rstrip(".")
 
 
 @dataclass(frozen=True)

@@ -191,10 +191,13 @@ async def test_a_function_may_say_who_may_read(database: str, tables: Connection
     assert ["7", "boss"] == [row["name"] for row in await tables.fetch(readers)]
 
 
-async def test_watching_says_to_whom_a_table_is_readable(database: str, tables: Connection) -> None:
-    assert "  readers     everybody with a token\n" in await rowcast(database, *WATCH, "--public")
-    said = await rowcast(database, *WATCH, "--read", "r.customer_id = 7")
+async def test_watching_says_who_may_read_and_how_snapshots_are_read(database: str, tables: Connection) -> None:
+    said = await rowcast(database, *WATCH, "--public")
+    assert "  readers     everybody with a token\n" in said
+    assert "  snapshots   by r.customer_id, which has an index\n" in said
+    said = await rowcast(database, "watch", "public.orders", "--topic", "'a'", "--read", "r.customer_id = 7")
     assert "  readers     r.customer_id = 7 (the same for every user: it does not name user_id)\n" in said
+    assert "  snapshots   of all rows\n" in said
 
 
 async def test_watches_are_listed_checked_and_survive_a_restore(
@@ -247,7 +250,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no such table": (("watch", "public.nothing", "--topic", "'a'", "--public"), 64, "There is no table"),
     "no schema": (("watch", "orders", "--topic", "'a'", "--public"), 64, "write SCHEMA.TABLE"),
     "no name": (("watch", "a b.c", "--topic", "'a'", "--public"), 64, "There is no table"),
-    "a view": (("watch", "pg_catalog.pg_views", "--topic", "'a'", "--public"), 48, "is not an ordinary"),
+    "a view": (("watch", "pg_catalog.pg_views", "--topic", "'a'", "--public"), 48, "this: it is not an ordinary"),
     "no rights": (WATCH, 2, "--read-function"),
     "two rights": ((*WATCH, "--public", "--read", "true"), 2, "give one of"),
     "no quotes": (("watch", "public.orders", "--topic", "orders", "--public"), 48, "a text needs quotes of its own"),

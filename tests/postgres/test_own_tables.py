@@ -140,6 +140,8 @@ async def test_unwatching_stops_serving_and_watching_again_replaces(db: Connecti
             "true",
             {"topics": ["a"]},
         ),
+        ("cast what you compare", "shop.lines", "'a'", "user_id = r.id", {}),
+        ("every row would count as deleted", "shop.lines", "'a'", "true", {"soft_delete": "id"}),
         ("a text needs quotes of its own", "shop.lines", "orders:r.id", "true", {}),
         ("names no column", "shop.lines", "'a' || 'b'", "true", {}),
         ("how the topics", "shop.lines", "r.id::text", "true", {}),

@@ -1473,10 +1473,13 @@ begin
     if not rowcast.has_capture_role()
        and coalesce(pg_catalog.current_setting('rowcast.capture_as_owner', true), 'off') operator(pg_catalog.<>) 'on'
     then
-        raise exception 'rowcast: % may not make the role rowcast_capture, whose rights the capture functions run with: '
-            'as a superuser, run "create role rowcast_capture nologin bypassrls; grant rowcast_capture to %", or let them '
+        raise exception 'rowcast: capture functions run with the rights of the role rowcast_capture, which % may not use: '
+            'as a superuser, run "%grant rowcast_capture to %", or let them '
             'run with the rights of % ("alter role % set rowcast.capture_as_owner = on")',
-            current_user, pg_catalog.quote_ident(current_user), current_user, pg_catalog.quote_ident(current_user)
+            current_user,
+            case when exists (select from pg_catalog.pg_roles as r where r.rolname operator(pg_catalog.=) 'rowcast_capture')
+                 then '' else 'create role rowcast_capture nologin bypassrls; ' end,
+            pg_catalog.quote_ident(current_user), current_user, pg_catalog.quote_ident(current_user)
             using errcode = 'object_not_in_prerequisite_state';
     end if;
 end

@@ -138,6 +138,8 @@ async def _session(settings: Settings) -> AsyncIterator[Connection]:
     try:
         if stale := await migrate.stale(connection, ()):
             raise SchemaNotCurrent(stale)
+        if not await watches.can_serve(connection):
+            raise SchemaNotCurrent("its functions are missing")
         yield connection
     except DRIVER_ERRORS as error:
         raise explain(error, address=address_of(dsn)) from None

@@ -430,6 +430,10 @@ begin
 end
 $$;
 
+-- name: can_serve
+-- Whether triggers/rowcast.sql has run: an installation may have failed between the revisions and it.
+select to_regproc('rowcast.serve') is not null;
+
 -- name: serve
 -- $1 table   $2 topic   $3 who may read it   $4 columns   $5 key   $6 soft delete   $7 revokes   $8 rows   $9 topics
 select rowcast.serve($1::text::regclass, $2, $3, $4, $5, $6, $7, $8, $9);

@@ -100,6 +100,11 @@ class Watching(NamedTuple):
     unindexed: str | None
 
 
+async def can_serve(connection: Connection) -> bool:
+    """Whether the functions that `watch` needs are installed. Raises one of DRIVER_ERRORS."""
+    return bool(await connection.fetchval(query("can_serve")))
+
+
 async def watch(connection: Connection, wanted: Watch) -> Watching:
     """Watch a table, or watch it otherwise, in one transaction. Raises an OperatorFault, or one of DRIVER_ERRORS."""
     table = await _find(connection, wanted.table)

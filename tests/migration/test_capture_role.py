@@ -6,8 +6,12 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from daemon.commands.watch import watch
 from daemon.core.errors import OperatorFault
 from daemon.schema import migrate
+from daemon.schema.health import SchemaNotCurrent
+from daemon.schema.watches import Watch
+from daemon.settings import Settings
 from tests.packs.databases import session
 from tests.support.postgres import CAPTURE_ROLE, ignore
 
@@ -34,8 +38,11 @@ async def plain(empty_database: str) -> AsyncIterator[str]:
 async def test_capture_functions_with_the_rights_of_the_installing_role_are_refused(plain: str) -> None:
     with pytest.raises(OperatorFault) as caught:
         await migrate.apply(plain, (), report=ignore)
-    assert "grant rowcast_capture to capture_plain" in str(caught.value)
+    assert 'as a superuser, run "grant rowcast_capture to capture_plain", or' in str(caught.value)
     assert "\n" not in str(caught.value)
+    table = Watch("public.any", "'a'", "true")
+    with pytest.raises(SchemaNotCurrent, match="apply-ddl"):
+        await watch(Settings(DATABASE_URL=plain), table, ignore)
 
 
 async def test_a_role_that_a_superuser_granted_owns_the_capture_functions(plain: str, empty_database: str) -> None:

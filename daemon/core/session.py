@@ -86,7 +86,7 @@ class SendSignal:
 
     topic: Topic
     name: str
-    data: JsonValue
+    data: str  # as JSON
     frame: FrameId | None
 
 
@@ -189,9 +189,10 @@ class Session:
         topic = Topic(frame.topic)
         if topic not in self.topics:
             return self.fault(NotSubscribed(), frame.id)
-        if len(wire.compact(frame.data)) > signals.MAX_DATA:
+        data = wire.compact(frame.data)
+        if len(data) > signals.MAX_DATA:
             return self.fault(SignalTooLarge(signals.MAX_DATA), frame.id)
-        return [SendSignal(topic, frame.name, frame.data, frame.id)]
+        return [SendSignal(topic, frame.name, data.decode(), frame.id)]
 
     def _be_present(self, frame: Presence) -> list[Action]:
         topic = Topic(frame.topic)

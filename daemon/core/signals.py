@@ -7,8 +7,8 @@ and in order, so there is at most one incomplete message at a time, and a piece 
 import base64
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from pydantic_core import from_json
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import from_json, to_json
 
 from daemon.core.change import MAX_TOPIC, TOPIC_PATTERN
 
@@ -22,6 +22,14 @@ Text = Annotated[str, Field(min_length=1, max_length=MAX_TOPIC, pattern=TOPIC_PA
 SignalName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
+def _json(text: str) -> str:
+    return to_json(from_json(text, allow_inf_nan=False), inf_nan_mode="null").decode()
+
+
+# As text: parsers limit how deep a message may nest, and what a client may send must never make one that is refused.
+JsonText = Annotated[str, AfterValidator(_json)]
+
+
 class Signal(BaseModel):
     """A signal of a client."""
 
@@ -30,7 +38,7 @@ class Signal(BaseModel):
     topic: Text
     name: SignalName
     user: str
-    data: JsonValue = None
+    data: JsonText = "null"
 
 
 class Message(BaseModel):

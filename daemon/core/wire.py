@@ -282,9 +282,11 @@ def compact(value: JsonValue) -> bytes:
     return to_json(value, inf_nan_mode="null")
 
 
-def signal(topic: str, name: str, data: JsonValue, user: str) -> bytes:
-    """Another follower of the topic tells something."""
-    return to_json({"op": "signal", "topic": topic, "name": name, "data": data, "user": user}, inf_nan_mode="null")
+def signal(topic: str, name: str, data: str, user: str) -> bytes:
+    """Another follower of the topic tells something. `data` is JSON."""
+    return (
+        f'{{"op":"signal","topic":{_json(topic)},"name":{_json(name)},"data":{data},"user":{_json(user)}}}'.encode()
+    )
 
 
 def presence_state(topic: Topic, people: Mapping[Key, Person]) -> bytes:

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Collection
 from typing import Final
 
-from pydantic import JsonValue
-
 from daemon import metrics
 from daemon.core import wire
 from daemon.core.change import Topic
@@ -62,16 +60,17 @@ class Signals:
             self._answers[user, topic] = answer, now + ANSWER_AGE
         return answer
 
-    def send(self, topic: Topic, name: str, data: JsonValue, sender: Follower) -> None:
-        """Send a signal to every live follower of the topic but its sender."""
+    def send(self, topic: Topic, name: str, data: str, sender: Follower) -> None:
+        """Send a signal to every live follower of the topic but its sender. `data` is JSON."""
         metrics.SIGNALS.inc()
-        frame = wire.signal(topic, name, data, sender.user)
-        self._deliver(topic, frame, sender)
-        if self._size + len(frame) > MAX_WAITING:
+        self._deliver(topic, wire.signal(topic, name, data, sender.user), sender)
+        signal = Signal(topic=topic, name=name, user=sender.user, data=data)
+        size = len(signal.model_dump_json().encode())
+        if self._size + size > MAX_WAITING:
             metrics.SIGNALS_DROPPED.labels(reason="full").inc()
             return
-        self._size += len(frame)
-        self._signals.append(Signal(topic=topic, name=name, user=sender.user, data=data))
+        self._size += size
+        self._signals.append(signal)
         self._wakeup.set()
 
     def announce(self, topics: Collection[Topic]) -> None:

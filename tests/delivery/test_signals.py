@@ -92,7 +92,7 @@ async def test_signals_reach_each_follower_of_their_topic_once_and_in_one_messag
     one, two = processes
     sender, near, far, other = one.follower(A), one.follower(A), two.follower(A), two.follower(B)
     for number in range(3):
-        one.signals.send(A, "typing", {"number": number}, sender)
+        one.signals.send(A, "typing", f'{{"number":{number}}}', sender)
     assert [0, 1, 2] == [signal["data"]["number"] for signal in near.signals]
     assert [] == far.signals
     one.signals.announce([A, B, A])
@@ -107,11 +107,21 @@ async def test_what_is_too_much_for_other_processes_is_dropped_and_the_rest_arri
     one, two = processes
     sender, far, before = one.follower(A), two.follower(A), dropped("full")
     for _ in range(20):
-        one.signals.send(A, "n", "x" * 16_000, sender)
+        one.signals.send(A, "n", f'"{"x" * 16_000}"', sender)
     lost = dropped("full") - before
     assert 0 < lost < 20
     await until_sent(one)
     assert 20 - lost == len(far.signals)
+
+
+async def test_signals_full_of_quotes_fit_into_their_message(processes: list[Process]) -> None:
+    one, two = processes
+    sender, far, before = one.follower(A), two.follower(A), dropped("malformed")
+    for _ in range(20):
+        one.signals.send(A, "n", json.dumps('"' * 8000), sender)
+    await until_sent(one)
+    assert 1 < len(far.signals) < 20
+    assert before == dropped("malformed")
 
 
 async def test_signals_that_the_database_does_not_take_are_counted_and_later_ones_arrive(
@@ -120,12 +130,12 @@ async def test_signals_that_the_database_does_not_take_are_counted_and_later_one
     one, two = processes
     sender, far, before = one.follower(A), two.follower(A), dropped("unsent")
     one.broken = True
-    one.signals.send(A, "n", 1, sender)
+    one.signals.send(A, "n", "1", sender)
     running = asyncio.create_task(one.signals.run())
     while dropped("unsent") == before:
         await asyncio.sleep(0)
     one.broken = False
-    one.signals.send(A, "n", 2, sender)
+    one.signals.send(A, "n", "2", sender)
     while not far.signals:
         await asyncio.sleep(0.001)
     running.cancel()

@@ -150,7 +150,7 @@ def server_frames() -> Iterator[str]:
     key, person = Key("u", "d"), Person("{}", datetime.now(UTC), datetime.now(UTC))
     state = json.loads(wire.presence_state(change.topic, {key: person}))
     changes = wire.presence_changes(change.topic, joined={key: person}, left=[key], updated={key: person})
-    for frame in (json.loads(wire.signal(change.topic, "n", None, "u")), state | json.loads(changes)):
+    for frame in (json.loads(wire.signal(change.topic, "n", "null", "u")), state | json.loads(changes)):
         yield row(f"`{frame.pop('op')}`", members(list(frame)))
 
 

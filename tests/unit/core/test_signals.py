@@ -1,17 +1,36 @@
 import json
+from typing import Any
 
 import pytest
 
+from daemon.core import wire
+from daemon.core.errors import ClientFault
 from daemon.core.signals import MAX_MESSAGE, Assembler, Message, Signal, pieces
 
 LONG = Message(
     signals=[
-        Signal(topic="t", name="n", user="ada", data={"text": "é😀" * 4000}),
+        Signal(
+            topic="t",
+            name="n",
+            user="ada",
+            data=json.dumps({"text": "é😀" * 4000}, ensure_ascii=False, separators=(",", ":")),
+        ),
         Signal(topic="t", name="m", user=""),
     ],
     present=["a", "b"],
 )
 PIECES = pieces("one", 7, LONG)
+NAMED: dict[str, Any] = {"topic": "t", "name": "n", "user": "ada"}
+
+
+def _parsed(data: str) -> object:
+    """The data of a signal with this text; None if no client may send it."""
+    try:
+        frame = wire.parse(f'{{"op":"signal","topic":"t","name":"n","data":{data}}}'.encode())
+    except ClientFault:
+        return None
+    assert isinstance(frame, wire.Signal)
+    return frame.data
 
 
 def a_piece(**members: object) -> str:
@@ -26,9 +45,19 @@ def test_a_message_arrives_whole_in_pieces_that_a_notification_can_carry() -> No
 
 
 def test_the_largest_message_fits_into_its_pieces() -> None:
-    message = Message(signals=[Signal(topic="t", name="n", user="ada", data="x" * (MAX_MESSAGE - 200))])
+    message = Message(signals=[Signal(topic="t", name="n", user="ada", data=f'"{"x" * (MAX_MESSAGE - 200)}"')])
     assembler = Assembler("two")
     assert message == [assembler.add(piece) for piece in pieces("one", 1, message)][-1]
+
+
+def test_the_data_of_any_signal_that_a_client_may_send_arrive_with_those_of_others() -> None:
+    deepest = max(depth for depth in range(150, 250) if _parsed("[" * depth + "]" * depth) is not None)
+    message = Message(signals=[Signal(**NAMED, data=data) for data in ("[" * deepest + "]" * deepest, "1")])
+    assert [message] == [Assembler("two").add(piece) for piece in pieces("one", 1, message)]
+
+
+def test_data_from_another_process_have_no_line_breaks() -> None:
+    assert '{"a":[1,null]}' == Signal(**NAMED, data='{"a":\r\n[1,\n1e999]}').data
 
 
 def test_a_process_ignores_its_own_pieces() -> None:
@@ -68,6 +97,8 @@ def test_an_incomplete_message_is_forgotten_and_the_next_one_arrives() -> None:
         a_piece(text="A" * 8000),
         a_piece(more=1),
         a_piece(text="eyJhIjoxfQ=="),
+        *pieces("one", 1, Message.model_construct(signals=[Signal.model_construct(**NAMED, data="1,2")])),
+        *pieces("one", 1, Message.model_construct(signals=[Signal.model_construct(**NAMED, data="[NaN]")])),
     ],
 )
 def test_what_is_malformed_is_refused(text: str) -> None:

@@ -769,7 +769,8 @@ begin
     if operation = 'starts_with' then
         return format('starts_with(%s collate "C", %L)', column_, value);
     elsif operation in ('like', 'ilike') then
-        return format('(%s collate "C" %s %L)', column_, operation, value);
+        -- What is longer is not looked through; neither it nor its "not" is true.
+        return format('(case when length(%1$s) <= 65536 then %1$s collate "C" %2$s %3$L end)', column_, operation, value);
     end if;
     select string_agg(format('%L::%s', case when type_ = 'character' then rtrim(v.value, ' ') else v.value end,
                              case when is_text then 'text'::regtype else type_::regtype end), ', ') into values_

@@ -60,6 +60,8 @@ class Column:
         if not isinstance(value, type_.json) or (isinstance(value, bool) and bool not in type_.json):
             raise ValueError(type_.form)
         text = str(value).lower() if isinstance(value, bool) else str(value)
+        if self.labels and text not in self.labels:
+            raise ValueError(type_.form)
         try:
             self.parse(text)
         except ValueError:
@@ -67,9 +69,7 @@ class Column:
         return text
 
     def parse(self, text: str) -> Value:
-        """The value of this text. Raises ValueError."""
-        if self.labels and text not in self.labels:
-            raise ValueError
+        """The value of this text. Raises ValueError. A label may be newer than this."""
         return TYPES[self.type or ""].parse(text)
 
 

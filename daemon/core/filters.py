@@ -21,7 +21,10 @@ from daemon.core.patterns import ascii_lower, like
 MAX_DEPTH: Final = 8  # of `and`, `or` and `not` within each other
 MAX_TERMS: Final = 64  # comparisons, in all tables
 MAX_IN: Final = 100  # values of an `in`
-MAX_PATTERN: Final = 100  # characters of a `like` or an `ilike`
+MAX_PATTERNS: Final = 16  # `like` and `ilike`, in all tables
+MAX_PATTERN: Final = 100  # characters of each
+MAX_MATCHED: Final = 65_536  # characters of a value that is compared with a pattern: as in rowcast.filter_condition
+MAX_SIZE: Final = 65_536  # characters of all filters of a connection: they are kept in several forms
 MAX_SHOWN: Final = 64  # characters of a client's name that an error repeats
 
 Tables = Mapping[str, Mapping[str, Column]]
@@ -153,6 +156,11 @@ class View:
     def __hash__(self) -> int:
         return self._hash
 
+    @property
+    def size(self) -> int:
+        """How much it is to keep, in characters."""
+        return len(self._key)
+
     def of_run(self, run: Iterable[Change], cells: dict[Seq, Cells]) -> list[Change]:
         """What is seen of these changes. `cells` keeps what was read of them, for other views.
 
@@ -230,6 +238,7 @@ class _Parser:
 
     def __init__(self) -> None:
         self._terms = 0
+        self._patterns = 0
 
     def condition(self, node: object, member: str, columns: Mapping[str, Column], depth: int) -> _Condition:
         """An object whose members must all be true."""
@@ -263,6 +272,9 @@ class _Parser:
             raise BadFilter(member, "there is no such operator")
         if operator not in column.operators:
             raise BadFilter(member, f"the column's type has only {', '.join(sorted(column.operators))}")
+        self._patterns += operator in ("like", "ilike")
+        if self._patterns > MAX_PATTERNS:
+            raise FilterTooLarge(member, MAX_PATTERNS, "patterns")
         checked, test = _TERMS.get(operator, _compared)(column, operator, value, member)
         node = {"column": column.name, "type": column.type, "op": operator, "value": checked}
         return _Condition(node, test, frozenset({column.name}))
@@ -277,7 +289,7 @@ def _one(column: Column, value: object, member: str) -> str:
         raise BadFilter(member, f"must be {error}{hint}") from None
 
 
-def _known(column: Column, test: Callable[[Value], bool]) -> Test:
+def _known(column: Column, test: Callable[[Value], Verdict]) -> Test:
     """The test of a value, unknown for NULL."""
 
     def of_cells(cells: Cells) -> Verdict:
@@ -326,13 +338,10 @@ def _like(column: Column, operator: str, value: object, member: str) -> tuple[ob
         raise FilterTooLarge(member, MAX_PATTERN, "characters in a pattern")
     try:
         matches = like(ascii_lower(text) if operator == "ilike" else text)
-    except ValueError:
-        raise BadFilter(
-            member, "must not end with a single backslash, which takes the next character as it is"
-        ) from None
-    if operator == "like":
-        return text, _known(column, matches)
-    return text, _known(column, lambda value: matches(ascii_lower(value)))
+    except ValueError as error:
+        raise BadFilter(member, str(error)) from None
+    is_like = matches if operator == "like" else lambda value: matches(ascii_lower(value))
+    return text, _known(column, lambda value: is_like(value) if len(value) <= MAX_MATCHED else None)
 
 
 _TERMS: Final[Mapping[str, Callable[[Column, str, object, str], tuple[object, Test]]]] = {

@@ -17,6 +17,7 @@ from daemon.core.errors import (
     AlreadySubscribed,
     BadToken,
     ClientFault,
+    FilterTooLarge,
     HelloExpected,
     HelloTimeout,
     NotSubscribed,
@@ -24,7 +25,7 @@ from daemon.core.errors import (
     SignalTooLarge,
     TooManyTopics,
 )
-from daemon.core.filters import Asked, View
+from daemon.core.filters import MAX_SIZE, Asked, View
 from daemon.core.snapshot import Wanted
 from daemon.core.wire import Ack, FrameId, Hello, Ping, Presence, Renew, Signal, Subscribe, Unsubscribe
 
@@ -180,9 +181,14 @@ class Session:
         return [self.topics[topic]]
 
     def checked(self, follow: Follow, view: View) -> Follow:
-        """The client's subscription, which sees this of its topic; it takes the place of `follow`."""
+        """The client's subscription, which sees this of its topic; it takes the place of `follow`.
+
+        Raises FilterTooLarge.
+        """
+        if sum(other.view.size for other in self.topics.values() if other.view) + view.size > MAX_SIZE:
+            raise FilterTooLarge("where", MAX_SIZE, "characters, with those of the connection's other topics")
         snapshot = follow.snapshot and follow.snapshot._replace(view=view)
-        self.topics[follow.topic] = replace(follow, snapshot=snapshot, view=view)
+        self.topics[follow.topic] = replace(follow, snapshot=snapshot, asked=None, view=view)
         return self.topics[follow.topic]
 
     def _signal(self, frame: Signal) -> list[Action]:

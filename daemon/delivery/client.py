@@ -61,6 +61,7 @@ log = get_logger()
 MAX_QUEUED_FRAMES: Final = 2 * MAX_TOPICS  # frames of one client that wait for an answer: enough to follow everything
 REFUSAL_CHARGE: Final = 20  # frames that a refused subscribe counts as: each one is a question to the database
 SNAPSHOT_CHARGE: Final = 20  # frames that a snapshot counts as
+FILTER_CHARGE: Final = 20  # frames that a filter counts as: it takes milliseconds to check
 SNAPSHOT_TIMEOUT: Final = 60.0  # seconds that the peer may take to read one: it stays in memory until then
 SIGNAL_RATE: Final = 10  # signals of one client in a second; as many may come at once
 HELLO_TIMEOUT: Final = 5.0  # seconds
@@ -497,6 +498,7 @@ class Client:
                 return
             if follow.asked is not None:
                 follow = self._session.checked(follow, filters.view(follow.asked, tables))
+                self._socket.charge(FILTER_CHARGE)
             if follow.snapshot is not None:
                 await self._begin_with_snapshot(follow, follow.snapshot, start)
             elif follow.since is None:

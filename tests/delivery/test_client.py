@@ -16,7 +16,7 @@ from daemon.core.errors import GrantsUnavailable
 from daemon.core.hub import Hub, RightEnd
 from daemon.core.ports import AckStore, ColumnReader, Grants, SignalRights
 from daemon.core.presence import Key
-from daemon.delivery.client import REFUSAL_CHARGE, Client, ClientContext
+from daemon.delivery.client import FILTER_CHARGE, REFUSAL_CHARGE, Client, ClientContext
 from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
 from daemon.delivery.snapshots import Snapshots
@@ -469,6 +469,23 @@ async def test_a_filter_that_is_wrong_is_refused_and_charged(
     assert (7, "bad_filter", False) == (error["id"], error["code"], error["retry"])
     assert ([REFUSAL_CHARGE], wrong + 1) == (charged, metrics.ERRORS.labels(code="bad_filter")._value.get())
     await filtering.subscribe(ONE)
+
+
+async def test_filters_are_charged_and_those_of_a_connection_are_limited_together(
+    filtering: ClientHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged: list[int] = []
+    monkeypatch.setattr(filtering.socket, "charge", charged.append)
+    monkeypatch.setattr("daemon.core.session.MAX_SIZE", 120)
+    for topic in (ONE, TWO):
+        filtering.say(op="subscribe", topic=topic, where=NOT_TWO)
+    await filtering.until(lambda: "error" in filtering.socket.ops())
+    assert ["subscribed", "error"] == filtering.socket.ops()[-2:]
+    assert "filter_too_large" == filtering.socket.frames[-1]["code"]
+    assert [FILTER_CHARGE, REFUSAL_CHARGE] == charged
+    filtering.say(op="unsubscribe", topic=ONE)
+    filtering.say(op="subscribe", topic=TWO, where=NOT_TWO)
+    await filtering.until(lambda: "subscribed" == filtering.socket.ops()[-1])
 
 
 async def test_a_filter_whose_columns_cannot_be_looked_up_can_be_sent_again(harness: ClientHarness) -> None:

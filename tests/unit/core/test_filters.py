@@ -130,6 +130,7 @@ def test_the_largest_filters_are_accepted() -> None:
         {"or": [{"stars": {"eq": number}} for number in range(65)]},
         {"id": {"in": ["x"] * 101}},
         {"id": {"like": "x" * 101}},
+        {"or": [{"id": {"ilike": f"%{number}%"}} for number in range(17)]},
     ],
 )
 def test_a_filter_that_is_too_large_is_refused(where: object) -> None:
@@ -151,6 +152,7 @@ def test_a_filter_that_is_too_large_is_refused(where: object) -> None:
         ({"stars": {"like": "1"}}, "where.messages.stars.like"),
         ({"extra": {"eq": "1"}}, "where.messages.extra.eq"),
         ({"content": {"like": "a\\"}}, "where.messages.content.like"),
+        ({"content": {"like": "%a_b%"}}, "where.messages.content.like"),
         ({"x" * 1000: {"eq": 1}}, "where.messages." + "x" * 64 + "..."),
     ],
 )
@@ -158,3 +160,10 @@ def test_a_wrong_filter_is_refused_with_the_member_that_is_wrong(where: object, 
     with pytest.raises(BadFilter) as caught:
         seen(where)
     assert str(caught.value).startswith(f"{member}: ")
+
+
+def test_a_label_that_is_newer_than_the_filter_is_another_one() -> None:
+    mood = Column("mood", "enum", frozenset({"sad", "ok"}))
+    asked = view(Asked({"messages": {"mood": {"eq": "ok"}}}, None), {"messages": {"mood": mood}})
+    assert shown(asked, a_change(1, record='{"mood":"ok"}')) is not None
+    assert shown(asked, a_change(2, record='{"mood":"new"}')) is None

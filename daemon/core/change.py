@@ -75,7 +75,9 @@ class Position(NamedTuple):
     def parse(cls, text: str) -> Self:
         """Read a position as a client sends it. Raises BadPosition."""
         epoch, colon, seq = text.rpartition(":")
-        if not (colon and 0 < len(epoch) <= MAX_EPOCH and seq.isascii() and seq.isdigit() and len(seq) <= 16):
+        if not (colon and 0 < len(epoch) <= MAX_EPOCH and seq.isdigit() and len(seq) <= 16):
+            raise BadPosition
+        if not (text.isascii() and text.isprintable()):  # every database can store it
             raise BadPosition
         if int(seq) > MAX_SEQ:
             raise BadPosition

@@ -188,12 +188,13 @@ class PresenceTooLarge(ClientFault):
 
 
 class PresenceFull(ClientFault):
-    """At most {limit} can be present in a topic: follow it without."""
+    """At most {limit} devices, and {limit_of_user} of one user, can be present in a topic: follow it without."""
 
     code = "presence_full"
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, limit_of_user: int) -> None:
         self.limit = limit
+        self.limit_of_user = limit_of_user
 
 
 class SnapshotTooLarge(ClientFault):

@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 MAX_DATA: Final = 1024  # bytes of what a client says of itself
-MAX_PEOPLE: Final = 1000  # in a topic: each of them is told of each other
+MAX_PEOPLE: Final = 1000  # devices in a topic: each of them is told of each other
+MAX_DEVICES: Final = 32  # of one user in a topic, who leaves room for others
 
 
 class Key(NamedTuple):

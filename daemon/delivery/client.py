@@ -31,7 +31,7 @@ from daemon.core.errors import (
 from daemon.core.filters import View
 from daemon.core.hub import Discontinuity, Hub
 from daemon.core.ports import Age, ColumnReader, Encode, LogReader, Socket
-from daemon.core.presence import MAX_PEOPLE, Key
+from daemon.core.presence import MAX_DEVICES, MAX_PEOPLE, Key
 from daemon.core.session import (
     MAX_TOPICS,
     Acknowledge,
@@ -63,6 +63,7 @@ REFUSAL_CHARGE: Final = 20  # frames that a refused subscribe counts as: each on
 SNAPSHOT_CHARGE: Final = 20  # frames that a snapshot counts as
 FILTER_CHARGE: Final = 20  # frames that a filter counts as: it takes milliseconds to check
 SNAPSHOT_TIMEOUT: Final = 60.0  # seconds that the peer may take to read one: it stays in memory until then
+SIGNAL_CHARGE: Final = 20  # frames that a signal counts as: many may get it
 SIGNAL_RATE: Final = 10  # signals of one client in a second; as many may come at once
 HELLO_TIMEOUT: Final = 5.0  # seconds
 EXPIRY_NOTICE: Final = 2.0  # seconds before a token expires at which a timer is set; more than two ticks are apart
@@ -330,15 +331,16 @@ class Client:
                 case SendSignal(topic, name, data):
                     if not self._spend_signal():
                         self._perform(self._fault(TooManySignals(SIGNAL_RATE), action.frame))
-                    elif self._context.signals.needs_right(topic):
+                        continue
+                    self._socket.charge(SIGNAL_CHARGE)
+                    if self._context.signals.needs_right(topic):
                         return action
-                    else:
-                        self._context.signals.send(topic, name, data, self)
+                    self._context.signals.send(topic, name, data, self)
                 case BePresent(topic, None):
                     self._context.presence.leave(topic, self)
                 case BePresent(topic, str() as data, frame):
                     if not self._context.presence.enter(topic, self._device, data, self):
-                        self._perform(self._fault(PresenceFull(MAX_PEOPLE), frame))
+                        self._perform(self._fault(PresenceFull(MAX_PEOPLE, MAX_DEVICES), frame))
                 case Acknowledge(position):
                     self._context.acks.record(self._device, position)
                 case Authenticate():

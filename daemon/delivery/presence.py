@@ -17,7 +17,7 @@ from daemon.core import wire
 from daemon.core.change import Topic
 from daemon.core.errors import LogUnavailable
 from daemon.core.ports import Encode, PeopleStore
-from daemon.core.presence import MAX_PEOPLE, Key, Person, difference, merged
+from daemon.core.presence import MAX_DEVICES, MAX_PEOPLE, Key, Person, difference, merged
 from daemon.health import Progress
 from daemon.logs import get_logger
 
@@ -90,7 +90,8 @@ class Presence:
         people = self._own.setdefault(topic, {})
         own = people.get(key)
         if own is None:
-            if len({*self._sent.get(topic, ()), *people} - {key}) >= MAX_PEOPLE:
+            known = {*self._sent.get(topic, ()), *people} - {key}
+            if len(known) >= MAX_PEOPLE or sum(other.user == key.user for other in known) >= MAX_DEVICES:
                 return False
             own = people[key] = _Own(Person(data, now, now))
         own.person = own.person._replace(data=data, updated_at=now, leaves=False)
@@ -168,12 +169,13 @@ class Presence:
             self._due = self._clock() + RETRY
             if self._working.fail(error.reason):
                 log.warning("sharing_failed", what="presence", reason=error.reason)
-        else:
-            self._working.end()
-            self._somebody_known |= has_changed and self._has_hooks
-            if self._somebody_known and not self._unstored and (has_changed or is_due):
-                await self._call_hooks()
+            self._send_news()
+            return
+        self._working.end()
         self._send_news()
+        self._somebody_known |= has_changed and self._has_hooks
+        if self._somebody_known and not self._unstored and (has_changed or is_due):
+            await self._call_hooks()
 
     async def _call_hooks(self) -> None:
         try:

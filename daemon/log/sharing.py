@@ -1,7 +1,7 @@
 """What processes share about their clients through Postgres: the Broadcast, PeopleStore and AckStore ports."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -17,6 +17,7 @@ from daemon.postgres.queries import named
 SIGNALS_CHANNEL: Final = "rowcast_signals"
 LEASE: Final = timedelta(seconds=9)
 HOOKS_LOCK: Final = 0x526F7763617379  # an advisory lock of the database: packs are told one thing after another
+HOOK_TIMEOUT: Final = 3.0  # seconds: the lease has to be renewed meanwhile
 MAX_DEVICES: Final = 32  # of one user whose positions are kept: those that acknowledged last
 
 Hooks = Mapping[str, str]
@@ -106,7 +107,7 @@ class PgPeople:
         remains = False
         for schema, hook in self._hooks.items():
             with translated():
-                async with acquired(self._pool, ANSWER_TIMEOUT) as connection, connection.transaction():
+                async with acquired(self._pool, HOOK_TIMEOUT) as connection, connection.transaction():
                     # A statement of its own: the snapshot of the next one must see what the last holder has done.
                     await connection.execute(query("lock_hooks"), HOOKS_LOCK)
                     [news] = await connection.fetch(query("users_who_came_or_went"), schema)
@@ -127,13 +128,7 @@ class PgAcks:
         """Keep these; those that the database cannot express are left out. Raises LogUnavailable."""
         with translated():
             async with acquired(self._pool, ANSWER_TIMEOUT) as connection:
-                try:
-                    await self._store(connection, acks)
-                except Exception as error:
-                    if not is_about_data(error):
-                        raise
-                    for device, position in acks.items():
-                        await self._store_if_possible(connection, device, position)
+                await self._store_possible(connection, list(acks.items()))
 
     async def stored(self, device: Key) -> Position | None:
         """The last position. Raises LogUnavailable."""
@@ -142,12 +137,17 @@ class PgAcks:
                 text = await connection.fetchval(query("acknowledged"), *device)
         return None if text is None else Position.parse(text)
 
-    async def _store_if_possible(self, connection: Connection, device: Key, position: Position) -> None:
+    async def _store_possible(self, connection: Connection, acks: Sequence[tuple[Key, Position]]) -> None:
+        """Store those that can be. Each half is tried, and its halves: one that cannot be costs the others little."""
         try:
-            await self._store(connection, {device: position})
+            await self._store(connection, dict(acks))
         except Exception as error:
             if not is_about_data(error):
                 raise
+            if len(acks) > 1:
+                half = len(acks) // 2
+                await self._store_possible(connection, acks[:half])
+                await self._store_possible(connection, acks[half:])
 
     async def _store(self, connection: Connection, acks: Mapping[Key, Position]) -> None:
         users = [device.user for device in acks]

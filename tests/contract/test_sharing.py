@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 import pytest
 
 from daemon.core.change import Position, Seq, Topic
-from daemon.core.errors import GrantsUnavailable
+from daemon.core.errors import GrantsUnavailable, LogUnavailable
 from daemon.core.ports import AckStore, PeopleStore
 from daemon.core.presence import Key, People, Person
+from daemon.delivery.presence import EVERY, INTERVAL
+from daemon.log import sharing
 from daemon.log.sharing import PgAcks, PgPeople, PgSignalRights
 from daemon.postgres.connect import Pool, connect, open_pool
 from tests.support.postgres import Server
@@ -108,6 +110,19 @@ async def test_people_whose_lease_has_expired_or_is_lost_count_no_more(pool: Poo
     await two.store({}, [])  # a process that begins forgets those that have ended
     assert not await one.store({}, [])
     assert {} == await two.others([A])
+
+
+async def test_a_hook_that_hangs_is_given_up_before_the_lease_has_to_be_renewed(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sharing.HOOK_TIMEOUT + EVERY + INTERVAL < sharing.LEASE.total_seconds()
+    monkeypatch.setattr(sharing, "HOOK_TIMEOUT", 0.1)
+    store = PgPeople(pool, "one", lambda _: "public", {"public": "public.changed"})
+    async with pool.acquire() as other, other.transaction():
+        await other.execute("select pg_advisory_xact_lock($1)", sharing.HOOKS_LOCK)
+        with pytest.raises(LogUnavailable):
+            await store.call_hooks()
+    await store.call_hooks()
 
 
 async def test_the_function_of_a_schema_says_who_may_signal_there(pool: Pool) -> None:

@@ -16,7 +16,7 @@ from daemon.core.errors import GrantsUnavailable
 from daemon.core.hub import Hub, RightEnd
 from daemon.core.ports import AckStore, ColumnReader, Grants, SignalRights
 from daemon.core.presence import Key
-from daemon.delivery.client import FILTER_CHARGE, REFUSAL_CHARGE, Client, ClientContext
+from daemon.delivery.client import FILTER_CHARGE, REFUSAL_CHARGE, SIGNAL_CHARGE, Client, ClientContext
 from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
 from daemon.delivery.snapshots import Snapshots
@@ -529,6 +529,17 @@ async def test_more_signals_than_ten_a_second_are_dropped_and_the_connection_sta
         harness.say(op="signal", topic=ONE, name="n", data=number)
     assert 13 == other.socket.ops().count("signal")
     assert "signal" not in harness.socket.ops()
+
+
+async def test_a_signal_counts_as_many_frames_because_many_may_get_it(
+    harness: ClientHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged: list[int] = []
+    await harness.subscribe(ONE)
+    monkeypatch.setattr(harness.socket, "charge", charged.append)
+    for number in range(12):
+        harness.say(op="signal", topic=ONE, name="n", data=number)
+    assert [SIGNAL_CHARGE] * 10 == charged
 
 
 async def test_a_signal_needs_a_followed_topic_and_a_bounded_size(harness: ClientHarness) -> None:

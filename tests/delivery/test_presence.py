@@ -1,12 +1,13 @@
 """Presence in the clients of two processes, whose rounds and clock the test controls."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from daemon.core.change import Topic
-from daemon.core.presence import MAX_PEOPLE, Key
+from daemon.core.presence import MAX_DEVICES, MAX_PEOPLE, Key
 from daemon.delivery.presence import GRACE, Presence
 from tests.support.sharing import MemoryPeople, SharedPeople, encode
 
@@ -225,6 +226,31 @@ async def test_no_more_can_be_present_than_the_limit_but_those_who_are_stay(worl
     assert not one.enter(A, ADA, "{}", watcher)
     assert one.enter(A, Key("7", "d"), "{}", watcher)
     assert one.enter(B, ADA, "{}", watcher)
+
+
+async def test_one_user_cannot_fill_a_topic_from_however_many_devices(world: World) -> None:
+    for number in range(MAX_DEVICES):
+        world.processes[0].leave(A, world.enter(0, Key("ada", str(number))), disconnected=True)
+        await world.processes[0].round()
+    assert not world.processes[0].enter(A, Key("ada", "another"), "{}", Watcher())
+    assert world.processes[0].enter(A, Key("ada", "7"), "{}", Watcher())
+    assert world.processes[0].enter(A, BOB, "{}", Watcher())
+
+
+async def test_news_do_not_wait_for_a_hook_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = asyncio.Event()
+
+    async def hang() -> bool:
+        called.set()
+        await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr(world.stores[0], "call_hooks", hang)
+    ada = world.enter(0, ADA)
+    round_ = asyncio.create_task(world.processes[0].round())
+    await called.wait()
+    assert [{"state": {"ada": [{"device": "laptop", "data": {}}]}}] == ada.read()
+    round_.cancel()
 
 
 async def test_nothing_is_kept_of_those_who_have_gone(world: World) -> None:

@@ -169,3 +169,9 @@ def test_a_signal_repeats_its_data_but_for_numbers_that_no_double_holds() -> Non
 def test_a_device_has_a_name_that_every_database_can_hold(device: str) -> None:
     with pytest.raises(BadFrame):
         wire.parse(f'{{"op": "hello", "token": "t", "device": "{device}"}}'.encode())
+
+
+@pytest.mark.parametrize("position", ["e\\u0000:1", "é:1", "e\\n:1", "e:²"])
+def test_a_position_has_only_what_every_database_can_hold(position: str) -> None:
+    with pytest.raises(BadFrame, match="must be a position"):
+        wire.parse(f'{{"op": "ack", "pos": "{position}"}}'.encode())

@@ -488,6 +488,19 @@ async def test_filters_are_charged_and_those_of_a_connection_are_limited_togethe
     await filtering.until(lambda: "subscribed" == filtering.socket.ops()[-1])
 
 
+async def test_who_filters_can_be_present_and_who_is_refused_is_not(filtering: ClientHarness) -> None:
+    presence = filtering.context.presence
+    wrong = {"rows": {"color": {"eq": 1}}}
+    filtering.say(op="subscribe", topic=ONE, where=wrong, presence={})
+    filtering.say(op="subscribe", topic=TWO, where=NOT_TWO, presence={"data": {"n": 1}})
+    await filtering.until(lambda: "subscribed" in filtering.socket.ops())
+    await presence.round()
+    assert ["error", "subscribed", "presence"] == filtering.socket.ops()[1:]
+    assert TWO == filtering.socket.frames[-1]["topic"]
+    filtering.say(op="presence", topic=ONE, data={})
+    assert "not_subscribed" == filtering.socket.frames[-1]["code"]
+
+
 async def test_a_filter_whose_columns_cannot_be_looked_up_can_be_sent_again(harness: ClientHarness) -> None:
     harness.say(op="subscribe", topic=ONE, where=NOT_TWO)
     await harness.until(lambda: "error" in harness.socket.ops())

@@ -248,3 +248,21 @@ async def test_what_clients_with_filters_have_is_always_what_a_new_snapshot_cont
         for _ in range(10):
             await write(chat, dice, messages)
     assert len(sizes) > 5  # else hardly anything has happened
+
+
+async def test_a_client_begins_with_filtered_rows_and_is_present(daemon: Daemon, chat: Chat) -> None:
+    for content in ("red", "blue"):
+        await chat.say(content)
+    async with daemon.client(chat.ada) as client:
+        members = {"where": {"messages": {"content": {"eq": "red"}}}, "snapshot": True, "presence": {"data": {"n": 1}}}
+        await client.subscribe(chat.topic, **members)
+        frames = await client.until("presence")
+        rows = [row["record"] for frame in frames if frame["op"] == "snapshot" for row in frame["rows"]]
+        assert ["red"] == [row["content"] for row in rows if "content" in row]
+        assert [{"n": 1}] == [one["data"] for one in frames[-1]["state"][chat.ada]]
+        wrong = {"where": {"messages": {"color": {"eq": 1}}}, "presence": {}}
+        await client.say(op="unsubscribe", topic=chat.topic)
+        await client.say(op="subscribe", topic=chat.topic, **wrong)
+        assert "bad_filter" == (await client.until("error"))[-1]["code"]
+        await client.say(op="presence", topic=chat.topic, data={})
+        assert "not_subscribed" == (await client.until("error"))[-1]["code"]

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 from weakref import ref
@@ -20,6 +21,7 @@ from daemon.logs import get_logger
 log = get_logger()
 
 MAX_CONCURRENT_READS: Final = 2  # of the database; the others wait
+MAX_FILTERED_READS: Final = 1  # of them: a filter may look through many rows and show none, for half a minute
 MAX_PAGE: Final = 256 * 1024  # bytes of records in one frame, unless a single one is larger
 SHARED_FOR: Final = 1.0  # seconds for which a snapshot that was read serves others who ask for the same
 ATTEMPTS: Final = 3  # to read a snapshot from which the stream can be continued
@@ -72,6 +74,7 @@ class Snapshots:
         self._max_bytes = max_bytes
         self._held: list[ref[Snapshot]] = []  # the oldest first
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_READS)
+        self._filtered_slots = asyncio.Semaphore(MAX_FILTERED_READS)
         self._reads: dict[tuple[Wanted, Numbers], asyncio.Task[Snapshot]] = {}
 
     async def take(self, wanted: Wanted, numbers: Numbers, start: Seq) -> Snapshot:
@@ -112,7 +115,7 @@ class Snapshots:
         return task
 
     async def _read(self, wanted: Wanted, numbers: Numbers) -> Snapshot:
-        async with self._slots:
+        async with self._filtered_slots if wanted.view is not None else nullcontext(), self._slots:
             discontinuity = self._hub.discontinuity
             with metrics.SNAPSHOT_SECONDS.time():
                 rows = await self._reader.read(wanted)

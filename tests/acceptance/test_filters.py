@@ -254,7 +254,11 @@ async def test_a_client_begins_with_filtered_rows_and_is_present(daemon: Daemon,
     for content in ("red", "blue"):
         await chat.say(content)
     async with daemon.client(chat.ada) as client:
-        members = {"where": {"messages": {"content": {"eq": "red"}}}, "snapshot": True, "presence": {"data": {"n": 1}}}
+        members = {
+            "where": {"messages": {"content": {"eq": "red"}}},
+            "snapshot": True,
+            "presence": {"data": {"n": 1}},
+        }
         await client.subscribe(chat.topic, **members)
         frames = await client.until("presence")
         rows = [row["record"] for frame in frames if frame["op"] == "snapshot" for row in frame["rows"]]

@@ -277,6 +277,24 @@ async def test_a_crowd_shares_one_read_and_a_right_that_began_later_gets_another
     assert newer is await log.snapshots.take(WANTED, Numbers.JSON, log.hub.position.seq)
 
 
+async def test_a_snapshot_does_not_wait_for_filters_that_look_through_many_rows(log: Log) -> None:
+    class Slow(Reader):
+        async def read(self, wanted: Wanted) -> Any:
+            if wanted.view is not None:
+                await asyncio.Event().wait()
+            return await super().read(wanted)
+
+    snapshots = log.over(Slow(log.pool))
+    slow = [
+        asyncio.create_task(snapshots.take(Wanted(ROOM, None, View({}, {}, name)), Numbers.JSON, Seq(0)))
+        for name in "abc"
+    ]
+    await asyncio.sleep(0)
+    assert (await asyncio.wait_for(snapshots.take(WANTED, Numbers.JSON, Seq(0)), 30)).frames
+    for task in slow:
+        task.cancel()
+
+
 async def test_a_snapshot_from_before_a_discontinuity_is_read_again(log: Log) -> None:
     first = await log.snapshots.take(WANTED, Numbers.JSON, Seq(0))
     log.hub.move(log.hub.position, "crash")

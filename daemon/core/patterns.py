@@ -62,8 +62,8 @@ def _piece(characters: list[str | None]) -> _Piece:
     texts = []
     for is_wild, run in groupby(enumerate(characters), key=lambda at: at[1] is None):
         if not is_wild:
-            places, letters = zip(*run, strict=True)
-            texts.append((places[0], "".join(letters)))
+            places, found = zip(*run, strict=True)
+            texts.append((places[0], "".join(found)))
     return _Piece(tuple(texts), len(characters))
 
 

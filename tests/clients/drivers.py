@@ -1,4 +1,4 @@
-"""Both clients, driven in the same way.
+"""Both clients, driven in the same way; the one in JavaScript in Node and in Chromium.
 
 A driver follows topics with a collection of messages and with a loop over the changes, and reports what happens:
 `["status", status]`, `["token", fresh]`, `["ready"]`, `["change", kind, content]`, `["ended", code]`, and so on.
@@ -11,14 +11,26 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
+from playwright.async_api import Page, Route
 from rowcast_client import Channel, Collection, ConnectionStopped, Rowcast, TopicEnded
 
+from tests.support.browser import browser_page
 from tests.support.node import running_script
 
-LANGUAGES = ("python", "javascript")
+LANGUAGES = ("python", "javascript", "chromium")
 BUFFER = 10_000
 SCRIPT = Path(__file__).with_name("driver.mjs")
+PAGE = {
+    "/rowcast.js": Path(__file__).parents[2] / "clients/javascript/rowcast.js",
+    "/driver.js": SCRIPT.with_name("driver.js"),
+    "/cases.js": SCRIPT.with_name("cases.js"),
+}
+DRIVE = """async ([url, tokens, buffer]) => {
+  const [{ Rowcast }, { drive }] = await Promise.all([import("/rowcast.js"), import("/driver.js")]);
+  globalThis.driver = drive(Rowcast, url, tokens, buffer, (...values) => report(values));
+}"""
 
 
 class Driver(Protocol):
@@ -98,12 +110,50 @@ class PythonDriver:
             self._report("ended", error.code)
 
 
+class ChromiumDriver:
+    """The JavaScript client in a page of a browser."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._said: asyncio.Queue[list[Any]] = asyncio.Queue()
+
+    async def begin(self, url: str, tokens: Sequence[str], buffer: int) -> None:
+        await self._page.expose_function("report", self._said.put_nowait)
+        await self._page.evaluate(DRIVE, [url, list(tokens), buffer])
+
+    async def say(self, *values: Any) -> None:
+        await self._page.evaluate("(values) => driver.say(values)", list(values))
+
+    async def receive(self) -> Any:
+        return await self._said.get()
+
+
+@asynccontextmanager
+async def client_page(url: str) -> AsyncIterator[Page]:
+    """A page of this server that can import the client and what drives it."""
+    async with browser_page() as (page, _):
+
+        async def serve(route: Route) -> None:
+            path = PAGE[urlsplit(route.request.url).path]
+            await route.fulfill(path=path, content_type="text/javascript")
+
+        for path in PAGE:
+            await page.route(f"**{path}", serve)
+        await page.goto(url)
+        yield page
+
+
 @asynccontextmanager
 async def driven(language: str, url: str, tokens: Sequence[str], buffer: int = BUFFER) -> AsyncIterator[Driver]:
     """A client of this language that has begun to connect, closed at the end."""
     if language == "javascript":
         async with running_script(SCRIPT, url, json.dumps(tokens), str(buffer)) as script:
             yield script
+    elif language == "chromium":
+        async with client_page(f"http://{urlsplit(url).netloc}/healthz") as page:
+            chromium = ChromiumDriver(page)
+            await chromium.begin(url, tokens, buffer)
+            yield chromium
     else:
         python = PythonDriver(url, tokens, buffer)
         async with python.rowcast:

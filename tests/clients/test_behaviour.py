@@ -10,6 +10,8 @@ import pytest
 from rowcast_client.client import Channel, Collection
 from rowcast_client.engine import Change, ConnectionStopped, Engine, Frame, TopicEnded
 
+from tests.clients.drivers import client_page
+from tests.support.daemon import Daemon
 from tests.support.node import node
 
 ROOT = Path(__file__).parents[2]
@@ -152,3 +154,29 @@ def test_the_javascript_client_behaves_as_the_cases_say() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert 0 == done.returncode, done.stdout
     assert re.search(rf"^\S+ pass {len(CASES)}$", done.stdout, re.MULTILINE)
+
+
+IN_A_PAGE = """async (cases) => {
+  const [client, { runCase }] = await Promise.all([import("/rowcast.js"), import("/cases.js")]);
+  const sorted = (_, value) => value && typeof value === "object" && !Array.isArray(value)
+    ? Object.fromEntries(Object.entries(value).sort()) : value;
+  const equal = (found, wanted) => {
+    const [one, other] = [found, wanted].map((value) => JSON.stringify(value, sorted));
+    if (one !== other) throw new Error(`${one} is not ${other}`);
+  };
+  return cases.flatMap((one) => {
+    try {
+      runCase(client, one, equal);
+      return [];
+    } catch (error) {
+      return [error.message];
+    }
+  });
+}"""
+
+
+async def test_the_javascript_client_behaves_as_the_cases_say_in_a_browser(daemon: Daemon) -> None:
+    async with client_page(f"{daemon.http}/healthz") as page:
+        assert [] == await page.evaluate(IN_A_PAGE, CASES)
+        broken = {"name": "broken", "steps": [{"out": ["nothing"]}]}
+        assert 1 == len(await page.evaluate(IN_A_PAGE, [broken]))

@@ -1214,7 +1214,7 @@ $body$, readable) end;
                     where c.oid = 'rowcast.watched'::regclass));
     begin
         execute format('select %s(%L, %2$L)', name, '');
-    exception when data_exception then
+    exception when data_exception or cardinality_violation or plpgsql_error then
         null;  -- the expression refuses these texts, which are nobody's
     end;
     return rowcast.definition_of(body, settings);
@@ -1248,6 +1248,8 @@ declare
     without_row text;
     virtual name [];
 begin
+    -- One at a time: tables may not share topics with different rights, whoever else watches one at this moment.
+    lock table rowcast.own_tables in share row exclusive mode;
     select array_agg(a.attname order by a.attnum) into virtual from pg_attribute as a
     where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attgenerated = 'v';
     columns := coalesce(columns, array(
@@ -1271,6 +1273,11 @@ begin
     if exists (select from unnest(topics) as t (pattern) where t.pattern is null or t.pattern ~ '^(\*|$)') then
         raise exception 'rowcast: a topic begins with at least one character other than *'
             using errcode = 'invalid_parameter_value';
+    end if;
+    -- daemon/core/change.py says what can be named.
+    if exists (select from unnest(topics) as t (pattern) where t.pattern ~ $q$[\x01-\x20\x7f]$q$ or length(t.pattern) > 128) then
+        raise exception 'rowcast: no client can name these topics (%): they have blanks, control characters or more than '
+            '128 characters', array_to_string(topics, ', ') using errcode = 'invalid_parameter_value';
     end if;
     select format('%I.%I', w.schema_name, w.table_name) as name, o.readable into other from rowcast.own_tables as o
     join rowcast.watched as w on w.id = o.watch and w.function_name is not null
@@ -1383,7 +1390,7 @@ begin
 end
 $$;
 -- May this user follow this topic of a table that is served without a pack? An expression that fails for these texts, such
--- as a cast, says no.
+-- as a cast, or a function that raises an exception, says no.
 create or replace function rowcast.may_read(user_id text, topic text) returns boolean
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -1398,7 +1405,7 @@ begin
     loop
         begin
             execute format('select rowcast.%I($1, $2)', 'may_read_' || own) into may using topic, user_id;
-        exception when data_exception then
+        exception when data_exception or cardinality_violation or plpgsql_error then
             may := false;
         end;
         if may then

@@ -115,7 +115,7 @@ def build(
         hub=hub,
         log_reader=log_cache,
         replay_reader=RetryingLogReader(log_cache, pump.readable.wait),
-        rights=Rights(hub, PgGrants(pool, router.schema_of), pump.wait_until_delivered),
+        rights=Rights(hub, PgGrants(pool, router.schema_of, router.own_table_of), pump.wait_until_delivered),
         snapshots=_snapshots(settings, pool, hub, router, pump),
         columns=PgColumns(pool, router.schema_of),
         signals=sharing.signals,

@@ -23,7 +23,7 @@ Report = Callable[[str], None]
 
 async def watch(settings: Settings, wanted: Watch, report: Report, *, function: str | None = None) -> None:
     """Watch a table; `function` decides who may read its topics, unless it is None. Raises an OperatorFault."""
-    async with _session(settings) as connection:
+    async with _session(settings, report) as connection:
         if function is not None:
             wanted = replace(wanted, readable=await watches.function_named(connection, function))
         async with connection.transaction():
@@ -40,7 +40,7 @@ async def watch(settings: Settings, wanted: Watch, report: Report, *, function: 
 
 async def unwatch(settings: Settings, table: str, report: Report) -> None:
     """Stop watching a table. Raises an OperatorFault."""
-    async with _session(settings) as connection:
+    async with _session(settings, report) as connection:
         name = await watches.unwatch(connection, table)
     report(f"{name} is no longer watched")
 
@@ -126,8 +126,8 @@ def _lines(title: str, facts: dict[str, str]) -> list[str]:
 
 
 @asynccontextmanager
-async def _session(settings: Settings) -> AsyncIterator[Connection]:
-    """A session for changes of what is watched. Raises an OperatorFault."""
+async def _session(settings: Settings, report: Report | None = None) -> AsyncIterator[Connection]:
+    """A session that looks at what is watched, or changes it: then with `report`. Raises an OperatorFault."""
     dsn = settings.require_dsn()
     connection = await connect(
         dsn,
@@ -140,6 +140,8 @@ async def _session(settings: Settings) -> AsyncIterator[Connection]:
             raise SchemaNotCurrent(stale)
         if not await watches.can_serve(connection):
             raise SchemaNotCurrent("its functions are missing")
+        if report is not None:
+            await migrate.wait_for_lock(connection, report, settings.lock_timeout)
         yield connection
     except DRIVER_ERRORS as error:
         raise explain(error, address=address_of(dsn)) from None

@@ -42,6 +42,12 @@ class PackRouter:
                 return schema
         return OWN_TABLES if any(pack.serves(topic) for pack in self.own.values()) else None
 
+    def own_table_of(self, topic: Topic) -> str | None:
+        """The first of the tables without a pack that serves this topic; None if a pack does, or nothing."""
+        if self.schema_of(topic) != OWN_TABLES:
+            return None
+        return next(pack.name for pack in self.own.values() if pack.serves(topic))
+
     def pack_of(self, change: Change) -> Pack | None:
         """The pack whose row models and topics hold for this change."""
         own = self.own.get((change.schema, change.table)) if self.own else None

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from typing import NamedTuple
 
 import asyncpg
@@ -10,7 +11,7 @@ import asyncpg
 from daemon.core.change import Seq, Topic
 from daemon.core.errors import GrantsUnavailable
 from daemon.log.queries import query
-from daemon.postgres.connect import Pool, acquired
+from daemon.postgres.connect import Connection, Pool, acquired
 from daemon.postgres.errors import DATABASE_ERRORS, describe
 from daemon.postgres.queries import named
 
@@ -21,15 +22,17 @@ INEXPRESSIBLE = (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRep
 UNANSWERED = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
 
 MAX_CONCURRENT_QUERIES = 4  # a crowd that reconnects leaves connections for reading the log
+MAX_OWN_QUERIES = 2  # of these, for tables that are served without a pack, each of which has one at most
 MAX_QUERY_SIZE = 100  # rights looked up in one statement
 PENDING_PAUSE = 0.01  # seconds between looks for an event's number: the leader takes about as long
-ANSWER_TIMEOUT = 10.0  # seconds
+ANSWER_TIMEOUT = 10.0  # seconds; the server ends the statements about tables without a pack after 4 of them
 
 
 class _Lookup(NamedTuple):
-    """May this user read this topic?"""
+    """May this user read this topic? `own` is the table that is asked, if it is served without a pack."""
 
     schema: str
+    own: str | None
     user: str
     topic: Topic
     answer: asyncio.Future[asyncpg.Record | Exception]
@@ -40,13 +43,25 @@ class PgGrants:
 
     Lookups are batched: while MAX_CONCURRENT_QUERIES statements run, further lookups wait, and share the next one. So
     a crowd that reconnects costs few statements.
+
+    `own_of` returns the table that serves a topic without a pack. Anybody may have written what is evaluated then: if
+    it is slow, only lookups of the same table wait for it, and the server ends it.
     """
 
-    def __init__(self, pool: Pool, schema_of: Callable[[Topic], str | None], *, wait: float = 10.0) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        schema_of: Callable[[Topic], str | None],
+        own_of: Callable[[Topic], str | None] = lambda _: None,
+        *,
+        wait: float = 10.0,
+    ) -> None:
         self._pool = pool
         self._schema_of = schema_of
+        self._own_of = own_of
         self._wait = wait
-        self._waiting: deque[_Lookup] = deque()
+        self._waiting: dict[tuple[str, str | None], deque[_Lookup]] = {}  # by schema and table; the oldest first
+        self._asked: set[str] = set()  # the tables without a pack about which a statement runs
         self._workers: set[asyncio.Task[None]] = set()
 
     async def readable_from(self, user: str, topic: Topic) -> Seq | None:
@@ -60,8 +75,8 @@ class PgGrants:
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._wait
         while True:
-            lookup = _Lookup(schema, user, topic, loop.create_future())
-            self._waiting.append(lookup)
+            lookup = _Lookup(schema, self._own_of(topic), user, topic, loop.create_future())
+            self._waiting.setdefault((schema, lookup.own), deque()).append(lookup)
             if len(self._workers) < MAX_CONCURRENT_QUERIES:
                 worker = loop.create_task(self._work())
                 self._workers.add(worker)
@@ -82,20 +97,35 @@ class PgGrants:
             await asyncio.sleep(PENDING_PAUSE)
 
     async def _work(self) -> None:
-        """Query until no lookup waits."""
+        """Query until no lookup waits, but for those that another worker comes to."""
         while lookups := self._next_batch():
-            await self._query(lookups)
+            own = lookups[0].own
+            if own is None:
+                await self._query(lookups)
+                continue
+            self._asked.add(own)
+            try:
+                await self._query(lookups)
+            finally:
+                self._asked.discard(own)
 
     def _next_batch(self) -> list[_Lookup]:
-        """The oldest lookups of one schema, without those that were cancelled."""
-        lookups: list[_Lookup] = []
-        while self._waiting and len(lookups) < MAX_QUERY_SIZE:
-            if lookups and self._waiting[0].schema != lookups[0].schema:
-                break
-            lookup = self._waiting.popleft()
-            if not lookup.answer.done():
-                lookups.append(lookup)
-        return lookups
+        """The oldest lookups of one schema or table, without those that were cancelled."""
+        for place, waiting in list(self._waiting.items()):
+            _, own = place
+            if own is not None and (own in self._asked or len(self._asked) >= MAX_OWN_QUERIES):
+                continue
+            lookups: list[_Lookup] = []
+            while waiting and len(lookups) < MAX_QUERY_SIZE:
+                lookup = waiting.popleft()
+                if not lookup.answer.done():
+                    lookups.append(lookup)
+            del self._waiting[place]
+            if waiting:
+                self._waiting[place] = waiting  # behind those of others
+            if lookups:
+                return lookups
+        return []
 
     async def _query(self, lookups: Sequence[_Lookup]) -> None:
         """Answer each lookup with its row, or with the error."""
@@ -111,13 +141,35 @@ class PgGrants:
         answers: Sequence[asyncpg.Record | Exception]
         try:
             async with acquired(self._pool, ANSWER_TIMEOUT) as connection:
-                answers = await connection.fetch(statement, schema, users, topics)
+                is_limited = lookups[0].own is not None
+                async with _limited(connection) if is_limited else nullcontext():
+                    answers = await connection.fetch(statement, schema, users, topics)
         except Exception as error:  # noqa: BLE001 - the caller decides what it means
-            if len(lookups) > 1 and isinstance(error, asyncpg.PostgresError) and not isinstance(error, UNANSWERED):
+            if len(lookups) > 1 and _concerns_query(error):
                 for lookup in lookups:  # one of them may have failed the others
-                    await self._query([lookup])
+                    if not lookup.answer.done():
+                        await self._query([lookup])
                 return
             answers = [error] * len(lookups)
         for lookup, answer in zip(lookups, answers, strict=True):
             if not lookup.answer.done():
                 lookup.answer.set_result(answer)
+
+
+@asynccontextmanager
+async def _limited(connection: Connection) -> AsyncIterator[None]:
+    """Let the server end statements that take too long."""
+    await connection.execute(query("begin_limited"))
+    try:
+        yield
+    except asyncpg.PostgresError:
+        await connection.execute("rollback")
+        raise
+    await connection.execute("commit")  # nothing after a CancelledError: acquired() cuts the connection then
+
+
+def _concerns_query(error: Exception) -> bool:
+    """Whether another statement might be answered."""
+    return isinstance(error, asyncpg.QueryCanceledError) or (
+        isinstance(error, asyncpg.PostgresError) and not isinstance(error, UNANSWERED)
+    )

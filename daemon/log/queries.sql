@@ -423,6 +423,11 @@ cross join lateral (
         ) as pending
 ) as known;
 
+-- name: begin_limited
+-- Whoever waits gives up after 10 seconds, and asks again: statements without an end would pile up.
+begin;
+set local statement_timeout = '4s';
+
 -- name: snapshot_position
 -- What the transaction of a snapshot shows of the log: the newest number is where the stream continues. The floor stands
 -- for it if the log is empty. Of what the transaction shows, `pending` events have no number yet: they belong to

@@ -515,7 +515,7 @@ async def _session(
     engine = create_async_engine("postgresql+asyncpg://", async_creator=same_connection, poolclass=NullPool)
     try:
         driver.add_log_listener(lambda _, message: _report_message(report, message))
-        await _wait_for_lock(driver, report, lock_timeout)
+        await wait_for_lock(driver, report, lock_timeout)
         async with engine.connect() as alembic:
             yield _Session(driver, alembic, dsn, reset_session(settings), lock_timeout, attempts, report)
     except (*SESSION_ERRORS, SQLAlchemyError) as error:
@@ -535,7 +535,7 @@ def _report_retries(report: Reporter) -> OnRetry:
     return lambda fault, attempt: report(f"{fault} (attempt {attempt} failed)")
 
 
-async def _wait_for_lock(driver: Connection, report: Reporter, lock_timeout: float) -> None:
+async def wait_for_lock(driver: Connection, report: Reporter, lock_timeout: float) -> None:
     """Take the advisory lock, which is released with the connection.
 
     Waits while somebody holds it who may be changing schemas. Others may take it as well: raises SchemaLockHeld after

@@ -246,6 +246,18 @@ async def test_watches_are_listed_checked_and_survive_a_restore(
         ]
 
 
+async def test_tables_are_watched_one_after_the_other(database: str, tables: Connection) -> None:
+    async with tables.transaction():
+        await tables.execute("select rowcast.serve('public.lines', $$'orders:' || r.customer_id$$, 'true')")
+        watching = asyncio.create_task(rowcast(database, *WATCH, *BY_TOPIC, code=48))
+        waits = "select exists (select from pg_locks where not granted and relation = 'rowcast.own_tables'::regclass)"
+        while not watching.done() and not await tables.fetchval(waits):
+            await asyncio.sleep(0.01)
+    assert "where another right decides who may read them (true)" in await watching
+    await rowcast(database, "unwatch", "public.lines")
+    await asyncio.gather(*(rowcast(database, *WATCH, "--read", f"user_id = '{n}'") for n in range(3)))
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no such table": (("watch", "public.nothing", "--topic", "'a'", "--public"), 64, "There is no table"),
     "no schema": (("watch", "orders", "--topic", "'a'", "--public"), 64, "write SCHEMA.TABLE"),

@@ -191,3 +191,40 @@ async def test_cancelled_lookups_do_not_affect_the_others(database: str, pool: P
     answers = await asyncio.gather(*crowd, return_exceptions=True)
     assert {asyncio.CancelledError} == {type(answer) for answer in answers[::2]}
     assert {int} == {type(answer) for answer in answers[1::2]}
+
+
+async def test_a_slow_right_of_an_own_table_ends_and_keeps_only_its_own_table_waiting(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+    await sql.execute("""
+        create schema app;
+        create table app.slow (id integer primary key);
+        create table app.fast (id integer primary key);
+        create table app.hanging (held boolean);
+        insert into app.hanging values (true);
+        grant usage on schema app to rowcast_capture;
+        grant select on app.hanging to rowcast_capture;
+        create function app.waits(topic text) returns boolean language plpgsql as $$
+        begin
+            while topic = 'slow:x' and (select h.held from app.hanging as h) loop perform pg_sleep(0.01); end loop;
+            return true;
+        end $$;
+        select rowcast.serve('app.slow', $$'slow:' || r.id$$, 'app.waits(topic)');
+        select rowcast.serve('app.fast', $$'fast:' || r.id$$, 'true');
+    """)
+    own = {"slow": "app.slow", "fast": "app.fast"}
+    shared = PgGrants(pool, lambda _: "rowcast", lambda topic: own[topic.partition(":")[0]])
+    first = asyncio.create_task(shared.readable_from(ADA, Topic("slow:x")))
+    running = "select exists (select from pg_stat_activity where query like '%may_read%' and pid <> pg_backend_pid())"
+    while not await sql.fetchval(running):
+        await asyncio.sleep(0.01)
+    crowd = [asyncio.create_task(shared.readable_from(ADA, Topic(f"slow:{x}"))) for x in "xy" * 5]
+    async with asyncio.timeout(3):  # before the first ends
+        assert Seq(0) == await shared.readable_from(ADA, Topic("fast:1"))
+    assert not any(lookup.done() for lookup in (first, *crowd))
+    with pytest.raises(GrantsUnavailable, match="57014"):
+        await first
+    await sql.execute("update app.hanging set held = false")
+    assert [Seq(0)] * 10 == await asyncio.gather(*crowd)

@@ -89,6 +89,19 @@ async def test_an_expression_that_fails_for_a_user_says_no(db: Connection) -> No
     await serve(db, "shop.orders", ORDERS, "topic = 'orders:' || user_id::bigint")
     assert await may_read(db, "1", "orders:1")
     assert not await may_read(db, "x", "orders:1")
+    await db.execute("""
+        create function shop.known(user_id text) returns boolean language plpgsql as $$
+        begin
+            if user_id = '1' then return true; end if;
+            raise exception 'there is no user %', user_id;
+        end $$;
+        grant usage on schema shop to rowcast_capture;
+    """)
+    await serve(db, "shop.orders", ORDERS, "shop.known(user_id)")
+    assert await may_read(db, "1", "orders:1")
+    assert not await may_read(db, "x", "orders:1")
+    await serve(db, "shop.orders", ORDERS, "user_id = (select n::text from generate_series(1, 2) as n)")
+    assert not await may_read(db, "1", "orders:1")
 
 
 async def test_the_rows_of_a_topic_are_found_by_index(db: Connection) -> None:
@@ -146,6 +159,8 @@ async def test_unwatching_stops_serving_and_watching_again_replaces(db: Connecti
         ("names no column", "shop.lines", "'a' || 'b'", "true", {}),
         ("how the topics", "shop.lines", "r.id::text", "true", {}),
         ("begins with at least one", "shop.lines", "r.id::text", "true", {"topics": ["*"]}),
+        ("no client can name", "shop.lines", "'of a line:' || r.id", "true", {}),
+        ("no client can name", "shop.lines", f"'{'x' * 129}'", "true", {}),
         ("a topic is text", "shop.lines", "r.total", "true", {"topics": ["a"]}),
         ("has no column nothing", "shop.lines", "'a'", "true", {"columns": ["nothing"]}),
         ("cannot be worked out (r.nothing)", "shop.lines", "'a'", "r.nothing", {}),

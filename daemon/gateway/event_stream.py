@@ -76,11 +76,25 @@ def _read(request: Request) -> StreamRequest:
     first = to_json({"op": "hello", "token": token.strip(), **hello})
     wire.parse(first)  # so that what is said about `since` is said before anything else
     more = b"".join(b',"%b":%b' % (name.encode(), value) for name, value in members.items())
+    subscribes = [
+        to_json({"op": "subscribe", "id": n, "topic": topic})[:-1] + more + b"}" for n, topic in enumerate(topics)
+    ]
+    for frame in subscribes:
+        _refuse_unidentified(frame)
     return StreamRequest(
         first,
-        [to_json({"op": "subscribe", "id": n, "topic": topic})[:-1] + more + b"}" for n, topic in enumerate(topics)],
+        subscribes,
         Place(topics, since, seen, snapshot=members.get("snapshot", b"false") != b"false"),
     )
+
+
+def _refuse_unidentified(frame: bytes) -> None:
+    """Raise what is so wrong with a frame that the error about it would not say which one it is about."""
+    try:
+        wire.parse(frame)
+    except ClientFault as fault:
+        if fault.frame is None:
+            raise
 
 
 def _parameters(query: str) -> tuple[list[Topic], Mapping[str, str]]:

@@ -50,6 +50,8 @@ async def opened(server: Server, receive_buffer: int | None = None) -> tuple[Raw
         ("GET /v1/stream?topic=a&snapshot=1&snapshot=2", BEARER, 400, b"only"),
         ("GET /v1/stream?topic=a&numbers=roman", BEARER, 400, b"numbers"),
         ("GET /v1/stream?topic=a&order={}", BEARER, 400, b"order"),
+        ("GET /v1/stream?topic=a&snapshot=Infinity", BEARER, 400, b'"code":"bad_json"'),
+        (f"GET /v1/stream?topic=a&where=[{'0,' * 300}0]", BEARER, 400, b"256 values"),
         ("GET /v1/stream?topic=a", BEARER | {"Last-Event-ID": "e:1/"}, 200, b""),
         ("GET /v1/stream?topic=a", BEARER | {"Last-Event-ID": "e:1/2"}, 400, b"seen"),
         ("GET /v1/stream?" + "&".join(f"topic={n}" for n in range(129)), BEARER, 400, b"too_many_topics"),

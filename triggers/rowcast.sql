@@ -1040,21 +1040,14 @@ begin
 end
 $$;
 
--- Stops capturing a table. Its events stay in the log.
-create or replace function rowcast.unwatch(relation regclass) returns text
+-- Stops capturing a watched table, whatever its name is by now. Its events stay in the log.
+create or replace function rowcast.stop_capturing(known rowcast.watched) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    known rowcast.watched;
     found_ record;
 begin
-    select w.* into known from rowcast.watched as w
-    join pg_class as c on c.relname = w.table_name and c.relnamespace = to_regnamespace(quote_ident(w.schema_name))
-    where c.oid = relation and w.function_name is not null;
-    if known.id is null then
-        return format('%s was not watched', relation);
-    end if;
     for found_ in
         select t.tgrelid::regclass as target, t.tgname from pg_trigger as t
         join pg_proc as p on p.oid = t.tgfoid and p.pronamespace = 'rowcast'::regnamespace
@@ -1068,29 +1061,42 @@ begin
     end if;
     perform rowcast.stop_serving(known.id);
     update rowcast.watched as w set function_name = null, snapshot_name = null where w.id = known.id;
-    return format('%s is no longer watched', relation);
 end
 $$;
 
--- Drops the capture functions of tables that were dropped. Their triggers were dropped with the tables.
-create or replace function rowcast.unwatch_dropped() returns void
+-- Stops capturing a table.
+create or replace function rowcast.unwatch(relation regclass) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    gone rowcast.watched;
+    known rowcast.watched;
 begin
-    for gone in
-        select w.* from rowcast.watched as w
-        where w.function_name is not null and to_regclass(format('%I.%I', w.schema_name, w.table_name)) is null
-    loop
-        execute format('drop function if exists rowcast.%I()', gone.function_name);
-        if gone.snapshot_name is not null then
-            execute format('drop function if exists rowcast.%I(text, bigint)', gone.snapshot_name);
-        end if;
-        perform rowcast.stop_serving(gone.id);
-        update rowcast.watched as w set function_name = null, snapshot_name = null where w.id = gone.id;
-    end loop;
+    select w.* into known from rowcast.watched as w
+    join pg_class as c on c.relname = w.table_name and c.relnamespace = to_regnamespace(quote_ident(w.schema_name))
+    where c.oid = relation and w.function_name is not null;
+    if known.id is null then
+        return format('%s was not watched', relation);
+    end if;
+    perform rowcast.stop_capturing(known);
+    return format('%s is no longer watched', relation);
+end
+$$;
+
+-- Drops the capture functions of tables that were dropped. Their triggers were dropped with the tables; where there are
+-- some, the table was only renamed.
+create or replace function rowcast.unwatch_dropped() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform rowcast.stop_capturing(w)
+    from rowcast.watched as w
+    where w.function_name is not null and to_regclass(format('%I.%I', w.schema_name, w.table_name)) is null
+      and not exists (
+          select from pg_trigger as t join pg_proc as p on p.oid = t.tgfoid
+          where p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name
+      );
 end
 $$;
 

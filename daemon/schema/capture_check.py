@@ -25,7 +25,7 @@ _TRIGGER: Final = "its capture trigger on {place} for {operations} "
 _PROBLEMS: Final = {
     "gone": (
         "the table was dropped or renamed",
-        "rename it back, or call rowcast.unwatch_dropped() if it was dropped",
+        "rename it back, or run `daemon unwatch` for it; for a table of a pack, call rowcast.unwatch_dropped()",
     ),
     "function_missing": ("its capture function {place} is missing", REAPPLY),
     "function_altered": ("its capture function {place} differs from what rowcast.watch() created", _RECREATE),

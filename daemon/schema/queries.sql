@@ -447,9 +447,17 @@ left join rowcast.watched as w on (w.schema_name, w.table_name) = (n.nspname, c.
 left join rowcast.own_tables as o on o.watch = w.id
 where c.oid = to_regclass($1);
 
+-- name: find_gone
+-- A watched table that has no table of its name any more, as SQL writes it, and the pack that watches it.
+-- $1 table text
+select format('%I.%I', w.schema_name, w.table_name) as name, w.pack, o.watch is not null as is_own
+from rowcast.watched as w left join rowcast.own_tables as o on o.watch = w.id
+where w.function_name is not null and parse_ident($1) = array[w.schema_name::text, w.table_name::text];
+
 -- name: unwatch
--- $1 table
-select rowcast.unwatch($1::text::regclass);
+-- $1 table, as find_table and find_gone return it
+select rowcast.stop_capturing(w) from rowcast.watched as w
+where w.function_name is not null and format('%I.%I', w.schema_name, w.table_name) = $1;
 
 -- name: find_function
 -- Whether there is a function of this name that says who may read what.

@@ -107,7 +107,7 @@ async def can_serve(connection: Connection) -> bool:
 
 async def watch(connection: Connection, wanted: Watch) -> Watching:
     """Watch a table, or watch it otherwise, in one transaction. Raises an OperatorFault, or one of DRIVER_ERRORS."""
-    table = await _find(connection, wanted.table)
+    table = await _find(connection, wanted.table, "find_table")
     try:
         text = await connection.fetchval(
             query("serve"),
@@ -129,8 +129,8 @@ async def watch(connection: Connection, wanted: Watch) -> Watching:
 
 
 async def unwatch(connection: Connection, name: str) -> str:
-    """Stop watching a table; returns its name. Raises an OperatorFault, or one of DRIVER_ERRORS."""
-    table = await _find(connection, name)
+    """Stop watching a table, also one that is gone; returns its name. Raises an OperatorFault or DRIVER_ERRORS."""
+    table = await _find(connection, name, "find_table", "find_gone")
     if table.pack is None:
         raise NotWatched(table.name)
     await connection.execute(query("unwatch"), table.name)
@@ -158,13 +158,16 @@ class _Table(NamedTuple):
     pack: str | None
 
 
-async def _find(connection: Connection, name: str) -> _Table:
-    """The table, unless a pack watches it. Raises NoSuchTable or WatchedByPack."""
-    try:
-        row = await connection.fetchrow(query("find_table"), name)
-    except _REFUSALS:
-        row = None
-    if row is None:
+async def _find(connection: Connection, name: str, *queries: str) -> _Table:
+    """The table that a query finds, unless a pack watches it. Raises NoSuchTable or WatchedByPack."""
+    for each in queries:
+        try:
+            row = await connection.fetchrow(query(each), name)
+        except _REFUSALS:
+            row = None
+        if row is not None:
+            break
+    else:
         raise NoSuchTable(name)
     if not row["is_own"] and row["pack"] in bundled():
         raise WatchedByPack(row["name"], row["pack"])

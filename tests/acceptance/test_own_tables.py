@@ -246,6 +246,21 @@ async def test_watches_are_listed_checked_and_survive_a_restore(
         ]
 
 
+async def test_a_table_that_was_dropped_or_renamed_can_be_unwatched(database: str, tables: Connection) -> None:
+    await rowcast(database, *WATCH, "--public")
+    await rowcast(database, "watch", "public.lines", "--topic", "'lines'", "--public")
+    await tables.execute("drop table public.orders; alter table public.lines rename to renamed")
+    await rowcast(database, "unwatch", "public.orders")
+    left = await rowcast(database, "watches")
+    assert ("public.orders" not in left, "public.lines" in left) == (True, True)
+    await tables.execute("insert into public.renamed values (1, 1)")
+    await rowcast(database, "unwatch", "public.lines")
+    assert "no table is watched\n" == await rowcast(database, "watches")
+    await tables.execute("insert into public.renamed values (2, 2)")
+    await rowcast(database, "unwatch", "public.lines", code=64)
+    await tables.execute("alter table public.renamed rename to lines; create table public.orders ()")
+
+
 async def test_tables_are_watched_one_after_the_other(database: str, tables: Connection) -> None:
     async with tables.transaction():
         await tables.execute("select rowcast.serve('public.lines', $$'orders:' || r.customer_id$$, 'true')")

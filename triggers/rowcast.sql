@@ -1190,6 +1190,9 @@ declare
     settings constant text [] := rowcast.capture_settings(false);
     body text;
 begin
+    if over_rows then
+        perform rowcast.let_capture_read(relation, used);
+    end if;
     body := case when over_rows then format($body$
     select exists (
         select from (select %1$s from %2$I.%3$I as c) as r
@@ -1204,9 +1207,6 @@ $body$,
     else format($body$
     select (%s) from (select $2 as user_id, $1 as topic) as given
 $body$, readable) end;
-    if over_rows then
-        perform rowcast.let_capture_read(relation, used);
-    end if;
     execute format('create or replace function %s(topic text, user_id text) returns boolean '
                    'language sql stable security definer %s as %L', name, rowcast.settings_clause(settings), body);
     execute format('revoke all on function %s(text, text) from public', name);

@@ -111,10 +111,17 @@ async def check_captures(connection: Connection) -> list[Problem]:
     problems += [_problem(row["name"], row["problem"], row["place"]) for row in rights if row["problem"]]
     own = {row["name"] for row in rights}
     problems = [
-        replace(problem, remedy=_WATCH_AGAIN) if problem.table in own and problem.remedy == _RECREATE else problem
+        replace(problem, remedy=_own_remedy(problem.remedy)) if problem.table in own else problem
         for problem in problems
     ]
     return sorted(problems, key=lambda problem: problem.table)
+
+
+def _own_remedy(remedy: str) -> str:
+    """The same for a table that is served without a pack: rowcast.watch() would end that."""
+    if remedy == _RECREATE:
+        return _WATCH_AGAIN
+    return _SERVE if remedy == REAPPLY else remedy.replace("call rowcast.watch()", "run `daemon watch`")
 
 
 async def check_any_captured(connection: Connection, schemas: Iterable[str]) -> list[Problem]:

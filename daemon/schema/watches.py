@@ -121,9 +121,9 @@ async def watch(connection: Connection, wanted: Watch) -> Watching:
             wanted.rows,
             wanted.topics,
         )
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise explain(error) from None
     except _REFUSALS as error:
+        if isinstance(error, asyncpg.InsufficientPrivilegeError) and not str(error.args[0]).startswith("rowcast: "):
+            raise explain(error) from None
         raise CannotWatch(table.name, str(error.args[0])) from None
     return Watching(table=table.name, **json.loads(text))
 

@@ -214,6 +214,10 @@ async def test_watches_are_listed_checked_and_survive_a_restore(
     assert "problems    its capture trigger on public.lines for insert is disabled" in await rowcast(
         database, "watches"
     )
+    await tables.execute("alter table public.orders rename note to remark")
+    code, output, _ = await command("check", DATABASE_URL=database, ROWCAST_PACKS="none")
+    assert (1, True) == (code, "or run `daemon watch` for it without that column" in output), output
+    await tables.execute("alter table public.orders rename remark to note")
     await tables.execute("alter table public.lines enable trigger rowcast_insert")
     assert "2 tables are watched" in await rowcast(database, "check")
     await rowcast(database, "backup", str(tmp_path / "backup"))

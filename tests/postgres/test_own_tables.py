@@ -64,6 +64,13 @@ async def test_a_right_over_rows_needs_a_row_of_the_topic(db: Connection) -> Non
     assert cases == {case: await may_read(db, *case) for case in cases}
 
 
+async def test_a_right_may_read_columns_that_are_not_published(db: Connection) -> None:
+    await db.execute("insert into shop.customers values (1, 'a', 'owner', 'x')")
+    await serve(db, "shop.customers", "'c:' || r.id", "user_id = r.user_id", columns=["id"])
+    assert await may_read(db, "owner", "c:1")
+    assert not await may_read(db, "x", "c:1")
+
+
 async def test_a_right_over_the_topic_alone_needs_no_row(db: Connection) -> None:
     await serve(db, "shop.orders", ORDERS, "topic = 'orders:' || user_id")
     assert await may_read(db, "1", "orders:1")

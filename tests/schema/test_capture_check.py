@@ -198,8 +198,8 @@ async def test_a_detached_partition_that_still_captures_is_reported(tables: Conn
 async def test_a_dropped_table_is_reported_until_it_is_unwatched(tables: Connection) -> None:
     await tables.execute("drop table app.notes")
     assert [
-        "app.notes: the table was dropped or renamed: rename it back, or run `daemon unwatch` for it; for a table of a "
-        "pack, call rowcast.unwatch_dropped()"
+        "app.notes: the table was dropped or renamed: rename it back, or run `daemon unwatch` for it; for a table "
+        "of a pack, call rowcast.unwatch_dropped()"
     ] == await problems(tables)
     await tables.execute("select rowcast.unwatch_dropped()")
     assert [] == await problems(tables)

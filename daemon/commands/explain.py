@@ -140,7 +140,7 @@ async def explain(settings: Settings, topic: str, user: str, seq: int | None) ->
     )
     router = PackRouter(by_schema(settings.schemas))
     log = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
-    explainer = Explainer(log, PgGrants(pool, router.schema_of, wait=PENDING_TIMEOUT), router)
+    explainer = Explainer(log, PgGrants(pool, router.schema_of, router.own_table_of, wait=PENDING_TIMEOUT), router)
     stops = False
     try:
         own = await PgOwnTableReader(pool).read()

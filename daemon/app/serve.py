@@ -126,9 +126,15 @@ async def running(
         run_in_background(_end_if_unusable(unusable))
         await _start(parts, run_in_background)
         own, (host, port) = await _listen(settings, parts.gateway, inherited, should_accept)
-        stack.push_async_callback(parts.gateway.drain, lambda: encode(bye("restart")), within=settings.drain_seconds)
+        stack.push_async_callback(_drain, parts.gateway, settings.drain_seconds)
         metrics_url = f"http://{Address(*own[0].getsockname()[:2])}/metrics" if own else None
         yield Running(host, port, pool, parts.readiness, metrics_url)
+
+
+async def _drain(gateway: Gateway, within: float) -> None:
+    """Ask all clients to reconnect, and wait for them to leave."""
+    count = gateway.clients
+    await gateway.drain(lambda: encode(bye("restart", count)), within=within)
 
 
 async def _end_if_unusable(unusable: asyncio.Queue[DatabaseFault]) -> None:

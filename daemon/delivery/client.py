@@ -63,6 +63,7 @@ REFUSAL_CHARGE: Final = 20  # frames that a refused subscribe counts as: each on
 SNAPSHOT_CHARGE: Final = 20  # frames that a snapshot counts as
 FILTER_CHARGE: Final = 20  # frames that a filter counts as: it takes milliseconds to check
 SNAPSHOT_TIMEOUT: Final = 60.0  # seconds that the peer may take to read one: it stays in memory until then
+MAX_SPREAD_MS: Final = 5000  # over which the clients of a daemon that stops reconnect
 SIGNAL_CHARGE: Final = 20  # frames that a signal counts as: many may get it
 SIGNAL_RATE: Final = 10  # signals of one client in a second; as many may come at once
 HELLO_TIMEOUT: Final = 5.0  # seconds
@@ -664,6 +665,6 @@ class Client:
             metrics.BEHIND.inc(slow)
 
 
-def bye(reason: str, spread_ms: int = 5000) -> bytes:
-    """The payload that announces a planned close; clients reconnect spread over some seconds."""
-    return wire.bye(reason, random.randint(0, spread_ms))  # noqa: S311
+def bye(reason: str, clients: int) -> bytes:
+    """The payload that announces a planned close; `clients` reconnect about one in a millisecond, within seconds."""
+    return wire.bye(reason, random.randint(0, min(MAX_SPREAD_MS, 250 + clients)))  # noqa: S311

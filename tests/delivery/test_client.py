@@ -16,7 +16,7 @@ from daemon.core.errors import GrantsUnavailable
 from daemon.core.hub import Hub, RightEnd
 from daemon.core.ports import AckStore, ColumnReader, Grants, SignalRights
 from daemon.core.presence import Key
-from daemon.delivery.client import FILTER_CHARGE, REFUSAL_CHARGE, SIGNAL_CHARGE, Client, ClientContext
+from daemon.delivery.client import FILTER_CHARGE, REFUSAL_CHARGE, SIGNAL_CHARGE, Client, ClientContext, bye
 from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
 from daemon.delivery.snapshots import Snapshots
@@ -671,3 +671,9 @@ async def test_a_pack_can_say_who_may_signal_and_its_answer_counts_for_a_while(p
     errors = [(frame["id"], frame["code"]) for frame in harness.socket.frames if frame["op"] == "error"]
     assert [("None", "unavailable"), ("False", "may_not_signal"), ("True", "may_not_signal")] == errors
     assert 2 == len(rights.questions)
+
+
+@pytest.mark.parametrize(("clients", "most"), [(0, 250), (3, 253), (1000, 1250), (100_000, 5000)])
+def test_few_clients_are_asked_to_return_at_once_and_many_over_seconds(clients: int, most: int) -> None:
+    asked = [json.loads(bye("restart", clients))["retry_ms"] for _ in range(300)]
+    assert most // 2 < max(asked) <= most

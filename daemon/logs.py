@@ -100,7 +100,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "reload_failed": Event(
             "warn", "a SIGHUP arrived, but something could not be read; says what. Everything stays as it was"
         ),
-        "reloaded": Event("info", "a SIGHUP arrived, and the keys were read again; says how many there are"),
+        "reloaded": Event(
+            "info", "a SIGHUP arrived, and the keys, or the certificate, were read again; says how many there are"
+        ),
         "retention_failed": Event(
             "warn", "old segments could not be dropped, or deleted content not be removed; it is retried"
         ),

@@ -209,6 +209,11 @@ KEY_FETCH_DELAY: Final = Gauge(
     "Seconds for which fetching the keys has been failing; 0 if the last fetch succeeded, or none is needed.",
     registry=REGISTRY,
 )
+CERTIFICATE_END: Final = Gauge(
+    "rowcast_certificate_end_timestamp_seconds",
+    "When the certificate in ROWCAST_TLS_CERTIFICATE ends, in seconds since 1970; 0 without one.",
+    registry=REGISTRY,
+)
 ERRORS: Final = Counter("rowcast_errors_total", "Error frames sent to clients, by code.", ["code"], registry=REGISTRY)
 SIGNALS: Final = Counter("rowcast_signals_total", "Signals that clients of this daemon sent.", registry=REGISTRY)
 SIGNALS_DROPPED: Final = Counter(
@@ -289,7 +294,15 @@ for _outcome in ("lossless", "replayed"):
     RESUMES.labels(outcome=_outcome)
 for _reason in ("full", "crowded", "address", "user", "request", "stopping", "files"):
     REFUSED.labels(reason=_reason)
-for _reason in ("open_timeout", "answer_timeout", "silent", "too_slow", "close_timeout", "drain_timeout"):
+for _reason in (
+    "open_timeout",
+    "answer_timeout",
+    "silent",
+    "too_slow",
+    "user_unread",
+    "close_timeout",
+    "drain_timeout",
+):
     ABORTED.labels(reason=_reason)
 for _reason in ("rate", "slow", "full", "unsent", "malformed"):
     SIGNALS_DROPPED.labels(reason=_reason)

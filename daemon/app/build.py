@@ -3,14 +3,17 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
+from ipaddress import ip_network
 
 from daemon import metrics
 from daemon.app.site import site
 from daemon.core.close_history import CloseHistory
 from daemon.core.hub import Hub
+from daemon.core.ports import OpenClient
 from daemon.delivery.acks import Acks
 from daemon.delivery.canary import CANARY, Canary
 from daemon.delivery.client import ClientContext
@@ -23,9 +26,12 @@ from daemon.delivery.replay import RetryingLogReader
 from daemon.delivery.rights import Rights
 from daemon.delivery.signals import Signals
 from daemon.delivery.snapshots import Snapshots
+from daemon.gateway.door import UNIX, Door
+from daemon.gateway.http import Page, Site, json_page
 from daemon.gateway.identity import Identity
 from daemon.gateway.key_source import KeySource
 from daemon.gateway.server import Gateway, Limits, encode
+from daemon.gateway.tls import Tls
 from daemon.health import Check, Readiness
 from daemon.jobs.scheduler import JOB_SESSION, Scheduler
 from daemon.jobs.selection import scheduled_jobs
@@ -91,9 +97,9 @@ def build(
     tunnel_problems: Check,
     on_unusable: OnUnusable,
     identity: Identity,
+    tls: Tls,
 ) -> Parts:
     """Make every part and connect them; nothing runs yet."""
-    keys = identity.keys
     router = PackRouter({**packs, CANARY.name: CANARY} if settings.canary_every else packs)
     hub = Hub(encode, router.with_exact_numbers)
     own_tables = OwnTables(PgOwnTableReader(pool), router)
@@ -107,9 +113,8 @@ def build(
     backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
     scheduler = _scheduler(settings, pool, on_unusable)
     canary = Canary(hub, CanaryWriter(pool).write, settings.canary_every) if settings.canary_every else None
-    readiness = _readiness(
-        tunnel_problems, schema, notifier, notify_watch, pump, backlog, retention, canary, scheduler, keys
-    )
+    warnings = [each.warnings for each in (notify_watch, retention, scheduler, identity.keys, tls)]
+    readiness = _readiness(tunnel_problems, schema, notifier, pump, backlog, retention, canary, warnings)
     limits = gateway_limits(settings)
     context = ClientContext(
         hub=hub,
@@ -136,11 +141,11 @@ def build(
         chunk=settings.read_chunk,
     )
     console = Console(hub, pump, log_cache, backlog, readiness, pool, _console_options(settings, identity, demo))
-    pages = site(readiness, lambda: router.all_packs, console, demo, pool, identity.verify)
-    console.gateway = gateway = Gateway(context.open_client, pages, limits=limits)
-    _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits, keys, readiness)
+    pages = site(readiness, lambda: router.all_packs, console, demo, pool, identity.verify, door_of(settings))
+    console.gateway = gateway = _build_gateway(settings, context.open_client, pages, tls)
+    _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits, identity.keys, readiness)
     of_the_log = notifier, notify_watch, sequencer, backlog, retention
-    return Parts(*of_the_log, schema, pump, sharing, canary, gateway, scheduler, readiness, keys)
+    return Parts(*of_the_log, schema, pump, sharing, canary, gateway, scheduler, readiness, identity.keys)
 
 
 def _build_pump(
@@ -182,6 +187,21 @@ def _build_sharing(pool: Pool, hub: Hub, router: PackRouter) -> _Sharing:
     return _Sharing(signals, presence, Acks(PgAcks(pool, functions(lambda pack: pack.ack_hook))))
 
 
+def _build_gateway(settings: Settings, open_client: OpenClient, whole: Site, tls: Tls) -> Gateway:
+    """The gateway; if there is a listener for metrics, what is for operators is only there."""
+    public = whole if settings.metrics_listen is None else whole.without(_FOR_OPERATORS, {"/readyz": _bare_readiness})
+    limits, door = gateway_limits(settings), door_of(settings)
+    return Gateway(open_client, public, admin_site=whole, limits=limits, door=door, tls=tls)
+
+
+_FOR_OPERATORS = "/metrics", "/console"
+
+
+def _bare_readiness(page: Page) -> Page:
+    """The status of /readyz, without the reasons."""
+    return json_page({"ready": page.status == HTTPStatus.OK}, page.status)
+
+
 def _console_options(settings: Settings, identity: Identity, demo: Demo | None) -> ConsoleOptions:
     is_local_trusted = settings.environment != "production"
     return ConsoleOptions(identity.verify, is_local_trusted, settings.workers, demo is not None)
@@ -202,13 +222,11 @@ def _readiness(
     tunnel_problems: Check,
     schema: SchemaHealth,
     notifier: Notifier,
-    notify_watch: NotifyWatch,
     pump: Pump,
     backlog: Backlog,
     retention: Retention,
     canary: Canary | None,
-    scheduler: Scheduler,
-    keys: KeySource,
+    warnings: Iterable[Check],
 ) -> Readiness:
     return Readiness(
         tunnel_problems,
@@ -218,7 +236,7 @@ def _readiness(
         backlog.reasons,
         retention.problems,
         *([canary.problems] if canary else ()),
-        warnings=[notify_watch.warnings, retention.warnings, scheduler.warnings, keys.warnings],
+        warnings=warnings,
     )
 
 
@@ -229,8 +247,20 @@ def gateway_limits(settings: Settings) -> Limits:
         pending=settings.max_unauthenticated,
         per_user=settings.max_clients_per_user,
         per_address=settings.max_clients_per_address,
+        user_unread_bytes=settings.user_unread_bytes,
         user_rate=settings.user_rate,
         deflate_bytes=settings.deflate_bytes,
+    )
+
+
+def door_of(settings: Settings) -> Door:
+    """Who may come in."""
+    return Door(
+        origins=frozenset(settings.origins),
+        admits_local_pages=settings.environment != "production",
+        hosts=frozenset(settings.hosts),
+        proxies=tuple(UNIX if proxy == UNIX else ip_network(proxy) for proxy in settings.trusted_proxies),
+        proxy_header=settings.proxy_header,
     )
 
 

@@ -1,8 +1,9 @@
-"""The keys of tokens, from where the settings say, and the users whom these name."""
+"""The keys of tokens, and the certificate, from where the settings say, and the users whom tokens name."""
 
 from daemon.files import folder
 from daemon.gateway.auth import Authenticator
 from daemon.gateway.key_source import KeyPlaces, KeySource
+from daemon.gateway.tls import Tls, TlsFiles
 from daemon.schema import sql_files
 from daemon.settings import BadSettings, Reloads, Settings
 
@@ -40,3 +41,19 @@ def users_statement(settings: Settings) -> str | None:
             f"{len(found)} in ROWCAST_PACKS do: turn it off, or choose other packs"
         )
     return sql_files.read(files[found[0]], pack=found[0], schema=settings.schemas[found[0]]).text
+
+
+async def load_certificate(settings: Settings, reloads: Reloads | None) -> Tls:
+    """What encrypts connections, if there is a certificate. Raises TlsFilesUnusable."""
+    tls = Tls()
+
+    async def load(settings: Settings) -> int:
+        if settings.tls_certificate is None or settings.tls_key is None:
+            raise BadSettings("TLS cannot be turned off by a reload: restart the daemon, or set both files again")
+        return await tls.load(TlsFiles(settings.tls_certificate, settings.tls_key))
+
+    if settings.tls_certificate is not None:
+        await load(settings)
+        if reloads is not None:
+            reloads.register("certificates", load)
+    return tls

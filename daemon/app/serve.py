@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from daemon import __version__, systemd
 from daemon.app.build import POOL_SIZE, Parts, build
-from daemon.app.keys import load_keys, users_statement
+from daemon.app.keys import load_certificate, load_keys, users_statement
 from daemon.core.errors import LogUnreadable, OperatorFault
 from daemon.delivery.client import bye
 from daemon.gateway.identity import Identity
@@ -71,12 +71,15 @@ class Running:
     pool: Pool
     readiness: Readiness
     metrics_url: str | None
+    has_tls: bool = False
 
     @property
     def http_url(self) -> str:
         """The URL of the live page; for a Unix socket in the form that nginx takes."""
         address = Address(self.host, self.port)
-        return f"http://{address}:/" if address.is_unix else f"http://{address}/"
+        if address.is_unix:
+            return f"http://{address}:/"
+        return f"{'https' if self.has_tls else 'http'}://{address}/"
 
     @property
     def websocket_url(self) -> str:
@@ -105,6 +108,7 @@ async def running(
     packs = by_schema(settings.schemas)
     users_of = users_statement(settings)
     authenticator, keys = await load_keys(settings, reloads)
+    tls = await load_certificate(settings, reloads)
     unusable: asyncio.Queue[DatabaseFault] = asyncio.Queue()
     async with AsyncExitStack() as stack:
         tunnel_problems = await stack.enter_async_context(through_tunnel(settings))
@@ -121,14 +125,15 @@ async def running(
         schema = SchemaHealth(pool, settings)
         await _check_database(settings, pool, schema)
         identity = Identity(authenticator, keys, PgUsers(pool, users_of).user_of if users_of else None)
-        parts = build(settings, packs, pool, schema, demo, tunnel_problems, unusable.put_nowait, identity)
+        parts = build(settings, packs, pool, schema, demo, tunnel_problems, unusable.put_nowait, identity, tls)
         run_in_background = await stack.enter_async_context(_in_background())
         run_in_background(_end_if_unusable(unusable))
         await _start(parts, run_in_background)
         own, (host, port) = await _listen(settings, parts.gateway, inherited, should_accept)
         stack.push_async_callback(_drain, parts.gateway, settings.drain_seconds)
         metrics_url = f"http://{Address(*own[0].getsockname()[:2])}/metrics" if own else None
-        yield Running(host, port, pool, parts.readiness, metrics_url)
+        has_tls = settings.tls_certificate is not None
+        yield Running(host, port, pool, parts.readiness, metrics_url, has_tls=has_tls)
 
 
 async def _drain(gateway: Gateway, within: float) -> None:

@@ -8,6 +8,7 @@ from daemon import __version__, metrics
 from daemon.contracts.asyncapi import asyncapi
 from daemon.contracts.schema import json_schema
 from daemon.files import folder
+from daemon.gateway.door import Door
 from daemon.gateway.http import Page, Site, json_page, script_page, static_pages, text_page
 from daemon.health import Readiness
 from daemon.packs import Pack
@@ -25,6 +26,7 @@ def site(
     demo: Demo | None,
     pool: Pool,
     verify: Verify,
+    door: Door,
 ) -> Site:
     """The pages that are served beside the websocket."""
     pages: dict[str, Page | Callable[[], Page]] = {
@@ -38,8 +40,7 @@ def site(
     }
     handlers = console.handlers()
     if demo is not None:
-        pages["/demo.json"] = lambda: json_page(demo.users())
-        handlers |= demo_handlers(demo, pool, verify)
+        handlers |= demo_handlers(demo, pool, verify, door)
     return Site(pages, handlers)
 
 

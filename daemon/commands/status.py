@@ -2,9 +2,10 @@
 
 import json
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import ClassVar, Final
 
 import click
@@ -43,10 +44,13 @@ class _UnixConnection(HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _get(address: Address, path: str) -> str:
+def _get(address: Address, path: str, *, has_tls: bool) -> str:
     """The text of a page, whatever its status. Raises NotRunning."""
     if address.is_unix:
         connection: HTTPConnection = _UnixConnection(address.host.removeprefix("unix:"))
+    elif has_tls:
+        host = _EVERYWHERE.get(address.host, address.host)
+        connection = HTTPSConnection(host, address.port, timeout=ANSWER_TIMEOUT, context=_unverified())
     else:
         host = _EVERYWHERE.get(address.host, address.host)
         connection = HTTPConnection(host, address.port, timeout=ANSWER_TIMEOUT)
@@ -64,15 +68,23 @@ def _get(address: Address, path: str) -> str:
     return text
 
 
+def _unverified() -> ssl.SSLContext:
+    """TLS with a certificate that is for another name: the address is our own, and nothing secret is sent."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 class Report:
     """What one process says about itself."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, *, has_tls: bool = False) -> None:
         """Ask the process at this address. Raises NotRunning."""
         try:
-            self.readiness = json.loads(_get(address, "/readyz"))
+            self.readiness = json.loads(_get(address, "/readyz", has_tls=has_tls))
             self.is_ready = bool(self.readiness["ready"])
-            families = list(text_string_to_metric_families(_get(address, "/metrics")))
+            families = list(text_string_to_metric_families(_get(address, "/metrics", has_tls=has_tls)))
         except (ValueError, KeyError, TypeError):
             raise NotRunning(address, "the pages there are not those of a daemon") from None
         self.address = address
@@ -176,9 +188,11 @@ def status(settings: Settings, *, watch: bool, as_json: bool, sleep: Callable[[f
 
     Raises NotRunning, but with `watch` only prints it.
     """
+    is_at_clients_port = addresses(settings) == [settings.listen]
+    has_tls = settings.tls_certificate is not None and is_at_clients_port
     while True:
         try:
-            reports = [Report(address) for address in addresses(settings)]
+            reports = [Report(address, has_tls=has_tls) for address in addresses(settings)]
         except NotRunning as fault:
             if not watch:
                 raise

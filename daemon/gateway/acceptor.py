@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 
 from daemon import metrics
 from daemon.core.errors import OperatorFault
-from daemon.gateway.admission import ANONYMOUS, address_group
+from daemon.gateway.admission import ANONYMOUS
 from daemon.gateway.http import Page
 from daemon.gateway.state import address_name, log, refuse
 
@@ -111,7 +111,7 @@ class Acceptor:
                 asyncio.get_running_loop().remove_reader(self._socket)
                 return
             connection.setblocking(False)
-            self._admit(connection, ANONYMOUS if self._is_unix else address_group(address[0]))
+            self._admit(connection, ANONYMOUS if self._is_unix else address[0])
 
 
 def turn_away(connection: socket.socket, page: Page, reason: str) -> None:

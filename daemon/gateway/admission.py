@@ -72,10 +72,11 @@ class Crowd(Generic[Connection]):
 
 @dataclass(slots=True)
 class Account:
-    """What one user has: connections, and the time until which the rate has been used up."""
+    """What one user has: connections, bytes that they have not read, and the time until which its rate is used up."""
 
     user: str
     connections: int = 0
+    unread: int = 0
     used_until: float = 0.0
 
 
@@ -85,6 +86,7 @@ class Accounts:
     def __init__(self, limits: Limits) -> None:
         self._max_clients = limits.max_clients()
         self._max_per_user = limits.max_per_user()
+        self._unread_bytes = limits.user_unread_bytes
         self._rate = limits.user_rate
         self._burst = limits.user_burst
         self._accounts: dict[str, Account] = {}
@@ -115,6 +117,10 @@ class Accounts:
         self.connections -= 1
         if not account.connections:
             self._departed.add(account.user)
+
+    def is_too_much(self, account: Account, unread: int) -> bool:
+        """Whether a connection with so many unread bytes has to go: the user has too many, and it more than most."""
+        return account.unread > self._unread_bytes and unread * account.connections >= account.unread
 
     def charge(self, account: Account, frames: int, now: float) -> None:
         """Count frames towards the user's rate."""

@@ -13,7 +13,7 @@ from daemon.core.close_codes import CLOSE_CODES, Close
 from daemon.core.ports import ClientHandler
 from daemon.gateway.admission import Account
 from daemon.gateway.limits import MIN_DRAIN_BYTES
-from daemon.gateway.state import NEVER, GatewayState, SessionInfo, log, peer_name
+from daemon.gateway.state import NEVER, GatewayState, SessionInfo, log
 from daemon.gateway.transport import Transport
 from daemon.logs import correlate
 
@@ -37,8 +37,10 @@ class ClientConnection:
         "_open",
         "_opened_at",
         "_sent",
+        "_sent_at_tick",
         "_state",
         "_transport",
+        "_unread",
         "address",
         "session",
     )
@@ -62,10 +64,12 @@ class ClientConnection:
         self._full_acked = 0  # bytes acknowledged then
         self._drained: asyncio.Event | None = None
         self._sent = 0  # bytes written to the transport
+        self._sent_at_tick = 0
+        self._unread = 0  # of these, not acknowledged at the last tick
 
     def _open_handler(self) -> None:
         self._state.sessions += 1
-        log.debug("client_connected", session=self.session, peer=peer_name(self._transport.connection))
+        log.debug("client_connected", session=self.session, peer=self._transport.peer_name())
         try:
             self._handler = self._state.open_client(self)
         except Exception:  # noqa: BLE001 - see _call
@@ -81,9 +85,7 @@ class ClientConnection:
         """What an operator sees of this session."""
         user = self._account.user if self._account is not None else ""
         seconds = self._state.clock() - self._opened_at
-        return SessionInfo(
-            self.session, user, peer_name(self._transport.connection), seconds, self._sent, self.queued()
-        )
+        return SessionInfo(self.session, user, self._transport.peer_name(), seconds, self._sent, self.queued())
 
     # The handler's Socket.
 
@@ -148,6 +150,7 @@ class ClientConnection:
         self._state.sessions -= 1
         self._state.discard(self)
         if self._account is not None:
+            self._account.unread -= self._unread
             self._state.accounts.leave(self._account)
             metrics.DISCONNECTED.inc()
         seconds = round(self._state.clock() - self._opened_at, 3)
@@ -166,6 +169,8 @@ class ClientConnection:
                 self.abort("close_timeout")
         elif self._full and not self._keeps_pace(now):
             self.abort("too_slow")
+        elif self._is_too_much_unread():
+            self.abort("user_unread")
         elif self._is_alive(now) and self._handler is not None:
             self._call(self._handler.tick, now)
 
@@ -237,6 +242,21 @@ class ClientConnection:
             self._drained.set()
             self._drained = None
 
+    def _is_too_much_unread(self) -> bool:
+        """Count what the peer has not read, in our queue and our kernel's, towards what its user may have."""
+        account = self._account
+        if account is None:
+            return False
+        unread = self._sent - self._count_acked() if self._unread or self._sent != self._sent_at_tick else 0
+        self._sent_at_tick = self._sent
+        account.unread += unread - self._unread
+        self._unread = unread
+        if not self._state.accounts.is_too_much(account, unread):
+            return False
+        account.unread -= unread  # this connection is cut, so that others need not be
+        self._unread = 0
+        return True
+
     def _keeps_pace(self, now: float) -> bool:
         """Whether a peer with a full transport has acknowledged MIN_DRAIN_BYTES in each `drain_timeout`."""
         if now >= self._full_since + self._state.limits.drain_timeout:
@@ -248,8 +268,9 @@ class ClientConnection:
 
     def _close_reason(self) -> Close | None:
         """Why this side ended the connection; None if the peer did."""
-        if self._abort_reason in CLOSE_CODES:
-            return Close(CLOSE_CODES[self._abort_reason].code, self._abort_reason)
+        reason = "too_slow" if self._abort_reason == "user_unread" else self._abort_reason
+        if reason in CLOSE_CODES:
+            return Close(CLOSE_CODES[reason].code, reason)
         return self._closed_by_us()
 
     def _count_acked(self) -> int:

@@ -26,6 +26,15 @@ _library_log: Final = logging.getLogger("websockets.server")
 _library_log.setLevel(logging.ERROR)
 
 
+class _Protocol(Protocol):
+    """Lets a peer close in the middle of a message, as RFC 6455 does; the library calls that an error."""
+
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None  # the message will not be completed
+        super().recv_frame(frame)
+
+
 class WebSocketConnection(ClientConnection):
     """A client's connection from the 101 response on.
 
@@ -50,7 +59,7 @@ class WebSocketConnection(ClientConnection):
 
     def __init__(self, state: GatewayState, transport: Transport, extensions: list[Extension], address: str) -> None:
         super().__init__(state, transport, address)
-        self._protocol = Protocol(Side.SERVER, max_size=state.limits.message_bytes, logger=_library_log)
+        self._protocol = _Protocol(Side.SERVER, max_size=state.limits.message_bytes, logger=_library_log)
         self._protocol.extensions = extensions
         # Inbound.
         self._input = NOTHING  # not parsed yet

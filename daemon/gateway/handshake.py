@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Final
 
+from daemon.gateway.admission import address_group
 from daemon.gateway.client_connection import ClientConnection
 from daemon.gateway.connection import WebSocketConnection
+from daemon.gateway.door import address_in
 from daemon.gateway.event_stream import STREAM_PATH, EventStream, stream_request
-from daemon.gateway.http import Call, Handler, Page, Request, read_head, text_page
+from daemon.gateway.http import Call, Handler, Page, Request, Site, read_head, text_page
 from daemon.gateway.state import NEVER, GatewayState, log, peer_name, refuse
 from daemon.gateway.transport import Transport
 from daemon.gateway.upgrade import upgrade
@@ -40,6 +41,7 @@ class Handshake:
     __slots__ = (
         "_answered",
         "_deadline",
+        "_is_proxy",
         "_making",
         "_received",
         "_request",
@@ -49,11 +51,14 @@ class Handshake:
         "is_admin",
     )
 
-    def __init__(self, state: GatewayState, transport: Transport, address: str, *, is_admin: bool) -> None:
+    def __init__(
+        self, state: GatewayState, transport: Transport, address: str, *, is_admin: bool, is_proxy: bool
+    ) -> None:
         self._state = state
         self._transport = transport
         self.address = address
         self.is_admin = is_admin
+        self._is_proxy = is_proxy  # and the client's address is not known yet
         self._received = bytearray()
         self._request: Request | None = None  # while its body is incomplete
         self._making: asyncio.Task[None] | None = None  # a page
@@ -105,7 +110,7 @@ class Handshake:
         """Cut the connection now and drop queued data. `reason` is logged and counted."""
         if self._deadline != NEVER:
             self._deadline = NEVER
-            log.debug("client_aborted", peer=peer_name(self._transport.connection), reason=reason)
+            log.debug("client_aborted", peer=self._transport.peer_name(), reason=reason)
             self._state.count_abort(reason)
             self._transport.abort()
 
@@ -119,7 +124,13 @@ class Handshake:
 
     def _respond(self, request: Request) -> None:
         with_body = request.method != "HEAD"
-        if request.path == PATH and request.method == "GET":
+        if self._is_proxy and not self._knows_client(request):
+            self._refuse(CROWDED_ADDRESS, "address", with_body=with_body)
+        elif not self.is_admin and (page := self._state.door.wrong_host(request)):
+            self._refuse(page, "host", with_body=with_body)
+        elif request.path in {PATH, STREAM_PATH} and (page := self._state.door.wrong_origin(request)):
+            self._refuse(page, "origin", with_body=with_body)
+        elif request.path == PATH and request.method == "GET":
             self._upgrade(request)
         elif request.path == STREAM_PATH and request.method == "GET":
             self._stream(request)
@@ -127,10 +138,27 @@ class Handshake:
             self._refuse(_GET_ONLY, with_body=with_body)
         elif request.lists("upgrade", "websocket"):
             self._refuse(_NO_WEBSOCKET, with_body=with_body)
-        elif handler := self._state.site.handler(request.method, request.path):
+        elif handler := self._site.handler(request.method, request.path):
             self._make(handler, request)
         else:
             self._answer(self._page(request), with_body=with_body)
+
+    def _knows_client(self, request: Request) -> bool:
+        """Count the connection under the address of the client that the proxy names. False if it has too many."""
+        if self._transport.client or not (client := self._state.door.client_behind_proxy(request.headers)):
+            return True
+        self._transport.client = client
+        address = address_group(client)
+        if not self._state.addresses.has_room(address):
+            return False
+        self._state.leave(self)
+        self.address = address
+        self._state.add(self)
+        return True
+
+    @property
+    def _site(self) -> Site:
+        return self._state.admin_site if self.is_admin else self._state.site
 
     def _make(self, handler: Handler, request: Request) -> None:
         """Have the handler make a page, once the body is complete."""
@@ -140,7 +168,7 @@ class Handshake:
             return
         self._received.clear()
         self._deadline = self._state.clock() + self._state.limits.answer_timeout
-        call = Call(request, body, _is_loopback(peer_name(self._transport.connection)))
+        call = Call(request, body, not self._is_proxy and _is_loopback(peer_name(self._transport.connection)))
         self._making = asyncio.create_task(self._answer_with(handler, call))
 
     async def _answer_with(self, handler: Handler, call: Call) -> None:
@@ -154,7 +182,7 @@ class Handshake:
 
     def _page(self, request: Request) -> Page:
         try:
-            return self._state.site.answer(request.method, request.path)
+            return self._site.answer(request.method, request.path)
         except Exception:  # noqa: BLE001 - a bug costs this page only
             log.exception("internal_error", path=request.path[:MAX_LOGGED])
             return _FAILED
@@ -186,7 +214,7 @@ class Handshake:
 
     def _refuse(self, page: Page, reason: str = "request", *, with_body: bool = True) -> None:
         text = page.body.decode(errors="replace").strip()[:MAX_LOGGED]
-        refuse(reason, peer=peer_name(self._transport.connection), status=page.status, answer=text)
+        refuse(reason, peer=self._transport.peer_name(), status=page.status, answer=text)
         self._answer(page, with_body=with_body)
 
     def _answer(self, page: Page, *, with_body: bool = True) -> None:
@@ -200,9 +228,5 @@ class Handshake:
 def _is_loopback(peer: str) -> bool:
     """Whether `peer`, as `peer_name` writes it, has an address that only processes of this machine have."""
     host = peer.rpartition(":")[0].strip("[]")
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return False  # a Unix socket, behind which are the clients of a proxy
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    address = address_in(host)
+    return address is not None and address.is_loopback  # behind a Unix socket are the clients of a proxy

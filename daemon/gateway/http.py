@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -19,6 +19,8 @@ MAX_BODY: Final = 16 * 1024  # bytes; only a POST has a body
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _TOKEN_START: Final = re.compile(_TOKEN)
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/(\d\.\d)")
+_ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(.*)", re.IGNORECASE)
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9._~%!$&'()*+;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _HEADER: Final = re.compile(rb"(" + _TOKEN + rb"+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
 
 _COMMON: Final = {
@@ -98,6 +100,9 @@ def script_page(file: Path) -> Page:
 _CONTENT_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 
 
+_ELSEWHERE: Final = text_page("This page is for operators: it is at ROWCAST_METRICS_LISTEN.", 404)
+
+
 class Site:
     """Pages by path, held in memory, and handlers of requests by method and path.
 
@@ -111,6 +116,21 @@ class Site:
     ) -> None:
         self._pages = dict(pages)
         self._handlers = dict(handlers or {})
+
+    def without(self, moved: Sequence[str], changed: Mapping[str, Callable[[Page], Page]]) -> "Site":
+        """This site for the listener of clients: what begins with one of `moved` is elsewhere, and pages at the
+        paths of `changed` are made from those here.
+        """
+
+        def is_moved(path: str) -> bool:
+            return any(path == begin or path.startswith(f"{begin}/") for begin in moved)
+
+        pages: dict[str, Page | Callable[[], Page]] = {
+            path: _ELSEWHERE if is_moved(path) else page for path, page in self._pages.items()
+        }
+        for path, change in changed.items():
+            pages[path] = lambda path=path, change=change: change(self.answer("GET", path))  # type: ignore[misc]
+        return Site(pages, {place: handler for place, handler in self._handlers.items() if not is_moved(place[1])})
 
     def handler(self, method: str, path: str) -> "Handler | None":
         """What answers such requests, if it is not one of the pages."""
@@ -198,9 +218,15 @@ def _parse(head: bytes, size: int) -> Request | Page:
             return text_page("A header is malformed.", 400)
         name, value = line[1].decode("ascii").lower(), line[2].decode("latin-1").rstrip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    if (version == "1.1" and "host" not in headers) or not _HOST.fullmatch(headers.get("host", "")):
+        return text_page("Host must occur once, with a name or an address.", 400)  # two are joined by a comma
     body_size = _body_size(method, headers)
     if isinstance(body_size, Page):
         return body_size
+    if absolute := _ABSOLUTE.fullmatch(target):
+        headers["host"], target = absolute[1], absolute[2] if absolute[2].startswith("/") else f"/{absolute[2]}"
+        if not _HOST.fullmatch(headers["host"]):
+            return text_page("The request line is malformed.", 400)
     path, _, query = target.partition("?")
     return Request(method, path, query, version, headers, size, body_size)
 

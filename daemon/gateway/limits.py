@@ -20,6 +20,7 @@ class Limits:
     grace: float = 0.1  # during which such a connection does not give way to another
     per_user: int | None = None  # connections of one user; None: a quarter of `connections`
     per_address: int | None = None  # connections of one address; None: any number
+    user_unread_bytes: int = 128 * 1024 * 1024  # sent on all connections of one user and not acknowledged
     user_rate: int = 1_000  # frames per second from all connections of one user; one of several KiB counts as several
     user_burst: float = 1.0  # seconds of `user_rate` that may arrive at once
     message_bytes: int = 64 * 1024  # of one inbound message, all fragments together

@@ -14,13 +14,16 @@ from typing import Self
 
 from daemon.core.ports import OpenClient
 from daemon.gateway.acceptor import Acceptor, ListenFailed, bind, turn_away
+from daemon.gateway.admission import ANONYMOUS, address_group
 from daemon.gateway.client_connection import ClientConnection
 from daemon.gateway.deflate import Deflate
+from daemon.gateway.door import Door
 from daemon.gateway.framing import encode
 from daemon.gateway.handshake import CROWDED_ADDRESS, Handshake
 from daemon.gateway.http import Site
 from daemon.gateway.limits import Limits
 from daemon.gateway.state import GatewayState, Peer, SessionInfo
+from daemon.gateway.tls import Tls
 from daemon.gateway.transport import Transport
 
 TICK_BATCH = 256  # connections ticked, or closed by a drain, in one iteration of the event loop
@@ -29,10 +32,11 @@ __all__ = ["Gateway", "Limits", "ListenFailed", "bind", "encode"]
 
 
 class Gateway:
-    """Serves `rowcast.v1` at /v1, and the pages of `site` beside it.
+    """Serves `rowcast.v1` at /v1, and the pages of `site` beside it; those of `admin_site` to `admin` sockets.
 
-    `open_client` makes the handler of each websocket session. `clock` is monotonic, in seconds. As a context
-    manager, the gateway drains when its block ends.
+    `open_client` makes the handler of each websocket session; `door` says whom it may be for. Clients speak TLS if
+    `tls` has a certificate, except those of a Unix socket. `clock` is monotonic, in seconds. As a context manager,
+    the gateway drains when its block ends.
     """
 
     def __init__(
@@ -40,17 +44,23 @@ class Gateway:
         open_client: OpenClient,
         site: Site,
         *,
+        admin_site: Site | None = None,
         limits: Limits | None = None,
+        door: Door | None = None,
+        tls: Tls | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         limits = limits or Limits()
         self._state = GatewayState(
             open_client=open_client,
             site=site,
+            admin_site=admin_site or site,
             limits=limits,
+            door=door or Door(),
             clock=clock,
             deflate=Deflate(limits.deflate_bytes) if limits.deflate_bytes else None,
         )
+        self._tls = tls or Tls()
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -185,11 +195,18 @@ class Gateway:
         self._timer = asyncio.get_running_loop().call_later(self._state.limits.tick_every, self._tick)
         self.housekeep()
 
-    def _admit(self, connection: socket.socket, address: str, *, is_admin: bool) -> None:
+    def _admit(self, connection: socket.socket, host: str, *, is_admin: bool) -> None:
+        is_proxy = self._state.door.trusts(host)
+        address = ANONYMOUS if is_proxy or not host else address_group(host)
         if not is_admin and not self._state.addresses.has_room(address):
             turn_away(connection, CROWDED_ADDRESS, "address")
             return
+        if host and not is_admin:
+            try:
+                connection = self._tls.wrap(connection)
+            except OSError:
+                return  # the peer has disconnected
         transport = Transport(connection)
-        transport.protocol = Handshake(self._state, transport, address, is_admin=is_admin)
+        transport.protocol = Handshake(self._state, transport, address, is_admin=is_admin, is_proxy=is_proxy)
         self._state.add(transport.protocol)
         transport.resume_reading()

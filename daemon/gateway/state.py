@@ -11,6 +11,7 @@ from daemon import metrics
 from daemon.core.ports import OpenClient
 from daemon.gateway.admission import Accounts, AddressCounts, Crowd
 from daemon.gateway.deflate import Deflate
+from daemon.gateway.door import Door
 from daemon.gateway.http import Site
 from daemon.gateway.limits import ADMIN_CONNECTIONS, Limits
 from daemon.gateway.live_events import LiveEvents
@@ -69,9 +70,11 @@ class GatewayState:
 
     open_client: OpenClient
     site: Site
+    admin_site: Site
     limits: Limits
     clock: Callable[[], float]
     deflate: Deflate | None
+    door: Door = field(default_factory=Door)
     peers: set[Peer] = field(default_factory=set)
     pending: Crowd[Peer] = field(init=False)
     admin: Crowd[Peer] = field(init=False)
@@ -103,10 +106,14 @@ class GatewayState:
         self.peers.add(successor)
         self._enter(successor)
 
-    def discard(self, peer: Peer) -> None:
-        """Forget a connection that has ended."""
+    def leave(self, peer: Peer) -> None:
+        """Forget a connection whose address was not known, before `add` counts it under the one that is."""
         self._crowd(peer).discard(peer, peer.address)
         self.addresses.remove(peer.address)
+
+    def discard(self, peer: Peer) -> None:
+        """Forget a connection that has ended."""
+        self.leave(peer)
         self.peers.discard(peer)
         if not self.peers:
             self.empty.set()

@@ -51,6 +51,7 @@ class Transport:
         "_queue",
         "_reading",
         "_send",
+        "client",
         "connection",
         "protocol",
         "queued",
@@ -62,6 +63,7 @@ class Transport:
         """To start, set `protocol` and call `resume_reading`."""
         self._loop = asyncio.get_running_loop()
         self.connection = connection
+        self.client = ""  # the address of the client, if the peer is a trusted proxy
         self._fd = connection.fileno()
         self._send = connection.send
         self._queue: deque[bytes | memoryview] | None = None
@@ -71,6 +73,11 @@ class Transport:
         self._eof = False  # no writes follow the queued data
         self._closing = False  # reading has stopped; the connection ends after the queued data
         self._lost = False
+
+    def peer_name(self) -> str:
+        """The peer, for the log; the client first if the peer is a trusted proxy."""
+        name = peer_name(self.connection)
+        return f"{self.client} via {name}" if self.client else name
 
     def write(self, data: bytes) -> int:
         """Send bytes, or queue what the kernel does not take. Returns how many bytes are queued."""
@@ -136,7 +143,7 @@ class Transport:
                 self.protocol.eof_received()
                 self.close()
         except Exception:  # noqa: BLE001 - a bug costs this peer only
-            log.exception("internal_error", peer=peer_name(self.connection))
+            log.exception("internal_error", peer=self.peer_name())
             self.abort()
 
     def _enqueue(self, data: bytes | memoryview) -> None:

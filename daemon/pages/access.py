@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
 from typing import Any, Final
 
 from daemon.core.errors import BadToken
 from daemon.gateway.auth import Claims
+from daemon.gateway.door import host_name, is_this_machine
 from daemon.gateway.http import Call, Page, Request, text_page
 
 Verify = Callable[[str], Claims]
@@ -81,11 +81,4 @@ def json_body(call: Call) -> Mapping[str, Any] | None:
 
 
 def _names_this_machine(headers: Mapping[str, str]) -> bool:
-    host = headers.get("host", "").lower()
-    name = host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
-    if name == "localhost":
-        return True
-    try:
-        return ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    return is_this_machine(host_name(headers.get("host", "")))

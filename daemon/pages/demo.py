@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from daemon.gateway.door import OTHER_HOST, Door
 from daemon.gateway.http import Call, Handler, Page, json_page, text_page
 from daemon.pages.access import BAD_BODY, OTHER_SITE, Verify, claims_of, is_same_origin, json_body
 from daemon.postgres.connect import Pool, acquired
@@ -26,8 +27,13 @@ class Demo:
     actions: Mapping[str, str] = field(default_factory=dict)
 
 
-def handlers(demo: Demo, pool: Pool, verify: Verify) -> dict[tuple[str, str], Handler]:
-    """The handlers of all actions: POST to `/demo/NAME`, with the token of the user."""
+def handlers(demo: Demo, pool: Pool, verify: Verify, door: Door) -> dict[tuple[str, str], Handler]:
+    """The handlers of `/demo.json`, and of all actions: POST to `/demo/NAME`, with the token of the user."""
+
+    async def users(call: Call) -> Page:
+        if not door.is_named_in(call.request):
+            return OTHER_HOST
+        return json_page(demo.users()) if is_same_origin(call.request) else OTHER_SITE
 
     def handler(statement: str) -> Handler:
         async def handle(call: Call) -> Page:
@@ -35,7 +41,8 @@ def handlers(demo: Demo, pool: Pool, verify: Verify) -> dict[tuple[str, str], Ha
 
         return handle
 
-    return {("POST", f"/demo/{name}"): handler(statement) for name, statement in demo.actions.items()}
+    actions = {("POST", f"/demo/{name}"): handler(statement) for name, statement in demo.actions.items()}
+    return {("GET", "/demo.json"): users, **actions}
 
 
 async def _act(call: Call, statement: str, pool: Pool, verify: Verify) -> Page:

@@ -38,7 +38,10 @@ from daemon.settings.values import (
     Count,
     Name,
     Seconds,
+    check_hosts,
     check_jwks,
+    check_origins,
+    check_proxies,
     check_secret,
     check_secrets,
     expand_all,
@@ -147,6 +150,30 @@ class BaseRowcastSettings(BaseSettings):
         None,
         description="additional HOST:PORT for pages; each worker has its own port, counting up from PORT",
     )
+    tls_certificate: Path | None = Field(
+        None,
+        description="PEM file with the certificate for ROWCAST_LISTEN, followed by those of its issuers; without it, "
+        "there is no TLS",
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the key of that certificate, unencrypted")
+    origins: Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(check_origins)] = Field(
+        (),
+        description="origins of other pages that may connect, such as https://chat.example.com, separated by commas; "
+        "`null` for files, `*` for all",
+    )
+    hosts: Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(check_hosts)] = Field(
+        (),
+        description="names of this daemon, without a port, separated by commas; requests for others are refused. "
+        "Addresses and localhost are always allowed",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(read_names), AfterValidator(check_proxies)] = Field(
+        (),
+        description="addresses or networks of proxies that say who the client is, separated by commas; `unix` for "
+        "the peers of a Unix socket",
+    )
+    proxy_header: Annotated[Literal["x-forwarded-for", "forwarded"], BeforeValidator(lower)] = Field(
+        "x-forwarded-for", description="header in which they say it: x-forwarded-for or forwarded"
+    )
     secret: Annotated[SecretStr, AfterValidator(check_secret)] | None = Field(
         None, description="HS256 key that signs tokens, 32 bytes or more"
     )
@@ -249,6 +276,12 @@ class BaseRowcastSettings(BaseSettings):
         description="maximum connections per process that are not authenticated, at most a quarter of the open files "
         "limit; the oldest gives way to a newcomer",
     )
+    user_unread_bytes: int = Field(
+        128 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="bytes that all connections of one user to one process may leave unread; beyond that, those with "
+        "most are cut",
+    )
     user_rate: Count = Field(
         1_000,
         description="frames per second that one user may send to one process; what exceeds it waits",
@@ -296,6 +329,12 @@ class BaseRowcastSettings(BaseSettings):
         if self.beat_every < self.beat_limit:
             return self
         raise ValueError("ROWCAST_BEAT_LIMIT must be more than ROWCAST_BEAT_EVERY")
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_certificate is None) == (self.tls_key is None):
+            return self
+        raise ValueError("ROWCAST_TLS_CERTIFICATE and ROWCAST_TLS_KEY need each other: set both, or neither")
 
     @model_validator(mode="after")
     def _check_jobs(self) -> Self:

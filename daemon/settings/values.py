@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
@@ -157,6 +157,35 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises ValueError for what is not the origin of a page, as browsers write it."""
+    for origin in origins:
+        if origin not in {"*", "null"} and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+", origin):
+            raise ValueError(
+                f"origins are written as https://chat.example.com, in lower case and without /: {origin}"
+            )
+    return origins
+
+
+def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises ValueError for what is not the name of a host."""
+    for host in hosts:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
+            raise ValueError(f"names without a port are needed, such as chat.example.com: {host}")
+    return tuple(map(str.lower, hosts))
+
+
+def check_proxies(proxies: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises ValueError for what is neither an address, nor a network, nor `unix`."""
+    for proxy in proxies:
+        try:
+            if proxy != "unix":
+                ip_network(proxy)
+        except ValueError:
+            raise ValueError(f"addresses or networks such as 192.0.2.0/24 are needed, or unix: {proxy}") from None
+    return proxies
 
 
 def state_home() -> Path:

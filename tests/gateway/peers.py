@@ -13,8 +13,10 @@ from websockets.typing import Subprotocol
 
 from daemon.core.close_codes import Close
 from daemon.core.ports import Socket
+from daemon.gateway.door import Door
 from daemon.gateway.http import Handler, Page, Site
 from daemon.gateway.server import Gateway, Limits, encode
+from daemon.gateway.tls import Tls
 
 SMALL = 4096  # bytes of a receive buffer
 LARGE = encode(b"x" * 65000)
@@ -206,8 +208,9 @@ def frame(opcode: Opcode, data: bytes = b"", *, fin: bool = True) -> bytes:
 
 
 def request(start: str, headers: Mapping[str, str] | None = None, version: str = "HTTP/1.1") -> bytes:
-    """The head of a request; `start` is its method and target."""
-    lines = [f"{start} {version}", *(f"{name}: {value}" for name, value in (headers or {}).items())]
+    """The head of a request; `start` is its method and target. Host is localhost unless given."""
+    given = {"Host": "localhost", **(headers or {})}
+    lines = [f"{start} {version}", *(f"{name}: {value}" for name, value in given.items())]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
@@ -231,6 +234,8 @@ async def serving(
     handle: Mapping[tuple[str, str], Handler] | None = None,
     answer: Callable[[Recorder, bytes], None] = echo,
     user: str = "ada",
+    door: Door | None = None,
+    tls: Tls | None = None,
     **limits: Any,
 ) -> AsyncIterator[Server]:
     """A gateway whose clock stands still, and which ticks only in `pass_time`.
@@ -249,7 +254,9 @@ async def serving(
 
     clock = Clock()
     settings = Limits(**{"tick_every": 3600.0, "close_timeout": 0.2, "per_user": 10_000, **limits})
-    async with Gateway(open_client, Site(pages or {}, handle), limits=settings, clock=clock) as gateway:
+    async with Gateway(
+        open_client, Site(pages or {}, handle), limits=settings, door=door, tls=tls, clock=clock
+    ) as gateway:
         host, port = await gateway.start(sockets=[listening], admin=[admin])
         server = Server(gateway, clock, host, port, admin.getsockname()[1], handlers)
         try:

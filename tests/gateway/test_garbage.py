@@ -28,7 +28,7 @@ def live_objects() -> list[object]:
         obj
         for obj in gc.get_objects()
         if type(obj) in {WebSocketConnection, Handshake, Transport}
-        or (type(obj) is Protocol and obj.side is Side.SERVER)
+        or (issubclass(type(obj), Protocol) and obj.side is Side.SERVER)
     ]
 
 

@@ -1,12 +1,13 @@
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
 
 from daemon.files import folder
-from daemon.gateway.http import Page, Site, html_page, json_page, static_pages, text_page
+from daemon.gateway.http import Call, Page, Site, html_page, json_page, static_pages, text_page
 
 
 def policy(page: Page) -> dict[str, list[str]]:
@@ -104,3 +105,35 @@ def test_a_site_knows_its_paths_and_nothing_else() -> None:
         405,
         404,
     ]
+
+
+def test_a_site_without_some_pages_has_the_others_and_changes_what_is_asked() -> None:
+    async def handle(call: Call) -> Page:
+        return text_page("handled")
+
+    ready = [json_page({"ready": False, "reasons": ["secret"]}, 503)]
+    pages: dict[str, Page | Callable[[], Page]] = {
+        "/": text_page("home"),
+        "/console": text_page("console"),
+        "/console/main.js": text_page("script"),
+        "/consoles": text_page("another"),
+        "/readyz": lambda: ready[0],
+    }
+    whole = Site(pages, {("GET", "/console/state"): handle, ("POST", "/demo/say"): handle})
+    public = whole.without(["/console"], {"/readyz": lambda page: text_page("bare", page.status)})
+    for path, status in {
+        "/": 200,
+        "/console": 404,
+        "/console/main.js": 404,
+        "/consoles": 200,
+        "/readyz": 503,
+    }.items():
+        assert public.answer("GET", path).status == status
+    assert b"ROWCAST_METRICS_LISTEN" in public.answer("GET", "/console").body
+    assert public.answer("GET", "/readyz").body == b"bare\n"
+    assert public.handler("GET", "/console/state") is None
+    assert public.handler("POST", "/demo/say") is handle
+    assert whole.handler("GET", "/console/state") is handle
+    assert whole.answer("GET", "/readyz") is ready[0]
+    ready[0] = json_page({"ready": True})
+    assert public.answer("GET", "/readyz").status == 200, "it is made afresh"

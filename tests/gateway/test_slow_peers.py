@@ -177,3 +177,18 @@ async def test_the_gateway_reads_again_once_the_peer_has_read() -> None:
         await peer.send_frame(Opcode.TEXT, b"while full")
         await read_messages(peer, 250)
         await until(lambda: recorder.texts == [b"while full"])
+
+
+async def test_connections_of_a_user_that_leave_too_much_unread_are_cut_and_others_stay() -> None:
+    async with serving(user_unread_bytes=40_000_000) as server:
+        _, reading = await server.open()
+        sleeping = [(await server.open(SMALL))[1] for _ in range(4)]
+        for recorder in sleeping:
+            fill(recorder)  # 16 MB
+        server.pass_time(2)
+        await until(lambda: server.gateway.connections == 3)
+        assert server.gateway.aborted == {"user_unread": 2}
+        assert 2 == sum(recorder.close == (4408, "too_slow") for recorder in sleeping)
+        assert reading.losses == 0
+        server.pass_time(5)
+        assert server.gateway.aborted == {"user_unread": 2}, "it is little enough now"

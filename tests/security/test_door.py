@@ -1,0 +1,152 @@
+"""The door of a real daemon: TLS and its reload, who may come in, what is where, and wrong settings."""
+
+import asyncio
+import signal
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin, Subprotocol
+
+from daemon.app.build import door_of
+from daemon.commands.status import status
+from daemon.postgres.connect import Connection
+from daemon.postgres.connect import connect as connect_to_database
+from daemon.settings import Address
+from daemon.settings.load import load
+from tests.acceptance.chat import EMPTY, Chat
+from tests.support.daemon import Client, Daemon, command, daemon_process, free_port, get, token
+from tests.support.issuer import self_signed
+
+
+@pytest.fixture
+async def sql(dsn: str) -> AsyncIterator[Connection]:
+    connection = await connect_to_database(dsn, application_name="test")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def chat(sql: Connection) -> Chat:
+    await sql.execute(EMPTY)
+    return await Chat.begin(sql)
+
+
+def certificate_of(daemon: Daemon) -> str:
+    """The certificate that a new connection gets."""
+    return ssl.get_server_certificate(daemon.address).strip()
+
+
+async def reload(daemon: Daemon, event: str, **data: object) -> dict[str, Any]:
+    """Send a SIGHUP, and wait until this has been logged; returns its data."""
+    before = len(daemon.events())
+    daemon.process.send_signal(signal.SIGHUP)
+
+    def found() -> list[dict[str, Any]]:
+        logged = [line["data"] for line in daemon.events()[before:] if line["event"] == event]
+        return [line for line in logged if data.items() <= line.items()]
+
+    while not found():
+        await asyncio.sleep(0.01)
+    return found()[0]
+
+
+async def test_a_daemon_with_tls_reloads_its_certificate_without_dropping_anybody(
+    dsn: str, chat: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate, key = self_signed(tmp_path)
+    first = certificate.read_text().strip()
+    environment = {"ROWCAST_TLS_CERTIFICATE": str(certificate), "ROWCAST_TLS_KEY": str(key)}
+    trusting = ssl.create_default_context(cafile=certificate)
+    running = daemon_process(dsn, environment=environment, module="tests.acceptance.own_session")
+    async with running as own, connect(wss(own), ssl=trusting, subprotocols=[Subprotocol("rowcast.v1")]) as socket:
+        client = Client(socket)
+        await client.say(op="hello", token=token(chat.ada))
+        assert "welcome" == (await client.next())["op"]
+        await client.subscribe(chat.topic)
+        good = key.read_bytes()
+        key.write_bytes(b"hello")
+        assert "the key is not usable" in (await reload(own, "reload_failed"))["reason"]
+        assert first == await asyncio.to_thread(certificate_of, own)
+        key.write_bytes(good)
+        second = self_signed(tmp_path)[0].read_text().strip()
+        await reload(own, "reloaded", certificates=1)
+        assert second == await asyncio.to_thread(certificate_of, own) != first
+        await chat.say("still here")
+        assert "still here" == (await client.changes())[0]["record"]["content"]
+        settings = load(listen=Address(*own.address), tls_certificate=certificate, tls_key=key)
+        assert await asyncio.to_thread(status, settings, watch=False, as_json=False)
+        assert "the TLS certificate ends in 1.0 days" in capsys.readouterr().out
+
+
+def wss(daemon: Daemon) -> str:
+    return daemon.url.replace("ws:", "wss:")
+
+
+async def test_only_pages_of_listed_origins_and_this_machine_connect(dsn: str, chat: Chat) -> None:
+    environment = {"ROWCAST_ORIGINS": "https://chat.example.com"}
+    async with daemon_process(dsn, environment=environment) as own:
+        for origin in ("https://evil.example", "https://chat.example.com.evil.example"):
+            with pytest.raises(InvalidStatus) as refused:
+                async with own.raw(origin=Origin(origin)):
+                    pass
+            assert 403 == refused.value.response.status_code
+            assert b"ROWCAST_ORIGINS" in (refused.value.response.body or b"")
+        for allowed in ("https://chat.example.com", own.http, "null", "http://localhost:5173"):
+            async with own.raw(origin=Origin(allowed)) as client:
+                await client.say(op="hello", token=token(chat.ada))
+                assert "welcome" == (await client.next())["op"]
+        assert 'reason="origin"} 2.0' in (await get(f"{own.http}/metrics"))[1]
+
+
+def test_in_production_a_page_of_the_same_machine_has_to_be_listed() -> None:
+    proxies = ("unix", "10.0.0.0/8", "::1")
+    door = door_of(
+        load(environment="production", origins=("null",), hosts=("Chat.example.com",), trusted_proxies=proxies)
+    )
+    assert not door.admits_local_pages
+    assert {"null"} == door.origins
+    assert {"chat.example.com"} == door.hosts
+    assert [True] * 3 == [door.trusts(host) for host in ("", "10.1.2.3", "::1")]
+    assert not door.trusts("192.0.2.1")
+    assert door_of(load()).admits_local_pages
+
+
+async def test_with_a_listener_for_metrics_what_is_for_operators_is_only_there(dsn: str) -> None:
+    async with daemon_process(dsn, environment={"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}) as own:
+        [serving] = [line["data"] for line in own.events() if line["event"] == "serving"]
+        admin = serving["metrics"].removesuffix("/metrics")
+        for path in ("/metrics", "/console", "/console/state", "/readyz", "/healthz"):
+            assert 200 == (await get(f"{admin}{path}"))[0]
+        for path in ("/metrics", "/console", "/console/state", "/console/console.css"):
+            assert 404 == (await get(f"{own.http}{path}"))[0]
+        assert (200, '{"ready":true}') == await get(f"{own.http}/readyz")
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"ROWCAST_TLS_CERTIFICATE": "a.pem"}, "ROWCAST_TLS_CERTIFICATE and ROWCAST_TLS_KEY need each other"),
+        (
+            {"ROWCAST_TLS_CERTIFICATE": "a.pem", "ROWCAST_TLS_KEY": "b.pem"},
+            "TLS cannot use a.pem with b.pem (a.pem: No such file or directory)",
+        ),
+        ({"ROWCAST_ORIGINS": "chat.example.com"}, "ROWCAST_ORIGINS: origins are written as https://chat.example.com"),
+        ({"ROWCAST_ORIGINS": "https://chat.example.com/"}, "ROWCAST_ORIGINS: origins are written as"),
+        ({"ROWCAST_HOSTS": "chat.example.com:443"}, "ROWCAST_HOSTS: names without a port are needed"),
+        ({"ROWCAST_TRUSTED_PROXIES": "10.0.0.1/8"}, "ROWCAST_TRUSTED_PROXIES: addresses or networks such as"),
+        ({"ROWCAST_TRUSTED_PROXIES": "proxy"}, "ROWCAST_TRUSTED_PROXIES: addresses or networks such as"),
+        ({"ROWCAST_PROXY_HEADER": "x-real-ip"}, "ROWCAST_PROXY_HEADER"),
+    ],
+)
+async def test_a_start_with_a_wrong_door_ends_in_one_line_with_a_code(
+    dsn: str, environment: dict[str, str], line: str
+) -> None:
+    found, _, errors = await command(DATABASE_URL=dsn, ROWCAST_LISTEN=f"127.0.0.1:{free_port()}", **environment)
+    assert 78 == found, errors
+    assert errors.startswith(f"daemon: {line}"), errors
+    assert 1 == len(errors.splitlines())

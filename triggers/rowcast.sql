@@ -662,6 +662,20 @@ $body$,
     from (select rowcast.captured_columns(relation) as facts) as f
 $$;
 
+-- Lets everybody call a function who may serve; see rowcast.let_serve().
+create or replace function rowcast.let_daemons_call(function text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    daemon regrole;
+begin
+    for daemon in select d.daemon from rowcast.daemons() as d (daemon) loop
+        execute format('grant execute on function %s to %s', function, daemon);
+    end loop;
+end
+$$;
+
 -- Makes the snapshot function of a watched table. It runs as the role that captures, which may read what it tells, and with
 -- the same settings; the daemon's role may do nothing but call it. It is tried once, on no row: a mistake fails here.
 create or replace function rowcast.make_snapshot(watched rowcast.watched, body text, settings text []) returns void
@@ -683,6 +697,7 @@ begin
     execute format('grant execute on function rowcast.%I(text, bigint) to %I', watched.snapshot_name,
                    (select r.rolname from pg_class as c join pg_roles as r on r.oid = c.relowner
                     where c.oid = 'rowcast.watched'::regclass));
+    perform rowcast.let_daemons_call(format('rowcast.%I(text, bigint)', watched.snapshot_name));
     execute format('select from rowcast.%I(%L, 0)', watched.snapshot_name, '');
 exception
     when insufficient_privilege then
@@ -1218,6 +1233,7 @@ $body$, readable) end;
     execute format('grant execute on function %s(text, text) to %I', name,
                    (select r.rolname from pg_class as c join pg_roles as r on r.oid = c.relowner
                     where c.oid = 'rowcast.watched'::regclass));
+    perform rowcast.let_daemons_call(name || '(text, text)');
     begin
         execute format('select %s(%L, %2$L)', name, '');
     exception when data_exception or cardinality_violation or plpgsql_error then
@@ -1552,5 +1568,75 @@ exception when undefined_object then
 end
 $$;
 
--- An upgrade may have changed how tables are captured and read.
+-- What a daemon does in this schema: the rights that its role needs, and no others. A function that it calls runs with the
+-- rights of its owner where more is needed.
+create or replace function rowcast.rights_of_daemons() returns table (kind text, name text, rights text [])
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select 'table', c.oid::regclass::text, t.rights
+    from (values
+        ('{alembic_version, compatibility, segments, terms, watched, own_tables, changes, contents}'::name [], '{select}'::text []),
+        ('{log, tombstones, grants, events}', '{select, insert}'),
+        ('{batches}', '{select, insert, delete}'),
+        ('{set_aside}', '{select, delete}'),
+        ('{lease}', '{select, update}'),
+        ('{canary, jobs}', '{select, insert, update}'),
+        ('{dead_letters, presence_leases, people, users_present, acks}', '{select, insert, update, delete}')
+    ) as t (names, rights)
+    join pg_class as c on c.relnamespace = 'rowcast'::regnamespace and c.relname = any (t.names) and c.relkind in ('r', 'p', 'v')
+    union all
+    select 'sequence', 'rowcast.event_ids', '{usage}'
+    union all
+    select 'function', p.oid::regprocedure::text, '{execute}'
+    from pg_proc as p
+    where p.pronamespace = 'rowcast'::regnamespace and (p.proname = any ('{lease_holder, on_record, log_floor, segment_due,
+        leave_segment, open_term, set_aside, reset_emptied, purge, retire_segments, make_next_segment, drop_retired,
+        is_readable, must_ring, ring, is_covered, may_read, snapshot_statement, filtered_rows, compared_columns,
+        captured_columns, shape_of, definition_of, with_partitions, capture_triggers, rights_of_daemons}'::name [])
+        or p.proname ~ '^(snapshot|may_read)_[0-9]' and p.prosecdef)
+$$;
+
+-- The roles that rowcast.let_serve() was called for.
+create or replace function rowcast.daemons() returns setof regrole
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select distinct a.grantee::regrole from pg_proc as p cross join lateral aclexplode(p.proacl) as a
+    where p.oid = 'rowcast.rights_of_daemons()'::regprocedure and a.grantee not in (0, p.proowner)
+$$;
+
+-- Lets a role run daemons, which serve the packs in these schemas; `functions` are what they call there. It needs nothing
+-- else: neither the tables of applications, nor the right to create anything.
+create or replace function rowcast.let_serve(daemon regrole, schemas text [], functions text []) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    right_ record;
+begin
+    execute format('grant usage on schema rowcast to %s', daemon);
+    for right_ in select * from rowcast.rights_of_daemons() loop
+        execute format('grant %s on %s %s to %s', array_to_string(right_.rights, ', '), right_.kind, right_.name, daemon);
+    end loop;
+    for right_ in
+        select format('schema %I', n.nspname) as name, 'usage' as rights from pg_namespace as n where n.nspname = any (schemas)
+        union all
+        select c.oid::regclass::text, 'select' from pg_class as c
+        where c.oid = any (select to_regclass(format('%I.alembic_version', s.name)) from unnest(schemas) as s (name))
+        union all
+        select 'function ' || p.oid::regprocedure, 'execute' from pg_proc as p
+        where p.oid::regproc::text = any (functions)
+    loop
+        execute format('grant %s on %s to %s', right_.rights, right_.name, daemon);
+    end loop;
+end
+$$;
+
+revoke all on function rowcast.rights_of_daemons(), rowcast.daemons(), rowcast.let_daemons_call(text),
+    rowcast.let_serve(regrole, text [], text [])
+from public;
+
+-- An upgrade may have changed what daemons need, and how tables are captured and read.
+select rowcast.let_serve(d.daemon, '{}', '{}') from rowcast.daemons() as d (daemon);
 select rowcast.serve_again();

@@ -41,6 +41,10 @@ class _Faults(click.Group):
 @click.version_option(__version__, prog_name="rowcast")
 @click.option("--apply-ddl", is_flag=True, help="Apply Rowcast's schema, the packs and their triggers, then exit.")
 @click.option("--sql", is_flag=True, help="With --apply-ddl: print the SQL instead of running it.")
+@click.option("--dry-run", is_flag=True, help="With --apply-ddl: try it in a transaction that is rolled back.")
+@click.option(
+    "--grant-to", metavar="ROLE", help="With --apply-ddl: grant ROLE what a daemon needs, and nothing else."
+)
 @click.option("--pack", "packs", multiple=True, metavar="NAME", help="Pack to apply or serve, or all; repeatable.")
 @click.option("--schema", metavar="NAME", help="Schema of the pack (default: its name).")
 @click.option(
@@ -57,6 +61,8 @@ def cli(
     *,
     apply_ddl: bool,
     sql: bool,
+    dry_run: bool,
+    grant_to: str | None,
     packs: tuple[str, ...],
     schema: str | None,
     config: Path | None,
@@ -72,8 +78,12 @@ def cli(
     ctx.obj = options = Options(config, {}).having(
         packs=packs or None, schema=schema, database_url=database_url, listen=listen, workers=workers
     )
-    if sql and not apply_ddl:
-        raise click.UsageError("--sql requires --apply-ddl")
+    modes = {"--sql": sql, "--dry-run": dry_run, "--grant-to": grant_to is not None}
+    chosen = [mode for mode, is_chosen in modes.items() if is_chosen]
+    if chosen and not apply_ddl:
+        raise click.UsageError(f"{chosen[0]} requires --apply-ddl")
+    if len(chosen) > 1:
+        raise click.UsageError(f"choose one of {', '.join(modes)}")
     if ctx.invoked_subcommand is not None:
         if schema is not None and ctx.invoked_subcommand in _WHOLE_DATABASE:
             raise click.UsageError(
@@ -83,7 +93,7 @@ def cli(
             raise click.UsageError("--apply-ddl cannot be combined with a command")
         return
     if apply_ddl:
-        apply(options.settings, offline=sql)
+        apply(options.settings, offline=sql, dry_run=dry_run, grant_to=grant_to)
     else:
         _serve(options)
 

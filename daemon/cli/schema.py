@@ -9,8 +9,8 @@ from daemon.cli.options import Options, configure_logs, data_dir_option, report,
 from daemon.settings import Settings
 
 
-def apply(settings: Settings, *, offline: bool) -> None:
-    """Apply the DDL, or print it."""
+def apply(settings: Settings, *, offline: bool, dry_run: bool, grant_to: str | None) -> None:
+    """Apply the DDL, or try or print it; then let a role run daemons."""
     from daemon.schema import migrate
 
     if offline:
@@ -19,18 +19,43 @@ def apply(settings: Settings, *, offline: bool) -> None:
             settings.packs, sys.stdout, schemas=settings.schemas, trigger_settings=settings.trigger_settings
         )
         return
-    run(
-        settings,
-        migrate.apply(
+    run(settings, (_try if dry_run else _apply)(settings, grant_to))
+
+
+async def _try(settings: Settings, _: str | None) -> None:
+    from daemon.commands.migrate import migrate
+
+    await migrate(settings, None, dry_run=True, report=report)
+
+
+async def _apply(settings: Settings, grant_to: str | None) -> None:
+    from daemon.packs import bundled
+    from daemon.schema import migrate
+
+    await migrate.apply(
+        settings.require_dsn(),
+        settings.packs,
+        schemas=settings.schemas,
+        trigger_settings=settings.trigger_settings,
+        lock_timeout=settings.lock_timeout,
+        attempts=settings.connect_attempts,
+        report=report,
+    )
+    if grant_to is not None:
+        functions = [
+            f"{schema}.{function}"
+            for pack, schema in settings.schemas.items()
+            for function in bundled()[pack].functions
+        ]
+        await migrate.let_serve(
             settings.require_dsn(),
-            settings.packs,
-            schemas=settings.schemas,
-            trigger_settings=settings.trigger_settings,
+            grant_to,
+            schemas=settings.schemas.values(),
+            functions=functions,
             lock_timeout=settings.lock_timeout,
             attempts=settings.connect_attempts,
             report=report,
-        ),
-    )
+        )
 
 
 @click.command()

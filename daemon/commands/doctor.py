@@ -17,6 +17,7 @@ from daemon.postgres.connect import Connection, Link, Record, connect, link_of
 from daemon.postgres.errors import DATABASE_ERRORS, address_of, explain
 from daemon.postgres.queries import Queries
 from daemon.schema.health import check
+from daemon.schema.schema_check import NOT_COMPARED
 from daemon.settings import Settings
 
 query: Final = Queries(Path(__file__).with_name("doctor.sql"))
@@ -189,14 +190,14 @@ _CONNECTION_LIMITS: Final = (
 
 
 async def _rights(connection: Connection, settings: Settings) -> AsyncIterator[Finding]:
-    not_owned = await connection.fetchrow(query("not_owned"))
-    if not_owned is not None and not_owned["tables"]:
-        yield Finding(
-            "rights",
-            State.FAIL,
-            f"this role does not own {not_owned['tables']}",
-            f"grant it the role {not_owned['owner']}, or connect as the role that ran `daemon --apply-ddl`",
-        )
+    ownership = await connection.fetchrow(query("ownership"))
+    assert ownership is not None
+    lacking = [row["lacks"] for row in await connection.fetch(query("lacking"))] if ownership["may_serve"] else []
+    if not ownership["may_serve"]:
+        lacking = ["everything that a daemon needs"]
+    for lacks in lacking:
+        remedy = f"run `daemon --apply-ddl --grant-to` with this role as {ownership['owner']}"
+        yield Finding("rights", State.FAIL, f"this role lacks {lacks}", remedy)
     not_callable = await connection.fetch(query("not_callable"), list(settings.schemas.values()))
     for row in not_callable:
         schema = row["schema_name"]
@@ -206,8 +207,15 @@ async def _rights(connection: Connection, settings: Settings) -> AsyncIterator[F
             f"this role may not call {schema}.may_read",
             f"grant usage on schema {schema} and execute on {schema}.may_read(text, text) to it",
         )
-    if not (not_callable or (not_owned and not_owned["tables"])):
-        yield Finding("rights", State.OK, "this role owns the log, and may ask the packs who may read what")
+    if ownership["owns_log"]:
+        yield Finding(
+            "rights",
+            State.WARN,
+            "this role owns the log, which a daemon does not need",
+            "create role rowcast_daemon login, run `daemon --apply-ddl --grant-to rowcast_daemon`, and connect as it",
+        )
+    elif not (not_callable or lacking):
+        yield Finding("rights", State.OK, "this role has what a daemon needs, and does not own the log")
     capture = await connection.fetchrow(query("capture_role"))
     if capture is None:
         yield Finding(
@@ -299,7 +307,9 @@ async def _schemas(settings: Settings) -> AsyncIterator[Finding]:
             yield finding
         return
     for problem in findings.problems:
-        yield Finding("schemas", State.FAIL, problem)
+        # A daemon's role may not build them anew, and the daemon itself needs no comparison.
+        state = State.WARN if problem == str(NOT_COMPARED) else State.FAIL
+        yield Finding("schemas", state, problem)
     for note in findings.notes:
         yield Finding("schemas", State.WARN, note)
     if not findings.problems:

@@ -18,12 +18,21 @@ where r.rolname = current_user and d.datname = current_database();
 -- name: clock
 select clock_timestamp() as now;
 
--- name: not_owned
--- The tables of Rowcast that this role neither owns nor inherits from their owner: it could not drop segments.
-select string_agg(format('rowcast.%I', c.relname), ', ' order by c.relname) as tables, min(o.rolname) as owner
-from pg_class as c join pg_roles as o on o.oid = c.relowner
-where c.relnamespace = to_regnamespace('rowcast') and c.relkind in ('r', 'p') and not c.relispartition
-  and not pg_has_role(current_user, c.relowner, 'usage');
+-- name: ownership
+-- Whether this role owns the log, or inherits from its owner; and whether it was let serve.
+select pg_has_role(current_user, c.relowner, 'usage') as owns_log, o.rolname as owner,
+       coalesce(has_function_privilege(to_regprocedure('rowcast.rights_of_daemons()'), 'execute'), false) as may_serve
+from pg_class as c join pg_roles as o on o.oid = c.relowner where c.oid = 'rowcast.log'::regclass;
+
+-- name: lacking
+-- What a daemon needs and this role does not have.
+select right_ || ' on ' || r.name as lacks
+from rowcast.rights_of_daemons() as r cross join unnest(r.rights) as right_
+where not case r.kind
+    when 'table' then has_table_privilege(r.name, right_)
+    when 'sequence' then has_sequence_privilege(r.name, right_)
+    else has_function_privilege(r.name, right_) end
+order by 1;
 
 -- name: not_callable
 -- The schemas of packs whose function may_read this role may not call; those that do not have it are left out.

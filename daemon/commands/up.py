@@ -5,6 +5,7 @@ import json
 import os
 import random
 import secrets
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from daemon.pages.demo import Demo
 from daemon.postgres.connect import Pool, acquired
 from daemon.postgres.errors import DATABASE_ERRORS, explain
 from daemon.settings import Settings
-from daemon.settings.local import DataDirUnusable, connection_file, with_local_instance
+from daemon.settings.local import DataDirUnusable, as_service, connection_file, service_file, with_local_instance
 
 log = get_logger()
 
@@ -79,6 +80,7 @@ async def up(settings: Settings, *, demo: bool, read_settings: Callable[[], Sett
                 "users": users(),
             }
             _write_private(connection_file(data_dir), json.dumps(connection, indent=2))
+            _write_private(service_file(data_dir), as_service(settings.require_dsn()))
             _print_welcome(settings, daemon, sample)
             if demo:
                 await _bot(settings, daemon.pool)
@@ -138,8 +140,9 @@ def _print_welcome(settings: Settings, daemon: Running, sample: Sequence[Mapping
             "  Anyone who can reach this port can sign in as any sample user; use --no-demo to prevent that.",
         ]
     if shutil.which("psql"):
-        read_url = f'import json;print(json.load(open("{file}"))["database_url"])'
-        lines.append("    " + _bold(f"psql \"$(python3 -c '{read_url}')\""))
+        # Not with the URL as an argument: everybody on this machine can read those of a process.
+        place = shlex.quote(str(service_file(settings.data_dir)))
+        lines.append("    " + _bold(f"PGSERVICEFILE={place} psql service=rowcast"))
     click.echo("\n".join([*lines, "", "  Ctrl-C stops everything.", ""]))
 
 

@@ -350,17 +350,21 @@ select
 
 -- name: expired
 -- The statements that drop the tables of retired segments, in order. They detach concurrently first: otherwise every
--- writer would queue behind one open reader. An interrupted detach is finalized.
+-- writer would queue behind one open reader. An interrupted detach is finalized. A role that does not own the tables asks
+-- a function to drop them.
 select step.statement
 from rowcast.segments as s
 cross join (values ('log', 1), ('events', 2)) as t (parent, place)
 cross join lateral (select to_regclass(format('rowcast.%I', t.parent || '_' || s.segment)) as relation) as r
 left join pg_inherits as i on i.inhrelid = r.relation
+left join pg_class as c on c.oid = r.relation
+cross join lateral (select pg_has_role(current_user, c.relowner, 'usage') as owns_it) as me
 cross join lateral (
     select 1 as place, format('alter table rowcast.%I detach partition %s %s', t.parent, r.relation,
-        case when i.inhdetachpending then 'finalize' else 'concurrently' end) as statement where i.inhrelid is not null
+        case when i.inhdetachpending then 'finalize' else 'concurrently' end) as statement where i.inhrelid is not null and me.owns_it
     union all
-    select 2, format('drop table %s', r.relation)
+    select 2, case when me.owns_it then format('drop table %s', r.relation)
+                   else format('select rowcast.drop_retired(%L, %s)', t.parent, s.segment) end
 ) as step
 where r.relation is not null and case t.parent when 'log' then s.log_dropped else s.events_dropped end
 order by s.segment, t.place, step.place;
@@ -371,10 +375,7 @@ select rowcast.retire_segments($1);
 
 -- name: make_segment
 -- Keeps one segment ahead, ready to be opened.
--- Locks the newest one meanwhile: the leader and the retention may both find that the next is missing.
-select rowcast.make_segment()
-from (select from rowcast.segments as s order by s.segment desc limit 1 for update) as newest
-where not exists (select from rowcast.segments as s where s.opened_at is null);
+select rowcast.make_next_segment();
 
 -- name: segment_due
 -- $1 age interval

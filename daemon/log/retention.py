@@ -131,7 +131,7 @@ class Retention:
                     await connection.execute(statement, timeout=DROP_TIMEOUT)
             finally:
                 connection.terminate()
-            log.info("segments_dropped", tables=sum(statement.startswith("drop") for statement in expired))
+            log.info("segments_dropped", tables=sum("drop" in statement for statement in expired))
         await self._fetch("make_segment")
         [[due]] = await self._fetch("segment_due", self._keep / SEGMENTS)
         if due:

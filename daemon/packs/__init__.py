@@ -160,6 +160,11 @@ class Pack:
     is_internal: bool = False  # its topics are not for clients
     migrates_on_start: bool = False  # a daemon that serves it applies pending revisions first
 
+    @property
+    def functions(self) -> list[str]:
+        """The functions in the schema that a daemon calls."""
+        return ["may_read", *filter(None, (self.may_signal, self.presence_hook, self.ack_hook))]
+
     def serves(self, topic: str) -> bool:
         """Whether this is a topic of the pack."""
         return any(re.fullmatch(pattern, topic) for pattern in self.topics)

@@ -84,6 +84,7 @@ __all__ = [
     "current",
     "heads",
     "histories_of",
+    "let_serve",
     "log_report",
     "newer",
     "offline",
@@ -163,6 +164,16 @@ then run `daemon --apply-ddl` again."""
     exit_code: ClassVar[int] = 22
 
 
+class NoDaemonRole(OperatorFault):
+    """{role} is {what}, so it cannot be a daemon's role: create an ordinary one (create role rowcast_daemon login) \
+first."""
+
+    exit_code: ClassVar[int] = 64
+
+    def __init__(self, role: str, what: str) -> None:
+        self.role, self.what = role, what
+
+
 class SchemaInUse(OperatorFault):
     """Rowcast's own schema is still used by {users}: roll back the packs and unwatch the tables first."""
 
@@ -237,6 +248,31 @@ async def apply(
             moves.append(Move(history.pack, history.schema, before, at))
             report(str(moves[-1]))
     return Report(tuple(moves))
+
+
+async def let_serve(
+    dsn: str,
+    role: str,
+    *,
+    schemas: Collection[str],
+    functions: Collection[str],
+    report: Reporter,
+    lock_timeout: float = 5.0,
+    attempts: int = 5,
+) -> None:
+    """Grant a role what a daemon needs that serves the packs in these schemas, and calls these functions there.
+
+    Raises NoDaemonRole for a role that does not exist or has more than any grant could give, and a DatabaseFault.
+    """
+    async with _session(dsn, lock_timeout, attempts, report) as session:
+        if what := await session.driver.fetchval(query("unfit_role"), role):
+            raise NoDaemonRole(role, what)
+
+        async def grant() -> None:
+            await session.driver.execute(query("let_serve"), role, list(schemas), list(functions))
+
+        await session.run(grant)
+    report(f"{role} may run daemons")
 
 
 async def upgrade(

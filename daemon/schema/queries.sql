@@ -104,6 +104,23 @@ from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.rel
 where c.relname = 'alembic_version' and c.relkind = 'r' and n.nspname <> 'rowcast'
 order by n.nspname;
 
+-- name: unfit_role
+-- What keeps a role from being a daemon's; null if nothing does.
+-- $1 role
+select case
+    when r.oid is null then 'no role'
+    when r.rolsuper then 'a superuser'
+    when pg_catalog.pg_has_role(r.oid, c.relowner, 'member') then 'the owner of the log, or a member of it'
+    end
+from (select $1::text as name) as wanted
+cross join pg_catalog.pg_class as c
+left join pg_catalog.pg_roles as r on r.rolname = wanted.name
+where c.oid = 'rowcast.watched'::pg_catalog.regclass;
+
+-- name: let_serve
+-- $1 role   $2 schemas text[]   $3 functions text[]
+select rowcast.let_serve(pg_catalog.quote_ident($1::text)::pg_catalog.regrole, $2::text [], $3::text []);
+
 -- name: watched
 -- The captured tables outside the packs' schemas.
 -- $1 the packs' schemas, text[]

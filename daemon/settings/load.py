@@ -35,7 +35,13 @@ VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
 """The environment variable of each setting, by its name in `load` and in the file of --config."""
 
 _IN_FILES: Final[Mapping[str, str]] = MappingProxyType(
-    {"ROWCAST_SECRET": "secret", "ROWCAST_MORE_SECRETS": "more_secrets", "SSH_KEY_PASSPHRASE": "ssh_key_passphrase"}
+    {
+        "DATABASE_URL": "database_url",
+        "POSTGRES_PASSWORD": "postgres_password",
+        "ROWCAST_SECRET": "secret",
+        "ROWCAST_MORE_SECRETS": "more_secrets",
+        "SSH_KEY_PASSPHRASE": "ssh_key_passphrase",
+    }
     | {f"ROWCAST_{name.upper()}": name for name in pack_secrets()}
 )
 """The variables of secrets that may be in a file, and the name of that file among systemd's credentials."""

@@ -1,13 +1,16 @@
 """The database and the secret of a local `daemon up`, for other commands on the same machine."""
 
 import json
+import re
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
 from daemon.core.errors import OperatorFault
 from daemon.settings.model import Settings
+from daemon.settings.parameters import parameters_of
 
 
 class DataDirUnusable(OperatorFault):
@@ -22,6 +25,31 @@ class DataDirUnusable(OperatorFault):
 def connection_file(data_dir: Path) -> Path:
     """The file to which `up` writes its URLs, and the sample users with their tokens."""
     return data_dir / "connection.json"
+
+
+def service_file(data_dir: Path) -> Path:
+    """The file to which `up` writes the database for psql and other programs that use libpq: the service rowcast."""
+    return data_dir / "pg_service.conf"
+
+
+def as_service(dsn: str) -> str:
+    """The text of a service file for the database of this URL."""
+    url = urlsplit(dsn)
+    places = [
+        place.rpartition(":") if re.search(r":\d*$", place) else (place, "", "")
+        for place in url.netloc.rpartition("@")[2].split(",")
+        if place
+    ]
+    found = {
+        "host": ",".join(unquote(host).strip("[]") for host, _, _ in places),
+        "port": ",".join(port for _, _, port in places).strip(","),
+        "user": unquote(url.username or ""),
+        "password": unquote(url.password or ""),
+        "dbname": unquote(url.path.removeprefix("/")),
+    }
+    parameters = {name: value for name, value in found.items() if value}
+    lines = (f"{name}={value}" for name, value in {**parameters_of(dsn), **parameters}.items())
+    return "\n".join(["[rowcast]", *lines, ""])
 
 
 def with_local_instance(settings: Settings) -> Settings:

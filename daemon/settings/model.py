@@ -76,6 +76,9 @@ class BaseRowcastSettings(BaseSettings):
     database_url: Annotated[SecretStr, AfterValidator(check_database_url)] | None = Field(
         None, description="the database as postgresql://USER:PASSWORD@HOST:PORT/DATABASE; POSTGRES_* is then ignored"
     )
+    database_url_file: Path | None = Field(
+        None, description="file that contains it; if neither is set, $CREDENTIALS_DIRECTORY/database_url"
+    )
     postgres_host: str | None = Field(
         None,
         description="database host, or the directory of its socket; localhost if another POSTGRES_* is set",
@@ -86,6 +89,9 @@ class BaseRowcastSettings(BaseSettings):
     postgres_db: str | None = Field(None, description="database name; defaults to the name of the user")
     postgres_user: str | None = Field(None, description="database user; postgres if another POSTGRES_* is set")
     postgres_password: SecretStr | None = Field(None, description="password of that user, unquoted and unescaped")
+    postgres_password_file: Path | None = Field(
+        None, description="file that contains it; if neither is set, $CREDENTIALS_DIRECTORY/postgres_password"
+    )
     ssh_host: str | None = Field(
         None, description="SSH host through which to reach the database, whose host is then as seen from there"
     )
@@ -485,7 +491,7 @@ class BaseRowcastSettings(BaseSettings):
             for field, value in self
             if field in self.model_fields_set and not isinstance(value, SecretStr | None)
         }
-        return {**os.environ, **given, "DATABASE_URL": self._url or ""}
+        return {**os.environ, **given, "DATABASE_URL": self._url or "", "DATABASE_URL_FILE": ""}
 
 
 def _written(value: object) -> str:

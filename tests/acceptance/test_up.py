@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 import signal
 import stat
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from daemon.packs import ULID
 from tests.support.daemon import Client, Daemon, clean_environment, start
-from tests.support.postgres import passable_directory
+from tests.support.postgres import chosen_binaries, passable_directory
 from tests.support.processes import until_it_ends
 
 
@@ -74,6 +75,16 @@ async def test_up_starts_everything_prints_the_url_and_stops_cleanly(home: Path)
         assert facts["http_url"] in output
         assert 5 == len(facts["users"])
         assert all(re.fullmatch(ULID, user["id"]) for user in facts["users"])
+        assert "PGSERVICEFILE=" in output or not shutil.which("psql")
+        assert "database_url" not in output
+        service = home / "state" / "pg_service.conf"
+        assert 0o600 == stat.S_IMODE(service.stat().st_mode)
+        psql = await asyncio.create_subprocess_exec(
+            *(chosen_binaries().bindir / "psql", "-X", "-At", "service=rowcast", "-c", "select current_database()"),
+            env=chosen_binaries().environment() | {"PGSERVICEFILE": str(service)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert facts["database_url"].partition("?")[0].endswith("/" + (await psql.communicate())[0].decode().strip())
         sql = await asyncpg.connect(facts["database_url"])
         server = await sql.fetchval("select pg_backend_pid()")
         assert (5, 3) == tuple(

@@ -15,6 +15,7 @@ from daemon.extensions.email_unsubscribe.cipher import token_keys
 from daemon.files import folder
 from daemon.packs import bundled
 from daemon.settings import SECRET_BYTES, VARIABLES, Address, BadSettings, Settings, load
+from daemon.settings.local import as_service
 
 SECRET = "s3cr3t-" * 6
 Problems = Callable[..., list[str]]
@@ -237,6 +238,33 @@ def test_the_secret_may_be_a_systemd_credential(bare: Path, monkeypatch: pytest.
     (bare / "secret").write_text(SECRET)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(bare))
     assert SECRET.encode() == load().require_secret()
+
+
+def test_the_password_of_the_database_may_be_in_a_file_or_a_credential(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "postgresql://ada:pass@db.example.com/chat"  # pragma: allowlist secret
+    (bare / "url").write_text(f"{url}\n")
+    settings = load(database_url_file="url")
+    assert url == settings.require_dsn()
+    monkeypatch.setenv("DATABASE_URL_FILE", "url")
+    assert (url, "") == tuple(map(settings.as_environment().get, ("DATABASE_URL", "DATABASE_URL_FILE")))
+    monkeypatch.delenv("DATABASE_URL_FILE")
+    (bare / "database_url").write_text(url)
+    (bare / "postgres_password").write_text("p/w")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(bare))
+    assert url == load().require_dsn()
+    (bare / "database_url").unlink()
+    assert "postgresql://ada:p%2Fw@db:5432/ada" == load(postgres_user="ada", postgres_host="db").require_dsn()
+
+
+def test_a_service_file_names_what_a_database_url_does() -> None:
+    url = "postgresql://a%40b:p%2Fw@one:1,[::1]:2/chat?sslmode=require"  # pragma: allowlist secret
+    lines = ["sslmode=require", "host=one,::1", "port=1,2", "user=a@b", "password=p/w", "dbname=chat"]
+    assert ["[rowcast]", *lines] == as_service(url).splitlines()
+    assert ["[rowcast]", "host=/run/pg", "user=u", "dbname=d"] == as_service(
+        "postgresql://u@/d?host=/run/pg"
+    ).splitlines()
 
 
 def test_a_configured_secret_overrides_the_credential(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

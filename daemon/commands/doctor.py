@@ -149,6 +149,13 @@ def _of_session(settings: Settings, connection: Connection, session: Record) -> 
             f"{session['role']} is a superuser, which production refuses",
             "connect as the database's owner, an ordinary role",
         )
+    elif session["attributes"]:
+        yield Finding(
+            "role",
+            State.WARN,
+            f"{session['role']} has {session['attributes']}, which a daemon does not need",
+            f"alter role {session['role']} with NO{session['attributes'].replace(', ', ' NO')}",
+        )
     else:
         yield Finding("role", State.OK, f"{session['role']}, an ordinary role")
     yield _connections(settings, session)

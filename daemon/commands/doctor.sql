@@ -5,7 +5,10 @@
 -- roles, whatever this one may see.
 select current_database() as database, current_user as role, current_setting('server_version') as version,
        pg_backend_pid() as pid,
-       r.rolsuper as superuser, r.rolconnlimit as role_limit, d.datconnlimit as database_limit,
+       r.rolsuper as superuser,
+       concat_ws(', ', case when r.rolcreaterole then 'CREATEROLE' end, case when r.rolcreatedb then 'CREATEDB' end,
+                 case when r.rolreplication then 'REPLICATION' end, case when r.rolbypassrls then 'BYPASSRLS' end) as attributes,
+       r.rolconnlimit as role_limit, d.datconnlimit as database_limit,
        current_setting('max_connections')::integer as max_connections,
        current_setting('superuser_reserved_connections')::integer
            + coalesce(nullif(current_setting('reserved_connections', true), '')::integer, 0) as reserved,

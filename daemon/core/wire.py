@@ -67,10 +67,13 @@ class Hello(_Frame):
 
     op: Literal["hello"]
     token: str
-    since: Annotated[
-        Position | Literal["stored"] | None,
-        BeforeValidator(_position_or_stored, json_schema_input_type=PositionString | Literal["stored"]),
-    ] = None
+    since: (
+        Annotated[
+            Position | Literal["stored"],
+            BeforeValidator(_position_or_stored, json_schema_input_type=PositionString | Literal["stored"]),
+        ]
+        | None
+    ) = None
     seen: PositionText | None = None
     session: SessionText | None = None
     device: SessionText | None = None

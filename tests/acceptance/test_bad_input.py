@@ -40,7 +40,7 @@ async def chat(daemon: Daemon, sql: Connection) -> Chat:
         ('{"op": "subscribe"}', "bad_frame"),
         ('{"op": "subscribe", "topic": 7}', "bad_frame"),
         ('{"op": "subscribe", "topic": "users", "since": "yesterday"}', "bad_frame"),
-        ('{"op": "subscribe", "topic": "users", "where": {"eq": ["id", 1]}}', "bad_frame"),
+        ('{"op": "subscribe", "topic": "users", "where": {"eq": ["id", 1]}}', "bad_filter"),
         ('{"op": "hello", "token": "again"}', "already_greeted"),
     ],
 )

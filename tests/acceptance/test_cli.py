@@ -33,14 +33,14 @@ async def test_apply_ddl_reports_what_it_did_and_is_idempotent(empty_database: s
 async def test_four_concurrent_runs_apply_once(empty_database: str) -> None:
     runs = await asyncio.gather(*(command("--apply-ddl", DATABASE_URL=empty_database) for _ in range(4)))
     assert [0] * 4 == [code for code, _, _ in runs]
-    assert 1 == sum("chatgenius: nothing -> chatgenius_0005" in output for _, output, _ in runs)
+    assert 1 == sum(f"chatgenius: nothing -> {NEWEST['chatgenius']}" in output for _, output, _ in runs)
 
 
 async def test_applying_after_a_rollback_restores_the_same_schema(empty_database: str) -> None:
     await command("--apply-ddl", DATABASE_URL=empty_database)
     before = await catalog(empty_database, ["rowcast", "chatgenius"])
     code, output, _ = await command("rollback", "chatgenius", "--to", "chatgenius_0004", DATABASE_URL=empty_database)
-    assert (0, "chatgenius: chatgenius_0005 -> chatgenius_0004\n") == (code, output)
+    assert (0, f"chatgenius: {NEWEST['chatgenius']} -> chatgenius_0004\n") == (code, output)
     code, output, _ = await command("rollback", "chatgenius", DATABASE_URL=empty_database)
     assert (0, "chatgenius: chatgenius_0004 -> nothing\n") == (code, output)
     await command("--apply-ddl", DATABASE_URL=empty_database)
@@ -50,7 +50,7 @@ async def test_applying_after_a_rollback_restores_the_same_schema(empty_database
 async def test_a_pack_can_be_applied_to_another_schema(empty_database: str) -> None:
     code, output, _ = await command("--apply-ddl", "--schema", "test", DATABASE_URL=empty_database)
     assert 0 == code
-    assert "chatgenius in schema test: nothing -> chatgenius_0005" in output
+    assert f"chatgenius in schema test: nothing -> {NEWEST['chatgenius']}" in output
 
 
 async def test_the_help_describes_each_command_in_a_whole_sentence() -> None:

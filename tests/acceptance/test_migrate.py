@@ -176,6 +176,7 @@ async def test_the_backup_is_restored_if_a_step_cannot_be_undone_and_that_was_as
     database: str, chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await chat.say("before")
+    newest = migrate.heads(["chatgenius"])["chatgenius"]
     before = await catalog(database, ("chatgenius",)), await contents(database, "chatgenius")
     concurrently = (
         "-- no-transaction\ncreate unique index concurrently one_mood on chatgenius.channel_members (mood);"
@@ -188,8 +189,11 @@ async def test_the_backup_is_restored_if_a_step_cannot_be_undone_and_that_was_as
     with pytest.raises(NotRestored):
         await migrate_command(settings, None, report=lines.append)
     assert await value(database, "select mood from chatgenius.channel_members limit 1")
-    await execute(database, "drop index chatgenius.one_mood; alter table chatgenius.channel_members drop column mood;"
-                  "update chatgenius.alembic_version set version_num = 'chatgenius_0005'")  # fmt: skip
+    await execute(
+        database,
+        "drop index chatgenius.one_mood; alter table chatgenius.channel_members drop column mood;"
+        f"update chatgenius.alembic_version set version_num = '{newest}'",
+    )
     file = tmp_path / "backup"
     with pytest.raises(OperatorFault, match="could not create unique index"):
         await migrate_command(settings, file, restore_on_failure=True, report=lines.append)

@@ -12,7 +12,7 @@ from daemon.contracts.typescript import type_of
 from daemon.core.frames import RowChange
 from daemon.packs import bundled
 from tests.acceptance.chat import Chat
-from tests.support.daemon import Daemon, Frame, command, get
+from tests.support.daemon import Daemon, Frame, command, get, token
 from tests.support.node import installed, typescript
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,8 @@ async def conversation(daemon: Daemon, chat: Chat) -> list[Frame]:
             frames += await client.until("changes")
             await client.say(op="ping")
             frames += await client.until("pong")
+            await client.say(op="token", token=token(chat.ada))
+            frames += await client.until("renewed")
             await client.say(op="unsubscribe", topic=chat.topic)
             frames += await client.until("unsubscribed")
             await client.say(op="subscribe", topic=chat.topic, snapshot=True)

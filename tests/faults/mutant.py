@@ -17,7 +17,7 @@ from daemon.cli import root
 from daemon.core import hub, session
 from daemon.core.change import Position, Seq
 from daemon.delivery import log_cache, pump
-from daemon.gateway import connection, limits
+from daemon.gateway import client_connection, limits
 from daemon.log import backlog, grants, notifier, queries, reader, retention, sequencer
 from daemon.postgres.connect import SESSION
 
@@ -319,7 +319,7 @@ def wild_clock() -> None:
 
 def session_ids_from_the_clock() -> None:
     """A session's id is the hour in which it began."""
-    _put(connection, "ULID", lambda: int(time.time() / 3600))
+    _put(client_connection, "ULID", lambda: int(time.time() / 3600))
 
 
 MUTANTS: Final[dict[str, Callable[[], None]]] = {

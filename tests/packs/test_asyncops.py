@@ -1339,7 +1339,7 @@ async def plain_owner(empty_database: str) -> AsyncIterator[str]:
         yield re.sub("//[^@]+@", "//plain_owner:open%20sesame@", empty_database)
         await db.execute("alter role asyncops_app_elsewhere rename to asyncops_app")
         await db.execute(f"alter database {name} owner to {superuser}")
-        await db.execute("drop owned by plain_owner; drop role plain_owner")
+        await db.execute("drop owned by plain_owner cascade; drop role plain_owner")
 
 
 async def test_the_pack_can_be_applied_again_once_the_missing_role_exists(

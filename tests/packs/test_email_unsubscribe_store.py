@@ -41,8 +41,8 @@ START = datetime(2026, 1, 10, 12, tzinfo=UTC)
 SHOP = "news@shop.example"
 URL = "https://shop.example/unsubscribe?token=s3cr3t"
 TOKENS = Tokens(
-    access_token=SecretStr("ya29.access-canary"),
-    refresh_token=SecretStr("1//refresh-canary"),
+    access_token=SecretStr("ya29.access-planted"),
+    refresh_token=SecretStr("1//refresh-planted"),
     expiry=START + timedelta(hours=1),
 )
 
@@ -239,7 +239,7 @@ async def test_a_dump_of_the_database_shows_no_token(store: Store, owner: Connec
     await store.log_in("provider|1", TOKENS)
     await store.save_tokens("gmail", TOKENS)
     text = await dumped(owner, dsn)
-    assert "canary" not in text
+    assert "planted" not in text
     assert OLD not in text
     rows = await owner.fetch("select access_token, refresh_token from email_unsubscribe.oauth_tokens")
     assert 2 == len(rows)
@@ -252,21 +252,21 @@ async def test_the_table_refuses_unencrypted_tokens(store: Store) -> None:
     with capture_logs() as logged, pytest.raises(DatabaseFault, match="oauth_tokens_access_token_is_encrypted"):
         await store.run(
             lambda connection: connection.execute(
-                "insert into email_unsubscribe.oauth_tokens values ('gmail', 'ya29.canary', null, now(), now())"
+                "insert into email_unsubscribe.oauth_tokens values ('gmail', 'ya29.planted', null, now(), now())"
             )
         )
     assert [("constraint_violation", "oauth_tokens_access_token_is_encrypted", "email_unsubscribe.oauth_tokens")] == [
         (line["event"], line["constraint"], line["table"]) for line in logged
     ]
-    assert "canary" not in str(logged)
+    assert "planted" not in str(logged)
 
 
 async def test_no_model_and_no_error_shows_a_token(store: Store, dsn: str) -> None:
     await store.save_tokens("gmail", TOKENS)
-    assert "canary" not in repr(TOKENS) + str(TOKENS) + repr(await store.tokens("gmail")) + TOKENS.model_dump_json()
+    assert "planted" not in repr(TOKENS) + str(TOKENS) + repr(await store.tokens("gmail")) + TOKENS.model_dump_json()
     with pytest.raises(ValidationError) as caught:
-        Tokens.model_validate({"access_token": "canary", "expiry": "canary"})
-    assert "canary" not in str(caught.value)
+        Tokens.model_validate({"access_token": "planted", "expiry": "planted"})
+    assert "planted" not in str(caught.value)
     async with opened(dsn, OTHER) as stranger:
         with pytest.raises(TokenUndecryptable, match="No key decrypts the access_token"):
             await stranger.tokens("gmail")
@@ -427,11 +427,11 @@ async def test_the_keys_of_a_mailbox_in_another_schema_are_rotated_there(empty_d
     assert "schema mailbox3 is at nothing" in errors
 
 
-@pytest.mark.parametrize("keys", [[], ["short"], [OLD, "canary"]])
+@pytest.mark.parametrize("keys", [[], ["short"], [OLD, "planted"]])
 def test_malformed_keys_are_refused_without_showing_them(keys: list[str]) -> None:
     with pytest.raises(BadSettings) as caught:
         Cipher(keys)
-    assert "canary" not in str(caught.value)
+    assert "planted" not in str(caught.value)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

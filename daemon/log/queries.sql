@@ -426,6 +426,7 @@ cross join lateral (
 
 -- name: begin_limited
 -- Whoever waits gives up after 10 seconds, and asks again: statements without an end would pile up.
+-- squawk-ignore transaction-nesting, ban-uncommitted-transaction -- no migration, and its caller ends it
 begin;
 set local statement_timeout = '4s';
 

@@ -92,7 +92,7 @@ def _replace(name: str, old: str, new: str) -> None:
     queries.query.statements[name] = text.replace(old, new)
 
 
-LAG: Final = 0.5  # seconds
+LAG: Final = 1.0  # seconds
 NEW: Final = "e.xid >= $3::text::xid8"
 RUNNING: Final = "e.xid = any ($4::text []::xid8 [])"
 
@@ -238,7 +238,7 @@ def no_wait_for_catch_up() -> None:
 
 
 def slow_reader() -> None:
-    """No safeguard is removed: this daemon reads the log half a second late."""
+    """No safeguard is removed: this daemon reads the log a second late."""
     read = reader.PgLogReader.read
 
     async def mutated(self: reader.PgLogReader, *arguments: Any) -> Any:

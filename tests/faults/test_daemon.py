@@ -158,7 +158,7 @@ async def test_a_client_that_is_ahead_of_its_new_daemon_waits_until_it_catches_u
         results.held(
             "2 (lag)",
             "a client switches from one daemon to another that lags behind",
-            "the other reads the log half a second late; five switches",
+            "the other reads the log a second late; five switches",
             "it waits until that daemon has caught up; nothing lost or repeated",
             "",
             n,

@@ -15,6 +15,10 @@ from tests.support.daemon import get
 LOCK_TIMEOUT = 0.5  # seconds
 WRITERS = Style(pause=0.05, settings={"lock_timeout": f"{LOCK_TIMEOUT}s", "synchronous_commit": "local"})
 LOCKED = "55P03"  # lock_not_available
+WAITING_WRITERS = """
+select count(*) from pg_locks as l join pg_stat_activity as a on a.pid = l.pid
+where l.locktype = 'object' and not l.granted and a.application_name not like 'rowcast%'
+"""
 
 
 async def hung_commit(run: Scenario) -> tuple[int, "asyncio.Task[None]"]:
@@ -68,6 +72,8 @@ async def test_a_commit_that_blocks_notify_stops_no_other_writer(results: Result
         assert f"process {pid} of Postgres" in warning
         waiting = await waiters(run)
         while await server.fetchval("select rowcast.must_ring()"):
+            await asyncio.sleep(0.05)
+        while await server.fetchval(WAITING_WRITERS):  # those that had notified by then
             await asyncio.sleep(0.05)
         failed, before = run.oracle.errors[LOCKED], len(run.oracle.waits)
         took = await run.recovered()

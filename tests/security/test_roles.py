@@ -94,10 +94,16 @@ async def test_a_daemon_serves_everything_as_a_role_that_owns_nothing(
         async with asyncio.timeout(10):
             while not await sql.fetchval(done, chat.ada):
                 await asyncio.sleep(0.05)
-    assert 200 == (await get(f"{daemon.http}/console"))[0]
+    assert 200 == (await get(f"{pages_for_operators(daemon)}/console"))[0]
     status, text = await get(f"{daemon.http}/readyz")
     assert 200 == status, text
     assert [] == daemon.warnings()
+
+
+def pages_for_operators(daemon: Daemon) -> str:
+    """The URL of the address in ROWCAST_METRICS_LISTEN."""
+    [url] = [str(line["data"]["metrics"]) for line in daemon.events() if line["event"] == "serving"]
+    return url.removesuffix("/metrics")
 
 
 async def test_the_retention_drops_segments_that_belong_to_another_role(
@@ -234,7 +240,8 @@ async def test_no_secret_is_in_anything_that_a_daemon_or_a_command_says(
         await stranger.say(op="hello", token=bearer + canary("token"))
         await stranger.closed()
     pages = ("console", "console/state", "readyz", "metrics", "schema.json", f"console?token={bearer}")
-    said = [daemon.log.read_text(), *[(await get(f"{daemon.http}/{page}"))[1] for page in pages]]
+    places = daemon.http, pages_for_operators(daemon)
+    said = [daemon.log.read_text(), *[(await get(f"{place}/{page}"))[1] for place in places for page in pages]]
     file = tmp_path / "url"
     file.write_text(as_role(database, ROLE))
     good = {"DATABASE_URL_FILE": str(file)}

@@ -110,6 +110,7 @@ async def test_a_filter_holds_in_a_snapshot_and_its_limit_counts_what_matches(da
 async def test_a_client_that_resumes_with_its_filter_gets_what_it_missed_of_it(daemon: Daemon, chat: Chat) -> None:
     where = {"messages": {"user_id": {"eq": chat.ada}, "content": {"ne": "other"}}}
     message = await chat.say("first")
+    await chat.settled(daemon)
     async with daemon.client(chat.ada) as client:
         since = (await client.subscribe(chat.topic, where=where))["pos"]
     await chat.say("other")

@@ -1,0 +1,102 @@
+"""What a daemon publishes at once: a piece of the log, with all that those who hold content of it must know."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+from daemon.core.change import Change, Kind, Right, Seq
+
+
+class EndedRight(NamedTuple):
+    """A right that ended at `seq`: one to topics of the pack or own table that `schema` and `table` belong to."""
+
+    seq: Seq
+    right: Right
+    schema: str
+    table: str
+
+
+class GoneRow(NamedTuple):
+    """A row that was deleted: whatever the log tells of its content up to `upto` must not be told any more."""
+
+    schema: str
+    table: str
+    key: str
+    upto: Seq
+
+
+class LogBatch(NamedTuple):
+    """Everything in the log between two positions of an epoch, after `after` and up to `upto`: whole transactions.
+
+    `changes` may be sent to clients, in order. `ends` and `gone` are also of changes that may not. `gone` is None if
+    not all of the deleted rows are known, because a `limit` stands for them. `jumps` are pairs of numbers that follow
+    each other in the log, with others left out in between.
+    """
+
+    epoch: str
+    after: Seq
+    upto: Seq
+    changes: Sequence[Change] = ()
+    ends: Sequence[EndedRight] = ()
+    gone: Sequence[GoneRow] | None = ()
+    jumps: Sequence[tuple[Seq, Seq]] = ()
+
+    @property
+    def size(self) -> int:
+        """The characters of keys and records."""
+        return sum(len(change.key) + len(change.record or "") for change in self.changes)
+
+    def since(self, seq: Seq) -> Self:
+        """The part of it that comes after `seq`, where a transaction ends."""
+        if seq <= self.after:
+            return self
+        return self._replace(
+            after=seq,
+            changes=[change for change in self.changes if change.seq > seq],
+            ends=[end for end in self.ends if end.seq > seq],
+            gone=None if self.gone is None else [row for row in self.gone if row.upto > seq],
+            jumps=[jump for jump in self.jumps if jump[1] > seq],
+        )
+
+
+def jumps_in(after: Seq, changes: Sequence[Change]) -> list[tuple[Seq, Seq]]:
+    """The pairs of numbers that follow each other, from `after` on, with others left out in between."""
+    if changes[-1].seq - after == len(changes):
+        return []
+    jumps = []
+    for change in changes:
+        if change.seq != after + 1:
+            jumps.append((after, change.seq))
+        after = change.seq
+    return jumps
+
+
+def gone_in(changes: Sequence[Change]) -> list[GoneRow] | None:
+    """The rows that these whole transactions delete; None if a `limit` stands for some of them.
+
+    A row that was written again in the same transaction keeps what that transaction tells of it.
+    """
+    deletes: list[Change] = []
+    begun: dict[str, Seq] = {}  # where each transaction begins
+    rewritten: set[tuple[str, str, str, str]] = set()
+    for change in changes:
+        if change.kind is Kind.LIMIT:
+            return None
+        if change.kind is Kind.DELETE:
+            deletes.append(change)
+    if not deletes:
+        return []
+    for change in changes:
+        begun.setdefault(change.tx, change.seq)
+        if change.record is not None:
+            rewritten.add((change.tx, change.schema, change.table, change.key))
+    return [
+        GoneRow(
+            change.schema,
+            change.table,
+            change.key,
+            Seq(begun[change.tx] - 1)
+            if (change.tx, change.schema, change.table, change.key) in rewritten
+            else change.seq,
+        )
+        for change in deletes
+    ]

@@ -17,6 +17,7 @@ from daemon.core.ports import OpenClient
 from daemon.delivery.acks import Acks
 from daemon.delivery.canary import CANARY, Canary
 from daemon.delivery.client import ClientContext
+from daemon.delivery.live import Live
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.own_tables import OwnTables
 from daemon.delivery.pack_router import PackRouter
@@ -104,7 +105,8 @@ def build(
     hub = Hub(encode, router.with_exact_numbers)
     own_tables = OwnTables(PgOwnTableReader(pool), router)
     events, numbers = asyncio.Event(), asyncio.Event()
-    pump, log_cache = _build_pump(settings, pool, hub, router, own_tables, numbers)
+    pump, live = _build_pump(settings, pool, hub, router, own_tables, numbers)
+    log_cache = live.log_cache
     sharing = _build_sharing(pool, hub, router)
     notifier, sequencer, retention = _build_log(
         settings, pool, pump, log_cache, events, numbers, sharing, on_unusable
@@ -120,8 +122,8 @@ def build(
         hub=hub,
         log_reader=log_cache,
         replay_reader=RetryingLogReader(log_cache, pump.readable.wait),
-        rights=Rights(hub, PgGrants(pool, router.schema_of, router.own_table_of), pump.wait_until_delivered),
-        snapshots=_snapshots(settings, pool, hub, router, pump),
+        rights=Rights(hub, PgGrants(pool, router.schema_of, router.own_table_of), live.wait_until_delivered),
+        snapshots=_snapshots(settings, pool, live),
         columns=PgColumns(pool, router.schema_of),
         signals=sharing.signals,
         presence=sharing.presence,
@@ -129,7 +131,7 @@ def build(
         router=router,
         authenticate=identity.at_once,
         identify=identity.identify,
-        wait_until_delivered=pump.wait_until_delivered,
+        wait_until_delivered=live.wait_until_delivered,
         delivery_age=lambda: max(pump.read_age, backlog.age),
         close_history=CloseHistory(),
         encode=encode,
@@ -140,7 +142,7 @@ def build(
         queue_bytes=settings.queue_bytes,
         chunk=settings.read_chunk,
     )
-    console = Console(hub, pump, log_cache, backlog, readiness, pool, _console_options(settings, identity, demo))
+    console = Console(live, pump, log_cache, backlog, readiness, pool, _console_options(settings, identity, demo))
     pages = site(readiness, lambda: router.all_packs, console, demo, pool, identity.verify, door_of(settings))
     console.gateway = gateway = _build_gateway(settings, context.open_client, pages, tls)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits, identity.keys, readiness)
@@ -150,21 +152,19 @@ def build(
 
 def _build_pump(
     settings: Settings, pool: Pool, hub: Hub, router: PackRouter, own_tables: OwnTables, numbers: asyncio.Event
-) -> tuple[Pump, LogCache]:
+) -> tuple[Pump, Live]:
     log_reader = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
-    log_cache = LogCache(log_reader, settings.recent_bytes)
+    live = Live(hub, router, LogCache(log_reader, settings.recent_bytes))
     pump = Pump(
         log_reader,
         numbers,
-        hub,
-        router,
-        log_cache,
+        live,
         DeadLetters(pool).store_dead_letters,
         refresh=own_tables.refresh,
         poll_every=settings.poll_every,
         chunk=settings.read_chunk,
     )
-    return pump, log_cache
+    return pump, live
 
 
 def _build_sharing(pool: Pool, hub: Hub, router: PackRouter) -> _Sharing:
@@ -212,10 +212,10 @@ def _scheduler(settings: Settings, pool: Pool, on_unusable: OnUnusable) -> Sched
     return Scheduler(pool, connect_for_jobs, settings, scheduled_jobs(settings))
 
 
-def _snapshots(settings: Settings, pool: Pool, hub: Hub, router: PackRouter, pump: Pump) -> Snapshots:
+def _snapshots(settings: Settings, pool: Pool, live: Live) -> Snapshots:
     largest = settings.transaction_bytes
-    reader = PgRowReader(pool, router.schema_of, settings.snapshot_rows, largest)
-    return Snapshots(reader, hub, router, encode, pump.wait_until_delivered, max_bytes=4 * largest)
+    reader = PgRowReader(pool, live.router.schema_of, settings.snapshot_rows, largest)
+    return Snapshots(reader, live.hub, live.router, encode, live.wait_until_delivered, max_bytes=4 * largest)
 
 
 def _readiness(

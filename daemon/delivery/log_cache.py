@@ -1,19 +1,19 @@
 """The newest part of the log, in memory, so that a mass reconnect does not reach the database."""
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from operator import attrgetter
 from sys import getsizeof
 
 from daemon import metrics
-from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.batch import LogBatch
+from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.ports import MAX_READ_BYTES, Batch, LogReader
 
 OVERHEAD = 900  # bytes that a change takes in addition to its key and record, alone in its topic
 SEGMENTS = 64  # about as many segments make up the cache; the oldest is evicted as a whole
 
-_seq, _kind = attrgetter("seq"), attrgetter("kind")
-
+_seq = attrgetter("seq")
 
 _Row = tuple[str, str, str]
 """A row: its schema, its table, its key."""
@@ -34,7 +34,7 @@ class _Segment:
 class LogCache:
     """A LogReader in front of another one, which it asks only for what it does not hold.
 
-    It holds the newest changes that were added since the last `restart`, up to `max_bytes`. The pump calls `add` and
+    It holds the newest changes that were added since the last `restart`, up to `max_bytes`. `Live` calls `add` and
     `restart` in the same step in which it moves the hub, so the cache always ends at the hub's position. Batches read
     from memory are validated.
     """
@@ -56,26 +56,21 @@ class LogCache:
         # work is the same, however many changes the row has had.
         self._deleted: dict[_Row, Seq] = {}
 
-    def add(self, changes: Sequence[Change], sendable: Sequence[Change]) -> None:
-        """Add what the hub has just published: `changes` in order, of which `sendable` is sent.
+    def add(self, batch: LogBatch) -> None:
+        """Add what the hub has just published; the caller has proven that its jumps are not new terms.
 
-        The caller has proven that a gap in their numbers is not a new term. A `limit` change drops everything,
-        because the rows that its transaction deleted are unknown.
+        A batch whose deleted rows are unknown drops everything.
         """
-        end = Position(self._end.epoch, changes[-1].seq)
-        if Kind.LIMIT in map(_kind, changes):
+        end = Position(batch.epoch, batch.upto)
+        if batch.gone is None:
             self.restart(end)
             return
-        if end.seq - self._end.seq != len(changes):
-            before = self._end.seq
-            for change in changes:
-                if change.seq != before + 1:
-                    self._gaps.append((before, change.seq))
-                before = change.seq
+        self._gaps += batch.jumps
         self._end = end
-        for change in sendable:
+        for change in batch.changes:
             self._keep(change)
-        self._hide_deleted(changes)
+        for row in batch.gone:
+            self._hide(row[:3], row.upto)
         self._newest_segment(0).end = end.seq
         while self.size > self._max_bytes:
             self._evict()
@@ -147,22 +142,6 @@ class LogCache:
         segment = self._newest_segment(OVERHEAD + getsizeof(change.key) + getsizeof(change.record))
         segment.topics.setdefault(change.topic, []).append(change)
         segment.end = change.seq
-
-    def _hide_deleted(self, changes: Sequence[Change]) -> None:
-        """Hide the earlier content of rows that were deleted, by an invalid change too.
-
-        A row that was written again in the same transaction keeps what that transaction tells of it.
-        """
-        if not any(change.kind is Kind.DELETE for change in changes):
-            return
-        begun: dict[str, Seq] = {}  # where each transaction begins
-        for change in changes:
-            begun.setdefault(change.tx, change.seq)
-        rewritten = {(change.tx, _row(change)) for change in changes if change.record is not None}
-        for change in changes:
-            if change.kind is Kind.DELETE:
-                row = _row(change)
-                self._hide(row, Seq(begun[change.tx] - 1) if (change.tx, row) in rewritten else change.seq)
 
     def _hide(self, row: _Row, seq: Seq) -> None:
         """Hide the content of the row up to this position."""

@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from daemon.core.change import ALL_TOPICS, CONTENT, RESET_KINDS, Change, Kind, Seq, Topic, can_be_named
+from daemon.core.batch import EndedRight, LogBatch, gone_in, jumps_in
+from daemon.core.change import ALL_TOPICS, CONTENT, RESET_KINDS, Change, Kind, Position, Seq, Topic, can_be_named
 from daemon.core.hub import RightEnd
 from daemon.core.ports import Batch
 from daemon.packs import Pack
@@ -96,6 +97,13 @@ class PackRouter:
                 sendable.append(change)
         return sendable, invalid
 
+    def sift(self, after: Position, changes: Sequence[Change]) -> tuple[LogBatch, list[Invalid]]:
+        """What is to be published of these changes, which follow `after`, and those that must not be sent."""
+        sendable, invalid = self.validate(changes)
+        ends, gone = self.ended_rights(changes), gone_in(changes)
+        upto, jumps = changes[-1].seq, jumps_in(after.seq, changes)
+        return LogBatch(after.epoch, after.seq, upto, sendable, ends, gone, jumps), invalid
+
     def deliverable(self, batch: Batch) -> Sequence[Change]:
         """What of a batch may be sent. The pump reports the invalid changes when it reads them."""
         return batch if batch.validated else self.validate(batch)[0]
@@ -105,21 +113,29 @@ class PackRouter:
         pack = self.pack_of(change)
         return pack.with_exact_numbers(change) if pack is not None else change
 
-    def ended_rights(self, changes: Sequence[Change]) -> list[RightEnd]:
+    def ended_rights(self, changes: Sequence[Change]) -> list[EndedRight]:
         """The rights that end with these whole transactions, and where. Invalid changes end rights too.
 
         A right ends where the transaction begins that takes it away: who loses it gets nothing of that transaction.
         """
-        ended: list[RightEnd] = []
+        ended: list[EndedRight] = []
         if not any(change.ends for change in changes):
             return ended
         begun: dict[str, Seq] = {}  # where each transaction begins
         for change in changes:
             begin = begun.setdefault(change.tx, change.seq)
             if change.ends:
-                packs = (self.pack_of(change), self.former.get((change.schema, change.table)))
-                ended += [RightEnd(begin, change.ends, pack.serves) for pack in packs if pack]
+                ended.append(EndedRight(begin, change.ends, change.schema, change.table))
         return ended
+
+    def right_ends(self, ended: Iterable[EndedRight]) -> list[RightEnd]:
+        """The same for the hub: each with the topics that it is about."""
+        found: list[RightEnd] = []
+        for seq, right, schema, table in ended:
+            own, former = self.own.get((schema, table)), self.former.get((schema, table))
+            packs = (own or self.packs.get(schema), former)
+            found += [RightEnd(seq, right, pack.serves) for pack in packs if pack]
+        return found
 
     def topics_to_reset(self, change: Change, topics: Collection[Topic]) -> Sequence[Topic]:
         """Those of `topics` that a change of one of RESET_KINDS resets; none for other changes."""

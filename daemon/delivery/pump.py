@@ -2,21 +2,18 @@
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import datetime
-from operator import attrgetter
 from typing import Final
 
 from daemon import metrics
-from daemon.core import wire
+from daemon.core.batch import LogBatch
 from daemon.core.change import Change, Kind, Position, Seq
 from daemon.core.errors import LogUnavailable
-from daemon.core.hub import Hub
 from daemon.core.ports import MAX_READ_BYTES, Batch, LogReader
-from daemon.delivery.log_cache import LogCache
-from daemon.delivery.pack_router import Invalid, PackRouter, reset_for
+from daemon.delivery.live import Live
+from daemon.delivery.pack_router import Invalid
 from daemon.health import Progress
 from daemon.logs import get_logger
 
@@ -29,32 +26,23 @@ MAX_AGE: Final = 9.0  # seconds without progress after which this daemon is not 
 StoreDeadLetters = Callable[[Sequence[tuple[Change, str, str]]], Awaitable[None]]
 """Stores each (change, pack, reason). Raises LogUnavailable."""
 
-OnPublish = Callable[[Sequence[Change], int], None]
-"""Gets changes that have just been published, and how many frames with them were written to clients."""
-
-
 Refresh = Callable[[], Awaitable[None]]
 """Tells the router what is served at the moment. Raises LogUnavailable."""
 
-Validated = tuple[list[Change], list[Invalid]]
-"""What may be sent, and what must not be."""
-
 
 class Pump:
-    """Keeps the hub at the head of the log.
+    """Keeps the live end of this process at the head of the log.
 
     It reads the log when `wakeup` is set, and every `poll_every` seconds without that. Changes that the sequencer
-    offers need not be read. Whatever is published goes into `log_cache` in the same step. `refresh` is called first
-    where the log says that other tables are served from there on, or that they are served otherwise.
+    offers need not be read. `refresh` is called first where the log says that other tables are served from there on,
+    or that they are served otherwise.
     """
 
     def __init__(
         self,
         log_reader: LogReader,
         wakeup: asyncio.Event,
-        hub: Hub,
-        router: PackRouter,
-        log_cache: LogCache,
+        live: Live,
         store_dead_letters: StoreDeadLetters,
         *,
         refresh: Refresh | None = None,
@@ -64,9 +52,8 @@ class Pump:
         self._log = log_reader
         self._refresh = refresh
         self._wakeup = wakeup
-        self._hub = hub
-        self._router = router
-        self._log_cache = log_cache
+        self._live = live
+        self._router = live.router
         self._store_dead_letters = store_dead_letters
         self._poll_every = poll_every
         self._chunk = chunk
@@ -77,10 +64,7 @@ class Pump:
         self._storing = Progress()
         self._reading = Progress()
         self._pending_dead_letters: list[Invalid] = []  # stored before anything behind them is delivered
-        self._deliveries: list[asyncio.Future[None]] = []  # done when the hub has moved
         self._read_at = float("-inf")
-        self._moved_at = float("-inf")  # when the hub last moved
-        self.on_publish: OnPublish | None = None  # while somebody looks at the console
         self.started = asyncio.Event()
         self.readable = asyncio.Event()  # set unless the last attempt to read the log failed
 
@@ -108,11 +92,11 @@ class Pump:
 
         It is published at once if the hub is at `after`, and kept for the next step otherwise.
         """
-        validated = None
-        if self._accepts_offers and not self._pending_dead_letters and after == self._hub.position.seq:
-            validated = self._router.validate(changes)
-        if validated is not None and not self._is_outdated(changes, validated):
-            self._publish(changes, validated)
+        sifted = None
+        if self._accepts_offers and not self._pending_dead_letters and after == self._live.position.seq:
+            sifted = self._router.sift(self._live.position, changes)
+        if sifted is not None and not self._is_outdated(changes, sifted[1]):
+            self._publish(changes, *sifted)
             if not self._pending_dead_letters:
                 return
         else:
@@ -125,13 +109,6 @@ class Pump:
             self._offered_bytes += size
         self._wakeup.set()
 
-    async def wait_until_delivered(self, seq: Seq) -> None:
-        """Wait until everything up to this position has been delivered to the live followers."""
-        while self._hub.position.seq < seq:
-            delivery = asyncio.get_running_loop().create_future()
-            self._deliveries.append(delivery)
-            await delivery
-
     async def run(self) -> None:
         """Move the hub along the log until cancelled."""
         timed_out = False
@@ -139,7 +116,7 @@ class Pump:
             self._wakeup.clear()
             try:
                 await self._catch_up()
-                if timed_out or time.monotonic() - self._moved_at > self._poll_every:
+                if timed_out or time.monotonic() - self._live.moved_at > self._poll_every:
                     await self._check_for_new_term()
                 self._reading.end()
                 self.readable.set()
@@ -160,26 +137,26 @@ class Pump:
         if not self.started.is_set():
             head = await self._log.head()
             if head.epoch:
-                self._move(head, "epoch")  # nobody follows yet
+                self._live.move(head, "epoch")  # nobody follows yet
                 await self._refresh_router()
                 self._read_at = time.monotonic()
                 self.started.set()
         while self.started.is_set():
             await self._store_pending()
-            before = self._hub.position.seq
+            before = self._live.position.seq
             batch = self._take_offered(before) or await self._read(before)
-            if self._hub.position.seq != before:
+            if self._live.position.seq != before:
                 continue  # the same changes were offered while they were being read
             if not batch:
                 self._read_at = time.monotonic()
                 break
             if batch[-1].seq - before != len(batch):
                 await self._check_gap(batch[0].seq)
-            validated = self._router.validate(batch)
-            if self._is_outdated(batch, validated):
+            sifted, invalid = self._router.sift(self._live.position, batch)
+            if self._is_outdated(batch, invalid):
                 await self._refresh_router()
-                validated = self._router.validate(batch)
-            self._publish(batch, validated)
+                sifted, invalid = self._router.sift(self._live.position, batch)
+            self._publish(batch, sifted, invalid)
             if not batch.more and not self._offered:
                 break  # what comes next sets `wakeup`
         await self._store_pending()
@@ -211,7 +188,7 @@ class Pump:
         if not self.started.is_set():
             return
         head = await self._log.head()
-        if head != self._hub.position and not await self._log.read(self._hub.position.seq, 1):
+        if head != self._live.position and not await self._log.read(self._live.position.seq, 1):
             await self._check_gap(Seq(head.seq + 1))
 
     async def _check_gap(self, first: Seq) -> None:
@@ -219,66 +196,36 @@ class Pump:
 
         A transaction that is replaced by `limit` changes leaves a gap too; there the position is valid.
         """
-        reason = await self._log.continuity(self._hub.position)
+        reason = await self._log.continuity(self._live.position)
         if reason is not None:
             head = await self._log.head()
-            self._move(Position(head.epoch, Seq(first - 1)), reason)
+            self._live.move(Position(head.epoch, Seq(first - 1)), reason)
             metrics.RESETS.labels(reason=reason).inc()
             await self._refresh_router()  # the log may have said so in what was skipped
 
-    def _is_outdated(self, changes: Sequence[Change], validated: Validated) -> bool:
-        return self._refresh is not None and self._router.is_outdated(changes, validated[1])
+    def _is_outdated(self, changes: Sequence[Change], invalid: Sequence[Invalid]) -> bool:
+        return self._refresh is not None and self._router.is_outdated(changes, invalid)
 
     async def _refresh_router(self) -> None:
         if self._refresh is not None:
             await self._refresh()
 
-    def _move(self, position: Position, reason: str) -> None:
-        self._moved_at = time.monotonic()
-        self._hub.move(position, reason)
-        self._log_cache.restart(position)
-
-    def _publish(self, changes: Sequence[Change], validated: Validated) -> None:
-        self._moved_at = time.monotonic()
-        sendable, invalid = validated
-        try:
-            built, delivered = self._deliver(changes, sendable)
-        except Exception:
-            log.exception("internal_error")
-            sendable, unsendable = _without_unsendable(sendable, self._router)
-            invalid += unsendable
-            built, delivered = self._deliver(changes, sendable)
-        self._log_cache.add(changes, sendable)
-        if self.on_publish is not None:
-            self.on_publish(sendable, delivered)
-        metrics.FRAMES.inc(built)
-        metrics.DELIVERIES.inc(delivered)
-        if delivered:
-            self._observe_age(changes[-1])
+    def _publish(self, changes: Sequence[Change], batch: LogBatch, invalid: list[Invalid]) -> None:
+        """Publish what was made of these changes."""
+        unsendable = self._live.publish(batch)
+        invalid += [
+            Invalid(change, pack.name, "frame: cannot_be_built")
+            for change in unsendable
+            if (pack := self._router.pack_of(change))
+        ]
         metrics.BATCH_CHANGES.observe(len(changes))
-        _report(changes, sendable, invalid)
+        for tx in {change.tx for change in changes if change.kind is Kind.LIMIT and not change.unreadable}:
+            log.warning("transaction_too_large", transaction=tx)
+        for change, pack_name, reason in invalid:
+            metrics.DEAD_LETTERS.labels(pack=pack_name, table=change.table).inc()
+            log.error("change_invalid", seq=change.seq, pack=pack_name, table=change.table, reason=reason)
         self._pending_dead_letters += invalid
-        deliveries, self._deliveries = self._deliveries, []
-        for delivery in deliveries:
-            if not delivery.done():
-                delivery.set_result(None)
         self._read_at = time.monotonic()
-
-    def _deliver(self, changes: Sequence[Change], valid: Sequence[Change]) -> tuple[int, int]:
-        return self._hub.publish(
-            valid,
-            Position(self._hub.position.epoch, changes[-1].seq),
-            lambda change: self._router.topics_to_reset(change, self._hub.topics),
-            self._router.ended_rights(changes),
-        )
-
-    def _observe_age(self, change: Change) -> None:
-        """Observe the time since the statement that wrote this change, by the clocks of both machines."""
-        pack = self._router.pack_of(change)
-        if pack is not None and not pack.is_internal:
-            with suppress(ValueError):
-                written = datetime.fromisoformat(change.at).timestamp()
-                metrics.DELIVERY_SECONDS.observe(max(0.0, time.time() - written))
 
     async def _store_pending(self) -> None:
         """Store the pending dead letters. Retries after a failure take at most a tenth of the time."""
@@ -299,43 +246,3 @@ class Pump:
             self._pending_dead_letters = dead_letters
             failed = time.monotonic()
             self._retry_storing_at = failed + max(self._poll_every, 10 * (failed - began))
-
-
-def _without_unsendable(changes: Sequence[Change], router: PackRouter) -> tuple[list[Change], list[Invalid]]:
-    """The same changes, with an `invalid` for each that no frame can hold; for all if each of them fits into one."""
-    unsendable = [change for change in changes if not _is_sendable(change)] or changes
-    replaced = {change.seq for change in unsendable}
-    sent = [reset_for(change) if change.seq in replaced else change for change in changes]
-    return sent, [
-        Invalid(change, pack.name, "frame: cannot_be_built")
-        for change in unsendable
-        if (pack := router.pack_of(change))
-    ]
-
-
-def _is_sendable(change: Change) -> bool:
-    try:
-        wire.changes(change.topic, Position("", change.seq), [change])
-    except Exception:  # noqa: BLE001 - whatever the reason, one change must not stop the others
-        return False
-    return True
-
-
-_KIND_AND_TABLE = attrgetter("kind", "schema", "table")
-
-
-def _report(changes: Sequence[Change], sendable: Sequence[Change], invalid: Sequence[Invalid]) -> None:
-    """Count what was published, and log what an operator should see."""
-    has_lost = False
-    for (kind, schema, table), count in Counter(map(_KIND_AND_TABLE, sendable)).items():
-        metrics.CHANGES.labels(kind=kind.value).inc(count)
-        metrics.CAPTURED.labels(table=f"{schema}.{table}").inc(count)
-        has_lost |= kind is Kind.LOST
-    for change in sendable if has_lost else ():
-        if change.kind is Kind.LOST and change.actor is None:  # else somebody asked for the reset
-            log.error("trigger_error", seq=change.seq, table=change.table)
-    for tx in {change.tx for change in changes if change.kind is Kind.LIMIT and not change.unreadable}:
-        log.warning("transaction_too_large", transaction=tx)
-    for change, pack, reason in invalid:
-        metrics.DEAD_LETTERS.labels(pack=pack, table=change.table).inc()
-        log.error("change_invalid", seq=change.seq, pack=pack, table=change.table, reason=reason)

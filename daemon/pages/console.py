@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 from daemon import __version__, metrics
 from daemon.core.errors import OperatorFault
-from daemon.core.hub import Hub
+from daemon.delivery.live import Live
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pump import Pump
 from daemon.gateway.http import Call, Handler, Page, json_page, text_page
@@ -61,12 +61,12 @@ class ConsoleOptions:
 class Console:
     """Reads the parts of this process when it is asked, at most once a second, and otherwise does nothing.
 
-    While somebody looks, the pump tells the recorder what it publishes.
+    While somebody looks, the live end tells the recorder what it publishes.
     """
 
     def __init__(
         self,
-        hub: Hub,
+        live: Live,
         pump: Pump,
         log_cache: LogCache,
         backlog: Backlog,
@@ -74,7 +74,8 @@ class Console:
         pool: Pool,
         options: ConsoleOptions,
     ) -> None:
-        self._hub = hub
+        self._live = live
+        self._hub = live.hub
         self._pump = pump
         self._log_cache = log_cache
         self._backlog = backlog
@@ -82,7 +83,7 @@ class Console:
         self._pool = pool
         self._options = options
         self.gateway: Gateway | None = None  # set before the first request: the gateway serves the console
-        self._recorder = Recorder(hub.count_followers)
+        self._recorder = Recorder(live.hub.count_followers)
         self._looked_at = float("-inf")
         self._stored = _Stored()
         self._reading: asyncio.Task[None] | None = None
@@ -144,9 +145,9 @@ class Console:
     def _look(self) -> None:
         """Somebody looks: record what is published until nobody has asked for a while."""
         self._looked_at = time.monotonic()
-        if self._pump.on_publish is None:
+        if self._live.on_publish is None:
             self._recorder.begin(self._log_cache.newest(MAX_EVENTS))
-            self._pump.on_publish = self._recorder.record
+            self._live.on_publish = self._recorder.record
             asyncio.get_running_loop().call_later(LOOKING, self._look_away)
 
     def _look_away(self) -> None:
@@ -154,7 +155,7 @@ class Console:
         if left > 0:
             asyncio.get_running_loop().call_later(left, self._look_away)
         else:
-            self._pump.on_publish = None
+            self._live.on_publish = None
 
     def _read_process(self) -> dict[str, Any]:
         gateway, hub = self.gateway, self._hub

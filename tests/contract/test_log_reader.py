@@ -63,10 +63,11 @@ async def everything(log: LogReader, chunk: int = 1000) -> list[Change]:
 async def fill_cache(inner: LogReader, max_bytes: int, chunk: int) -> LogCache:
     """Fill a cache the way a pump does that started with the log."""
     log_cache = LogCache(inner, max_bytes)
-    log_cache.restart(Position((await inner.head()).epoch, Seq(0)))
+    epoch = (await inner.head()).epoch
+    log_cache.restart(Position(epoch, Seq(0)))
     after = Seq(0)
     while changes := await inner.read(after, chunk):
-        log_cache.add(changes, ROUTER.validate(changes)[0])
+        log_cache.add(ROUTER.sift(Position(epoch, after), changes)[0])
         after = changes[-1].seq
     return log_cache
 

@@ -8,6 +8,7 @@ import pytest
 
 from daemon.core.change import ALL_TOPICS, Change, Kind, Position, Right, Seq, Topic
 from daemon.core.hub import Hub
+from daemon.delivery.live import Live
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.pump import Pump
@@ -150,12 +151,11 @@ async def test_changes_after_a_too_large_transaction_need_no_further_wakeup(log:
     head = await log.head()
     router, wakeup, log_cache = PackRouter(), asyncio.Event(), LogCache(log, 0)
     hub = Hub(lambda payload: payload, router.with_exact_numbers)
+    live = Live(hub, router, log_cache)
     pump = Pump(
         log,
         wakeup,
-        hub,
-        router,
-        log_cache,
+        live,
         DeadLetters(log._pool).store_dead_letters,
         poll_every=3600,
         chunk=10,
@@ -165,7 +165,7 @@ async def test_changes_after_a_too_large_transaction_need_no_further_wakeup(log:
     pump.started.set()
     pumping = asyncio.create_task(pump.run())
     async with asyncio.timeout(30):
-        await pump.wait_until_delivered(Seq(11))
+        await live.wait_until_delivered(Seq(11))
     pumping.cancel()
     await asyncio.gather(pumping, return_exceptions=True)
 
@@ -243,6 +243,6 @@ def test_a_too_large_transaction_in_another_schema_is_ignored(topic: str) -> Non
 def test_ending_all_rights_of_one_pack_leaves_those_of_other_packs() -> None:
     every_right = Right(None, None)
     limits = [a_limit("row:1", ends=every_right), a_limit("other:1", "other", every_right)]
-    [end] = SERVED.ended_rights(limits)
+    [end] = SERVED.right_ends(SERVED.ended_rights(limits))
     assert (7, every_right) == (end.seq, end.right)
     assert [ONE, TWO] == [topic for topic in (ONE, Topic("other:1"), TWO) if end.serves(topic)]

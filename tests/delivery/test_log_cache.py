@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import pytest
 
+from daemon.core.batch import LogBatch, gone_in
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.ports import Batch
 from daemon.delivery.log_cache import OVERHEAD, LogCache
@@ -57,7 +58,7 @@ def a_cache(max_bytes: int = 2**20, at: int = 0) -> LogCache:
 
 
 def add(cache: LogCache, *changes: Change) -> None:
-    cache.add(changes, SERVED.validate(changes)[0])
+    cache.add(SERVED.sift(cache._end, changes)[0])
 
 
 async def read_seqs(cache: LogCache, after: int, upto: int, *topics: Topic, limit: int = 1000) -> list[int]:
@@ -210,7 +211,7 @@ async def test_a_change_whose_content_is_already_removed_is_evicted_like_any_oth
 async def test_changes_from_the_cache_are_not_validated_again() -> None:
     cache = a_cache()
     invalid = Change(Seq(1), "1", "", "app", "notes", HERE, Kind.INSERT, "{}", "{}")
-    cache.add([invalid], [invalid])
+    cache.add(LogBatch("e", Seq(0), Seq(1), [invalid]))
     answer = await cache.read_topics([HERE], Seq(0), Seq(1), 10)
     assert [invalid] == SERVED.deliverable(answer)
     sendable, refused = SERVED.validate([invalid])
@@ -260,8 +261,9 @@ def test_the_cache_takes_no_more_memory_than_its_limit(kinds: tuple[Kind, ...], 
         change = Change(
             Seq(seq), f"{10**9 + seq}", at, *names, topic, kind, row, record, ("id", f"c{seq}"), f"u{seq}"
         )
-        cache.add([change], [change] if schema == "app" else [])
-    del change
+        gone = gone_in([change])
+        cache.add(LogBatch("e", Seq(seq - 1), Seq(seq), [change] if schema == "app" else [], gone=gone))
+    del change, gone
     held = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert held < max_bytes

@@ -8,6 +8,7 @@ import pytest
 from daemon.core.change import Change, Kind, Numbers, Right, Seq, Topic
 from daemon.core.hub import Hub
 from daemon.core.own_tables import OwnColumn, OwnTable
+from daemon.delivery.live import Live
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.own_tables import OwnTables, overlapping, pack_of
 from daemon.delivery.pack_router import OWN_TABLES, PackRouter
@@ -116,7 +117,9 @@ async def test_a_right_ends_also_in_topics_that_are_not_served_any_more() -> Non
     router, own, reader = await served(ORDERS)
     reader.tables = ()
     await own.refresh()
-    [end] = router.ended_rights([a_change("*public.orders", kind=Kind.LOST, ends=Right(None, None))])
+    [end] = router.right_ends(
+        router.ended_rights([a_change("*public.orders", kind=Kind.LOST, ends=Right(None, None))])
+    )
     assert end.serves(Topic("orders:1"))
     assert ([], []) == router.validate([a_change("*public.orders", kind=Kind.LOST)])
 
@@ -151,7 +154,7 @@ async def test_what_is_written_right_behind_a_watch_is_delivered(database: str, 
         raise AssertionError(dead_letters)
 
     own = OwnTables(PgOwnTableReader(pool), router)
-    pump = Pump(log, wakeup, hub, router, LogCache(log, 0), store, refresh=own.refresh, poll_every=3600)
+    pump = Pump(log, wakeup, Live(hub, router, LogCache(log, 0)), store, refresh=own.refresh, poll_every=3600)
     async with leader(database, pool, numbers=wakeup, offer=pump.offer, max_offered=100):
         task = asyncio.create_task(pump.run())
         await pump.started.wait()

@@ -12,6 +12,7 @@ from daemon.core.change import Change, Numbers, Seq, Topic
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
 from daemon.delivery import pump
+from daemon.delivery.live import Live
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.pump import Pump
@@ -82,13 +83,12 @@ class PumpHarness:
         self.may_store.set()
         self.wakeup = asyncio.Event()
         self.hub = Hub(lambda payload: payload + b"\n", router.with_exact_numbers)
+        self.live = Live(self.hub, router, LogCache(log, 0))
         self.follower = Follower()
         self.pump = Pump(
             log,
             self.wakeup,
-            self.hub,
-            router,
-            LogCache(log, 0),
+            self.live,
             self._store_dead_letters,
             poll_every=3600,
             chunk=CHUNK,
@@ -134,7 +134,7 @@ async def test_offered_changes_are_delivered_without_reading_the_log(
     async with pumping(database, pool) as harness:
         for version in range(1, 6):
             await write(sql, version)
-            await harness.pump.wait_until_delivered(Seq(version))
+            await harness.live.wait_until_delivered(Seq(version))
         assert [1, 2, 3, 4, 5] == harness.versions()
         assert 0 == harness.log.reads
 
@@ -149,11 +149,11 @@ async def test_changes_offered_during_a_read_are_delivered_at_once_and_only_once
             await asyncio.sleep(0)
         for version in range(1, 4):
             await write(sql, version)
-            await harness.pump.wait_until_delivered(Seq(version))
+            await harness.live.wait_until_delivered(Seq(version))
         assert [1, 2, 3] == harness.versions()
         harness.log.gate.set()
         await write(sql, 4)
-        await harness.pump.wait_until_delivered(Seq(4))
+        await harness.live.wait_until_delivered(Seq(4))
         assert [1, 2, 3, 4] == harness.versions()
 
 
@@ -162,10 +162,10 @@ async def test_changes_read_before_they_are_offered_are_delivered_once(
 ) -> None:
     async with pumping(database, pool) as harness:
         await sql.execute("update app.rows set version = 1")  # more than the leader offers: the pump reads it
-        await harness.pump.wait_until_delivered(Seq(8))
+        await harness.live.wait_until_delivered(Seq(8))
         harness.pump.offer(Seq(0), await harness.log.read(Seq(0), 1))
         await write(sql, 2)
-        await harness.pump.wait_until_delivered(Seq(9))
+        await harness.live.wait_until_delivered(Seq(9))
         assert [1, 2] == harness.versions()
 
 
@@ -184,7 +184,7 @@ async def test_changes_offered_while_older_ones_are_read_follow_them(
         assert [] == harness.versions()
         assert sum(len(changes) for _, changes in harness.pump._offered) <= CHUNK + 1
         harness.log.gate.set()
-        await harness.pump.wait_until_delivered(Seq(8 + limit - 2))
+        await harness.live.wait_until_delivered(Seq(8 + limit - 2))
         assert list(range(1, limit)) == harness.versions()
 
 
@@ -193,7 +193,7 @@ async def test_an_offered_change_that_is_invalid_becomes_a_dead_letter(
 ) -> None:
     async with pumping(database, pool, "other") as harness:
         await write(sql, 1)
-        await harness.pump.wait_until_delivered(Seq(1))
+        await harness.live.wait_until_delivered(Seq(1))
         while not harness.dead_letters:
             await asyncio.sleep(0)
         assert [] == harness.versions()
@@ -215,7 +215,7 @@ async def test_a_change_that_no_frame_can_hold_resets_its_topic_and_stops_no_oth
         with capture_logs() as logged:
             for version in range(1, 4):
                 await write(sql, version)
-                await harness.pump.wait_until_delivered(Seq(version))
+                await harness.live.wait_until_delivered(Seq(version))
         frames = [json.loads(line) for line in b"".join(harness.follower.frames).splitlines()]
         assert ["changes", "reset", "changes"] == [frame["op"] for frame in frames]
         positions = [frame["pos"] for frame in frames]
@@ -249,7 +249,7 @@ async def test_a_log_that_is_read_but_cannot_be_continued_makes_the_daemon_unrea
     monkeypatch.setattr(pump, "MAX_AGE", 0.05)
     async with pumping(database, pool) as harness:
         await sql.execute("update app.rows set version = 1")
-        await harness.pump.wait_until_delivered(Seq(8))
+        await harness.live.wait_until_delivered(Seq(8))
     async with leader(database, pool):
         await write(sql, 2)
         await until_numbered(pool)
@@ -282,13 +282,13 @@ async def test_nothing_is_delivered_before_an_earlier_invalid_change_is_stored(
             await asyncio.sleep(0)
         harness.may_store.clear()
         await sql.execute("insert into app.other values (1)")
-        await harness.pump.wait_until_delivered(Seq(1))
+        await harness.live.wait_until_delivered(Seq(1))
         await write(sql, 1)
         await until_numbered(pool)
         harness.log.gate.set()
         await harness.storing.wait()
         assert [] == harness.versions()
         harness.may_store.set()
-        await harness.pump.wait_until_delivered(Seq(2))
+        await harness.live.wait_until_delivered(Seq(2))
         assert [1] == harness.versions()
         assert [Seq(1)] == [change.seq for change, _, _ in harness.dead_letters]

@@ -16,7 +16,7 @@ from daemon.app import build, serve
 from daemon.cli import root
 from daemon.core import hub, session
 from daemon.core.change import Position, Seq
-from daemon.delivery import log_cache, pump
+from daemon.delivery import live, log_cache, pump
 from daemon.gateway import client_connection, limits
 from daemon.log import backlog, grants, notifier, queries, reader, retention, sequencer
 from daemon.postgres.connect import SESSION
@@ -185,7 +185,7 @@ def lockstep_delivery() -> None:
 
     async def mutated(self: pump.Pump) -> None:
         await store_pending(self)
-        known: list[dict[Any, Any]] = [*self._hub._followers.values(), *self._hub._pending.values()]
+        known: list[dict[Any, Any]] = [*self._live.hub._followers.values(), *self._live.hub._pending.values()]
         for follower in {follower for followers in known for follower in followers}:
             await follower.drained()
 
@@ -234,7 +234,7 @@ def no_wait_for_catch_up() -> None:
     async def at_once(*_: object) -> None:
         return
 
-    _put(pump.Pump, "wait_until_delivered", at_once)
+    _put(live.Live, "wait_until_delivered", at_once)
 
 
 def slow_reader() -> None:

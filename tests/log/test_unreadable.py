@@ -188,7 +188,7 @@ async def test_a_topic_that_cannot_be_read_resets_the_whole_pack_and_ends_every_
     changes = await read_all(PgLogReader(pool), 1000)
     assert [Topic("*app")] * 2 == [change.topic for change in changes]
     assert [Right(None, None)] == [change.ends for change in changes if change.ends]
-    [end] = ROUTER.ended_rights(changes)
+    [end] = ROUTER.right_ends(ROUTER.ended_rights(changes))
     assert end.serves(A)
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from daemon.core.batch import EndedRight
 from daemon.core.change import Change, Kind, Position, Seq, Topic
-from daemon.core.hub import Hub, RightEnd, RightsQuery
+from daemon.core.hub import Hub, RightsQuery
 from daemon.core.ports import LogReader
 from daemon.core.session import Follow
 from daemon.delivery.client import Client
@@ -58,7 +59,7 @@ def by_event_id(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Se
 class IgnoresRevocations(PackRouter):
     """A right, once looked up, never ends."""
 
-    def ended_rights(self, changes: Iterable[Change]) -> list[RightEnd]:
+    def ended_rights(self, changes: Iterable[Change]) -> list[EndedRight]:
         return []
 
 
@@ -139,7 +140,7 @@ class DeliversEveryOffer(Pump):
 
     def offer(self, after: Seq, changes: Sequence[Change]) -> None:
         if self.started.is_set():
-            self._publish(changes, self._router.validate(changes))
+            self._publish(changes, *self._router.sift(self._live.position, changes))
 
 
 class TrustsPositions(Client):

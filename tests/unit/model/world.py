@@ -21,6 +21,7 @@ from daemon.core.errors import GrantsUnavailable, LogTruncated, LogUnavailable, 
 from daemon.core.ports import Batch
 from daemon.delivery.client import Client as ClientHandler
 from daemon.delivery.client import ClientContext
+from daemon.delivery.live import Live
 from daemon.delivery.log_cache import OVERHEAD, LogCache
 from daemon.delivery.replay import RetryingLogReader
 from daemon.delivery.rights import Rights
@@ -425,10 +426,9 @@ class Daemon:
         self.hub = world.design.hub(lambda payload: payload + b"\n", router.with_exact_numbers)
         log_reader = ModelLog(world.postgres, self.link)
         self.log_cache = log_cache = LogCache(log_reader, RECENT_BYTES)
-        self.pump = pump = world.design.pump(
-            log_reader, self.wakeup, self.hub, router, log_cache, _store_dead_letters, chunk=CHUNK
-        )
-        wait_until_delivered = pump.wait_until_delivered if world.design.waits_until_delivered else _at_once
+        live = Live(self.hub, router, log_cache)
+        self.pump = pump = world.design.pump(log_reader, self.wakeup, live, _store_dead_letters, chunk=CHUNK)
+        wait_until_delivered = live.wait_until_delivered if world.design.waits_until_delivered else _at_once
         self.context = ClientContext(
             hub=self.hub,
             log_reader=log_cache,

@@ -100,8 +100,13 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "reload_failed": Event(
             "warn", "a SIGHUP arrived, but something could not be read; says what. Everything stays as it was"
         ),
+        "reload_incomplete": Event(
+            "warn", "settings that were read again differ from those in effect, and need a restart; says which"
+        ),
         "reloaded": Event(
-            "info", "a SIGHUP arrived, and the keys, or the certificate, were read again; says how many there are"
+            "info",
+            "a SIGHUP arrived, and the keys, or the certificate, were read again; says how many there are. Or "
+            "settings have changed; says which",
         ),
         "retention_failed": Event(
             "warn", "old segments could not be dropped, or deleted content not be removed; it is retried"

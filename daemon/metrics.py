@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from daemon.core.adaptive_polling import State
 from daemon.core.change import Kind
+from daemon.core.close_codes import CLOSE_CODES
 
 # Without the extra series that holds the creation time of each counter.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -53,7 +54,7 @@ DISCONNECTED: Final = Counter(
 )
 REFUSED: Final = Counter(
     "rowcast_refused_total",
-    "Connections refused, by reason: full, crowded, address, user, request, stopping, files.",
+    "Connections refused, by reason: full, user, address, crowded, origin, tls, host, request, stopping, files.",
     ["reason"],
     registry=REGISTRY,
 )
@@ -61,6 +62,12 @@ ABORTED: Final = Counter(
     "rowcast_aborted_total",
     "Connections cut because the peer did not send, answer, read or close in time, by reason.",
     ["reason"],
+    registry=REGISTRY,
+)
+CLOSED: Final = Counter(
+    "rowcast_closed_total",
+    "Connections of clients that this daemon ended, by close code, such as 1009 (too big) or 4429 (too many frames).",
+    ["code"],
     registry=REGISTRY,
 )
 THROTTLED: Final = Counter(
@@ -292,7 +299,7 @@ for _kind in Kind:
     CHANGES.labels(kind=_kind.value)
 for _outcome in ("lossless", "replayed"):
     RESUMES.labels(outcome=_outcome)
-for _reason in ("full", "crowded", "address", "user", "request", "stopping", "files"):
+for _reason in ("full", "user", "address", "crowded", "origin", "tls", "host", "request", "stopping", "files"):
     REFUSED.labels(reason=_reason)
 for _reason in (
     "open_timeout",
@@ -304,6 +311,8 @@ for _reason in (
     "drain_timeout",
 ):
     ABORTED.labels(reason=_reason)
+for _closing in CLOSE_CODES.values():
+    CLOSED.labels(code=_closing.code)
 for _reason in ("rate", "slow", "full", "unsent", "malformed"):
     SIGNALS_DROPPED.labels(reason=_reason)
 for _outcome in ("done", "failed"):

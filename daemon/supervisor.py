@@ -31,10 +31,10 @@ import click
 
 from daemon import logs, metrics, systemd
 from daemon.app.serve import has_terminal, serve
-from daemon.core.errors import fault_in
+from daemon.core.errors import OperatorFault, fault_in
 from daemon.gateway.server import bind
 from daemon.postgres.backoff import backoff_delay
-from daemon.settings import Settings
+from daemon.settings import Settings, refreshed
 
 log = logs.get_logger()
 
@@ -304,14 +304,25 @@ class Supervisor:
             logs.flush(logs.EXIT_TIMEOUT)
             os._exit(code)  # the rest of this program is for the parent
 
+    def _current_settings(self) -> Settings:
+        """The settings; for a worker that takes the place of another one, with what has been reloaded meanwhile."""
+        if not self._ready or self._read_settings is None:
+            return self._settings
+        try:
+            return refreshed(self._settings, self._read_settings())
+        except OperatorFault as fault:
+            log.warning("reload_failed", reason=" ".join(str(fault).split()))
+            return self._settings
+
     async def _serve(self, number: int, parent: ParentLink) -> None:
-        settings = _settings_of_worker(number, self._settings)
+        settings = _settings_of_worker(number, self._current_settings())
+        read = self._read_settings
         try:
             await serve(
                 settings,
                 manager=parent,
                 should_accept=partial(self._connections.should_accept, number),
-                read_settings=self._read_settings,
+                read_settings=read and (lambda: _settings_of_worker(number, read())),
             )
         finally:  # a worker that is exiting needs no signal, and a closing event loop cannot handle one
             signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)

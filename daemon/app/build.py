@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_network
@@ -78,6 +78,7 @@ class Parts:
     scheduler: Scheduler
     readiness: Readiness
     keys: KeySource
+    use_door: Callable[[Settings], None]
 
 
 @dataclass(frozen=True)
@@ -138,16 +139,18 @@ def build(
         clock=time.monotonic,
         heartbeat=settings.heartbeat,
         schema=lambda: own_tables.contract,
+        max_topics=limits.topics,
         frame_bytes=limits.message_bytes,
         queue_bytes=settings.queue_bytes,
         chunk=settings.read_chunk,
     )
     console = Console(live, pump, log_cache, backlog, readiness, pool, _console_options(settings, identity, demo))
-    pages = site(readiness, lambda: router.all_packs, console, demo, pool, identity.verify, door_of(settings))
+    pages = site(readiness, lambda: router.all_packs, console, demo, pool, identity.verify, lambda: gateway.door)
     console.gateway = gateway = _build_gateway(settings, context.open_client, pages, tls)
     _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits, identity.keys, readiness)
     of_the_log = notifier, notify_watch, sequencer, backlog, retention
-    return Parts(*of_the_log, schema, pump, sharing, canary, gateway, scheduler, readiness, identity.keys)
+    use_door = partial(_use_door, gateway, context)
+    return Parts(*of_the_log, schema, pump, sharing, canary, gateway, scheduler, readiness, identity.keys, use_door)
 
 
 def _build_pump(
@@ -192,6 +195,16 @@ def _build_gateway(settings: Settings, open_client: OpenClient, whole: Site, tls
     public = whole if settings.metrics_listen is None else whole.without(_FOR_OPERATORS, {"/readyz": _bare_readiness})
     limits, door = gateway_limits(settings), door_of(settings)
     return Gateway(open_client, public, admin_site=whole, limits=limits, door=door, tls=tls)
+
+
+def _use_door(gateway: Gateway, context: ClientContext, settings: Settings) -> None:
+    """Let new requests and connections have the door and the limits of these settings."""
+    limits = gateway_limits(settings)
+    context = replace(
+        context, max_topics=limits.topics, frame_bytes=limits.message_bytes, queue_bytes=settings.queue_bytes
+    )
+    gateway.use(context.open_client, limits, door_of(settings))
+    metrics.CLIENTS_LIMIT.set(limits.max_clients())
 
 
 _FOR_OPERATORS = "/metrics", "/console"
@@ -249,6 +262,8 @@ def gateway_limits(settings: Settings) -> Limits:
         per_address=settings.max_clients_per_address,
         user_unread_bytes=settings.user_unread_bytes,
         user_rate=settings.user_rate,
+        topics=settings.max_topics,
+        message_bytes=settings.frame_bytes,
         deflate_bytes=settings.deflate_bytes,
     )
 

@@ -48,8 +48,8 @@ async def load_certificate(settings: Settings, reloads: Reloads | None) -> Tls:
     tls = Tls()
 
     async def load(settings: Settings) -> int:
-        if settings.tls_certificate is None or settings.tls_key is None:
-            raise BadSettings("TLS cannot be turned off by a reload: restart the daemon, or set both files again")
+        assert settings.tls_certificate is not None
+        assert settings.tls_key is not None
         return await tls.load(TlsFiles(settings.tls_certificate, settings.tls_key))
 
     if settings.tls_certificate is not None:

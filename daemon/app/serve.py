@@ -126,6 +126,8 @@ async def running(
         await _check_database(settings, pool, schema)
         identity = Identity(authenticator, keys, PgUsers(pool, users_of).user_of if users_of else None)
         parts = build(settings, packs, pool, schema, demo, tunnel_problems, unusable.put_nowait, identity, tls)
+        if reloads is not None:
+            reloads.use_door = parts.use_door
         run_in_background = await stack.enter_async_context(_in_background())
         run_in_background(_end_if_unusable(unusable))
         await _start(parts, run_in_background)
@@ -298,7 +300,7 @@ async def serve(
     gc.set_threshold(*GC_THRESHOLDS)
     faulthandler.enable(file=2)  # the watchdog kills with SIGABRT: stderr then says where the process hung
     stop, ready, hangup = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    reloads = Reloads(read_settings or (lambda: settings))
+    reloads = Reloads(read_settings or (lambda: settings), settings)
     reasons: Callable[[], Sequence[str]] = lambda: ["starting"]  # noqa: E731
 
     async def run() -> None:

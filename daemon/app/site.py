@@ -26,7 +26,7 @@ def site(
     demo: Demo | None,
     pool: Pool,
     verify: Verify,
-    door: Door,
+    door: Callable[[], Door],
 ) -> Site:
     """The pages that are served beside the websocket."""
     pages: dict[str, Page | Callable[[], Page]] = {

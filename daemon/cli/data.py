@@ -14,7 +14,7 @@ def seed(options: Options, *, data_dir: Path | None) -> None:
     """Load the packs' sample data (refused in production)."""
     from daemon.commands.seed import seed
 
-    settings = options.having(data_dir=data_dir).quiet().local_settings
+    settings = options.having(data_dir=data_dir).quiet().local_settings.as_owner()
     run(settings, seed(settings))
     click.echo(f"sample data of {', '.join(settings.packs)} is loaded")
 
@@ -30,7 +30,7 @@ def backup(options: Options, *, file: Path | None, data_dir: Path | None) -> Non
     """
     from daemon.commands.backup import backup, keep_backups
 
-    settings = options.having(data_dir=data_dir).quiet().local_settings
+    settings = options.having(data_dir=data_dir).quiet().local_settings.as_owner()
     work = keep_backups(settings, report=click.echo) if file is None else backup(settings, file, report=click.echo)
     run(settings, work)
 
@@ -56,5 +56,5 @@ def reset(options: Options, *, target: str, data_dir: Path | None) -> None:
     """Make clients read a topic anew. For a SCHEMA.TABLE that was not captured: all topics of its pack."""
     from daemon.commands.reset import reset
 
-    settings = options.having(data_dir=data_dir).quiet().local_settings
+    settings = options.having(data_dir=data_dir).quiet().local_settings.as_owner()
     run(settings, reset(settings, target, click.echo))

@@ -48,7 +48,7 @@ def list_(options: Options, *, pack: str | None, table: str | None, limit: int |
     from daemon.commands.dead_letters import show_list
     from daemon.log.dead_letters import Selection
 
-    settings = options.local_settings
+    settings = options.local_settings.as_owner()
     run(settings, show_list(settings, Selection(None, pack, table, limit), as_json=as_json))
 
 
@@ -59,7 +59,7 @@ def show(options: Options, *, seq: int) -> None:
     """Print one whole dead letter as JSON, including its record."""
     from daemon.commands.dead_letters import show
 
-    settings = options.local_settings
+    settings = options.local_settings.as_owner()
     run(settings, show(settings, seq))
 
 
@@ -76,7 +76,7 @@ def replay(
     from daemon.commands.dead_letters import replay
 
     selection = _selection(seqs, all_of_them=all_of_them, pack=pack, table=table)
-    settings = options.local_settings
+    settings = options.local_settings.as_owner()
     run(settings, replay(settings, selection))
 
 
@@ -98,5 +98,5 @@ def drop(
         click.confirm("Delete these dead letters permanently?", abort=True)
     elif not yes and all_of_them:
         raise click.UsageError("--all requires --yes when there is no terminal to ask on")
-    settings = options.local_settings
+    settings = options.local_settings.as_owner()
     run(settings, drop(settings, selection))

@@ -45,6 +45,7 @@ class _Faults(click.Group):
 @click.option(
     "--grant-to", metavar="ROLE", help="With --apply-ddl: grant ROLE what a daemon needs, and nothing else."
 )
+@click.option("--owner", metavar="ROLE", help="Role that owns the schemas, which commands that change them take on.")
 @click.option("--pack", "packs", multiple=True, metavar="NAME", help="Pack to apply or serve, or all; repeatable.")
 @click.option("--schema", metavar="NAME", help="Schema of the pack (default: its name).")
 @click.option(
@@ -63,6 +64,7 @@ def cli(
     sql: bool,
     dry_run: bool,
     grant_to: str | None,
+    owner: str | None,
     packs: tuple[str, ...],
     schema: str | None,
     config: Path | None,
@@ -76,7 +78,7 @@ def cli(
     `daemon --apply-ddl`, `daemon watch`, `daemon`.
     """
     ctx.obj = options = Options(config, {}).having(
-        packs=packs or None, schema=schema, database_url=database_url, listen=listen, workers=workers
+        packs=packs or None, schema=schema, owner=owner, database_url=database_url, listen=listen, workers=workers
     )
     modes = {"--sql": sql, "--dry-run": dry_run, "--grant-to": grant_to is not None}
     chosen = [mode for mode, is_chosen in modes.items() if is_chosen]

@@ -16,9 +16,14 @@ def apply(settings: Settings, *, offline: bool, dry_run: bool, grant_to: str | N
     if offline:
         configure_logs(settings)
         migrate.offline(
-            settings.packs, sys.stdout, schemas=settings.schemas, trigger_settings=settings.trigger_settings
+            settings.packs,
+            sys.stdout,
+            schemas=settings.schemas,
+            trigger_settings=settings.trigger_settings,
+            owner=settings.owner,
         )
         return
+    settings = settings.as_owner()
     run(settings, (_try if dry_run else _apply)(settings, grant_to))
 
 
@@ -94,7 +99,7 @@ def migrate(
         raise click.UsageError("choose one of --backup, --backup-dir and --no-backup")
     if restore_on_failure and (no_backup or dry_run):
         raise click.UsageError("--restore-on-failure needs a backup")
-    settings = options.having(data_dir=data_dir).local_settings
+    settings = options.having(data_dir=data_dir).local_settings.as_owner()
     path = None if no_backup else backup or backup_in(backup_dir or settings.backup_dir)
     run(settings, migrate(settings, path, dry_run=dry_run, restore_on_failure=restore_on_failure, report=report))
 
@@ -108,7 +113,7 @@ def rollback(options: Options, *, pack: str, to: str | None, verify: bool) -> No
     """Roll back the revisions of PACK."""
     from daemon.schema import migrate
 
-    settings = options.settings
+    settings = options.settings.as_owner()
     run(
         settings,
         migrate.rollback(
@@ -129,7 +134,7 @@ def rollback(options: Options, *, pack: str, to: str | None, verify: bool) -> No
 @click.pass_obj
 def check(options: Options, *, data_dir: Path | None) -> None:
     """Compare schemas and capture triggers with the files. Exit with 1 if something differs."""
-    settings = options.having(data_dir=data_dir).quiet().local_settings
+    settings = options.having(data_dir=data_dir).quiet().local_settings.as_owner()
     run(settings, _print_findings(settings))
 
 

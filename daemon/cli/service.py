@@ -19,9 +19,10 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object
 def doctor(options: Options, *, as_json: bool, data_dir: Path | None) -> None:
     """Say what is wrong here, and what to do about it.
 
-    Looks at database, settings, rights, captures, clocks and limits; exits with 1 if something fails.
+    Looks at settings, certificate, database, rights, captures, clocks and limits; exits with 1 if something fails.
     """
-    from daemon.commands.doctor import Finding, doctor, failed, has_failed, show
+    from daemon.commands.doctor import doctor, has_failed, show
+    from daemon.commands.findings import Finding, failed
 
     found: list[Finding] = []
     try:

@@ -55,7 +55,7 @@ def watch(
 
     if (read is not None) + (read_function is not None) + public != 1:
         raise click.UsageError("say who may read: give one of --read, --read-function and --public")
-    settings = options.having(data_dir=data_dir).quiet().local_settings
+    settings = options.having(data_dir=data_dir).quiet().local_settings.as_owner()
     wanted = Watch(table, topic, read or "true", columns, key, soft_delete, revokes, rows, topics)
     run(settings, watch(settings, wanted, click.echo, function=read_function))
 
@@ -68,7 +68,7 @@ def unwatch(options: Options, *, table: str, data_dir: Path | None) -> None:
     """Stop sending the changes of a table that no pack has."""
     from daemon.commands.watch import unwatch
 
-    settings = options.having(data_dir=data_dir).quiet().local_settings
+    settings = options.having(data_dir=data_dir).quiet().local_settings.as_owner()
     run(settings, unwatch(settings, table, click.echo))
 
 
@@ -80,5 +80,5 @@ def watches(options: Options, *, as_json: bool, data_dir: Path | None) -> None:
     """Show the watched tables, their topics and readers."""
     from daemon.commands.watch import show_watches
 
-    settings = options.having(data_dir=data_dir).quiet().local_settings
+    settings = options.having(data_dir=data_dir).quiet().local_settings.as_owner()
     run(settings, show_watches(settings, click.echo, as_json=as_json))

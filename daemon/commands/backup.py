@@ -14,7 +14,7 @@ from daemon import files
 from daemon.commands.backup_file import BackupUnusable, Description, inspect, last_line
 from daemon.commands.postgres_programs import CHUNK, ProgramFailed, Progress, program_for
 from daemon.core.errors import OperatorFault
-from daemon.postgres.connect import Connection, connect
+from daemon.postgres.connect import Connection, connect, role_of
 from daemon.postgres.errors import DRIVER_ERRORS, explain
 from daemon.postgres.queries import Queries
 from daemon.schema import migrate
@@ -137,7 +137,9 @@ async def backup(settings: Settings, path: Path, *, report: Callable[[str], None
     try:
         digest = hashlib.sha256()
         with os.fdopen(_create(path), "wb") as file:
-            async with program.running(f"--dbname={url}", *_OPTIONS) as process:
+            role = role_of(settings.require_dsn())
+            options = (*_OPTIONS, f"--role={role}") if role else _OPTIONS
+            async with program.running(f"--dbname={url}", *options) as process:
                 assert process.stdout is not None
                 part, tail = head, b""
                 while part:

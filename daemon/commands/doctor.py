@@ -1,16 +1,16 @@
 """`daemon doctor`: looks at everything that a daemon needs, and says what is wrong and what to do about it."""
 
 import json
-import resource
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import click
 
-from daemon.app.build import DAEMON_CONNECTIONS, gateway_limits
+from daemon.app.build import DAEMON_CONNECTIONS
+from daemon.commands.doctor_door import door
+from daemon.commands.findings import Finding, State, failed, level
 from daemon.core.errors import OperatorFault
 from daemon.log.queries import query as log_query
 from daemon.postgres.connect import Connection, Link, Record, connect, link_of
@@ -24,44 +24,11 @@ query: Final = Queries(Path(__file__).with_name("doctor.sql"))
 
 SKEW: Final = 1.0, 30.0  # seconds between the clocks from which it is a warning, and a failure
 QUEUE: Final = 0.5, 0.9  # fill levels of the queue of NOTIFY, likewise
-UNIT_FILES: Final = 65536  # LimitNOFILE of the systemd unit
-
-
-class State(StrEnum):
-    """How one thing stands."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-class Finding(NamedTuple):
-    """One line: what was looked at, how it stands, what was found, and what to do unless it is right."""
-
-    check: str
-    state: State
-    text: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        remedy = f": {self.remedy}" if self.remedy else ""
-        return f"{self.state:4}  {self.check:11}  {self.text}{remedy}"
-
-
-def failed(check_: str, fault: OperatorFault) -> Iterator[Finding]:
-    """A finding for each line of a fault, whose message says what to do."""
-    for line in str(fault).splitlines():
-        yield Finding(check_, State.FAIL, line)
-
-
-def _level(value: float, limits: tuple[float, float]) -> State:
-    warning, failure = limits
-    return State.FAIL if value >= failure else State.WARN if value >= warning else State.OK
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Everything that was looked at, in the order in which one thing depends on another. Raises nothing expected."""
-    for finding in (*_settings(settings), _files(settings)):
+    for finding in (*_settings(settings), *door(settings)):
         yield finding
     try:
         connection = await connect(
@@ -116,21 +83,6 @@ def _settings(settings: Settings) -> Iterator[Finding]:
     if not problems:
         packs = ", ".join(settings.packs) or "none"
         yield Finding("settings", State.OK, f"{settings.environment}, packs {packs}, workers {settings.workers}")
-
-
-def _files(settings: Settings) -> Finding:
-    """Whether this process might open as many files as the clients need. The unit has limits of its own."""
-    limits = gateway_limits(settings)
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    clients = limits.max_clients()
-    if clients < settings.max_clients:
-        return Finding(
-            "files",
-            State.WARN,
-            f"with {allowed} open files, a process started here serves only {clients} clients",
-            f"raise the limit (ulimit -n; LimitNOFILE={UNIT_FILES} in the unit), or lower ROWCAST_MAX_CLIENTS",
-        )
-    return Finding("files", State.OK, f"{allowed} open files are enough for {clients} clients in each process")
 
 
 def _of_session(settings: Settings, connection: Connection, session: Record) -> Iterator[Finding]:
@@ -203,7 +155,7 @@ async def _rights(connection: Connection, settings: Settings) -> AsyncIterator[F
     if not ownership["may_serve"]:
         lacking = ["everything that a daemon needs"]
     for lacks in lacking:
-        remedy = f"run `daemon --apply-ddl --grant-to` with this role as {ownership['owner']}"
+        remedy = f"run `daemon --apply-ddl --grant-to` with this role as {ownership['owner']}, which --owner takes on"
         yield Finding("rights", State.FAIL, f"this role lacks {lacks}", remedy)
     not_callable = await connection.fetch(query("not_callable"), list(settings.schemas.values()))
     for row in not_callable:
@@ -251,7 +203,7 @@ async def _clock(connection: Connection, _: Settings) -> AsyncIterator[Finding]:
         skews.append((trip.total_seconds(), (there - before - trip / 2).total_seconds()))
     trip_seconds, skew = min(skews)
     found = f"the database's clock is {abs(skew):.3f} s {'ahead' if skew > 0 else 'behind'}"
-    state = _level(abs(skew), SKEW)
+    state = level(abs(skew), SKEW)
     remedy = "" if state is State.OK else "let both machines set their clocks by NTP"
     yield Finding("clock", state, f"{found} (round trip {trip_seconds * 1000:.1f} ms)", remedy)
 
@@ -259,7 +211,7 @@ async def _clock(connection: Connection, _: Settings) -> AsyncIterator[Finding]:
 async def _notify(connection: Connection, _: Settings) -> AsyncIterator[Finding]:
     queue = await connection.fetchrow(log_query("notify_queue"))
     assert queue is not None
-    state = _level(queue["usage"], QUEUE)
+    state = level(queue["usage"], QUEUE)
     remedy = ""
     if state is not State.OK:
         remedy = "end the session that listens and stays in a transaction"

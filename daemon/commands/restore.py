@@ -47,6 +47,7 @@ async def restore(settings: Settings, path: Path, *, replace: bool, report: Call
     With `replace`, what the database contains is dropped in the same transaction. Raises an OperatorFault; the
     database is then as it was.
     """
+    settings = settings.as_login()  # who restores objects of several roles is none of them
     description, length = inspect(path, Progress(f"{path}, checking", report).add, CHUNK)
     major = await _check_target(settings, path, description, replace=replace)
     program, url = await program_for("psql", major, settings)

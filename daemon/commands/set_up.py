@@ -52,7 +52,7 @@ async def setup_database(
 
     async def once() -> Pool:
         await migrate.apply(
-            chosen.require_dsn(),
+            chosen.as_owner().require_dsn(),
             chosen.packs,
             schemas=chosen.schemas,
             trigger_settings=chosen.trigger_settings,

@@ -6,7 +6,7 @@ The state machine: a session is GREETING, then LIVE, then ENDED. `receive` says 
 
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Final, assert_never
+from typing import assert_never
 
 from pydantic import JsonValue
 
@@ -28,8 +28,6 @@ from daemon.core.errors import (
 from daemon.core.filters import MAX_SIZE, Asked, View
 from daemon.core.snapshot import Wanted
 from daemon.core.wire import Ack, FrameId, Hello, Ping, Presence, Renew, Signal, Subscribe, Unsubscribe
-
-MAX_TOPICS: Final = 128
 
 
 class Phase(Enum):
@@ -122,15 +120,16 @@ class Session:
     """One client's side of the protocol.
 
     `deadline` is when the hello must have arrived, and later when the token expires, in seconds of the caller's
-    clock. `topics` are those that the client follows or has requested, each with the Follow of its subscription: a
-    topic that was left and requested again has another one. `seen` is the newest position that the client has
-    processed in any topic, if that is beyond where it resumes. `numbers` is the form of its int8 and numeric values.
-    `device` is what its user calls it; empty if nothing was said.
+    clock. `topics` are those that the client follows or has requested, at most `max_topics`, each with the Follow of
+    its subscription: a topic that was left and requested again has another one. `seen` is the newest position that
+    the client has processed in any topic, if that is beyond where it resumes. `numbers` is the form of its int8 and
+    numeric values. `device` is what its user calls it; empty if nothing was said.
     """
 
-    __slots__ = ("_since", "deadline", "device", "numbers", "phase", "seen", "topics", "user")
+    __slots__ = ("_since", "deadline", "device", "max_topics", "numbers", "phase", "seen", "topics", "user")
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, max_topics: int) -> None:
+        self.max_topics = max_topics
         self.phase = Phase.GREETING
         self.deadline = deadline
         self.user: str = ""
@@ -171,8 +170,8 @@ class Session:
         topic = Topic(frame.topic)
         if topic in self.topics:
             return self.fault(AlreadySubscribed(), frame.id)
-        if len(self.topics) >= MAX_TOPICS:
-            return self.fault(TooManyTopics(MAX_TOPICS), frame.id)
+        if len(self.topics) >= self.max_topics:
+            return self.fault(TooManyTopics(self.max_topics), frame.id)
         asked = None if frame.where is frame.columns is None else Asked(frame.where, frame.columns)
         shown = None if frame.presence is None else _presence_data(frame.presence.data, frame.id)
         wanted = None if frame.snapshot is None else Wanted(topic, frame.snapshot.limit)

@@ -33,7 +33,6 @@ from daemon.core.hub import Discontinuity, Hub
 from daemon.core.ports import Age, ColumnReader, Encode, LogReader, Socket
 from daemon.core.presence import MAX_DEVICES, MAX_PEOPLE, Key
 from daemon.core.session import (
-    MAX_TOPICS,
     Acknowledge,
     Action,
     Authenticate,
@@ -58,7 +57,7 @@ from daemon.logs import get_logger
 
 log = get_logger()
 
-MAX_QUEUED_FRAMES: Final = 2 * MAX_TOPICS  # frames of one client that wait for an answer: enough to follow everything
+QUEUED_FRAMES: Final = 2  # frames of one client that wait for an answer, for each topic that it may follow
 REFUSAL_CHARGE: Final = 20  # frames that a refused subscribe counts as: each one is a question to the database
 SNAPSHOT_CHARGE: Final = 20  # frames that a snapshot counts as
 FILTER_CHARGE: Final = 20  # frames that a filter counts as: it takes milliseconds to check
@@ -92,9 +91,9 @@ class ClientContext:
     """What all clients share.
 
     `replay_reader` is what replays read. `wait_until_delivered` waits until the hub has delivered everything up to a
-    position. `delivery_age` decides when clients are told that they may be behind. A client for which more than
-    `queue_bytes` are queued falls behind. `schema` returns the hash of the payload contracts. `authenticate` returns
-    None if `identify` has to be awaited instead.
+    position. `delivery_age` decides when clients are told that they may be behind. A client may follow `max_topics`,
+    and falls behind when more than `queue_bytes` are queued for it. `schema` returns the hash of the payload
+    contracts. `authenticate` returns None if `identify` has to be awaited instead.
     """
 
     hub: Hub
@@ -115,6 +114,7 @@ class ClientContext:
     clock: Callable[[], float]
     heartbeat: float
     schema: Callable[[], str]
+    max_topics: int
     frame_bytes: int
     queue_bytes: int
     chunk: int = 1000
@@ -153,7 +153,7 @@ class Client:
     def __init__(self, context: ClientContext, socket: Socket) -> None:
         self._context = context
         self._socket = socket
-        self._session = Session(deadline=context.clock() + HELLO_TIMEOUT)
+        self._session = Session(context.clock() + HELLO_TIMEOUT, context.max_topics)
         self._inbox: deque[bytes] = deque()
         self._subscribing: asyncio.Task[None] | None = None
         self._replay: Replay | None = None
@@ -169,7 +169,7 @@ class Client:
     def message_received(self, text: bytes) -> None:
         """Answer one message, or queue it behind those that wait for an answer."""
         if self._subscribing is not None:
-            if len(self._inbox) < MAX_QUEUED_FRAMES:
+            if len(self._inbox) < QUEUED_FRAMES * self._context.max_topics:
                 self._inbox.append(text)
             else:
                 self._perform(self._fault(TooManyFrames()))
@@ -440,7 +440,7 @@ class Client:
                     pos=self._context.hub.position,
                     heartbeat=self._context.heartbeat,
                     schema=self._context.schema(),
-                    limits={"topics": MAX_TOPICS, "frame_bytes": self._context.frame_bytes},
+                    limits={"topics": self._context.max_topics, "frame_bytes": self._context.frame_bytes},
                     expires_in=expires_in,
                     numbers=hello.numbers,
                     since=recalled,

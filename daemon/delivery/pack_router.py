@@ -97,7 +97,7 @@ class PackRouter:
                 sendable.append(change)
         return sendable, invalid
 
-    def sift(self, after: Position, changes: Sequence[Change]) -> tuple[LogBatch, list[Invalid]]:
+    def batch_of(self, after: Position, changes: Sequence[Change]) -> tuple[LogBatch, list[Invalid]]:
         """What is to be published of these changes, which follow `after`, and those that must not be sent."""
         sendable, invalid = self.validate(changes)
         ends, gone = self.ended_rights(changes), gone_in(changes)

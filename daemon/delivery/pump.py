@@ -92,11 +92,11 @@ class Pump:
 
         It is published at once if the hub is at `after`, and kept for the next step otherwise.
         """
-        sifted = None
+        validated = None
         if self._accepts_offers and not self._pending_dead_letters and after == self._live.position.seq:
-            sifted = self._router.sift(self._live.position, changes)
-        if sifted is not None and not self._is_outdated(changes, sifted[1]):
-            self._publish(changes, *sifted)
+            validated = self._router.batch_of(self._live.position, changes)
+        if validated is not None and not self._is_outdated(changes, validated[1]):
+            self._publish(changes, *validated)
             if not self._pending_dead_letters:
                 return
         else:
@@ -152,11 +152,11 @@ class Pump:
                 break
             if batch[-1].seq - before != len(batch):
                 await self._check_gap(batch[0].seq)
-            sifted, invalid = self._router.sift(self._live.position, batch)
+            validated, invalid = self._router.batch_of(self._live.position, batch)
             if self._is_outdated(batch, invalid):
                 await self._refresh_router()
-                sifted, invalid = self._router.sift(self._live.position, batch)
-            self._publish(batch, sifted, invalid)
+                validated, invalid = self._router.batch_of(self._live.position, batch)
+            self._publish(batch, validated, invalid)
             if not batch.more and not self._offered:
                 break  # what comes next sets `wakeup`
         await self._store_pending()

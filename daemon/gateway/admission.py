@@ -32,7 +32,7 @@ class Crowd(Generic[Connection]):
     """
 
     def __init__(self, limit: int, grace: float) -> None:
-        self._limit = limit
+        self.limit = limit
         self._grace = grace
         self._addresses: dict[str, dict[Connection, float]] = {}  # when each connection came
         self._size = 0
@@ -42,14 +42,14 @@ class Crowd(Generic[Connection]):
 
     def delay(self, now: float) -> float:
         """Seconds until a newcomer can be let in; 0 or less if there is room, or one that can give way."""
-        if self._size < self._limit:
+        if self._size < self.limit:
             return 0.0
         return next(iter(self._addresses[self._largest()].values())) + self._grace - now
 
     def add(self, connection: Connection, address: str, now: float) -> Connection | None:
         """Add a connection. Returns the one that has to give way, if any."""
         oldest = None
-        if self._size >= self._limit:
+        if self._size >= self.limit:
             largest = self._largest()
             oldest = next(iter(self._addresses[largest]))
             self.discard(oldest, largest)
@@ -84,14 +84,18 @@ class Accounts:
     """The users that are connected, and those that left a moment ago and have used up more than their rate."""
 
     def __init__(self, limits: Limits) -> None:
+        self.use(limits)
+        self._accounts: dict[str, Account] = {}
+        self._departed: set[str] = set()
+        self.connections = 0
+
+    def use(self, limits: Limits) -> None:
+        """Have these limits from now on."""
         self._max_clients = limits.max_clients()
         self._max_per_user = limits.max_per_user()
         self._unread_bytes = limits.user_unread_bytes
         self._rate = limits.user_rate
         self._burst = limits.user_burst
-        self._accounts: dict[str, Account] = {}
-        self._departed: set[str] = set()
-        self.connections = 0
 
     @property
     def full(self) -> bool:
@@ -138,27 +142,25 @@ class Accounts:
 
 
 class AddressCounts:
-    """How many connections each address has, if that is limited."""
+    """How many connections each address has, and how many it may have; None: any number."""
 
     def __init__(self, limit: int | None) -> None:
-        self._limit = limit
+        self.limit = limit
         self._counts: Counter[str] = Counter()
 
     def has_room(self, address: str) -> bool:
         """Whether another connection of this address is allowed."""
-        return self._limit is None or address == ANONYMOUS or self._counts[address] < self._limit
+        return self.limit is None or address == ANONYMOUS or self._counts[address] < self.limit
 
     def add(self, address: str) -> None:
         """Count a connection."""
-        if self._limit is not None:
-            self._counts[address] += 1
+        self._counts[address] += 1
 
     def remove(self, address: str) -> None:
         """A connection has ended."""
-        if self._limit is not None:
-            self._counts[address] -= 1
-            if not self._counts[address]:
-                del self._counts[address]
+        self._counts[address] -= 1
+        if not self._counts[address]:
+            del self._counts[address]
 
 
 def refused(fault: ClientFault, reason: str) -> ClientFault:

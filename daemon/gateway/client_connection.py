@@ -154,10 +154,13 @@ class ClientConnection:
             self._state.accounts.leave(self._account)
             metrics.DISCONNECTED.inc()
         seconds = round(self._state.clock() - self._opened_at, 3)
+        close = self._close_reason()
+        if close is not None:
+            metrics.CLOSED.labels(code=close.code).inc()
         with correlate(self.session):
             log.debug("client_disconnected", session=self.session, code=self._end_code(), seconds=seconds)
             if self._handler is not None:
-                self._call(self._handler.connection_lost, self._close_reason())
+                self._call(self._handler.connection_lost, close)
                 self._handler = None
 
     # The gateway's Peer.

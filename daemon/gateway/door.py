@@ -17,6 +17,13 @@ _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _FOR: Final = re.compile(r'(?:^|;)\s*for\s*=\s*"?([^;"]*)"?', re.IGNORECASE)
 
 OTHER_ORIGIN: Final = text_page("Pages of this origin may not connect: add it to ROWCAST_ORIGINS.", 403)
+PREFLIGHT: Final = {
+    "Access-Control-Allow-Methods": "GET",
+    "Access-Control-Allow-Headers": "Authorization, Cache-Control, Last-Event-ID",
+    "Access-Control-Max-Age": "600",
+}
+"""What the page of another origin may ask for, in the answer to the request that asks for it."""
+
 OTHER_HOST: Final = text_page("This daemon does not have the name in Host: add it to ROWCAST_HOSTS.", 421)
 
 
@@ -82,6 +89,21 @@ class Door:
         if is_local and self.admits_local_pages and is_this_machine(host_name(host)):
             return None
         return OTHER_ORIGIN
+
+    def sharing(self, request: Request) -> dict[str, str]:
+        """The headers that let a page of another origin read the answer, if `wrong_origin` lets it in.
+
+        What a browser sends by itself, such as the cookie that a proxy turns into a token, may go with the request of
+        a page whose origin is named, and of no other: `*` and `null` can be anybody.
+        """
+        origin = request.headers.get("origin")
+        if origin is None:
+            return {}
+        headers = {"Access-Control-Expose-Headers": "Retry-After", "Vary": "Origin"}
+        if "*" in self.origins and origin not in self.origins:
+            return headers | {"Access-Control-Allow-Origin": "*"}
+        trusted = {} if origin == "null" else {"Access-Control-Allow-Credentials": "true"}
+        return headers | trusted | {"Access-Control-Allow-Origin": origin}
 
     def trusts(self, host: str) -> bool:
         """Whether a peer with this address, "" for one on a Unix socket, is a trusted proxy."""

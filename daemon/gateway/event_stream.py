@@ -22,7 +22,6 @@ from daemon.core.event_stream import (
     op_of,
     parse_place,
 )
-from daemon.core.session import MAX_TOPICS
 from daemon.gateway.client_connection import ClientConnection
 from daemon.gateway.framing import split
 from daemon.gateway.http import Page, Request, text_page
@@ -31,12 +30,13 @@ from daemon.gateway.transport import Transport
 from daemon.logs import correlate
 
 STREAM_PATH: Final = "/v1/stream"
+MAX_OTHERS: Final = 64  # parameters of a query beside the topics; there are fewer
 
-RESPONSE: Final = (
+HEAD: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
-    b"X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
-    b"retry: 1000\n\n"  # milliseconds until a client reconnects, unless a `bye` says otherwise
+    b"X-Content-Type-Options: nosniff\r\nConnection: close\r\n"
 )
+FIRST: Final = b"retry: 1000\n\n"  # milliseconds until a client reconnects, unless a `bye` says otherwise
 
 _STATUS: Final = {"token": 401, "no_such_topic": 404, "too_large": 413, "too_many_connections": 429}
 _FAILED: Final = text_page("Internal server error.", 500)
@@ -52,19 +52,20 @@ class StreamRequest:
     place: Place
 
 
-def stream_request(request: Request) -> StreamRequest | Page:
+def stream_request(request: Request, max_topics: int) -> StreamRequest | Page:
     """Read the request of an event stream, or return the Page that refuses it."""
     try:
-        return _read(request)
+        return _read(request, max_topics)
     except ClientFault as fault:
+        metrics.ERRORS.labels(code=fault.code).inc()
         return refusal(wire.error(fault))
 
 
-def _read(request: Request) -> StreamRequest:
+def _read(request: Request, max_topics: int) -> StreamRequest:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         raise BadToken
-    topics, parameters = _parameters(request.query)
+    topics, parameters = _parameters(request.query, max_topics)
     since, seen = parse_place(request.headers.get("last-event-id", ""))
     hello = {name: parameters[name] for name in MEMBERS_OF_HELLO & parameters.keys()}
     members = {name: _json(text) for name, text in parameters.items() if name in MEMBERS_OF_SUBSCRIBE}
@@ -97,18 +98,18 @@ def _refuse_unidentified(frame: bytes) -> None:
             raise
 
 
-def _parameters(query: str) -> tuple[list[Topic], Mapping[str, str]]:
+def _parameters(query: str, max_topics: int) -> tuple[list[Topic], Mapping[str, str]]:
     """The topics, each once, and the other parameters of a query."""
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=2 * MAX_TOPICS, errors="strict")
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=2 * max_topics + MAX_OTHERS, errors="strict")
     except ValueError:
         raise BadFrame("the query is malformed, or has too many parameters") from None
     topics = list(dict.fromkeys(Topic(value) for name, value in pairs if name == "topic"))
     others = [(name, value) for name, value in pairs if name != "topic"]
     if not topics:
         raise BadFrame('the parameter "topic" is missing')
-    if len(topics) > MAX_TOPICS:
-        raise TooManyTopics(MAX_TOPICS)
+    if len(topics) > max_topics:
+        raise TooManyTopics(max_topics)
     if unknown := {name for name, _ in others} - MEMBERS_OF_HELLO - MEMBERS_OF_SUBSCRIBE:
         known = ", ".join(sorted({"topic"} | MEMBERS_OF_HELLO | MEMBERS_OF_SUBSCRIBE))
         raise BadFrame(f"there is no parameter {to_json(min(unknown)[:64]).decode()}: the parameters are {known}")
@@ -143,11 +144,19 @@ class EventStream(ClientConnection):
     when no topic is left.
     """
 
-    __slots__ = ("_close", "_error", "_held", "_later", "_place", "_request", "_started", "_topics")
+    __slots__ = ("_close", "_error", "_held", "_later", "_place", "_request", "_shared", "_started", "_topics")
 
-    def __init__(self, state: GatewayState, transport: Transport, request: StreamRequest, address: str) -> None:
+    def __init__(
+        self,
+        state: GatewayState,
+        transport: Transport,
+        request: StreamRequest,
+        address: str,
+        shared: Mapping[str, str],
+    ) -> None:
         super().__init__(state, transport, address)
         self._request = request
+        self._shared = shared  # headers that let a page of another origin read the answer
         self._place: Place | None = request.place  # None once every topic is live
         self._topics = len(request.subscribes)  # that have not been refused or revoked
         self._held: list[bytes] = []  # events, until the stream has started
@@ -243,7 +252,8 @@ class EventStream(ClientConnection):
     def _start(self) -> None:
         self._started = True
         metrics.EVENT_STREAMS.inc()
-        self._write(b"".join([RESPONSE, *self._held]))
+        shared = "".join(f"{name}: {value}\r\n" for name, value in self._shared.items()).encode("latin-1")
+        self._write(b"".join([HEAD, shared, b"\r\n", FIRST, *self._held]))
         self._held.clear()
 
     def _send(self, data: bytes) -> None:
@@ -271,7 +281,7 @@ class EventStream(ClientConnection):
     def _answer(self, page: Page) -> None:
         """Refuse the request."""
         log.debug("client_refused", reason="stream", session=self.session, status=page.status)
-        self._write(page.serialize())
+        self._write(page.having(self._shared).serialize())
         self._finish(self._state.limits.answer_timeout)
 
     def _finish(self, timeout: float) -> None:

@@ -7,9 +7,9 @@ from typing import Final
 from daemon.gateway.admission import address_group
 from daemon.gateway.client_connection import ClientConnection
 from daemon.gateway.connection import WebSocketConnection
-from daemon.gateway.door import address_in
+from daemon.gateway.door import PREFLIGHT, address_in
 from daemon.gateway.event_stream import STREAM_PATH, EventStream, stream_request
-from daemon.gateway.http import Call, Handler, Page, Request, Site, read_head, text_page
+from daemon.gateway.http import Call, Handler, Page, Request, Site, is_preflight, read_head, text_page
 from daemon.gateway.state import NEVER, GatewayState, log, peer_name, refuse
 from daemon.gateway.transport import Transport
 from daemon.gateway.upgrade import upgrade
@@ -134,6 +134,8 @@ class Handshake:
             self._upgrade(request)
         elif request.path == STREAM_PATH and request.method == "GET":
             self._stream(request)
+        elif request.path == STREAM_PATH and is_preflight(request):
+            self._answer(Page(200, b"", "text/plain", PREFLIGHT).having(self._state.door.sharing(request)))
         elif request.path in {PATH, STREAM_PATH}:
             self._refuse(_GET_ONLY, with_body=with_body)
         elif request.lists("upgrade", "websocket"):
@@ -200,11 +202,12 @@ class Handshake:
         connection.begin(accepted.response, bytes(self._received[request.size :]))
 
     def _stream(self, request: Request) -> None:
-        wanted = stream_request(request)
+        shared = self._state.door.sharing(request)
+        wanted = stream_request(request, self._state.limits.topics)
         if isinstance(wanted, Page):
-            self._refuse(wanted)
+            self._refuse(wanted.having(shared))
             return
-        connection = EventStream(self._state, self._transport, wanted, self.address)
+        connection = EventStream(self._state, self._transport, wanted, self.address, shared)
         self._pass_to(connection)
         connection.begin()
 

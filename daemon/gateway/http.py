@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
@@ -40,6 +40,10 @@ class Page:
     content_type: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def having(self, headers: Mapping[str, str]) -> "Page":
+        """This page with more headers."""
+        return replace(self, headers={**self.headers, **headers})
+
     def serialize(self, *, with_body: bool = True) -> bytes:
         """The whole response. For HEAD, leave out the body; Content-Length still gives its size."""
         headers = {
@@ -53,6 +57,11 @@ class Page:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         return head + self.body if with_body else head
+
+
+def is_preflight(request: "Request") -> bool:
+    """Whether a browser asks what the page of another origin may request."""
+    return request.method == "OPTIONS" and "access-control-request-method" in request.headers
 
 
 def text_page(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Page:

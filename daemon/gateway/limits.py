@@ -23,6 +23,7 @@ class Limits:
     user_unread_bytes: int = 128 * 1024 * 1024  # sent on all connections of one user and not acknowledged
     user_rate: int = 1_000  # frames per second from all connections of one user; one of several KiB counts as several
     user_burst: float = 1.0  # seconds of `user_rate` that may arrive at once
+    topics: int = 128  # that one connection may follow
     message_bytes: int = 64 * 1024  # of one inbound message, all fragments together
     fragments: int = 128  # of one inbound message
     frames: int = 4096  # inbound frames of any kind between two ticks

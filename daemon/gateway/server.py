@@ -82,6 +82,15 @@ class Gateway:
         """The number of authenticated websocket sessions."""
         return self._state.accounts.connections
 
+    @property
+    def door(self) -> Door:
+        """Whom requests are answered for."""
+        return self._state.door
+
+    def use(self, open_client: OpenClient, limits: Limits, door: Door) -> None:
+        """Let new requests and connections have these. Whoever is connected stays, also beyond a limit."""
+        self._state.use(open_client, limits, door)
+
     def sessions(self, limit: int) -> list[SessionInfo]:
         """The authenticated sessions, at most `limit`: first those with most queued for them, then the oldest."""
         found = [peer for peer in self._state.peers if isinstance(peer, ClientConnection) and peer.is_authenticated]

@@ -92,6 +92,13 @@ class GatewayState:
         self.accounts = Accounts(self.limits)
         self.addresses = AddressCounts(self.limits.per_address)
 
+    def use(self, open_client: OpenClient, limits: Limits, door: Door) -> None:
+        """Let new requests and connections have these."""
+        self.open_client, self.limits, self.door = open_client, limits, door
+        self.pending.limit = limits.max_pending()
+        self.accounts.use(limits)
+        self.addresses.limit = limits.per_address
+
     def add(self, peer: Peer) -> None:
         """Register a connection that is not authenticated. If there are too many of them, another is evicted."""
         self.peers.add(peer)

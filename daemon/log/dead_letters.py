@@ -73,6 +73,16 @@ class Selection:
     limit: int | None = None  # only the newest
 
 
+class ReplayNotAllowed(OperatorFault):
+    """Replaying locks the row in {table}, which this role may not ({reason}): use {owner}, or grant usage on the \
+schema, and select and update on the table, to this role."""
+
+    exit_code: ClassVar[int] = 14
+
+    def __init__(self, table: str, owner: str, reason: str) -> None:
+        self.table, self.owner, self.reason = table, owner, reason
+
+
 REFUSALS: Final = {
     "set_aside": "its event could not be numbered, and its topic has been reset",
     "forgotten": "its event is no longer in the log, so the row's later changes are unknown",
@@ -110,9 +120,10 @@ async def fetch(connection: Connection, seq: int) -> str:
 
 
 async def replay(connection: Connection, selection: Selection, on_refusal: Callable[[Refusal], None]) -> int:
-    """Replay the selected changes as new ones, and return how many there were. Raises UnknownDeadLetter.
+    """Replay the selected changes as new ones, and return how many there were.
 
-    Stale ones are skipped; `on_refusal` is called for each as soon as that is certain.
+    Stale ones are skipped; `on_refusal` is called for each as soon as that is certain. Raises UnknownDeadLetter, and
+    ReplayNotAllowed if this role may not lock a row.
     """
     replayed = 0
     rows: dict[tuple[str, str, str], list[int]] = {}
@@ -123,7 +134,12 @@ async def replay(connection: Connection, selection: Selection, on_refusal: Calla
         # One transaction per row keeps its lock short: applications that write to the row wait for it.
         async with connection.transaction(isolation="read_committed"):
             await connection.execute(query("lock_dead_letters"))
-            live = await _lock_row(connection, schema, table, key)
+            try:
+                async with connection.transaction():
+                    live = await _lock_row(connection, schema, table, key)
+            except asyncpg.InsufficientPrivilegeError as error:
+                owner = await connection.fetchval(query("owner_of"), schema, table)
+                raise ReplayNotAllowed(f"{schema}.{table}", owner, str(error)) from None
             verdicts = await connection.fetch(query("check_replayable"), seqs, live)
             replayable = [seq for seq, reason in verdicts if reason is None]
             replayed += await connection.fetchval(query("replay_dead_letters"), replayable)

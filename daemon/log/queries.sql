@@ -603,6 +603,11 @@ join pg_attribute as a
 where w.schema_name = $1 and w.table_name = $2
 group by w.id having count(*) = cardinality(w.key);
 
+-- name: owner_of
+-- $1 schema text   $2 table text
+select c.relowner::regrole::text from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+where n.nspname = $1 and c.relname = $2;
+
 -- name: lock_dead_letters
 -- Taken before any dead letter is locked, since rowcast.purge locks the table before its rows: no deadlocks.
 lock table rowcast.dead_letters in row exclusive mode;

@@ -131,6 +131,8 @@ class Console:
                 await dead_letters.replay(connection, Selection([seq]), refusals.append)
         except dead_letters.UnknownDeadLetter:
             return text_page(f"There is no dead letter {seq} any more.", 404)
+        except dead_letters.ReplayNotAllowed as fault:
+            return text_page(f"{fault} `daemon dead-letters replay` as the owner does it.", 403)
         except DATABASE_ERRORS as error:
             return text_page(f"The database does not answer: {describe(error)}", 503)
         finally:

@@ -27,11 +27,11 @@ class Demo:
     actions: Mapping[str, str] = field(default_factory=dict)
 
 
-def handlers(demo: Demo, pool: Pool, verify: Verify, door: Door) -> dict[tuple[str, str], Handler]:
+def handlers(demo: Demo, pool: Pool, verify: Verify, door: Callable[[], Door]) -> dict[tuple[str, str], Handler]:
     """The handlers of `/demo.json`, and of all actions: POST to `/demo/NAME`, with the token of the user."""
 
     async def users(call: Call) -> Page:
-        if not door.is_named_in(call.request):
+        if not door().is_named_in(call.request):
             return OTHER_HOST
         return json_page(demo.users()) if is_same_origin(call.request) else OTHER_SITE
 

@@ -22,6 +22,7 @@ from daemon.postgres.errors import (
     UNUSABLE,
     BadDatabaseUrl,
     DatabaseFault,
+    OwnerUnusable,
     ReadOnlyDatabase,
     StandbyDatabase,
     SuperuserRefused,
@@ -224,6 +225,11 @@ async def open_application_pool(
     return await retry(once, attempts=attempts)
 
 
+def role_of(dsn: str) -> str | None:
+    """The role that the sessions of this database take on."""
+    return dsn.role if isinstance(dsn, DatabaseUrl) else None
+
+
 @asynccontextmanager
 async def acquired(pool: Pool, time_limit: float) -> AsyncIterator[Connection]:
     """Acquire a connection of the pool for at most `time_limit` seconds. Raises TimeoutError.
@@ -305,6 +311,18 @@ class _Opening:
         settings = {**_SERVER_KEEPALIVE, **self.server_settings, **PINNED, "search_path": self.search_path}
         async with connection.transaction():
             await _fetch(connection, "set_session", list(settings), list(settings.values()))
+        if (role := role_of(self.dsn)) is not None:
+            await self._take_on(connection, role)
+
+    async def _take_on(self, connection: Connection, role: str) -> None:
+        """Take on this role. Raises OwnerUnusable or one of DRIVER_ERRORS."""
+        try:
+            async with connection.transaction():
+                await _fetch(connection, "set_session", ["role"], [role])
+                [server] = await _fetch(connection, "identify")
+        except (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError) as error:
+            raise OwnerUnusable(role, str(error)) from None
+        self._check_server(server)
 
     def _check_server(self, server: Record) -> None:
         if server["encoding"] == "SQL_ASCII":  # it stores any bytes, so nobody knows which text they are

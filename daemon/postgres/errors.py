@@ -70,6 +70,16 @@ class InsufficientPrivilege(DatabaseFault):
     exit_code = 14
 
 
+class OwnerUnusable(OperatorFault):
+    """This role cannot take on {role}, which is in ROWCAST_OWNER ({reason}): create that role, and grant it to this \
+one."""
+
+    exit_code: ClassVar[int] = 14
+
+    def __init__(self, role: str, reason: str) -> None:
+        self.role, self.reason = role, reason
+
+
 class UnqualifiedName(DatabaseFault):
     """{reason}{place}: write the name of a new object with its schema."""
 

@@ -20,6 +20,7 @@ from daemon.schema.capture_check import (
 )
 from daemon.schema.queries import query
 from daemon.schema.resets import reset_table
+from daemon.schema.rights_check import check_rights
 from daemon.schema.schema_check import check_schemas
 from daemon.settings import Settings
 
@@ -152,6 +153,7 @@ async def check(settings: Settings) -> Findings:
                     trigger_settings=settings.trigger_settings,
                 ),
             )
+            problems += map(str, await check_rights(connection))
         for pack, schema in settings.schemas.items():
             if await migrate.current(connection, schema) is not None:
                 problems += map(str, await check_rules(connection, pack, schema))

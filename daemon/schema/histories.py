@@ -116,10 +116,18 @@ async def _is_compatible(connection: Connection, history: RevisionHistory, revis
     return history.allows({row["revision"]: row["compatible_with"] for row in rows}, revision)
 
 
-def reset_session(settings: Mapping[str, str]) -> str:
-    """The statements that run before each file, so that no file sees the settings of the one before it."""
+def reset_session(settings: Mapping[str, str], role: str | None = None) -> str:
+    """The statements that run before each file, so that no file sees the settings of the one before it.
+
+    The files run as `role`, if there is one.
+    """
     values = {name: ", ".join(f"'{part.strip()}'" for part in value.split(",")) for name, value in settings.items()}
-    lines = ["reset session authorization; reset all;", *(f"set {name} = {value};" for name, value in values.items())]
+    taken = ["set role = '{}';".format(role.replace("'", "''"))] if role else []
+    lines = [
+        "reset session authorization; reset all;",
+        *taken,
+        *(f"set {name} = {value};" for name, value in values.items()),
+    ]
     return "".join(f"{line}\n" for line in lines)
 
 

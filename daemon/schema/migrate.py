@@ -46,7 +46,7 @@ import asyncpg
 
 from daemon.core.errors import OperatorFault
 from daemon.logs import get_logger
-from daemon.postgres.connect import Connection, OnRetry, connect, retry
+from daemon.postgres.connect import Connection, OnRetry, connect, retry, role_of
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, LockContention, explain
 from daemon.schema import sql_files
 from daemon.schema.histories import (
@@ -508,10 +508,11 @@ def offline(
     ddl_folder: Path | None = None,
     triggers_folder: Path | None = None,
     trigger_settings: Mapping[str, str] = MappingProxyType({}),
+    owner: str | None = None,
 ) -> None:
     """Write the SQL with which `apply` would fill an empty database, for psql. Raises an OperatorFault."""
     out.write("-- Rowcast's schema and packs, for an empty database: psql -X -v ON_ERROR_STOP=1 -f FILE\n\n")
-    session = reset_session({**SESSION, **trigger_settings})
+    session = reset_session({**SESSION, **trigger_settings}, owner)
     for history in histories_of(packs, schemas, ddl_folder):
         first = query_for("make_schema", history.schema)
         for revision in history.revisions:
@@ -553,7 +554,8 @@ async def _session(
         driver.add_log_listener(lambda _, message: _report_message(report, message))
         await wait_for_lock(driver, report, lock_timeout)
         async with engine.connect() as alembic:
-            yield _Session(driver, alembic, dsn, reset_session(settings), lock_timeout, attempts, report)
+            reset = reset_session(settings, role_of(dsn))
+            yield _Session(driver, alembic, dsn, reset, lock_timeout, attempts, report)
     except (*SESSION_ERRORS, SQLAlchemyError) as error:
         raise explain(error) from None
     finally:

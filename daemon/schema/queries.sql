@@ -35,13 +35,18 @@ end
 $$;
 
 -- name: lock_holder
--- Anybody who may connect can take the lock, but only a role that may create here can be changing schemas.
+-- Anybody who may connect can take the lock, but only a role that may create here, or take on one that may, can be
+-- changing schemas.
 -- $1 the lock's key, bigint
 select a.pid, a.usename::text as user_name, a.application_name, a.state, null::int as seconds,
-       pg_catalog.has_database_privilege(a.usesysid, d.oid, 'create') or coalesce((
-           select pg_catalog.has_schema_privilege(a.usesysid, n.oid, 'create')
-           from pg_catalog.pg_namespace as n where n.nspname = 'rowcast'
-       ), false) as may_change_schemas
+       exists (
+           select from pg_catalog.pg_roles as r
+           where pg_catalog.pg_has_role(a.usesysid, r.oid, 'member') and (
+               pg_catalog.has_database_privilege(r.oid, d.oid, 'create') or coalesce((
+                   select pg_catalog.has_schema_privilege(r.oid, n.oid, 'create')
+                   from pg_catalog.pg_namespace as n where n.nspname = 'rowcast'
+               ), false))
+       ) as may_change_schemas
 from pg_catalog.pg_locks as l
 join pg_catalog.pg_stat_activity as a on a.pid = l.pid
 join pg_catalog.pg_database as d on d.oid = l.database
@@ -307,6 +312,35 @@ from rowcast.own_tables as o
 join rowcast.watched as w on w.id = o.watch and w.function_name is not null
 left join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = 'may_read_' || w.id and p.pronargs = 2
 order by 1;
+
+-- name: may_see_daemons
+-- Whether this role may ask which roles are those of daemons. Some revisions have no such function.
+select coalesce(has_function_privilege(to_regprocedure('rowcast.daemons()'), 'execute'), false);
+
+-- name: lacking_rights
+-- What the roles of daemons lack.
+select d.daemon::text as role, string_agg(format('%s on %s', right_, r.name), ', ' order by r.name, right_) as lacks
+from rowcast.daemons() as d (daemon)
+cross join (select * from rowcast.rights_of_daemons() union all select 'schema', 'rowcast', '{usage}') as r
+cross join unnest(r.rights) as right_
+where not case r.kind
+    when 'table' then has_table_privilege(d.daemon, r.name, right_)
+    when 'sequence' then has_sequence_privilege(d.daemon, r.name, right_)
+    when 'schema' then has_schema_privilege(d.daemon, r.name, right_)
+    else has_function_privilege(d.daemon, r.name, right_) end
+group by 1 order by 1;
+
+-- name: readers
+-- How to call the functions that read watched tables, for no row and nobody, if this role may.
+select format('%I.%I', w.schema_name, w.table_name) as name, f.kind, format(f.call, p.oid::regproc) as statement
+from rowcast.watched as w
+cross join lateral (values
+    ('right', 'may_read_' || w.id, 'select %s('''', '''')'),
+    ('snapshot', to_jsonb(w) ->> 'snapshot_name', 'select from %s('''', 0)')
+) as f (kind, function_name, call)
+join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = f.function_name and p.pronargs = 2
+where w.function_name is not null and has_function_privilege(p.oid, 'execute')
+order by 1, 2;
 
 -- name: expression_session
 -- The path of the capture functions. Whoever changes a table that is read here makes nobody wait for long.

@@ -25,9 +25,14 @@ from daemon.schema.sql_files import SqlFile
 
 # What the server says about schemas that nobody will see is for nobody.
 _SESSION: Final = {**SESSION, "lock_timeout": "5s", "client_min_messages": "error"}
-RESET: Final = reset_session(_SESSION)
 
 catalog: Final = Queries(Path(__file__).with_name("catalog.sql"))
+
+
+async def reset_of(connection: Connection, settings: Mapping[str, str] = _SESSION) -> str:
+    """What `reset_session` returns for this connection, which keeps the role that it has taken on."""
+    role = await connection.fetchval("select pg_catalog.current_setting('role')")
+    return reset_session(settings, None if role == "none" else role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ async def built(
     transaction = connection.transaction()
     await transaction.start()
     read_by_files = {name.replace(ROWCAST, names[ROWCAST]): value for name, value in trigger_settings.items()}
-    reset = reset_session({**_SESSION, **read_by_files})
+    reset = await reset_of(connection, {**_SESSION, **read_by_files})
     try:
         for live in histories:
             history = replace(live, schema=names[live.schema])
@@ -76,7 +81,7 @@ async def built(
             for file in filter(None, [*files, triggers]):
                 await connection.execute(reset)
                 await _run(connection, file, rowcast=names[ROWCAST], instead_of=live.schema)
-        await connection.execute(RESET)
+        await connection.execute(await reset_of(connection))
         await connection.execute(query_for("make_schema", f"{prefix}_spare"))
         yield Scratch(connection, names, f"{prefix}_spare")
     finally:

@@ -19,7 +19,7 @@ from daemon.schema.histories import ROWCAST
 from daemon.schema.queries import query
 from daemon.schema.revisions import RevisionHistory
 from daemon.schema.schema_check import NOT_COMPARED, check_removed, check_revision, check_schemas
-from daemon.schema.scratch import RESET
+from daemon.schema.scratch import reset_of
 
 _SHOWN: Final = 2  # problems in a message; all of them are reported before it
 
@@ -164,7 +164,7 @@ async def _undone(connection: Connection) -> AsyncIterator[None]:
     transaction = connection.transaction()
     await transaction.start()
     try:
-        await connection.execute(RESET)
+        await connection.execute(await reset_of(connection))
         yield
     except DRIVER_ERRORS as error:
         raise explain(error) from None

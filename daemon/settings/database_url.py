@@ -16,16 +16,19 @@ class DatabaseUrl(str):
     """A database URL, and what it does not say itself.
 
     A superuser may not connect to it `in_production`. `address` is what messages call the database if that is not
-    the host of the URL.
+    the host of the URL. Every session takes on `role` (SET ROLE), if there is one.
     """
 
-    __slots__ = ("address", "in_production")
+    __slots__ = ("address", "in_production", "role")
     in_production: bool
     address: str | None
+    role: str | None
 
-    def __new__(cls, url: str, *, in_production: bool = False, address: str | None = None) -> Self:  # noqa: D102
+    def __new__(  # noqa: D102
+        cls, url: str, *, in_production: bool = False, address: str | None = None, role: str | None = None
+    ) -> Self:
         made = super().__new__(cls, url)
-        made.in_production, made.address = in_production, address
+        made.in_production, made.address, made.role = in_production, address, role
         return made
 
 

@@ -11,6 +11,7 @@ from pydantic import (
     AliasGenerator,
     BeforeValidator,
     Field,
+    PrivateAttr,
     SecretStr,
     create_model,
     model_validator,
@@ -125,6 +126,11 @@ class BaseRowcastSettings(BaseSettings):
         None,
         validation_alias="ROWCAST_SCHEMA",
         description="Postgres schema of the pack, if you serve only one; defaults to its name",
+    )
+    owner: Name | None = Field(
+        None,
+        description="role that owns what Rowcast has in the database; commands that change schemas or rows take it "
+        "on (SET ROLE), the daemon does not",
     )
     environment: Annotated[Literal["development", "production"], BeforeValidator(lower)] = Field(
         "development",
@@ -282,6 +288,12 @@ class BaseRowcastSettings(BaseSettings):
         description="maximum connections per process that are not authenticated, at most a quarter of the open files "
         "limit; the oldest gives way to a newcomer",
     )
+    max_topics: Annotated[int, Field(ge=1, le=4096)] = Field(
+        128, description="maximum topics that one connection may follow"
+    )
+    frame_bytes: Annotated[int, Field(ge=1024, le=16 * 1024 * 1024)] = Field(
+        64 * 1024, description="largest frame that a client may send, in bytes"
+    )
     user_unread_bytes: int = Field(
         128 * 1024 * 1024,
         ge=1024 * 1024,
@@ -310,6 +322,8 @@ class BaseRowcastSettings(BaseSettings):
         ge=0,
         description="memory for the newest changes, for clients that reconnect (bytes); 0 turns it off",
     )
+
+    _role: str | None = PrivateAttr(None)
 
     @classmethod
     def settings_customise_sources(
@@ -393,6 +407,19 @@ class BaseRowcastSettings(BaseSettings):
             "ROWCAST_METRICS_LISTEN needs one port per worker, counting up from its own: choose a lower one"
         )
 
+    def as_owner(self) -> Self:
+        """These settings, but whoever connects takes on the role in ROWCAST_OWNER, if there is one."""
+        return self._taking(self.owner)
+
+    def as_login(self) -> Self:
+        """These settings, but whoever connects stays the role of the database URL."""
+        return self._taking(None)
+
+    def _taking(self, role: str | None) -> Self:
+        made = self.model_copy()
+        made._role = role
+        return made
+
     @property
     def schemas(self) -> dict[str, str]:
         """The schema of each configured pack."""
@@ -417,8 +444,9 @@ class BaseRowcastSettings(BaseSettings):
             return None
         in_production = self.environment == "production"
         if route is None:
-            return DatabaseUrl(url, in_production=in_production)
-        return DatabaseUrl(url_through(url, route.directory), in_production=in_production, address=str(route))
+            return DatabaseUrl(url, in_production=in_production, role=self._role)
+        through = url_through(url, route.directory)
+        return DatabaseUrl(through, in_production=in_production, address=str(route), role=self._role)
 
     @property
     def ssh_route(self) -> SshRoute | None:

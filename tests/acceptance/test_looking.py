@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from daemon.commands.config import effective
-from daemon.commands.doctor import SKEW, Finding, State, _connections, _level, examine
+from daemon.commands.doctor import SKEW, _connections, examine
+from daemon.commands.findings import Finding, State, level
 from daemon.commands.status import Report
 from daemon.postgres.connect import Connection
 from daemon.settings import Settings, load_with_sources
@@ -59,7 +60,8 @@ async def test_the_doctor_finds_everything_in_order_beside_a_daemon_that_serves(
     found = states(output)
     assert {"warn"} == found.pop("role") == found.pop("rights"), "the tests' role is a superuser"
     assert {"ok"} == set.union(*found.values()), output
-    checks = {"settings", "files", "database", "pooler", "tls", "connections", "capture", "clock"}
+    door = {"certificate", "origins", "hosts", "proxies", "operators", "files"}
+    checks = door | {"settings", "database", "pooler", "tls", "connections", "capture", "clock"}
     assert checks | {"notify", "leader", "retention", "schemas"} == found.keys()
 
 
@@ -139,7 +141,7 @@ def test_the_doctor_compares_connections_with_every_limit(
 
 
 def test_a_level_becomes_a_warning_and_then_a_failure() -> None:
-    assert [State.OK, State.WARN, State.WARN, State.FAIL] == [_level(skew, SKEW) for skew in (0.9, 1.0, 29.9, 30.0)]
+    assert [State.OK, State.WARN, State.WARN, State.FAIL] == [level(skew, SKEW) for skew in (0.9, 1.0, 29.9, 30.0)]
 
 
 def test_config_shows_values_with_their_sources_and_no_secret(

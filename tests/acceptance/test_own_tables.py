@@ -335,3 +335,42 @@ async def test_own_tables_stand_beside_those_of_a_pack(postgres: Server) -> None
                 await chat.say("nobody else is reset")
                 await client.changes()
         await sql.close()
+
+
+async def test_a_check_names_rights_that_daemons_or_conditions_lack(database: str, tables: Connection) -> None:
+    await tables.execute("create table public.members (user_id text); create role own_tables_daemon")
+    try:
+        await rowcast(database, "--apply-ddl", "--grant-to", "own_tables_daemon")
+        await tables.execute("grant select on public.members to rowcast_capture")
+        condition = "exists (select from public.members as m where m.user_id = given.user_id)"
+        await rowcast(database, *WATCH, "--read", condition)
+        assert "nothing has drifted: 1 table is watched" in await rowcast(database, "check")
+        right = await tables.fetchval(
+            "select p.oid::regprocedure::text from pg_proc as p where p.proname ~ '^may_read_[0-9]'"
+        )
+        await tables.execute(
+            f"revoke select on public.members, public.orders from rowcast_capture;"
+            f"revoke execute on function {right} from own_tables_daemon"
+        )
+        grant = "grant that to rowcast_capture, or run `daemon --apply-ddl`"
+        assert [
+            f"role own_tables_daemon: it lacks execute on {right}: run `daemon --apply-ddl`",
+            "public.orders: the function that says who may read its topics fails, so nobody may "
+            f"(permission denied for table members): {grant}",
+            "public.orders: the function that reads it for snapshots fails, and so may writes "
+            f"(permission denied for table orders): {grant}",
+        ] == await checked(database)
+        await tables.execute("grant select on public.members to rowcast_capture")
+        await rowcast(database, "--apply-ddl")
+        assert "nothing has drifted: 1 table is watched" in await rowcast(database, "check")
+    finally:
+        await tables.execute(
+            "drop table public.members; drop owned by own_tables_daemon; drop role own_tables_daemon"
+        )
+
+
+async def checked(database: str) -> list[str]:
+    """The problems that `daemon check` prints."""
+    code, output, errors = await command("check", DATABASE_URL=database, ROWCAST_PACKS="none")
+    assert (1, "") == (code, errors)
+    return output.splitlines()

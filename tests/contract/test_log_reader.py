@@ -67,7 +67,7 @@ async def fill_cache(inner: LogReader, max_bytes: int, chunk: int) -> LogCache:
     log_cache.restart(Position(epoch, Seq(0)))
     after = Seq(0)
     while changes := await inner.read(after, chunk):
-        log_cache.add(ROUTER.sift(Position(epoch, after), changes)[0])
+        log_cache.add(ROUTER.batch_of(Position(epoch, after), changes)[0])
         after = changes[-1].seq
     return log_cache
 

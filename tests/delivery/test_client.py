@@ -145,6 +145,7 @@ class ClientHarness:
             clock=lambda: self.now,
             heartbeat=20.0,
             schema=str,
+            max_topics=128,
             frame_bytes=1000,
             queue_bytes=LIMIT,
         )

@@ -58,7 +58,7 @@ def a_cache(max_bytes: int = 2**20, at: int = 0) -> LogCache:
 
 
 def add(cache: LogCache, *changes: Change) -> None:
-    cache.add(SERVED.sift(cache._end, changes)[0])
+    cache.add(SERVED.batch_of(cache._end, changes)[0])
 
 
 async def read_seqs(cache: LogCache, after: int, upto: int, *topics: Topic, limit: int = 1000) -> list[int]:

@@ -1,15 +1,20 @@
 """Server-sent events over real sockets: who is let in, when the response begins, and how it ends."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from daemon.core import wire
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.errors import BadToken, ClientFault, NoSuchTopic, Unavailable
+from daemon.gateway.door import Door
 from daemon.gateway.framing import encode
+from daemon.gateway.http import text_page
 from daemon.gateway.live_events import LiveEvents
 from tests.gateway.peers import RawPeer, Recorder, Server, request, serving, silence, until
+from tests.support.browser import browser_page
 
 BEARER = {"Authorization": "Bearer t"}
 AT = Position("e", Seq(1))
@@ -205,3 +210,116 @@ async def test_clients_with_the_same_frames_share_the_bytes_of_their_events() ->
     events = LiveEvents()
     assert events(frames) is events(frames)
     assert (1, b"id: e:1\nevent: head\n") == (events(frames).revoked, events(frames).data[:20])
+
+
+LISTED = "https://chat.example.com"
+
+
+async def headers_of(server: Server, start: str, **headers: str) -> tuple[int, dict[str, str]]:
+    """The status of an answer, and the headers that are about other origins."""
+    peer = await server.raw()
+    await peer.send(request(start, {name.replace("_", "-"): value for name, value in headers.items()}))
+    status, *lines = (await peer.read_head()).decode().strip().split("\r\n")
+    named = dict(line.split(": ", 1) for line in lines)
+    return int(status.split()[1]), {name: value for name, value in named.items() if name.startswith("Access-Control")}
+
+
+@pytest.mark.parametrize(
+    ("origins", "origin", "allowed", "with_credentials"),
+    [
+        ({LISTED}, LISTED, LISTED, True),
+        ({LISTED}, "http://localhost:5173", "http://localhost:5173", True),  # a page of this machine
+        ({LISTED}, "null", "null", False),
+        ({LISTED, "*"}, LISTED, LISTED, True),
+        ({"*"}, "https://anybody.example", "*", False),
+        ({"*"}, "null", "*", False),
+    ],
+)
+async def test_a_page_that_may_connect_may_read_every_answer_about_a_stream(
+    origins: set[str], origin: str, allowed: str, with_credentials: bool
+) -> None:
+    asked = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+    async with serving(answer=follow, door=Door(origins=frozenset(origins))) as server:
+        for start, headers, status in (
+            ("OPTIONS /v1/stream?topic=a", asked, 200),
+            ("GET /v1/stream?topic=a", BEARER | asked, 200),
+            ("GET /v1/stream?topic=a", asked, 401),
+            ("GET /v1/stream", BEARER | asked, 400),
+        ):
+            found, shared = await headers_of(server, start, **headers)
+            assert (status, allowed) == (found, shared["Access-Control-Allow-Origin"])
+            assert with_credentials == ("Access-Control-Allow-Credentials" in shared)
+            assert ("Authorization" in shared.get("Access-Control-Allow-Headers", "")) == start.startswith("OPTIONS")
+
+
+async def test_a_page_that_may_not_connect_is_refused_and_may_not_read_why() -> None:
+    async with serving(answer=follow, door=Door(origins=frozenset({LISTED}))) as server:
+        evil = {"Origin": "https://evil.example", "Access-Control-Request-Method": "GET"}
+        for start in ("OPTIONS /v1/stream?topic=a", "GET /v1/stream?topic=a"):
+            assert (403, {}) == await headers_of(server, start, **BEARER, **evil)
+        assert (200, {}) == await headers_of(server, "GET /v1/stream?topic=a", **BEARER), "no page, no headers"
+        assert (405, {}) == await headers_of(server, "OPTIONS /v1/stream", Origin=LISTED)
+        assert 405 == (await headers_of(server, "OPTIONS /v1", **evil | {"Origin": LISTED}))[0]
+        assert server.handlers.qsize() == 1
+
+
+@asynccontextmanager
+async def session_proxy(server: Server) -> AsyncIterator[int]:
+    """The port of a proxy that turns the cookie of its session into a token."""
+    connections: list[asyncio.Task[None]] = []
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        token = b"Authorization: Bearer t\r\n" if b"session=ada" in head else b""
+        upstream, sender = await asyncio.open_connection(server.host, server.port)
+        try:
+            sender.write(head[:-2] + token + b"\r\n")
+            while data := await upstream.read(65536):
+                writer.write(data)
+        finally:
+            sender.close()
+            writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.create_task(pass_on(reader, writer)))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as proxy:
+        yield proxy.sockets[0].getsockname()[1]
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+
+READ = """async ([url, headers]) => {
+    try {
+        const answer = await fetch(url, {headers});
+        const {value} = await answer.body.getReader().read();
+        return [answer.status, new TextDecoder().decode(value)];
+    } catch (error) { return [0, error.name]; }
+}"""
+LISTEN = """([url, withCredentials]) => new Promise((resolve) => {
+    const source = new EventSource(url, {withCredentials});
+    source.addEventListener("subscribed", (event) => resolve([JSON.parse(event.data).topic, source.close()][0]));
+    source.onerror = () => resolve(source.close() || "refused");
+})"""
+
+
+async def test_a_browser_reads_streams_from_pages_of_listed_origins_only() -> None:
+    pages = {"/": lambda: text_page("hello")}
+    async with serving(pages) as listed, serving(pages) as unlisted, browser_page() as (page, _):
+        origin = f"http://{listed.host}:{listed.port}"
+        door = Door(origins=frozenset({origin}), admits_local_pages=False)
+        async with serving(answer=follow, door=door) as server, session_proxy(server) as proxy:
+            url = f"http://{server.host}:{server.port}/v1/stream?topic=a"
+            await page.goto(origin)
+            await page.evaluate("document.cookie = 'session=ada'")
+            status, text = await page.evaluate(READ, [url, BEARER | {"Last-Event-ID": "e:1"}])
+            assert status == 200
+            assert text.startswith("retry: 1000")
+            assert [401, True] == [(answer := await page.evaluate(READ, [url, {}]))[0], '"token"' in answer[1]]
+            behind = f"http://127.0.0.1:{proxy}/v1/stream?topic=a"
+            assert "a" == await page.evaluate(LISTEN, [behind, True])
+            assert "refused" == await page.evaluate(LISTEN, [behind, False]), "there is no cookie, so no token"
+            await page.goto(f"http://{unlisted.host}:{unlisted.port}")
+            assert [0, "TypeError"] == await page.evaluate(READ, [url, BEARER])
+            assert "refused" == await page.evaluate(LISTEN, [behind, True])

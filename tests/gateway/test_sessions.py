@@ -6,6 +6,7 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Frame, Opcode
 
 from daemon.gateway.server import TICK_BATCH, encode
+from daemon.metrics import REGISTRY
 from tests.gateway.peers import Recorder, frame, serving, silence, until
 
 
@@ -145,12 +146,16 @@ async def test_a_message_sent_along_with_a_close_frame_is_answered_before_the_cl
 
 
 async def test_a_library_client_that_sends_too_much_sees_1009() -> None:
-    async with serving() as server, server.connect() as client:
+    before = REGISTRY.get_sample_value("rowcast_closed_total", {"code": "1009"}) or 0.0
+    async with serving(message_bytes=1_000_000) as server, server.connect() as client:
+        await client.send("x" * 1_000_000)
+        assert await client.recv() == "x" * 1_000_000
         with pytest.raises(ConnectionClosedError) as closed:
-            await client.send("x" * 2_000_000)
+            await client.send("x" * 1_000_001)
             await client.recv()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1009
+    assert REGISTRY.get_sample_value("rowcast_closed_total", {"code": "1009"}) == before + 1
 
 
 async def test_more_frames_than_allowed_in_a_tick_close_with_4429() -> None:

@@ -103,6 +103,41 @@ async def test_only_pages_of_listed_origins_and_this_machine_connect(dsn: str, c
         assert 'reason="origin"} 2.0' in (await get(f"{own.http}/metrics"))[1]
 
 
+async def test_a_reload_changes_who_may_come_in_and_how_many_without_dropping_anybody(
+    dsn: str, chat: Chat, tmp_path: Path
+) -> None:
+    file = tmp_path / "rowcast.toml"
+    file.write_text('origins = ["https://old.example"]\n')
+    running = daemon_process(dsn, "--config", str(file), module="tests.acceptance.own_session")
+    async with running as own, own.client(chat.ada) as client:
+        await client.subscribe(chat.topic)
+        file.write_text(
+            'origins = ["https://new.example"]\nhosts = ["chat.example.com"]\ntrusted_proxies = ["127.0.0.1"]\n'
+            "max_topics = 1\nmax_clients_per_user = 1\nmax_clients_per_address = 2\nworkers = 2\n"
+        )
+        changed = ["HOSTS", "MAX_CLIENTS_PER_ADDRESS", "MAX_CLIENTS_PER_USER", "MAX_TOPICS", "ORIGINS"]
+        settings = [f"ROWCAST_{name}" for name in [*changed, "TRUSTED_PROXIES"]]
+        await reload(own, "reloaded", settings=settings)
+        assert ["ROWCAST_WORKERS"] == (await reload(own, "reload_incomplete"))["settings"]
+        with pytest.raises(InvalidStatus):
+            async with own.raw(origin=Origin("https://old.example")):
+                pass
+        async with own.raw(origin=Origin("https://new.example")) as another:
+            await another.say(op="hello", token=token(chat.ada))
+            assert "too_many_connections" == (await another.next())["code"]
+        async with own.client(chat.bob) as another:
+            assert 1 == another.welcome["limits"]["topics"]
+            await another.subscribe("users")
+            assert "too_many_topics" == (await another.subscribe(chat.topic))["code"]
+        for headers, status in (({"Host": "evil.example"}, 421), ({"X-Forwarded-For": "192.0.2.1"}, 200)):
+            assert status == (await get(f"{own.http}/healthz", headers))[0]
+        assert "subscribed" == (await client.subscribe("users"))["op"], "who is connected keeps what was agreed"
+        await chat.say("still here")
+        assert "still here" == (await client.changes())[0]["record"]["content"]
+        file.write_text("max_topics = 0\n")
+        assert "max_topics" in (await reload(own, "reload_failed"))["reason"]
+
+
 def test_in_production_a_page_of_the_same_machine_has_to_be_listed() -> None:
     proxies = ("unix", "10.0.0.0/8", "::1")
     door = door_of(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -273,6 +274,24 @@ async def test_a_sighup_replaces_secrets_without_dropping_anybody(
         assert "still here" == (await client.changes())[0]["record"]["content"]
         assert 0 == await own.stop()
         assert not {"worker_ended", "worker_hung"} & {line["event"] for line in own.events()}
+
+
+async def test_a_worker_that_takes_the_place_of_another_one_has_the_keys_of_the_last_reload(
+    dsn: str, chat: Chat, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "more", OLD)
+    environment = {"ROWCAST_MORE_SECRETS_FILE": str(file), "ROWCAST_WORKERS": "2"}
+    async with daemon_process(dsn, environment=environment, module="tests.acceptance.own_session") as own:
+        new = OLD[::-1]
+        file.write_bytes(new)
+        own.process.send_signal(signal.SIGHUP)
+        await logged(own, 2, "reloaded")
+        for line in await logged(own, 2, "worker_started"):
+            os.kill(line["data"]["pid"], signal.SIGKILL)
+        await logged(own, 4, "serving")
+        for _ in range(4):
+            assert "welcome" == (await answer(own, Authenticator(new).issue(chat.ada, 60)))[0]["op"]
+            assert "token" == (await answer(own, Authenticator(OLD).issue(chat.ada, 60)))[0]["code"]
 
 
 @pytest.mark.parametrize(

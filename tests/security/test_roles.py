@@ -9,6 +9,8 @@ import asyncpg
 import pytest
 
 from daemon.postgres.connect import Connection, connect
+from daemon.schema import migrate
+from daemon.schema.queries import query
 from tests.acceptance.chat import Chat
 from tests.support.daemon import SECRET, Daemon, command, daemon_process, get, token
 from tests.support.postgres import Server
@@ -20,6 +22,7 @@ SETTINGS = {
     "ROWCAST_CANARY_EVERY": "0.2",
     "ROWCAST_METRICS_LISTEN": "127.0.0.1:0",
     "ROWCAST_RETENTION": "1m",
+    "ROWCAST_OWNER": "roles_nobody",  # a daemon takes on no role
 }
 
 ORDERS = """
@@ -121,7 +124,7 @@ async def test_the_retention_drops_segments_that_belong_to_another_role(
 
 
 async def test_the_doctor_finds_the_role_of_a_daemon_in_order(daemon: Daemon, database: str) -> None:
-    code, output, errors = await command("doctor", DATABASE_URL=as_role(database, ROLE))
+    code, output, errors = await command("doctor", DATABASE_URL=as_role(database, ROLE), ROWCAST_OWNER="roles_nobody")
     assert (0, "") == (code, errors), output
     found = {line[6:17].strip(): line[:4].strip() for line in output.splitlines()}
     assert "they were not compared: this role may not build them anew" in output
@@ -271,6 +274,96 @@ async def test_no_rights_are_granted_to_a_role_that_cannot_be_a_daemons(
     finally:
         await sql.execute(f"drop role if exists {role}")
     assert (64, True) == (code, f"daemon: {role} is {what}, so" in errors), errors
+
+
+async def test_replaying_as_a_role_that_owns_nothing_says_what_it_needs(
+    daemon: Daemon, chat: Chat, sql: Connection, database: str
+) -> None:
+    await sql.execute("alter table chatgenius.files drop constraint if exists files_size_not_negative")
+    message = await chat.say("a message with a file")
+    await sql.execute(
+        "insert into chatgenius.files (message_id, name, type, size, url) values ($1, 'n', 't', -1, 'u')", message
+    )
+    async with asyncio.timeout(10):
+        while not await sql.fetchval("select exists (select from rowcast.dead_letters)"):
+            await asyncio.sleep(0.05)
+    url = as_role(database, ROLE)
+    code, output, errors = await command("dead-letters", "replay", "--all", DATABASE_URL=url)
+    owner = await sql.fetchval("select current_user")
+    assert (14, "") == (code, output)
+    assert "daemon: Replaying locks the row in chatgenius.files, which this role may not (permission denied" in errors
+    assert f"use {owner}, or grant usage on the schema, and select and update on the table, to this role." in errors
+    assert await sql.fetchval("select exists (select from rowcast.dead_letters)")
+    await sql.execute(f"grant select, update on chatgenius.files to {ROLE}")
+    code, output, errors = await command("dead-letters", "replay", "--all", DATABASE_URL=url)
+    assert (0, "replayed 1 dead letter\n", "") == (code, output, errors)
+    await sql.execute(f"revoke select, update on chatgenius.files from {ROLE}")
+
+
+MIGRATOR, OWNER = "roles_migrator", "roles_owner"
+
+
+@pytest.fixture
+async def owned(empty_database: str) -> AsyncIterator[Connection]:
+    """A database whose owner cannot log in, and a migrator that has no rights but that to take on the owner."""
+    admin = await connect(empty_database, application_name="test")
+    name = await admin.fetchval("select quote_ident(current_database())")
+    await admin.execute(f"""
+        create role {OWNER};
+        create role {MIGRATOR} login noinherit password '{PASSWORD}';
+        grant {OWNER} to {MIGRATOR};
+        grant rowcast_capture to {OWNER};
+        alter database {name} owner to {OWNER};
+        {ORDERS};
+        alter table public.orders owner to {OWNER}
+    """)
+    yield admin
+    await admin.execute(f"drop owned by {MIGRATOR}, {OWNER} cascade; alter database {name} owner to current_user")
+    await admin.execute(f"drop role {MIGRATOR}; drop role {OWNER}")
+    await admin.close()
+
+
+async def test_what_a_migrator_does_belongs_to_an_owner_that_cannot_log_in(
+    database: str, owned: Connection, empty_database: str, tmp_path: Path
+) -> None:
+    environment = {"DATABASE_URL": as_role(empty_database, MIGRATOR), "ROWCAST_OWNER": OWNER}
+    of_the_migrator = "select count(*) from pg_shdepend where refobjid = $1::text::regrole"
+    backup = str(tmp_path / "backup")
+    watching = ("watch", "public.orders", "--topic", "'orders:' || r.customer_id", "--public")
+    for arguments in (
+        ("--apply-ddl", "--dry-run"),
+        ("--apply-ddl", "--grant-to", ROLE),
+        watching,
+        ("migrate", "--no-backup"),
+        ("check",),
+        ("dead-letters", "list"),
+        ("reset", "orders:1"),
+        ("backup", backup),
+        ("unwatch", "public.orders"),
+        ("rollback", "chatgenius"),
+    ):
+        code, _, errors = await command(*arguments, **environment)
+        assert 0 == code, (arguments, errors)
+        assert 0 == await owned.fetchval(of_the_migrator, MIGRATOR), arguments
+    assert {OWNER} == {
+        row["owner"]
+        for row in await owned.fetch(
+            "select relowner::regrole::text as owner from pg_class where relnamespace = 'rowcast'::regnamespace"
+        )
+    }
+    migrator = await asyncpg.connect(environment["DATABASE_URL"])
+    await migrator.execute(f"select pg_advisory_lock({migrate.LOCK})")
+    [holder] = await owned.fetch(query("lock_holder"), migrate.LOCK)
+    assert (MIGRATOR, True) == (holder["user_name"], holder["may_change_schemas"])
+    await migrator.close()
+    for owner, code, line in (
+        (ROLE, 14, f"This role cannot take on {ROLE}, which is in ROWCAST_OWNER (permission denied"),
+        ("roles_nobody", 14, "This role cannot take on roles_nobody, which is in ROWCAST_OWNER"),
+        ("Nobody", 78, "owner (option): a name consists of at most 63 characters"),
+    ):
+        found, _, errors = await command("--owner", owner, "--apply-ddl", **environment)
+        assert (code, True) == (found, line in errors), errors
+        assert 1 == errors.count("\n")
 
 
 async def test_a_dry_run_of_the_ddl_says_what_is_pending_and_changes_nothing(

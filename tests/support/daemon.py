@@ -175,9 +175,9 @@ async def start(
         )
 
 
-async def get(url: str) -> tuple[int, str]:
+async def get(url: str, headers: Mapping[str, str] = {}) -> tuple[int, str]:
     """The status and text of a page."""
-    return await asyncio.to_thread(_answer_to, url)
+    return await asyncio.to_thread(_answer_to, urllib.request.Request(url, headers=dict(headers)))
 
 
 async def post(url: str, body: object, **headers: str) -> tuple[int, str]:
@@ -187,7 +187,7 @@ async def post(url: str, body: object, **headers: str) -> tuple[int, str]:
     return await asyncio.to_thread(_answer_to, request)
 
 
-def _answer_to(request: str | urllib.request.Request) -> tuple[int, str]:
+def _answer_to(request: urllib.request.Request) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(request) as response:
             return response.status, response.read().decode()

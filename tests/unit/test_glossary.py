@@ -41,7 +41,7 @@ RETIRED = {
     "rings": "notifies, wakeups",
     "rung": "notified",
     "sift": "validate",
-    "sifted": "validated",
+    "validated": "validated",
     "sifts": "validates",
     "tell": "send",
     "tells": "sends",

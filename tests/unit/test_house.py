@@ -26,6 +26,7 @@ SKIPS = {
     "tests/support/guide.py": "curl cannot be installed everywhere; the skip names the package",
     "tests/support/node.py": "Node cannot be installed everywhere; the skip names the package",
     "tests/support/pooler.py": "a pooler cannot be installed everywhere; the skip names the package",
+    "tests/support/programs.py": "promtool and hadolint cannot be installed everywhere; the skip says how",
     "tests/support/small_disk.py": "not every account may mount a file system; the skip says so",
     "tests/support/sshd.py": "an SSH server cannot be installed everywhere; the skip names the package",
 }

@@ -5,7 +5,6 @@ from daemon.core.change import Position, Seq, Topic
 from daemon.core.errors import BadJson
 from daemon.core.filters import Asked, View
 from daemon.core.session import (
-    MAX_TOPICS,
     Action,
     Authenticate,
     CloseConnection,
@@ -18,6 +17,7 @@ from daemon.core.session import (
 from daemon.core.snapshot import Wanted
 from daemon.core.wire import Hello
 
+MAX_TOPICS = 3
 A_HELLO = b'{"op": "hello", "token": "t", "id": 1}'
 
 
@@ -26,7 +26,7 @@ def receive(session: Session, frame: bytes) -> list[Action]:
 
 
 def a_live_session(since: Position | None = None) -> Session:
-    session = Session(deadline=5.0)
+    session = Session(5.0, MAX_TOPICS)
     session.welcomed("ada", Hello(op="hello", token="t").model_copy(update={"since": since}), expires=100.0)
     return session
 
@@ -41,19 +41,19 @@ def codes(actions: list[Action]) -> list[str | int]:
 
 
 def test_a_hello_as_the_first_frame_is_authenticated() -> None:
-    [action] = receive(Session(deadline=5.0), A_HELLO)
+    [action] = receive(Session(5.0, MAX_TOPICS), A_HELLO)
     assert isinstance(action, Authenticate)
     assert Hello(op="hello", token="t", id=1) == action.frame
 
 
 def test_a_client_whose_first_frame_is_no_hello_gets_an_error_and_a_close() -> None:
-    session = Session(deadline=5.0)
+    session = Session(5.0, MAX_TOPICS)
     assert codes(receive(session, b'{"op": "ping"}')) == ["hello_expected", 4400]
     assert Phase.ENDED is session.phase
 
 
 def test_an_unreadable_frame_before_the_hello_ends_the_session() -> None:
-    assert codes(Session(deadline=5.0).fault(BadJson())) == ["bad_json", 4400]
+    assert codes(Session(5.0, MAX_TOPICS).fault(BadJson())) == ["bad_json", 4400]
 
 
 def test_an_unreadable_frame_after_the_hello_only_gets_an_error() -> None:
@@ -63,7 +63,7 @@ def test_an_unreadable_frame_after_the_hello_only_gets_an_error() -> None:
 
 
 def test_a_missing_hello_ends_the_session_once() -> None:
-    session = Session(deadline=5.0)
+    session = Session(5.0, MAX_TOPICS)
     assert session.tick(4.9) == []
     assert codes(session.tick(5.0)) == ["hello_timeout", 4401]
     assert session.tick(6.0) + receive(session, A_HELLO) == []

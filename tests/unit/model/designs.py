@@ -140,7 +140,7 @@ class DeliversEveryOffer(Pump):
 
     def offer(self, after: Seq, changes: Sequence[Change]) -> None:
         if self.started.is_set():
-            self._publish(changes, *self._router.sift(self._live.position, changes))
+            self._publish(changes, *self._router.batch_of(self._live.position, changes))
 
 
 class TrustsPositions(Client):

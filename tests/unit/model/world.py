@@ -446,6 +446,7 @@ class Daemon:
             clock=lambda: world.now,
             heartbeat=20.0,
             schema=lambda: "model",
+            max_topics=128,
             frame_bytes=65536,
             queue_bytes=QUEUE_BYTES,
             chunk=CHUNK,

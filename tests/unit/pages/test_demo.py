@@ -30,7 +30,7 @@ def verify(token: str) -> Claims:
 )
 async def test_sample_users_are_only_for_who_names_this_daemon(host: str, is_allowed: bool) -> None:
     door = Door(hosts=frozenset({"demo.example.com"}))
-    get = handlers(Demo(lambda: {"users": []}), cast("Pool", None), verify, door)["GET", "/demo.json"]
+    get = handlers(Demo(lambda: {"users": []}), cast("Pool", None), verify, lambda: door)["GET", "/demo.json"]
 
     def call(**headers: str) -> Call:
         return Call(Request("GET", "/demo.json", "", "1.1", {"host": host, **headers}, 0), b"", is_local=True)

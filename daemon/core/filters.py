@@ -8,7 +8,7 @@ the form of `View.condition`, is made into SQL by `rowcast.filter_condition`.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from pydantic_core import to_json
 
@@ -149,6 +149,17 @@ class View:
         self.condition = json.dumps(condition)  # of each table, for the server
         self._key = key
         self._hash = hash(key)
+
+    @classmethod
+    def of_condition(cls, condition: str) -> Self:
+        """One for the server only, from the `condition` of another. Raises ValueError if that is no object."""
+        try:
+            found = json.loads(condition)
+        except RecursionError:
+            raise ValueError("a condition nests too deep") from None
+        if not isinstance(found, dict):
+            raise ValueError("a condition must be an object")  # noqa: TRY004 - as for other texts
+        return cls({}, found, condition)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, View) and self._key == other._key)

@@ -75,16 +75,30 @@ MAX_READ_BYTES: Final = 2**20
 class Batch(list[Change]):
     """What a read of the log returned: changes, in order.
 
-    `more`: the read ended early, and another one may find more. `validated`: it holds what may be sent, so nobody has
-    to validate it again.
+    `more`: the read ended early, and another one may find more, past `reached`. `validated`: it holds what may be
+    sent, so nobody has to validate it again.
     """
 
-    __slots__ = ("more", "validated")
+    __slots__ = ("_reached", "more", "validated")
 
-    def __init__(self, changes: Iterable[Change] = (), *, more: bool = False, validated: bool = False) -> None:
+    def __init__(
+        self,
+        changes: Iterable[Change] = (),
+        *,
+        more: bool = False,
+        validated: bool = False,
+        reached: Seq | None = None,
+    ) -> None:
+        """`reached` is where the read ended early, if not at the last change."""
         super().__init__(changes)
         self.more = more
         self.validated = validated
+        self._reached = reached
+
+    @property
+    def reached(self) -> Seq:
+        """Where a read that ended early has ended."""
+        return self[-1].seq if self._reached is None else self._reached
 
 
 class LogReader(Protocol):

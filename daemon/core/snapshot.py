@@ -45,7 +45,8 @@ class Rows:
 
     `position` is the newest one that the snapshot shows. Changes past it may be contained too: those that `visible`
     shows. `upto` is the last number that one of these has. The rows are inserts without a transaction; `omitted` has
-    every table that was read, with the number of rows that are too large to be sent.
+    every table that was read, with the number of rows that are too large to be sent. `validated`: the rows are what
+    may be sent, so nobody has to validate them again; `omitted` counts the others too.
     """
 
     position: Position
@@ -53,3 +54,4 @@ class Rows:
     upto: Seq
     rows: Sequence[Change]
     omitted: Mapping[str, int]
+    validated: bool = False

@@ -236,7 +236,7 @@ class Replay:
             return
         reading = {topic: place for topic, place in asked.items() if self._places.get(topic) == place}
         payloads = self._build_frames(batch, reading)
-        reached = batch[-1].seq if batch.more else upto
+        reached = batch.reached if batch.more else upto
         places = {topic: max(place, reached) for topic, place in reading.items()}
         self._places |= places
         for topic, payload in payloads:

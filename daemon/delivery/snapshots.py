@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from weakref import ref
 
@@ -139,19 +139,15 @@ class Snapshots:
 
     async def _frames(self, wanted: Wanted, rows: Rows, numbers: Numbers) -> list[bytes]:
         """At least one frame for each table."""
+        rows = await checked(rows, self._router)
         valid: dict[str, list[Change]] = {table: [] for table in rows.omitted}
-        omitted = Counter(rows.omitted)
-        for first in range(0, len(rows.rows), CHUNK):
-            sendable, invalid = self._router.validate(rows.rows[first : first + CHUNK])
-            for row in sendable:
-                if row.kind is Kind.INSERT:  # else it stands for one that is invalid
-                    shown = row if wanted.view is None else wanted.view.of_row(row)
-                    is_exact = numbers is Numbers.STRING
-                    valid[row.table].append(self._router.with_exact_numbers(shown) if is_exact else shown)
-            for row, _, reason in invalid:
-                omitted[row.table] += 1
-                log.warning("snapshot_incomplete", table=row.table, reason=reason)
-            await asyncio.sleep(0)
+        omitted = dict(rows.omitted)
+        for place, row in enumerate(rows.rows, 1):
+            shown = row if wanted.view is None else wanted.view.of_row(row)
+            is_exact = numbers is Numbers.STRING
+            valid[row.table].append(self._router.with_exact_numbers(shown) if is_exact else shown)
+            if place % CHUNK == 0:
+                await asyncio.sleep(0)
         pages = [(table, page) for table, of_table in valid.items() for page in _pages(of_table)]
         frames = list[bytes]()
         for place, (table, page) in enumerate(pages, 1):
@@ -159,6 +155,21 @@ class Snapshots:
             frames.append(self._encode(payload))
             await asyncio.sleep(0)
         return frames
+
+
+async def checked(rows: Rows, router: PackRouter) -> Rows:
+    """The rows that may be sent; the others count as omitted."""
+    if rows.validated:
+        return rows
+    valid, omitted = list[Change](), Counter(rows.omitted)
+    for first in range(0, len(rows.rows), CHUNK):
+        sendable, invalid = router.validate(rows.rows[first : first + CHUNK])
+        valid += [row for row in sendable if row.kind is Kind.INSERT]  # else it stands for one that is invalid
+        for row, _, reason in invalid:
+            omitted[row.table] += 1
+            log.warning("snapshot_incomplete", table=row.table, reason=reason)
+        await asyncio.sleep(0)
+    return replace(rows, rows=valid, omitted=omitted, validated=True)
 
 
 def _pages(rows: Sequence[Change]) -> list[list[Change]]:

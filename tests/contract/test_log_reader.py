@@ -1,4 +1,4 @@
-"""The contract of the LogReader port, for the log in Postgres and for the cache in memory over it."""
+"""The contract of the LogReader port: the log in Postgres, the cache in memory over it, and a gateway that asks."""
 
 from collections.abc import AsyncIterator, Collection
 from itertools import pairwise
@@ -12,8 +12,10 @@ from daemon.delivery.pack_router import PackRouter
 from daemon.log.reader import PgLogReader
 from daemon.packs import Pack, Row
 from daemon.postgres.connect import Pool, connect, open_pool
+from daemon.relay.remote import RemoteLogReader
 from tests.support.log import ROWS, leader, until_numbered
 from tests.support.postgres import Server
+from tests.support.relay import asking
 
 
 class Version(Row):
@@ -75,9 +77,15 @@ async def fill_cache(inner: LogReader, max_bytes: int, chunk: int) -> LogCache:
 CACHE_SIZES = {"all in memory": 2**20, "some in memory": 15_000, "none in memory": 0}  # bytes
 
 
-@pytest.fixture(params=["postgres", *CACHE_SIZES])
+@pytest.fixture(params=["postgres", *CACHE_SIZES, "a gateway"])
 async def log(request: pytest.FixtureRequest, pool: Pool) -> LogReader:
     inner = PgLogReader(pool, MAX_TRANSACTION)
+    if request.param == "a gateway":
+        member = await fill_cache(inner, CACHE_SIZES["some in memory"], chunk=5)
+        position = await inner.head()
+        ask = asking(log_reader=member, deliverable=ROUTER.deliverable, position=lambda: position)
+        remote = RemoteLogReader(ask, lambda: position.epoch)
+        return await fill_cache(remote, CACHE_SIZES["some in memory"] // 2, chunk=5)
     return inner if request.param == "postgres" else await fill_cache(inner, CACHE_SIZES[request.param], chunk=5)
 
 
@@ -89,7 +97,7 @@ async def replay(log: LogReader, topics: Collection[Topic], after: Seq, upto: Se
         found += ROUTER.deliverable(batch)
         if not batch.more:
             break
-        after = batch[-1].seq
+        after = batch.reached
     return found
 
 

@@ -1,4 +1,4 @@
-"""The contracts of the PeopleStore and AckStore ports, for Postgres and for the stores in memory that tests use."""
+"""The contracts of the ports that share clients: Postgres, a gateway that asks, and what tests have in memory."""
 
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -13,7 +13,9 @@ from daemon.delivery.presence import EVERY, INTERVAL
 from daemon.log import sharing
 from daemon.log.sharing import PgAcks, PgPeople, PgSignalRights
 from daemon.postgres.connect import Pool, connect, open_pool
+from daemon.relay.remote import RemoteAcks, RemotePeople, RemoteSignalRights
 from tests.support.postgres import Server
+from tests.support.relay import asking
 from tests.support.sharing import MemoryAcks, MemoryPeople, SharedPeople
 
 A, B = Topic("a"), Topic("b")
@@ -40,14 +42,19 @@ async def pool(postgres: Server) -> AsyncIterator[Pool]:
         await sql.close()
 
 
-@pytest.fixture(params=["postgres", "memory"])
+@pytest.fixture(params=["postgres", "gateways", "memory"])
 async def open_store(request: pytest.FixtureRequest, pool: Pool) -> AsyncIterator[Open]:
     """Opens the store of a process, each of the same database."""
     if request.param == "memory":
         shared = SharedPeople()
         yield lambda process: MemoryPeople(shared, process)
     else:
-        yield lambda process: PgPeople(pool, process, lambda _: "public", {"public": "public.changed"})
+
+        def of_member(process: str) -> PgPeople:
+            return PgPeople(pool, process, lambda _: "public", {"public": "public.changed"})
+
+        ask = asking(people=of_member)
+        yield of_member if request.param == "postgres" else lambda process: RemotePeople(ask, process)
         await pool.execute("truncate rowcast.people, rowcast.presence_leases, rowcast.users_present")
 
 
@@ -130,16 +137,19 @@ async def test_the_function_of_a_schema_says_who_may_signal_there(pool: Pool) ->
         "create or replace function public.may_signal(user_id text, topic text) returns boolean"
         " language sql as $$ select user_id = 'ada' and 1 / (case topic when 'a' then 1 else 0 end) = 1 $$"
     )
-    rights = PgSignalRights(pool, {A: "public", B: "public"}.get, {"public": "public.may_signal"})
-    assert [True, False] == [rights.concerns(A), rights.concerns(Topic("c"))]
-    assert [True, False] == [await rights.may_signal(user, A) for user in ("ada", "bob")]
-    with pytest.raises(GrantsUnavailable):
-        await rights.may_signal("ada", B)
+    of_member = PgSignalRights(pool, {A: "public", B: "public"}.get, {"public": "public.may_signal"})
+    for rights in (of_member, RemoteSignalRights(asking(signal_rights=of_member), of_member.concerns)):
+        assert [True, False] == [rights.concerns(A), rights.concerns(Topic("c"))]
+        assert [True, False] == [await rights.may_signal(user, A) for user in ("ada", "bob")]
+        with pytest.raises(GrantsUnavailable):
+            await rights.may_signal("ada", B)
 
 
-@pytest.fixture(params=["postgres", "memory"])
+@pytest.fixture(params=["postgres", "a gateway", "memory"])
 def acks(request: pytest.FixtureRequest, pool: Pool) -> AckStore:
-    return MemoryAcks() if request.param == "memory" else PgAcks(pool, {})
+    if request.param == "memory":
+        return MemoryAcks()
+    return PgAcks(pool, {}) if request.param == "postgres" else RemoteAcks(asking(acks=PgAcks(pool, {})))
 
 
 async def test_the_last_position_of_each_device_is_stored(acks: AckStore) -> None:

@@ -15,9 +15,11 @@ from daemon.core.ports import Batch
 from daemon.delivery.replay import Replay, ReplayReader, RetryingLogReader
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Connection, Pool, connect
+from daemon.relay.remote import RemoteLogReader
 from tests.delivery.versions import ONE, SERVED, THREE, TWO, GatedLog, a_hub, versions
 from tests.support.log import leader, until_numbered
 from tests.support.postgres import Server
+from tests.support.relay import asking
 
 
 class Recorder:
@@ -105,6 +107,20 @@ async def test_the_chunk_size_does_not_change_what_is_sent(pool: Pool, chunk: in
         frames = [frame for frame in recorder.frames if frame["topic"] == topic]
         positions = [f"{hub.position.epoch}:{since}", *(frame["pos"] for frame in frames)]
         assert positions[:-1] == [frame["prev"] for frame in frames]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+async def test_a_replay_at_a_gateway_gets_past_what_its_member_leaves_out(pool: Pool, chunk: int) -> None:
+    def deliverable(batch: Batch) -> list[Change]:
+        return [
+            change for change in SERVED.deliverable(batch) if json.loads(change.record or "{}").get("version") != 2
+        ]
+
+    hub, recorder = await a_hub(pool), Recorder()
+    ask = asking(log_reader=PgLogReader(pool), deliverable=deliverable, position=lambda: hub.position)
+    log = RemoteLogReader(ask, lambda: hub.position.epoch)
+    await a_replay(hub, recorder, log, {ONE: 0, TWO: 8}, limit=chunk).run()
+    assert ([1, 3], [3], {ONE, TWO}) == (recorder.versions(ONE), recorder.versions(TWO), set(recorder.joined))
 
 
 async def test_a_topic_added_while_the_log_is_read_is_replayed_too(pool: Pool) -> None:

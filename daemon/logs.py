@@ -97,6 +97,13 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn",
             "captured events get no numbers, so nothing new is delivered; says why, if this daemon knows",
         ),
+        "relay_connected": Event(
+            "info", "NATS, which carries messages between nodes, is reached; says at which server"
+        ),
+        "relay_lost": Event("warn", "NATS cannot be reached; says why, and it is tried until it can"),
+        "relay_refused": Event(
+            "warn", "NATS does not permit this node to use a subject; says which, and it is tried again"
+        ),
         "reload_failed": Event(
             "warn", "a SIGHUP arrived, but something could not be read; says what. Everything stays as it was"
         ),

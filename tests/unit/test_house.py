@@ -24,6 +24,7 @@ SKIPS = {
     "tests/support/axe.py": "axe-core cannot be installed everywhere; the skip names the package",
     "tests/support/browser.py": "a browser cannot be installed everywhere; the skip names the package",
     "tests/support/guide.py": "curl cannot be installed everywhere; the skip names the package",
+    "tests/support/nats.py": "a NATS server cannot be installed everywhere; the skip names the package",
     "tests/support/node.py": "Node cannot be installed everywhere; the skip names the package",
     "tests/support/pooler.py": "a pooler cannot be installed everywhere; the skip names the package",
     "tests/support/programs.py": "promtool and hadolint cannot be installed everywhere; the skip says how",

@@ -97,10 +97,14 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn",
             "captured events get no numbers, so nothing new is delivered; says why, if this daemon knows",
         ),
+        "waiting_for_members": Event("warn", "a gateway that starts hears no member over NATS; says why"),
         "relay_connected": Event(
             "info", "NATS, which carries messages between nodes, is reached; says at which server"
         ),
         "relay_lost": Event("warn", "NATS cannot be reached; says why, and it is tried until it can"),
+        "relay_unreadable": Event(
+            "error", "a message of a member cannot be read; says why: run the same version on all nodes"
+        ),
         "relay_refused": Event(
             "warn", "NATS does not permit this node to use a subject; says which, and it is tried again"
         ),

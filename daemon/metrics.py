@@ -205,6 +205,12 @@ RESETS: Final = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+RELAY_BATCHES: Final = Counter(
+    "rowcast_relay_batches_total",
+    "Batches for gateways, by what became of them: sent, dropped because NATS could not take them, unreadable here.",
+    ["result"],
+    registry=REGISTRY,
+)
 KEY_FETCHES: Final = Counter(
     "rowcast_key_fetches_total",
     "Fetches of the keys at the URL in ROWCAST_JWKS, by outcome: done, failed.",

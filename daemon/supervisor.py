@@ -30,7 +30,7 @@ from typing import Final, NoReturn
 import click
 
 from daemon import logs, metrics, systemd
-from daemon.app.serve import has_terminal, serve
+from daemon.app.serve import Serving, has_terminal, running, serve
 from daemon.core.errors import OperatorFault, fault_in
 from daemon.gateway.server import bind
 from daemon.postgres.backoff import backoff_delay
@@ -117,8 +117,10 @@ class Supervisor:
         settings: Settings,
         sockets: Sequence[socket.socket],
         read_settings: Callable[[], Settings] | None = None,
+        serving: Serving = running,
     ) -> None:
         self._settings, self._sockets, self._read_settings = settings, sockets, read_settings
+        self._serving = serving
         self._connections = ConnectionCounts(settings.workers)
         self._running: dict[int, Worker] = {}
         self._due = dict.fromkeys(range(settings.workers), 0.0)  # start time by number
@@ -323,6 +325,7 @@ class Supervisor:
                 manager=parent,
                 should_accept=partial(self._connections.should_accept, number),
                 read_settings=read and (lambda: _settings_of_worker(number, read())),
+                serving=self._serving,
             )
         finally:  # a worker that is exiting needs no signal, and a closing event loop cannot handle one
             signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
@@ -341,10 +344,12 @@ def _exit_code(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def supervise(settings: Settings, read_settings: Callable[[], Settings] | None = None) -> int:
+def supervise(
+    settings: Settings, read_settings: Callable[[], Settings] | None = None, serving: Serving = running
+) -> int:
     """Serve with several processes until SIGTERM or SIGINT; returns the exit code. Raises ListenFailed.
 
-    `read_settings` is passed to `serve`.
+    `read_settings` and `serving` are passed to `serve`.
     """
     sockets = systemd.listen_fds() or asyncio.run(bind(settings.listen.host, settings.listen.port))
-    return Supervisor(settings, sockets, read_settings).run()
+    return Supervisor(settings, sockets, read_settings, serving).run()

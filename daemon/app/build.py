@@ -1,37 +1,33 @@
 """Composition: makes every part and connects them; nothing runs yet."""
 
 import asyncio
-import secrets
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
-from ipaddress import ip_network
+from typing import TYPE_CHECKING
 
 from daemon import metrics
+from daemon.app.node import (
+    Node,
+    Ports,
+    Sharing,
+    build_gateway,
+    build_node,
+    client_context,
+    connect_metrics,
+    door_setter,
+    gateway_limits,
+    process_name,
+    schema_functions,
+)
 from daemon.app.site import site
-from daemon.core.close_history import CloseHistory
-from daemon.core.hub import Hub
-from daemon.core.ports import OpenClient
-from daemon.delivery.acks import Acks
+from daemon.core.ports import PeopleStore
 from daemon.delivery.canary import CANARY, Canary
-from daemon.delivery.client import ClientContext
-from daemon.delivery.live import Live
-from daemon.delivery.log_cache import LogCache
-from daemon.delivery.own_tables import OwnTables
 from daemon.delivery.pack_router import PackRouter
-from daemon.delivery.presence import Presence
 from daemon.delivery.pump import Pump
-from daemon.delivery.replay import RetryingLogReader
-from daemon.delivery.rights import Rights
-from daemon.delivery.signals import Signals
-from daemon.delivery.snapshots import Snapshots
-from daemon.gateway.door import UNIX, Door
-from daemon.gateway.http import Page, Site, json_page
 from daemon.gateway.identity import Identity
 from daemon.gateway.key_source import KeySource
-from daemon.gateway.server import Gateway, Limits, encode
+from daemon.gateway.server import Gateway
 from daemon.gateway.tls import Tls
 from daemon.health import Check, Readiness
 from daemon.jobs.scheduler import JOB_SESSION, Scheduler
@@ -49,13 +45,16 @@ from daemon.log.retention import DROP_SETTINGS, Retention
 from daemon.log.rows import PgRowReader
 from daemon.log.sequencer import Sequencer
 from daemon.log.sharing import SIGNALS_CHANNEL, PgAcks, PgBroadcast, PgPeople, PgSignalRights
-from daemon.logs import count_dropped_lines
 from daemon.packs import Pack
 from daemon.pages.console import Console, ConsoleOptions
 from daemon.pages.demo import Demo
+from daemon.pages.demo import handlers as demo_handlers
 from daemon.postgres.connect import SESSION, Connect, Connection, OnUnusable, Pool, connect
 from daemon.schema.health import SchemaHealth
 from daemon.settings import Settings
+
+if TYPE_CHECKING:
+    from daemon.app.relay import MemberRelay
 
 POOL_SIZE = 12  # connections: 4 for replays, 4 for rights, 2 for snapshots, which leaves some to the pump
 DAEMON_CONNECTIONS = POOL_SIZE + 5  # the listener, the sequencer, the wakeup lock, the retention and the jobs
@@ -72,22 +71,14 @@ class Parts:
     retention: Retention
     schema: SchemaHealth
     pump: Pump
-    sharing: "_Sharing"
+    sharing: Sharing
     canary: Canary | None
     gateway: Gateway
     scheduler: Scheduler
     readiness: Readiness
     keys: KeySource
     use_door: Callable[[Settings], None]
-
-
-@dataclass(frozen=True)
-class _Sharing:
-    """What clients of different processes share beside the log."""
-
-    signals: Signals
-    presence: Presence
-    acks: Acks
+    relay: "MemberRelay | None"
 
 
 def build(
@@ -103,116 +94,95 @@ def build(
 ) -> Parts:
     """Make every part and connect them; nothing runs yet."""
     router = PackRouter({**packs, CANARY.name: CANARY} if settings.canary_every else packs)
-    hub = Hub(encode, router.with_exact_numbers)
-    own_tables = OwnTables(PgOwnTableReader(pool), router)
+    relay = _relay(settings)
+    node = build_node(settings, router, _ports(settings, pool, router, relay))
+    live = node.live
     events, numbers = asyncio.Event(), asyncio.Event()
-    pump, live = _build_pump(settings, pool, hub, router, own_tables, numbers)
-    log_cache = live.log_cache
-    sharing = _build_sharing(pool, hub, router)
-    notifier, sequencer, retention = _build_log(
-        settings, pool, pump, log_cache, events, numbers, sharing, on_unusable
-    )
+    pump = _build_pump(settings, pool, node, numbers)
+    notifier, sequencer, retention = _build_log(settings, pool, pump, node, events, numbers, on_unusable)
     notify_watch = NotifyWatch(pool, lambda: notifier.is_blocked)
-    backlog = Backlog(pool, sequencer, lambda: hub.position.seq)
+    backlog = Backlog(pool, sequencer, lambda: live.position.seq)
     scheduler = _scheduler(settings, pool, on_unusable)
-    canary = Canary(hub, CanaryWriter(pool).write, settings.canary_every) if settings.canary_every else None
+    canary = Canary(live.hub, CanaryWriter(pool).write, settings.canary_every) if settings.canary_every else None
+
+    def delivery_age() -> float:
+        return max(pump.read_age, backlog.age)
+
+    if relay is not None:
+        relay.connect(node, sequencer.leading.is_set, delivery_age, people_of(pool, router), identity.user_of)
     warnings = [each.warnings for each in (notify_watch, retention, scheduler, identity.keys, tls)]
+    if relay is not None:
+        warnings.append(relay.warnings)
     readiness = _readiness(tunnel_problems, schema, notifier, pump, backlog, retention, canary, warnings)
-    limits = gateway_limits(settings)
-    context = ClientContext(
-        hub=hub,
-        log_reader=log_cache,
-        replay_reader=RetryingLogReader(log_cache, pump.readable.wait),
-        rights=Rights(hub, PgGrants(pool, router.schema_of, router.own_table_of), live.wait_until_delivered),
-        snapshots=_snapshots(settings, pool, live),
-        columns=PgColumns(pool, router.schema_of),
-        signals=sharing.signals,
-        presence=sharing.presence,
-        acks=sharing.acks,
-        router=router,
-        authenticate=identity.at_once,
-        identify=identity.identify,
-        wait_until_delivered=live.wait_until_delivered,
-        delivery_age=lambda: max(pump.read_age, backlog.age),
-        close_history=CloseHistory(),
-        encode=encode,
-        clock=time.monotonic,
-        heartbeat=settings.heartbeat,
-        schema=lambda: own_tables.contract,
-        max_topics=limits.topics,
-        frame_bytes=limits.message_bytes,
-        queue_bytes=settings.queue_bytes,
-        chunk=settings.read_chunk,
+    context = client_context(
+        settings,
+        node,
+        identity,
+        pump.readable.wait,
+        delivery_age,
+        lambda: node.own_tables.contract,
     )
-    console = Console(live, pump, log_cache, backlog, readiness, pool, _console_options(settings, identity, demo))
-    pages = site(readiness, lambda: router.all_packs, console, demo, pool, identity.verify, lambda: gateway.door)
-    console.gateway = gateway = _build_gateway(settings, context.open_client, pages, tls)
-    _connect_metrics(hub, log_cache, notifier, backlog, gateway, limits, identity.keys, readiness)
+    console = Console(
+        live, pump, live.log_cache, backlog, readiness, pool, _console_options(settings, identity, demo)
+    )
+    handlers = console.handlers()
+    if demo is not None:
+        handlers |= demo_handlers(demo, pool, identity.verify, lambda: gateway.door)
+    pages = site(readiness, lambda: router.all_packs, handlers)
+    console.gateway = gateway = build_gateway(settings, context.open_client, pages, tls)
+    connect_metrics(live, gateway, gateway_limits(settings), identity.keys, readiness)
+    metrics.UNNUMBERED_AGE.set_function(lambda: backlog.age)
+    metrics.BEAT_AGE.set_function(lambda: notifier.silence)
     of_the_log = notifier, notify_watch, sequencer, backlog, retention
-    use_door = partial(_use_door, gateway, context)
-    return Parts(*of_the_log, schema, pump, sharing, canary, gateway, scheduler, readiness, identity.keys, use_door)
+    use_door = door_setter(gateway, context)
+    return Parts(
+        *of_the_log, schema, pump, node.sharing, canary, gateway, scheduler, readiness, identity.keys, use_door, relay
+    )
 
 
-def _build_pump(
-    settings: Settings, pool: Pool, hub: Hub, router: PackRouter, own_tables: OwnTables, numbers: asyncio.Event
-) -> tuple[Pump, Live]:
-    log_reader = PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes)
-    live = Live(hub, router, LogCache(log_reader, settings.recent_bytes))
-    pump = Pump(
-        log_reader,
+def _relay(settings: Settings) -> "MemberRelay | None":
+    """What connects this member with gateways, if there are any."""
+    if settings.nats_url is None:
+        return None
+    from daemon.app.relay import MemberRelay  # noqa: PLC0415 - most daemons have no gateways
+
+    return MemberRelay(settings)
+
+
+def _ports(settings: Settings, pool: Pool, router: PackRouter, relay: "MemberRelay | None") -> Ports:
+    """The ports of a member."""
+    process = process_name()
+    functions = partial(schema_functions, router.packs)
+    return Ports(
+        process=process,
+        log_reader=PgLogReader(pool, settings.transaction_changes, settings.transaction_bytes),
+        grants=PgGrants(pool, router.schema_of, router.own_table_of),
+        own_tables=PgOwnTableReader(pool),
+        rows=PgRowReader(pool, router.schema_of, settings.snapshot_rows, settings.transaction_bytes),
+        columns=PgColumns(pool, router.schema_of),
+        people=people_of(pool, router)(process),
+        acks=PgAcks(pool, functions(lambda pack: pack.ack_hook)),
+        signal_rights=PgSignalRights(pool, router.schema_of, functions(lambda pack: pack.may_signal)),
+        broadcast=PgBroadcast(pool) if relay is None else relay.broadcast,
+    )
+
+
+def people_of(pool: Pool, router: PackRouter) -> Callable[[str], PeopleStore]:
+    """What returns the store of the people of a process, by its name."""
+    hooks = schema_functions(router.packs, lambda pack: pack.presence_hook)
+    return lambda process: PgPeople(pool, process, router.schema_of, hooks)
+
+
+def _build_pump(settings: Settings, pool: Pool, node: Node, numbers: asyncio.Event) -> Pump:
+    return Pump(
+        node.ports.log_reader,
         numbers,
-        live,
+        node.live,
         DeadLetters(pool).store_dead_letters,
-        refresh=own_tables.refresh,
+        refresh=node.own_tables.refresh,
         poll_every=settings.poll_every,
         chunk=settings.read_chunk,
     )
-    return pump, live
-
-
-def _build_sharing(pool: Pool, hub: Hub, router: PackRouter) -> _Sharing:
-    process = secrets.token_hex(8)
-
-    def functions(name: Callable[[Pack], str | None]) -> dict[str, str]:
-        return {schema: f"{schema}.{name(pack)}" for schema, pack in router.packs.items() if name(pack)}
-
-    rights = PgSignalRights(pool, router.schema_of, functions(lambda pack: pack.may_signal))
-    signals = Signals(process, hub, encode, PgBroadcast(pool), rights)
-    presence_hooks = functions(lambda pack: pack.presence_hook)
-    presence = Presence(
-        PgPeople(pool, process, router.schema_of, presence_hooks),
-        encode,
-        signals.announce,
-        time.monotonic,
-        has_hooks=bool(presence_hooks),
-    )
-    signals.on_present = presence.changed_elsewhere
-    return _Sharing(signals, presence, Acks(PgAcks(pool, functions(lambda pack: pack.ack_hook))))
-
-
-def _build_gateway(settings: Settings, open_client: OpenClient, whole: Site, tls: Tls) -> Gateway:
-    """The gateway; if there is a listener for metrics, what is for operators is only there."""
-    public = whole if settings.metrics_listen is None else whole.without(_FOR_OPERATORS, {"/readyz": _bare_readiness})
-    limits, door = gateway_limits(settings), door_of(settings)
-    return Gateway(open_client, public, admin_site=whole, limits=limits, door=door, tls=tls)
-
-
-def _use_door(gateway: Gateway, context: ClientContext, settings: Settings) -> None:
-    """Let new requests and connections have the door and the limits of these settings."""
-    limits = gateway_limits(settings)
-    context = replace(
-        context, max_topics=limits.topics, frame_bytes=limits.message_bytes, queue_bytes=settings.queue_bytes
-    )
-    gateway.use(context.open_client, limits, door_of(settings))
-    metrics.CLIENTS_LIMIT.set(limits.max_clients())
-
-
-_FOR_OPERATORS = "/metrics", "/console"
-
-
-def _bare_readiness(page: Page) -> Page:
-    """The status of /readyz, without the reasons."""
-    return json_page({"ready": page.status == HTTPStatus.OK}, page.status)
 
 
 def _console_options(settings: Settings, identity: Identity, demo: Demo | None) -> ConsoleOptions:
@@ -223,12 +193,6 @@ def _console_options(settings: Settings, identity: Identity, demo: Demo | None) 
 def _scheduler(settings: Settings, pool: Pool, on_unusable: OnUnusable) -> Scheduler:
     connect_for_jobs = partial(_open, settings, on_unusable, "rowcast jobs", JOB_SESSION)
     return Scheduler(pool, connect_for_jobs, settings, scheduled_jobs(settings))
-
-
-def _snapshots(settings: Settings, pool: Pool, live: Live) -> Snapshots:
-    largest = settings.transaction_bytes
-    reader = PgRowReader(pool, live.router.schema_of, settings.snapshot_rows, largest)
-    return Snapshots(reader, live.hub, live.router, encode, live.wait_until_delivered, max_bytes=4 * largest)
 
 
 def _readiness(
@@ -253,64 +217,13 @@ def _readiness(
     )
 
 
-def gateway_limits(settings: Settings) -> Limits:
-    """What the gateway of one process allows its peers."""
-    return Limits(
-        connections=settings.max_clients,
-        pending=settings.max_unauthenticated,
-        per_user=settings.max_clients_per_user,
-        per_address=settings.max_clients_per_address,
-        user_unread_bytes=settings.user_unread_bytes,
-        user_rate=settings.user_rate,
-        topics=settings.max_topics,
-        message_bytes=settings.frame_bytes,
-        deflate_bytes=settings.deflate_bytes,
-    )
-
-
-def door_of(settings: Settings) -> Door:
-    """Who may come in."""
-    return Door(
-        origins=frozenset(settings.origins),
-        admits_local_pages=settings.environment != "production",
-        hosts=frozenset(settings.hosts),
-        proxies=tuple(UNIX if proxy == UNIX else ip_network(proxy) for proxy in settings.trusted_proxies),
-        proxy_header=settings.proxy_header,
-    )
-
-
-def _connect_metrics(
-    hub: Hub,
-    log_cache: LogCache,
-    notifier: Notifier,
-    backlog: Backlog,
-    gateway: Gateway,
-    limits: Limits,
-    keys: KeySource,
-    readiness: Readiness,
-) -> None:
-    """Let the gauges read what the parts know at the moment, and count dropped lines."""
-    count_dropped_lines(metrics.LOG_LINES_DROPPED.inc)
-    metrics.CLIENTS_LIMIT.set(limits.max_clients())
-    metrics.READY.set_function(lambda: not readiness.reasons())
-    metrics.CLIENTS.set_function(lambda: gateway.clients)
-    metrics.UNAUTHENTICATED.set_function(lambda: gateway.pending)
-    metrics.SUBSCRIPTIONS.set_function(lambda: hub.subscriptions)
-    metrics.RECENT_BYTES.set_function(lambda: log_cache.size)
-    metrics.LOG_POSITION.set_function(lambda: hub.position.seq)
-    metrics.UNNUMBERED_AGE.set_function(lambda: backlog.age)
-    metrics.BEAT_AGE.set_function(lambda: notifier.silence)
-    metrics.KEY_FETCH_DELAY.set_function(lambda: keys.age)
-
-
 def _build_log(
     settings: Settings,
     pool: Pool,
     pump: Pump,
-    log_cache: LogCache,
+    node: Node,
     events: asyncio.Event,
     numbers: asyncio.Event,
-    sharing: _Sharing,
     on_unusable: OnUnusable,
 ) -> tuple[Notifier, Sequencer, Retention]:
     """Make the parts that maintain the log: the notifier, the sequencer and the retention."""
@@ -333,7 +246,7 @@ def _build_log(
     notifier = Notifier(
         opener("rowcast listener", {**SESSION, "lock_timeout": f"{lock_timeout * 1000:.0f}ms"}),
         {"rowcast": events, "rowcast_log": numbers},
-        receivers={SIGNALS_CHANNEL: sharing.signals.receive},
+        receivers={SIGNALS_CHANNEL: node.sharing.signals.receive},
         is_own=sequencer.is_own_notification,
         beat_every=settings.beat_every,
         beat_limit=settings.beat_limit,
@@ -343,7 +256,7 @@ def _build_log(
         opener("rowcast retention", {**SESSION, **DROP_SETTINGS}),
         sequencer,
         settings.retention,
-        log_cache.forget,
+        node.live.log_cache.forget,
     )
     return notifier, sequencer, retention
 

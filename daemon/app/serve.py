@@ -7,9 +7,9 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import astuple, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from daemon import __version__, systemd
 from daemon.app.build import POOL_SIZE, Parts, build
@@ -28,11 +28,12 @@ from daemon.postgres.connect import SESSION, Pool, open_pool
 from daemon.postgres.errors import DRIVER_ERRORS, DatabaseFault, address_of, explain
 from daemon.postgres.tunnel import through_tunnel
 from daemon.schema.health import SchemaHealth, SchemaNotCurrent
-from daemon.settings import Address, Reloads, Settings
+from daemon.settings import Address, BadSettings, Reloads, Settings
 
 log = get_logger()
 
 START_TIMEOUT = 30.0  # seconds to wait for the first heartbeat, and between two reports of a long start
+MEMBER_TIMEOUT = 5.0  # seconds between two reports that a gateway waits for a member
 CLOSE_TIMEOUT = 2.0  # seconds for the database connections to close
 
 # When 10,000 clients follow ten topics each, a full garbage collection stops the process for 0.3 s. Frequent work
@@ -64,11 +65,11 @@ class SequencingFailed(OperatorFault):
 
 @dataclass(frozen=True)
 class Running:
-    """A serving daemon: its addresses, its pool and its readiness."""
+    """A daemon or gateway that serves: its addresses, its pool and its readiness."""
 
     host: str
     port: int
-    pool: Pool
+    pool: Pool | None  # None in a gateway
     readiness: Readiness
     metrics_url: str | None
     has_tls: bool = False
@@ -131,11 +132,76 @@ async def running(
         run_in_background = await stack.enter_async_context(_in_background())
         run_in_background(_end_if_unusable(unusable))
         await _start(parts, run_in_background)
-        own, (host, port) = await _listen(settings, parts.gateway, inherited, should_accept)
-        stack.push_async_callback(_drain, parts.gateway, settings.drain_seconds)
-        metrics_url = f"http://{Address(*own[0].getsockname()[:2])}/metrics" if own else None
-        has_tls = settings.tls_certificate is not None
-        yield Running(host, port, pool, parts.readiness, metrics_url, has_tls=has_tls)
+        yield await _open_ports(stack, settings, parts, pool, inherited, should_accept)
+
+
+@asynccontextmanager
+async def gateway_running(
+    settings: Settings,
+    *,
+    demo: Demo | None = None,
+    inherited: Sequence[socket.socket] = (),
+    should_accept: Callable[[int], bool] = lambda _: True,
+    reloads: Reloads | None = None,
+) -> AsyncIterator[Running]:
+    """The same as `running` for a gateway, which has no database. When the block begins, it knows the log's head.
+
+    Waits for a member as long as it takes, and logs `waiting_for_members` meanwhile. Raises an OperatorFault.
+    """
+    from daemon.app.gateway import build_gateway_parts  # noqa: PLC0415 - most daemons are none
+
+    if settings.nats_url is None:
+        raise BadSettings("a gateway knows the log from NATS: set ROWCAST_NATS_URL, as its members have it")
+    has_users = users_statement(settings) is not None
+    authenticator, keys = await load_keys(settings, reloads)
+    tls = await load_certificate(settings, reloads)
+    parts = build_gateway_parts(settings, authenticator, keys, tls, has_users=has_users)
+    if reloads is not None:
+        reloads.use_door = parts.use_door
+    async with AsyncExitStack() as stack:
+        run_in_background = await stack.enter_async_context(_in_background())
+        run_in_background(parts.link.run())
+        run_in_background(parts.keys.run())
+        run_in_background(parts.feed.run())
+        while not parts.feed.started.is_set():
+            try:
+                async with asyncio.timeout(MEMBER_TIMEOUT):
+                    await parts.feed.started.wait()
+            except TimeoutError:
+                log.warning("waiting_for_members", reason=parts.link.failure or parts.feed.failure)
+        for sharing in (parts.node.sharing.signals, parts.node.sharing.presence, parts.node.sharing.acks):
+            run_in_background(sharing.run())
+        yield await _open_ports(stack, settings, parts, None, inherited, should_accept)
+
+
+Serving = Callable[..., AbstractAsyncContextManager[Running]]
+"""`running`, or `gateway_running`."""
+
+
+class _Serves(Protocol):
+    """What the parts of daemons and gateways have in common."""
+
+    @property
+    def gateway(self) -> Gateway: ...
+
+    @property
+    def readiness(self) -> Readiness: ...
+
+
+async def _open_ports(
+    stack: AsyncExitStack,
+    settings: Settings,
+    parts: _Serves,
+    pool: Pool | None,
+    inherited: Sequence[socket.socket],
+    should_accept: Callable[[int], bool],
+) -> Running:
+    """Serve until the stack is closed; then ask the clients to reconnect."""
+    own, (host, port) = await _listen(settings, parts.gateway, inherited, should_accept)
+    stack.push_async_callback(_drain, parts.gateway, settings.drain_seconds)
+    metrics_url = f"http://{Address(*own[0].getsockname()[:2])}/metrics" if own else None
+    has_tls = settings.tls_certificate is not None
+    return Running(host, port, pool, parts.readiness, metrics_url, has_tls=has_tls)
 
 
 async def _drain(gateway: Gateway, within: float) -> None:
@@ -181,6 +247,8 @@ async def _start(parts: Parts, run_in_background: Callable[[Coroutine[Any, Any, 
             await parts.pump.started.wait()
     except TimeoutError:
         raise LogUnreadable(parts.pump.failure or "no answer") from None
+    if parts.relay is not None:
+        run_in_background(parts.relay.run())
     if parts.canary is not None:
         run_in_background(parts.canary.run())
     run_in_background(parts.scheduler.run())
@@ -288,12 +356,13 @@ async def serve(
     manager: systemd.Manager = systemd,
     should_accept: Callable[[int], bool] = lambda _: True,
     read_settings: Callable[[], Settings] | None = None,
+    serving: Serving = running,
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until the terminal is closed. Raises an OperatorFault.
 
     `on_ready` is started once the daemon is ready, and cancelled when it stops. `manager` is notified of the daemon's
-    state and may pass listening sockets; `should_accept` is passed to the gateway. On SIGHUP, `read_settings` returns
-    the settings as they are then, and what can be reloaded is.
+    state and may pass listening sockets; `should_accept` is passed to the gateway; `serving` is what is to be served.
+    On SIGHUP, `read_settings` returns the settings as they are then, and what can be reloaded is.
     """
     gc.collect()
     gc.freeze()
@@ -309,10 +378,10 @@ async def serve(
             run_throughout(
                 _feed_watchdog(manager, lambda: reasons(), lambda: not ready.is_set())  # noqa: PLW0108 - rebound below
             )
-            serving = running(
+            serves = serving(
                 settings, demo=demo, inherited=manager.listen_fds(), should_accept=should_accept, reloads=reloads
             )
-            async with serving as daemon, _in_background() as run_while_ready:
+            async with serves as daemon, _in_background() as run_while_ready:
                 ready.set()
                 reasons = daemon.readiness.reasons
                 urls = {"listen": daemon.http_url} | ({"metrics": daemon.metrics_url} if daemon.metrics_url else {})

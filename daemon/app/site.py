@@ -1,6 +1,6 @@
 """The pages that are served beside the websocket."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,27 +8,17 @@ from daemon import __version__, metrics
 from daemon.contracts.asyncapi import asyncapi
 from daemon.contracts.schema import json_schema
 from daemon.files import folder
-from daemon.gateway.door import Door
-from daemon.gateway.http import Page, Site, json_page, script_page, static_pages, text_page
+from daemon.gateway.http import Handler, Page, Site, json_page, script_page, static_pages, text_page
 from daemon.health import Readiness
 from daemon.packs import Pack
-from daemon.pages.access import Verify
-from daemon.pages.console import Console
-from daemon.pages.demo import Demo
-from daemon.pages.demo import handlers as demo_handlers
-from daemon.postgres.connect import Pool
 
 
 def site(
     readiness: Readiness,
     packs: Callable[[], Iterable[Pack]],
-    console: Console,
-    demo: Demo | None,
-    pool: Pool,
-    verify: Verify,
-    door: Callable[[], Door],
+    handlers: Mapping[tuple[str, str], Handler],
 ) -> Site:
-    """The pages that are served beside the websocket."""
+    """The pages that are served beside the websocket, and what answers other requests."""
     pages: dict[str, Page | Callable[[], Page]] = {
         **static_pages(folder("web")),
         "/rowcast.js": script_page(folder("clients/javascript") / "rowcast.js"),
@@ -38,9 +28,6 @@ def site(
         "/asyncapi.json": _contract_page(asyncapi, packs),
         "/schema.json": _contract_page(json_schema, packs),
     }
-    handlers = console.handlers()
-    if demo is not None:
-        handlers |= demo_handlers(demo, pool, verify, door)
     return Site(pages, handlers)
 
 

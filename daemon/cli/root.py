@@ -18,6 +18,7 @@ from daemon.cli.service import config, doctor, explain, status
 from daemon.cli.watch import unwatch, watch, watches
 from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import get_logger
+from daemon.settings import Settings
 
 _WHOLE_DATABASE = ("backup", "restore", "dead-letters", "tail", "token", "watch", "unwatch", "watches", "status")
 """The commands for which --schema would mean nothing."""
@@ -108,18 +109,34 @@ def _serve(options: Options) -> None:
     configure_logs(settings)
     if packs := migrating_packs(settings):
         run(settings, migrate_on_start(settings, packs))
-    if settings.workers == 1:
-        from daemon.app.serve import serve
+    _run(options, settings)
 
-        run(settings, serve(settings, read_settings=options.read_settings))
+
+def _run(options: Options, settings: Settings, *, is_gateway: bool = False) -> None:
+    """Serve with one process or more."""
+    from daemon.app.serve import gateway_running, running, serve
+
+    serving = gateway_running if is_gateway else running
+    if settings.workers == 1:
+        run(settings, serve(settings, read_settings=options.read_settings, serving=serving))
     else:
         from daemon.supervisor import supervise
 
-        sys.exit(supervise(settings, options.read_settings))
+        sys.exit(supervise(settings, options.read_settings, serving))
+
+
+@click.command()
+@click.pass_obj
+def gateway(options: Options) -> None:
+    """Serve clients without a database: everything is asked of daemons with the same ROWCAST_NATS_URL."""
+    settings = options.settings
+    configure_logs(settings)
+    _run(options, settings, is_gateway=True)
 
 
 _COMMANDS = (
     up,
+    gateway,
     watch,
     unwatch,
     watches,

@@ -12,7 +12,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from daemon.app.build import gateway_limits
+from daemon.app.node import gateway_limits
 from daemon.commands.findings import Finding, State, failed
 from daemon.core.errors import OperatorFault
 from daemon.gateway.door import UNIX, host_name, is_this_machine

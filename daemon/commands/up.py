@@ -82,7 +82,7 @@ async def up(settings: Settings, *, demo: bool, read_settings: Callable[[], Sett
             _write_private(connection_file(data_dir), json.dumps(connection, indent=2))
             _write_private(service_file(data_dir), as_service(settings.require_dsn()))
             _print_welcome(settings, daemon, sample)
-            if demo:
+            if demo and daemon.pool is not None:
                 await _bot(settings, daemon.pool)
 
         served = Demo(lambda: {"users": users()}, demo_actions(settings)) if demo else None

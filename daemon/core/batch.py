@@ -100,3 +100,16 @@ def gone_in(changes: Sequence[Change]) -> list[GoneRow] | None:
         )
         for change in deletes
     ]
+
+
+class Beat(NamedTuple):
+    """How far a member is: its position, and `age`, the seconds since it knew that nothing followed it.
+
+    `contract` is the hash of the row models of what it serves.
+    """
+
+    epoch: str
+    seq: Seq
+    age: float
+    member: str
+    contract: str

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
+from daemon.core.batch import LogBatch
 from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.close_codes import Close
 from daemon.core.filters import Tables
@@ -99,6 +100,22 @@ class Batch(list[Change]):
     def reached(self) -> Seq:
         """Where a read that ended early has ended."""
         return self[-1].seq if self._reached is None else self._reached
+
+
+class BatchReader(Protocol):
+    """The log as a member knows it, for a process without a database."""
+
+    async def head(self) -> Position:
+        """The newest position. Raises LogUnavailable."""
+
+    async def batches(self, after: Position) -> tuple[Position, Sequence[LogBatch]]:
+        """The newest position, and the batches that follow `after`, oldest first; none if nothing does.
+
+        More may follow the last one. Raises LogUnavailable and LogTruncated.
+        """
+
+    async def continuity(self, since: Position) -> str | None:
+        """See LogReader."""
 
 
 class LogReader(Protocol):

@@ -26,7 +26,7 @@ class Identity:
     def __init__(self, authenticator: Authenticator, keys: KeySource, user_of: UserOf | None = None) -> None:
         self.keys = keys
         self._authenticator = authenticator
-        self._user_of = user_of
+        self.user_of = user_of
 
     def verify(self, token: str) -> Claims:
         """The claims of a token of a key that is known, as its issuer names the user. Raises BadToken."""
@@ -41,7 +41,7 @@ class Identity:
             if kid is not None and self.keys.may_learn(kid):
                 return None
             raise
-        return None if claims.is_foreign and self._user_of is not None else claims
+        return None if claims.is_foreign and self.user_of is not None else claims
 
     async def identify(self, token: str) -> Claims:
         """The claims of a token, with its user. Raises BadToken, and IdentityUnavailable without an answer."""
@@ -51,9 +51,9 @@ class Identity:
                 if kid is not None and self.keys.may_learn(kid):
                     await self.keys.learn()
                 claims = self._authenticator.verify(token)
-                if not claims.is_foreign or self._user_of is None:
+                if not claims.is_foreign or self.user_of is None:
                     return claims
-                user = await self._user_of(claims.user)
+                user = await self.user_of(claims.user)
         except (TimeoutError, GrantsUnavailable) as error:
             log.debug("log_unavailable", reason=getattr(error, "reason", "no answer in time"))
             raise IdentityUnavailable from None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from daemon.core.batch import EndedRight, GoneRow, LogBatch
+from daemon.core.batch import Beat, EndedRight, GoneRow, LogBatch
 from daemon.core.change import MAX_EPOCH, MAX_SEQ, Change, Kind, Position, Right, Seq, Topic
 from daemon.core.column_types import Column
 from daemon.core.filters import Tables, View
@@ -267,6 +267,11 @@ FOLLOWING: Final[Message[Following]] = Message(
     _read_following,
 )
 """Batches that follow each other."""
+
+BEAT: Final[Message[Beat]] = _plain(
+    tuple[_Epoch, _Number, Annotated[float, Field(ge=0)], str, str], lambda beat: beat, lambda found: Beat(*found)
+)
+"""How far a member is."""
 
 
 # Snapshots

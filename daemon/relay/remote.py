@@ -98,7 +98,7 @@ class RemoteLogReader:
 
     def __init__(self, ask: Ask, epoch: Callable[[], str]) -> None:
         self._ask = ask
-        self._epoch = epoch
+        self.epoch = epoch
 
     async def head(self) -> Position:
         """See LogReader."""
@@ -106,11 +106,11 @@ class RemoteLogReader:
 
     async def read(self, after: Seq, limit: int) -> Batch:
         """See LogReader."""
-        return await questions.READ.put(self._ask, (self._epoch(), after, limit))
+        return await questions.READ.put(self._ask, (self.epoch(), after, limit))
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         """See LogReader. The member has validated what this returns."""
-        return await questions.READ_TOPICS.put(self._ask, (self._epoch(), list(topics), after, upto, limit))
+        return await questions.READ_TOPICS.put(self._ask, (self.epoch(), list(topics), after, upto, limit))
 
     async def continuity(self, since: Position) -> str | None:
         """See LogReader."""

@@ -41,6 +41,7 @@ _IN_FILES: Final[Mapping[str, str]] = MappingProxyType(
         "ROWCAST_SECRET": "secret",
         "ROWCAST_MORE_SECRETS": "more_secrets",
         "SSH_KEY_PASSPHRASE": "ssh_key_passphrase",
+        "ROWCAST_NATS_URL": "nats_url",
     }
     | {f"ROWCAST_{name.upper()}": name for name in pack_secrets()}
 )

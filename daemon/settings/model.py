@@ -206,6 +206,24 @@ class BaseRowcastSettings(BaseSettings):
     jwks: Annotated[str, AfterValidator(check_jwks)] | None = Field(
         None, description="JSON Web Key Set whose tokens are valid: a path, or a URL that is fetched every 5 minutes"
     )
+    nats_url: SecretStr | None = Field(
+        None,
+        description="NATS servers of all nodes, as nats://USER:PASSWORD@HOST:PORT, separated by commas; "
+        "members then publish to gateways, which need it",
+    )
+    nats_url_file: Path | None = Field(
+        None, description="file that contains them; if neither is set, $CREDENTIALS_DIRECTORY/nats_url"
+    )
+    nats_prefix: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        "rowcast", description="first part of all NATS subjects: one for each database"
+    )
+    nats_creds_file: Path | None = Field(None, description="file with the credentials of this node for NATS (.creds)")
+    nats_ca_file: Path | None = Field(
+        None,
+        description="certificates that NATS servers are checked against (PEM); nothing is sent without TLS",
+    )
+    nats_cert_file: Path | None = Field(None, description="file with this node's certificate for NATS")
+    nats_key_file: Path | None = Field(None, description="file with the private key of that certificate")
     issuer: Annotated[str, Field(min_length=1)] = Field("rowcast", description="`iss` of every token")
     audience: Annotated[str, Field(min_length=1)] = Field(
         "rowcast", description="what `aud` of every token is or contains"

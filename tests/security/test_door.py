@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-from daemon.app.build import door_of
+from daemon.app.node import door_of
 from daemon.commands.status import status
 from daemon.postgres.connect import Connection
 from daemon.postgres.connect import connect as connect_to_database

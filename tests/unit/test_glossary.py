@@ -41,7 +41,7 @@ RETIRED = {
     "rings": "notifies, wakeups",
     "rung": "notified",
     "sift": "validate",
-    "validated": "validated",
+    "sifted": "validated",
     "sifts": "validates",
     "tell": "send",
     "tells": "sends",

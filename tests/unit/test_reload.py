@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.app.build import door_of, gateway_limits
+from daemon.app.node import door_of, gateway_limits
 from daemon.settings import Reloads, Settings, refreshed
 from daemon.settings.load import load
 from daemon.settings.reload import CERTIFICATE, DOOR, KEYS

@@ -1,0 +1,153 @@
+"""Composition of a gateway: it serves clients like a daemon, and knows the database through members, over NATS."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from daemon import metrics
+from daemon.app.node import (
+    Node,
+    Ports,
+    build_gateway,
+    build_node,
+    client_context,
+    connect_metrics,
+    door_setter,
+    gateway_limits,
+    process_name,
+    schema_functions,
+)
+from daemon.app.relay import open_link, receive_signals
+from daemon.app.site import site
+from daemon.core.errors import RowcastError
+from daemon.delivery.feed import Feed
+from daemon.delivery.pack_router import PackRouter
+from daemon.gateway.auth import Authenticator
+from daemon.gateway.identity import Identity
+from daemon.gateway.key_source import KeySource
+from daemon.gateway.server import Gateway
+from daemon.gateway.tls import Tls
+from daemon.health import Check, Readiness
+from daemon.logs import get_logger
+from daemon.packs import by_schema
+from daemon.relay import codec
+from daemon.relay.codec import Pull
+from daemon.relay.errors import BadMessage
+from daemon.relay.link import Link
+from daemon.relay.port_questions import TIMEOUTS, Ask
+from daemon.relay.publisher import BEAT, LOG, NatsBroadcast
+from daemon.relay.questions import MemberClient
+from daemon.relay.remote import (
+    RemoteAcks,
+    RemoteColumns,
+    RemoteGrants,
+    RemoteLogReader,
+    RemoteOwnTables,
+    RemotePeople,
+    RemoteRows,
+    RemoteSignalRights,
+    RemoteUsers,
+)
+from daemon.settings import Settings
+
+log = get_logger()
+
+
+@dataclass(frozen=True)
+class GatewayParts:
+    """The parts of a gateway, connected but not started."""
+
+    link: Link
+    feed: Feed
+    node: Node
+    gateway: Gateway
+    readiness: Readiness
+    keys: KeySource
+    use_door: Callable[[Settings], None]
+
+
+@dataclass
+class Members:
+    """What a gateway hears of members: it passes on batches and beats, and notes which of them it cannot read."""
+
+    client: MemberClient
+    feed: Feed
+    problem: str = field(default="", init=False)
+
+    def receive_batch(self, payload: bytes) -> None:
+        """A message about a batch has arrived."""
+        try:
+            batch = codec.MANIFEST.decode(payload)
+        except BadMessage as error:
+            self._note(error)
+            return
+        self.feed.receive(None if isinstance(batch, Pull) else batch)
+
+    def receive_beat(self, payload: bytes) -> None:
+        """A beat has arrived."""
+        try:
+            beat = codec.BEAT.decode(payload)
+        except BadMessage as error:
+            self._note(error)
+            return
+        self.problem = ""
+        self.client.record_beat(beat.member)
+        self.feed.record_beat(beat)
+
+    def problems(self) -> Iterable[str]:
+        """Why this gateway is not ready, as far as messages are concerned."""
+        return [self.problem] if self.problem else []
+
+    def _note(self, error: RowcastError) -> None:
+        metrics.RELAY_BATCHES.labels(result="unreadable").inc()
+        if str(error) != self.problem:
+            log.error("relay_unreadable", reason=str(error))
+        self.problem = str(error)
+
+
+def build_gateway_parts(
+    settings: Settings, authenticator: Authenticator, keys: KeySource, tls: Tls, *, has_users: bool
+) -> GatewayParts:
+    """Make every part of a gateway and connect them; nothing runs yet. Raises BadNatsSettings."""
+    process = process_name()
+    link = open_link(settings, process)
+    client = MemberClient(link.ask, TIMEOUTS)
+    router = PackRouter(by_schema(settings.schemas))
+    reader = RemoteLogReader(client.ask, lambda: node.live.position.epoch)
+    node = build_node(settings, router, _ports(process, client.ask, router, reader, NatsBroadcast(link)))
+    feed = Feed(reader, node.live, node.own_tables.refresh)
+    members = Members(client, feed)
+    link.subscribe(LOG, members.receive_batch)
+    link.subscribe(BEAT, members.receive_beat)
+    receive_signals(link, node)
+    identity = Identity(authenticator, keys, RemoteUsers(client.ask).user_of if has_users else None)
+    link_problems: Check = lambda: [link.failure] if link.failure else []  # noqa: E731
+    readiness = Readiness(link_problems, members.problems, feed.problems, warnings=[keys.warnings, tls.warnings])
+    context = client_context(
+        settings,
+        node,
+        identity,
+        feed.readable.wait,
+        lambda: feed.age,
+        lambda: feed.contract or node.own_tables.contract,
+    )
+    pages = site(readiness, lambda: router.all_packs, {})
+    gateway = build_gateway(settings, context.open_client, pages, tls)
+    connect_metrics(node.live, gateway, gateway_limits(settings), keys, readiness)
+    metrics.BEAT_AGE.set_function(lambda: feed.age)
+    return GatewayParts(link, feed, node, gateway, readiness, keys, door_setter(gateway, context))
+
+
+def _ports(process: str, ask: Ask, router: PackRouter, reader: RemoteLogReader, broadcast: NatsBroadcast) -> Ports:
+    may_signal = schema_functions(router.packs, lambda pack: pack.may_signal)
+    return Ports(
+        process=process,
+        log_reader=reader,
+        grants=RemoteGrants(ask, reader.epoch, router.own_table_of),
+        own_tables=RemoteOwnTables(ask),
+        rows=RemoteRows(ask),
+        columns=RemoteColumns(ask),
+        people=RemotePeople(ask, process),
+        acks=RemoteAcks(ask),
+        signal_rights=RemoteSignalRights(ask, lambda topic: router.schema_of(topic) in may_signal),
+        broadcast=broadcast,
+    )

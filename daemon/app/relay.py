@@ -1,0 +1,100 @@
+"""Composition of what connects nodes: the link of each, and what a member does for the gateways."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from daemon.app.node import Node, process_name
+from daemon.core.batch import Beat, LogBatch
+from daemon.core.change import Change, Position
+from daemon.core.ports import Age, Broadcast, PeopleStore
+from daemon.delivery.snapshots import checked
+from daemon.gateway.identity import UserOf
+from daemon.relay.link import Link, LinkOptions
+from daemon.relay.publisher import SIGNALS, NatsBroadcast, Publisher
+from daemon.relay.service import MemberPorts, Service
+from daemon.settings import Settings
+
+MAX_AGE: Final = 1e6  # seconds: an age is infinite before the log was first read
+
+
+def open_link(settings: Settings, name: str) -> Link:
+    """The link of the node of this name, not connected yet. Raises BadNatsSettings."""
+    urls = settings.nats_url.get_secret_value().split(",") if settings.nats_url else []
+    return Link(
+        LinkOptions(
+            urls=tuple(url.strip() for url in urls),
+            prefix=settings.nats_prefix,
+            name=name,
+            creds_file=settings.nats_creds_file,
+            ca_file=settings.nats_ca_file,
+            cert_file=settings.nats_cert_file,
+            key_file=settings.nats_key_file,
+        )
+    )
+
+
+def receive_signals(link: Link, node: Node) -> None:
+    """Let the clients of this node have the signals of those of other nodes."""
+    link.subscribe(SIGNALS, lambda payload: node.sharing.signals.receive(payload.decode(errors="replace")))
+
+
+class MemberRelay:
+    """What a member tells the gateways, and answers them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._name = process_name()
+        self.link = open_link(settings, self._name)
+        self.broadcast: Broadcast = NatsBroadcast(self.link)
+        self._publisher: Publisher | None = None
+
+    def connect(
+        self,
+        node: Node,
+        is_leading: Callable[[], bool],
+        age: Age,
+        people: Callable[[str], PeopleStore],
+        user_of: UserOf | None,
+    ) -> None:
+        """Publish what this node publishes while it leads, and answer with its ports."""
+        live, router, ports = node.live, node.router, node.ports
+
+        def beat() -> Beat:
+            return Beat(*live.position, min(age(), MAX_AGE), self._name, node.own_tables.contract)
+
+        def batch_of(after: Position, changes: Sequence[Change]) -> LogBatch:
+            return router.batch_of(after, changes)[0]
+
+        self._publisher = publisher = Publisher(self.link, ports.log_reader, beat, is_leading, batch_of)
+        live.on_batch, live.on_move = publisher.publish, publisher.restart
+        service = Service(
+            MemberPorts(
+                position=lambda: live.position,
+                wait_until_delivered=live.wait_until_delivered,
+                log_reader=live.log_cache,
+                deliverable=router.deliverable,
+                batches=publisher.batches,
+                grants=ports.grants,
+                own_tables=ports.own_tables,
+                rows=ports.rows,
+                checked=lambda rows: checked(rows, router),
+                columns=ports.columns,
+                people=people,
+                acks=ports.acks,
+                signal_rights=ports.signal_rights,
+                user_of=user_of,
+            )
+        )
+        self.link.answer(self._name, service.answer)
+        receive_signals(self.link, node)
+
+    def warnings(self) -> list[str]:
+        """What an operator should know: members serve their own clients without NATS."""
+        return [f"gateways hear nothing of this member ({self.link.failure})"] if self.link.failure else []
+
+    async def run(self) -> None:
+        """Connect, and beat, until cancelled. Raises NatsUnavailable."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.link.run())
+            if self._publisher is not None:
+                group.create_task(self._publisher.run())

@@ -1,0 +1,230 @@
+"""The feed: what a gateway, which has no database, publishes of the log, as members tell it."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+from daemon import metrics
+from daemon.core.batch import Beat, LogBatch
+from daemon.core.change import Kind, Position
+from daemon.core.errors import LogTruncated, LogUnavailable
+from daemon.core.ports import BatchReader
+from daemon.delivery.live import Live
+from daemon.health import Progress
+from daemon.logs import get_logger
+
+log = get_logger()
+
+MAX_QUEUED: Final = 1000  # batches that wait for an earlier one; beyond that, members are asked for all of them
+GRACE: Final = 0.05  # seconds for a batch to arrive after a beat from behind it: they come from different members
+PAUSE: Final = 0.2  # seconds until members are asked again after they could not tell what is missing
+MAX_SILENCE: Final = 2.5  # seconds without a batch or a beat after which members are asked
+MAX_AGE: Final = 9.0  # seconds without proof that nothing is missing after which this gateway is not ready
+
+
+class Feed:
+    """Keeps the live end of a gateway at the head of the log.
+
+    Batches and beats may be lost, repeated, late and out of order: only their numbers decide. A batch is published
+    if it continues from the hub's position, and waits otherwise, while members are asked for what lies in between.
+    The position never passes anything that nobody has shown to be all there is. `refresh` is called first where other
+    tables are served from there on.
+    """
+
+    def __init__(self, reader: BatchReader, live: Live, refresh: Callable[[], Awaitable[None]]) -> None:
+        self.started = asyncio.Event()
+        self.readable = asyncio.Event()  # set unless the last attempt to ask a member failed
+        self.contract = ""  # of the members
+        self._reader = reader
+        self._live = live
+        self._refresh = refresh
+        self._queue: deque[LogBatch] = deque()
+        self._wakeup = asyncio.Event()
+        self._is_behind = True  # whether something may be missing that no batch in the queue shows
+        self._is_outdated = True  # whether the router has to be refreshed
+        self._proven_at = float("-inf")  # when it was last known that nothing follows the position
+        self._heard_at = float("-inf")
+        self._asking = Progress()
+
+    @property
+    def age(self) -> float:
+        """Seconds since everything that was in the log had been published; infinite before the first time."""
+        return time.monotonic() - self._proven_at
+
+    @property
+    def failure(self) -> str:
+        """Why the last attempt to ask a member failed; empty if it did not."""
+        return self._asking.failure
+
+    def problems(self) -> list[str]:
+        """Why this gateway is not ready, as far as the feed knows."""
+        if self.age <= MAX_AGE:
+            return []
+        return [f"no member tells what is in the log ({self.failure or 'no member is heard'})"]
+
+    def receive(self, batch: LogBatch | None) -> None:
+        """A batch has arrived; None for one whose contents have to be asked for."""
+        self._heard_at = time.monotonic()
+        position = self._live.position
+        if batch is None:
+            self._ask_soon()
+        elif batch.epoch == position.epoch and batch.upto <= position.seq:
+            return
+        elif not self._queue and self._fits(batch):
+            self._publish(batch.since(position.seq))
+            self._proven_at = time.monotonic()
+        else:
+            if len(self._queue) >= MAX_QUEUED:
+                self._queue.clear()
+                self._is_behind = True
+            self._queue.append(batch)
+            self._wakeup.set()
+
+    def record_beat(self, beat: Beat) -> None:
+        """A beat has arrived."""
+        now = self._heard_at = time.monotonic()
+        if beat.contract != self.contract:
+            self.contract, self._is_outdated = beat.contract, True
+            self._wakeup.set()
+        position = self._live.position
+        if (beat.epoch, beat.seq) == position:
+            self._proven_at = max(self._proven_at, now - beat.age)
+        elif beat.epoch != position.epoch or beat.seq > position.seq:
+            asyncio.get_running_loop().call_later(GRACE, self._expect, Position(beat.epoch, beat.seq))
+
+    async def run(self) -> None:
+        """Move the hub along the log until cancelled."""
+        pause = PAUSE
+        while True:
+            self._wakeup.clear()
+            if time.monotonic() - self._heard_at > MAX_SILENCE:
+                self._is_behind = True
+            try:
+                await self._catch_up()
+                self._asking.end()
+                self.readable.set()
+                pause = PAUSE if self._queue else MAX_SILENCE
+            except LogUnavailable as error:
+                self._is_behind, pause = True, PAUSE
+                if self._asking.fail(error.reason):
+                    log.warning("log_unavailable", reason=error.reason)
+                self.readable.clear()
+            # Not wait_for: in Python 3.11 it can swallow a cancellation.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wakeup.wait()
+
+    async def _catch_up(self) -> None:
+        """Publish what is known to come next, until nothing is or nobody can tell. Raises LogUnavailable."""
+        if not self.started.is_set():
+            self._live.move(await self._reader.head(), "epoch")  # nobody follows yet
+            await self._refresh_router()
+            self.started.set()
+        elif self._is_outdated:
+            await self._refresh_router()
+        while True:
+            await self._publish_queued()
+            before = self._live.position
+            if not self._queue and not self._is_behind:
+                return
+            self._is_behind = False
+            await self._ask(before)
+            if self._live.position == before:
+                return
+
+    async def _publish_queued(self) -> None:
+        while self._queue:
+            batch, position = self._queue[0], self._live.position
+            if batch.epoch != position.epoch:
+                self._queue.clear()  # a member says whether it is this one's epoch that has ended
+                self._is_behind = True
+            elif batch.upto <= position.seq:
+                self._queue.popleft()
+            elif batch.after > position.seq:
+                return
+            else:
+                await self._take(batch)
+
+    async def _ask(self, position: Position) -> None:
+        """Publish what a member says that follows the position."""
+        began = time.monotonic()
+        self._asking.begin()
+        try:
+            head, batches = await self._reader.batches(position)
+        except LogTruncated:
+            await self._check_continuity()
+            return
+        metrics.READ_SECONDS.observe(time.monotonic() - began)
+        for batch in batches:
+            now = self._live.position  # what was missing may have arrived in the meantime
+            if batch.epoch != now.epoch or batch.after > now.seq:
+                return
+            if batch.upto > now.seq:
+                await self._take(batch)
+        if batches:
+            self._is_behind = True  # more may follow
+        elif head.epoch != position.epoch or head.seq > position.seq:
+            await self._check_continuity()
+
+    async def _take(self, batch: LogBatch) -> None:
+        """Publish a batch that continues from the position, unless it turns out that the position is not valid."""
+        position = self._live.position
+        batch = batch.since(position.seq)
+        if batch.jumps and await self._check_continuity():
+            return
+        if self._needs_refresh(batch):
+            await self._refresh_router()
+        if self._live.position == position:
+            self._publish(batch)
+
+    async def _check_continuity(self) -> bool:
+        """Continue from the head if the stream cannot be continued from the position. Returns whether it did."""
+        position = self._live.position
+        reason = await self._reader.continuity(position)
+        if reason is None:
+            return False
+        head = await self._reader.head()
+        self._queue.clear()
+        self._live.move(head, reason)
+        metrics.RESETS.labels(reason=reason).inc()
+        await self._refresh_router()
+        return True
+
+    def _fits(self, batch: LogBatch) -> bool:
+        """Whether this batch can be published at once."""
+        position = self._live.position
+        return (
+            self.started.is_set()
+            and batch.epoch == position.epoch
+            and batch.after <= position.seq
+            and not batch.jumps
+            and not self._needs_refresh(batch)
+        )
+
+    def _needs_refresh(self, batch: LogBatch) -> bool:
+        return self._is_outdated or any(change.kind in (Kind.LOST, Kind.LIMIT) for change in batch.changes)
+
+    async def _refresh_router(self) -> None:
+        self._is_outdated = False
+        try:
+            await self._refresh()
+        except LogUnavailable:
+            self._is_outdated = True
+            raise
+
+    def _publish(self, batch: LogBatch) -> None:
+        self._live.publish(batch)
+        metrics.BATCH_CHANGES.observe(len(batch.changes))
+
+    def _expect(self, position: Position) -> None:
+        """By now everything up to this position should have arrived."""
+        mine = self._live.position
+        if position.epoch != mine.epoch or position.seq > mine.seq:
+            self._ask_soon()
+
+    def _ask_soon(self) -> None:
+        self._is_behind = True
+        self._wakeup.set()

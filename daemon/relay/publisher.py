@@ -1,0 +1,131 @@
+"""What a member tells the gateways: every batch that the leader publishes, and how far each member is."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Final
+
+from daemon import metrics
+from daemon.core.batch import Beat, LogBatch
+from daemon.core.change import Change, Position, Seq
+from daemon.core.errors import LogUnavailable
+from daemon.core.ports import LogReader
+from daemon.relay import codec
+from daemon.relay.codec import Following, Pull
+from daemon.relay.link import Link
+from daemon.relay.service import MAX_FOLLOWING
+
+LOG: Final = "log"
+"""The subject of the batches."""
+
+BEAT: Final = "beat"
+"""The subject of the beats."""
+
+SIGNALS: Final = "signals"
+"""The subject of the signals, and of the news of who has come and gone."""
+
+BEAT_INTERVAL: Final = 0.5  # seconds
+MAX_MANIFEST: Final = 256 * 1024  # bytes: a larger batch has to be asked for
+MAX_HELD: Final = 16 * 2**20  # characters of the newest batches, from which questions are answered
+OVERHEAD: Final = 900  # characters that a change counts for in addition to its key and record
+READ_CHUNK: Final = 1000  # changes
+
+
+class Publisher:
+    """Publishes the batches of this member while it leads, and answers for the newest ones, whoever led.
+
+    `beat` says how far this member is. `batch_of` makes a batch of what was read of the log.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        log_reader: LogReader,
+        beat: Callable[[], Beat],
+        is_leading: Callable[[], bool],
+        batch_of: Callable[[Position, Sequence[Change]], LogBatch],
+    ) -> None:
+        self._link = link
+        self._log = log_reader
+        self._beat = beat
+        self._is_leading = is_leading
+        self._batch_of = batch_of
+        self._held: deque[LogBatch] = deque()
+        self._size = 0
+        self._floor = Position("", Seq(0))  # what lies behind it is held
+
+    def publish(self, batch: LogBatch) -> None:
+        """Keep a batch that was published here, and send it to the gateways if this member leads."""
+        self._held.append(batch)
+        self._size += _size(batch)
+        while self._size > MAX_HELD:
+            oldest = self._held.popleft()
+            self._size -= _size(oldest)
+            self._floor = Position(oldest.epoch, oldest.upto)
+        if self._is_leading():
+            self._send(batch)
+
+    def restart(self, position: Position) -> None:
+        """What was held does not lead to this position, from which the log continues."""
+        self._held.clear()
+        self._size = 0
+        self._floor = position
+
+    async def batches(self, after: Position) -> Following:
+        """See MemberPorts."""
+        beat = self._beat()
+        head = Position(beat.epoch, beat.seq)
+        if after.epoch != head.epoch:
+            return Following(await self._log.head(), [])
+        if after.seq >= head.seq:
+            return Following(head, [])
+        if self._floor.epoch == after.epoch and self._floor.seq <= after.seq:
+            return Following(head, _encoded(batch.since(after.seq) for batch in self._held if batch.upto > after.seq))
+        read = await self._log.read(after.seq, READ_CHUNK)
+        known = [change for change in read if change.seq <= head.seq]  # how to read what is newer is not known yet
+        if not known:
+            return Following(head, [])
+        return Following(head, [codec.LOG_BATCH.encode(self._batch_of(after, known))])
+
+    async def run(self) -> None:
+        """Beat until cancelled, and at once when the link is there."""
+        while True:
+            await self._link.connected.wait()
+            self._link.publish(BEAT, codec.BEAT.encode(self._beat()))
+            await asyncio.sleep(BEAT_INTERVAL)
+
+    def _send(self, batch: LogBatch) -> None:
+        pull = Pull(batch.epoch, batch.after, batch.upto)
+        message = codec.MANIFEST.encode(batch if batch.size <= MAX_MANIFEST else pull)
+        if len(message) > MAX_MANIFEST:
+            message = codec.MANIFEST.encode(pull)
+        is_sent = self._link.publish(LOG, message)
+        metrics.RELAY_BATCHES.labels(result="sent" if is_sent else "dropped").inc()
+
+
+def _size(batch: LogBatch) -> int:
+    return batch.size + OVERHEAD * (1 + len(batch.changes))
+
+
+def _encoded(batches: Iterable[LogBatch]) -> list[bytes]:
+    """The first batches, up to a little more than what one answer holds."""
+    found, size = list[bytes](), 0
+    for batch in batches:
+        found.append(codec.LOG_BATCH.encode(batch))
+        size += len(found[-1])
+        if size > MAX_FOLLOWING:
+            break
+    return found
+
+
+class NatsBroadcast:
+    """Sends the signals of this process to all others. See Broadcast."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def __call__(self, pieces: Collection[str]) -> None:
+        """Send all pieces, in order. Raises LogUnavailable."""
+        for piece in pieces:
+            if not self._link.publish(SIGNALS, piece.encode()):
+                raise LogUnavailable(self._link.failure or "too much waits to be sent to NATS")

@@ -1,0 +1,214 @@
+"""Gateways without a database: what their clients get, whatever fails in between."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from tests.acceptance.chat import Chat
+from tests.support.daemon import Client, Daemon, Frame, daemon_process, get
+from tests.support.nats import NatsServer, running_nats
+
+NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
+
+
+@asynccontextmanager
+async def member(database: str, url: str, prefix: str, **environment: str) -> AsyncIterator[Daemon]:
+    nodes = {"ROWCAST_NATS_URL": url, "ROWCAST_NATS_PREFIX": prefix}
+    async with daemon_process(database, environment={**nodes, **environment}) as process:
+        yield process
+
+
+@asynccontextmanager
+async def gateway(url: str, prefix: str, **environment: str) -> AsyncIterator[Daemon]:
+    nodes = {"ROWCAST_NATS_URL": url, "ROWCAST_NATS_PREFIX": prefix}
+    async with daemon_process(NOWHERE, "gateway", environment={**nodes, **environment}) as process:
+        yield process
+
+
+@pytest.fixture
+async def chat(sql: object) -> Chat:
+    return await Chat.begin(sql)  # type: ignore[arg-type]
+
+
+async def follow(stack: AsyncExitStack, node: Daemon, chat: Chat, since: str | None = None) -> Client:
+    client = await stack.enter_async_context(node.client(chat.ada, since))
+    assert "subscribed" == (await client.subscribe(chat.topic))["op"]
+    return client
+
+
+def contents(changes: list[Frame]) -> list[str]:
+    return [change["record"]["content"] for change in changes]
+
+
+async def read(client: Client, last: str) -> list[str]:
+    """The contents of all messages up to the one with this content."""
+    found: list[str] = []
+    while last not in found:
+        frame = await client.next()
+        if frame["op"] == "changes":
+            found += contents(frame["changes"])
+        else:
+            assert frame["op"] in {"stale", "fresh", "resumed"}, frame
+    return found
+
+
+async def test_a_client_of_a_gateway_gets_what_a_client_of_a_member_gets(
+    database: str, chat: Chat, nats: NatsServer, prefix: str
+) -> None:
+    async with member(database, nats.url, prefix) as one, gateway(nats.url, prefix) as two, AsyncExitStack() as stack:
+        clients = [await follow(stack, node, chat) for node in (one, two)]
+        for content in ("a", "b", "c"):
+            await chat.say(content)
+        frames = [await client.changes(3) for client in clients]
+        assert frames[0] == frames[1]
+        assert ["a", "b", "c"] == contents(frames[0])
+
+
+async def test_a_client_resumes_from_a_member_at_a_gateway_and_back(
+    database: str, chat: Chat, nats: NatsServer, prefix: str
+) -> None:
+    async with member(database, nats.url, prefix) as one, gateway(nats.url, prefix) as two:
+        async with AsyncExitStack() as stack:
+            client = await follow(stack, one, chat)
+            await chat.say("a")
+            since = (await client.until("changes"))[-1]["pos"]
+        await chat.say("b")
+        async with AsyncExitStack() as stack:
+            client = await follow(stack, two, chat, since)
+            frames = await client.until("resumed")
+            assert ["b"] == contents([change for frame in frames[:-1] for change in frame["changes"]])
+            await chat.say("c")
+            since = (await client.until("changes"))[-1]["pos"]
+        await chat.say("d")
+        async with AsyncExitStack() as stack:
+            client = await follow(stack, one, chat, since)
+            frames = await client.until("resumed")
+            assert ["d"] == contents([change for frame in frames[:-1] for change in frame["changes"]])
+
+
+async def test_who_may_not_read_a_topic_may_not_at_a_gateway_either(
+    database: str, chat: Chat, nats: NatsServer, prefix: str
+) -> None:
+    async with member(database, nats.url, prefix), gateway(nats.url, prefix) as two, two.client(chat.bob) as bob:
+        answer = await bob.subscribe(chat.topic)
+        assert ("error", "forbidden") == (answer["op"], answer["code"])
+
+
+async def test_a_right_that_ends_ends_at_every_gateway(
+    database: str, chat: Chat, nats: NatsServer, prefix: str
+) -> None:
+    async with (
+        member(database, nats.url, prefix),
+        gateway(nats.url, prefix) as two,
+        gateway(nats.url, prefix) as three,
+        AsyncExitStack() as stack,
+    ):
+        clients = [await follow(stack, node, chat) for node in (two, three)]
+        await chat.say("before")
+        await chat.sql.execute("delete from chatgenius.channel_members where channel_id = $1", chat.channel)
+        await chat.say("after")
+        for client in clients:
+            frames = await client.until("revoked")
+            assert "before" in str(frames)
+            assert "after" not in str(frames)
+
+
+async def test_a_gateway_that_knows_no_member_is_not_ready_and_says_so(nats: NatsServer, prefix: str) -> None:
+    with pytest.raises(AssertionError, match="waiting_for_members"):
+        async with asyncio.timeout(20), gateway(nats.url, prefix):
+            pass
+
+
+async def test_a_gateway_without_a_url_of_nats_says_what_to_set() -> None:
+    with pytest.raises(AssertionError, match="set ROWCAST_NATS_URL"):
+        async with daemon_process(NOWHERE, "gateway"):
+            pass
+
+
+async def test_clients_of_a_gateway_miss_nothing_when_nats_is_killed(database: str, chat: Chat, prefix: str) -> None:
+    async with (
+        running_nats() as nats,
+        member(database, nats.url, prefix),
+        gateway(nats.url, prefix) as two,
+        AsyncExitStack() as stack,
+    ):
+        client = await follow(stack, two, chat)
+        await chat.say("0")
+        for number in range(1, 4):
+            await nats.kill()
+            await chat.say(f"{number} while it is gone")
+            await nats.start()
+            await chat.say(f"{number}")
+        assert ["0", *(f"{n}{more}" for n in range(1, 4) for more in (" while it is gone", ""))] == await read(
+            client, "3"
+        )
+
+
+async def test_clients_of_a_gateway_miss_nothing_when_nats_hangs(database: str, chat: Chat, prefix: str) -> None:
+    async with (
+        running_nats() as nats,
+        member(database, nats.url, prefix),
+        gateway(nats.url, prefix) as two,
+        AsyncExitStack() as stack,
+    ):
+        client = await follow(stack, two, chat)
+        nats.signal(signal.SIGSTOP)
+        for number in range(20):
+            await chat.say(str(number))
+        nats.signal(signal.SIGCONT)
+        await chat.say("last")
+        assert [*map(str, range(20)), "last"] == await read(client, "last")
+
+
+async def test_clients_of_a_gateway_are_told_when_it_hears_nothing(database: str, chat: Chat, prefix: str) -> None:
+    async with (
+        running_nats() as nats,
+        member(database, nats.url, prefix),
+        gateway(nats.url, prefix) as two,
+        AsyncExitStack() as stack,
+    ):
+        client = await follow(stack, two, chat)
+        await nats.kill()
+        assert "stale" == (await client.until("stale"))[-1]["op"]
+        await chat.say("meanwhile")
+        await nats.start()
+        assert ["meanwhile"] == await read(client, "meanwhile")
+
+
+async def test_a_leader_that_is_killed_loses_nothing_for_clients_of_a_gateway(
+    database: str, chat: Chat, nats: NatsServer, prefix: str
+) -> None:
+    async with (
+        member(database, nats.url, prefix) as one,
+        gateway(nats.url, prefix) as two,
+        AsyncExitStack() as stack,
+    ):
+        client = await follow(stack, two, chat)
+        async with member(database, nats.url, prefix):
+            await chat.say("0")
+            one.process.send_signal(signal.SIGKILL)
+            await one.process.wait()
+            await chat.say("1")
+            assert ["0", "1"] == await read(client, "1")
+
+
+async def test_signals_reach_clients_of_other_nodes(
+    database: str, chat: Chat, nats: NatsServer, prefix: str
+) -> None:
+    async with member(database, nats.url, prefix) as one, gateway(nats.url, prefix) as two, AsyncExitStack() as stack:
+        clients = [await follow(stack, node, chat) for node in (one, two)]
+        for sender, other in (clients, clients[::-1]):
+            await sender.say(op="signal", topic=chat.topic, name="typing", data={"on": True})
+            frame = await other.next()
+            assert ("signal", {"on": True}) == (frame["op"], frame["data"])
+
+
+async def test_the_page_of_a_gateway_says_that_it_is_ready(
+    database: str, chat: Chat, nats: NatsServer, prefix: str
+) -> None:
+    async with member(database, nats.url, prefix), gateway(nats.url, prefix) as two:
+        assert 200 == (await get(f"{two.http}/readyz"))[0]
+        assert "rowcast_ready 1.0" in (await get(f"{two.http}/metrics"))[1]

@@ -154,7 +154,7 @@ class Client:
         self._context = context
         self._socket = socket
         self._session = Session(context.clock() + HELLO_TIMEOUT, context.max_topics)
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[bytes] | None = None  # made when a frame has to wait: an empty one takes 760 bytes
         self._subscribing: asyncio.Task[None] | None = None
         self._replay: Replay | None = None
         self._is_slow = False
@@ -169,6 +169,8 @@ class Client:
     def message_received(self, text: bytes) -> None:
         """Answer one message, or queue it behind those that wait for an answer."""
         if self._subscribing is not None:
+            if self._inbox is None:
+                self._inbox = deque()
             if len(self._inbox) < QUEUED_FRAMES * self._context.max_topics:
                 self._inbox.append(text)
             else:
@@ -486,6 +488,7 @@ class Client:
             self._socket.close(1011, "internal error")
         finally:
             self._subscribing = None
+            self._inbox = None
 
     async def _subscribe(self, follow: Follow) -> None:
         """Follow the topic if the user may read it: live at once, or through a replay from `since`."""

@@ -112,6 +112,29 @@ async def full_load(bench: Bench) -> Samples:
     return samples
 
 
+async def half_load(bench: Bench) -> Samples:
+    """Every peer at half of what the relay admits at full speed. Figures: tps; p50 and p99 in seconds."""
+    samples, form = Samples(), bench.form
+    peers: list[Peer] = [Rowcast(), *relays()]
+    for number in range(form.rounds):
+        async with bench.serving(relays()[0]) as (dsn, service):
+            assert service
+            async with opened(service, [range(data.CHANNELS)]) as clients:
+                full = await write(dsn, clients=32, seconds=form.seconds)
+                await clients.received(full.rows)
+        for peer in peers if number % 2 == 0 else reversed(peers):
+            async with bench.serving(peer) as (dsn, service):
+                assert service
+                async with opened(service, [range(data.CHANNELS)]) as clients:
+                    warm = await evenly(dsn, rate=50, seconds=WARM / 50, channels=data.CHANNELS)
+                    await clients.received(warm.rows)
+                    await clients.forget()
+                    written = await write(dsn, clients=32, seconds=form.seconds, rate=full.rate / 2)
+                    seen = await clients.received(warm.rows + written.rows)
+                bench.note(samples, number, peer.name, tps=written.rate, p50=seen.p50, p99=seen.p99)
+    return samples
+
+
 async def paced(bench: Bench) -> Samples:
     """Writers at 50 and at 1,000 rows a second. Figures: p50 and p99 for each, in seconds."""
     samples = Samples()

@@ -18,8 +18,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -175,14 +175,22 @@ RUN: Final = str(ULID())
 _correlation: ContextVar[str] = ContextVar("correlation", default=RUN)
 
 
-@contextmanager
-def correlate(correlation_id: str) -> Iterator[None]:
-    """Lines that are logged in the block, and in tasks that start there, have this correlation id."""
-    token = _correlation.set(correlation_id)
-    try:
-        yield
-    finally:
-        _correlation.reset(token)
+class correlate:  # noqa: N801 - used like a function
+    """Lines that are logged in the block, and in tasks that start there, have this correlation id.
+
+    A class, since a generator takes twice as long, and this is entered for everything that a client sends.
+    """
+
+    __slots__ = ("_id", "_token")
+
+    def __init__(self, correlation_id: str) -> None:
+        self._id = correlation_id
+
+    def __enter__(self) -> None:
+        self._token = _correlation.set(self._id)
+
+    def __exit__(self, *error: object) -> None:
+        _correlation.reset(self._token)
 
 
 def get_logger() -> FilteringBoundLogger:

@@ -1,6 +1,7 @@
 """Which packs and tables this daemon serves: which changes of the log its clients may get, and in which topics."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -76,7 +77,16 @@ class PackRouter:
         sendable: list[Change] = []
         invalid: list[Invalid] = []
         topics: dict[tuple[str, str, Topic], str | None] = {}  # what is wrong with each
+        validators: dict[tuple[str, str, Topic, str | None], Callable[[str, str], bool] | None] = {}
         for change in changes:
+            _, _, _, schema, table, topic, kind, key, record, _, _, _, model, _ = change
+            if record is not None and (kind is Kind.INSERT or kind is Kind.UPDATE or kind is Kind.RESTORE):
+                form = (schema, table, topic, model)
+                if form not in validators:
+                    validators[form] = self._validator(change)
+                if (is_valid := validators[form]) is not None and is_valid(key, record):
+                    sendable.append(change)
+                    continue
             pack, place = self.pack_of(change), (change.schema, change.table, change.topic)
             if change.kind is Kind.LIMIT and (self._packs_reset_by(change) or self.schema_of(change.topic)):
                 sendable.append(change)
@@ -153,6 +163,15 @@ class PackRouter:
     def wildcard_topics(self, topics: Iterable[Topic]) -> set[Topic]:
         """The log topics in which changes stand that reset all topics of the packs that serve these topics."""
         return {Topic(f"*{pack.name}") for pack in self.all_packs if any(pack.serves(topic) for topic in topics)}
+
+    def _validator(self, change: Change) -> Callable[[str, str], bool] | None:
+        """What tells the valid changes of this form, of which nearly all are valid; None if there are none."""
+        pack = self.pack_of(change)
+        if pack is None or self._problem_of_topic(pack, change):
+            return None
+        with suppress(Exception):  # a pack that fails is looked at change by change
+            return pack.validator(change)
+        return None
 
     def _problem_of_topic(self, pack: Pack, change: Change) -> str | None:
         """Why no client can follow the change's topic as one of this pack; None if clients can."""

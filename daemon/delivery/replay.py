@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from daemon.core import wire
 from daemon.core.change import RESET_KINDS, Change, Numbers, Position, Seq, Topic
@@ -18,6 +18,7 @@ from daemon.logs import get_logger
 log = get_logger()
 
 MAX_CONCURRENT_READS = 4  # leaves database connections to the pump, however many clients are slow
+SLICE: Final = 100  # changes that are validated in one step: between two of them, what is read ahead arrives
 
 
 class ReplayTarget(Protocol):
@@ -63,6 +64,16 @@ class _Sending:
         self.sent = 0
 
 
+class _Reading(NamedTuple):
+    """A read of the log that has begun: of these topics, after this position, up to that one."""
+
+    topics: frozenset[Topic]
+    after: Seq
+    upto: Seq
+    discontinuity: Discontinuity | None
+    batch: asyncio.Task[Batch]
+
+
 class ReplayReader(Protocol):
     """What a replay needs of the log."""
 
@@ -97,13 +108,15 @@ class Replay:
     """Sends each topic what it missed, then lets all of them join the live stream.
 
     They join together: a client never gets a change of one topic before an older one of another. Topics may be added
-    and removed while the replay runs. It holds at most one read of `limit` changes in memory.
+    and removed while the replay runs. It holds at most two reads of `limit` changes in memory: while one of them is
+    validated and sent, the next one is read.
 
     A topic may begin with a snapshot of its rows. The changes that the rows contain are left out of what follows:
     those of transactions that the snapshot shows. All of them have been numbered, so no live change is one.
     """
 
     __slots__ = (
+        "_ahead",
         "_discontinuity",
         "_hub",
         "_limit",
@@ -135,6 +148,7 @@ class Replay:
         self._hub = hub
         self._router = router
         self._limit = limit
+        self._ahead: _Reading | None = None
         self._discontinuity = discontinuity
         self._places: dict[Topic, Seq] = {}  # where each topic is
         self._snapshots: dict[Topic, _Sending] = {}  # what some topics begin with
@@ -171,12 +185,19 @@ class Replay:
         self._places.clear()
         self._sent_positions.clear()
         self._snapshots.clear()
+        self._forget_ahead()
         if self.task is not None:
             self.task.cancel()
             self.task = None
 
     async def run(self) -> None:
         """Replay until every topic has joined or was removed."""
+        try:
+            await self._run()
+        finally:
+            self._forget_ahead()
+
+    async def _run(self) -> None:
         while self._places:
             await self._target.drained()  # so that there is room for what is live
             # From here to the joining nothing is awaited: there is neither a gap nor a repeat.
@@ -225,19 +246,23 @@ class Replay:
         asked = dict(self._places)
         for topic, place in asked.items():
             self._sent_positions[topic] = min(self._sent_positions.get(topic, place), place)
-        wanted = {*asked, *self._router.wildcard_topics(asked)}
+        wanted = frozenset((*asked, *self._router.wildcard_topics(asked)))
+        reading = await self._reading(wanted, min(asked.values()), upto)
         try:
-            batch = await self._log.read_topics(wanted, min(asked.values()), upto, self._limit)
+            batch = await reading.batch
         except LogTruncated:
             if self._hub.discontinuity is self._discontinuity:
                 self._reset_all("retention", self._hub.position, {})
             return
+        if batch.more:
+            self._ahead = self._begin(wanted, batch.reached, upto)
+        sendable = await self._sendable(batch)
         if self._hub.discontinuity is not self._discontinuity:
             return
-        reading = {topic: place for topic, place in asked.items() if self._places.get(topic) == place}
-        payloads = self._build_frames(batch, reading)
-        reached = batch.reached if batch.more else upto
-        places = {topic: max(place, reached) for topic, place in reading.items()}
+        reading_from = {topic: place for topic, place in asked.items() if self._places.get(topic) == place}
+        payloads = self._build_frames(sendable, reading_from)
+        reached = batch.reached if batch.more else reading.upto
+        places = {topic: max(place, reached) for topic, place in reading_from.items()}
         self._places |= places
         for topic, payload in payloads:
             # Checked frame by frame while they are sent: the topic may be left, or revoked, before its frame's turn.
@@ -245,11 +270,43 @@ class Replay:
                 self._target.send(payload)
                 await self._target.drained()
 
-    def _build_frames(self, batch: Batch, reading: Mapping[Topic, Seq]) -> list[tuple[Topic, bytes]]:
-        """The frames of a batch for the topics in `reading`, each behind its place there."""
+    async def _reading(self, topics: frozenset[Topic], after: Seq, upto: Seq) -> _Reading:
+        """The read that begins there: the one ahead, unless topics have changed, or numbers may have been lost."""
+        ahead = self._ahead
+        if ahead is not None:
+            if (ahead.topics, ahead.after, ahead.discontinuity) == (topics, after, self._discontinuity):
+                self._ahead = None
+                return ahead
+            await asyncio.wait([ahead.batch])  # to cancel it would cost its connection
+            self._forget_ahead()
+        return self._begin(topics, after, upto)
+
+    def _begin(self, topics: frozenset[Topic], after: Seq, upto: Seq) -> _Reading:
+        batch = asyncio.ensure_future(self._log.read_topics(topics, after, upto, self._limit))
+        return _Reading(topics, after, upto, self._discontinuity, batch)
+
+    def _forget_ahead(self) -> None:
+        """Cancel the read ahead. Nobody will look at how it ends."""
+        if self._ahead is not None:
+            self._ahead.batch.add_done_callback(lambda batch: batch.cancelled() or batch.exception())
+            self._ahead.batch.cancel()
+            self._ahead = None
+
+    async def _sendable(self, batch: Batch) -> Sequence[Change]:
+        """What of a batch may be sent, with pauses for what else there is to do."""
+        if batch.validated:
+            return batch
+        found: list[Change] = []
+        for first in range(0, len(batch), SLICE):
+            found += self._router.validate(batch[first : first + SLICE])[0]
+            await asyncio.sleep(0)
+        return found
+
+    def _build_frames(self, changes: Sequence[Change], reading: Mapping[Topic, Seq]) -> list[tuple[Topic, bytes]]:
+        """The frames of these changes for the topics in `reading`, each behind its place there."""
         frames: list[tuple[Topic, bytes]] = []
         cells: dict[Seq, Cells] = {}
-        for topic, run in wire.runs(self._router.deliverable(batch)):
+        for topic, run in wire.runs(changes):
             last = run[-1]
             if last.kind in RESET_KINDS:
                 for covered in self._router.topics_to_reset(last, reading):
@@ -257,11 +314,7 @@ class Replay:
                         frames.append((covered, self._reset(covered, last)))
                         self._sent_positions[covered] = last.seq
             # A topic whose place is further on has been sent some of this already.
-            elif topic in reading and (
-                fresh := [
-                    change for change in run if change.seq > reading[topic] and not self._is_contained(topic, change)
-                ]
-            ):
+            elif topic in reading and (fresh := self._fresh(topic, run, reading[topic])):
                 view = self._target.view(topic)
                 if view is not None:
                     fresh = view.of_run(fresh, cells)
@@ -275,6 +328,12 @@ class Replay:
                 self._sent_positions[topic] = last.seq
                 self.sent += len(fresh)
         return frames
+
+    def _fresh(self, topic: Topic, run: Sequence[Change], place: Seq) -> Sequence[Change]:
+        """What of a run follows this place and is not contained in the topic's snapshot."""
+        if run[0].seq > place and topic not in self._snapshots:
+            return run
+        return [change for change in run if change.seq > place and not self._is_contained(topic, change)]
 
     def _is_contained(self, topic: Topic, change: Change) -> bool:
         """Whether the snapshot that the topic began with contains the change."""

@@ -2,17 +2,22 @@
 
 import base64
 import hashlib
+import hmac
 import json
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Final, NoReturn, Self
 
 import jwt
+from jwt import InvalidSignatureError
 
 from daemon.core.errors import BadToken
-from daemon.gateway.keys import Key, KeyTable, secret_key
+from daemon.gateway.keys import SECRET_ALGORITHM, Key, KeyTable, secret_key
 from daemon.settings import Settings
 
 MAX_TOKEN: Final = 8 * 1024  # bytes; checked before anything is parsed
@@ -20,6 +25,7 @@ MAX_USER: Final = 128  # characters
 MAX_KID: Final = 128  # characters
 MAX_KNOWN_TOKENS: Final = 10_000
 MAX_LIFETIME: Final = 30 * 86400.0  # seconds
+MAX_HEADERS: Final = 64  # parsed ones that are kept; a longer text than MAX_TOKEN is none
 
 _COMPACT_JWS: Final = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _TYPES: Final = ("JWT", "at+jwt")
@@ -114,9 +120,9 @@ class Authenticator:
             if key.algorithm == header["alg"]:
                 try:
                     return self._claims(token, key)
-                except jwt.InvalidSignatureError:
+                except InvalidSignatureError:
                     continue  # another secret, while they are being replaced
-        raise jwt.InvalidSignatureError
+        raise InvalidSignatureError
 
     def _claims(self, token: str, key: Key) -> Claims:
         claims = self._jwt.decode(
@@ -149,18 +155,54 @@ def named_key(token: str) -> str | None:
 class _StrictJwt(jwt.PyJWT):
     """PyJWT that rejects ambiguous payloads, such as one that repeats a name."""
 
+    def __init__(self, options: Any) -> None:  # noqa: ANN401 - PyJWT has no public name for it
+        super().__init__(options)
+        self._jws = _Signatures()
+
     def _decode_payload(self, decoded: dict[str, Any]) -> dict[str, Any]:
         return _json_object(decoded["payload"])
 
 
-def _header(token: str) -> dict[str, str]:
+class _Signatures(jwt.PyJWS):
+    """Verifies a signature with a secret directly, and leaves those of other keys to PyJWT.
+
+    PyJWT takes several times as long, since it prepares the key anew for each token and checks each character. What
+    it would find wrong with the header, `_header` has found before.
+    """
+
+    def decode_complete(
+        self,
+        jwt: str | bytes,
+        key: Any = "",  # noqa: ANN401 - PyJWT takes many kinds
+        algorithms: Any = None,  # noqa: ANN401
+        options: Any = None,  # noqa: ANN401
+        detached_payload: bytes | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """The payload of a token. Raises an error of PyJWT, or ValueError."""
+        if not (isinstance(jwt, str) and algorithms == [SECRET_ALGORITHM] == [key.algorithm_name]):
+            return super().decode_complete(jwt, key, algorithms, options, detached_payload, **kwargs)
+        unsigned, _, signature = jwt.rpartition(".")
+        # Compared as text: a signature that ends in other spare bits is another one.
+        if not hmac.compare_digest(_to_base64(hmac.digest(key.key, unsigned.encode(), "sha256")), signature):
+            raise InvalidSignatureError
+        return {"payload": _from_base64(unsigned.partition(".")[2])}
+
+
+def _header(token: str) -> Mapping[str, str]:
     """The header of a token. Raises ValueError unless it says only which key the token means, by a plain name.
 
     Nothing in a header may bring a key along, or say where one is.
     """
     if len(token) > MAX_TOKEN or not (compact := _COMPACT_JWS.fullmatch(token)):
         raise ValueError("not a compact JWS")
-    header = _json_object(base64.urlsafe_b64decode(compact[1] + "=" * (-len(compact[1]) % 4)))
+    return _parsed_header(compact[1])
+
+
+@lru_cache(MAX_HEADERS)
+def _parsed_header(text: str) -> Mapping[str, str]:
+    """The header with this text: an issuer has few, and what is refused is not kept."""
+    header = _json_object(_from_base64(text))
     thumbprint = {"x5t", "x5t#S256"}  # of the certificate of the key, which some issuers add
     if not {"alg"} <= header.keys() <= {"alg", "typ", "kid", *thumbprint}:
         raise ValueError("unexpected header")
@@ -168,7 +210,19 @@ def _header(token: str) -> dict[str, str]:
         raise ValueError("unexpected header")
     if not 1 <= len(header.get("kid", "-")) <= MAX_KID:
         raise ValueError("kid is not a plain name")
-    return header
+    return MappingProxyType(header)
+
+
+def _from_base64(text: str) -> bytes:
+    """What these characters of the URL-safe alphabet encode. Raises ValueError if they are not how it is encoded."""
+    decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if _to_base64(decoded) != text:
+        raise ValueError("not the only encoding")
+    return decoded
+
+
+def _to_base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _is_user(user: str) -> bool:
@@ -177,7 +231,7 @@ def _is_user(user: str) -> bool:
 
 def _json_object(text: bytes) -> dict[str, Any]:
     """Parse one JSON object. Raises ValueError for anything else, for NaN, and for repeated names."""
-    found = json.loads(text.decode(), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+    found = _JSON.decode(text.decode())
     if not isinstance(found, dict):
         raise ValueError("not an object")  # noqa: TRY004 - one kind of error for every bad token
     return found
@@ -190,5 +244,8 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse_constant(constant: str) -> float:
+def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+_JSON: Final = json.JSONDecoder(object_pairs_hook=_unique_names, parse_constant=_refuse_constant)

@@ -22,6 +22,7 @@ INEXPRESSIBLE = (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRep
 UNANSWERED = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
 
 MAX_CONCURRENT_QUERIES = 4  # a crowd that reconnects leaves connections for reading the log
+HELP_DELAY = 0.005  # seconds after which lookups that wait for a running statement get another one
 MAX_OWN_QUERIES = 2  # of these, for tables that are served without a pack, each of which has one at most
 MAX_QUERY_SIZE = 100  # rights looked up in one statement
 PENDING_PAUSE = 0.01  # seconds between looks for an event's number: the leader takes about as long
@@ -41,8 +42,9 @@ class _Lookup(NamedTuple):
 class PgGrants:
     """Calls the SQL function `may_read` of the schema that serves a topic, which `schema_of` returns.
 
-    Lookups are batched: while MAX_CONCURRENT_QUERIES statements run, further lookups wait, and share the next one. So
-    a crowd that reconnects costs few statements.
+    Lookups are batched: while a statement runs, further lookups wait, and share the next one. So a crowd that
+    reconnects costs few statements. Those that wait for longer get another statement beside it, up to
+    MAX_CONCURRENT_QUERIES: the first may be one that takes long.
 
     `own_of` returns the table that serves a topic without a pack. Anybody may have written what is evaluated then: if
     it is slow, only lookups of the same table wait for it, and the server ends it.
@@ -63,6 +65,7 @@ class PgGrants:
         self._waiting: dict[tuple[str, str | None], deque[_Lookup]] = {}  # by schema and table; the oldest first
         self._asked: set[str] = set()  # the tables without a pack about which a statement runs
         self._workers: set[asyncio.Task[None]] = set()
+        self._helping: asyncio.TimerHandle | None = None  # set while lookups may wait for longer
 
     async def readable_from(self, user: str, topic: Topic) -> Seq | None:
         """The position from which the user may read the topic; None if not at all. Raises GrantsUnavailable.
@@ -77,10 +80,10 @@ class PgGrants:
         while True:
             lookup = _Lookup(schema, self._own_of(topic), user, topic, loop.create_future())
             self._waiting.setdefault((schema, lookup.own), deque()).append(lookup)
-            if len(self._workers) < MAX_CONCURRENT_QUERIES:
-                worker = loop.create_task(self._work())
-                self._workers.add(worker)
-                worker.add_done_callback(self._workers.discard)
+            if not self._workers:
+                self._add_worker()
+            elif self._helping is None:
+                self._helping = loop.call_later(HELP_DELAY, self._help)
             answer = await lookup.answer
             if isinstance(answer, INEXPRESSIBLE):
                 return None
@@ -95,6 +98,19 @@ class PgGrants:
             if loop.time() > limit:
                 raise GrantsUnavailable("its beginning has no number yet")
             await asyncio.sleep(PENDING_PAUSE)
+
+    def _help(self) -> None:
+        """Start another statement if lookups wait, and look again."""
+        self._helping = None
+        if self._waiting:
+            if len(self._workers) < MAX_CONCURRENT_QUERIES:
+                self._add_worker()
+            self._helping = asyncio.get_running_loop().call_later(HELP_DELAY, self._help)
+
+    def _add_worker(self) -> None:
+        worker = asyncio.get_running_loop().create_task(self._work())
+        self._workers.add(worker)
+        worker.add_done_callback(self._workers.discard)
 
     async def _work(self) -> None:
         """Query until no lookup waits, but for those that another worker comes to."""

@@ -1,6 +1,6 @@
 """Reads the log in Postgres: the LogReader port."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -162,8 +162,9 @@ class PgLogReader:
             elif topics is not None and (is_heavy or transaction[0]["large"]):
                 transaction = await self._fetch(READ_TIMEOUT, "limits_of_topics", first, end, topics)
             elif cut and end == rows[-1]["tx_end"] and last < end:
-                transaction += await self._rest(last, end, topics)
-            changes += map(change_of, transaction)
+                changes += changes_of(transaction)
+                transaction = await self._rest(last, end, topics)
+            changes += changes_of(transaction)
         return changes
 
     async def find(self, seq: Seq) -> tuple[Change, bool] | None:
@@ -204,19 +205,37 @@ class PgLogReader:
 
 _bytes = itemgetter("bytes")
 _KINDS = {kind.value: kind for kind in Kind}
-_COLUMNS = itemgetter(
+_COLUMNS = (
     "seq", "tx", "at", "schema_name", "table_name", "topic", "kind", "key", "record", "changed", "actor", "model",
-    "revokes",
+    "revokes", "revokes_user", "revokes_topic",
 )  # fmt: skip
 
 
 def change_of(row: asyncpg.Record) -> Change:
     """Convert a row of `rowcast.changes`."""
-    seq, tx, at, schema, table, topic, kind, key, record, changed, actor, model, revokes = _COLUMNS(row)
-    ends = Right(row["revokes_user"], row["revokes_topic"]) if revokes else None
-    changed = tuple(changed) if changed else ()
+    [change] = changes_of([row])
+    return change
+
+
+def changes_of(rows: Sequence[asyncpg.Record]) -> list[Change]:
+    """Convert rows of `rowcast.changes`, of statements that begin with the same columns."""
+    if not rows:
+        return []
+    places = {name: place for place, name in enumerate(rows[0].keys())}
+    columns = itemgetter(*(places[name] for name in _COLUMNS))  # by place: by name it takes twice as long
+    return [_change(*columns(row)) for row in rows]
+
+
+def _change(
+    seq: Seq, tx: str, at: str, schema: str, table: str, topic: Topic, kind: str, key: str, record: str | None,
+    changed: Sequence[str] | None, actor: str | None, model: str | None, revokes: bool,
+    revokes_user: str | None, revokes_topic: Topic | None,
+) -> Change:  # fmt: skip
+    ends = Right(revokes_user, revokes_topic) if revokes else None
     known = _KINDS.get(kind)
     if known is None:  # a stand-in with the reason, or a kind of a newer schema
         reason = record if kind == "unreadable" else f"kind: {kind}"
         return Change(seq, tx, at, schema, table, topic, Kind.LIMIT, "{}", None, ends=ends, unreadable=reason)
-    return Change(seq, tx, at, schema, table, topic, known, key, record, changed, actor, ends, model)
+    return Change(
+        seq, tx, at, schema, table, topic, known, key, record, tuple(changed) if changed else (), actor, ends, model
+    )

@@ -174,7 +174,7 @@ class Pack:
         row = self.tables.get(change.model or change.table)
         if row is None:
             return "table: no_row_model"
-        if change.record is not None and change.kind in CONTENT and _is_valid(row, change.key, change.record):
+        if change.record is not None and change.kind in CONTENT and _validator(row)(change.key, change.record):
             return None
         match change.kind:
             case Kind.INSERT | Kind.UPDATE | Kind.RESTORE:
@@ -189,6 +189,11 @@ class Pack:
                 if change.record is not None:
                     return "record: not_expected"
                 return None if change.key == "{}" else "key: not_expected"
+
+    def validator(self, change: Change) -> Callable[[str, str], bool] | None:
+        """Whether a key and a record fit the row model of this change. False does not prove that they do not."""
+        row = self.tables.get(change.model or change.table)
+        return None if row is None else _validator(row)
 
     def with_exact_numbers(self, change: Change) -> Change:
         """The same change with every int8 and numeric of its key and record as a string with exactly its digits."""
@@ -227,21 +232,22 @@ def _unparsed_columns(row: type[Row]) -> Mapping[str, Callable[[str], str]]:
 
 
 @cache
-def _validators(row: type[Row]) -> tuple[Callable[[str], object], Callable[[str], object]]:
-    return _key_model(row).__pydantic_validator__.validate_json, row.__pydantic_validator__.validate_json
+def _validator(row: type[Row]) -> Callable[[str, str], bool]:
+    """A fast path for valid records, which nearly all are."""
+    validate_key = _key_model(row).__pydantic_validator__.validate_json
+    validate_record = row.__pydantic_validator__.validate_json
 
+    def is_valid(key: str, record: str) -> bool:
+        if "NaN" in record or "Infinity" in record:
+            return False  # pydantic parses them as numbers, which a browser's JSON.parse does not
+        try:
+            validate_key(key)
+            validate_record(record)
+        except Exception:  # noqa: BLE001 - _problem says what is wrong
+            return False
+        return True
 
-def _is_valid(row: type[Row], key: str, record: str) -> bool:
-    """A fast path for valid records, which nearly all are. False does not prove a record invalid."""
-    validate_key, validate_record = _validators(row)
-    if "NaN" in record or "Infinity" in record:
-        return False  # pydantic parses them as numbers, which a browser's JSON.parse does not
-    try:
-        validate_key(key)
-        validate_record(record)
-    except ValidationError:
-        return False
-    return True
+    return is_valid
 
 
 def _problem(part: Literal["key", "record"], row: type[Row], text: str) -> str | None:

@@ -265,6 +265,76 @@ async def test_a_topic_joins_only_after_the_peer_has_read_what_was_sent(pool: Po
     assert [ONE] == recorder.joined
 
 
+class SlowRecorder(Recorder):
+    """A peer that reads nothing after its first frame until the test sets `has_room`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_room = asyncio.Event()
+
+    async def drained(self) -> None:
+        if self.frames:
+            await self.has_room.wait()
+
+
+class CountedLog(PgLogReader):
+    """The real log. `second` is set when the second read has begun."""
+
+    reads = 0
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.second = asyncio.Event()
+
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
+        self.reads += 1
+        if self.reads == 2:
+            self.second.set()
+        return await super().read_topics(topics, after, upto, limit)
+
+
+async def test_the_next_chunk_is_read_while_the_peer_reads_one(pool: Pool) -> None:
+    hub, recorder, log = await a_hub(pool), SlowRecorder(), CountedLog(pool)
+    replaying = asyncio.create_task(a_replay(hub, recorder, log, {ONE: 0}, limit=1).run())
+    await log.second.wait()
+    assert [1] == recorder.versions(ONE)
+    recorder.has_room.set()
+    await replaying
+    assert [1, 2, 3] == recorder.versions(ONE)
+
+
+async def test_what_was_read_ahead_is_dropped_when_a_topic_is_added(pool: Pool) -> None:
+    hub, recorder, log = await a_hub(pool), SlowRecorder(), CountedLog(pool)
+    replay = a_replay(hub, recorder, log, {ONE: 0}, limit=1)
+    replaying = asyncio.create_task(replay.run())
+    await log.second.wait()
+    replay.add(TWO, Seq(0))
+    recorder.has_room.set()
+    await replaying
+    assert ([1, 2, 3], [1, 2, 3]) == (recorder.versions(ONE), recorder.versions(TWO))
+
+
+async def test_what_was_read_ahead_of_a_discontinuity_is_not_sent(pool: Pool) -> None:
+    hub, recorder, log = await a_hub(pool), SlowRecorder(), CountedLog(pool)
+    replaying = asyncio.create_task(a_replay(hub, recorder, log, {ONE: 0}, limit=1).run())
+    await log.second.wait()
+    hub.move(Position(hub.position.epoch, Seq(10_000_024)), "crash")
+    recorder.has_room.set()
+    await replaying
+    assert ([1], "crash", [ONE]) == (recorder.versions(ONE), recorder.frames[-1]["reason"], recorder.joined)
+
+
+async def test_a_replay_that_stops_reads_nothing_further(pool: Pool) -> None:
+    hub, recorder, log = await a_hub(pool), SlowRecorder(), CountedLog(pool)
+    replay = a_replay(hub, recorder, log, {ONE: 0}, limit=1)
+    replaying = replay.task = asyncio.create_task(replay.run())
+    await log.second.wait()
+    replay.stop()
+    with pytest.raises(asyncio.CancelledError):
+        await replaying
+    assert ([1], 2) == (recorder.versions(ONE), log.reads)
+
+
 async def test_a_replay_continues_when_the_log_can_be_read_again(pool: Pool) -> None:
     class BrokenLog(PgLogReader):
         attempts = 0

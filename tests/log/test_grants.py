@@ -193,6 +193,17 @@ async def test_cancelled_lookups_do_not_affect_the_others(database: str, pool: P
     assert {int} == {type(answer) for answer in answers[1::2]}
 
 
+async def until_asked(sql: Connection) -> None:
+    """Wait until a statement asks for rights."""
+    running = """
+        select exists (
+            select from pg_stat_activity
+            where state = 'active' and query like '%may_read%' and pid <> pg_backend_pid()
+        )"""
+    while not await sql.fetchval(running):
+        await asyncio.sleep(0.01)
+
+
 async def test_a_slow_right_of_an_own_table_ends_and_keeps_only_its_own_table_waiting(
     database: str, pool: Pool, sql: Connection
 ) -> None:
@@ -217,9 +228,7 @@ async def test_a_slow_right_of_an_own_table_ends_and_keeps_only_its_own_table_wa
     own = {"slow": "app.slow", "fast": "app.fast"}
     shared = PgGrants(pool, lambda _: "rowcast", lambda topic: own[topic.partition(":")[0]])
     first = asyncio.create_task(shared.readable_from(ADA, Topic("slow:x")))
-    running = "select exists (select from pg_stat_activity where query like '%may_read%' and pid <> pg_backend_pid())"
-    while not await sql.fetchval(running):
-        await asyncio.sleep(0.01)
+    await until_asked(sql)
     crowd = [asyncio.create_task(shared.readable_from(ADA, Topic(f"slow:{x}"))) for x in "xy" * 5]
     async with asyncio.timeout(3):  # before the first ends
         assert Seq(0) == await shared.readable_from(ADA, Topic("fast:1"))
@@ -228,3 +237,28 @@ async def test_a_slow_right_of_an_own_table_ends_and_keeps_only_its_own_table_wa
         await first
     await sql.execute("update app.hanging set held = false")
     assert [Seq(0)] * 10 == await asyncio.gather(*crowd)
+
+
+async def test_lookups_behind_one_that_takes_long_get_a_statement_beside_it(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+    await sql.execute("""
+        create table public.held (topic text);
+        create or replace function chatgenius.may_read(user_id text, topic text) returns boolean
+        language plpgsql as $$
+        begin
+            while exists (select from public.held as h where h.topic = $2) loop perform pg_sleep(0.01); end loop;
+            return true;
+        end $$;
+    """)
+    await sql.execute("insert into public.held values ($1)", TOPIC)
+    shared = grants(pool)
+    slow = asyncio.create_task(shared.readable_from(ADA, TOPIC))
+    await until_asked(sql)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(shared.readable_from(ADA, OTHER) for _ in range(10)))
+    assert not slow.done()
+    await sql.execute("delete from public.held")
+    assert await slow is not None

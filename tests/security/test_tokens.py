@@ -7,6 +7,7 @@ import timeit
 from collections.abc import Callable
 from typing import Any
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -28,13 +29,21 @@ q9UU8I5mEovUf86QZ7kOBIjJwqnzD1omageEHWwHdBO6B+dFabmdT9POxg==
 
 def signed(header: str, payload: str, *, secret: bytes = SECRET, digest: str = "sha256") -> str:
     """A token signed by hand, with any header and payload."""
-    unsigned = f"{encoded(header.encode())}.{encoded(payload.encode(errors='surrogateescape'))}"
+    parts = encoded(header.encode()), encoded(payload.encode(errors="surrogateescape"))
+    return signed_text(*parts, secret=secret, digest=digest)
+
+
+def signed_text(header: str, payload: str, *, secret: bytes = SECRET, digest: str = "sha256") -> str:
+    """The same with both in base64."""
+    unsigned = f"{header}.{payload}"
     return f"{unsigned}.{encoded(hmac.new(secret, unsigned.encode(), digest).digest())}"
 
 
 NOW = int(time.time())
 GOOD: dict[str, Any] = {"iss": "rowcast", "aud": "rowcast", "sub": USER, "iat": NOW - 60, "exp": NOW + 36000}
 HEADER = '{"alg":"HS256","typ":"JWT"}'
+PAYLOAD = encoded(f"{json.dumps(GOOD)}{' ' * ((1 - len(json.dumps(GOOD))) % 3)}".encode())  # with spare bits
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 def forged(secret: bytes = SECRET, header: dict[str, Any] | None = None, **claims: Any) -> str:
@@ -50,6 +59,17 @@ def without_signature(header: str) -> str:
 
 def with_last_character_changed(token: str) -> str:
     return token[:-1] + ("A" if token[-1] != "A" else "B")
+
+
+def with_other_spare_bits(text: str) -> str:
+    """The same bytes in base64, with other bits where the last character has more than they need."""
+    last = ALPHABET[ALPHABET.index(text[-1]) ^ 1]
+    assert decoded(text) == decoded(text[:-1] + last)
+    return text[:-1] + last
+
+
+def decoded(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text.rpartition(".")[2] + "==")
 
 
 def with_another_payload(token: str) -> str:
@@ -132,6 +152,9 @@ BAD = {
     "no signature": without_signature(HEADER),
     "half a signature": forged()[:-20],
     "a changed signature": with_last_character_changed(forged()),
+    "a signature with other spare bits": with_other_spare_bits(forged()),
+    "a header with other spare bits": signed_text(with_other_spare_bits(encoded(b'{"alg":"HS256"} ')), PAYLOAD),
+    "a payload with other spare bits": signed_text(encoded(HEADER.encode()), with_other_spare_bits(PAYLOAD)),
     "a changed payload": with_another_payload(forged()),
     "padding": forged() + "=",
     "white space": " " + forged(),
@@ -226,6 +249,23 @@ def test_every_bad_token_is_refused_with_the_same_error(token: str) -> None:
     assert isinstance(refusal.value, ClientFault)
     assert refusal.value.__cause__ is None
     assert refusal.value.__suppress_context__
+
+
+def test_no_token_with_one_character_changed_is_valid() -> None:
+    authenticator, token = Authenticator(SECRET), forged()
+    authenticator.verify(token)
+    for place, character in enumerate(token):
+        other = ALPHABET[ALPHABET.find(character) ^ 1]
+        for changed in {other, "", "=", ".", f"{character}{character}"} - {character}:
+            refused(authenticator, token[:place] + changed + token[place + 1 :])
+
+
+def test_a_signature_with_a_secret_is_verified_without_the_detour_of_the_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token = forged()
+    monkeypatch.setattr(jwt.PyJWS, "decode_complete", None)
+    assert USER == Authenticator(SECRET).verify(token).user
 
 
 @pytest.fixture(scope="module")

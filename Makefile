@@ -1,4 +1,4 @@
-# make run | test | quick | postgres | faults | bench | screenshots | requirements | docs | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
+# make run | test | quick | postgres | faults | autobahn | bench | screenshots | requirements | docs | check | secrets | install | wheel | lock | clean.  Everything lives in .venv; nothing else is touched.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(wildcard $(addsuffix /python3,$(subst :, ,$(PATH)))))
@@ -9,11 +9,12 @@ DAEMON_ARGS ?=
 PYTEST_ARGS ?=
 SECRETS_ARGS ?=
 PG ?=
+WSTEST ?= wstest
 BENCH ?= short
 
 SPECIFICATIONS ?=
 
-.PHONY: help install run test quick postgres faults bench screenshots requirements docs check secrets format wheel lock clean
+.PHONY: help install run test quick postgres faults autobahn bench screenshots requirements docs check secrets format wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -55,6 +56,9 @@ quick: $(READY) ## run the tests that need neither a database nor a daemon
 
 faults: $(READY) ## run the long fault tests (an hour); writes docs/reliability.md
 	ROWCAST_TEST_FAULTS=long $(BIN)/pytest tests/faults --timeout 7200 $(PYTEST_ARGS)
+
+autobahn: $(READY) ## run the Autobahn test suite, WSTEST=/path/to/wstest; writes docs/websocket-conformance.md
+	$(BIN)/python -m tests.support.autobahn $(WSTEST)
 
 # Shells set LINES to the height of the terminal, so only a LINES given to make counts.
 bench: $(READY) ## measure Rowcast against its peers; LINES="writers latency" BENCH=short|long; writes bench/RESULTS.md

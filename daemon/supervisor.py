@@ -104,6 +104,7 @@ class Worker:
     status: str = "starting"
     fault: str = ""
     missed: int = 0  # beats of the parent since the worker's last message
+    reload_began: int = 0  # by systemd.monotonic_usec
 
 
 class Supervisor:
@@ -129,6 +130,8 @@ class Supervisor:
         self._max_missed = math.ceil(settings.worker_silence / self._beat_every)
         self._selector = selectors.DefaultSelector()
         self._ready = self._stopping = False
+        self._reload_asked = 0  # by systemd.monotonic_usec
+        self._reloading: set[Worker] = set()  # those that have not reloaded since then
         self._has_terminal = has_terminal()  # a terminal that has been closed could not be seen any more
         self._code = 0
 
@@ -173,10 +176,25 @@ class Supervisor:
         arrived = set(receiver.recv(64))
         if signal.SIGHUP in arrived and not self._has_terminal:
             arrived.discard(signal.SIGHUP)
-            for worker in self._running.values():  # each has keys of its own
-                os.kill(worker.pid, signal.SIGHUP)
+            self._reload()
         if arrived:
             self._stop()
+
+    def _reload(self) -> None:
+        """Let each worker reload, since it has keys of its own. systemd learns when the last one has."""
+        if self._ready:  # else systemd would take the end of the reload for that of the start
+            self._reload_asked, self._reloading = systemd.monotonic_usec(), set(self._running.values())
+            systemd.notify(systemd.reloading_message())
+            if not self._reloading:
+                systemd.notify("READY=1")
+        for worker in self._running.values():
+            os.kill(worker.pid, signal.SIGHUP)
+
+    def _end_reload(self, worker: Worker) -> None:
+        if worker in self._reloading:
+            self._reloading.discard(worker)
+            if not self._reloading:
+                systemd.notify("READY=1")
 
     def _stop(self) -> None:
         if self._stopping:
@@ -227,8 +245,12 @@ class Supervisor:
                     worker.status = status
                 case ["FAULT", fault]:
                     worker.fault = fault
+                case ["MONOTONIC_USEC", began]:
+                    worker.reload_began = int(began)
                 case ["READY", _]:
                     worker.ready = True
+                    if worker.reload_began >= self._reload_asked:
+                        self._end_reload(worker)
         if not self._ready and [True] * self._settings.workers == [each.ready for each in self._running.values()]:
             self._ready = True
             systemd.notify("READY=1")
@@ -239,6 +261,7 @@ class Supervisor:
         del self._running[worker.number]
         self._connections.remove(worker.number)
         _, status = os.waitpid(worker.pid, 0)
+        self._end_reload(worker)
         code = os.waitstatus_to_exitcode(status)
         if self._stopping:
             self._code = max(self._code, _exit_code(code))

@@ -6,6 +6,7 @@ See sd_notify(3), sd_watchdog_enabled(3) and sd_listen_fds(3).
 
 import os
 import socket
+import time
 from typing import Protocol
 
 
@@ -47,6 +48,16 @@ def watchdog_message(status: str, interval: float, *, starting: bool) -> str:
     """The state to send every `interval` seconds. While `starting`, it also extends the start timeout."""
     extension = f"\nEXTEND_TIMEOUT_USEC={round(1e6 * max(60, 4 * interval))}" if starting else ""
     return f"WATCHDOG=1\nSTATUS={status}{extension}"
+
+
+def reloading_message() -> str:
+    """The state to send once a reload begins. Its end is "READY=1", for which `systemctl reload` waits."""
+    return f"RELOADING=1\nMONOTONIC_USEC={monotonic_usec()}"
+
+
+def monotonic_usec() -> int:
+    """The clock of all processes by which systemd tells whether a reload began after it was asked for."""
+    return time.monotonic_ns() // 1000
 
 
 def stopping_message(within: float) -> str:

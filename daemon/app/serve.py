@@ -340,12 +340,14 @@ def _handle_signals(stop: asyncio.Event, hangup: asyncio.Event) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
-async def _reload_on(hangup: asyncio.Event, reloads: Reloads) -> None:
+async def _reload_on(hangup: asyncio.Event, reloads: Reloads, manager: systemd.Manager) -> None:
     """Reload whenever the event is set. Signals that arrive during a reload cause one more."""
     while True:
         await hangup.wait()
         hangup.clear()
+        manager.notify(systemd.reloading_message())
         await reloads.run()
+        manager.notify("READY=1")
 
 
 async def serve(
@@ -389,7 +391,7 @@ async def serve(
                 manager.notify("READY=1")
                 if on_ready is not None:
                     run_while_ready(on_ready(daemon))
-                run_while_ready(_reload_on(hangup, reloads))
+                run_while_ready(_reload_on(hangup, reloads, manager))
                 await stop.wait()
                 log.info("stopping")
                 manager.notify(systemd.stopping_message(settings.drain_seconds))

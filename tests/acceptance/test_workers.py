@@ -179,6 +179,18 @@ async def test_a_worker_that_hangs_during_shutdown_is_killed_and_sets_the_exit_c
         assert 128 + signal.SIGKILL == await daemon.stop()
 
 
+async def test_a_reload_is_over_for_systemd_once_a_worker_that_hangs_has_ended(database: str, chat: Chat) -> None:
+    async with daemon_process(database, "--workers", "2", environment={"ROWCAST_WORKER_SILENCE": "1"}) as daemon:
+        hanging = pids(daemon)[1]
+        os.kill(hanging, signal.SIGSTOP)
+        daemon.process.send_signal(signal.SIGHUP)
+        await daemon.notices.wait_for("RELOADING=1")
+        await daemon.notices.wait_for("READY=1")
+        with pytest.raises(ProcessLookupError):
+            os.kill(hanging, 0)
+        await logged(daemon, "reloaded")
+
+
 async def test_workers_end_when_their_parent_is_killed(daemon: Daemon) -> None:
     one, other = pids(daemon).values()
     os.kill(one, signal.SIGSTOP)  # a stopped process cannot notice that its parent is gone

@@ -13,6 +13,7 @@ import pytest
 from daemon.core.errors import BadToken
 from daemon.gateway.auth import Authenticator
 from daemon.postgres.connect import Connection, connect
+from daemon.systemd import monotonic_usec
 from tests.acceptance.chat import Chat
 from tests.support.daemon import Client, Daemon, command, daemon_process, free_port, get, token
 from tests.support.issuer import (
@@ -260,7 +261,11 @@ async def test_a_sighup_replaces_secrets_without_dropping_anybody(
         await client.subscribe(chat.topic)
         for content, event in ((b"short", "reload_failed"), (new, "reloaded")):
             file.write_bytes(content)
+            asked = monotonic_usec()
             own.process.send_signal(signal.SIGHUP)
+            _, began = await own.notices.wait_for("RELOADING=1")
+            assert asked <= int(began.removeprefix("MONOTONIC_USEC=")) <= monotonic_usec()
+            await own.notices.wait_for("READY=1")  # of every worker: then `systemctl reload` returns
             lines = await logged(own, int(workers), event)
             assert int(workers) == len(lines)
             assert OLD.decode() not in str(lines)

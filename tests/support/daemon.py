@@ -204,9 +204,15 @@ class Notices:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(path))
 
-    async def wait_for(self, line: str) -> None:
-        while line not in (await asyncio.get_running_loop().sock_recv(self._socket, 4096)).decode().splitlines():
+    async def next(self) -> list[str]:
+        """The lines of the next message."""
+        return (await asyncio.get_running_loop().sock_recv(self._socket, 4096)).decode().splitlines()
+
+    async def wait_for(self, line: str) -> list[str]:
+        """Wait for a message with this line; returns all of its lines."""
+        while line not in (lines := await self.next()):
             pass
+        return lines
 
     def close(self) -> None:
         self._socket.close()

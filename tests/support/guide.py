@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -45,9 +45,12 @@ class Terminal:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, directory: Path, environment: Mapping[str, str]) -> AsyncIterator[Self]:
+    async def opened(
+        cls, directory: Path, environment: Mapping[str, str], *, within: Sequence[str] = ()
+    ) -> AsyncIterator[Self]:
+        """A shell in this directory. `within` is a command that runs its arguments elsewhere."""
         process = await asyncio.create_subprocess_exec(
-            "bash", "-eu", cwd=directory, env=environment,
+            *within, "bash", "-eu", cwd=directory, env=environment,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip

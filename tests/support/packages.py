@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.tags import Tag, parse_tag
+from packaging.utils import canonicalize_name
 
 from tests.support.node import npm
 
@@ -65,6 +68,38 @@ def new_environment(home: Path, *wheels: Path) -> Path:
     else:  # `make install` had uv
         run("uv", "pip", "install", "--quiet", "--python", programs / "python", *wheels)
     return programs
+
+
+def build_index(wheel: Path, directory: Path) -> None:
+    """Make wheels of everything that a wheel requires, of what is installed here: an index for `pip --find-links`."""
+    for one in _required_by(wheel):
+        _repack(one, directory)
+
+
+def _repack(installed: Distribution, directory: Path) -> None:
+    tags = {tag for line in _lines(installed, "WHEEL", "Tag: ") for tag in parse_tag(line)}
+    parts = (".".join(sorted({part(tag) for tag in tags})) for part in _PARTS)
+    wheel = directory / "-".join([canonicalize_name(installed.name).replace("-", "_"), installed.version, *parts])
+    with zipfile.ZipFile(f"{wheel}.whl", "w") as packed:
+        rows = []
+        for file in installed.files or ():
+            if file.parts[0] != ".." and "__pycache__" not in file.parts and file.name != "RECORD":
+                packed.write(str(installed.locate_file(file)), str(file))
+                rows.append(f"{file},,\n")
+        record = next(file for file in installed.files or () if file.name == "RECORD")
+        packed.writestr(str(record), "".join([*rows, f"{record},,\n"]))
+
+
+def _lines(installed: Distribution, file: str, name: str) -> list[str]:
+    text = installed.read_text(file) or ""
+    return [line.removeprefix(name) for line in text.splitlines() if line.startswith(name)]
+
+
+_PARTS: tuple[Callable[[Tag], str], ...] = (
+    lambda tag: tag.interpreter,
+    lambda tag: tag.abi,
+    lambda tag: tag.platform,
+)
 
 
 def _required_by(wheel: Path) -> list[Distribution]:

@@ -380,6 +380,20 @@ def test_each_link_to_a_section_leads_to_its_heading(guide: Path) -> None:
     assert [] == [f"{file}#{part}" for file, part in links if part not in headings(files[file])]
 
 
+@pytest.fixture(scope="module")
+def tests() -> set[str]:
+    """The names of all tests, and of their modules."""
+    modules = list((ROOT / "tests").rglob("test_*.py"))
+    texts = (module.read_text(encoding="utf-8") for module in modules)
+    found = (re.findall(r"(?m)^(?:async )?def (test_\w+)", text) for text in texts)
+    return {module.stem for module in modules}.union(*found)
+
+
+@pytest.mark.parametrize("guide", OF_TODAY, ids=lambda guide: guide.relative_to(ROOT).as_posix())
+def test_each_test_that_a_guide_names_exists(guide: Path, tests: set[str]) -> None:
+    assert set() == set(re.findall(r"\btest_\w+", guide.read_text(encoding="utf-8"))) - tests
+
+
 def commands_in(text: str) -> Iterator[list[str]]:
     """The words after `daemon` of each such command, in a shell block or between backticks."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +18,22 @@ from daemon import systemd
 from daemon.files import folder
 from daemon.packs import bundled_jobs
 from daemon.settings import Settings
-from daemon.systemd import listen_fds, notify, stopping_message, watchdog_interval, watchdog_message
+from daemon.systemd import (
+    listen_fds,
+    notify,
+    reloading_message,
+    stopping_message,
+    watchdog_interval,
+    watchdog_message,
+)
 
 UNIT = folder("systemd") / "rowcast.service"
 JOB = folder("systemd") / "rowcast-job@.service"
 TIMER = folder("systemd") / "rowcast-job@.timer"
 SOCKET = folder("systemd") / "rowcast.socket"
+DROP_IN = folder("systemd") / "notify-reload.conf"
 MIN_SYSTEMD = 250  # the first systemd-analyze that can check a unit file without a running systemd
+NOTIFY_RELOAD = 253  # the first that knows Type=notify-reload
 MAX_EXPOSURE = 1.5  # of 10, as reported by `systemd-analyze security`; a unit without hardening has more than 9
 
 
@@ -97,6 +107,13 @@ def test_each_message_of_a_start_extends_the_timeout_past_the_next_message() -> 
 
 def test_a_stop_extends_the_timeout_past_the_drain_of_clients() -> None:
     assert "STOPPING=1\nEXTEND_TIMEOUT_USEC=70000000" == stopping_message(60)
+
+
+def test_a_reload_says_when_it_began_by_the_clock_of_systemd() -> None:
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    kind, _, began = reloading_message().partition("\nMONOTONIC_USEC=")
+    assert "RELOADING=1" == kind
+    assert before <= int(began) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 
 @pytest.mark.parametrize(("allowed", "pid"), [("15000000", "1"), ("0", ""), ("", ""), ("soon", "")])
@@ -192,6 +209,20 @@ def test_systemd_accepts_the_unit(unit: Path, installed: Path, without_systemd: 
         assert settings_of(unit.read_text())
         return
     assert (0, "") == analyze("verify", "--recursive-errors=no", installed / unit.name)
+
+
+def test_a_drop_in_lets_systemd_send_the_signal_and_older_ones_have_a_command_for_it(
+    installed: Path, without_systemd: bool
+) -> None:
+    assert {"Service.Type": ["notify-reload"], "Service.ExecReload": [""]} == settings_of(DROP_IN.read_text())
+    assert ["/bin/kill -HUP $MAINPID"] == settings_of(UNIT.read_text())["Service.ExecReload"]
+    folder_of_drop_ins = installed / f"{UNIT.name}.d"
+    folder_of_drop_ins.mkdir()
+    shutil.copy(DROP_IN, folder_of_drop_ins)
+    if not without_systemd:
+        is_known = int(analyze("--version")[1].split()[1]) >= NOTIFY_RELOAD
+        is_accepted = (0, "") == analyze("verify", "--recursive-errors=no", installed / UNIT.name)
+        assert is_known == is_accepted
 
 
 @pytest.mark.parametrize("unit", [UNIT, JOB], ids=lambda unit: unit.name)

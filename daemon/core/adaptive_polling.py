@@ -17,8 +17,9 @@ from typing import Final
 BUSY_RATE: Final = 300.0  # transactions a second from which on polling is cheaper than notifications
 CALM_RATE: Final = 100.0  # transactions a second below which notifications are cheaper
 RATE_WINDOW: Final = 0.1  # seconds over which the rate is averaged
-POLL_DELAY: Final = 0.002  # seconds between two polls; as much longer as a poll takes, so that batches grow ...
-MAX_POLL_DELAY: Final = 0.005  # ... but never longer than this
+DELAY_PER_POLL: Final = 0.5  # of the time that a poll took, until the next one: a busy machine is polled less ...
+MIN_WRITTEN: Final = 0.25  # transactions expected during the delay, at least: most polls find something ...
+MAX_POLL_DELAY: Final = 0.005  # seconds of delay, at most
 LOCK_WAIT_DELAY: Final = 0.05  # seconds between two polls while the lock waits for a long writer
 
 
@@ -58,7 +59,7 @@ class AdaptivePoller:
             case State.FALLING_ASLEEP:
                 return LOCK_WAIT_DELAY
             case State.AWAKE:
-                return min(abs(POLL_DELAY - self._took), MAX_POLL_DELAY)
+                return min(max(MIN_WRITTEN / self._rate, DELAY_PER_POLL * self._took), MAX_POLL_DELAY)
 
     def record_poll(self, now: float, found: int, took: float, *, held: bool) -> None:
         """A poll found that many transactions and took that many seconds. `held`: whether the lock is held."""

@@ -122,6 +122,7 @@ class Feed:
         if not self.started.is_set():
             self._live.move(await self._reader.head(), "epoch")  # nobody follows yet
             await self._refresh_router()
+            self._proven_at = time.monotonic()
             self.started.set()
         elif self._is_outdated:
             await self._refresh_router()

@@ -139,6 +139,58 @@ from numbered as n
 cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
 where (select t.changes <= $6 and t.bytes <= $11 from totals as t);
 
+-- name: number_few
+-- The same for an ordinary batch: at most $6 changes with at most $10 bytes, none of which deletes a row or begins a
+-- right, and which need not be flushed. Most batches are small, and what they cost is setting up the plan, so this one is
+-- as short as it can be. Of any other batch it writes nothing, and `is_ordinary` is false.
+-- One row for each change. The first, or the only one if there is none, has the totals. No change although there are
+-- `changes`: another leads.
+-- $1 to $9 as above   $10 max bytes bigint
+with fresh as materialized (
+    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants, coalesce(e.bytes, pg_column_size(e.record), 0) as bytes,
+           e.at, e.record, e.changed, e.actor, e.revokes
+    from rowcast.events as e where e.xid >= $3::text::xid8 and e.id >= $5::bigint << 40
+    union all
+    select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants, coalesce(e.bytes, pg_column_size(e.record), 0) as bytes,
+           e.at, e.record, e.changed, e.actor, e.revokes
+    from rowcast.events as e where e.xid = any ($4::text []::xid8 []) and e.id >= $5::bigint << 40
+    limit $6::bigint + 1
+), found as materialized (
+    select count(*) as changes,
+           coalesce(count(*) <= $6::bigint and sum(f.bytes) <= $10::bigint and $2::bigint + count(*) <= $9::bigint
+                    and bool_and(f.kind <> 'delete' and f.grants is null), true) as is_ordinary
+    from fresh as f
+), fence as materialized (
+    select from rowcast.lease as l
+    where l.nonce = $1 and l.xmin = l.xid::xid and (select f.changes > 0 and f.is_ordinary from found as f) for share of l
+), grouped as (
+    select f.*, max(f.id) over (partition by f.xid) as tx, min(f.id) over (partition by f.xid, f.topic) as tx_topic,
+           sum(f.bytes) over (partition by f.xid) as tx_bytes
+    from fresh as f where exists (select from fence)
+), numbered as materialized (
+    select $2::bigint + row_number() over (order by g.tx, g.tx_topic, g.id) as seq,
+           $2::bigint + rank() over (order by g.tx) as tx_begin, $2::bigint + count(*) over (order by g.tx) as tx_end, g.*
+    from grouped as g
+), logged as (
+    insert into rowcast.log (seq, tx_end, xid, event_id, topic, tx_bytes, row_hash)
+    select n.seq, n.tx_end, n.xid, n.id, n.topic, case when n.tx_bytes >= 1048576 then n.tx_bytes end,
+           case when n.kind in ('insert', 'update', 'restore', 'delete', 'leave') then hashtextextended(n.key::text, n.watch::bigint) end
+    from numbered as n
+), batch as (
+    insert into rowcast.batches (last_seq, term, snapshot)
+    select $2::bigint + f.changes, $8::bigint, pg_current_snapshot() from found as f where exists (select from fence)
+)
+select n.seq, n.xid::text as tx, to_char(n.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as at,
+       w.schema_name, w.table_name, n.topic, n.kind::text as kind, n.key, n.record, n.changed, n.actor, w.model,
+       n.revokes is not null as revokes, n.revokes ->> 'user' as revokes_user, n.revokes ->> 'topic' as revokes_topic,
+       f.changes, f.is_ordinary,
+       case when n.seq is null or n.seq = $2::bigint + 1 then pg_current_snapshot()::text end as snapshot,
+       n.seq = $2::bigint + 1 and not pg_try_advisory_xact_lock($7) as has_followers
+from found as f
+left join (
+    numbered as n cross join lateral (select o.* from rowcast.watched as o where o.id = n.watch offset 0) as w
+) on true;
+
 -- name: reset_emptied
 -- The unlogged tables that a crash has emptied; their packs are reset.
 select table_name from rowcast.reset_emptied() as r (table_name);

@@ -3,11 +3,11 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, NamedTuple, Self
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -17,6 +17,7 @@ from daemon import metrics
 from daemon.core.adaptive_polling import AdaptivePoller, State
 from daemon.core.change import CONTENT, Change, Kind, Seq
 from daemon.core.ports import MAX_READ_BYTES
+from daemon.log.fine_sleep import fine_sleep
 from daemon.log.queries import query
 from daemon.log.reader import change_of
 from daemon.log.set_aside import may_blame_an_event, set_aside_events, undone
@@ -39,6 +40,7 @@ KEPT_BATCHES = 1000  # old snapshots are deleted every so many batches
 MAX_UNFLUSHED: Final = 2**16  # numbers that a crash may undo: fewer than the next term jumps over
 _NUMBERING: Final = metrics.QUERY_SECONDS.labels(query="number_events")  # the driver reports no prepared ones
 
+Sleep = Callable[[float], Awaitable[None]]
 Offer = Callable[[Seq, Sequence[Change]], None]
 """Receives newly numbered changes, and the position that precedes them."""
 
@@ -69,10 +71,6 @@ def without_deleted_content(changes: Sequence[Change], event_ids: Sequence[int])
     return kept[::-1]
 
 
-def _seq_of(row: asyncpg.Record) -> int:
-    return row["seq"] or 0
-
-
 def _limits(snapshot: str) -> tuple[str, list[str]]:
     """A snapshot's xmax, and its transactions in progress."""
     _, xmax, in_progress = snapshot.split(":")
@@ -81,6 +79,55 @@ def _limits(snapshot: str) -> tuple[str, list[str]]:
 
 class Superseded(Exception):
     """The lease is no longer this leader's, or the log is not the one that it wrote: it must stop numbering."""
+
+
+def _place(row: asyncpg.Record) -> int:
+    return row["seq"] or 0
+
+
+class _Numbered(NamedTuple):
+    """What one numbering statement did. `snapshot` is as Postgres writes it."""
+
+    snapshot: str
+    last_seq: int
+    changes: list[Change]  # what is new; empty as well if it is too much to be offered
+    transactions: int = 0
+    has_deletes: bool = False
+    has_followers: bool = False
+    is_flushed: bool = False
+
+    @classmethod
+    def from_full(cls, rows: Sequence[asyncpg.Record]) -> Self:
+        """From the rows of `number_events`. Raises Superseded."""
+        totals, *rows = sorted(rows, key=_place)
+        if totals["superseded"]:
+            raise Superseded
+        changes = list(map(change_of, rows))
+        if totals["has_deletes"]:
+            changes = without_deleted_content(changes, [row["event_id"] for row in rows])
+        return cls(
+            totals["snapshot"],
+            totals["last_seq"],
+            changes,
+            totals["transactions"],
+            totals["has_deletes"],
+            totals["has_followers"],
+            bool(totals["flushed"]),
+        )
+
+    @classmethod
+    def from_few(cls, rows: Sequence[asyncpg.Record], last_seq: int) -> Self | None:
+        """From the rows of `number_few`; None if the batch is not an ordinary one. Raises Superseded."""
+        first, *_ = rows = sorted(rows, key=_place)
+        if not first["is_ordinary"]:
+            return None
+        if not first["changes"]:
+            return cls(first["snapshot"], last_seq, [])
+        if first["seq"] is None:
+            raise Superseded
+        changes = list(map(change_of, rows))
+        transactions = len({change.tx for change in changes})
+        return cls(first["snapshot"], changes[-1].seq, changes, transactions, has_followers=first["has_followers"])
 
 
 @dataclass
@@ -101,6 +148,14 @@ class _Term:
     renew_at: float
     batches: int = 0
     has_set_aside: bool = True  # dead letters may wait to be stored; an earlier leader may have left some
+    is_ordinary: bool = False  # the last batch was: the next one likely is, too
+
+
+class _Statements(NamedTuple):
+    """The statements that number, prepared."""
+
+    full: "PreparedStatement[asyncpg.Record]"
+    few: "PreparedStatement[asyncpg.Record] | None"  # for ordinary batches; none if the full one has to check more
 
 
 class Sequencer:
@@ -246,43 +301,49 @@ class Sequencer:
         """Number events until the next segment is due."""
         for row in await connection.fetch(query("reset_emptied"), timeout=ANSWER_TIMEOUT):
             log.warning("table_emptied", table=row["table_name"])
-        statement = await connection.prepare(query("number_events"), timeout=ANSWER_TIMEOUT)
+        statements = await self._prepare(connection)
         poller = AdaptivePoller(time.monotonic(), max_sleep=self._poll_every)
-        while not self._next_segment:
-            self._events.clear()
-            began = time.monotonic()
-            rows = await self._number_batch(connection, statement, term)
-            ended = time.monotonic()
-            totals, *rows = sorted(rows, key=_seq_of)
-            if totals["superseded"]:
-                raise Superseded
-            self._record_batch(term, totals, rows)
-            await self._tidy(connection, term, totals)
-            self.numbered_at = self.leader_seen_at = ended
-            self.failure = ""
-            self.leading.set()
-            self.settled.set()
-            poller.record_poll(ended, totals["transactions"], ended - began, held=lock.held)
-            lock.want(poller.wants_sleep_lock and not self._is_notify_blocked())
-            metrics.show_poller_state(poller.state)
-            await self._pause(connection, term, poller)
+        with fine_sleep() as sleep:
+            while not self._next_segment:
+                self._events.clear()
+                began = time.monotonic()
+                numbered = await self._number_batch(connection, statements, term)
+                ended = time.monotonic()
+                self._record_batch(term, numbered)
+                await self._tidy(connection, term, numbered)
+                self.numbered_at = self.leader_seen_at = ended
+                self.failure = ""
+                self.leading.set()
+                self.settled.set()
+                poller.record_poll(ended, numbered.transactions, ended - began, held=lock.held)
+                lock.want(poller.wants_sleep_lock and not self._is_notify_blocked())
+                metrics.show_poller_state(poller.state)
+                await self._pause(connection, term, poller, sleep)
 
-    def _record_batch(self, term: _Term, totals: asyncpg.Record, rows: Sequence[asyncpg.Record]) -> None:
+    async def _prepare(self, connection: Connection) -> _Statements:
+        """The statements that number. The short one does not look for text that cannot be read: UTF8 has none."""
+        full = await connection.prepare(query("number_events"), timeout=ANSWER_TIMEOUT)
+        is_utf8 = getattr(connection.get_settings(), "server_encoding", "") == "UTF8"  # some poolers do not say
+        return _Statements(
+            full, await connection.prepare(query("number_few"), timeout=ANSWER_TIMEOUT) if is_utf8 else None
+        )
+
+    def _record_batch(self, term: _Term, numbered: _Numbered) -> None:
         """Remember how far the term has come, and pass on what is new."""
-        before, term.last_seq, term.snapshot = term.last_seq, totals["last_seq"], totals["snapshot"]
-        if totals["transactions"]:
-            if self._sync or totals["flushed"]:
+        before, term.last_seq, term.snapshot = term.last_seq, numbered.last_seq, numbered.snapshot
+        if numbered.transactions:
+            if self._sync or numbered.is_flushed:
                 term.flushed = self._known_seq = term.last_seq
-            self._deliver(Seq(before), totals, rows)
+            self._deliver(Seq(before), numbered)
             if not term.batches:
                 term.on_record = term.last_seq  # what the term began with was on record before anything was numbered
             term.batches += 1
-        if totals["has_deletes"]:
+        if numbered.has_deletes:
             self.deletions.set()
 
-    async def _tidy(self, connection: Connection, term: _Term, totals: asyncpg.Record) -> None:
+    async def _tidy(self, connection: Connection, term: _Term, numbered: _Numbered) -> None:
         """What is due after a batch: old snapshots, dead letters, the lease."""
-        if totals["transactions"] and term.batches % KEPT_BATCHES == 0:
+        if numbered.transactions and term.batches % KEPT_BATCHES == 0:
             await connection.execute(query("forget_batches"), term.last_seq, timeout=ANSWER_TIMEOUT)
         if term.has_set_aside:
             term.has_set_aside = False
@@ -339,17 +400,24 @@ class Sequencer:
             nonce, opened["term"], opened["first_segment"], base, opened["snapshot"], base, base, began + RENEW_DELAY
         )
 
-    async def _number_batch(
-        self, connection: Connection, statement: "PreparedStatement[asyncpg.Record]", term: _Term
-    ) -> list[asyncpg.Record]:
-        """Number the events that have become visible. One that cannot be numbered is set aside."""
+    async def _number_batch(self, connection: Connection, statements: _Statements, term: _Term) -> _Numbered:
+        """Number the events that have become visible. One that cannot be numbered is set aside. Raises Superseded."""
+        full = statements.full
         try:
-            return await self._number(statement, term, offered=self._max_offered)
+            if term.is_ordinary and statements.few is not None and self._max_offered:
+                if (numbered := await self._number_few(statements.few, term)) is not None:
+                    return numbered
+                term.is_ordinary = False
+            numbered = await self._number(full, term, offered=self._max_offered)
         except asyncpg.PostgresError as error:
             if not may_blame_an_event(error):
                 raise
+        else:
+            is_small = len(numbered.changes) > 0 or not numbered.transactions
+            term.is_ordinary = is_small and not numbered.has_deletes and not numbered.is_flushed
+            return numbered
         try:
-            return await self._number(statement, term)  # what cannot be read is left to the reader of the log
+            return await self._number(full, term)  # what cannot be read is left to the reader of the log
         except asyncpg.PostgresError as error:
             if not may_blame_an_event(error):
                 raise
@@ -360,11 +428,11 @@ class Sequencer:
             async def attempt(ids: Sequence[int]) -> None:
                 await self._renew_if_due(connection, term)
                 async with undone(connection):
-                    await self._number(statement, term, ids=ids)
+                    await self._number(full, term, ids=ids)
 
             term.has_set_aside = True
             await set_aside_events(connection, events, attempt, term.nonce, term.last_seq, error)
-            return await self._number(statement, term)
+            return await self._number(full, term)
 
     async def _number(
         self,
@@ -373,44 +441,53 @@ class Sequencer:
         *,
         offered: int = 0,
         ids: Sequence[int] | None = None,
-    ) -> list[asyncpg.Record]:
+    ) -> _Numbered:
         """Number the events that have become visible since the term's last snapshot; only those of `ids` if given.
 
         The first batch of a term is flushed, and so is one with which more than MAX_UNFLUSHED numbers could be lost.
         """
         with _NUMBERING.time():
-            return await statement.fetch(
-                term.nonce,
-                term.last_seq,
-                *_limits(term.snapshot),
-                term.first_segment,
-                offered,
-                FOLLOWER_LOCK,
-                term.number,
-                term.flushed + (MAX_UNFLUSHED if term.batches else 0),
-                ids,
-                MAX_READ_BYTES,
-                timeout=NUMBER_TIMEOUT,
-            )
+            rows = await statement.fetch(*self._arguments(term, offered), ids, MAX_READ_BYTES, timeout=NUMBER_TIMEOUT)
+        return _Numbered.from_full(rows)
 
-    def _deliver(self, before: Seq, totals: asyncpg.Record, rows: Sequence[asyncpg.Record]) -> None:
+    async def _number_few(self, statement: "PreparedStatement[asyncpg.Record]", term: _Term) -> _Numbered | None:
+        """The same by the shorter statement; None, and nothing is written, if the batch is not an ordinary one."""
+        with _NUMBERING.time():
+            rows = await statement.fetch(
+                *self._arguments(term, self._max_offered), MAX_READ_BYTES, timeout=NUMBER_TIMEOUT
+            )
+        return _Numbered.from_few(rows, term.last_seq)
+
+    @staticmethod
+    def _arguments(term: _Term, offered: int) -> tuple[object, ...]:
+        """The first nine arguments of both statements."""
+        may_be_lost = MAX_UNFLUSHED if term.batches else 0
+        return (
+            term.nonce,
+            term.last_seq,
+            *_limits(term.snapshot),
+            term.first_segment,
+            offered,
+            FOLLOWER_LOCK,
+            term.number,
+            term.flushed + may_be_lost,
+        )
+
+    def _deliver(self, before: Seq, numbered: _Numbered) -> None:
         """Offer the changes to this process, and have the followers notified if there are any."""
-        if rows:
-            changes = list(map(change_of, rows))
-            if totals["has_deletes"]:
-                changes = without_deleted_content(changes, [row["event_id"] for row in rows])
+        if numbered.changes:
             # Later, so that it overlaps with Postgres working on the next batch.
-            asyncio.get_running_loop().call_soon(self._offer, before, changes)
+            asyncio.get_running_loop().call_soon(self._offer, before, numbered.changes)
         else:
             self._numbers.set()
-        if totals["has_followers"]:
+        if numbered.has_followers:
             self._readers_due.set()
 
-    async def _pause(self, connection: Connection, term: _Term, poller: AdaptivePoller) -> None:
+    async def _pause(self, connection: Connection, term: _Term, poller: AdaptivePoller, sleep: Sleep) -> None:
         """Wait until the next poll is due or, unless awake, until something sets `events`. Renews the lease."""
         if poller.state is State.AWAKE:
             if poller.delay:
-                await asyncio.sleep(poller.delay)
+                await sleep(poller.delay)
             return
         due = time.monotonic() + poller.delay
         while not self._events.is_set() and time.monotonic() < due:

@@ -92,6 +92,11 @@ def _replace(name: str, old: str, new: str) -> None:
     queries.query.statements[name] = text.replace(old, new)
 
 
+def _replace_numbering(old: str, new: str) -> None:
+    for name in ("number_events", "number_few"):
+        _replace(name, old, new)
+
+
 LAG: Final = 1.0  # seconds
 NEW: Final = "e.xid >= $3::text::xid8"
 RUNNING: Final = "e.xid = any ($4::text []::xid8 [])"
@@ -99,29 +104,27 @@ RUNNING: Final = "e.xid = any ($4::text []::xid8 [])"
 
 def naive_cursor() -> None:
     """An event is new if its id is larger than any in the log."""
-    _replace(
-        "number_events",
+    _replace_numbering(
         NEW,
         "$3::text is not null and e.id > coalesce((select max(l.event_id) from rowcast.log as l), 0)",
     )
-    _replace("number_events", RUNNING, "$4::text [] is null")
+    _replace_numbering(RUNNING, "$4::text [] is null")
 
 
 def xmin_watermark() -> None:
     """An event is new if it has no number and is older than every open transaction; ordered by transaction."""
-    _replace(
-        "number_events",
+    _replace_numbering(
         NEW,
         "$3::text is not null and e.xid < pg_snapshot_xmin(pg_current_snapshot())"
         " and not exists (select from rowcast.log as l where l.event_id = e.id)",
     )
-    _replace("number_events", RUNNING, "$4::text [] is null")
-    _replace("number_events", "max(f.id) over (partition by f.xid) as tx", "f.xid::text::bigint as tx")
+    _replace_numbering(RUNNING, "$4::text [] is null")
+    _replace_numbering("max(f.id) over (partition by f.xid) as tx", "f.xid::text::bigint as tx")
 
 
 def order_by_time() -> None:
     """Events are ordered by the times of their statements."""
-    _replace("number_events", "max(f.id) over", "max(f.at) over")
+    _replace_numbering("max(f.id) over", "max(f.at) over")
     _replace("number_events", "e.id, e.xid, e.topic,", "e.id, e.xid, e.at, e.topic,")
 
 
@@ -145,7 +148,7 @@ def no_look_at_the_log() -> None:
     """A leader trusts that the log is the one that it wrote, and that a position in range is on record."""
     _replace("renew_lease", "rowcast.on_record($3) and exists", "$3::bigint is not null or exists")
     _replace("renew_lease", "where l.nonce = $1 and l.xmin = l.xid::xid", "where l.nonce = $1")
-    _replace("number_events", "where l.nonce = $1 and l.xmin = l.xid::xid", "where l.nonce = $1")
+    _replace_numbering("where l.nonce = $1 and l.xmin = l.xid::xid", "where l.nonce = $1")
     _replace("continuity", "rowcast.on_record($1)", "true")
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import random
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -12,10 +13,11 @@ import pytest
 
 from daemon.core.change import CONTENT, Change, Position, Seq, Topic
 from daemon.core.errors import LogUnavailable
+from daemon.log.queries import query
 from daemon.log.reader import PgLogReader
 from daemon.log.sequencer import Sequencer
 from daemon.postgres.connect import SESSION, Connection, Pool, connect, open_pool
-from tests.support.log import ROWS, leader, until_numbered
+from tests.support.log import ROWS, ManualLeader, leader, until_numbered
 from tests.support.postgres import Server
 
 
@@ -188,6 +190,79 @@ async def test_the_offered_changes_equal_those_in_the_log(database: str, pool: P
         for change in changes
         if change.topic == "row:2" and change.kind in CONTENT
     ]
+
+
+MEMBERS = """
+create table app.members (id integer primary key, room text, user_id text);
+select rowcast.watch('app.members', $$'room:' || r.room$$, '{id,room,user_id}',
+                     revokes => $$jsonb_build_object('user', r.user_id, 'topic', 'room:' || r.room)$$);
+insert into app.members values (1, 'a', 'ada');
+"""
+BATCHES = {  # and whether they are ordinary
+    "update app.rows set version = version + 1": True,
+    "update app.rows set version = 8 where id = 1; commit; update app.rows set version = 9 where id < 3": True,
+    "insert into app.rows select n, 0 from generate_series(101, 1200) as n": False,
+    "delete from app.rows where id = 1": False,
+    "insert into app.members values (2, 'b', 'ada')": False,
+    "update app.members set room = 'c' where id = 2": False,
+    "truncate app.members": True,
+}
+
+
+async def test_a_batch_is_numbered_by_the_short_statement_only_if_it_is_ordinary(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(ROWS)
+    await sql.execute(MEMBERS)
+    connection = await connect(database, application_name="test", server_settings=SESSION)
+    try:
+        numbering = ManualLeader(connection, few=True)
+        assert await numbering.lead()
+        assert await numbering.number()
+        found = {}
+        for batch in BATCHES:
+            await sql.execute(batch)
+            assert await numbering.number()
+            found[batch] = numbering.was_ordinary
+            assert numbering.base == (await everything(pool))[-1].seq
+    finally:
+        await connection.close()
+    assert BATCHES == found
+
+
+async def test_offered_changes_are_those_of_the_log_whichever_statement_numbers_them(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    await sql.execute(ROWS)
+    await sql.execute(MEMBERS)
+    offers, numbers = Offers(), asyncio.Event()
+    async with leader(database, pool, numbers=numbers, offer=offers.record, max_offered=50):
+        await until_numbered(pool)
+        before = (await everything(pool))[-1].seq
+        for batch in BATCHES:
+            offers.batches.clear()
+            await sql.execute(batch)
+            await until_numbered(pool)
+            logged = await everything(pool, before)
+            if len(logged) > 50:
+                await numbers.wait()
+            else:
+                while not offers.batches or offers.batches[-1][1][-1].seq < logged[-1].seq:
+                    offers.received.clear()
+                    await offers.received.wait()
+                assert logged == [
+                    change for _, changes in offers.batches for change in changes if change.seq > before
+                ]
+            before = logged[-1].seq
+
+
+@pytest.mark.parametrize("part", ["grouped", "numbered", "logged"])
+def test_both_statements_that_number_give_order_in_the_same_words(part: str) -> None:
+    texts = {
+        re.search(rf"\b{part} as (?:materialized )?\((.*?)\n\)", query(name), re.DOTALL)[1]  # type: ignore[index]
+        for name in ("number_events", "number_few")
+    }
+    assert 1 == len(texts)
 
 
 async def test_a_batch_with_too_many_changes_to_offer_sets_numbers_instead(

@@ -13,7 +13,6 @@ from itertools import permutations, product
 import pytest
 
 from daemon.core.change import Change, Seq
-from daemon.log.queries import query
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from tests.support.log import ROWS, ManualLeader
@@ -103,7 +102,7 @@ Make = Callable[..., Awaitable[Bench]]
 
 @pytest.fixture
 async def bench(database: str) -> AsyncIterator[Make]:
-    """Makes a bench; given changes to the statement that numbers, that of a mutant."""
+    """Makes a bench; given changes to the statements that number, that of a mutant."""
     pool = await open_pool(database, application_name="test", max_size=2)
     connections = [await connect(database, application_name=f"writer {number}") for number in range(4)]
     await connections[0].execute(ROWS)
@@ -111,11 +110,7 @@ async def bench(database: str) -> AsyncIterator[Make]:
         await connection.execute("set rowcast.ring = off")  # what rings cannot be prepared
 
     async def make(changes: Sequence[tuple[str, str]] = ()) -> Bench:
-        statement = query("number_events")
-        for old, new in changes:
-            assert old in statement
-            statement = statement.replace(old, new)
-        numbering = ManualLeader(connections[3], statement)
+        numbering = ManualLeader(connections[3], changes)
         await numbering.lead()
         return Bench(database, pool, connections[:3], numbering)
 
@@ -176,6 +171,7 @@ async def run_program(bench: Bench, seed: int, steps: int = 40) -> None:
             case "number":
                 if chance.random() < 0.1:
                     await bench.numbering.lead()
+                bench.numbering.few = chance.random() < 0.7
                 await bench.numbering.number()
     for writer in sorted(writing):
         await end(writer, "commit")
@@ -221,6 +217,7 @@ async def early_ids(bench: Bench) -> None:
                 await bench.connections[writer].execute("commit")
                 bench.committed |= set(written)
                 if number:
+                    bench.numbering.few = not bench.numbering.few
                     await bench.numbering.number()
             await bench.numbering.number()
 

@@ -97,6 +97,12 @@ NONCE = UUID(int=0)
             f"('{NONCE}', {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1, 1, 0, null, 1000000)",
             30,
         ),
+        (
+            "number_few",
+            f"('{NONCE}', 0, '3', '{{}}', 0, 10, 1, 1, 0, 10)",
+            f"('{NONCE}', {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1, 1, {2 * HISTORY}, 1000000)",
+            30,
+        ),
         ("fresh_events", "('3', '{}', 0)", "('XMAX', '{}', 0)", 30),
         ("oldest_unnumbered", "", "", 30),
         ("next_seq", "(0)", f"({HISTORY - 50})", 2),

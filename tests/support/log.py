@@ -1,7 +1,7 @@
 """A watched table, and a sequencer that numbers its events."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ async def leader(
     *,
     numbers: asyncio.Event | None = None,
     offer: Offer = lambda _, __: None,
-    max_offered: int = 0,
+    max_offered: int = 100,
     leads: bool = True,
     killed: bool = False,
 ) -> AsyncIterator[Sequencer]:
@@ -71,10 +71,17 @@ async def until_numbered(pool: Pool) -> None:
 class ManualLeader:
     """A leader that takes each step when a test says so."""
 
-    def __init__(self, connection: Connection, statement: str | None = None) -> None:
+    def __init__(self, connection: Connection, edits: Sequence[tuple[str, str]] = (), *, few: bool = False) -> None:
+        """`edits` make mutants of the statements. With `few`, ordinary batches are left to the short one."""
         self.connection = connection
+        self.few = few
+        self.was_ordinary = False  # the last batch that was left to the short statement
         self.nonce: UUID | None = None
-        self._statement = statement or query("number_events")
+        self._full, self._few = query("number_events"), query("number_few")
+        for old, new in edits:
+            assert old in self._full
+            assert old in self._few
+            self._full, self._few = self._full.replace(old, new), self._few.replace(old, new)
         self._state: dict[str, Any] = {}
 
     async def lead(self, *, next_segment: bool = False) -> bool:
@@ -98,10 +105,18 @@ class ManualLeader:
         _, xmax, in_progress = self._state["snapshot"].split(":")
         xids = [xid for xid in in_progress.split(",") if xid]
         state, base = self._state, self.base
-        row, *_ = await self.connection.fetch(
-            self._statement,
-            *(self.nonce, base, xmax, xids, state["first_segment"], 0, FOLLOWER_LOCK, state["term"], base, None, 0),
-        )
+        place = (self.nonce, base, xmax, xids, state["first_segment"])
+        if self.few:
+            row, *_ = await self.connection.fetch(
+                self._few, *place, 1000, FOLLOWER_LOCK, state["term"], base + 1000, 1_000_000
+            )
+            self.was_ordinary = row["is_ordinary"]
+            if self.was_ordinary:
+                leads = row["seq"] is not None or not row["changes"]
+                if leads:
+                    self._state |= {"snapshot": row["snapshot"], "base": base + row["changes"]}
+                return leads
+        row, *_ = await self.connection.fetch(self._full, *place, 0, FOLLOWER_LOCK, state["term"], base, None, 0)
         if not row["superseded"]:
             self._state |= {"snapshot": row["snapshot"], "base": row["last_seq"]}
         return not row["superseded"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from daemon.core.adaptive_polling import MAX_POLL_DELAY, POLL_DELAY, AdaptivePoller, State
+from daemon.core.adaptive_polling import BUSY_RATE, MAX_POLL_DELAY, AdaptivePoller, State
 
 POLL = 1.0
 
@@ -66,17 +66,23 @@ def test_many_transactions_in_one_poll_wake_the_leader_and_a_single_large_one_do
     assert [State.ASLEEP, State.AWAKE] == states
 
 
-def test_an_awake_leader_polls_at_an_even_pace_and_waits_longer_after_slow_polls() -> None:
+def test_an_awake_leader_waits_half_as_long_as_its_last_poll_took_within_bounds() -> None:
     leader = awake()
-    for took, delay in (
-        (0.0, POLL_DELAY),
-        (POLL_DELAY / 2, POLL_DELAY / 2),
-        (POLL_DELAY, 0.0),
-        (2 * POLL_DELAY, POLL_DELAY),
-        (2.0, MAX_POLL_DELAY),
-    ):
+    shortest = 0.25 / (2 * BUSY_RATE)
+    for took, delay in ((0.0, shortest), (shortest, shortest), (0.004, 0.002), (2.0, MAX_POLL_DELAY)):
         leader.record_poll(0.001, 100, took, held=False)
         assert delay == leader.delay
+
+
+def test_an_awake_leader_polls_less_often_when_less_is_written() -> None:
+    delays = []
+    for rate in (1000, 300, 150):
+        leader = awake()
+        steadily(leader, rate, 0.0)
+        assert State.AWAKE == leader.state
+        delays.append(leader.delay)
+    assert sorted(delays) == delays
+    assert delays[-1] > 3 * delays[0]
 
 
 def test_a_leader_that_is_falling_asleep_gives_up_the_lock_when_writers_return() -> None:

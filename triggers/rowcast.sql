@@ -252,7 +252,8 @@ as $$
 $$;
 
 -- The statement that captures what became of rows: the relation `pairs` joins each old version `o` with the new one `n`.
--- One of them may be missing.
+-- One of them may be missing. `version` has the topics of both, and the names of the columns that read differently. What left
+-- a topic is told before what came into one: of the topics `t`, numbered, those of the old version come first.
 create or replace function rowcast.update_body(
     watched rowcast.watched, facts jsonb, topics text, rights text, pairs text
 ) returns text
@@ -261,31 +262,29 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
             insert into rowcast.events (watch, topic, kind, key, record, bytes, changed, actor, grants, revokes)
-            select %1$s, e.topic, e.kind, e.key, e.record, e.bytes, e.changed, nullif(current_setting('rowcast.actor', true), ''),
-                   case when rights.changed and e.step = 2 then rights.new end, case when rights.changed then rights.old end
+            select %1$s, t.topic,
+                   case when t.n <= cardinality(version.old)
+                        then case%9$s when live.new then 'leave'::rowcast.kind else 'delete'::rowcast.kind end
+                        when v.record is null then 'limit'::rowcast.kind
+                        when t.topic = any (version.old) then 'update'::rowcast.kind
+                        when live.old or not (%3$s) then 'insert'::rowcast.kind else 'restore'::rowcast.kind end,
+                   case when t.n > cardinality(version.old) and v.record is null then '{}'::json else %10$s end,
+                   v.record, %12$s,
+                   case when t.n > cardinality(version.old) and t.topic = any (version.old) then version.changed end,
+                   nullif(current_setting('rowcast.actor', true), ''),
+                   %16$s
             from %2$s
             cross join lateral (select (%3$s) and %5$s as old, (%4$s) and %6$s as new) as live
             cross join lateral (select
                 case when live.old then (select %7$s from (select o.*) as r) else '{}' end as old,
-                case when live.new then (select %7$s from (select n.*) as r) else '{}' end as new) as topics
+                case when live.new then (select %7$s from (select n.*) as r) else '{}' end as new,
+                array_remove(array[%14$s], null) as changed offset 0) as version
             cross join lateral (%8$s) as rights
-            cross join lateral (
-                select 1 as step, t.topic, case%9$s when live.new then 'leave'::rowcast.kind else 'delete'::rowcast.kind end as kind,
-                       %10$s as key, null::json as record, null::integer as bytes, null::name[] as changed
-                from unnest(topics.old) as t (topic) cross join lateral %11$s
-                where t.topic <> all (topics.new)
-                union all
-                select 2, t.topic, case when v.record is null then 'limit'::rowcast.kind
-                                        when t.topic = any (topics.old) then 'update'::rowcast.kind
-                                        when live.old or not (%3$s) then 'insert'::rowcast.kind else 'restore'::rowcast.kind end,
-                       case when v.record is null then '{}'::json else k.key end, v.record, %12$s,
-                       case when t.topic = any (topics.old) then c.changed end
-                from unnest(topics.new) as t (topic) cross join lateral %13$s
-                cross join lateral (select array_remove(array[%14$s]::name[], null) as changed) as c
-                cross join lateral %15$s
-                where not t.topic = any (topics.old) or c.changed <> '{}' or rights.changed
-            ) as e
-            order by e.step;$body$,
+            cross join lateral unnest(version.old || version.new) with ordinality as t (topic, n)
+            cross join lateral (select %11$s) as e cross join lateral %13$s left join lateral %15$s on true
+            where case when t.n <= cardinality(version.old) then t.topic <> all (version.new)
+                       else not t.topic = any (version.old) or version.changed <> '{}' or rights.changed end
+            order by t.n > cardinality(version.old);$body$,
         watched.id,                                                         --  1
         pairs,                                                              --  2
         format('o.%I is distinct from null', watched.key[1]),               --  3  is there an o, or only an n?
@@ -299,17 +298,21 @@ as $$
                              case when live.new then (select %1$s from (select n.*) as r) end as new) as b$q$, rights) end,  -- 8
         ' when ' || s.long_key || $q$ then 'limit'::rowcast.kind$q$,        --  9
         coalesce('case when ' || s.long_key || $q$ then '{}'::json else k.key end$q$, 'k.key'),  -- 10
-        rowcast.key_of(facts, 'o', watched.key),                            -- 11
+        (select string_agg(format('case when o.%1$I is distinct from null then o.%2$I else n.%2$I end as %2$I', watched.key[1], u.name),
+                           ', ') from unnest(watched.key) as u (name)),     -- 11  the key
         rowcast.bytes_of(facts, watched.columns),                           -- 12
-        rowcast.key_of(facts, 'n', watched.key),                            -- 13
-        s.changed,                                                          -- 14  the names of the columns that read differently
-        rowcast.record_of(facts, 'n', watched.columns, watched.key))        -- 15
+        rowcast.key_of(facts, 'e', watched.key),                            -- 13
+        s.changed,                                                          -- 14
+        left(rowcast.record_of(facts, 'n', watched.columns, watched.key), -length(' offset 0) as v'))
+            || ' where t.n > cardinality(version.old) offset 0) as v',      -- 15  only of what is told
+        case when watched.revokes is null then 'null::jsonb, null::jsonb' else 'case when rights.changed and '
+            't.n > cardinality(version.old) then rights.new end, case when rights.changed then rights.old end' end)  -- 16
     from (select rowcast.long_key(facts, watched.key) as long_key,
                  -- Two values with the same binary image read the same, whatever their type and collation.
                  (select string_agg(format(
                       case when (facts -> u.name ->> 'same')::boolean
-                           then 'case when o.%1$I is distinct from n.%1$I then %2$L end'
-                           else 'case when record_image_ne(row(o.%1$I), row(n.%1$I)) then %2$L end' end, u.name, u.name),
+                           then 'case when o.%1$I is distinct from n.%1$I then %2$L::name end'
+                           else 'case when record_image_ne(row(o.%1$I), row(n.%1$I)) then %2$L::name end' end, u.name, u.name),
                       ', ' order by u.n)
                   from unnest(watched.columns) with ordinality as u (name, n)) as changed) as s
 $$;
@@ -457,9 +460,9 @@ $body$,
         is_first,                                                                                   --  9
         update_first,                                                                               -- 10
         rowcast.update_body(watched, facts, topics, rights, format(
-            '%s as o full join %s as k on %s cross join lateral (select %s) as b left join lateral %s as n on true',
-            old_rows, new_rows, rowcast.same_key(facts, watched.key, 'o', 'k'),
-            (select string_agg(format('case when o.%1$I is distinct from null then o.%2$I else k.%2$I end as %2$I',
+            '%s as o full join %s as m on %s cross join lateral (select %s) as b left join lateral %s as n on true',
+            old_rows, new_rows, rowcast.same_key(facts, watched.key, 'o', 'm'),
+            (select string_agg(format('case when o.%1$I is distinct from null then o.%2$I else m.%2$I end as %2$I',
                                       watched.key[1], u.name), ', ')
              from unnest(watched.key) as u (name)), current_row)),                                  -- 11
         rowcast.delete_body(watched, facts, each_topic, rights, old_rows || ' as r'),            -- 12

@@ -46,7 +46,7 @@ class Feed:
         self._is_behind = True  # whether something may be missing that no batch in the queue shows
         self._is_outdated = True  # whether the router has to be refreshed
         self._proven_at = float("-inf")  # when it was last known that nothing follows the position
-        self._heard_at = float("-inf")
+        self._received_at = float("-inf")
         self._asking = Progress()
 
     @property
@@ -63,11 +63,11 @@ class Feed:
         """Why this gateway is not ready, as far as the feed knows."""
         if self.age <= MAX_AGE:
             return []
-        return [f"no member tells what is in the log ({self.failure or 'no member is heard'})"]
+        return [f"no member tells what is in the log ({self.failure or 'nothing arrives from members'})"]
 
     def receive(self, batch: LogBatch | None) -> None:
         """A batch has arrived; None for one whose contents have to be asked for."""
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
         position = self._live.position
         if batch is None:
             self._ask_soon()
@@ -85,7 +85,7 @@ class Feed:
 
     def record_beat(self, beat: Beat) -> None:
         """A beat has arrived."""
-        now = self._heard_at = time.monotonic()
+        now = self._received_at = time.monotonic()
         if beat.contract != self.contract:
             self.contract, self._is_outdated = beat.contract, True
             self._wakeup.set()
@@ -100,7 +100,7 @@ class Feed:
         pause = PAUSE
         while True:
             self._wakeup.clear()
-            if time.monotonic() - self._heard_at > MAX_SILENCE:
+            if time.monotonic() - self._received_at > MAX_SILENCE:
                 self._is_behind = True
             try:
                 await self._catch_up()

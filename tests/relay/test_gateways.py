@@ -197,7 +197,7 @@ async def test_clients_of_a_gateway_miss_nothing_when_nats_hangs(database: str, 
         assert [*map(str, range(20)), "last"] == await read(client, "last")
 
 
-async def test_clients_of_a_gateway_are_told_when_it_hears_nothing(database: str, chat: Chat, prefix: str) -> None:
+async def test_clients_of_a_gateway_learn_that_it_receives_nothing(database: str, chat: Chat, prefix: str) -> None:
     async with (
         running_nats() as nats,
         member(database, nats.url, prefix),

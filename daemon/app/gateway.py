@@ -1,7 +1,10 @@
 """Composition of a gateway: it serves clients like a daemon, and knows the database through members, over NATS."""
 
+import asyncio
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from daemon import metrics
 from daemon.app.node import (
@@ -35,7 +38,7 @@ from daemon.relay.errors import BadMessage
 from daemon.relay.link import Link
 from daemon.relay.port_questions import TIMEOUTS, Ask
 from daemon.relay.publisher import BEAT, LOG, NatsBroadcast
-from daemon.relay.questions import MemberClient
+from daemon.relay.questions import FRESH, MemberClient
 from daemon.relay.remote import (
     RemoteAcks,
     RemoteColumns,
@@ -51,12 +54,15 @@ from daemon.settings import Settings
 
 log = get_logger()
 
+CHECK_INTERVAL: Final = 0.5  # seconds
+
 
 @dataclass(frozen=True)
 class GatewayParts:
     """The parts of a gateway, connected but not started."""
 
     link: Link
+    members: "Members"
     feed: Feed
     node: Node
     gateway: Gateway
@@ -69,9 +75,11 @@ class GatewayParts:
 class Members:
     """What a gateway hears of members: it passes on batches and beats, and notes which of them it cannot read."""
 
+    link: Link
     client: MemberClient
     feed: Feed
     problem: str = field(default="", init=False)
+    _beat_at: float | None = field(default=None, init=False)  # None if none has arrived since the last reconnect
 
     def receive_batch(self, payload: bytes) -> None:
         """A message about a batch has arrived."""
@@ -90,8 +98,21 @@ class Members:
             self._note(error)
             return
         self.problem = ""
+        self._beat_at = time.monotonic()
         self.client.record_beat(beat.member)
         self.feed.record_beat(beat)
+
+    async def run(self) -> None:
+        """Give up a connection over which beats have come and come no more, until cancelled.
+
+        Something in between may have forgotten the connection. If members have really gone, one attempt is enough.
+        """
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL)
+            is_silent = self._beat_at is not None and time.monotonic() - self._beat_at > FRESH
+            if is_silent and self.link.connected.is_set():
+                self._beat_at = None
+                await self.link.reconnect()
 
     def problems(self) -> Iterable[str]:
         """Why this gateway is not ready, as far as messages are concerned."""
@@ -115,7 +136,7 @@ def build_gateway_parts(
     reader = RemoteLogReader(client.ask, lambda: node.live.position.epoch)
     node = build_node(settings, router, _ports(process, client.ask, router, reader, NatsBroadcast(link)))
     feed = Feed(reader, node.live, node.own_tables.refresh)
-    members = Members(client, feed)
+    members = Members(link, client, feed)
     link.subscribe(LOG, members.receive_batch)
     link.subscribe(BEAT, members.receive_beat)
     receive_signals(link, node)
@@ -134,7 +155,7 @@ def build_gateway_parts(
     gateway = build_gateway(settings, context.open_client, pages, tls)
     connect_metrics(node.live, gateway, gateway_limits(settings), keys, readiness)
     metrics.BEAT_AGE.set_function(lambda: feed.age)
-    return GatewayParts(link, feed, node, gateway, readiness, keys, door_setter(gateway, context))
+    return GatewayParts(link, members, feed, node, gateway, readiness, keys, door_setter(gateway, context))
 
 
 def _ports(process: str, ask: Ask, router: PackRouter, reader: RemoteLogReader, broadcast: NatsBroadcast) -> Ports:

@@ -11,6 +11,7 @@ import pytest
 
 from daemon.postgres.connect import Connection
 from tests.acceptance.chat import Chat
+from tests.faults.proxy import Proxy
 from tests.support.daemon import (
     SECRET,
     Client,
@@ -211,6 +212,23 @@ async def test_clients_of_a_gateway_learn_that_it_receives_nothing(database: str
         await chat.say("meanwhile")
         await nats.start()
         assert ["meanwhile"] == await read(client, "meanwhile")
+
+
+async def test_a_gateway_gives_up_a_connection_that_something_in_between_has_forgotten(
+    database: str, chat: Chat, nats: NatsServer, prefix: str
+) -> None:
+    async with (
+        Proxy(("127.0.0.1", nats.port)).serving() as proxy,
+        member(database, nats.url, prefix),
+        gateway(f"nats://127.0.0.1:{proxy.port}", prefix) as two,
+        AsyncExitStack() as stack,
+    ):
+        client = await follow(stack, two, chat)
+        proxy.forget()
+        await chat.say("into the void")
+        assert ["into the void"] == await read(client, "into the void")
+        [lost] = [event for event in two.events() if event["event"] == "relay_lost"]
+        assert "carried nothing any more" in lost["data"]["reason"]
 
 
 async def test_a_leader_that_is_killed_loses_nothing_for_clients_of_a_gateway(

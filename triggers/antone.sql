@@ -5,6 +5,7 @@
 --   operator:<id>        an operator's own row
 -- Authors, raw metrics, signals, error messages and notes are not published: of people, only their posts are.
 -- Applied at every `daemon --apply-ddl`; watch() does nothing if nothing changed.
+-- Tables come before those that they refer to, in the order in which a writer locks them.
 
 -- The capture functions run as rowcast_capture, which may read only what the topic expressions look up.
 do $$
@@ -38,40 +39,14 @@ end
 $$;
 
 select rowcast.soft_deletes(t.relation::regclass, 'deleted_at')
-from (values ('antone.operators'), ('antone.replies')) as t (relation);
-
--- A deleted operator, softly or not, loses every topic.
-select rowcast.watch(
-    'antone.operators', pack => 'antone',
-    topic => $$'operator:' || r.id$$,
-    columns => '{id, name, created_at, updated_at}',
-    soft_delete => 'deleted_at',
-    revokes => $$jsonb_build_object('user', r.id)$$,
-    rows => $$r.id = case when topic ~ '^operator:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then split_part(topic, ':', 2)::uuid end$$
-);
+from (values ('antone.replies'), ('antone.operators')) as t (relation);
 
 select rowcast.watch(
-    'antone.posts', pack => 'antone',
-    topic => $$array['platform:' || r.platform, 'post:' || r.id]$$,
-    columns => '{id, platform, platform_post_id, author_id, content, detected_at, processed_at, keyword_matches, '
-        'keyword_categories, spam_filtered, created_at, updated_at}',
-    rows => $$r.platform = case when topic ~ '^platform:(TWITTER|REDDIT|THREADS)$' then split_part(topic, ':', 2)::antone.platform end
-        or r.id = case when topic ~ '^post:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then split_part(topic, ':', 2)::uuid end$$
-);
-
-select rowcast.watch(
-    'antone.decisions', pack => 'antone',
-    topic => $$array[
-        (select 'platform:' || p.platform from antone.posts as p where p.id = r.post_id), 'post:' || r.post_id
-    ]$$,
-    columns => '{id, post_id, sss_score, ars_score, evs_score, trs_score, composite_score, mode, archetype_id, '
-        'safety_flags, competitor_detected, is_power_user, experiment_id, experiment_variant, '
-        'is_randomized_experiment, predicted_mode, created_at}',
-    rows => $$r.post_id = case when topic ~ '^post:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then split_part(topic, ':', 2)::uuid end
-        or r.post_id in (
-            select p.id from antone.posts as p
-            where p.platform = case when topic ~ '^platform:(TWITTER|REDDIT|THREADS)$' then split_part(topic, ':', 2)::antone.platform end
-        )$$
+    'antone.escalations', pack => 'antone',
+    topic => $$'escalations'$$,
+    columns => '{id, post_id, decision_id, reply_id, reason_id, priority, status, assigned_to, resolved_by, '
+        'created_at, resolved_at}',
+    rows => $$topic = 'escalations'$$
 );
 
 -- A decision cannot be deleted before its reply, so the lookup also works when the reply is deleted.
@@ -91,9 +66,35 @@ select rowcast.watch(
 );
 
 select rowcast.watch(
-    'antone.escalations', pack => 'antone',
-    topic => $$'escalations'$$,
-    columns => '{id, post_id, decision_id, reply_id, reason_id, priority, status, assigned_to, resolved_by, '
-        'created_at, resolved_at}',
-    rows => $$topic = 'escalations'$$
+    'antone.decisions', pack => 'antone',
+    topic => $$array[
+        (select 'platform:' || p.platform from antone.posts as p where p.id = r.post_id), 'post:' || r.post_id
+    ]$$,
+    columns => '{id, post_id, sss_score, ars_score, evs_score, trs_score, composite_score, mode, archetype_id, '
+        'safety_flags, competitor_detected, is_power_user, experiment_id, experiment_variant, '
+        'is_randomized_experiment, predicted_mode, created_at}',
+    rows => $$r.post_id = case when topic ~ '^post:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then split_part(topic, ':', 2)::uuid end
+        or r.post_id in (
+            select p.id from antone.posts as p
+            where p.platform = case when topic ~ '^platform:(TWITTER|REDDIT|THREADS)$' then split_part(topic, ':', 2)::antone.platform end
+        )$$
+);
+
+select rowcast.watch(
+    'antone.posts', pack => 'antone',
+    topic => $$array['platform:' || r.platform, 'post:' || r.id]$$,
+    columns => '{id, platform, platform_post_id, author_id, content, detected_at, processed_at, keyword_matches, '
+        'keyword_categories, spam_filtered, created_at, updated_at}',
+    rows => $$r.platform = case when topic ~ '^platform:(TWITTER|REDDIT|THREADS)$' then split_part(topic, ':', 2)::antone.platform end
+        or r.id = case when topic ~ '^post:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then split_part(topic, ':', 2)::uuid end$$
+);
+
+-- A deleted operator, softly or not, loses every topic.
+select rowcast.watch(
+    'antone.operators', pack => 'antone',
+    topic => $$'operator:' || r.id$$,
+    columns => '{id, name, created_at, updated_at}',
+    soft_delete => 'deleted_at',
+    revokes => $$jsonb_build_object('user', r.id)$$,
+    rows => $$r.id = case when topic ~ '^operator:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then split_part(topic, ':', 2)::uuid end$$
 );

@@ -4,14 +4,13 @@
 --   secret:<id>   the secret and the log of its disclosure
 -- Applied at every `daemon --apply-ddl`; watch() does nothing if nothing changed. The rows contain the
 -- ids for the topics, so the capture functions look nothing up and need no grants.
+-- Tables come before those that they refer to, in the order in which a writer locks them.
 
--- A deleted user loses every topic.
 select rowcast.watch(
-    'disclosure.users', pack => 'disclosure',
-    topic => $$'owner:' || r.id$$,
-    columns => '{id, created_at}',
-    revokes => $$jsonb_build_object('user', r.id)$$,
-    rows => $$r.id = split_part(topic, 'owner:', 2)$$
+    'disclosure.disclosure_log', pack => 'disclosure',
+    topic => $$'secret:' || r.secret_id$$,
+    columns => '{id, secret_id, status, created_at, sent_at}',
+    rows => $$r.secret_id = case when topic ~ '^secret:[1-9][0-9]{0,17}$' then split_part(topic, ':', 2)::bigint end$$
 );
 
 -- The right to a secret's topic ends when the secret is deleted or gets another owner.
@@ -24,9 +23,11 @@ select rowcast.watch(
     rows => $$r.user_id = split_part(topic, 'owner:', 2) or r.id = case when topic ~ '^secret:[1-9][0-9]{0,17}$' then split_part(topic, ':', 2)::bigint end$$
 );
 
+-- A deleted user loses every topic.
 select rowcast.watch(
-    'disclosure.disclosure_log', pack => 'disclosure',
-    topic => $$'secret:' || r.secret_id$$,
-    columns => '{id, secret_id, status, created_at, sent_at}',
-    rows => $$r.secret_id = case when topic ~ '^secret:[1-9][0-9]{0,17}$' then split_part(topic, ':', 2)::bigint end$$
+    'disclosure.users', pack => 'disclosure',
+    topic => $$'owner:' || r.id$$,
+    columns => '{id, created_at}',
+    revokes => $$jsonb_build_object('user', r.id)$$,
+    rows => $$r.id = split_part(topic, 'owner:', 2)$$
 );

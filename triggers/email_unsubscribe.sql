@@ -6,6 +6,7 @@
 --   audit          the audit log, without addresses and URLs
 --   account:<id>   the user and the user's sessions
 -- Applied at every `daemon --apply-ddl`; watch() does nothing if nothing changed.
+-- Tables come before those that they refer to, in the order in which a writer locks them.
 
 -- The application's own credentials: a role that has access to this schema only, so that leaked credentials reach
 -- nothing else. It can log in once the operator lets it and sets a password, which no file ever contains. All databases
@@ -61,34 +62,11 @@ begin
 end
 $$;
 
--- A deleted user loses every topic.
 select rowcast.watch(
-    'email_unsubscribe.users', pack => 'email_unsubscribe',
-    topic => $$'account:' || r.id$$,
-    columns => '{id, created_at}',
-    revokes => $$jsonb_build_object('user', r.id)$$,
-    rows => $$r.id = split_part(topic, 'account:', 2)$$
-);
-
-select rowcast.watch(
-    'email_unsubscribe.sessions', pack => 'email_unsubscribe',
-    topic => $$'account:' || r.user_id$$,
-    columns => '{id, user_id, started_at, ended_at, end_reason}',
-    rows => $$r.user_id = split_part(topic, 'account:', 2)$$
-);
-
-select rowcast.watch(
-    'email_unsubscribe.senders', pack => 'email_unsubscribe',
-    topic => $$'senders'$$,
-    columns => '{id, domain, first_seen, last_seen, unsubscribed_at, emails_after_unsubscribe}',
-    rows => $$topic = 'senders'$$
-);
-
-select rowcast.watch(
-    'email_unsubscribe.unsubscribe_history', pack => 'email_unsubscribe',
-    topic => $$'history'$$,
-    columns => '{id, domain, method, attempted_at, status}',
-    rows => $$topic = 'history'$$
+    'email_unsubscribe.audit_log', pack => 'email_unsubscribe',
+    topic => $$'audit'$$,
+    columns => '{id, occurred_at, action, method, outcome, entry_type, user_id}',
+    rows => $$topic = 'audit'$$
 );
 
 select rowcast.watch(
@@ -99,8 +77,31 @@ select rowcast.watch(
 );
 
 select rowcast.watch(
-    'email_unsubscribe.audit_log', pack => 'email_unsubscribe',
-    topic => $$'audit'$$,
-    columns => '{id, occurred_at, action, method, outcome, entry_type, user_id}',
-    rows => $$topic = 'audit'$$
+    'email_unsubscribe.unsubscribe_history', pack => 'email_unsubscribe',
+    topic => $$'history'$$,
+    columns => '{id, domain, method, attempted_at, status}',
+    rows => $$topic = 'history'$$
+);
+
+select rowcast.watch(
+    'email_unsubscribe.senders', pack => 'email_unsubscribe',
+    topic => $$'senders'$$,
+    columns => '{id, domain, first_seen, last_seen, unsubscribed_at, emails_after_unsubscribe}',
+    rows => $$topic = 'senders'$$
+);
+
+select rowcast.watch(
+    'email_unsubscribe.sessions', pack => 'email_unsubscribe',
+    topic => $$'account:' || r.user_id$$,
+    columns => '{id, user_id, started_at, ended_at, end_reason}',
+    rows => $$r.user_id = split_part(topic, 'account:', 2)$$
+);
+
+-- A deleted user loses every topic.
+select rowcast.watch(
+    'email_unsubscribe.users', pack => 'email_unsubscribe',
+    topic => $$'account:' || r.id$$,
+    columns => '{id, created_at}',
+    revokes => $$jsonb_build_object('user', r.id)$$,
+    rows => $$r.id = split_part(topic, 'account:', 2)$$
 );

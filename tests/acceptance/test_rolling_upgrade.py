@@ -78,13 +78,13 @@ async def running(program: Path, dsn: str, folder: Path) -> AsyncIterator[Daemon
 
 
 class Writer:
-    """Writes numbered messages, one after the other, until it is stopped."""
+    """Writes numbered messages, one after the other, until it is stopped. If that fails, so does the group."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: Chat, group: asyncio.TaskGroup) -> None:
         self._chat = chat
         self.written = 0
         self._stop = False
-        self._task = asyncio.create_task(self._write())
+        self._task = group.create_task(self._write())
 
     async def _write(self) -> None:
         while not self._stop:
@@ -187,7 +187,7 @@ async def test_a_newer_version_takes_over_and_gives_back_while_clients_lose_noth
             following = [group.create_task(application.run()) for application in applications]
             for application in applications:
                 await application.live.wait()
-            writer = Writer(chat)
+            writer = Writer(chat, group)
 
             async def some_more_arrive(more: int = 10) -> None:
                 for application in applications:

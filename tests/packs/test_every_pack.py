@@ -122,6 +122,22 @@ async def test_every_foreign_key_says_what_a_deletion_does_and_has_an_index(db: 
 
 
 @every_pack_in_turn
+async def test_tables_are_captured_before_those_that_they_refer_to(db: Connection, pack: Pack) -> None:
+    """A writer locks them in this order: in another one, `--apply-ddl` and writers could wait for each other."""
+    text = (ROOT / "triggers" / f"{pack.name}.sql").read_text()
+    order = re.findall(rf"^    '{pack.name}\.(\w+)'", text, re.MULTILINE)
+    references = await db.fetch(
+        "select conrelid::regclass::text as of_table, confrelid::regclass::text as to_table from pg_constraint"
+        " where contype = 'f' and connamespace = $1::text::regnamespace and conrelid <> confrelid",
+        pack.name,
+    )
+    pairs = [[name.rpartition(".")[2] for name in row] for row in references]
+    assert pairs
+    late = [(one, other) for one, other in pairs if one in order and other in order[: order.index(one)]]
+    assert [] == late
+
+
+@every_pack_in_turn
 async def test_names_of_constraints_and_indexes_begin_with_their_table_or_idx(db: Connection, pack: Pack) -> None:
     strays = await db.fetch(
         "select t.relname, named.name from pg_class as t join ("

@@ -10,6 +10,8 @@
  * The process reads commands from stdin, one a line, and answers on stdout with one JSON object a line:
  *
  *     open N    open the next N clients; answered when all of them are open
+ *     connect N the same, but each keeps back what follows its first frame; answered when the first are answered
+ *     ask       send at once what all clients have kept back; not answered
  *     until N   answered when all clients together have received N rows
  *     mark      report what has been received so far
  *     forget    discard the latencies recorded so far; not answered
@@ -36,7 +38,7 @@
 #include <unistd.h>
 
 enum { CHUNK = 256 * 1024, CARRY = 64, SAMPLED = 16, AT_ONCE = 64, SOURCES = 16, PEEK = 125, REQUEST = 1024 };
-enum state { CLOSED, SHAKING, OPENING, OPEN };
+enum state { CLOSED, SHAKING, OPENING, HOLDING, OPEN };
 
 static const char MARKER[] = "\"content\":\"@";
 enum { MARKER_BYTES = sizeof MARKER - 1, ROW_BYTES = MARKER_BYTES + 20 };
@@ -56,7 +58,7 @@ struct client {
 
 static struct client *clients;
 static uint32_t known, begun, opened, to_open;
-static int readiness;
+static int readiness, holding;
 static struct sockaddr_in server;
 static char request[REQUEST];
 static uint64_t rows, frames, bytes, goal, last_read;
@@ -148,9 +150,9 @@ static size_t frame(uint8_t *out, uint8_t opcode, const void *payload, size_t si
 
 static void begin_clients(void);
 
-static void mark_open(struct client *c)
+static void mark_open(struct client *c, enum state state)
 {
-    c->state = OPEN;
+    c->state = state;
     if (++opened == to_open) {
         printf("{\"opened\":%u,\"at\":%llu}\n", opened, (unsigned long long)now(CLOCK_MONOTONIC));
         fflush(stdout);
@@ -182,9 +184,22 @@ static void answered(struct client *c)
 {
     if (--c->unanswered)
         return;
+    if (holding) {
+        mark_open(c, HOLDING);
+        return;
+    }
     send_opening(c, 1);
     if (!c->unanswered)
-        mark_open(c);
+        mark_open(c, OPEN);
+}
+
+static void ask(void)
+{
+    for (uint32_t i = 0; i < begun; i++)
+        if (clients[i].state == HOLDING) {
+            clients[i].state = OPEN;
+            send_opening(&clients[i], 1);
+        }
 }
 
 static int has_op(const struct client *c, const char *op)
@@ -289,7 +304,7 @@ static void take_head(struct client *c, uint8_t *data, size_t size)
     c->state = OPENING;
     send_opening(c, 0);
     if (!c->unanswered)
-        mark_open(c);
+        mark_open(c, OPEN);
     if (size > used)
         take(c, data + used, size - used, now(CLOCK_REALTIME));
 }
@@ -367,14 +382,17 @@ static void mark(void)
 static void command(char *line)
 {
     unsigned long long number = 0;
-    if (sscanf(line, "open %llu", &number) == 1) {
+    if (sscanf(line, "open %llu", &number) == 1 || sscanf(line, "connect %llu", &number) == 1) {
         if (!number || opened + number > known)
             fail("cannot open %llu more of %u clients, of which %u are open", number, known, opened);
         to_open = opened + (uint32_t)number;
+        holding = line[0] == 'c';
         begin_clients();
     } else if (sscanf(line, "until %llu", &number) == 1) {
         goal = number ? number : 1;
         report_goal();
+    } else if (!strcmp(line, "ask")) {
+        ask();
     } else if (!strcmp(line, "mark")) {
         mark();
     } else if (!strcmp(line, "forget")) {

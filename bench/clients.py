@@ -27,6 +27,8 @@ class Bench:
     def __init__(self, request: bytes, openings: list[list[str]]) -> None:
         self.request, self.openings = request, openings
         self.begun = self.opened = self.to_open = 0
+        self.is_holding = False  # do clients keep back what follows their first frame?
+        self.holding: list[Client] = []
         self.rows = self.frames = self.bytes = self.goal = self.at = 0
         self.latencies: list[float] = []
 
@@ -48,6 +50,12 @@ class Bench:
         if self.opened == self.to_open:
             self.answer(opened=self.opened, at=time.monotonic_ns())
         self.begin(port)
+
+    def ask(self) -> None:
+        """Send what all clients have kept back."""
+        for client in self.holding:
+            client.send_rest()
+        self.holding.clear()
 
     def check_goal(self) -> None:
         """Answer `until` if its number of rows has been reached."""
@@ -165,9 +173,16 @@ class Client(asyncio.Protocol):
         self._unanswered -= 1
         if self._unanswered:
             return
-        self._send(len(self._unsent))
+        if self._bench.is_holding:
+            self._bench.holding.append(self)
+        else:
+            self.send_rest()
         if not self._unanswered:
             self._mark_open()
+
+    def send_rest(self) -> None:
+        """Send all frames that were not sent yet."""
+        self._send(len(self._unsent))
 
     def _send(self, count: int) -> None:
         for _ in range(min(count, len(self._unsent))):
@@ -209,9 +224,11 @@ class Commands(asyncio.Protocol):
     def _run(self, words: list[str]) -> None:
         bench = self._bench
         match words:
-            case ["open", number]:
-                bench.to_open = bench.opened + int(number)
+            case ["open" | "connect" as word, number]:
+                bench.to_open, bench.is_holding = bench.opened + int(number), word == "connect"
                 bench.begin(self._port)
+            case ["ask"]:
+                bench.ask()
             case ["until", number]:
                 bench.goal = max(1, int(number))
                 bench.check_goal()

@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 
 from bench import data
 from bench.judge import Samples
-from bench.load import Load, build, load, tool
+from bench.load import Load, build, load, split, tool
 from bench.peers import SECRET, NoTrigger, Peer, Rowcast, Service, relays
 from bench.rig import MeasurementError, Server, cpu, raise_open_files, resident
 from bench.writers import evenly, write
@@ -91,6 +91,16 @@ def in_turn(rounds: int, peers: Sequence[T]) -> Iterator[tuple[int, T]]:
 async def opened(service: Service, topics: Sequence[Sequence[int]]) -> AsyncIterator[Load]:
     """Clients that already follow their topics."""
     async with service.clients(topics) as clients:
+        await clients.open()
+        yield clients
+
+
+@asynccontextmanager
+async def distributed(services: Sequence[Service], count: int) -> AsyncIterator[Load]:
+    """Clients that already follow the first topic, the same number at each service."""
+    async with AsyncExitStack() as stack:
+        shares = zip(services, split(count, len(services)), strict=True)
+        clients = Load.of([await stack.enter_async_context(one.clients([[0]] * share)) for one, share in shares])
         await clients.open()
         yield clients
 
@@ -237,35 +247,35 @@ async def floor(clients: int, size: int, joined: int, rate: float, events: int) 
 
 
 async def bursts(bench: Bench) -> Samples:
-    """Transactions of 100 rows to many clients, several of them in flight at once: see _closed_loop."""
+    """Transactions of 100 rows to many clients, several of them in flight at once: see closed_loop."""
     samples, form = Samples(), bench.form
     for number in range(form.rounds):
         async with bench.serving(Rowcast()) as (dsn, service):
             assert service
-            figures = await _closed_loop(dsn, service, form.fan_out, form.seconds, rows=100, writers=4, ahead=1)
+            figures = await closed_loop(dsn, [service], form.fan_out, form.seconds, rows=100, writers=4, ahead=1)
         bench.note(samples, number, Rowcast().name, **figures)
     return samples
 
 
 async def workers(bench: Bench) -> Samples:
-    """Single small events to many clients, each written when all have received the previous one: see _closed_loop."""
+    """Single small events to many clients, each written when all have received the previous one: see closed_loop."""
     samples, form = Samples(), bench.form
     peers: list[Peer] = [Rowcast("1 worker"), Rowcast("2 workers", {"ROWCAST_WORKERS": "2"})]
     for number, peer in in_turn(form.rounds, peers):
         async with bench.serving(peer) as (dsn, service):
             assert service
-            figures = await _closed_loop(dsn, service, 4 * form.fan_out, form.seconds, rows=1, writers=1, ahead=0)
+            figures = await closed_loop(dsn, [service], 4 * form.fan_out, form.seconds, rows=1, writers=1, ahead=0)
         bench.note(samples, number, peer.name, **figures)
     return samples
 
 
-async def _closed_loop(
-    dsn: str, service: Service, count: int, seconds: float, *, rows: int, writers: int, ahead: int
+async def closed_loop(
+    dsn: str, services: Sequence[Service], count: int, seconds: float, *, rows: int, writers: int, ahead: int
 ) -> dict[str, float]:
     """In each step every writer writes a transaction of `rows` rows; clients are at most `ahead` whole steps behind.
 
     The writers commit asynchronously, so that the daemon never waits for a flush. Figures: deliveries a second; us,
-    CPU of the daemon per delivery in microseconds; the processors that daemon and load client used. If the daemon
+    CPU of the services per delivery in microseconds; the processors that services and load clients used. If a daemon
     used less than one, it was not the bottleneck.
     """
     async with AsyncExitStack() as stack:
@@ -275,7 +285,7 @@ async def _closed_loop(
             stack.push_async_callback(connection.close)
             await connection.execute("set synchronous_commit = off")
             inserts.append(await connection.prepare(data.INSERT))
-        clients = await stack.enter_async_context(opened(service, [[0]] * count))
+        clients = await stack.enter_async_context(distributed(services, count))
         steps = 0
 
         async def step() -> None:
@@ -285,9 +295,9 @@ async def _closed_loop(
             await clients.until(rows * writers * max(0, steps - ahead))
 
         async def state() -> tuple[int, float, float]:
-            """When everything written so far had arrived, and the CPU used until then by daemon and load client."""
+            """When everything written so far had arrived, and the CPU used until then by services and clients."""
             at = await clients.until(rows * writers * steps)
-            return at, cpu(service.pid), (await clients.mark()).cpu
+            return at, sum(cpu(service.pid) for service in services), (await clients.mark()).cpu
 
         for _ in range(WARM // 2):
             await step()
@@ -350,20 +360,21 @@ async def replay(bench: Bench) -> Samples:
     return samples
 
 
-async def insert(dsn: str, rows: int) -> None:
-    """Insert messages into the first channel."""
+async def insert(dsn: str, rows: int, channel: int = 0) -> None:
+    """Insert messages into a channel."""
     connection = await asyncpg.connect(dsn)
     try:
         for first in range(0, rows, BATCH_ROWS):
-            await connection.execute(data.INSERT, data.channel(0), data.user(0), min(BATCH_ROWS, rows - first))
+            await connection.execute(data.INSERT, data.channel(channel), data.user(0), min(BATCH_ROWS, rows - first))
     finally:
         await connection.close()
 
 
 async def snapshots(bench: Bench) -> Samples:
-    """Clients that begin at once with the rows of one topic. Figures: rows, a second; reads, of the database.
+    """Clients that are connected all ask at once for the rows of one topic, and wait for the last one's.
 
-    Half of the rows are messages, whose arrival is timed; the others are memberships.
+    Figures: rows, a second; reads, of the database; us, CPU of the daemon per client in microseconds. Half of the
+    rows are messages, whose arrival is timed; the others are memberships.
     """
     samples, form = Samples(), bench.form
     most = min(form.idle_clients, raise_open_files() - 200)
@@ -374,8 +385,9 @@ async def snapshots(bench: Bench) -> Samples:
         for number, (count, limit) in in_turn(form.rounds, sizes):
             wanted = partial(_snapshot, limit)
             async with Rowcast().serving(dsn) as service, service.clients([[0]] * count, subscribe=wanted) as clients:
+                await clients.connect()
                 began, used = time.monotonic_ns(), cpu(service.pid)
-                await clients.open()
+                await clients.ask()
                 seconds = (await clients.until(limit) - began) / 1e9
                 figures = {
                     "rows": 2 * limit * count / seconds,

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from bench import experiments
+from bench import experiments, nodes
 from bench.experiments import Bench, Form, scale_name
 from bench.judge import Samples, Target
 
@@ -35,6 +35,9 @@ UNITS = {
     "us": Unit("CPU, µs"),
     "daemon_us": Unit("CPU of the daemon, µs"),
     "postgres_us": Unit("CPU of Postgres, µs"),
+    "nats_us": Unit("CPU of NATS, µs"),
+    "added_50": Unit("added to the median latency, ms", 1000),
+    "added_1000": Unit("added to the median latency, ms", 1000),
     "bytes": Unit("bytes"),
     "deliveries": Unit("deliveries per second"),
     "rows": Unit("rows per second"),
@@ -68,7 +71,7 @@ def _flat_cost(form: Form) -> Sequence[Target]:
 
 def _crowd(form: Form) -> Sequence[Target]:
     one, many, all_clients = (experiments.snapshot_name(count) for count in (1, form.fan_out, form.idle_clients))
-    return [Target(many, "rows", ">=", 10, one), Target(all_clients, "reads", "<=", 20)]
+    return [Target(many, "rows", ">=", 10, one), Target(all_clients, "reads", "<=", 5)]
 
 
 LINES = (
@@ -141,7 +144,7 @@ LINES = (
     ),
     Line(
         "snapshot",
-        "rows a second in snapshots of one topic: one client, and many that begin at the same time",
+        "rows a second in snapshots of one topic: one client, and many that ask at the same time",
         experiments.snapshots,
         _crowd,
     ),
@@ -162,6 +165,27 @@ LINES = (
         "CPU of daemon and Postgres per event as topics and clients grow, with one client per topic",
         experiments.scale,
         _flat_cost,
+    ),
+    Line(
+        "gateway-latency",
+        "what a gateway adds to the time from the row to the client, at 50 and at 1,000 writes a second",
+        nodes.latency,
+        _targets(Target(nodes.GATEWAY, "added_50", "<=", 0.001), Target(nodes.GATEWAY, "added_1000", "<=", 0.001)),
+    ),
+    Line(
+        "gateway-cpu",
+        "CPU per event of a gateway where nobody follows it, compared with the member that numbers and publishes it",
+        nodes.unfollowed,
+        _targets(Target(nodes.UNFOLLOWED, "us", "<=", 0.5, nodes.MEMBER)),
+    ),
+    Line(
+        "gateways",
+        "deliveries a second from two gateways compared with one, with everything else on the same machine",
+        nodes.gateways,
+        _targets(
+            Target(nodes.gateways_name(2), "deliveries", ">=", 1.3, nodes.gateways_name(1)),
+            Target(nodes.gateways_name(2), "us", "<=", 1.1, nodes.gateways_name(1)),
+        ),
     ),
 )
 

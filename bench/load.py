@@ -121,15 +121,33 @@ class Load:
         self.clients = sum(shares)
         self._open = [0] * len(tools)
 
+    @classmethod
+    def of(cls, loads: "Sequence[Load]") -> "Load":
+        """The clients of several servers, none of them open yet."""
+        return cls(
+            [one for load in loads for one in load._tools], [share for load in loads for share in load._shares]
+        )
+
     async def open(self, count: int | None = None) -> None:
         """Open `count` further clients, or all; returns when each of them follows its topics."""
-        wanted = count if count is not None else self.clients - sum(self._open)
+        await self._begin("open", count if count is not None else self.clients - sum(self._open))
+
+    async def connect(self) -> None:
+        """Open all clients, but keep back what each sends after its first frame; returns when that is answered."""
+        await self._begin("connect", self.clients - sum(self._open))
+
+    async def ask(self) -> None:
+        """Send at once what all clients have kept back."""
+        for one in self._tools:
+            await one.send("ask")
+
+    async def _begin(self, command: str, wanted: int) -> None:
         for place, one in enumerate(self._tools):
             part = min(self._shares[place] - self._open[place], wanted)
             wanted -= part
             self._open[place] += part
             if part:
-                await one.send(f"open {part}")
+                await one.send(f"{command} {part}")
                 await one.receive(OPEN_TIMEOUT)
 
     async def until(self, rows: int) -> int:

@@ -94,6 +94,24 @@ class NoTrigger:
         yield None
 
 
+@asynccontextmanager
+async def daemon(settings: Mapping[str, str], *command: str) -> AsyncIterator[Service]:
+    """A daemon that is ready, or what else this command of it serves. Raises MeasurementError."""
+    port = free_port()
+    async with readiness() as (notify, ready):
+        environment = clean_environment(
+            **{
+                **daemon_settings(),
+                **settings,
+                "ROWCAST_SECRET": SECRET,
+                "ROWCAST_LISTEN": f"127.0.0.1:{port}",
+                "NOTIFY_SOCKET": notify,
+            }
+        )
+        async with process([*python("daemon"), *command], environment, ready) as pid:
+            yield Service(pid, port, "/v1", rowcast=True)
+
+
 @dataclass(frozen=True)
 class Rowcast:
     """The daemon as shipped, except for `settings` and those from the environment of the bench."""
@@ -106,20 +124,8 @@ class Rowcast:
 
     @asynccontextmanager
     async def serving(self, dsn: str) -> AsyncIterator[Service]:
-        port = free_port()
-        async with readiness() as (notify, ready):
-            environment = clean_environment(
-                **{
-                    **daemon_settings(),
-                    **self.settings,
-                    "DATABASE_URL": dsn,
-                    "ROWCAST_SECRET": SECRET,
-                    "ROWCAST_LISTEN": f"127.0.0.1:{port}",
-                    "NOTIFY_SOCKET": notify,
-                }
-            )
-            async with process(python("daemon"), environment, ready) as pid:
-                yield Service(pid, port, "/v1", rowcast=True)
+        async with daemon({**self.settings, "DATABASE_URL": dsn}) as service:
+            yield service
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench import __main__ as bench_main
-from bench import data
+from bench import data, nodes
 from bench.charts import axis_ticks
 from bench.experiments import FORMS, Bench, bursts, filtered_events, in_turn, snapshots
 from bench.judge import Samples, Sense, Spread, Target
@@ -25,6 +25,7 @@ from bench.rig import HERE, MeasurementError, Server, clean_environment, cpu, pr
 from bench.writers import evenly, write
 from daemon.postgres.connect import Connection
 from tests.support import postgres as support
+from tests.support.nats import find_nats_server
 
 
 @pytest.mark.parametrize("by_pgbench", [True, False], ids=["pgbench", "asyncpg"])
@@ -99,9 +100,15 @@ async def test_a_line_that_fails_is_reported_and_the_others_still_run(
     assert "| writers | " in (tmp_path / "RESULTS.md").read_text()
 
 
-async def test_experiments_run_from_the_database_to_their_figures(postgres: support.Server) -> None:
+@pytest.fixture(scope="module")
+def server(postgres: support.Server) -> Server:
+    """Its templates are made once."""
+    return Server(postgres.embedded)
+
+
+async def test_experiments_run_from_the_database_to_their_figures(server: Server) -> None:
     log: list[str] = []
-    bench = Bench(Server(postgres.embedded), replace(FORMS["tiny"], fan_out=4, idle_clients=8), log.append)
+    bench = Bench(server, replace(FORMS["tiny"], fan_out=4, idle_clients=8), log.append)
     found = await bursts(bench)
     [deliveries] = found.rounds("Rowcast", "deliveries")
     assert deliveries > 0
@@ -112,6 +119,19 @@ async def test_experiments_run_from_the_database_to_their_figures(postgres: supp
     for peer in ("1 client", "4 clients", "8 clients"):
         assert found.rounds(peer, "rows")[0] > 0
         assert 1 <= found.rounds(peer, "reads")[0] <= 8
+
+
+async def test_experiments_with_gateways_run_over_a_real_nats_server(server: Server) -> None:
+    find_nats_server()
+    form = replace(FORMS["tiny"], fan_out=2, seconds=1)
+    bench = Bench(server, form, lambda _line: None)
+    found = await nodes.latency(bench)
+    assert found.rounds(nodes.GATEWAY, "p50_50")[0] > 0
+    assert 1 == len(found.rounds(nodes.GATEWAY, "added_1000"))
+    found = await nodes.unfollowed(bench)
+    assert {nodes.UNFOLLOWED, nodes.FOLLOWED, nodes.MEMBER} == found.values.keys()
+    found = await nodes.gateways(bench)
+    assert all(found.rounds(nodes.gateways_name(count), "deliveries")[0] > 0 for count in (1, 2))
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,27 @@ async def test_a_client_sends_its_first_frame_and_the_others_after_the_answer(in
 
 
 @IN_C
+async def test_clients_that_have_connected_ask_together_at_a_command(in_c: bool) -> None:
+    received: list[str] = []
+
+    async def handle(connection: ServerConnection) -> None:
+        received.append(str(await connection.recv()))
+        await connection.send('{"op":"welcome"}')
+        received.append(str(await connection.recv()))
+        await connection.send(row(1).decode())
+        await connection.wait_closed()
+
+    async with clients_of(handle, 3, HELLO, FIRST, in_c=in_c) as clients:
+        await clients.connect()
+        assert [HELLO] * 3 == received
+        assert 0 == (await clients.mark()).rows
+        await clients.ask()
+        await clients.until(1)
+        assert 3 == (await clients.mark()).clients
+    assert [HELLO] * 3 + [FIRST] * 3 == received
+
+
+@IN_C
 async def test_the_load_client_answers_the_pings_of_the_server(in_c: bool) -> None:
     async def handle(connection: ServerConnection) -> None:
         await (await connection.ping(b"are you there"))

@@ -33,6 +33,15 @@ def commit_partial(path: Path) -> None:
     _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)  # the directory holds the file's name
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, atomically. Raises OSError."""
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    fresh.replace(path)
+
+
 def make_private_directory(path: Path) -> None:
     """Create a directory that only its owner may enter, and missing parents; sync the new names. Raises OSError."""
     missing = [directory for directory in (path, *path.parents) if not directory.exists()]

@@ -14,14 +14,20 @@ from daemon.cli.options import Options, data_dir_option, run
 @click.option(
     "--demo/--no-demo", default=True, help="Load sample data and run a small bot that writes (default: on)."
 )
+@click.option(
+    "--nodes",
+    type=click.IntRange(2, 64),
+    metavar="N",
+    help="Let N gateways behind one address serve clients, over a NATS server of their own.",
+)
 @click.pass_obj
-def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: bool) -> None:
+def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: bool, nodes: int | None) -> None:
     """Try Rowcast with sample data. Find or start Postgres, apply the DDL, load the data, serve."""
     from daemon.commands.up import up
 
     options = options.having(data_dir=data_dir, listen=listen)
     options = options.quiet()
-    run(options.settings, up(options.settings, demo=demo, read_settings=options.read_settings))
+    run(options.settings, up(options.settings, demo=demo, gateways=nodes or 0, read_settings=options.read_settings))
 
 
 @click.command()

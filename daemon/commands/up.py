@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import random
 import secrets
 import shlex
@@ -17,9 +16,11 @@ import click
 from pydantic import SecretStr
 
 from daemon.app.serve import Running, serve
+from daemon.commands.nodes import prepare_nodes
 from daemon.commands.seed import SeedRefused, demo_actions, seed, statements
 from daemon.commands.set_up import apply_in_child
 from daemon.embedded.server import EmbeddedPostgres
+from daemon.files import write_private
 from daemon.gateway.auth import Authenticator
 from daemon.logs import get_logger
 from daemon.packs import Pack, bundled
@@ -36,28 +37,24 @@ BOT_DELAY = (1.5, 5.0)  # seconds: the range of the random delay between two ste
 STEP_TIMEOUT = 10.0  # seconds for one step
 
 
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, atomically."""
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    fresh.replace(path)
+async def up(settings: Settings, *, demo: bool, gateways: int, read_settings: Callable[[], Settings]) -> None:
+    """Set everything up and serve until SIGINT or SIGTERM. Raises an OperatorFault.
 
-
-async def up(settings: Settings, *, demo: bool, read_settings: Callable[[], Settings]) -> None:
-    """Set everything up and serve until SIGINT or SIGTERM. Raises an OperatorFault."""
+    With `gateways`, so many of them serve clients at `settings.listen`, and this daemon is their member.
+    """
     if demo and settings.environment == "production":
         raise SeedRefused
     data_dir = settings.data_dir
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         if settings.secret is None and not (data_dir / "secret").exists():
-            _write_private(data_dir / "secret", secrets.token_urlsafe(48))
+            write_private(data_dir / "secret", secrets.token_urlsafe(48))
     except OSError as error:
         raise DataDirUnusable(data_dir, error.strerror or str(error)) from None
 
     async with AsyncExitStack() as stack:
+        nodes, of_member = await prepare_nodes(stack, settings, gateways) if gateways else (None, {})
+        settings = settings.model_copy(update=of_member)
         if settings.dsn is None:
             postgres = await stack.enter_async_context(EmbeddedPostgres(data_dir))
             # Its only role is a superuser, whatever environment this is.
@@ -73,20 +70,24 @@ async def up(settings: Settings, *, demo: bool, read_settings: Callable[[], Sett
             return [user | {"token": authenticator.issue(user["id"], ttl)} for user in sample]
 
         async def on_ready(daemon: Running) -> None:
+            clients = daemon if nodes is None else nodes.address_of(daemon)
             connection = {
                 "database_url": settings.require_dsn(),
-                "websocket_url": daemon.websocket_url,
+                "websocket_url": clients.websocket_url,
                 "http_url": daemon.http_url,
                 "users": users(),
             }
-            _write_private(connection_file(data_dir), json.dumps(connection, indent=2))
-            _write_private(service_file(data_dir), as_service(settings.require_dsn()))
-            _print_welcome(settings, daemon, sample)
-            if demo and daemon.pool is not None:
-                await _bot(settings, daemon.pool)
+            write_private(connection_file(data_dir), json.dumps(connection, indent=2))
+            write_private(service_file(data_dir), as_service(settings.require_dsn()))
+            _print_welcome(settings, daemon, clients, sample)
+            async with asyncio.TaskGroup() as group:
+                if nodes is not None:
+                    group.create_task(nodes.run(settings))
+                if demo and daemon.pool is not None:
+                    group.create_task(_bot(settings, daemon.pool))
 
         served = Demo(lambda: {"users": users()}, demo_actions(settings)) if demo else None
-        reread = lambda: with_local_instance(read_settings())  # noqa: E731
+        reread = lambda: with_local_instance(read_settings()).model_copy(update=of_member)  # noqa: E731
         await serve(settings, demo=served, on_ready=on_ready, read_settings=reread)
     click.echo("Stopped.")
 
@@ -115,8 +116,10 @@ def example_topic(pack: Pack, users: Sequence[Mapping[str, str]]) -> str:
     return next(filter(pack.serves, names), f"{kinds[0]}:...")
 
 
-def _print_welcome(settings: Settings, daemon: Running, sample: Sequence[Mapping[str, str]]) -> None:
-    """Print the addresses, and commands to try."""
+def _print_welcome(
+    settings: Settings, daemon: Running, clients: Running, sample: Sequence[Mapping[str, str]]
+) -> None:
+    """Print the addresses, and commands to try. `clients` is where clients connect to."""
     file = connection_file(settings.data_dir)
     data_dir_option = (
         ""
@@ -128,7 +131,7 @@ def _print_welcome(settings: Settings, daemon: Running, sample: Sequence[Mapping
         "",
         f"  {_bold('Rowcast is running.')}  {click.style(daemon.http_url, fg='cyan', underline=True)}",
         "",
-        f"  websocket   {daemon.websocket_url}",
+        f"  websocket   {clients.websocket_url}",
         f"  database    in {file}" + (", with the sample users' tokens" if sample else ""),
         "",
         "  Open the page, or follow along in another terminal:",

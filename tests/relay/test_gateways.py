@@ -24,7 +24,9 @@ from tests.support.daemon import (
     get,
     start,
 )
-from tests.support.nats import NatsServer, running_nats
+from tests.support.guide import blocks
+from tests.support.issuer import self_signed
+from tests.support.nats import NatsServer, running_link, running_nats
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
 
@@ -255,6 +257,35 @@ async def test_signals_reach_clients_of_other_nodes(database: str, chat: Chat, n
             await sender.say(op="signal", topic=chat.topic, name="typing", data={"on": True})
             frame = await other.next()
             assert ("signal", {"on": True}) == (frame["op"], frame["data"])
+
+
+async def test_members_and_gateways_need_no_more_rights_than_the_guide_grants(
+    database: str, chat: Chat, tmp_path: Path
+) -> None:
+    certificate, key = self_signed(tmp_path)
+    [configuration] = [code for _, language, code in blocks("docs/scale.md") if language == "conf"]
+    configuration = configuration.replace("/etc/nats/certificate.pem", str(certificate))
+    configuration = configuration.replace("/etc/nats/key.pem", str(key))
+    trusted = {"ROWCAST_NATS_CA_FILE": str(certificate)}
+    async with (
+        running_nats(configuration) as nats,
+        member(database, f"tls://member:PASSWORD@{nats.address}", "chat", **trusted) as one,
+        gateway(f"tls://gateway:PASSWORD@{nats.address}", "chat", **trusted) as two,
+        AsyncExitStack() as stack,
+    ):
+        clients = [await follow(stack, node, chat) for node in (one, two)]
+        await chat.say("a")
+        assert [["a"], ["a"]] == [contents(await client.changes()) for client in clients]
+        for sender, other in (clients, clients[::-1]):
+            await sender.say(op="signal", topic=chat.topic, name="typing")
+            assert "signal" == (await other.next())["op"]
+        assert [] == [line for node in (one, two) for line in node.warnings() if line["event"] == "relay_refused"]
+        async with running_link(f"tls://gateway:PASSWORD@{nats.address}", "chat", ca_file=certificate) as link:
+            await link.connected.wait()
+            for subject in ("log", "beat"):
+                link.publish(subject, b"forged")
+                while f'publish to "chat.{subject}"' not in link.failure:
+                    await asyncio.sleep(0.001)
 
 
 async def test_the_page_of_a_gateway_says_that_it_is_ready(

@@ -44,7 +44,7 @@ COMMANDS = {
     "archive": ("archive", "antone", "--to", "FILE"),
     "rotate-token-keys": ("rotate-token-keys",),
 }
-WITHOUT_A_DATABASE = {"token", "config", "status"}
+WITHOUT_A_DATABASE = {"token", "config", "status", "gateway"}
 AFTER_READING_A_FILE = {"restore"}
 AS_A_FINDING = {"doctor"}
 

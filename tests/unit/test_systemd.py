@@ -31,6 +31,8 @@ UNIT = folder("systemd") / "rowcast.service"
 JOB = folder("systemd") / "rowcast-job@.service"
 TIMER = folder("systemd") / "rowcast-job@.timer"
 SOCKET = folder("systemd") / "rowcast.socket"
+GATEWAY = folder("systemd") / "rowcast-gateway.service"
+GATEWAY_SOCKET = folder("systemd") / "rowcast-gateway.socket"
 DROP_IN = folder("systemd") / "notify-reload.conf"
 MIN_SYSTEMD = 250  # the first systemd-analyze that can check a unit file without a running systemd
 NOTIFY_RELOAD = 253  # the first that knows Type=notify-reload
@@ -180,7 +182,7 @@ def settings_of(unit: str) -> dict[str, list[str]]:
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """The folder of the units with a program that exists on this machine, since systemd-analyze looks for it."""
-    for unit in (UNIT, JOB, TIMER, SOCKET):
+    for unit in (UNIT, JOB, TIMER, SOCKET, GATEWAY, GATEWAY_SOCKET):
         text = re.sub(r"(?m)^(Exec\w+=).*", rf"\g<1>{sys.executable}", unit.read_text())
         (tmp_path / unit.name).write_text(text)
     return tmp_path
@@ -203,7 +205,7 @@ def without_systemd(capsys: pytest.CaptureFixture[str]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("unit", [UNIT, JOB, TIMER, SOCKET], ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [UNIT, JOB, TIMER, SOCKET, GATEWAY, GATEWAY_SOCKET], ids=lambda unit: unit.name)
 def test_systemd_accepts_the_unit(unit: Path, installed: Path, without_systemd: bool) -> None:
     if without_systemd:
         assert settings_of(unit.read_text())
@@ -225,7 +227,7 @@ def test_a_drop_in_lets_systemd_send_the_signal_and_older_ones_have_a_command_fo
         assert is_known == is_accepted
 
 
-@pytest.mark.parametrize("unit", [UNIT, JOB], ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [UNIT, JOB, GATEWAY], ids=lambda unit: unit.name)
 def test_the_unit_is_hardened_against_attacks(unit: Path, installed: Path, without_systemd: bool) -> None:
     if without_systemd:
         hardening = settings_of(unit.read_text())
@@ -257,6 +259,23 @@ def test_the_units_share_their_sandbox_and_their_files() -> None:
     settings = {line for line in only_of_the_service if line and not line.startswith("#")}
     assert {"RuntimeDirectory=rowcast", "Environment=XDG_STATE_HOME=%S"} == settings
     assert set(of(JOB).splitlines()) <= set(of(UNIT).splitlines())
+
+
+def test_the_unit_of_a_gateway_is_that_of_the_daemon_but_for_its_command_its_files_and_its_names() -> None:
+    daemon, gateway = settings_of(UNIT.read_text()), settings_of(GATEWAY.read_text())
+    assert daemon.keys() == gateway.keys()
+    different = {name: values for name, values in gateway.items() if values != daemon[name]}
+    assert {"Unit.Description", "Unit.After"} < different.keys()
+    assert {
+        "Service.ExecStart": ["/opt/rowcast/bin/daemon gateway"],
+        "Service.EnvironmentFile": ["-/etc/rowcast/gateway.env"],
+        "Service.User": ["rowcast-gateway"],
+        "Service.StateDirectory": ["rowcast-gateway"],
+        "Service.RuntimeDirectory": ["rowcast-gateway"],
+    } == {name: values for name, values in different.items() if name.startswith("Service.")}
+    of_daemon, of_gateway = settings_of(SOCKET.read_text()), settings_of(GATEWAY_SOCKET.read_text())
+    assert {**of_daemon, "Unit.Description": of_gateway["Unit.Description"]} == of_gateway
+    assert GATEWAY_SOCKET.stem == GATEWAY.stem
 
 
 def test_the_unit_waits_for_readiness_and_has_a_watchdog() -> None:

@@ -14,7 +14,7 @@ from enum import Enum
 from functools import cache
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -53,6 +53,10 @@ SERIAL = "[1-9][0-9]{0,9}"
 
 Serial = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 """The id of a `serial` column: any integer, because an INSERT may choose it."""
+
+
+LONG_RECORD: Final = 2**16
+"""Characters beyond which a record is searched only if a value in it may be what the search is for."""
 
 
 class Column(Enum):
@@ -236,18 +240,33 @@ def _validator(row: type[Row]) -> Callable[[str, str], bool]:
     """A fast path for valid records, which nearly all are."""
     validate_key = _key_model(row).__pydantic_validator__.validate_json
     validate_record = row.__pydantic_validator__.validate_json
+    open_fields = [name for name, field in row.model_fields.items() if _is_open(field)]
 
     def is_valid(key: str, record: str) -> bool:
-        if "NaN" in record or "Infinity" in record:
+        is_long = len(record) > LONG_RECORD
+        if not is_long and ("NaN" in record or "Infinity" in record):
             return False  # pydantic parses them as numbers, which a browser's JSON.parse does not
         try:
             validate_key(key)
-            validate_record(record)
+            found = validate_record(record)
         except Exception:  # noqa: BLE001 - _problem says what is wrong
             return False
+        # To search a long record takes longer than to validate it.
+        if is_long and any(getattr(found, name) for name in open_fields):
+            return "NaN" not in record and "Infinity" not in record
         return True
 
     return is_valid
+
+
+def _is_open(field: FieldInfo) -> bool:
+    """Whether a value of this field may be, or hold, what is no JSON number. Every other type refuses that."""
+    annotations = (field.annotation, *field.metadata)
+    return any(_columns_in(annotations)) or any(_holds_any(annotation) for annotation in annotations)
+
+
+def _holds_any(annotation: object) -> bool:
+    return annotation is Any or any(_holds_any(part) for part in get_args(annotation))
 
 
 def _problem(part: Literal["key", "record"], row: type[Row], text: str) -> str | None:

@@ -10,6 +10,7 @@ from daemon.commands.up import example_topic
 from daemon.core.change import Change, Kind, Seq, Topic
 from daemon.core.json_text import replace_values
 from daemon.packs import (
+    LONG_RECORD,
     BigInt,
     Date,
     JsonObject,
@@ -216,6 +217,33 @@ def test_nan_and_infinity_are_refused_everywhere(number: float) -> None:
     assert "record: finite_number weight" == problem_of_a_note(weight=number)
     assert "record: json_invalid" == problem_of_a_note(extra={"deep": [number]})
     assert "record: json_invalid" == problem_of_a_note(extra={"deep": [number, '"']}, text="NaN")
+
+
+class Lists(Row):
+    id: Ulid
+    text: str
+    parts: list[Any] | None
+    sums: list[Numeric]
+    weight: float
+
+
+@pytest.mark.parametrize("member", ["parts", "sums", "weight"])
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_nan_and_infinity_are_refused_in_a_long_record_too(member: str, number: float) -> None:
+    pack = Pack(name="sample", tables={"lists": Lists}, topics=("lists",))
+    row: dict[str, Any] = {"id": ID, "text": "x" * (LONG_RECORD + 1), "parts": None, "sums": [], "weight": 1.5}
+    row[member] = number if member == "weight" else [number]
+    unsendable = change(Kind.INSERT, table="lists", key={"id": ID}, record=row)
+    valid = pack.validator(unsendable)
+    assert valid is not None
+    assert not valid(json.dumps({"id": ID}), json.dumps(row))
+    assert "record: json_invalid" == problem_of_a_note(extra={"deep": [number]}, text="x" * (LONG_RECORD + 1))
+
+
+def test_a_long_record_may_have_nan_and_infinity_as_text() -> None:
+    text = "NaN and -Infinity" * LONG_RECORD
+    for extra in (None, {}, {"NaN": "Infinity"}):
+        assert problem_of_a_note(text=text, extra=extra) is None
 
 
 def test_nan_and_infinity_are_allowed_as_text() -> None:

@@ -169,7 +169,9 @@ async def gateway_running(
                 async with asyncio.timeout(MEMBER_TIMEOUT):
                     await parts.feed.started.wait()
             except TimeoutError:
-                log.warning("waiting_for_members", reason=parts.link.failure or parts.feed.failure)
+                log.warning(
+                    "waiting_for_members", reason=parts.link.failure or parts.feed.failure or "no member sends beats"
+                )
         for sharing in (parts.node.sharing.signals, parts.node.sharing.presence, parts.node.sharing.acks):
             run_in_background(sharing.run())
         yield await _open_ports(stack, settings, parts, None, inherited, should_accept)

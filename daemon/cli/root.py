@@ -128,7 +128,10 @@ def _run(options: Options, settings: Settings, *, is_gateway: bool = False) -> N
 @click.command()
 @click.pass_obj
 def gateway(options: Options) -> None:
-    """Serve clients without a database: everything is asked of daemons with the same ROWCAST_NATS_URL."""
+    """Serve clients without a database, over NATS.
+
+    Everything is asked of daemons with the same ROWCAST_NATS_URL.
+    """
     settings = options.settings
     configure_logs(settings)
     _run(options, settings, is_gateway=True)

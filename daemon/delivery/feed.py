@@ -98,6 +98,7 @@ class Feed:
     async def run(self) -> None:
         """Move the hub along the log until cancelled."""
         pause = PAUSE
+        await self._wakeup.wait()  # for the first beat: before it, there is nobody to ask
         while True:
             self._wakeup.clear()
             if time.monotonic() - self._received_at > MAX_SILENCE:

@@ -55,6 +55,7 @@ from daemon.settings import Settings
 log = get_logger()
 
 CHECK_INTERVAL: Final = 0.5  # seconds
+NOTED: Final = 5.0  # seconds that a message which cannot be read counts: other members go on beating meanwhile
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Members:
     link: Link
     client: MemberClient
     feed: Feed
-    problem: str = field(default="", init=False)
+    _problem: str = field(default="", init=False)
+    _noted_at: float = field(default=float("-inf"), init=False)
     _beat_at: float | None = field(default=None, init=False)  # None if none has arrived since the last reconnect
 
     def receive_batch(self, payload: bytes) -> None:
@@ -97,7 +99,6 @@ class Members:
         except BadMessage as error:
             self._note(error)
             return
-        self.problem = ""
         self._beat_at = time.monotonic()
         self.client.record_beat(beat.member)
         self.feed.record_beat(beat)
@@ -116,13 +117,13 @@ class Members:
 
     def problems(self) -> Iterable[str]:
         """Why this gateway is not ready, as far as messages are concerned."""
-        return [self.problem] if self.problem else []
+        return [self._problem] if time.monotonic() - self._noted_at < NOTED else []
 
     def _note(self, error: RowcastError) -> None:
         metrics.RELAY_BATCHES.labels(result="unreadable").inc()
-        if str(error) != self.problem:
+        if [str(error)] != self.problems():
             log.error("relay_unreadable", reason=str(error))
-        self.problem = str(error)
+        self._problem, self._noted_at = str(error), time.monotonic()
 
 
 def build_gateway_parts(
@@ -133,7 +134,7 @@ def build_gateway_parts(
     link = open_link(settings, process)
     client = MemberClient(link.ask, TIMEOUTS)
     router = PackRouter(by_schema(settings.schemas))
-    reader = RemoteLogReader(client.ask, lambda: node.live.position.epoch)
+    reader = RemoteLogReader(client.ask, lambda: node.live.position)
     node = build_node(settings, router, _ports(process, client.ask, router, reader, NatsBroadcast(link)))
     feed = Feed(reader, node.live, node.own_tables.refresh)
     members = Members(link, client, feed)

@@ -114,8 +114,8 @@ class BatchReader(Protocol):
         More may follow the last one. Raises LogUnavailable and LogTruncated.
         """
 
-    async def continuity(self, since: Position) -> str | None:
-        """See LogReader."""
+    async def continuity(self, since: Position, upto: Position) -> str | None:
+        """See LogReader. The member that answers knows the log up to `upto`, or else raises LogUnavailable."""
 
 
 class LogReader(Protocol):

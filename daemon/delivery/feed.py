@@ -101,8 +101,8 @@ class Feed:
         await self._wakeup.wait()  # for the first beat: before it, there is nobody to ask
         while True:
             self._wakeup.clear()
-            if time.monotonic() - self._received_at > MAX_SILENCE:
-                self._is_behind = True
+            if time.monotonic() - self._received_at > MAX_SILENCE or self.age > MAX_SILENCE:
+                self._is_behind = True  # also if all beats are from before the position: it may have been taken back
             try:
                 await self._catch_up()
                 self._asking.end()
@@ -157,7 +157,7 @@ class Feed:
         try:
             head, batches = await self._reader.batches(position)
         except LogTruncated:
-            await self._check_continuity()
+            await self._check_continuity(position)
             return
         metrics.READ_SECONDS.observe(time.monotonic() - began)
         for batch in batches:
@@ -168,27 +168,33 @@ class Feed:
                 await self._take(batch)
         if batches:
             self._is_behind = True  # more may follow
-        elif head.epoch != position.epoch or head.seq > position.seq:
-            await self._check_continuity()
+        elif head != position:
+            await self._check_continuity(head)
 
     async def _take(self, batch: LogBatch) -> None:
         """Publish a batch that continues from the position, unless it turns out that the position is not valid."""
         position = self._live.position
         batch = batch.since(position.seq)
-        if batch.jumps and await self._check_continuity():
+        if batch.jumps and await self._check_continuity(Position(batch.epoch, batch.upto)):
             return
         if self._needs_refresh(batch):
             await self._refresh_router()
         if self._live.position == position:
             self._publish(batch)
 
-    async def _check_continuity(self) -> bool:
-        """Continue from the head if the stream cannot be continued from the position. Returns whether it did."""
+    async def _check_continuity(self, upto: Position) -> bool:
+        """Continue from the head if the stream cannot be continued from the position. Returns whether it did.
+
+        A member that has not come as far as `upto` may not know yet.
+        """
         position = self._live.position
-        reason = await self._reader.continuity(position)
+        reason = await self._reader.continuity(position, upto)
         if reason is None:
             return False
         head = await self._reader.head()
+        if self._live.position != position:  # what was missing has arrived in the meantime
+            self._is_behind = True
+            return False
         self._queue.clear()
         self._live.move(head, reason)
         metrics.RESETS.labels(reason=reason).inc()

@@ -478,6 +478,11 @@ NOTHING: Final[Message[None]] = _as_is(None)
 PAIRS: Final[Message[Sequence[tuple[str, str]]]] = _as_is(list[tuple[str, str]])
 """Users and topics, or users and devices."""
 
+SINCE_UPTO: Final[Message[tuple[Position, Position]]] = _plain(
+    tuple[_Position, _Position],
+    lambda positions: positions,
+    lambda found: (Position(*found[0]), Position(*found[1])),
+)
 POSITIONS: Final[Message[Sequence[Position | None]]] = _plain(
     list[_Position | None],
     lambda positions: positions,

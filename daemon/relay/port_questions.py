@@ -97,7 +97,7 @@ READ: Final = Question("read", codec.AFTER, codec.BATCH, timeout=120.0)
 READ_TOPICS: Final = Question(
     "read_topics", codec.TOPICS_UPTO, codec.BATCH, LogUnavailable, LogTruncated, timeout=120.0
 )
-CONTINUITY: Final = Question("continuity", codec.POSITION, codec.OPTIONAL_TEXT)
+CONTINUITY: Final = Question("continuity", codec.SINCE_UPTO, codec.OPTIONAL_TEXT)
 BATCHES: Final = Question("batches", codec.POSITION, codec.FOLLOWING, LogUnavailable, LogTruncated, timeout=60.0)
 RIGHTS: Final = Question("rights", codec.RIGHTS, codec.FROM, GrantsUnavailable)
 SLOW_RIGHTS: Final = Question("slow_rights", codec.RIGHTS, codec.FROM, GrantsUnavailable, timeout=25.0)

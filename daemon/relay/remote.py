@@ -94,11 +94,15 @@ def _granted(found: tuple[B] | str) -> B:
 
 
 class RemoteLogReader:
-    """The log of the members. `epoch` returns that of the gateway: its numbers mean nothing in another one."""
+    """The log of the members. `position` is how far the gateway is: numbers of another epoch mean nothing to it."""
 
-    def __init__(self, ask: Ask, epoch: Callable[[], str]) -> None:
+    def __init__(self, ask: Ask, position: Callable[[], Position]) -> None:
         self._ask = ask
-        self.epoch = epoch
+        self._position = position
+
+    def epoch(self) -> str:
+        """The epoch of the gateway."""
+        return self._position().epoch
 
     async def head(self) -> Position:
         """See LogReader."""
@@ -112,9 +116,9 @@ class RemoteLogReader:
         """See LogReader. The member has validated what this returns."""
         return await questions.READ_TOPICS.put(self._ask, (self.epoch(), list(topics), after, upto, limit))
 
-    async def continuity(self, since: Position) -> str | None:
-        """See LogReader."""
-        return await questions.CONTINUITY.put(self._ask, since)
+    async def continuity(self, since: Position, upto: Position | None = None) -> str | None:
+        """See LogReader, and BatchReader. Without `upto`, the member knows the log as far as this gateway."""
+        return await questions.CONTINUITY.put(self._ask, (since, upto or self._position()))
 
     async def batches(self, after: Position) -> tuple[Position, list[LogBatch]]:
         """The head of the log as the member knows it, and the batches that follow a position; none if it ends there.

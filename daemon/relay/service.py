@@ -78,7 +78,7 @@ class Service:
         self._answers_with(questions.HEAD, lambda _: ports.log_reader.head())
         self._answers_with(questions.READ, self._read)
         self._answers_with(questions.READ_TOPICS, self._read_topics)
-        self._answers_with(questions.CONTINUITY, ports.log_reader.continuity)
+        self._answers_with(questions.CONTINUITY, self._continuity)
         self._answers_with(questions.BATCHES, self._batches)
         self._answers_with(questions.RIGHTS, lambda asked: self._rights(asked, SOON))
         self._answers_with(questions.SLOW_RIGHTS, self._rights)
@@ -127,6 +127,16 @@ class Service:
         async with self._reads:
             with self._in_epoch(epoch, LogUnavailable):
                 return await self._ports.log_reader.read(Seq(after), limit)
+
+    async def _continuity(self, asked: tuple[Position, Position]) -> str | None:
+        """Who has not come as far as who asks may hold a position that has been taken back meanwhile."""
+        since, upto = asked
+        mine = self._ports.position()
+        if upto.epoch == mine.epoch:
+            await self._until_delivered(upto.seq)
+        elif since.epoch == mine.epoch:
+            raise LogUnavailable("the log of the member has another epoch")
+        return await self._ports.log_reader.continuity(since)
 
     async def _read_topics(self, asked: tuple[str, Sequence[str], int, int, int]) -> Batch:
         epoch, topics, after, upto, limit = asked

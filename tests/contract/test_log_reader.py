@@ -84,7 +84,7 @@ async def log(request: pytest.FixtureRequest, pool: Pool) -> LogReader:
         member = await fill_cache(inner, CACHE_SIZES["some in memory"], chunk=5)
         position = await inner.head()
         ask = asking(log_reader=member, deliverable=ROUTER.deliverable, position=lambda: position)
-        remote = RemoteLogReader(ask, lambda: position.epoch)
+        remote = RemoteLogReader(ask, lambda: position)
         return await fill_cache(remote, CACHE_SIZES["some in memory"] // 2, chunk=5)
     return inner if request.param == "postgres" else await fill_cache(inner, CACHE_SIZES[request.param], chunk=5)
 

@@ -118,7 +118,7 @@ async def test_a_replay_at_a_gateway_gets_past_what_its_member_leaves_out(pool: 
 
     hub, recorder = await a_hub(pool), Recorder()
     ask = asking(log_reader=PgLogReader(pool), deliverable=deliverable, position=lambda: hub.position)
-    log = RemoteLogReader(ask, lambda: hub.position.epoch)
+    log = RemoteLogReader(ask, lambda: hub.position)
     await a_replay(hub, recorder, log, {ONE: 0, TWO: 8}, limit=chunk).run()
     assert ([1, 3], [3], {ONE, TWO}) == (recorder.versions(ONE), recorder.versions(TWO), set(recorder.joined))
 

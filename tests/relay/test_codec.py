@@ -136,6 +136,7 @@ MESSAGES: dict[str, tuple[Message[Any], st.SearchStrategy[Any]]] = {
     "other people": (codec.OTHERS, st.dictionaries(TOPIC, st.lists(PEOPLE, max_size=3), max_size=3)),
     "acks": (codec.ACKS, st.dictionaries(KEY, POSITION, max_size=4)),
     "position": (codec.POSITION, POSITION),
+    "since and upto": (codec.SINCE_UPTO, st.tuples(POSITION, POSITION)),
     "positions": (codec.POSITIONS, st.lists(st.none() | POSITION, max_size=4)),
     "text": (codec.TEXT, TEXT),
     "optional text": (codec.OPTIONAL_TEXT, OPTIONAL),

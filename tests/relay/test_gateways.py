@@ -1,10 +1,8 @@
 """Gateways without a database: what their clients get, whatever fails in between."""
 
 import asyncio
-import json
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -14,70 +12,21 @@ from tests.acceptance.chat import Chat
 from tests.faults.proxy import Proxy
 from tests.support.daemon import (
     SECRET,
-    Client,
-    Daemon,
-    Frame,
     Notices,
     clean_environment,
     command,
-    daemon_process,
     get,
     start,
 )
+from tests.support.gateways import contents, follow, gateway, heartbeat, member, read
 from tests.support.guide import blocks
 from tests.support.issuer import self_signed
 from tests.support.nats import NatsServer, running_link, running_nats
-
-NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
-
-
-@asynccontextmanager
-async def member(database: str, url: str, prefix: str, **environment: str) -> AsyncIterator[Daemon]:
-    nodes = {"ROWCAST_NATS_URL": url, "ROWCAST_NATS_PREFIX": prefix}
-    async with daemon_process(database, environment={**nodes, **environment}) as process:
-        yield process
-
-
-@asynccontextmanager
-async def gateway(url: str, prefix: str, **environment: str) -> AsyncIterator[Daemon]:
-    nodes = {"ROWCAST_NATS_URL": url, "ROWCAST_NATS_PREFIX": prefix}
-    async with daemon_process(NOWHERE, "gateway", environment={**nodes, **environment}) as process:
-        yield process
 
 
 @pytest.fixture
 async def chat(sql: Connection) -> Chat:
     return await Chat.begin(sql)
-
-
-async def follow(stack: AsyncExitStack, node: Daemon, chat: Chat, since: str | None = None) -> Client:
-    client = await stack.enter_async_context(node.client(chat.ada, since))
-    assert "subscribed" == (await client.subscribe(chat.topic))["op"]
-    return client
-
-
-def contents(changes: list[Frame]) -> list[str]:
-    return [change["record"]["content"] for change in changes]
-
-
-async def heartbeat(client: Client) -> Frame:
-    """The next `head` frame."""
-    while True:
-        frame: Frame = json.loads(await client.connection.recv())
-        if frame["op"] == "head":
-            return frame
-
-
-async def read(client: Client, last: str) -> list[str]:
-    """The contents of all messages up to the one with this content."""
-    found: list[str] = []
-    while last not in found:
-        frame = await client.next()
-        if frame["op"] == "changes":
-            found += contents(frame["changes"])
-        else:
-            assert frame["op"] in {"stale", "fresh", "resumed"}, frame
-    return found
 
 
 async def test_a_client_of_a_gateway_gets_what_a_client_of_a_member_gets(

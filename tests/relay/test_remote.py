@@ -40,7 +40,7 @@ from daemon.relay.remote import (
 )
 from tests.support.log import leader, until_numbered
 from tests.support.postgres import Server
-from tests.support.relay import HERE, Absent, asking, epoch
+from tests.support.relay import HERE, Absent, asking, epoch, here
 from tests.support.sharing import MemoryAcks, MemoryPeople, SharedPeople
 
 A = Topic("row:1")
@@ -54,11 +54,11 @@ class Painted(Row):
 
 
 CALLS: dict[str, tuple[Callable[[Ask], Awaitable[object]], type[RowcastError]]] = {
-    "head": (lambda ask: RemoteLogReader(ask, epoch).head(), LogUnavailable),
-    "read": (lambda ask: RemoteLogReader(ask, epoch).read(Seq(0), 1), LogUnavailable),
-    "read_topics": (lambda ask: RemoteLogReader(ask, epoch).read_topics([A], Seq(0), Seq(1), 1), LogUnavailable),
-    "continuity": (lambda ask: RemoteLogReader(ask, epoch).continuity(HERE), LogUnavailable),
-    "batches": (lambda ask: RemoteLogReader(ask, epoch).batches(HERE), LogUnavailable),
+    "head": (lambda ask: RemoteLogReader(ask, here).head(), LogUnavailable),
+    "read": (lambda ask: RemoteLogReader(ask, here).read(Seq(0), 1), LogUnavailable),
+    "read_topics": (lambda ask: RemoteLogReader(ask, here).read_topics([A], Seq(0), Seq(1), 1), LogUnavailable),
+    "continuity": (lambda ask: RemoteLogReader(ask, here).continuity(HERE), LogUnavailable),
+    "batches": (lambda ask: RemoteLogReader(ask, here).batches(HERE), LogUnavailable),
     "rights": (lambda ask: RemoteGrants(ask, epoch).readable_from("ada", A), GrantsUnavailable),
     "slow_rights": (lambda ask: RemoteGrants(ask, epoch, str).readable_from("ada", A), GrantsUnavailable),
     "rows": (lambda ask: RemoteRows(ask).read(Wanted(A, None)), LogUnavailable),
@@ -281,7 +281,7 @@ async def test_a_read_of_which_nothing_may_be_sent_says_how_far_it_went() -> Non
     def deliverable(batch: Batch) -> list[Change]:
         return []
 
-    log = RemoteLogReader(asking(log_reader=Log(), deliverable=deliverable), epoch)
+    log = RemoteLogReader(asking(log_reader=Log(), deliverable=deliverable), here)
     found = await log.read_topics([A], Seq(0), Seq(9), 1)
     assert ([], True, True, 8) == (list(found), found.more, found.validated, found.reached)
 
@@ -294,7 +294,7 @@ async def test_what_follows_a_position_comes_in_answers_of_limited_size() -> Non
         found = [batch for batch in batches if batch.after >= after.seq]
         return Following(Position("e", Seq(11)), [codec.LOG_BATCH.encode(batch) for batch in found])
 
-    log = RemoteLogReader(asking(batches=following), epoch)
+    log = RemoteLogReader(asking(batches=following), here)
     place, found, answers = HERE, list[LogBatch](), 0
     while (answer := await log.batches(place))[1]:
         assert Position("e", Seq(11)) == answer[0]
@@ -352,7 +352,31 @@ async def test_a_member_that_is_behind_does_not_answer_what_it_may_not_know(
 
     monkeypatch.setattr(service, "MAX_BEHIND", 0.01)
     with pytest.raises(LogUnavailable, match="behind"):
-        await RemoteLogReader(asking(wait_until_delivered=never), epoch).read_topics([A], Seq(0), Seq(9), 1)
+        await RemoteLogReader(asking(wait_until_delivered=never), here).read_topics([A], Seq(0), Seq(9), 1)
+
+
+async def test_a_member_that_is_behind_does_not_say_that_a_position_is_valid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "MAX_BEHIND", 0.01)
+    reached = list[Seq]()
+
+    class Log(Absent):
+        async def continuity(self, since: Position) -> str | None:
+            return "epoch" if since.epoch == "e" else None
+
+    async def until(seq: Seq) -> None:
+        if seq > HERE.seq:
+            await asyncio.Event().wait()
+        reached.append(seq)
+
+    reader = RemoteLogReader(asking(log_reader=Log(), wait_until_delivered=until), here)
+    assert "epoch" == await reader.continuity(HERE)
+    for upto in (Position("e", Seq(8)), Position("f", Seq(1))):
+        with pytest.raises(LogUnavailable, match=r"behind|another epoch"):
+            await reader.continuity(HERE, upto)
+    assert await reader.continuity(Position("f", Seq(1)), Position("f", Seq(9))) is None
+    assert [HERE.seq] == reached
 
 
 async def test_every_question_fits_into_one_message_however_long_its_texts_are() -> None:

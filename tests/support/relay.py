@@ -21,6 +21,11 @@ class Absent:
 HERE = Position("e", Seq(7))
 
 
+def here() -> Position:
+    """Where everybody is."""
+    return HERE
+
+
 def epoch() -> str:
     """The epoch of HERE."""
     return HERE.epoch

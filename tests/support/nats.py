@@ -75,9 +75,20 @@ class NatsServer:
         await self._process.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal: SIGSTOP stops it, SIGCONT lets it go on, SIGHUP reads its configuration again."""
+        """Send it a signal: SIGSTOP stops it, SIGCONT lets it go on, SIGHUP reads its configuration again.
+
+        After a SIGSTOP, no thread of it runs when this returns.
+        """
         assert self._process is not None
         self._process.send_signal(number)
+        threads = Path(f"/proc/{self._process.pid}/task")
+        while number == signal.SIGSTOP and any(_state(thread) != "T" for thread in threads.iterdir()):
+            pass
+
+
+def _state(thread: Path) -> str:
+    """The state of a thread, as the kernel names it."""
+    return (thread / "stat").read_text().rpartition(") ")[2][0]
 
 
 def find_nats_server() -> str:

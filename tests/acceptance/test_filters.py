@@ -66,6 +66,8 @@ async def test_rows_enter_and_leave_a_filter_and_only_they_are_sent(daemon: Daem
         message = await chat.say("todo: write")
         for content in ("todo: read", "done", "done and dusted", "todo: again"):
             await edit(chat, message, content)
+        # No replay shows the content of a deleted row, and the clients may still be in theirs.
+        shown, others = await filtered.changes(5), await plain.changes(6)
         await chat.sql.execute("delete from chatgenius.messages where id = $1", message)
         assert [
             ("insert", "todo: write", False),
@@ -74,8 +76,8 @@ async def test_rows_enter_and_leave_a_filter_and_only_they_are_sent(daemon: Daem
             ("delete", None, True),  # nobody knows whether the row was seen before
             ("update", "todo: again", False),
             ("delete", None, False),
-        ] == sent_changes(await filtered.changes(6))
-        assert 7 == len(await plain.changes(7))
+        ] == sent_changes(shown + await filtered.changes(1))
+        assert 7 == len(others + await plain.changes(1))
 
 
 async def test_an_update_of_columns_that_are_not_asked_for_is_not_sent(daemon: Daemon, chat: Chat) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from daemon import metrics
 from daemon.core.batch import Beat, LogBatch
-from daemon.core.change import Kind, Position
+from daemon.core.change import Position
 from daemon.core.errors import LogTruncated, LogUnavailable
 from daemon.core.ports import BatchReader
 from daemon.delivery.live import Live
@@ -213,7 +213,7 @@ class Feed:
         )
 
     def _needs_refresh(self, batch: LogBatch) -> bool:
-        return self._is_outdated or any(change.kind in (Kind.LOST, Kind.LIMIT) for change in batch.changes)
+        return self._is_outdated or self._live.router.is_outdated(batch.changes, ())
 
     async def _refresh_router(self) -> None:
         self._is_outdated = False

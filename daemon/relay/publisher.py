@@ -26,6 +26,7 @@ SIGNALS: Final = "signals"
 
 BEAT_INTERVAL: Final = 0.5  # seconds
 MAX_MANIFEST: Final = 256 * 1024  # bytes: a larger batch has to be asked for
+MAX_ENCODED: Final = 4 * MAX_MANIFEST  # characters with OVERHEAD: what is larger will not be small enough
 MAX_HELD: Final = 16 * 2**20  # characters of the newest batches, from which questions are answered
 OVERHEAD: Final = 900  # characters that a change counts for in addition to its key and record
 READ_CHUNK: Final = 1000  # changes
@@ -50,20 +51,21 @@ class Publisher:
         self._beat = beat
         self._is_leading = is_leading
         self._batch_of = batch_of
-        self._held: deque[LogBatch] = deque()
+        self._held: deque[tuple[LogBatch, int]] = deque()  # with the size of each
         self._size = 0
         self._floor = Position("", Seq(0))  # what lies behind it is held
 
     def publish(self, batch: LogBatch) -> None:
         """Keep a batch that was published here, and send it to the gateways if this member leads."""
-        self._held.append(batch)
-        self._size += _size(batch)
+        size = batch.size + OVERHEAD * (1 + len(batch.changes))
+        self._held.append((batch, size))
+        self._size += size
         while self._size > MAX_HELD:
-            oldest = self._held.popleft()
-            self._size -= _size(oldest)
+            oldest, size_of_oldest = self._held.popleft()
+            self._size -= size_of_oldest
             self._floor = Position(oldest.epoch, oldest.upto)
         if self._is_leading():
-            self._send(batch)
+            self._send(batch, size)
 
     def restart(self, position: Position) -> None:
         """What was held does not lead to this position, from which the log continues."""
@@ -80,7 +82,8 @@ class Publisher:
         if after.seq >= head.seq:
             return Following(head, [])
         if self._floor.epoch == after.epoch and self._floor.seq <= after.seq:
-            return Following(head, _encoded(batch.since(after.seq) for batch in self._held if batch.upto > after.seq))
+            following = (batch.since(after.seq) for batch, _ in self._held if batch.upto > after.seq)
+            return Following(head, _encoded(following))
         read = await self._log.read(after.seq, READ_CHUNK)
         known = [change for change in read if change.seq <= head.seq]  # how to read what is newer is not known yet
         if not known:
@@ -94,17 +97,12 @@ class Publisher:
             self._link.publish(BEAT, codec.BEAT.encode(self._beat()))
             await asyncio.sleep(BEAT_INTERVAL)
 
-    def _send(self, batch: LogBatch) -> None:
-        pull = Pull(batch.epoch, batch.after, batch.upto)
-        message = codec.MANIFEST.encode(batch if batch.size <= MAX_MANIFEST else pull)
-        if len(message) > MAX_MANIFEST:
-            message = codec.MANIFEST.encode(pull)
+    def _send(self, batch: LogBatch, size: int) -> None:
+        message = codec.MANIFEST.encode(batch) if size <= MAX_ENCODED else b""
+        if not 0 < len(message) <= MAX_MANIFEST:
+            message = codec.MANIFEST.encode(Pull(batch.epoch, batch.after, batch.upto))
         is_sent = self._link.publish(LOG, message)
         metrics.RELAY_BATCHES.labels(result="sent" if is_sent else "dropped").inc()
-
-
-def _size(batch: LogBatch) -> int:
-    return batch.size + OVERHEAD * (1 + len(batch.changes))
 
 
 def _encoded(batches: Iterable[LogBatch]) -> list[bytes]:

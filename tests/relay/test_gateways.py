@@ -2,7 +2,8 @@
 
 import asyncio
 import signal
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.acceptance.chat import Chat
 from tests.faults.proxy import Proxy
 from tests.support.daemon import (
     SECRET,
+    Client,
     Notices,
     clean_environment,
     command,
@@ -112,14 +114,20 @@ async def test_a_gateway_without_a_url_of_nats_says_what_to_set() -> None:
     assert "set ROWCAST_NATS_URL" in errors
 
 
-async def test_clients_of_a_gateway_miss_nothing_when_nats_is_killed(database: str, chat: Chat, prefix: str) -> None:
+@asynccontextmanager
+async def following(database: str, chat: Chat, prefix: str) -> AsyncIterator[tuple[NatsServer, Client]]:
+    """A server of NATS that the test may stop, and a client that follows the chat at a gateway."""
     async with (
         running_nats() as nats,
         member(database, nats.url, prefix),
-        gateway(nats.url, prefix) as two,
+        gateway(nats.url, prefix) as node,
         AsyncExitStack() as stack,
     ):
-        client = await follow(stack, two, chat)
+        yield nats, await follow(stack, node, chat)
+
+
+async def test_clients_of_a_gateway_miss_nothing_when_nats_is_killed(database: str, chat: Chat, prefix: str) -> None:
+    async with following(database, chat, prefix) as (nats, client):
         await chat.say("0")
         for number in range(1, 4):
             await nats.kill()
@@ -132,13 +140,7 @@ async def test_clients_of_a_gateway_miss_nothing_when_nats_is_killed(database: s
 
 
 async def test_clients_of_a_gateway_miss_nothing_when_nats_hangs(database: str, chat: Chat, prefix: str) -> None:
-    async with (
-        running_nats() as nats,
-        member(database, nats.url, prefix),
-        gateway(nats.url, prefix) as two,
-        AsyncExitStack() as stack,
-    ):
-        client = await follow(stack, two, chat)
+    async with following(database, chat, prefix) as (nats, client):
         nats.signal(signal.SIGSTOP)
         for number in range(20):
             await chat.say(str(number))
@@ -148,13 +150,7 @@ async def test_clients_of_a_gateway_miss_nothing_when_nats_hangs(database: str, 
 
 
 async def test_clients_of_a_gateway_learn_that_it_receives_nothing(database: str, chat: Chat, prefix: str) -> None:
-    async with (
-        running_nats() as nats,
-        member(database, nats.url, prefix),
-        gateway(nats.url, prefix) as two,
-        AsyncExitStack() as stack,
-    ):
-        client = await follow(stack, two, chat)
+    async with following(database, chat, prefix) as (nats, client):
         await nats.kill()
         while not (await heartbeat(client)).get("stale"):
             pass
@@ -240,4 +236,5 @@ async def test_the_page_of_a_gateway_says_that_it_is_ready(
 ) -> None:
     async with member(database, nats.url, prefix), gateway(nats.url, prefix) as two:
         assert 200 == (await get(f"{two.http}/readyz"))[0]
+        assert [] == two.warnings()
         assert "rowcast_ready 1.0" in (await get(f"{two.http}/metrics"))[1]

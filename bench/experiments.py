@@ -19,6 +19,7 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from bench import data
+from bench.costs import Costs
 from bench.judge import Samples
 from bench.load import Load, build, load, split, tool
 from bench.peers import SECRET, NoTrigger, Peer, Rowcast, Service, relays
@@ -106,19 +107,26 @@ async def distributed(services: Sequence[Service], count: int) -> AsyncIterator[
 
 
 async def full_load(bench: Bench) -> Samples:
-    """32 writers at full speed, one client that follows every channel. Figures: tps; p50 and p99 in seconds."""
+    """32 writers at full speed, one client that follows every channel.
+
+    Figures: tps; p50 and p99 in seconds; what a row costs, see Costs.
+    """
     samples = Samples()
     peers: list[Peer] = [NoTrigger(), Rowcast(), *relays()]
     for number, peer in in_turn(bench.form.rounds, peers):
         async with bench.serving(peer) as (dsn, service):
+            costs = Costs(bench.server, dsn, service)
             if service is None:
+                await costs.begin()
                 written = await write(dsn, clients=32, seconds=bench.form.seconds)
-                bench.note(samples, number, peer.name, tps=written.rate)
+                bench.note(samples, number, peer.name, tps=written.rate, **await costs.per_row(written.rows))
                 continue
             async with opened(service, [range(data.CHANNELS)]) as clients:
+                await costs.begin()
                 written = await write(dsn, clients=32, seconds=bench.form.seconds)
                 seen = await clients.received(written.rows)
-            bench.note(samples, number, peer.name, tps=written.rate, p50=seen.p50, p99=seen.p99)
+            spent = await costs.per_row(written.rows)
+            bench.note(samples, number, peer.name, tps=written.rate, p50=seen.p50, p99=seen.p99, **spent)
     return samples
 
 

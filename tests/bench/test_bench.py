@@ -15,7 +15,8 @@ import pytest
 from bench import __main__ as bench_main
 from bench import data, nodes
 from bench.charts import axis_ticks
-from bench.experiments import FORMS, Bench, bursts, filtered_events, in_turn, snapshots
+from bench.costs import Costs
+from bench.experiments import FORMS, Bench, bursts, filtered_events, in_turn, insert, snapshots
 from bench.judge import Samples, Sense, Spread, Target
 from bench.lines import LINES, Line, select
 from bench.load import split
@@ -119,6 +120,17 @@ async def test_experiments_run_from_the_database_to_their_figures(server: Server
     for peer in ("1 client", "4 clients", "8 clients"):
         assert found.rounds(peer, "rows")[0] > 0
         assert 1 <= found.rounds(peer, "reads")[0] <= 8
+
+
+async def test_the_cost_of_a_row_is_measured_by_process_and_in_bytes(server: Server) -> None:
+    async with Bench(server, FORMS["tiny"], lambda _line: None).serving(Rowcast()) as (dsn, service):
+        costs = Costs(server, dsn, service)
+        await costs.begin()
+        await insert(dsn, 5000)
+        found = await costs.per_row(5000)
+    assert {"postgres_us", "leader_us", "daemon_us", "wal", "disk"} == found.keys()
+    assert found["wal"] > 100
+    assert 0 <= found["leader_us"] < found["postgres_us"]
 
 
 async def test_experiments_with_gateways_run_over_a_real_nats_server(server: Server) -> None:

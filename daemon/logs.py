@@ -227,7 +227,8 @@ def _configure(
     always: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     global _writer  # noqa: PLW0603 - logging is global
-    terminal = (stream or sys.stderr).isatty()
+    written_to: TextIO | None = stream or sys.stderr  # None if the descriptor was closed at the start
+    terminal = written_to is not None and written_to.isatty()
     pretty = format == "pretty" or (format == "auto" and terminal)
     _writer.close()  # in a forked process, what is queued is for its parent to write
     _writer = writer = _LineWriter(stream)
@@ -243,7 +244,8 @@ class _LineWriter:
     """Writes lines without ever waiting for the reader. Errors of the stream are ignored.
 
     Lines that cannot be written at once are queued, up to MAX_QUEUED bytes, and the rest is dropped and counted. The
-    queue is flushed when the event loop sees that there is room, with the next line, and by `flush`.
+    queue is flushed when the event loop sees that there is room, with the next line, and by `flush`. So are lines for
+    a full disk, and for a reader that has gone. Without a stream, as under `2>&-`, nothing is written.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -257,25 +259,44 @@ class _LineWriter:
         self._loop: asyncio.AbstractEventLoop | None = None  # the one that watches the sink
 
     def msg(self, line: str) -> None:
-        stream = self._stream or sys.stderr
+        stream: TextIO | None = self._stream or sys.stderr
+        if stream is None:
+            return
         with self._lock, suppress(OSError, ValueError):
             if stream is not self._opened:
                 self.close()
                 self._opened, self._sink = stream, _sink_of(stream)
             if self._sink is None:  # its reader is a disk
-                stream.write(line + "\n")
-                stream.flush()
+                self._write_to_disk(stream, line)
                 return
             data = (line + "\n").encode(errors="backslashreplace")
             if self._queued + len(data) > MAX_QUEUED:
-                self._dropped += 1
-                _on_dropped()
+                self._drop(1)
             else:
                 self._queue.append(data)
                 self._queued += len(data)
             self._write_queued()
 
     debug = info = warning = error = critical = msg
+
+    def _write_to_disk(self, stream: TextIO, line: str) -> None:
+        try:
+            stream.write(line + "\n")
+            stream.flush()
+        except OSError:
+            self._drop(1)
+        else:
+            self._report_dropped()
+
+    def _drop(self, lines: int) -> None:
+        self._dropped += lines
+        for _ in range(lines):
+            _on_dropped()
+
+    def _report_dropped(self) -> None:
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            get_logger().warning("log_lines_dropped", lines=dropped)
 
     def flush(self, timeout: float = 0.0) -> None:
         """Write what is queued; wait for the reader for at most `timeout` seconds."""
@@ -310,12 +331,13 @@ class _LineWriter:
             self._watch()
             return
         except OSError:  # nobody will ever read it
+            self._drop(len(self._queue))
             self._queue.clear()
             self._queued = 0
+            self._unwatch()
+            return
         self._unwatch()
-        if self._dropped:
-            dropped, self._dropped = self._dropped, 0
-            get_logger().warning("log_lines_dropped", lines=dropped)
+        self._report_dropped()
 
     def _watch(self) -> None:
         """Let the event loop, if one runs in this thread, continue when there is room."""

@@ -167,6 +167,7 @@ class Supervisor:
             for number in _HANDLED:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) sets it for SIGHUP
                     signal.signal(number, lambda *_: None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)  # SIGHUP was held until here
             try:
                 yield
             finally:

@@ -7,7 +7,19 @@ See sd_notify(3), sd_watchdog_enabled(3) and sd_listen_fds(3).
 import os
 import socket
 import time
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+from daemon.core.errors import OperatorFault
+
+
+class BadSocket(OperatorFault):
+    """Descriptor {fd} from systemd is not a listening stream socket ({reason}): in the unit of the socket, use \
+ListenStream= and no Accept=."""
+
+    exit_code: ClassVar[int] = 78
+
+    def __init__(self, fd: int, reason: str) -> None:
+        self.fd, self.reason = fd, reason
 
 
 class Manager(Protocol):
@@ -66,12 +78,28 @@ def stopping_message(within: float) -> str:
 
 
 def listen_fds() -> list[socket.socket]:
-    """The listening sockets that systemd passed to this process; a second call returns none."""
+    """The listening sockets that systemd passed to this process; a second call returns none. Raises BadSocket."""
     pid, count = (os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS"))
     os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    sockets = [socket.socket(fileno=fd) for fd in range(FIRST_FD, FIRST_FD + int(count))]
-    for passed in sockets:
-        passed.set_inheritable(False)
-    return sockets
+    return [_listening(fd) for fd in range(FIRST_FD, FIRST_FD + int(count))]
+
+
+def _listening(fd: int) -> socket.socket:
+    """The socket with this descriptor. Raises BadSocket for anything that no client can connect to."""
+    try:
+        passed = socket.socket(fileno=fd)
+    except OSError as error:
+        raise BadSocket(fd, os.strerror(error.errno or 0)) from None
+    passed.set_inheritable(False)
+    if passed.family not in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}:
+        reason = "another family"
+    elif passed.type != socket.SOCK_STREAM:
+        reason = "another type"
+    elif not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        reason = "it does not listen"
+    else:
+        return passed
+    passed.close()
+    raise BadSocket(fd, reason)

@@ -24,6 +24,7 @@ from daemon.core.ports import (
     RowReader,
     SignalRights,
 )
+from daemon.core.presence import Room
 from daemon.delivery.acks import Acks
 from daemon.delivery.client import ClientContext
 from daemon.delivery.live import Live
@@ -107,6 +108,7 @@ def build_node(settings: Settings, router: PackRouter, ports: Ports) -> Node:
     signals = Signals(ports.process, hub, encode, ports.broadcast, ports.signal_rights)
     has_hooks = bool(schema_functions(router.packs, lambda pack: pack.presence_hook))
     presence = Presence(ports.people, encode, signals.announce, time.monotonic, has_hooks=has_hooks)
+    presence.room = room_of(settings)
     signals.on_present = presence.changed_elsewhere
     return Node(live, OwnTables(ports.own_tables, router), Sharing(signals, presence, Acks(ports.acks)), ports)
 
@@ -150,6 +152,8 @@ def client_context(
         heartbeat=settings.heartbeat,
         schema=schema,
         max_topics=limits.topics,
+        max_filter=settings.max_filter,
+        signal_rate=settings.signal_rate,
         frame_bytes=limits.message_bytes,
         queue_bytes=settings.queue_bytes,
         chunk=settings.read_chunk,
@@ -179,8 +183,14 @@ def door_setter(gateway: Gateway, context: ClientContext) -> Callable[[Settings]
 def _use_door(gateway: Gateway, context: ClientContext, settings: Settings) -> None:
     limits = gateway_limits(settings)
     context = replace(
-        context, max_topics=limits.topics, frame_bytes=limits.message_bytes, queue_bytes=settings.queue_bytes
+        context,
+        max_topics=limits.topics,
+        max_filter=settings.max_filter,
+        signal_rate=settings.signal_rate,
+        frame_bytes=limits.message_bytes,
+        queue_bytes=settings.queue_bytes,
     )
+    context.presence.room = room_of(settings)
     gateway.use(context.open_client, limits, door_of(settings))
     metrics.CLIENTS_LIMIT.set(limits.max_clients())
 
@@ -200,11 +210,17 @@ def gateway_limits(settings: Settings) -> Limits:
     )
 
 
+def room_of(settings: Settings) -> Room:
+    """How many devices can be present in a topic."""
+    return Room(settings.max_present, settings.max_present_per_user)
+
+
 def door_of(settings: Settings) -> Door:
     """Who may come in."""
     return Door(
         origins=frozenset(settings.origins),
         admits_local_pages=settings.environment != "production",
+        has_tls=settings.tls_certificate is not None and not settings.listen.is_unix,
         hosts=frozenset(settings.hosts),
         proxies=tuple(UNIX if proxy == UNIX else ip_network(proxy) for proxy in settings.trusted_proxies),
         proxy_header=settings.proxy_header,

@@ -349,7 +349,11 @@ async def _reload_on(hangup: asyncio.Event, reloads: Reloads, manager: systemd.M
         await hangup.wait()
         hangup.clear()
         manager.notify(systemd.reloading_message())
-        await reloads.run()
+        try:
+            await reloads.run()
+        except Exception:
+            # A bug costs this reload only, and never the clients.
+            log.exception("internal_error")
         manager.notify("READY=1")
 
 

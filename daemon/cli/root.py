@@ -1,8 +1,11 @@
 """The command `daemon`: its global options and its subcommands. Faults become one line and an exit code."""
 
+import errno
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -19,6 +22,18 @@ from daemon.cli.watch import unwatch, watch, watches
 from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import get_logger
 from daemon.settings import Settings
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class NoRoom(OperatorFault):
+    """Nothing more can be written ({reason}): make room where the output goes."""
+
+    exit_code: ClassVar[int] = 74
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
 
 _WHOLE_DATABASE = ("backup", "restore", "dead-letters", "tail", "token", "watch", "unwatch", "watches", "status")
 """The commands for which --schema would mean nothing."""
@@ -105,11 +120,17 @@ def _serve(options: Options) -> None:
     """Run the daemon with one process or more, after the migrations of packs that want them at the start."""
     from daemon.commands.set_up import migrate_on_start, migrating_packs
 
+    _hold_hangup()
     settings = options.settings
     configure_logs(settings)
     if packs := migrating_packs(settings):
         run(settings, migrate_on_start(settings, packs))
     _run(options, settings)
+
+
+def _hold_hangup() -> None:
+    """Let a SIGHUP that arrives during the start wait until it is handled: by default, it would end the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
 def _run(options: Options, settings: Settings, *, is_gateway: bool = False) -> None:
@@ -132,6 +153,7 @@ def gateway(options: Options) -> None:
 
     Everything is asked of daemons with the same ROWCAST_NATS_URL.
     """
+    _hold_hangup()
     settings = options.settings
     configure_logs(settings)
     _run(options, settings, is_gateway=True)
@@ -167,11 +189,32 @@ for _command in (*_COMMANDS, *extensions.commands()):
 
 def main() -> None:
     """Run the command line. An unexpected error is logged with its traceback, and exits with 70 (EX_SOFTWARE)."""
+    _occupy_standard_streams()
     try:
-        cli()
+        _run_cli()
     except (click.Abort, RowcastError) as error:
         click.echo(f"daemon: {error}", err=True)
         sys.exit(1)
     except Exception:  # noqa: BLE001 - the outermost handler
         get_logger().exception("internal_error")
         sys.exit(70)
+
+
+def _run_cli() -> None:
+    """Run the command line; a full disk is one line, whichever command meets it."""
+    try:
+        cli()
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        fault = NoRoom(os.strerror(error.errno or 0))
+        click.echo(f"daemon: {fault}", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of the output would fail once more at the exit
+        sys.exit(fault.exit_code)
+
+
+def _occupy_standard_streams() -> None:
+    """Let no connection get the descriptor of a standard stream that is closed: what is printed would go there."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)

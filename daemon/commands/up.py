@@ -40,7 +40,8 @@ STEP_TIMEOUT = 10.0  # seconds for one step
 async def up(settings: Settings, *, demo: bool, gateways: int, read_settings: Callable[[], Settings]) -> None:
     """Set everything up and serve until SIGINT or SIGTERM. Raises an OperatorFault.
 
-    With `gateways`, so many of them serve clients at `settings.listen`, and this daemon is their member.
+    With `gateways`, so many of them serve clients at `settings.listen`, and this daemon is their member. The role in
+    ROWCAST_OWNER is taken on throughout: whoever may only apply the DDL could neither load the data nor serve.
     """
     if demo and settings.environment == "production":
         raise SeedRefused
@@ -60,7 +61,7 @@ async def up(settings: Settings, *, demo: bool, gateways: int, read_settings: Ca
             # Its only role is a superuser, whatever environment this is.
             embedded = {"database_url": SecretStr(postgres.dsn), "environment": "development"}
             settings = settings.model_copy(update=embedded)
-        settings = with_local_instance(settings)
+        settings = with_local_instance(settings).as_owner()
         await apply_in_child(settings, settings.packs)
         sample = await seed(settings) if demo else []
         authenticator = Authenticator.configured(settings, settings.require_secret())

@@ -24,7 +24,7 @@ MAX_IN: Final = 100  # values of an `in`
 MAX_PATTERNS: Final = 16  # `like` and `ilike`, in all tables
 MAX_PATTERN: Final = 100  # characters of each
 MAX_MATCHED: Final = 65_536  # characters of a value that is compared with a pattern: as in rowcast.filter_condition
-MAX_SIZE: Final = 65_536  # characters of all filters of a connection: they are kept in several forms
+MAX_FILTER: Final = 65_536  # characters of all filters of a connection by default: they are kept in several forms
 MAX_SHOWN: Final = 64  # characters of a client's name that an error repeats
 
 Tables = Mapping[str, Mapping[str, Column]]

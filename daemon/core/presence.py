@@ -5,8 +5,13 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 MAX_DATA: Final = 1024  # bytes of what a client says of itself
-MAX_PEOPLE: Final = 1000  # devices in a topic: each of them is told of each other
-MAX_DEVICES: Final = 32  # of one user in a topic, who leaves room for others
+
+
+class Room(NamedTuple):
+    """How many devices can be present in a topic: each is told of each other, and a user leaves room for others."""
+
+    devices: int = 1000
+    devices_of_user: int = 32
 
 
 class Key(NamedTuple):

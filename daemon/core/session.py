@@ -25,7 +25,7 @@ from daemon.core.errors import (
     SignalTooLarge,
     TooManyTopics,
 )
-from daemon.core.filters import MAX_SIZE, Asked, View
+from daemon.core.filters import MAX_FILTER, Asked, View
 from daemon.core.snapshot import Wanted
 from daemon.core.wire import Ack, FrameId, Hello, Ping, Presence, Renew, Signal, Subscribe, Unsubscribe
 
@@ -121,15 +121,28 @@ class Session:
 
     `deadline` is when the hello must have arrived, and later when the token expires, in seconds of the caller's
     clock. `topics` are those that the client follows or has requested, at most `max_topics`, each with the Follow of
-    its subscription: a topic that was left and requested again has another one. `seen` is the newest position that
+    its subscription: a topic that was left and requested again has another one. Their filters have `max_filter`
+    characters at most. `seen` is the newest position that
     the client has processed in any topic, if that is beyond where it resumes. `numbers` is the form of its int8 and
     numeric values. `device` is what its user calls it; empty if nothing was said.
     """
 
-    __slots__ = ("_since", "deadline", "device", "max_topics", "numbers", "phase", "seen", "topics", "user")
+    __slots__ = (
+        "_since",
+        "deadline",
+        "device",
+        "max_filter",
+        "max_topics",
+        "numbers",
+        "phase",
+        "seen",
+        "topics",
+        "user",
+    )
 
-    def __init__(self, deadline: float, max_topics: int) -> None:
+    def __init__(self, deadline: float, max_topics: int, max_filter: int = MAX_FILTER) -> None:
         self.max_topics = max_topics
+        self.max_filter = max_filter
         self.phase = Phase.GREETING
         self.deadline = deadline
         self.user: str = ""
@@ -184,8 +197,8 @@ class Session:
 
         Raises FilterTooLarge.
         """
-        if sum(other.view.size for other in self.topics.values() if other.view) + view.size > MAX_SIZE:
-            raise FilterTooLarge("where", MAX_SIZE, "characters, with those of the connection's other topics")
+        if sum(other.view.size for other in self.topics.values() if other.view) + view.size > self.max_filter:
+            raise FilterTooLarge("where", self.max_filter, "characters, with those of the connection's other topics")
         snapshot = follow.snapshot and follow.snapshot._replace(view=view)
         self.topics[follow.topic] = replace(follow, snapshot=snapshot, asked=None, view=view)
         return self.topics[follow.topic]

@@ -28,10 +28,10 @@ from daemon.core.errors import (
     TooManySignals,
     Unavailable,
 )
-from daemon.core.filters import View
+from daemon.core.filters import MAX_FILTER, View
 from daemon.core.hub import Discontinuity, Hub
 from daemon.core.ports import Age, ColumnReader, Encode, LogReader, Socket
-from daemon.core.presence import MAX_DEVICES, MAX_PEOPLE, Key
+from daemon.core.presence import Key
 from daemon.core.session import (
     Acknowledge,
     Action,
@@ -64,7 +64,6 @@ FILTER_CHARGE: Final = 20  # frames that a filter counts as: it takes millisecon
 SNAPSHOT_TIMEOUT: Final = 60.0  # seconds that the peer may take to read one: it stays in memory until then
 MAX_SPREAD_MS: Final = 5000  # over which the clients of a daemon that stops reconnect
 SIGNAL_CHARGE: Final = 20  # frames that a signal counts as: many may get it
-SIGNAL_RATE: Final = 10  # signals of one client in a second; as many may come at once
 HELLO_TIMEOUT: Final = 5.0  # seconds
 EXPIRY_NOTICE: Final = 2.0  # seconds before a token expires at which a timer is set; more than two ticks are apart
 STALE_DELAY: Final = 5.0  # seconds that changes may wait for delivery until clients are told that they may be behind
@@ -92,7 +91,8 @@ class ClientContext:
 
     `replay_reader` is what replays read. `wait_until_delivered` waits until the hub has delivered everything up to a
     position. `delivery_age` decides when clients are told that they may be behind. A client may follow `max_topics`,
-    and falls behind when more than `queue_bytes` are queued for it. `schema` returns the hash of the payload
+    have filters of `max_filter` characters in all, and send `signal_rate` signals in a second, or at once. It falls
+    behind when more than `queue_bytes` are queued for it. `schema` returns the hash of the payload
     contracts. `authenticate` returns None if `identify` has to be awaited instead.
     """
 
@@ -117,6 +117,8 @@ class ClientContext:
     max_topics: int
     frame_bytes: int
     queue_bytes: int
+    max_filter: int = MAX_FILTER
+    signal_rate: int = 10
     chunk: int = 1000
     identify: Callable[[str], Coroutine[Any, Any, Claims]] | None = None
 
@@ -153,7 +155,7 @@ class Client:
     def __init__(self, context: ClientContext, socket: Socket) -> None:
         self._context = context
         self._socket = socket
-        self._session = Session(context.clock() + HELLO_TIMEOUT, context.max_topics)
+        self._session = Session(context.clock() + HELLO_TIMEOUT, context.max_topics, context.max_filter)
         self._inbox: deque[bytes] | None = None  # made when a frame has to wait: an empty one takes 760 bytes
         self._subscribing: asyncio.Task[None] | None = None
         self._replay: Replay | None = None
@@ -333,7 +335,7 @@ class Client:
                     self._context.presence.leave(topic, self)
                 case SendSignal(topic, name, data):
                     if not self._spend_signal():
-                        self._perform(self._fault(TooManySignals(SIGNAL_RATE), action.frame))
+                        self._perform(self._fault(TooManySignals(self._context.signal_rate), action.frame))
                         continue
                     self._socket.charge(SIGNAL_CHARGE)
                     if self._context.signals.needs_right(topic):
@@ -343,7 +345,7 @@ class Client:
                     self._context.presence.leave(topic, self)
                 case BePresent(topic, str() as data, frame):
                     if not self._context.presence.enter(topic, self._device, data, self):
-                        self._perform(self._fault(PresenceFull(MAX_PEOPLE, MAX_DEVICES), frame))
+                        self._perform(self._fault(PresenceFull(*self._context.presence.room), frame))
                 case Acknowledge(position):
                     self._context.acks.record(self._device, position)
                 case Authenticate():
@@ -354,8 +356,9 @@ class Client:
 
     def _spend_signal(self) -> bool:
         """Count a signal. False if there were too many."""
-        allowed = self._context.clock() * SIGNAL_RATE
-        spent = max(self._spent_signals, allowed - SIGNAL_RATE) + 1
+        rate = self._context.signal_rate
+        allowed = self._context.clock() * rate
+        spent = max(self._spent_signals, allowed - rate) + 1
         if spent > allowed:
             metrics.SIGNALS_DROPPED.labels(reason="rate").inc()
             return False

@@ -17,7 +17,7 @@ from daemon.core import wire
 from daemon.core.change import Topic
 from daemon.core.errors import LogUnavailable
 from daemon.core.ports import Encode, PeopleStore
-from daemon.core.presence import MAX_DEVICES, MAX_PEOPLE, Key, Person, difference, merged
+from daemon.core.presence import Key, Person, Room, difference, merged
 from daemon.health import Progress
 from daemon.logs import get_logger
 
@@ -49,7 +49,8 @@ class Presence:
     """Who is present in the topics of this process's clients.
 
     `announce` tells other processes which topics to read again. `has_hooks`: there are packs that want to know who
-    has come and gone. Nothing runs and nothing is asked while nobody is present anywhere.
+    has come and gone. `room` is for those who enter; whoever is present stays. Nothing runs and nothing is asked
+    while nobody is present anywhere.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Presence:
         *,
         has_hooks: bool = False,
     ) -> None:
+        self.room = Room()
         self._store = store
         self._encode = encode
         self._announce = announce
@@ -91,7 +93,8 @@ class Presence:
         own = people.get(key)
         if own is None:
             known = {*self._sent.get(topic, ()), *people} - {key}
-            if len(known) >= MAX_PEOPLE or sum(other.user == key.user for other in known) >= MAX_DEVICES:
+            of_user = sum(other.user == key.user for other in known)
+            if len(known) >= self.room.devices or of_user >= self.room.devices_of_user:
                 return False
             own = people[key] = _Own(Person(data, now, now))
         own.person = own.person._replace(data=data, updated_at=now, leaves=False)

@@ -53,13 +53,15 @@ class Door:
     """Who may come in.
 
     `origins` are those of pages that may connect besides the daemon's own; `*` means all. With `admits_local_pages`,
-    pages of this machine, files included, may connect to a daemon that they address as this machine. `hosts` are the
+    pages of this machine, files included, may connect to a daemon that they address as this machine. `has_tls`: the
+    daemon's own pages come with https only, so one that came without can be of whoever is in between. `hosts` are the
     names of this daemon; if there are none, only what is trusted because of its address asks for one.
     `proxies` are believed about the address of a client, in `proxy_header` and in no other.
     """
 
     origins: frozenset[str] = frozenset()
     admits_local_pages: bool = True
+    has_tls: bool = False
     hosts: frozenset[str] = frozenset()
     proxies: tuple[IPv4Network | IPv6Network | Literal["unix"], ...] = ()
     proxy_header: ProxyHeader = "x-forwarded-for"
@@ -83,7 +85,8 @@ class Door:
             return None
         scheme, _, authority = origin.partition("://")
         host = request.headers.get("host", "").lower()
-        if authority and host.removesuffix(_DEFAULT_PORTS.get(scheme, ":")) == authority:
+        is_own = authority and host.removesuffix(_DEFAULT_PORTS.get(scheme, ":")) == authority
+        if is_own and not (self.has_tls and scheme == "http"):
             return None
         is_local = origin == "null" or is_this_machine(host_name(authority))
         if is_local and self.admits_local_pages and is_this_machine(host_name(host)):

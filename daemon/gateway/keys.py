@@ -5,6 +5,7 @@ Each key has one algorithm, which follows from the key. A token only says which 
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ _ALGORITHMS: Final[Mapping[tuple[object, object], str]] = {
     ("OKP", "Ed25519"): "EdDSA",
 }
 """The algorithm of a public key, by its type and curve."""
+
+
+_BEGIN: Final = re.compile(rb"^-----BEGIN ", re.MULTILINE)
 
 
 class BadSecret(OperatorFault):
@@ -178,6 +182,9 @@ def _from_jwk(member: object) -> Key | None:
 def _from_pem(path: Path, text: bytes) -> jwt.PyJWK:
     if b"PRIVATE KEY-----" in text:
         raise KeyFileUnusable(path, "it is a private key, and only the public one is needed here")
+    if (number := len(_BEGIN.findall(text))) > 1:
+        # Of a chain, only the first certificate is meant; of other keys, the rest would be ignored without a word.
+        raise KeyFileUnusable(path, f"it contains {number} keys or certificates: put each into a file of its own")
     try:
         if b"-----BEGIN CERTIFICATE-----" in text:
             key: Any = x509.load_pem_x509_certificate(text).public_key()

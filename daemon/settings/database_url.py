@@ -44,8 +44,11 @@ def check_database_url(url: SecretStr) -> SecretStr:
         raise ValueError(f"postgresql://USER:PASSWORD@HOST:PORT/DATABASE is needed{driver}")
     try:
         parts = urlsplit(text)
-        account, _, hosts = parts.netloc.rpartition("@")
-        whole = not parts.fragment and "@" not in account and all(map(_HOST_AND_PORT.fullmatch, hosts.split(",")))
+        account, at, hosts = parts.netloc.rpartition("@")
+        # An @ only behind a / or a ? ends a password that contains these; its beginning looks like a port.
+        is_cut = bool(hosts) and not at and "@" in parts.path + parts.query
+        whole = not (parts.fragment or is_cut or "@" in account)
+        whole = whole and all(map(_HOST_AND_PORT.fullmatch, hosts.split(",")))
     except ValueError:
         whole = False
     if not whole:

@@ -167,11 +167,28 @@ def _dotenv(path: Path) -> Mapping[str, str | None]:
 
 def _toml(path: Path) -> Mapping[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from None
     except tomllib.TOMLDecodeError as error:
         raise BadSettings(f"{path}: this is not TOML: {error}") from None
+    except (ValueError, RecursionError):
+        raise BadSettings(f"{path}: a number in it is too long, or its lists nest too deeply") from None
+    if _has_nul(found):
+        raise BadSettings(f"{path}: it contains a NUL character, which no setting can have")
+    return found
+
+
+def _has_nul(value: object) -> bool:
+    """Whether a text in this value has a NUL, which neither the system nor Postgres takes."""
+    match value:
+        case str():
+            return "\0" in value
+        case list():
+            return any(map(_has_nul, value))
+        case dict():
+            return any(map(_has_nul, value.values()))
+    return False
 
 
 def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> BadSettings:

@@ -309,6 +309,16 @@ class BaseRowcastSettings(BaseSettings):
     max_topics: Annotated[int, Field(ge=1, le=4096)] = Field(
         128, description="maximum topics that one connection may follow"
     )
+    max_filter: Annotated[int, Field(ge=256)] = Field(
+        65_536, description="maximum characters of all filters of one connection"
+    )
+    max_present: Count = Field(1_000, description="maximum devices that can be present in one topic")
+    max_present_per_user: Count = Field(
+        32, description="maximum devices of one user that can be present in one topic"
+    )
+    signal_rate: Count = Field(
+        10, description="signals per second that one connection may send; what exceeds it is dropped"
+    )
     frame_bytes: Annotated[int, Field(ge=1024, le=16 * 1024 * 1024)] = Field(
         64 * 1024, description="largest frame that a client may send, in bytes"
     )

@@ -84,7 +84,7 @@ def read_names(value: object) -> object:
         return [name.strip() for name in value.split(",")]
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError('names are given as "one,two" or as ["one", "two"]') from None
 
 
@@ -162,11 +162,16 @@ def _is_loopback(host: str) -> bool:
 def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     """Raises ValueError for what is not the origin of a page, as browsers write it."""
     for origin in origins:
-        if origin not in {"*", "null"} and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+", origin):
+        written = re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+", origin, re.ASCII)
+        if origin not in {"*", "null"} and not (written and origin.isascii() and not _DEFAULT_PORT.match(origin)):
             raise ValueError(
-                f"origins are written as https://chat.example.com, in lower case and without /: {origin}"
+                "origins are written as browsers do: https://chat.example.com, in lower case, without / and without "
+                f"the default port, and names in other scripts as xn--: {origin}"
             )
     return origins
+
+
+_DEFAULT_PORT: Final = re.compile(r"(http://.*:80|https://.*:443)$")
 
 
 def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:

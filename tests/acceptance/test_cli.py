@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import jwt
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from daemon.schema import migrate
 from tests.acceptance.chat import Chat
 from tests.support.catalog import catalog
-from tests.support.daemon import SECRET, Daemon, clean_environment, command
+from tests.support.daemon import SECRET, Daemon, clean_environment, command, start
 
 NEWEST = migrate.heads(("chatgenius",))
 
@@ -59,6 +60,23 @@ async def test_the_help_describes_each_command_in_a_whole_sentence() -> None:
     commands = output.partition("Commands:\n")[2].splitlines()
     assert commands
     assert [] == [line for line in commands if line.endswith("...") or not line.endswith(".")]
+
+
+@pytest.mark.parametrize("arguments", [("config",), ("--help",), ("--apply-ddl", "--sql")])
+async def test_output_that_nothing_has_room_for_is_one_line_with_a_code(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full, tempfile.TemporaryFile() as errors:
+        process = await start(
+            *arguments,
+            environment=clean_environment(ROWCAST_SECRET=SECRET),
+            directory=tempfile.gettempdir(),
+            output=full.fileno(),
+            errors=errors.fileno(),
+        )
+        assert 74 == await process.wait()
+        errors.seek(0)
+        said = errors.read().decode()
+    line = "daemon: Nothing more can be written (No space left on device): make room where the output goes.\n"
+    assert line == said
 
 
 async def test_the_ddl_can_be_printed_without_a_database() -> None:

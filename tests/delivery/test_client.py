@@ -477,7 +477,7 @@ async def test_filters_are_charged_and_those_of_a_connection_are_limited_togethe
 ) -> None:
     charged: list[int] = []
     monkeypatch.setattr(filtering.socket, "charge", charged.append)
-    monkeypatch.setattr("daemon.core.session.MAX_SIZE", 120)
+    filtering.client._session.max_filter = 120
     for topic in (ONE, TWO):
         filtering.say(op="subscribe", topic=topic, where=NOT_TWO)
     await filtering.until(lambda: "error" in filtering.socket.ops())

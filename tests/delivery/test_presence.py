@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from daemon.core.change import Topic
-from daemon.core.presence import MAX_DEVICES, MAX_PEOPLE, Key
+from daemon.core.presence import Key, Room
 from daemon.delivery.presence import GRACE, Presence
 from tests.support.sharing import MemoryPeople, SharedPeople, encode
 
@@ -219,17 +219,20 @@ async def test_a_hook_that_fails_does_not_disturb_and_is_called_again(world: Wor
 
 
 async def test_no_more_can_be_present_than_the_limit_but_those_who_are_stay(world: World) -> None:
-    for number in range(MAX_PEOPLE):
+    for number in range(Room().devices):
         world.enter(0, Key(str(number), "d"))
     await world.settle()
     one, watcher = world.processes[0], Watcher()
     assert not one.enter(A, ADA, "{}", watcher)
     assert one.enter(A, Key("7", "d"), "{}", watcher)
     assert one.enter(B, ADA, "{}", watcher)
+    one.room = Room(devices=1001)
+    assert one.enter(A, ADA, "{}", Watcher())
+    assert not one.enter(A, BOB, "{}", Watcher())
 
 
 async def test_one_user_cannot_fill_a_topic_from_however_many_devices(world: World) -> None:
-    for number in range(MAX_DEVICES):
+    for number in range(Room().devices_of_user):
         world.processes[0].leave(A, world.enter(0, Key("ada", str(number))), disconnected=True)
         await world.processes[0].round()
     assert not world.processes[0].enter(A, Key("ada", "another"), "{}", Watcher())

@@ -50,6 +50,16 @@ def test_a_page_may_connect_if_its_origin_is_ours_or_listed() -> None:
     assert everybody.wrong_origin(asking({"origin": "null", "host": "x"})) is None
 
 
+def test_a_page_that_came_without_tls_is_not_a_page_of_a_daemon_that_has_it() -> None:
+    door = Door(has_tls=True, admits_local_pages=False)
+    for host in ("ours.example.com", "ours.example.com:80", "ours.example.com:443"):
+        for origin in ("http://ours.example.com", "http://ours.example.com:443", "http://ours.example.com:80"):
+            assert OTHER_ORIGIN == door.wrong_origin(asking({"origin": origin, "host": host}))
+    assert door.wrong_origin(asking({"origin": "https://ours.example.com", "host": "ours.example.com:443"})) is None
+    listed = Door(has_tls=True, origins=frozenset({"http://ours.example.com"}))
+    assert listed.wrong_origin(asking({"origin": "http://ours.example.com", "host": "ours.example.com"})) is None
+
+
 @pytest.mark.parametrize("origin", ["null", "http://localhost:5173", "http://127.0.0.1", "http://[::1]:80"])
 def test_pages_of_this_machine_may_connect_to_what_they_call_this_machine(origin: str) -> None:
     assert Door().wrong_origin(asking({"origin": origin, "host": "127.0.0.1:8787"})) is None

@@ -1,14 +1,16 @@
 """The wheel, installed in an environment without this checkout."""
 
 import asyncio
+import os
 import re
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.support.folders import value
-from tests.support.packages import ROOT, build_wheel, new_environment, run
+from tests.support.packages import ROOT, build_sdist, build_wheel, new_environment, run
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,24 @@ def test_the_wheel_contains_every_file_of_the_folders_and_nothing_else(wheel: Pa
     assert expected
     assert expected == {name for name in packed if name.startswith("daemon/_files/")}
     assert [] == [name for name in packed if not re.match(r"daemon/|rowcast-[^/]+\.dist-info/", name)]
+
+
+def test_the_wheel_and_the_source_archive_are_the_same_bytes_wherever_and_whenever_they_are_built(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """So whoever has the source can tell whether a package was made from it."""
+    sources = build_sdist(ROOT, tmp_path)
+    built: list[tuple[bytes, bytes]] = []
+    for folder, mode, when in (("a", 0o755, 1_000_000_000), ("b/deeper", 0o700, 1_700_000_000)):
+        with tarfile.open(sources) as archive:
+            archive.extractall(tmp_path / folder, filter="data")
+        [source] = (tmp_path / folder).iterdir()
+        (source / "PKG-INFO").unlink()  # which the build adds
+        for path in source.rglob("*"):
+            os.utime(path, (when, when))
+        source.chmod(mode)
+        built.append((build_wheel(source, tmp_path / folder).read_bytes(), build_sdist(source, source).read_bytes()))
+    assert built[0] == built[1] == (wheel.read_bytes(), sources.read_bytes())
 
 
 def test_the_installed_package_comes_from_the_wheel_and_finds_its_files(program: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import ssl
 from collections.abc import AsyncIterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,10 @@ async def test_a_reload_changes_who_may_come_in_and_how_many_without_dropping_an
         file.write_text(
             'origins = ["https://new.example"]\nhosts = ["chat.example.com"]\ntrusted_proxies = ["127.0.0.1"]\n'
             "max_topics = 1\nmax_clients_per_user = 1\nmax_clients_per_address = 2\nworkers = 2\n"
+            "signal_rate = 1\nmax_filter = 256\nmax_present = 1\n"
         )
-        changed = ["HOSTS", "MAX_CLIENTS_PER_ADDRESS", "MAX_CLIENTS_PER_USER", "MAX_TOPICS", "ORIGINS"]
+        limits = ["MAX_CLIENTS_PER_ADDRESS", "MAX_CLIENTS_PER_USER", "MAX_FILTER", "MAX_PRESENT", "MAX_TOPICS"]
+        changed = ["HOSTS", *limits, "ORIGINS", "SIGNAL_RATE"]
         settings = [f"ROWCAST_{name}" for name in [*changed, "TRUSTED_PROXIES"]]
         await reload(own, "reloaded", settings=settings)
         assert ["ROWCAST_WORKERS"] == (await reload(own, "reload_incomplete"))["settings"]
@@ -129,6 +132,14 @@ async def test_a_reload_changes_who_may_come_in_and_how_many_without_dropping_an
             assert 1 == another.welcome["limits"]["topics"]
             await another.subscribe("users")
             assert "too_many_topics" == (await another.subscribe(chat.topic))["code"]
+            for number in range(2):
+                await another.say(op="signal", id=number, topic="users", name="typing")
+            assert (1, "too_many_signals") == itemgetter("id", "code")(await another.next())
+            where = {"users": {"id": {"in": [str(number) * 9 for number in range(50)]}}}
+            await another.say(op="unsubscribe", topic="users")
+            await another.next()
+            found = await another.subscribe("users", where=where)
+            assert "filter_too_large" == found.get("code"), found
         for headers, status in (({"Host": "evil.example"}, 421), ({"X-Forwarded-For": "192.0.2.1"}, 200)):
             assert status == (await get(f"{own.http}/healthz", headers))[0]
         assert "subscribed" == (await client.subscribe("users"))["op"], "who is connected keeps what was agreed"
@@ -170,7 +181,10 @@ async def test_with_a_listener_for_metrics_what_is_for_operators_is_only_there(d
             {"ROWCAST_TLS_CERTIFICATE": "a.pem", "ROWCAST_TLS_KEY": "b.pem"},
             "TLS cannot use a.pem with b.pem (a.pem: No such file or directory)",
         ),
-        ({"ROWCAST_ORIGINS": "chat.example.com"}, "ROWCAST_ORIGINS: origins are written as https://chat.example.com"),
+        ({"ROWCAST_ORIGINS": "chat.example.com"}, "ROWCAST_ORIGINS: origins are written as browsers do"),
+        ({"ROWCAST_ORIGINS": "https://chat.example.com:443"}, "ROWCAST_ORIGINS: origins are written as browsers do"),
+        ({"ROWCAST_ORIGINS": "http://chat.example.com:80"}, "ROWCAST_ORIGINS: origins are written as browsers do"),
+        ({"ROWCAST_ORIGINS": "https://bücher.example"}, "ROWCAST_ORIGINS: origins are written as browsers do"),
         ({"ROWCAST_ORIGINS": "https://chat.example.com/"}, "ROWCAST_ORIGINS: origins are written as"),
         ({"ROWCAST_HOSTS": "chat.example.com:443"}, "ROWCAST_HOSTS: names without a port are needed"),
         ({"ROWCAST_TRUSTED_PROXIES": "10.0.0.1/8"}, "ROWCAST_TRUSTED_PROXIES: addresses or networks such as"),

@@ -64,8 +64,20 @@ class Checked:
         (b"\x00" * 1000, "it is not a public key in PEM format"),
         (public_pem(RSA)[:100], "it is not a public key in PEM format"),
         (b"-----BEGIN CERTIFICATE-----\nMII=\n-----END CERTIFICATE-----\n", "it is not a public key in PEM format"),
+        (public_pem(RSA) + public_pem(EC), "it contains 2 keys or certificates: put each into a file of its own"),
+        (public_pem(RSA) + private_pem(RSA), "it is a private key, and only the public one is needed here"),
     ],
-    ids=["private", "weak", "another curve", "empty", "zeros", "cut off", "a broken certificate"],
+    ids=[
+        "private",
+        "weak",
+        "another curve",
+        "empty",
+        "zeros",
+        "cut off",
+        "a broken certificate",
+        "two keys",
+        "a public and a private key",
+    ],
 )
 def test_a_wrong_key_file_is_refused_with_its_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = write(tmp_path / "key.pem", content)

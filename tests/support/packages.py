@@ -46,6 +46,13 @@ def build_wheel(source: Path, directory: Path) -> Path:
     return wheel
 
 
+def build_sdist(source: Path, directory: Path) -> Path:
+    """Build the source archive of a project into a directory."""
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", directory, directory=source)
+    [archive] = directory.glob("*.tar.gz")
+    return archive
+
+
 def pack(source: Path, directory: Path) -> Path:
     """Pack an npm package into a directory. Skips the test where there is no npm."""
     packed = run(npm(), "pack", "--json", "--pack-destination", directory, source, directory=directory)

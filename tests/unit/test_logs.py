@@ -14,6 +14,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,6 +283,41 @@ def unread(request: pytest.FixtureRequest) -> Iterator[tuple[int, io.TextIOWrapp
     yield reading, stream
     stream.close()
     os.close(reading)
+
+
+def test_lines_for_a_full_disk_and_for_a_reader_that_has_gone_are_counted() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    for stream in (Path("/dev/full").open("w"), os.fdopen(writing, "w")):  # noqa: SIM115
+        dropped: list[None] = []
+        count_dropped_lines(partial(dropped.append, None))
+        configure("json", "info", stream)
+        for _ in range(3):
+            log.info("serving")
+        assert 3 == len(dropped)
+        with suppress(OSError):
+            stream.close()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_works_without_some_of_its_standard_streams_and_says_nothing_elsewhere(
+    closed: str, tmp_path: Path
+) -> None:
+    """Else a connection could get the descriptor, and the log would go to its peer."""
+    script = (
+        "from daemon.cli.root import _occupy_standard_streams as occupy, get_logger\n"
+        "import os, pathlib\n"
+        "occupy()\n"
+        "opened = os.open('opened', os.O_CREAT | os.O_WRONLY)\n"
+        "get_logger().info('serving')\n"
+        "pathlib.Path('fd').write_text(str(opened))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
+    command = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", script]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, check=False)
+    assert 0 == found.returncode
+    assert int((tmp_path / "fd").read_text()) > 2
+    assert "" == (tmp_path / "opened").read_text()
 
 
 def test_lines_that_nobody_reads_are_dropped_counted_and_reported(unread: tuple[int, io.TextIOWrapper]) -> None:

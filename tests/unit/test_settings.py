@@ -202,6 +202,10 @@ def test_every_form_of_url_that_the_driver_reads_is_accepted(url: str) -> None:
         "postgresql://u:canary@x@h/d",
         "postgresql://u:canary/x@h/d",
         "postgresql://u:1#canary@h/d",
+        "postgresql://u:1/canary@h/d",
+        "postgresql://u:1?canary@h/d",
+        "postgresql://u:1?canary=x@h/d",
+        "postgresql://u:1?sslmode=canary@h/d",
         "postgresql://u:canary[@h/d",
         "postgresql://u:canary\N{DOUBLE QUESTION MARK}@h/d",
         "postgresql+asyncpg://u:canary@h/d",
@@ -481,9 +485,24 @@ def test_a_file_that_cannot_be_read_is_named(bare: Path) -> None:
     with pytest.raises(BadSettings, match=f"{broken}: this is not TOML") as caught:
         load(broken)
     assert "canary" not in str(caught.value)
+    for text, problem in (
+        (f"max_topics = 1{'0' * 5000}", "a number in it is too long"),
+        (f"origins = {'[' * 5000}", "its lists nest too deeply"),
+        ('public_keys = ["a", {b = "canary\\u0000"}]', "it contains a NUL character"),
+        ('secret_file = "canary\\u0000"', "it contains a NUL character"),
+    ):
+        broken.write_text(text)
+        with pytest.raises(BadSettings, match=f"{broken}: .*{problem}") as caught:
+            load(broken)
+        assert "canary" not in str(caught.value)
     (bare / ".env").write_bytes(b"A=\xff\n")
     with pytest.raises(BadSettings, match=r"\.env: cannot be read: this is not UTF-8"):
         load()
+
+
+def test_a_list_that_nests_without_end_is_a_bad_setting(problems: Problems) -> None:
+    (problem,) = problems(ROWCAST_ORIGINS="[" * 100_000)
+    assert 'ROWCAST_ORIGINS: names are given as "one,two" or as ["one", "two"]' == problem
 
 
 def test_bad_settings_end_the_process_as_a_configuration_error() -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -151,6 +151,56 @@ def test_passed_sockets_are_returned_once_and_not_inherited() -> None:
             check=True,
         )
     assert [str(ports), "[False, False] []", "[]"] == process.stdout.splitlines()
+
+
+def udp() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def datagrams() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+
+def silent() -> socket.socket:
+    return socket.socket()
+
+
+def connected() -> socket.socket:
+    """What systemd passes with Accept=yes."""
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return ours
+
+
+def netlink() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
+
+
+@pytest.mark.parametrize(
+    ("opened", "reason"),
+    [
+        (udp, "another type"),
+        (datagrams, "another type"),
+        (silent, "it does not listen"),
+        (connected, "it does not listen"),
+        (netlink, "another family"),
+        (lambda: (folder("systemd") / "rowcast.socket").open("rb"), "Socket operation on non-socket"),
+    ],
+    ids=["udp", "datagrams", "silent", "connected", "netlink", "file"],
+)
+def test_a_passed_descriptor_that_no_client_can_connect_to_is_refused_in_one_line(
+    opened: Callable[[], socket.socket], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened() as passed:
+        fd = os.dup(passed.fileno())
+        monkeypatch.setattr(systemd, "FIRST_FD", fd)
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", "1")
+        with pytest.raises(systemd.BadSocket, match="use ListenStream= and no Accept=") as refusal:
+            listen_fds()
+        assert (78, reason) == (refusal.value.exit_code, refusal.value.reason)
+        if reason == "Socket operation on non-socket":
+            os.close(fd)
 
 
 def test_sockets_passed_to_another_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,8 +359,73 @@ def test_the_line_that_applies_the_schema_first_is_one_process_with_its_exit_cod
 
 def test_no_failing_helper_of_the_unit_escapes_the_list_of_final_exit_codes() -> None:
     assert [] == lines_of(UNIT.read_text(), "ExecStartPre")
-    final = set(map(int, settings_of(UNIT.read_text())["Service.RestartPreventExitStatus"][0].split()))
-    assert {11, 13, 14, 64, 78} <= final
+
+
+FINAL = {
+    2: "a mistake on the command line",
+    11: "a wrong user, password or SSH key",
+    13: "no such database",
+    14: "a right is missing, or SSH does not forward",
+    16: "an object is in the way of the DDL",
+    17: "rows are in the way of the DDL",
+    18: "rows are in the way of the DDL",
+    21: "the database is newer",
+    22: "the history is of something else",
+    25: "objects are in the way of the DDL",
+    26: "the server is too old",
+    27: "the encoding is not supported",
+    29: "a superuser in production",
+    40: "the role has too many rights",
+    41: "a library is missing",
+    51: "a library is missing",
+    64: "a setting names what is not there",
+    65: "a file of SQL is wrong",
+    76: "the host key of SSH is not the known one",
+    78: "a setting is wrong",
+}
+"""The codes of a service after which a restart cannot help, since only an operator can mend what they say."""
+
+PASSING = {
+    1: "whatever prevented applying the DDL",
+    10: "the database starts later",
+    12: "DNS comes back",
+    19: "locks and timeouts pass",
+    20: "nobody knows",
+    28: "a fail-over ends",
+    31: "a standby is promoted",
+    32: "another machine applies the DDL",
+    33: "a pooler is restarted",
+    36: "the log becomes readable",
+    39: "numbering becomes possible",
+    49: "the identity provider comes back",
+    69: "whoever has the port ends",
+    70: "an internal error, which a restart may not meet again",
+    73: "a disk has room again",
+}
+"""The codes of a service that may pass by themselves."""
+
+OF_COMMANDS = {15, 23, 24, 30, 34, 35, 37, 38, 42, 43, 44, 46, 47, 48, 71, 74, 75, 77}
+"""The codes that no service ends with, or after which a job is tried again."""
+
+
+def documented_exit_codes() -> set[int]:
+    """The codes of the table in docs/operate.md, which is checked against the code, and those of its text."""
+    text = (folder("systemd").parent / "docs/operate.md").read_text()
+    return {2, 70, *map(int, re.findall(r"^\| ([0-9]+) \| `", text, re.MULTILINE))}
+
+
+def test_every_exit_code_is_final_for_the_units_or_passes_by_itself() -> None:
+    assert documented_exit_codes() == FINAL.keys() | PASSING.keys() | OF_COMMANDS
+    assert not FINAL.keys() & PASSING.keys()
+    assert not (FINAL.keys() | PASSING.keys()) & OF_COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("unit", "more"), [(UNIT, set()), (GATEWAY, set()), (JOB, {32})], ids=["daemon", "gateway", "job"]
+)
+def test_a_unit_is_not_restarted_after_what_only_an_operator_can_mend(unit: Path, more: set[int]) -> None:
+    [listed] = settings_of(unit.read_text())["Service.RestartPreventExitStatus"]
+    assert sorted(FINAL.keys() | more) == [int(code) for code in listed.split()]
 
 
 def commands_of_the_guide() -> list[str]:

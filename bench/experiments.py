@@ -368,12 +368,12 @@ async def replay(bench: Bench) -> Samples:
     return samples
 
 
-async def insert(dsn: str, rows: int, channel: int = 0) -> None:
-    """Insert messages into a channel."""
+async def insert(dsn: str, rows: int, channel: int = 0, together: int = BATCH_ROWS) -> None:
+    """Insert messages into a channel, so many in one transaction."""
     connection = await asyncpg.connect(dsn)
     try:
-        for first in range(0, rows, BATCH_ROWS):
-            await connection.execute(data.INSERT, data.channel(channel), data.user(0), min(BATCH_ROWS, rows - first))
+        for first in range(0, rows, together):
+            await connection.execute(data.INSERT, data.channel(channel), data.user(0), min(together, rows - first))
     finally:
         await connection.close()
 

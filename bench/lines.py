@@ -2,8 +2,9 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from bench import experiments, nodes
+from bench import experiments, floods, nodes
 from bench.experiments import Bench, Form, scale_name
 from bench.judge import Samples, Target
 
@@ -49,6 +50,10 @@ UNITS = {
     "load_cpu": Unit("CPU of the load client, processors"),
     "clients": Unit("clients"),
     "reads": Unit("reads of the database"),
+    "first": Unit("99th percentile in the first second, ms", 1000),
+    "health": Unit("slowest /healthz, ms", 1000),
+    "units": Unit("taken by the daemon, a second"),
+    **{counter: Unit(f"rowcast_{counter}_total") for counter in floods.COUNTERS},
 }
 
 
@@ -189,6 +194,15 @@ LINES = (
             Target(nodes.gateways_name(2), "deliveries", ">=", 1.3, nodes.gateways_name(1)),
             Target(nodes.gateways_name(2), "us", "<=", 1.1, nodes.gateways_name(1)),
         ),
+    ),
+    *(
+        Line(
+            f"floods-{flood.kind.replace('_', '-')}",
+            f"time from the row to an established client during a flood: {flood.name}",
+            partial(floods.measure, flood),
+            _targets(Target(flood.name, "p99", "<=", 1.2, flood.control), Target(flood.name, "health", "<=", 1.0)),
+        )
+        for flood in floods.FLOODS
     ),
 )
 

@@ -95,9 +95,13 @@ class NoTrigger:
 
 
 @asynccontextmanager
-async def daemon(settings: Mapping[str, str], *command: str) -> AsyncIterator[Service]:
-    """A daemon that is ready, or what else this command of it serves. Raises MeasurementError."""
+async def daemon(settings: Mapping[str, str], *command: str, files: int | None = None) -> AsyncIterator[Service]:
+    """A daemon that is ready, or what else this command of it serves, with so many descriptors if that is given.
+
+    Raises MeasurementError.
+    """
     port = free_port()
+    few = ["/bin/sh", "-c", f'ulimit -n {files}; exec "$0" "$@"'] if files is not None else []
     async with readiness() as (notify, ready):
         environment = clean_environment(
             **{
@@ -108,7 +112,7 @@ async def daemon(settings: Mapping[str, str], *command: str) -> AsyncIterator[Se
                 "NOTIFY_SOCKET": notify,
             }
         )
-        async with process([*python("daemon"), *command], environment, ready) as pid:
+        async with process([*few, *python("daemon"), *command], environment, ready) as pid:
             yield Service(pid, port, "/v1", rowcast=True)
 
 

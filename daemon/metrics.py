@@ -72,7 +72,13 @@ CLOSED: Final = Counter(
 )
 THROTTLED: Final = Counter(
     "rowcast_throttled_total",
-    "Times that the frames of a client had to wait because its user exceeded ROWCAST_USER_RATE.",
+    "Times that the frames of a client had to wait because its user exceeded ROWCAST_USER_RATE or ROWCAST_USER_CPU.",
+    registry=REGISTRY,
+)
+HELD_UP: Final = Counter(
+    "rowcast_held_up_total",
+    "Times that newcomers had to wait because connections that are not authenticated had used "
+    "ROWCAST_UNAUTHENTICATED_CPU.",
     registry=REGISTRY,
 )
 CLIENTS_BEHIND: Final = Gauge(

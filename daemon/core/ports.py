@@ -41,6 +41,12 @@ class Socket(Protocol):
     def charge(self, frames: int) -> None:
         """Count work that is worth this many frames towards the user's rate: the peer's next frames wait for it."""
 
+    def spend(self, seconds: float) -> None:
+        """Count CPU that was spent on the peer towards the share of its user: the peer's next frames wait for it."""
+
+    def delay(self) -> float:
+        """Seconds for which what is done for the user has to wait; 0 or less if it does not."""
+
     def close(self, code: int, reason: str) -> None:
         """Send a close frame after what is queued, and end. Only the first call counts."""
 

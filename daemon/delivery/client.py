@@ -5,7 +5,8 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 from daemon import metrics
@@ -49,7 +50,7 @@ from daemon.core.snapshot import Wanted
 from daemon.delivery.acks import Acks
 from daemon.delivery.pack_router import PackRouter
 from daemon.delivery.presence import Presence
-from daemon.delivery.replay import Replay, ReplayReader
+from daemon.delivery.replay import Replay, ReplayReader, Turns
 from daemon.delivery.rights import Rights
 from daemon.delivery.signals import Signals
 from daemon.delivery.snapshots import Snapshots
@@ -94,6 +95,7 @@ class ClientContext:
     have filters of `max_filter` characters in all, and send `signal_rate` signals in a second, or at once. It falls
     behind when more than `queue_bytes` are queued for it. `schema` returns the hash of the payload
     contracts. `authenticate` returns None if `identify` has to be awaited instead.
+    `replays` are those that run, by user.
     """
 
     hub: Hub
@@ -120,6 +122,7 @@ class ClientContext:
     max_filter: int = MAX_FILTER
     signal_rate: int = 10
     chunk: int = 1000
+    replays: dict[str, Turns] = field(default_factory=dict)
     identify: Callable[[str], Coroutine[Any, Any, Claims]] | None = None
 
     def open_client(self, socket: Socket) -> "Client":
@@ -207,6 +210,7 @@ class Client:
             self._subscribing.cancel()
             self._subscribing = None
         if self._replay is not None:
+            self._socket.spend(self._replay.unpaid)
             self._replay.stop()
             self._replay = None
         for topic in self._session.topics:
@@ -266,6 +270,14 @@ class Client:
     async def drained(self) -> None:
         """Wait until the peer has taken most of what was sent."""
         await self._socket.drained()
+
+    def spend(self, seconds: float) -> None:
+        """Count CPU towards the share of the user."""
+        self._socket.spend(seconds)
+
+    def delay(self) -> float:
+        """See ReplayTarget."""
+        return self._socket.delay()
 
     def view(self, topic: Topic) -> View | None:
         """See ReplayTarget."""
@@ -518,11 +530,9 @@ class Client:
                 self._perform([BePresent(follow.topic, follow.presence, None)])
         except (BadFilter, FilterTooLarge) as fault:
             self._socket.charge(REFUSAL_CHARGE)
-            metrics.ERRORS.labels(code=fault.code).inc()
             self._refuse(follow, fault)
         except (GrantsUnavailable, LogUnavailable) as error:
             log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
-            metrics.ERRORS.labels(code=Unavailable.code).inc()
             self._refuse(follow, Unavailable())
 
     async def _readable_from(self, follow: Follow) -> Seq | None:
@@ -537,7 +547,7 @@ class Client:
         self._context.hub.unfollow(follow.topic, self)
         self._context.presence.leave(follow.topic, self)
         self._session.forget(follow.topic)
-        self._perform(self._session.fault(fault, follow.frame))
+        self._perform(self._fault(fault, follow.frame))
 
     def _follow_live(self, follow: Follow) -> None:
         """Follow the topic from the head of the log on."""
@@ -558,7 +568,6 @@ class Client:
                 snapshot = await self._context.snapshots.take(wanted, self.numbers, start)
             except SnapshotTooLarge as fault:
                 if self._is_current(follow):
-                    metrics.ERRORS.labels(code=fault.code).inc()
                     self._refuse(follow, fault)
                 return
             if hub.discontinuity is discontinuity:
@@ -640,8 +649,11 @@ class Client:
                 self._context.router,
                 limit=self._context.chunk,
                 discontinuity=discontinuity,
+                turns=self._context.replays.setdefault(self.user, Turns()),
             )
+            self._context.replays[self.user].running += 1
             self._replay.task = asyncio.create_task(self._run_replay(self._replay))
+            self._replay.task.add_done_callback(partial(_count_out, self._context.replays, self.user))
         return self._replay
 
     async def _run_replay(self, replay: Replay) -> None:
@@ -669,6 +681,13 @@ class Client:
             self._is_slow = slow
             metrics.CLIENTS_BEHIND.inc(1 if slow else -1)
             metrics.BEHIND.inc(slow)
+
+
+def _count_out(replays: dict[str, Turns], user: str, _: object) -> None:
+    """A replay of this user has ended, perhaps before it began."""
+    replays[user].running -= 1
+    if not replays[user].running:
+        del replays[user]
 
 
 def bye(reason: str, clients: int) -> bytes:

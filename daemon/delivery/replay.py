@@ -2,7 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple, Protocol
 
 from daemon.core import wire
@@ -19,6 +21,9 @@ log = get_logger()
 
 MAX_CONCURRENT_READS = 4  # leaves database connections to the pump, however many clients are slow
 SLICE: Final = 100  # changes that are validated in one step: between two of them, what is read ahead arrives
+FEW: Final = 4  # replays that a user may run at once, each as fast as it can
+SMALL_SLICE: Final = 20  # and if there are more
+SMALL_READ: Final = 100
 
 
 class ReplayTarget(Protocol):
@@ -36,6 +41,12 @@ class ReplayTarget(Protocol):
 
     async def drained(self) -> None:
         """Wait until the peer has taken most of what was sent."""
+
+    def spend(self, seconds: float) -> None:
+        """Count CPU towards the share of the user."""
+
+    def delay(self) -> float:
+        """Seconds for which what is done for the user has to wait; 0 or less if it does not."""
 
     async def readable_topics(self) -> Mapping[Topic, Seq]:
         """Look up the rights to all topics that are behind, and leave those that may no longer be read.
@@ -104,12 +115,41 @@ class RetryingLogReader:
             await self._wait_until_readable()
 
 
+class Turns:
+    """The replays of one user, of which so many are `running`.
+
+    If those are many, they take turns, read little at once, and what they take of the processor is the user's: many
+    connections of one user get no more than a few, and others do not notice them.
+    """
+
+    def __init__(self) -> None:
+        self.running = 0
+        self._turn = asyncio.Lock()
+
+    @property
+    def are_taken(self) -> bool:
+        """Whether there are many."""
+        return self.running > FEW
+
+    @asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """The next turn."""
+        if not self.are_taken:
+            yield
+            return
+        async with self._turn:
+            yield
+
+
 class Replay:
     """Sends each topic what it missed, then lets all of them join the live stream.
 
     They join together: a client never gets a change of one topic before an older one of another. Topics may be added
     and removed while the replay runs. It holds at most two reads of `limit` changes in memory: while one of them is
     validated and sent, the next one is read.
+
+    `unpaid` is the CPU that it took and did not count towards the user's share: that of a client that reads what it
+    asked for is not.
 
     A topic may begin with a snapshot of its rows. The changes that the rows contain are left out of what follows:
     those of transactions that the snapshot shows. All of them have been numbered, so no live change is one.
@@ -126,8 +166,10 @@ class Replay:
         "_sent_positions",
         "_snapshots",
         "_target",
+        "_turns",
         "sent",
         "task",
+        "unpaid",
     )
 
     def __init__(
@@ -139,8 +181,14 @@ class Replay:
         *,
         limit: int = 1000,
         discontinuity: Discontinuity | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        """`discontinuity` is the hub's last one when the places were valid. None: begin with a reset."""
+        """`discontinuity` is the hub's last one when the places were valid. None: begin with a reset.
+
+        `turns` are those of its user.
+        """
+        self.unpaid = 0.0  # seconds
+        self._turns = turns or Turns()
         self.task: asyncio.Task[None] | None = None  # what runs it, for its owner
         self.sent = 0  # changes
         self._target = target
@@ -242,6 +290,18 @@ class Replay:
 
     async def _send_next(self, upto: Seq) -> None:
         """Read and send one batch, up to `upto`."""
+        async with self._turns.taken():
+            if self._turns.are_taken:
+                await self._rest()
+            frames = await self._next_frames(upto) if self._places else []
+        for topic, payload, place in frames:
+            # Checked frame by frame while they are sent: the topic may be left, or revoked, before its frame's turn.
+            if self._places.get(topic) == place:
+                self._target.send(payload)
+                await self._target.drained()
+
+    async def _next_frames(self, upto: Seq) -> list[tuple[Topic, bytes, Seq]]:
+        """Read one batch, up to `upto`; the frames to send, each with the place where its topic is then."""
         # Topics come and go while the log is read: the answer is for those that were asked about.
         asked = dict(self._places)
         for topic, place in asked.items():
@@ -253,22 +313,32 @@ class Replay:
         except LogTruncated:
             if self._hub.discontinuity is self._discontinuity:
                 self._reset_all("retention", self._hub.position, {})
-            return
-        if batch.more:
+            return []
+        if batch.more and not self._turns.are_taken:
             self._ahead = self._begin(wanted, batch.reached, upto)
         sendable = await self._sendable(batch)
         if self._hub.discontinuity is not self._discontinuity:
-            return
+            return []
+        began = time.thread_time()
         reading_from = {topic: place for topic, place in asked.items() if self._places.get(topic) == place}
         payloads = self._build_frames(sendable, reading_from)
         reached = batch.reached if batch.more else reading.upto
         places = {topic: max(place, reached) for topic, place in reading_from.items()}
         self._places |= places
-        for topic, payload in payloads:
-            # Checked frame by frame while they are sent: the topic may be left, or revoked, before its frame's turn.
-            if self._places.get(topic) == places[topic]:
-                self._target.send(payload)
-                await self._target.drained()
+        self._count(began)
+        return [(topic, payload, places[topic]) for topic, payload in payloads]
+
+    def _count(self, began: float) -> None:
+        """Count the CPU since `began`."""
+        spent = time.thread_time() - began
+        if self._turns.are_taken:
+            self._target.spend(spent)
+        else:
+            self.unpaid += spent
+
+    async def _rest(self) -> None:
+        """Let others go first. One of many also waits until its user may have more of the processor."""
+        await asyncio.sleep(max(0.0, self._target.delay()) if self._turns.are_taken else 0)
 
     async def _reading(self, topics: frozenset[Topic], after: Seq, upto: Seq) -> _Reading:
         """The read that begins there: the one ahead, unless topics have changed, or numbers may have been lost."""
@@ -282,7 +352,8 @@ class Replay:
         return self._begin(topics, after, upto)
 
     def _begin(self, topics: frozenset[Topic], after: Seq, upto: Seq) -> _Reading:
-        batch = asyncio.ensure_future(self._log.read_topics(topics, after, upto, self._limit))
+        limit = min(self._limit, SMALL_READ) if self._turns.are_taken else self._limit
+        batch = asyncio.ensure_future(self._log.read_topics(topics, after, upto, limit))
         return _Reading(topics, after, upto, self._discontinuity, batch)
 
     def _forget_ahead(self) -> None:
@@ -297,9 +368,12 @@ class Replay:
         if batch.validated:
             return batch
         found: list[Change] = []
-        for first in range(0, len(batch), SLICE):
-            found += self._router.validate(batch[first : first + SLICE])[0]
-            await asyncio.sleep(0)
+        size = SMALL_SLICE if self._turns.are_taken else SLICE
+        for first in range(0, len(batch), size):
+            began = time.thread_time()
+            found += self._router.validate(batch[first : first + size])[0]
+            self._count(began)
+            await self._rest()
         return found
 
     def _build_frames(self, changes: Sequence[Change], reading: Mapping[Topic, Seq]) -> list[tuple[Topic, bytes]]:

@@ -18,6 +18,9 @@ from daemon.gateway.state import address_name, log, refuse
 BACKLOG: Final = 4096  # connections that wait in the kernel during a storm, or while the daemon restarts
 ACCEPT_BATCH: Final = 16  # connections accepted in one iteration of the event loop
 YIELD_DELAY: Final = 0.005  # seconds for which a connection is left to another process
+# Bytes that wait in the kernel for a peer that does not take them; we keep the rest, or leave it in the log. The
+# kernel's own bound is megabytes for each connection.
+UNSENT: Final = 128 * 1024
 USER_TIMEOUT: Final = 60_000  # milliseconds without an acknowledgement; pings normally find a dead peer sooner
 
 # "localhost" has an IPv6 address on machines that have no IPv6.
@@ -55,10 +58,12 @@ class Acceptor:
         listening.listen(BACKLOG)
         self._is_unix = listening.family == socket.AF_UNIX
         if not self._is_unix:
-            # Accepted sockets inherit both options. asyncio sets the first only on sockets that it creates.
+            # Accepted sockets inherit the options. asyncio sets the first only on sockets that it creates.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         self._socket = listening
         self._admit = admit
         self._should_accept = should_accept

@@ -1,7 +1,9 @@
 """Who gets a connection: the limits on their number, which one makes room for another, and the rate of each user."""
 
-from collections import Counter
-from dataclasses import dataclass
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from typing import Final, Generic, TypeVar
 
@@ -70,6 +72,42 @@ class Crowd(Generic[Connection]):
                 del self._addresses[address]
 
 
+class Strangers:
+    """The time of the processor that connections take which nobody vouches for: all of them share one allowance.
+
+    What an honest client has taken is given back when it is authenticated. While others have taken more than the
+    allowance, newcomers wait in the kernel.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.use(limits)
+        self._used_until = 0.0
+
+    def use(self, limits: Limits) -> None:
+        """Have these limits from now on."""
+        self._cpu = limits.pending_cpu
+        self._burst = limits.pending_burst
+
+    def charge(self, seconds: float, now: float) -> None:
+        """Count what they took, in seconds of CPU; less than 0 gives back."""
+        self._used_until = max(now, self._used_until) + seconds / self._cpu
+
+    def delay(self, now: float) -> float:
+        """Seconds until a newcomer can be let in; 0 or less if that is possible at once."""
+        return self._used_until - self._burst - now
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A turn that waits; what is called when it has come."""
+
+    callback: Callable[[], None] | None
+
+    def cancel(self) -> None:
+        """Let it not come."""
+        self.callback = None
+
+
 @dataclass(slots=True)
 class Account:
     """What one user has: connections, bytes that they have not read, and the time until which its rate is used up."""
@@ -78,6 +116,8 @@ class Account:
     connections: int = 0
     unread: int = 0
     used_until: float = 0.0
+    waiting: deque[Turn] = field(default_factory=deque)
+    timer: asyncio.TimerHandle | None = None  # set while turns wait
 
 
 class Accounts:
@@ -95,6 +135,7 @@ class Accounts:
         self._max_per_user = limits.max_per_user()
         self._unread_bytes = limits.user_unread_bytes
         self._rate = limits.user_rate
+        self._cpu = limits.user_cpu
         self._burst = limits.user_burst
 
     @property
@@ -126,13 +167,38 @@ class Accounts:
         """Whether a connection with so many unread bytes has to go: the user has too many, and it more than most."""
         return account.unread > self._unread_bytes and unread * account.connections >= account.unread
 
-    def charge(self, account: Account, frames: int, now: float) -> None:
-        """Count frames towards the user's rate."""
-        account.used_until = max(now, account.used_until) + frames / self._rate
+    def charge(self, account: Account, frames: int, now: float, spent: float = 0.0) -> None:
+        """Count frames towards the user's rate, or the seconds of CPU that they took towards its share.
+
+        Whichever is more counts.
+        """
+        account.used_until = max(now, account.used_until) + max(frames / self._rate, spent / self._cpu)
 
     def delay(self, account: Account, now: float) -> float:
         """Seconds for which the user's next frames have to wait; 0 or less if they do not."""
         return account.used_until - self._burst - now
+
+    def wait(self, account: Account, callback: Callable[[], None]) -> Turn:
+        """Call back when the user may do more, after all who have waited for longer: one timer, however many wait."""
+        turn = Turn(callback)
+        account.waiting.append(turn)
+        if account.timer is None:
+            self._set_timer(account)
+        return turn
+
+    def _set_timer(self, account: Account) -> None:
+        loop = asyncio.get_running_loop()
+        account.timer = loop.call_later(max(0.0, self.delay(account, loop.time())), self._give_turn, account)
+
+    def _give_turn(self, account: Account) -> None:
+        account.timer = None
+        while account.waiting and self.delay(account, asyncio.get_running_loop().time()) <= 0:
+            callback = account.waiting.popleft().callback
+            if callback is not None:
+                callback()
+                break
+        if account.waiting:
+            self._set_timer(account)
 
     def forget(self, now: float) -> None:
         """Forget the users who left, unless reconnecting would give them a rate that they have used up."""

@@ -110,12 +110,26 @@ class ClientConnection:
         if self._account is None:
             self._account = self._state.accounts.enter(user)
             self._state.pending.discard(self, self.address)
+            # Who has a token and comes again and again is one of the strangers.
+            spent = self._transport.settle(refund=self.delay() <= 0)
+            self.spend(spent)
             metrics.CONNECTED.inc()
 
     def charge(self, frames: int) -> None:
         """Count work that is worth this many frames towards the user's rate."""
         if self._account is not None:
             self._state.accounts.charge(self._account, frames, asyncio.get_running_loop().time())
+
+    def spend(self, seconds: float) -> None:
+        """Count CPU that was spent on the peer towards the share of its user."""
+        if self._account is not None:
+            self._state.accounts.charge(self._account, 0, asyncio.get_running_loop().time(), seconds)
+
+    def delay(self) -> float:
+        """Seconds for which what is done for the user has to wait; 0 or less if it does not."""
+        if self._account is None:
+            return 0.0
+        return self._state.accounts.delay(self._account, asyncio.get_running_loop().time())
 
     def close(self, code: int, reason: str) -> None:
         """Say why after everything written so far, and close. Only the first call has an effect."""
@@ -195,7 +209,7 @@ class ClientConnection:
                 note = log.debug if self._account is None else log.warning
                 note("client_aborted", session=self.session, reason=reason)
             self._state.count_abort(reason)
-            self._transport.abort()
+            self._transport.abort(reset=self._full)
 
     def evict(self) -> None:
         """End the connection at once, because another needs its place; the peer is told if it reads."""

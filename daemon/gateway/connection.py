@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import time
+from functools import partial
 from typing import Final
 
 from websockets.extensions import Extension
@@ -10,13 +12,15 @@ from websockets.protocol import SEND_EOF, Protocol, Side, State
 
 from daemon import metrics
 from daemon.core.close_codes import CLOSE_CODES, Close
+from daemon.gateway.admission import Turn
 from daemon.gateway.client_connection import ClientConnection
 from daemon.gateway.state import GatewayState, log
 from daemon.gateway.transport import Transport
 from daemon.logs import correlate
 
-SLICE: Final = 1024  # bytes parsed before their frames are processed
+SLICE: Final = 1024  # bytes parsed before their frames are processed; twice as many after those that complete none
 FRAMES_PER_TURN: Final = 16  # frames processed before other connections have their turn
+TURN: Final = 0.000_25  # seconds after which a turn ends before that: a live change may be due in the next one
 NOTHING: Final = memoryview(b"")
 CHARGED_BYTES: Final = 1024  # a frame counts once towards the user's rate, and once more for each of these
 MAX_REASON: Final = 123  # bytes, in a close frame
@@ -38,9 +42,9 @@ class _Protocol(Protocol):
 class WebSocketConnection(ClientConnection):
     """A client's connection from the 101 response on.
 
-    What the peer sent is processed in turns of FRAMES_PER_TURN frames, one in each iteration of the event loop. Until
-    everything is processed nothing more is read, so a peer that sends too much is held up by TCP, and only that peer.
-    A turn also waits while the user has used up its rate.
+    What the peer sent is processed in turns of TURN seconds and at most FRAMES_PER_TURN frames, one in each iteration
+    of the event loop. Until everything is processed nothing more is read, so a peer that sends too much is held up by
+    TCP, and only that peer. A turn also waits while the user has used up its rate, or its share of the processor.
     """
 
     __slots__ = (
@@ -66,7 +70,7 @@ class WebSocketConnection(ClientConnection):
         self._frames: list[Frame] = []  # parsed, but not processed yet
         self._fragments: list[bytes] = []  # of the current message
         self._frame_count = 0  # since the last tick; until the peer is authenticated, since the beginning
-        self._next_turn: asyncio.Handle | None = None  # scheduled because there is more to process
+        self._next_turn: asyncio.Handle | Turn | None = None  # scheduled because there is more to process
         # Outbound.
         self._deflate = state.deflate if extensions else None
         # Keepalive.
@@ -146,39 +150,41 @@ class WebSocketConnection(ClientConnection):
 
     # Inbound.
 
-    def _take_turn(self) -> None:
+    def _take_turn(self, *, has_waited: bool = False) -> None:
         """Process some of what the peer sent, and arrange for the rest."""
         self._next_turn = None
-        if self._is_throttled():
+        if not has_waited and self._is_throttled():
             return
-        work = 0
-        left = FRAMES_PER_TURN
+        work, left, size = 0, FRAMES_PER_TURN, SLICE
+        began, end = time.thread_time(), time.monotonic() + TURN
         with correlate(self.session):
             while left > 0 and not self._full and (self._frames or self._input):
                 if not self._frames:
-                    self._parse()
+                    self._parse(size)
+                    size = SLICE if self._frames else 2 * size
                 while left > 0 and self._frames:
                     frame = self._frames.pop(0)
                     left -= 1
                     work += 1 + len(frame.data) // CHARGED_BYTES
                     self._receive_frame(frame)
+                    if time.monotonic() >= end:
+                        left = 0
                 if not self._frames:
                     self._flush()
-        if work:
-            self.charge(work)
+        if self._account is not None:
+            spent = time.thread_time() - began
+            self._state.accounts.charge(self._account, work, asyncio.get_running_loop().time(), spent)
         self._continue()
 
     def _is_throttled(self) -> bool:
-        """Whether this turn has to wait for the user's rate; then it is scheduled again."""
+        """Whether this turn has to wait for what its user may do; then it is scheduled again."""
         if self._account is None or not self._open:
             return False
-        loop = asyncio.get_running_loop()
-        delay = self._state.accounts.delay(self._account, loop.time())
-        if delay <= 0:
+        if self.delay() <= 0 and not self._account.waiting:
             return False
         metrics.THROTTLED.inc()
         self._transport.pause_reading()
-        self._next_turn = loop.call_later(delay, self._take_turn)
+        self._next_turn = self._state.accounts.wait(self._account, partial(self._take_turn, has_waited=True))
         return True
 
     def _continue(self) -> None:
@@ -191,10 +197,10 @@ class WebSocketConnection(ClientConnection):
         else:
             self._transport.resume_reading()
 
-    def _parse(self) -> None:
+    def _parse(self, size: int) -> None:
         """Parse the next bytes, which answers pings and close frames and checks the order of frames."""
-        self._protocol.receive_data(bytes(self._input[:SLICE]))
-        self._input = self._input[SLICE:] or NOTHING  # an empty slice would keep the whole buffer
+        self._protocol.receive_data(bytes(self._input[:size]))
+        self._input = self._input[size:] or NOTHING  # an empty slice would keep the whole buffer
         self._frames.extend(event for event in self._protocol.events_received() if isinstance(event, Frame))
         if self._protocol.state is State.OPEN:
             self._flush()  # a pong goes out before the replies to these frames, a close after them

@@ -18,11 +18,14 @@ class Limits:
     connections: int = 10_000  # of authenticated clients
     pending: int = 2_048  # connections that are not authenticated
     grace: float = 0.1  # during which such a connection does not give way to another
+    pending_cpu: float = 0.1  # of one processor, for all connections that are not authenticated
+    pending_burst: float = 0.5  # seconds of `pending_cpu` that may be used at once
     per_user: int | None = None  # connections of one user; None: a quarter of `connections`
     per_address: int | None = None  # connections of one address; None: any number
     user_unread_bytes: int = 128 * 1024 * 1024  # sent on all connections of one user and not acknowledged
     user_rate: int = 1_000  # frames per second from all connections of one user; one of several KiB counts as several
-    user_burst: float = 1.0  # seconds of `user_rate` that may arrive at once
+    user_cpu: float = 0.1  # of one processor, for the frames from all connections of one user
+    user_burst: float = 1.0  # seconds of `user_rate` and `user_cpu` that may be used at once
     topics: int = 128  # that one connection may follow
     message_bytes: int = 64 * 1024  # of one inbound message, all fragments together
     fragments: int = 128  # of one inbound message

@@ -22,7 +22,7 @@ from daemon.gateway.framing import encode
 from daemon.gateway.handshake import CROWDED_ADDRESS, Handshake
 from daemon.gateway.http import Site
 from daemon.gateway.limits import Limits
-from daemon.gateway.state import GatewayState, Peer, SessionInfo
+from daemon.gateway.state import ENTRY, GatewayState, Peer, SessionInfo
 from daemon.gateway.tls import Tls
 from daemon.gateway.transport import Transport
 
@@ -216,6 +216,8 @@ class Gateway:
             except OSError:
                 return  # the peer has disconnected
         transport = Transport(connection)
+        if not is_admin:
+            transport.spend(self._state.charge, ENTRY)
         transport.protocol = Handshake(self._state, transport, address, is_admin=is_admin, is_proxy=is_proxy)
         self._state.add(transport.protocol)
         transport.resume_reading()

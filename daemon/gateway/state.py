@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Final, NamedTuple, Protocol
 
 from daemon import metrics
 from daemon.core.ports import OpenClient
-from daemon.gateway.admission import Accounts, AddressCounts, Crowd
+from daemon.gateway.admission import Accounts, AddressCounts, Crowd, Strangers
 from daemon.gateway.deflate import Deflate
 from daemon.gateway.door import Door
 from daemon.gateway.http import Site
@@ -19,6 +20,7 @@ from daemon.logs import get_logger
 
 log = get_logger()
 
+ENTRY: Final = 0.000_25  # seconds of CPU that a connection takes beside what is read: its beginning, and its end
 NEVER: Final = float("inf")  # the deadline of a connection that was aborted already
 
 
@@ -65,7 +67,8 @@ class GatewayState:
     `peers` holds every connection; `sessions` counts those of clients. `clock` is monotonic, in seconds.
     `deflate` is None if compression is off. `aborted` counts the connections that were cut, by reason. `empty` is
     set while there are no connections. `pending` and `admin` hold the connections that are not authenticated, from
-    the listener for clients and from that for metrics; `accounts` counts those that are.
+    the listener for clients and from that for metrics, and `strangers` what the former take of the processor;
+    `accounts` counts those that are.
     """
 
     open_client: OpenClient
@@ -78,6 +81,7 @@ class GatewayState:
     peers: set[Peer] = field(default_factory=set)
     pending: Crowd[Peer] = field(init=False)
     admin: Crowd[Peer] = field(init=False)
+    strangers: Strangers = field(init=False)
     accounts: Accounts = field(init=False)
     addresses: AddressCounts = field(init=False)
     live_events: LiveEvents = field(default_factory=LiveEvents)
@@ -89,6 +93,7 @@ class GatewayState:
         self.empty.set()
         self.pending = Crowd(self.limits.max_pending(), self.limits.grace)
         self.admin = Crowd(ADMIN_CONNECTIONS, self.limits.grace)
+        self.strangers = Strangers(self.limits)
         self.accounts = Accounts(self.limits)
         self.addresses = AddressCounts(self.limits.per_address)
 
@@ -96,6 +101,7 @@ class GatewayState:
         """Let new requests and connections have these."""
         self.open_client, self.limits, self.door = open_client, limits, door
         self.pending.limit = limits.max_pending()
+        self.strangers.use(limits)
         self.accounts.use(limits)
         self.addresses.limit = limits.per_address
 
@@ -132,7 +138,16 @@ class GatewayState:
 
     def delay(self, *, is_admin: bool) -> float:
         """Seconds for which no connection can be let in; 0 or less if one can."""
-        return (self.admin if is_admin else self.pending).delay(self.clock())
+        if is_admin:
+            return self.admin.delay(self.clock())
+        delay = self.strangers.delay(time.monotonic())
+        if delay > 0:
+            metrics.HELD_UP.inc()
+        return max(delay, self.pending.delay(self.clock()))
+
+    def charge(self, seconds: float) -> None:
+        """Count CPU that a connection has taken that is not authenticated; less than 0 gives back."""
+        self.strangers.charge(seconds, time.monotonic())
 
     def _crowd(self, peer: Peer) -> Crowd[Peer]:
         return self.admin if peer.is_admin else self.pending

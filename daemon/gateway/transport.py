@@ -2,7 +2,10 @@
 
 import asyncio
 import socket
+import struct
+import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from typing import Final, Protocol
@@ -13,6 +16,7 @@ READ_SIZE: Final = 64 * 1024  # bytes read from the kernel at once
 HIGH_WATER: Final = 64 * 1024  # queued bytes above which writing is paused
 LOW_WATER: Final = 16 * 1024  # queued bytes at which writing is resumed
 MAX_SEND_BUFFERS: Final = 64  # buffers passed to one sendmsg
+_RESET: Final = struct.pack("ii", 1, 0)  # closing sends a reset at once
 
 
 class TransportProtocol(Protocol):
@@ -42,6 +46,7 @@ class Transport:
     """
 
     __slots__ = (
+        "_charge",
         "_closing",
         "_eof",
         "_fd",
@@ -51,6 +56,7 @@ class Transport:
         "_queue",
         "_reading",
         "_send",
+        "_spent",
         "client",
         "connection",
         "protocol",
@@ -73,6 +79,8 @@ class Transport:
         self._eof = False  # no writes follow the queued data
         self._closing = False  # reading has stopped; the connection ends after the queued data
         self._lost = False
+        self._charge: Callable[[float], None] | None = None  # counts what reading takes, while nobody vouches for it
+        self._spent = 0.0  # what has been counted
 
     def peer_name(self) -> str:
         """The peer, for the log; the client first if the peer is a trusted proxy."""
@@ -108,9 +116,14 @@ class Transport:
         if not self.queued:
             self.abort()
 
-    def abort(self) -> None:
-        """End the connection now and drop the queue. `connection_lost` follows from the event loop, not this call."""
+    def abort(self, *, reset: bool = False) -> None:
+        """End the connection now and drop the queue. `connection_lost` follows from the event loop, not this call.
+
+        With `reset`, the kernel too drops what the peer has not taken; it would keep that for minutes.
+        """
         if not self._lost:
+            if reset:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._closing = self._lost = True
             self.pause_reading()
             self._clear_queue()
@@ -128,7 +141,33 @@ class Transport:
             self._reading = True
             self._loop.add_reader(self._fd, self._read)
 
+    def spend(self, charge: Callable[[float], None], seconds: float) -> None:
+        """Have this much CPU counted, and what reading takes, until `settle`."""
+        self._charge = charge
+        self._count(seconds)
+
+    def settle(self, *, refund: bool) -> float:
+        """Count nothing more, and have what was counted given back, or not. Returns how much that was."""
+        spent = self._spent
+        if refund:
+            self._count(-spent)
+        self._charge = None
+        return spent
+
+    def _count(self, seconds: float) -> None:
+        if self._charge is not None:
+            self._spent += seconds
+            self._charge(seconds)
+
     def _read(self) -> None:
+        if self._charge is None:
+            self._receive()
+        else:
+            began = time.thread_time()
+            self._receive()
+            self._count(time.thread_time() - began)
+
+    def _receive(self) -> None:
         try:
             data = self.connection.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):

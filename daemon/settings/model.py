@@ -39,6 +39,7 @@ from daemon.settings.values import (
     Count,
     Name,
     Seconds,
+    Share,
     check_hosts,
     check_jwks,
     check_origins,
@@ -306,6 +307,11 @@ class BaseRowcastSettings(BaseSettings):
         description="maximum connections per process that are not authenticated, at most a quarter of the open files "
         "limit; the oldest gives way to a newcomer",
     )
+    unauthenticated_cpu: Share = Field(
+        0.1,
+        description="share of one processor that all connections to one process may take that are not authenticated; "
+        "beyond that, newcomers wait",
+    )
     max_topics: Annotated[int, Field(ge=1, le=4096)] = Field(
         128, description="maximum topics that one connection may follow"
     )
@@ -331,6 +337,10 @@ class BaseRowcastSettings(BaseSettings):
     user_rate: Count = Field(
         1_000,
         description="frames per second that one user may send to one process; what exceeds it waits",
+    )
+    user_cpu: Share = Field(
+        0.1,
+        description="share of one processor that the frames of one user may take; what exceeds it waits",
     )
     read_chunk: Count = Field(1000, description="maximum number of changes in one read of the log")
     transaction_changes: Count = Field(

@@ -33,6 +33,8 @@ DOOR: Final = frozenset(
         "queue_bytes",
         "user_unread_bytes",
         "user_rate",
+        "user_cpu",
+        "unauthenticated_cpu",
     }
 )
 

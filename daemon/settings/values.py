@@ -227,3 +227,4 @@ def write_duration(duration: timedelta) -> str:
 Name = Annotated[str, AfterValidator(check_name)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench import __main__ as bench_main
-from bench import data, nodes
+from bench import data, floods, nodes
 from bench.charts import axis_ticks
 from bench.costs import Costs
 from bench.experiments import FORMS, Bench, bursts, filtered_events, in_turn, insert, snapshots
@@ -131,6 +131,17 @@ async def test_the_cost_of_a_row_is_measured_by_process_and_in_bytes(server: Ser
     assert {"postgres_us", "leader_us", "daemon_us", "wal", "disk"} == found.keys()
     assert found["wal"] > 100
     assert 0 <= found["leader_us"] < found["postgres_us"]
+
+
+@pytest.mark.parametrize("kind", ["ping", "handshake"])
+async def test_a_flood_is_measured_in_turn_with_its_control(server: Server, kind: str) -> None:
+    [flood] = [flood for flood in floods.FLOODS if flood.kind == kind]
+    found = await floods.measure(flood, Bench(server, replace(FORMS["tiny"], seconds=0.5), lambda _line: None))
+    for peer in (flood.name, flood.control):
+        assert 0 < found.rounds(peer, "p50")[0] <= found.rounds(peer, "p99")[0]
+        assert 0 < found.rounds(peer, "health")[0] < floods.HEALTH_TIMEOUT
+    assert found.rounds(flood.name, "units")[0] > 0
+    assert 0 == found.rounds(flood.control, "throttled")[0]
 
 
 async def test_experiments_with_gateways_run_over_a_real_nats_server(server: Server) -> None:

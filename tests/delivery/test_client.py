@@ -73,11 +73,14 @@ class Socket:
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []
         self.full = False
+        self.fills = False  # with the first change
+        self.spent = 0.0
         self.waiting = asyncio.Event()
         self.has_room = asyncio.Event()
 
     def write(self, frames: bytes) -> int:
         self.frames += map(json.loads, frames.splitlines())
+        self.full |= self.fills and b'"op":"changes"' in frames
         return self.queued()
 
     def queued(self) -> int:
@@ -99,6 +102,12 @@ class Socket:
 
     def charge(self, frames: int) -> None:
         """There is no rate."""
+
+    def spend(self, seconds: float) -> None:
+        self.spent += seconds
+
+    def delay(self) -> float:
+        return 0.0
 
     def close(self, code: int, reason: str) -> None:
         raise AssertionError(code)
@@ -213,6 +222,17 @@ async def test_a_slow_client_gets_no_live_changes_and_catches_up_once_it_has_rea
     seqs = harness.socket.seqs()
     assert sorted(set(seqs)) == seqs
     assert 4 == len(seqs)  # two rows, two versions each
+
+
+async def test_a_client_that_leaves_its_replay_has_it_counted(harness: ClientHarness) -> None:
+    await harness.publish(16)
+    harness.socket.fills = True
+    await harness.subscribe(ONE, since=1)
+    await harness.socket.waiting.wait()
+    assert 0 == harness.socket.spent
+    harness.client.connection_lost(None)
+    assert harness.socket.spent > 0
+    await harness.until(lambda: not harness.context.replays)
 
 
 async def test_a_slow_clients_new_subscription_waits_for_its_other_topics(harness: ClientHarness) -> None:

@@ -12,7 +12,7 @@ from daemon.core.errors import LogUnavailable
 from daemon.core.filters import View
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
-from daemon.delivery.replay import Replay, ReplayReader, RetryingLogReader
+from daemon.delivery.replay import FEW, SMALL_READ, Replay, ReplayReader, RetryingLogReader, Turns
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Connection, Pool, connect
 from daemon.relay.remote import RemoteLogReader
@@ -51,6 +51,12 @@ class Recorder:
 
     async def drained(self) -> None:
         """Return at once."""
+
+    def spend(self, seconds: float) -> None:
+        """There is no share."""
+
+    def delay(self) -> float:
+        return 0.0
 
     def versions(self, topic: Topic) -> list[int]:
         return [
@@ -107,6 +113,54 @@ async def test_the_chunk_size_does_not_change_what_is_sent(pool: Pool, chunk: in
         frames = [frame for frame in recorder.frames if frame["topic"] == topic]
         positions = [f"{hub.position.epoch}:{since}", *(frame["pos"] for frame in frames)]
         assert positions[:-1] == [frame["prev"] for frame in frames]
+
+
+class SpendingRecorder(Recorder):
+    """Its user has used up its share for a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spent = 0.0
+
+    def spend(self, seconds: float) -> None:
+        self.spent += seconds
+
+    def delay(self) -> float:
+        return 0.001
+
+
+class CrowdedLog(PgLogReader):
+    """The real log. It knows how much was asked for, and by how many at once."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.limits: list[int] = []
+        self.reading = self.most = 0
+
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
+        self.limits.append(limit)
+        self.reading += 1
+        self.most = max(self.most, self.reading)
+        try:
+            return await super().read_topics(topics, after, upto, limit)
+        finally:
+            self.reading -= 1
+
+
+@pytest.mark.parametrize("are_many", [True, False])
+async def test_many_replays_of_one_user_take_turns_and_count(pool: Pool, are_many: bool) -> None:
+    hub, log, turns = await a_hub(pool), CrowdedLog(pool), Turns()
+    turns.running = FEW + are_many
+    recorders = [SpendingRecorder() for _ in range(3)]
+    replays = [Replay(one, log, hub, SERVED, discontinuity=hub.discontinuity, turns=turns) for one in recorders]
+    for replay in replays:
+        replay.add(ONE, Seq(0))
+    await asyncio.gather(*(replay.run() for replay in replays))
+    assert [[1, 2, 3]] * 3 == [recorder.versions(ONE) for recorder in recorders]
+    assert {SMALL_READ if are_many else 1000} == set(log.limits)
+    assert (log.most == 1) == are_many
+    for replay, recorder in zip(replays, recorders, strict=True):
+        assert (recorder.spent > 0, replay.unpaid > 0) == (are_many, not are_many)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 1000])

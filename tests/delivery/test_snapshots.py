@@ -70,6 +70,12 @@ class Peer:
     async def drained(self) -> None:
         """Return at once."""
 
+    def spend(self, seconds: float) -> None:
+        """There is no share."""
+
+    def delay(self) -> float:
+        return 0.0
+
     def send(self, payload: bytes) -> None:
         self.send_encoded(payload)
 

@@ -2,17 +2,20 @@
 
 import asyncio
 import resource
+import time
+from functools import partial
+from itertools import pairwise
 
 import pytest
 from websockets.frames import Opcode
 
 from daemon.core.errors import Overloaded, TooManyConnections
-from daemon.gateway.admission import Accounts, Crowd, address_group
-from daemon.gateway.connection import FRAMES_PER_TURN
+from daemon.gateway.admission import Accounts, Crowd, Strangers, address_group
+from daemon.gateway.connection import FRAMES_PER_TURN, TURN
 from daemon.gateway.http import text_page
 from daemon.gateway.limits import RESERVED, Limits
 from daemon.metrics import REGISTRY
-from tests.gateway.peers import UPGRADE, RawPeer, Recorder, Server, frame, request, serving, silence, until
+from tests.gateway.peers import UPGRADE, RawPeer, Recorder, Server, echo, frame, request, serving, silence, until
 
 # Who gives way.
 
@@ -173,6 +176,63 @@ async def test_an_address_with_too_many_connections_gets_429_if_that_is_limited(
         await server.open()
 
 
+# What those take who are not authenticated.
+
+
+def test_strangers_share_an_allowance_that_returns_with_time() -> None:
+    strangers = Strangers(Limits(pending_cpu=0.1, pending_burst=0.5))
+    assert strangers.delay(now=100.0) <= 0
+    strangers.charge(0.1, now=100.0)
+    assert 0.5 == pytest.approx(strangers.delay(now=100.0))
+    assert 0 == pytest.approx(strangers.delay(now=100.5))
+    strangers.charge(-0.05, now=100.0)  # one of them was somebody
+    assert 0 == pytest.approx(strangers.delay(now=100.0))
+    strangers.use(Limits(pending_cpu=0.1, pending_burst=0.0))
+    assert 0.5 == pytest.approx(strangers.delay(now=100.0))
+
+
+def held_up() -> float:
+    return REGISTRY.get_sample_value("rowcast_held_up_total") or 0.0
+
+
+async def test_newcomers_wait_while_strangers_have_used_up_their_share() -> None:
+    pages = {"/healthz": lambda: text_page("ok")}
+    async with serving(pages, answer=echo, pending_cpu=0.001, pending_burst=0.0) as server:
+        client, recorder = await server.open()  # who is authenticated gives back what that took
+        other, _ = await server.open()
+        before = held_up()
+        stranger = await server.raw()
+        await stranger.send(request("GET /healthz"))
+        assert (await stranger.read_all()).endswith(b"ok\n")
+        newcomer = await server.raw()
+        await newcomer.send(request("GET /healthz"))
+        await until(lambda: held_up() > before)
+        await client.send_frame(Opcode.TEXT, b"as ever")
+        assert (Opcode.TEXT, b"as ever") == await client.read_frame()
+        server.port = server.admin_port
+        admin = await server.raw()
+        await admin.send(request("GET /healthz"))
+        assert (await admin.read_all()).endswith(b"ok\n")
+        assert b"" == newcomer.buffer
+        assert (await newcomer.read_all()).endswith(b"ok\n")
+        assert [b"as ever"] == recorder.texts
+        other.close()
+
+
+async def test_a_user_who_has_used_up_the_share_counts_as_a_stranger() -> None:
+    async with serving(answer=silence, pending_cpu=0.001, pending_burst=0.1) as server:
+        for _ in range(3):
+            await server.open()
+        before = held_up()
+        _, recorder = await server.open()
+        recorder.socket.spend(3600)
+        assert recorder.socket.delay() > 3600
+        await server.open()
+        waiting = await server.raw()
+        await until(lambda: held_up() > before)
+        waiting.close()
+
+
 # What they may send.
 
 
@@ -229,6 +289,48 @@ async def test_a_large_frame_counts_as_several() -> None:
         await peer.send(5 * frame(Opcode.TEXT, b"x" * 60_000))
         await until(lambda: len(recorder.texts) == 5)
         assert loop.time() - began >= (4 * 58 - 50) / 1000
+
+
+def spend(seconds: float) -> None:
+    """Use the processor."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+async def test_a_user_who_sends_what_takes_long_waits_sooner() -> None:
+    async with serving(answer=lambda *_: spend(0.002), user_cpu=0.1, user_burst=0.0) as server:
+        peer, recorder = await server.open()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await peer.send(10 * frame(Opcode.TEXT, b"x"))
+        await until(lambda: len(recorder.texts) == 10)
+        assert loop.time() - began >= 9 * 0.002 / 0.1
+
+
+async def test_a_turn_ends_early_if_its_frames_take_long() -> None:
+    async with serving(answer=lambda *_: spend(TURN), user_cpu=1.0) as server:
+        peer, recorder = await server.open()
+        sent = FRAMES_PER_TURN // 2
+        assert sent == await count_turns(server, peer, recorder, sent * frame(Opcode.TEXT, b"x"), sent)
+
+
+async def test_those_who_wait_for_a_users_share_have_their_turns_in_order() -> None:
+    accounts = Accounts(Limits(user_rate=1000, user_burst=0.0))
+    account, loop = accounts.enter("ada"), asyncio.get_running_loop()
+    had: list[tuple[str, float]] = []
+
+    def take(name: str) -> None:
+        had.append((name, loop.time()))
+        accounts.charge(account, 20, loop.time())
+
+    take("first")
+    turns = [accounts.wait(account, partial(take, name)) for name in ("second", "cancelled", "third")]
+    turns[1].cancel()
+    await until(lambda: len(had) == 3)
+    assert ["first", "second", "third"] == [name for name, _ in had]
+    assert all(later - at >= 0.02 for (_, at), (_, later) in pairwise(had))
+    assert account.timer is None
 
 
 async def test_a_client_whose_frames_wait_is_not_cut_as_silent() -> None:

@@ -55,6 +55,17 @@ async def test_a_client_that_reads_nothing_for_thirty_seconds_is_cut_as_too_slow
         assert recorder.close == (4408, "too_slow")
 
 
+async def test_the_kernel_keeps_little_for_a_peer_that_does_not_read() -> None:
+    async with serving() as server:
+        peer, recorder = await server.open(receive_buffer=SMALL)
+        fill(recorder)
+        assert 250 * len(LARGE) - recorder.socket.queued() < 2**19
+        server.pass_time(30)
+        await recorder.lost.wait()
+        assert len(await peer.read_all()) < 2**17  # the rest was dropped with the connection
+        assert peer.was_reset
+
+
 async def test_a_client_that_reads_almost_nothing_is_cut_as_too_slow() -> None:
     async with serving() as server:
         peer, recorder = await server.open(receive_buffer=SMALL)

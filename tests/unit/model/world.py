@@ -310,6 +310,12 @@ class Connection:
     def charge(self, frames: int) -> None:
         """There is no rate."""
 
+    def spend(self, seconds: float) -> None:
+        """There is no share."""
+
+    def delay(self) -> float:
+        return 0.0
+
     def close(self, code: int, reason: str) -> None:
         if code == 1011:
             self.daemon.world.violations.append(Violation("I7", f"the daemon failed: {reason}"))

@@ -37,6 +37,7 @@ from daemon.delivery.rights import Rights
 from daemon.delivery.signals import Signals
 from daemon.delivery.snapshots import Snapshots
 from daemon.gateway.door import UNIX, Door
+from daemon.gateway.fan_out import fan_out
 from daemon.gateway.http import Page, Site, json_page
 from daemon.gateway.identity import Identity
 from daemon.gateway.key_source import KeySource
@@ -103,7 +104,7 @@ def schema_functions(packs: Mapping[str, Pack], name: Callable[[Pack], str | Non
 
 def build_node(settings: Settings, router: PackRouter, ports: Ports) -> Node:
     """The parts of a node that knows the database through these ports."""
-    hub = Hub(encode, router.with_exact_numbers)
+    hub = Hub(encode, router.with_exact_numbers, fan_out)
     live = Live(hub, router, LogCache(ports.log_reader, settings.recent_bytes))
     signals = Signals(ports.process, hub, encode, ports.broadcast, ports.signal_rights)
     has_hooks = bool(schema_functions(router.packs, lambda pack: pack.presence_hook))

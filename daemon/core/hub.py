@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from daemon.core import wire
 from daemon.core.change import RESET_KINDS, Change, Numbers, Position, Right, Seq, Topic
 from daemon.core.filters import Cells, View
-from daemon.core.ports import Encode
+from daemon.core.ports import Encode, Outlet
 
 
 class RightEnd(NamedTuple):
@@ -40,6 +40,10 @@ class Follower(Protocol):
     @property
     def numbers(self) -> Numbers:
         """The form of its frames. It does not change while topics are followed."""
+
+    @property
+    def outlet(self) -> Outlet | None:
+        """Where frames may bypass `deliver`."""
 
     def deliver(self, frames: bytes) -> None:
         """Take everything that concerns this follower up to the hub's `position`: encoded frames, in order.
@@ -88,6 +92,16 @@ class _SentFrame(NamedTuple):
 _Key = TypeVar("_Key")
 _Member = TypeVar("_Member")
 
+FanOut = Callable[[Iterable[Follower], bytes], None]
+"""Delivers the same frames to each of these followers."""
+
+
+def deliver_to_each(followers: Iterable[Follower], frames: bytes) -> None:
+    """The FanOut that knows nothing of outlets."""
+    for follower in followers:
+        follower.deliver(frames)
+
+
 _Share = tuple[Collection[Follower], list[bytes]]
 """The same frames for each of these followers."""
 
@@ -100,11 +114,14 @@ class Hub:
     clients with Numbers.STRING get it; such frames are built only for topics that one of them follows.
     """
 
-    def __init__(self, encode: Encode, with_exact_numbers: Callable[[Change], Change]) -> None:
+    def __init__(
+        self, encode: Encode, with_exact_numbers: Callable[[Change], Change], fan_out: FanOut = deliver_to_each
+    ) -> None:
         self.position = Position("", Seq(0))
         self.discontinuity = Discontinuity(0, "", self.position)
         self._encode = encode
         self._with_exact_numbers = with_exact_numbers
+        self._fan_out = fan_out
         self._followers: dict[_Stream, dict[Follower, None]] = {}
         self._pending: dict[Topic, dict[Follower, None]] = {}  # not live yet, but their rights are watched
         self._queries: dict[Topic, dict[RightsQuery, None]] = {}
@@ -212,9 +229,7 @@ class Hub:
         delivered = 0
         for followers, frames in shares:
             delivered += len(followers) * len(frames)
-            joined = frames[0] if len(frames) == 1 else b"".join(frames)
-            for follower in followers:
-                follower.deliver(joined)
+            self._fan_out(followers, frames[0] if len(frames) == 1 else b"".join(frames))
         return len(sent), delivered
 
     def move(self, position: Position, reason: str) -> None:

@@ -19,12 +19,30 @@ Age = Callable[[], float]
 """For how many seconds changes may have been waiting to be delivered; about 0 while everything is."""
 
 
+class Outlet(Protocol):
+    """The end of a connection at the kernel, for frames that go to many connections as they are.
+
+    `direct` is the file descriptor while frames may be written to it at once; -1 while they may not, because others
+    wait, have to be encoded first, or do not matter any more. Who writes adds the whole size to `written`.
+    """
+
+    direct: int
+    written: int
+
+    def enqueue(self, data: bytes | memoryview) -> None:
+        """Send this once there is room: what a write has left over."""
+
+
 class Socket(Protocol):
     """One client's connection as delivery sees it. No method raises after the peer has gone; only `drained` waits."""
 
     @property
     def session(self) -> str:
         """The ULID of this connection: its name in logs and in `welcome`."""
+
+    @property
+    def outlet(self) -> Outlet | None:
+        """Where frames may bypass `write`; always the same one."""
 
     def write(self, frames: bytes) -> int:
         """Write whole, encoded frames in order. Returns how many bytes are queued for the peer."""

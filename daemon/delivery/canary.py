@@ -58,6 +58,7 @@ class Canary:
         self._written = 0
         self._waiting: dict[bytes, float] = {}  # when each row was written that has not arrived
         self._writing = Progress(clock)
+        self.outlet = None
 
     def problems(self) -> list[str]:
         """Why this daemon is not ready, as far as the canary knows."""

@@ -153,11 +153,13 @@ class Client:
         "_spent_signals",
         "_stale",
         "_subscribing",
+        "outlet",
     )
 
     def __init__(self, context: ClientContext, socket: Socket) -> None:
         self._context = context
         self._socket = socket
+        self.outlet = socket.outlet
         self._session = Session(context.clock() + HELLO_TIMEOUT, context.max_topics, context.max_filter)
         self._inbox: deque[bytes] | None = None  # made when a frame has to wait: an empty one takes 760 bytes
         self._subscribing: asyncio.Task[None] | None = None

@@ -76,13 +76,14 @@ class WebSocketConnection(ClientConnection):
         # Keepalive.
         self._next_ping = self._opened_at + state.limits.ping_every
         self._pinged_at: float | None = None  # when the unanswered ping was sent
-        self._ping_end = 0  # `_sent` after the ping
+        self._ping_end = 0  # bytes written until after the ping
         self._acked = 0  # bytes acknowledged at the last tick with an unanswered ping
 
     def begin(self, response: bytes, early: bytes) -> None:
         """Send the 101 response and open the handler. `early` is what the peer sent after its request."""
-        self._sent += len(response)
         self._transport.write(response)
+        if self._deflate is None:
+            self._transport.allow_direct()
         with correlate(self.session):
             self._open_handler()
         if early:
@@ -96,7 +97,6 @@ class WebSocketConnection(ClientConnection):
             return 0
         if self._deflate is not None:
             frames = self._deflate(frames)
-        self._sent += len(frames)
         return self._transport.write(frames)
 
     def close(self, code: int, reason: str) -> None:
@@ -238,7 +238,6 @@ class WebSocketConnection(ClientConnection):
         """Send the output of the protocol, and start closing when it has left the open state."""
         writes = self._protocol.data_to_send()
         if data := b"".join(writes):
-            self._sent += len(data)
             self._transport.write(data)
         if writes and writes[-1] == SEND_EOF:
             self._transport.write_eof()
@@ -260,7 +259,7 @@ class WebSocketConnection(ClientConnection):
         self._pinged_at = now
         self._protocol.send_ping(b"")
         self._flush()
-        self._ping_end = self._sent
+        self._ping_end = self._transport.written
         self._acked = self._count_acked()
 
     def _is_ping_in_flight(self) -> bool:

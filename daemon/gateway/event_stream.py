@@ -253,18 +253,14 @@ class EventStream(ClientConnection):
         self._started = True
         metrics.EVENT_STREAMS.inc()
         shared = "".join(f"{name}: {value}\r\n" for name, value in self._shared.items()).encode("latin-1")
-        self._write(b"".join([HEAD, shared, b"\r\n", FIRST, *self._held]))
+        self._transport.write(b"".join([HEAD, shared, b"\r\n", FIRST, *self._held]))
         self._held.clear()
 
     def _send(self, data: bytes) -> None:
         if self._started:
-            self._write(data)
+            self._transport.write(data)
         else:
             self._held.append(data)
-
-    def _write(self, data: bytes) -> None:
-        self._sent += len(data)
-        self._transport.write(data)
 
     def close(self, code: int, reason: str) -> None:
         """End the stream after everything written so far. Only the first call has an effect."""
@@ -281,7 +277,7 @@ class EventStream(ClientConnection):
     def _answer(self, page: Page) -> None:
         """Refuse the request."""
         log.debug("client_refused", reason="stream", session=self.session, status=page.status)
-        self._write(page.having(self._shared).serialize())
+        self._transport.write(page.having(self._shared).serialize())
         self._finish(self._state.limits.answer_timeout)
 
     def _finish(self, timeout: float) -> None:

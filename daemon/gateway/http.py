@@ -219,7 +219,7 @@ def _parse(head: bytes, size: int) -> Request | Page:
     method, target, version = (part.decode("ascii") for part in line.groups())
     if version not in {"1.0", "1.1"}:
         return text_page("Only HTTP/1.0 and HTTP/1.1 are supported.", 505)
-    if len(lines) > MAX_HEADERS or any(len(line) > MAX_LINE for line in lines):
+    if len(lines) > MAX_HEADERS or max(map(len, lines), default=0) > MAX_LINE:
         return _HEADERS_TOO_LARGE
     headers: dict[str, str] = {}
     for line in map(_HEADER.fullmatch, lines):
@@ -244,7 +244,9 @@ def _body_size(method: str, headers: Mapping[str, str]) -> int | Page:
     """The size of the body. Refuses a body of any request but a POST, a large one, and an ambiguous length."""
     if "transfer-encoding" in headers:
         return text_page("Transfer-Encoding is not supported.", 501)
-    lengths = {length.strip() for length in headers.get("content-length", "0").split(",")}
+    if "content-length" not in headers:
+        return 0
+    lengths = {length.strip() for length in headers["content-length"].split(",")}
     if not all(length.isascii() and length.isdigit() for length in lengths) or len(lengths) > 1:
         return text_page("Content-Length is malformed.", 400)
     length = int(lengths.pop().lstrip("0")[:MAX_LENGTH_DIGITS] or "0")

@@ -43,11 +43,14 @@ class Transport:
 
     asyncio's own transport copies queued data for each peer, and needs a task and several iterations of the loop
     before it reads. `protocol` may be replaced at any time. No method raises after the peer has disconnected.
+
+    It is the Outlet of its connection from `allow_direct` until `forbid_direct`, `close`, `abort` or `write_eof`.
     """
 
     __slots__ = (
         "_charge",
         "_closing",
+        "_direct",
         "_eof",
         "_fd",
         "_loop",
@@ -55,12 +58,13 @@ class Transport:
         "_paused",
         "_queue",
         "_reading",
-        "_send",
         "_spent",
         "client",
         "connection",
+        "direct",
         "protocol",
         "queued",
+        "written",
     )
 
     protocol: TransportProtocol
@@ -71,9 +75,10 @@ class Transport:
         self.connection = connection
         self.client = ""  # the address of the client, if the peer is a trusted proxy
         self._fd = connection.fileno()
-        self._send = connection.send
         self._queue: deque[bytes | memoryview] | None = None
         self.queued = 0  # bytes
+        self.written = 0  # bytes, with those that are queued
+        self.direct = self._direct = -1  # see Outlet; the other is what it is while nothing is queued
         self._paused = False
         self._reading = False
         self._eof = False  # no writes follow the queued data
@@ -89,29 +94,42 @@ class Transport:
 
     def write(self, data: bytes) -> int:
         """Send bytes, or queue what the kernel does not take. Returns how many bytes are queued."""
+        self.written += len(data)
         if self.queued:
-            self._enqueue(data)
+            self.enqueue(data)
         elif not self._lost:
             try:
-                sent = self._send(data)
+                sent = self.connection.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError:
                 self.abort()
                 return 0
             if sent != len(data):
-                self._enqueue(memoryview(data)[sent:] if sent else data)
+                self.enqueue(memoryview(data)[sent:] if sent else data)
         return self.queued
+
+    def allow_direct(self) -> None:
+        """Let others write whole messages to `direct` from now on, if what is written is what the peer gets."""
+        if type(self.connection) is socket.socket and not self._closing and not self._eof:  # not one with TLS
+            self._direct = self._fd
+            self.direct = -1 if self.queued else self._fd
+
+    def forbid_direct(self) -> None:
+        """Let nothing bypass `write` any more."""
+        self.direct = self._direct = -1
 
     def write_eof(self) -> None:
         """Shut down the sending side once the queue is empty. Nothing may be written afterwards."""
         self._eof = True
+        self.forbid_direct()
         if not self.queued:
             self._queue_written()
 
     def close(self) -> None:
         """Stop reading, and end the connection once the queue is empty."""
         self._closing = True
+        self.forbid_direct()
         self.pause_reading()
         if not self.queued:
             self.abort()
@@ -125,6 +143,7 @@ class Transport:
             if reset:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._closing = self._lost = True
+            self.forbid_direct()
             self.pause_reading()
             self._clear_queue()
             self._loop.call_soon(self._finish)
@@ -185,11 +204,13 @@ class Transport:
             log.exception("internal_error", peer=self.peer_name())
             self.abort()
 
-    def _enqueue(self, data: bytes | memoryview) -> None:
+    def enqueue(self, data: bytes | memoryview) -> None:
+        """Send this once the kernel takes it."""
         if self._lost or not data:
             return
         if self._queue is None:
             self._queue = deque()
+            self.direct = -1
             self._loop.add_writer(self._fd, self._flush)
         self._queue.append(data)
         self.queued += len(data)
@@ -225,6 +246,7 @@ class Transport:
             self._queue = None
             self._loop.remove_writer(self._fd)
         self.queued = 0
+        self.direct = self._direct
 
     def _queue_written(self) -> None:
         """Do what had to wait for an empty queue."""

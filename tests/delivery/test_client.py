@@ -69,6 +69,7 @@ class Socket:
     """A socket whose peer reads everything at once, or nothing while the socket is `full`."""
 
     session = "01J00000000000000000000000"
+    outlet = None
 
     def __init__(self) -> None:
         self.frames: list[dict[str, Any]] = []

@@ -35,6 +35,7 @@ class Follower:
 
     user = "ada"
     numbers = Numbers.JSON
+    outlet = None
 
     def __init__(self) -> None:
         self.frames = b""

@@ -55,6 +55,7 @@ class Follower:
 
     user = "ada"
     numbers = Numbers.JSON
+    outlet = None
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []

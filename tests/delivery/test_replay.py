@@ -221,6 +221,7 @@ async def test_changes_delivered_while_the_log_is_read_are_neither_lost_nor_repe
     class Follower:
         user = "ada"
         numbers = Numbers.JSON
+        outlet = None
 
         def deliver(self, frames: bytes) -> None:
             live.append(frames)

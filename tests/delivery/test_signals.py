@@ -22,6 +22,7 @@ class Follower:
 
     user = "ada"
     numbers = Numbers.JSON
+    outlet = None
 
     def __init__(self) -> None:
         self.signals: list[dict[str, Any]] = []

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,19 @@ class Recorder:
         self.losses += 1
         self.close = close
         self.lost.set()
+
+
+class Follower:
+    """A follower that writes to its socket what reaches it, and counts that."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.socket: Socket = recorder.socket
+        self.outlet = self.socket.outlet
+        self.calls = 0
+
+    def deliver(self, frames: bytes) -> None:
+        self.calls += 1
+        self.socket.write(frames)
 
 
 def echo(recorder: Recorder, text: bytes) -> None:
@@ -147,6 +160,12 @@ class RawPeer:
         except ConnectionError:
             self.was_reset = True
             return b""
+
+    def read_at_once(self) -> None:
+        """Read what both kernels hold, without a turn of the event loop."""
+        with suppress(BlockingIOError):
+            while data := self._socket.recv(2**20):
+                self.buffer += data
 
     async def read_head(self) -> bytes:
         """An HTTP head, including its empty line."""

@@ -165,6 +165,8 @@ async def test_a_stream_counts_as_a_client_until_its_peer_has_gone() -> None:
     async with serving(answer=follow) as server:
         peer, recorder = await opened(server)
         assert (1, 0) == (server.gateway.clients, server.gateway.pending)
+        assert recorder.socket.outlet is not None
+        assert -1 == recorder.socket.outlet.direct, "frames have to become events"
         peer.close()
         await recorder.lost.wait()
         assert (0, 0, None) == (server.gateway.clients, server.gateway.sockets, recorder.close)

@@ -11,11 +11,12 @@ from cryptography.hazmat.primitives import serialization
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from daemon.gateway.fan_out import fan_out
 from daemon.gateway.http import Page, text_page
 from daemon.gateway.server import encode
 from daemon.gateway.tls import Tls, TlsFiles, TlsFilesUnusable
 from daemon.metrics import REGISTRY
-from tests.gateway.peers import Recorder, Server, fill, request, serving, silence, until
+from tests.gateway.peers import Follower, Recorder, Server, fill, request, serving, silence, until
 from tests.support.issuer import EC, RSA, private_pem, self_signed
 
 LARGE = Page(200, b"x" * 3_000_000, "text/plain")
@@ -68,6 +69,18 @@ async def test_a_client_over_wss_gets_everything_in_order(tmp_path: Path) -> Non
         transport = socket.transport.get_extra_info("ssl_object")
         assert transport.version() == "TLSv1.3"
     await until(lambda: server.gateway.sockets == 0)
+
+
+async def test_frames_that_many_clients_get_are_encrypted_for_those_with_tls(tmp_path: Path) -> None:
+    async with with_tls(tmp_path) as (server, _), client(server, trusting(tmp_path / "certificate.pem")) as socket:
+        handler = await server.handlers.get()
+        await socket.send("hello")
+        await until(lambda: handler.texts == [b"hello"])
+        follower = Follower(handler)
+        for text in ("a", "b" * 100_000, "c"):
+            fan_out([follower], encode(text.encode()))
+            assert await socket.recv() == text
+        assert follower.calls == 3
 
 
 async def test_pages_over_https_arrive_whole_and_are_ended_properly(tmp_path: Path) -> None:

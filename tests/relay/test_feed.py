@@ -227,6 +227,8 @@ class Reader:
 class Client:
     """A follower of one topic. What it gets is held against the log."""
 
+    outlet = None
+
     def __init__(self, world: "World", user: str, topic: Topic) -> None:
         self.user, self.topic, self.numbers, self._world = user, topic, Numbers.JSON, world
         self._got: list[Any] = []

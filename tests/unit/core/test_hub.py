@@ -12,6 +12,8 @@ from tests.unit.core.changes import a_change
 class Recorder:
     """A follower that records what it is sent, one entry for each call."""
 
+    outlet = None
+
     def __init__(self, user: str = "ada", numbers: Numbers = Numbers.JSON) -> None:
         self.user = user
         self.numbers = numbers

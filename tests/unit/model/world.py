@@ -226,6 +226,8 @@ class _Claims:
 class Connection:
     """A connection: a Socket for the daemon, a `client.Connection` for the client. It checks every frame."""
 
+    outlet = None
+
     def __init__(self, daemon: "Daemon", user: str) -> None:
         self.daemon = daemon
         self.user = user

@@ -40,6 +40,11 @@ UNITS = {
     "wal": Unit("bytes of WAL"),
     "disk": Unit("bytes of the log on disk"),
     "nats_us": Unit("CPU of NATS, µs"),
+    "member_us": Unit("CPU of the member, µs"),
+    "unfollowed_us": Unit("CPU where nobody follows, µs"),
+    "quarter_us": Unit("CPU where a quarter is followed, µs"),
+    "unfollowed_bytes": Unit("bytes where nobody follows"),
+    "quarter_bytes": Unit("bytes where a quarter is followed"),
     "added_50": Unit("added to the median latency, ms", 1000),
     "added_1000": Unit("added to the median latency, ms", 1000),
     "bytes": Unit("bytes"),
@@ -185,6 +190,23 @@ LINES = (
         "CPU per event of a gateway where nobody follows it, compared with the member that numbers and publishes it",
         nodes.unfollowed,
         _targets(Target(nodes.UNFOLLOWED, "us", "<=", 0.5, nodes.MEMBER)),
+    ),
+    Line(
+        "contents",
+        "bytes and CPU per event at gateways, if contents travel with their batches, or by topic",
+        nodes.contents,
+        _targets(
+            *(
+                Target(
+                    nodes.contents_name("topic", size),
+                    "unfollowed_bytes",
+                    "<=",
+                    0.5,
+                    nodes.contents_name("inline", size),
+                )
+                for size in nodes.SIZES
+            )
+        ),
     ),
     Line(
         "gateways",

@@ -217,6 +217,13 @@ RELAY_BATCHES: Final = Counter(
     ["result"],
     registry=REGISTRY,
 )
+RELAY_CONTENTS: Final = Counter(
+    "rowcast_relay_contents_total",
+    "Contents of batches that travel by topic, by what became of them: sent, dropped because NATS could not take "
+    "them, too_large to be sent; at a gateway: arrived, asked of a member because they were missing.",
+    ["result"],
+    registry=REGISTRY,
+)
 KEY_FETCHES: Final = Counter(
     "rowcast_key_fetches_total",
     "Fetches of the keys at the URL in ROWCAST_JWKS, by outcome: done, failed.",

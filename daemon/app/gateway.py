@@ -22,6 +22,7 @@ from daemon.app.node import (
 from daemon.app.relay import open_link, receive_signals
 from daemon.app.site import site
 from daemon.core.errors import RowcastError
+from daemon.delivery.contents import Interest
 from daemon.delivery.feed import Feed
 from daemon.delivery.pack_router import PackRouter
 from daemon.gateway.auth import Authenticator
@@ -34,6 +35,7 @@ from daemon.logs import get_logger
 from daemon.packs import by_schema
 from daemon.relay import codec
 from daemon.relay.codec import Pull
+from daemon.relay.contents import ContentSubscriptions
 from daemon.relay.errors import BadMessage
 from daemon.relay.link import Link
 from daemon.relay.port_questions import TIMEOUTS, Ask
@@ -64,6 +66,7 @@ class GatewayParts:
 
     link: Link
     members: "Members"
+    contents: ContentSubscriptions
     feed: Feed
     node: Node
     gateway: Gateway
@@ -79,6 +82,7 @@ class Members:
     link: Link
     client: MemberClient
     feed: Feed
+    interest: Interest
     _problem: str = field(default="", init=False)
     _noted_at: float = field(default=float("-inf"), init=False)
     _beat_at: float | None = field(default=None, init=False)  # None if none has arrived since the last reconnect
@@ -91,6 +95,16 @@ class Members:
             self._note(error)
             return
         self.feed.receive(None if isinstance(batch, Pull) else batch)
+
+    def receive_contents(self, payload: bytes) -> None:
+        """Contents of a batch have arrived."""
+        metrics.RELAY_CONTENTS.labels(result="arrived").inc()
+        try:
+            contents = codec.CONTENTS.decode(payload)
+        except BadMessage as error:
+            self._note(error)
+            return
+        self.feed.receive_contents(contents)
 
     def receive_beat(self, payload: bytes) -> None:
         """A beat has arrived."""
@@ -110,6 +124,7 @@ class Members:
         """
         while True:
             await asyncio.sleep(CHECK_INTERVAL)
+            self.interest.sweep()
             is_silent = self._beat_at is not None and time.monotonic() - self._beat_at > FRESH
             if is_silent and self.link.connected.is_set():
                 self._beat_at = None
@@ -135,9 +150,12 @@ def build_gateway_parts(
     client = MemberClient(link.ask, TIMEOUTS)
     router = PackRouter(by_schema(settings.schemas))
     reader = RemoteLogReader(client.ask, lambda: node.live.position)
-    node = build_node(settings, router, _ports(process, client.ask, router, reader, NatsBroadcast(link)))
-    feed = Feed(reader, node.live, node.own_tables.refresh)
-    members = Members(link, client, feed)
+    interest = Interest()
+    node = build_node(settings, router, _ports(process, client.ask, router, reader, NatsBroadcast(link)), interest)
+    feed = Feed(reader, node.live, node.own_tables.refresh, interest)
+    members = Members(link, client, feed, interest)
+    contents = ContentSubscriptions(link, interest.is_wanted, members.receive_contents)
+    interest.on_change = contents.update
     link.subscribe(LOG, members.receive_batch)
     link.subscribe(BEAT, members.receive_beat)
     receive_signals(link, node)
@@ -156,7 +174,7 @@ def build_gateway_parts(
     gateway = build_gateway(settings, context.open_client, pages, tls)
     connect_metrics(node.live, gateway, gateway_limits(settings), keys, readiness)
     metrics.BEAT_AGE.set_function(lambda: feed.age)
-    return GatewayParts(link, members, feed, node, gateway, readiness, keys, door_setter(gateway, context))
+    return GatewayParts(link, members, contents, feed, node, gateway, readiness, keys, door_setter(gateway, context))
 
 
 def _ports(process: str, ask: Ask, router: PackRouter, reader: RemoteLogReader, broadcast: NatsBroadcast) -> Ports:

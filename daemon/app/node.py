@@ -27,6 +27,7 @@ from daemon.core.ports import (
 from daemon.core.presence import Room
 from daemon.delivery.acks import Acks
 from daemon.delivery.client import ClientContext
+from daemon.delivery.contents import Interest
 from daemon.delivery.live import Live
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.own_tables import OwnTables
@@ -102,10 +103,13 @@ def schema_functions(packs: Mapping[str, Pack], name: Callable[[Pack], str | Non
     return {schema: f"{schema}.{name(pack)}" for schema, pack in packs.items() if name(pack)}
 
 
-def build_node(settings: Settings, router: PackRouter, ports: Ports) -> Node:
-    """The parts of a node that knows the database through these ports."""
+def build_node(settings: Settings, router: PackRouter, ports: Ports, interest: Interest | None = None) -> Node:
+    """The parts of a node that knows the database through these ports. With `interest`, not all topics are here."""
     hub = Hub(encode, router.with_exact_numbers, fan_out)
-    live = Live(hub, router, LogCache(ports.log_reader, settings.recent_bytes))
+    log_cache = LogCache(ports.log_reader, settings.recent_bytes)
+    if interest is not None:
+        hub.interest, log_cache.covers = interest, interest.covers
+    live = Live(hub, router, log_cache)
     signals = Signals(ports.process, hub, encode, ports.broadcast, ports.signal_rights)
     has_hooks = bool(schema_functions(router.packs, lambda pack: pack.presence_hook))
     presence = Presence(ports.people, encode, signals.announce, time.monotonic, has_hooks=has_hooks)

@@ -44,6 +44,7 @@ class MemberRelay:
 
     def __init__(self, settings: Settings) -> None:
         self._name = process_name()
+        self._by_topic = settings.nats_content == "topic"
         self.link = open_link(settings, self._name)
         self.broadcast: Broadcast = NatsBroadcast(self.link)
         self._publisher: Publisher | None = None
@@ -65,7 +66,9 @@ class MemberRelay:
         def batch_of(after: Position, changes: Sequence[Change]) -> LogBatch:
             return router.batch_of(after, changes)[0]
 
-        self._publisher = publisher = Publisher(self.link, ports.log_reader, beat, is_leading, batch_of)
+        self._publisher = publisher = Publisher(
+            self.link, ports.log_reader, beat, is_leading, batch_of, by_topic=self._by_topic
+        )  # fmt: skip
         live.on_batch, live.on_move = publisher.publish, publisher.restart
         service = Service(
             MemberPorts(
@@ -74,6 +77,7 @@ class MemberRelay:
                 log_reader=live.log_cache,
                 deliverable=router.deliverable,
                 batches=publisher.batches,
+                contents=publisher.contents,
                 grants=ports.grants,
                 own_tables=ports.own_tables,
                 rows=ports.rows,

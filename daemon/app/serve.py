@@ -162,6 +162,7 @@ async def gateway_running(
         run_in_background = await stack.enter_async_context(_in_background())
         run_in_background(parts.link.run())
         run_in_background(parts.members.run())
+        run_in_background(parts.contents.run())
         run_in_background(parts.keys.run())
         run_in_background(parts.feed.run())
         while not parts.feed.started.is_set():

@@ -1,9 +1,13 @@
 """What a daemon publishes at once: a piece of the log, with all that those who hold content of it must know."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import Final, NamedTuple, Self
 
-from daemon.core.change import Change, Kind, Right, Seq
+from daemon.core.change import RESET_KINDS, Change, Kind, Right, Seq, Topic
+
+NONE_ABSENT: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 class EndedRight(NamedTuple):
@@ -30,6 +34,9 @@ class LogBatch(NamedTuple):
     `changes` may be sent to clients, in order. `ends` and `gone` are also of changes that may not. `gone` is None if
     not all of the deleted rows are known, because a `limit` stands for them. `jumps` are pairs of numbers that follow
     each other in the log, with others left out in between.
+
+    `absent` names contents that belong to the batch and are not among `changes`: the hashes of their topics, each
+    with about how many bytes it has. A batch without any is whole.
     """
 
     epoch: str
@@ -39,11 +46,12 @@ class LogBatch(NamedTuple):
     ends: Sequence[EndedRight] = ()
     gone: Sequence[GoneRow] | None = ()
     jumps: Sequence[tuple[Seq, Seq]] = ()
+    absent: Mapping[int, int] = NONE_ABSENT
 
     @property
     def size(self) -> int:
         """The characters of keys and records."""
-        return sum(len(change.key) + len(change.record or "") for change in self.changes)
+        return size_of(self.changes)
 
     def since(self, seq: Seq) -> Self:
         """The part of it that comes after `seq`, where a transaction ends."""
@@ -56,6 +64,45 @@ class LogBatch(NamedTuple):
             gone=None if self.gone is None else [row for row in self.gone if row.upto > seq],
             jumps=[jump for jump in self.jumps if jump[1] > seq],
         )
+
+
+def size_of(changes: Iterable[Change]) -> int:
+    """The characters of keys and records."""
+    return sum(len(change.key) + len(change.record or "") for change in changes)
+
+
+class Contents(NamedTuple):
+    """The changes in topics of one hash that the batch between `after` and `upto` has.
+
+    Two leaders may cut the log differently, so only both numbers together name a batch.
+    """
+
+    epoch: str
+    after: Seq
+    upto: Seq
+    changes: Sequence[Change]
+
+
+def hash_of(topic: Topic) -> int:
+    """The number under which the contents of a topic travel, of 64 bits. Topics that share one travel together."""
+    return int.from_bytes(blake2b(topic.encode(), digest_size=8).digest())
+
+
+def apart(batch: LogBatch) -> tuple[LogBatch, dict[int, list[Change]]]:
+    """A whole batch without its contents, and the contents by the hash of their topics.
+
+    Changes that reset topics stay in the batch: they may concern topics that they do not name.
+    """
+    resets, contents, hashes = list[Change](), dict[int, list[Change]](), dict[Topic, int]()
+    for change in batch.changes:
+        if change.kind in RESET_KINDS:
+            resets.append(change)
+            continue
+        topic = change.topic
+        if topic not in hashes:
+            hashes[topic] = hash_of(topic)
+        contents.setdefault(hashes[topic], []).append(change)
+    return batch._replace(changes=resets), contents
 
 
 def jumps_in(after: Seq, changes: Sequence[Change]) -> list[tuple[Seq, Seq]]:

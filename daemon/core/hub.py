@@ -61,6 +61,16 @@ class Follower(Protocol):
         """The hub moved to a new discontinuity: suspend every live topic and replay it."""
 
 
+class Interest(Protocol):
+    """Who has to know which topics have live followers."""
+
+    def follow(self, topic: Topic) -> None:
+        """The topic has its first follower, who gets what lies past the hub's position."""
+
+    def unfollow(self, topic: Topic) -> None:
+        """The topic has no follower any more."""
+
+
 class RightsQuery:
     """A right that is being looked up, so that a revocation meanwhile is not missed."""
 
@@ -111,13 +121,15 @@ class Hub:
 
     `position` is what has been delivered to every follower; only `publish` and `move` change it. `discontinuity` is
     the last one: replays that began before it restart from its position. `with_exact_numbers` gives a change as
-    clients with Numbers.STRING get it; such frames are built only for topics that one of them follows.
+    clients with Numbers.STRING get it; such frames are built only for topics that one of them follows. `interest`, if
+    there is one, hears which topics are followed.
     """
 
     def __init__(
         self, encode: Encode, with_exact_numbers: Callable[[Change], Change], fan_out: FanOut = deliver_to_each
     ) -> None:
         self.position = Position("", Seq(0))
+        self.interest: Interest | None = None
         self.discontinuity = Discontinuity(0, "", self.position)
         self._encode = encode
         self._with_exact_numbers = with_exact_numbers
@@ -149,6 +161,8 @@ class Hub:
         stream = _Stream(topic, follower.numbers, view)
         if view is not None:
             self._views[topic, follower] = view
+        if self.interest is not None and topic not in self._streams:
+            self.interest.follow(topic)
         self._streams.setdefault(topic, {}).setdefault(stream, self.position)
         self._followers.setdefault(stream, {})[follower] = None
 
@@ -157,8 +171,10 @@ class Hub:
         _discard(self._pending, topic, follower)
         stream = _Stream(topic, follower.numbers, self._views.pop((topic, follower), None))
         _discard(self._followers, stream, follower)
-        if stream not in self._followers:
+        if stream not in self._followers and topic in self._streams:
             _discard(self._streams, topic, stream)
+            if self.interest is not None and topic not in self._streams:
+                self.interest.unfollow(topic)
 
     def suspend(self, topics: Iterable[Topic], follower: Follower) -> dict[Topic, Seq]:
         """Stop delivering these topics for now, but still tell this follower if a right to one of them ends.

@@ -138,6 +138,12 @@ class BatchReader(Protocol):
         More may follow the last one. Raises LogUnavailable and LogTruncated.
         """
 
+    async def contents(self, after: Position, upto: Seq, hashes: Collection[int]) -> Sequence[Change]:
+        """All changes after `after` and up to `upto` in topics of these hashes, in order.
+
+        Raises LogUnavailable, and LogTruncated if the member has no such batches at hand: `batches` has them.
+        """
+
     async def continuity(self, since: Position, upto: Position) -> str | None:
         """See LogReader. The member that answers knows the log up to `upto`, or else raises LogUnavailable."""
 

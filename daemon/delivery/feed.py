@@ -3,15 +3,16 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
 from daemon import metrics
-from daemon.core.batch import Beat, LogBatch
-from daemon.core.change import Position
+from daemon.core.batch import Beat, Contents, LogBatch, hash_of
+from daemon.core.change import Change, Position, Seq
 from daemon.core.errors import LogTruncated, LogUnavailable
 from daemon.core.ports import BatchReader
+from daemon.delivery.contents import AtHand, Interest
 from daemon.delivery.live import Live
 from daemon.health import Progress
 from daemon.logs import get_logger
@@ -22,6 +23,8 @@ MAX_QUEUED: Final = 1000  # batches that wait for an earlier one; beyond that, m
 GRACE: Final = 0.05  # seconds for a batch to arrive after a beat from behind it: they come from different members
 PAUSE: Final = 0.2  # seconds until members are asked again after they could not tell what is missing
 MAX_SILENCE: Final = 2.5  # seconds without a batch or a beat after which members are asked
+MAX_ASKED: Final = 2**20  # bytes of contents that are asked for at once, unless the first one has more
+MAX_HASHES: Final = 2000  # contents in one question
 MAX_AGE: Final = 9.0  # seconds without proof that nothing is missing after which this gateway is not ready
 
 
@@ -32,15 +35,23 @@ class Feed:
     if it continues from the hub's position, and waits otherwise, while members are asked for what lies in between.
     The position never passes anything that nobody has shown to be all there is. `refresh` is called first where other
     tables are served from there on.
+
+    A batch may come without its contents, which travel by topic. It is published once those are at hand that
+    `interest` wants at that moment. What is missing is asked for, and after the answer the feed looks again: more may
+    be wanted by then.
     """
 
-    def __init__(self, reader: BatchReader, live: Live, refresh: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, reader: BatchReader, live: Live, refresh: Callable[[], Awaitable[None]], interest: Interest
+    ) -> None:
         self.started = asyncio.Event()
         self.readable = asyncio.Event()  # set unless the last attempt to ask a member failed
         self.contract = ""  # of the members
         self._reader = reader
         self._live = live
         self._refresh = refresh
+        self._interest = interest
+        self._at_hand = AtHand()
         self._queue: deque[LogBatch] = deque()
         self._wakeup = asyncio.Event()
         self._is_behind = True  # whether something may be missing that no batch in the queue shows
@@ -71,16 +82,26 @@ class Feed:
         position = self._live.position
         if batch is None:
             self._ask_soon()
-        elif batch.epoch == position.epoch and batch.upto <= position.seq:
             return
-        elif not self._queue and self._fits(batch):
-            self._publish(batch.since(position.seq))
+        if batch.epoch == position.epoch and batch.upto <= position.seq:
+            return
+        self._interest.record(batch)
+        if not self._queue and self._fits(batch):
+            self._publish(batch)
             self._proven_at = time.monotonic()
         else:
             if len(self._queue) >= MAX_QUEUED:
                 self._queue.clear()
                 self._is_behind = True
             self._queue.append(batch)
+            self._wakeup.set()
+
+    def receive_contents(self, contents: Contents) -> None:
+        """Contents have arrived that travel by topic, usually before their batch."""
+        position = self._live.position
+        if contents.epoch == position.epoch and contents.upto <= position.seq:
+            return
+        if self._at_hand.arrive(contents) and self._queue:
             self._wakeup.set()
 
     def record_beat(self, beat: Beat) -> None:
@@ -121,7 +142,7 @@ class Feed:
     async def _catch_up(self) -> None:
         """Publish what is known to come next, until nothing is or nobody can tell. Raises LogUnavailable."""
         if not self.started.is_set():
-            self._live.move(await self._reader.head(), "epoch")  # nobody follows yet
+            self._move(await self._reader.head(), "epoch")  # nobody follows yet
             await self._refresh_router()
             self._proven_at = time.monotonic()
             self.started.set()
@@ -147,8 +168,36 @@ class Feed:
                 self._queue.popleft()
             elif batch.after > position.seq:
                 return
+            elif missing := self._missing(batch):
+                if not await self._fetch(batch, missing):
+                    return
             else:
                 await self._take(batch)
+
+    async def _fetch(self, batch: LogBatch, missing: Sequence[int]) -> bool:
+        """Have contents of a batch at hand, as many as one answer holds.
+
+        False if the member has no such batch: it may be behind, or of another epoch, or read the log for whole ones.
+        """
+        position = self._live.position
+        asked, size = list[int](), 0
+        for topic_hash in missing[:MAX_HASHES]:
+            asked.append(topic_hash)
+            size += batch.absent[topic_hash]
+            if size > MAX_ASKED:
+                break
+        self._asking.begin()
+        after = Position(position.epoch, max(batch.after, position.seq))
+        try:
+            changes = await self._reader.contents(after, batch.upto, asked)
+        except (LogTruncated, LogUnavailable):
+            return False
+        metrics.RELAY_CONTENTS.labels(result="asked").inc(len(asked))
+        found: dict[int, list[Change]] = {topic_hash: [] for topic_hash in asked}
+        for change in changes:
+            found.setdefault(hash_of(change.topic), []).append(change)
+        self._at_hand.put(batch, found)
+        return True
 
     async def _ask(self, position: Position) -> None:
         """Publish what a member says that follows the position."""
@@ -174,12 +223,11 @@ class Feed:
     async def _take(self, batch: LogBatch) -> None:
         """Publish a batch that continues from the position, unless it turns out that the position is not valid."""
         position = self._live.position
-        batch = batch.since(position.seq)
-        if batch.jumps and await self._check_continuity(Position(batch.epoch, batch.upto)):
+        if batch.since(position.seq).jumps and await self._check_continuity(Position(batch.epoch, batch.upto)):
             return
         if self._needs_refresh(batch):
             await self._refresh_router()
-        if self._live.position == position:
+        if self._live.position == position and not self._missing(batch):
             self._publish(batch)
 
     async def _check_continuity(self, upto: Position) -> bool:
@@ -196,7 +244,7 @@ class Feed:
             self._is_behind = True
             return False
         self._queue.clear()
-        self._live.move(head, reason)
+        self._move(head, reason)
         metrics.RESETS.labels(reason=reason).inc()
         await self._refresh_router()
         return True
@@ -210,7 +258,12 @@ class Feed:
             and batch.after <= position.seq
             and not batch.jumps
             and not self._needs_refresh(batch)
+            and not self._missing(batch)
         )
+
+    def _missing(self, batch: LogBatch) -> Sequence[int]:
+        """The contents without which this batch must not be published."""
+        return self._interest.missing(batch.absent, self._at_hand.of(batch)) if batch.absent else ()
 
     def _needs_refresh(self, batch: LogBatch) -> bool:
         return self._is_outdated or self._live.router.is_outdated(batch.changes, ())
@@ -224,8 +277,16 @@ class Feed:
             raise
 
     def _publish(self, batch: LogBatch) -> None:
+        batch = self._at_hand.complete(batch).since(self._live.position.seq)
+        self._interest.publish(batch)
         self._live.publish(batch)
+        self._at_hand.forget(self._live.position)
         metrics.BATCH_CHANGES.observe(len(batch.changes))
+
+    def _move(self, position: Position, reason: str) -> None:
+        self._at_hand.forget(Position("", Seq(0)))
+        self._interest.restart(position)
+        self._live.move(position, reason)
 
     def _expect(self, position: Position) -> None:
         """By now everything up to this position should have arrived."""

@@ -1,7 +1,7 @@
 """The newest part of the log, in memory, so that a mass reconnect does not reach the database."""
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from operator import attrgetter
 from sys import getsizeof
 
@@ -36,10 +36,12 @@ class LogCache:
 
     It holds the newest changes that were added since the last `restart`, up to `max_bytes`. `Live` calls `add` and
     `restart` in the same step in which it moves the hub, so the cache always ends at the hub's position. Batches read
-    from memory are validated.
+    from memory are validated. `covers` says whether everything in some topics that follows a position has been added,
+    if that is not so for all of them.
     """
 
     def __init__(self, inner: LogReader, max_bytes: int) -> None:
+        self.covers: Callable[[Collection[Topic], Seq], bool] | None = None
         self._inner = inner
         self._max_bytes = max_bytes
         self.restart(Position("", Seq(0)))
@@ -102,7 +104,8 @@ class LogCache:
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         """See LogReader."""
-        if not self._floor <= after <= upto <= self._end.seq:
+        is_held = self._floor <= after <= upto <= self._end.seq
+        if not is_held or (self.covers is not None and not self.covers(topics, after)):
             metrics.RESUME_READS.labels(source="database").inc()
             return await self._inner.read_topics(topics, after, upto, limit)
         metrics.RESUME_READS.labels(source="memory").inc()

@@ -5,6 +5,7 @@ ever parsed. Every decode checks what it reads: whatever the bytes are, it retur
 """
 
 import asyncio
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from daemon.core.batch import Beat, EndedRight, GoneRow, LogBatch
+from daemon.core.batch import NONE_ABSENT, Beat, Contents, EndedRight, GoneRow, LogBatch
 from daemon.core.change import MAX_EPOCH, MAX_SEQ, Change, Kind, Position, Right, Seq, Topic
 from daemon.core.column_types import Column
 from daemon.core.filters import Tables, View
@@ -34,6 +35,7 @@ Shape = Any
 """The type of a head."""
 
 _PREFIX: Final = 5  # bytes: the version, and the length of the head
+_HASH: Final = 8  # bytes of the hash of topics
 _STRICT: Final = ConfigDict(strict=True, hide_input_in_errors=True)
 _NO_TEXTS: Final = ()
 
@@ -41,6 +43,7 @@ _Number = Annotated[int, Field(ge=0, le=MAX_SEQ)]
 _Length = Annotated[int, Field(ge=0, lt=2**32)]
 _Limit = Annotated[int, Field(ge=1, le=MAX_SEQ)]
 _Xid = Annotated[int, Field(ge=0, lt=2**64)]
+_Hash = Annotated[int, Field(ge=0, lt=2**64)]
 _Epoch = Annotated[str, Field(max_length=MAX_EPOCH)]
 _Position = tuple[_Epoch, _Number]
 
@@ -177,16 +180,25 @@ class Pull(NamedTuple):
 
 def _show_batch(batch: LogBatch | Pull) -> tuple[Head, list[bytes]]:
     if isinstance(batch, Pull):
-        return (*batch, None, (), None, ()), []
+        return (*batch, None, (), None, (), None), []
     heads, texts = _shown_changes(batch.changes)
     ends = [(seq, (right.user, right.topic), schema, table) for seq, right, schema, table in batch.ends]
-    return (batch.epoch, batch.after, batch.upto, heads, ends, batch.gone, batch.jumps), texts
+    head = (batch.epoch, batch.after, batch.upto, heads, ends, batch.gone, batch.jumps)
+    if not batch.absent:
+        return (*head, None), texts
+    hashes = struct.pack(f">{len(batch.absent)}Q", *batch.absent)
+    return (*head, list(batch.absent.values())), [hashes, *texts]
 
 
 def _read_manifest(found: Head, joined: bytes) -> LogBatch | Pull:
-    epoch, after, upto, heads, ends, gone, jumps = found
+    epoch, after, upto, heads, ends, gone, jumps, sizes = found
     if after > upto or not all(after < head[0] <= upto for head in heads or ()):
         raise ValueError("its numbers do not belong together")
+    absent = NONE_ABSENT
+    if sizes is not None:
+        taken = _HASH * len(sizes)
+        absent = dict(zip(_read_hashes(joined[:taken], len(sizes)), sizes, strict=True))
+        joined = joined[taken:]
     changes = _read_changes(heads or (), joined)
     if heads is None:
         return Pull(epoch, after, upto)
@@ -198,13 +210,20 @@ def _read_manifest(found: Head, joined: bytes) -> LogBatch | Pull:
         [EndedRight(seq, Right(*right), schema, table) for seq, right, schema, table in ends],
         None if gone is None else [GoneRow(*row) for row in gone],
         jumps,
+        absent,
     )
+
+
+def _read_hashes(joined: bytes, count: int) -> tuple[int, ...]:
+    if len(joined) != _HASH * count:
+        raise ValueError("it has fewer contents than sizes")
+    return struct.unpack(f">{count}Q", joined)
 
 
 def _read_batch(found: Head, joined: bytes) -> LogBatch:
     manifest = _read_manifest(found, joined)
-    if isinstance(manifest, Pull):
-        raise ValueError("it has no contents")  # noqa: TRY004 - one kind of error for whatever is wrong
+    if isinstance(manifest, Pull) or manifest.absent:
+        raise ValueError("it has no contents")
     return manifest
 
 
@@ -250,13 +269,30 @@ _ManifestHead = tuple[
     list[tuple[_Number, _Right, str, str]],
     list[tuple[str, str, str, _Number]] | None,
     list[tuple[_Number, _Number]],
+    list[_Length] | None,
 ]
+
+
+def _show_contents(contents: Contents) -> tuple[object, list[bytes]]:
+    heads, texts = _shown_changes(contents.changes)
+    return (contents.epoch, contents.after, contents.upto, heads), texts
+
+
+def _read_contents(found: Head, joined: bytes) -> Contents:
+    epoch, after, upto, heads = found
+    return Contents(epoch, after, upto, _read_changes(heads, joined))
+
 
 LOG_BATCH: Final[Message[LogBatch]] = Message(_ManifestHead, _show_batch, _read_batch)
 """A piece of the log, with its contents."""
 
 MANIFEST: Final[Message[LogBatch | Pull]] = Message(_ManifestHead, _show_batch, _read_manifest)
-"""What every gateway is sent of a piece of the log: the same bytes, or where there is one."""
+"""What every gateway is sent of a piece of the log: the same bytes, or without contents, or where there is one."""
+
+CONTENTS: Final[Message[Contents]] = Message(
+    tuple[_Epoch, _Number, _Number, list[_ChangeHead]], _show_contents, _read_contents
+)  # fmt: skip
+"""Contents that travel by topic."""
 
 BATCH: Final[Message[Batch]] = Message(tuple[list[_ChangeHead], _Number | None, bool], _show_read, _read_read)
 """What a read of the log has returned."""
@@ -495,6 +531,13 @@ TOPICS_UPTO: Final[Message[tuple[str, Sequence[str], int, int, int]]] = _as_is(
 
 AFTER: Final[Message[tuple[str, int, int]]] = _as_is(tuple[_Epoch, _Number, _Limit])
 """An epoch, after which number, and about how many changes."""
+
+HASHES_UPTO: Final[Message[tuple[Position, int, Sequence[int]]]] = _plain(
+    tuple[_Position, _Number, list[_Hash]],
+    lambda asked: asked,
+    lambda found: (Position(*found[0]), *found[1:]),
+)
+"""After which position, up to which number, and the hashes of topics."""
 
 RIGHTS: Final[Message[tuple[str, Sequence[tuple[str, str]]]]] = _as_is(tuple[_Epoch, list[tuple[str, str]]])
 """An epoch, and users and topics."""

@@ -18,10 +18,10 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 from daemon.core.errors import OperatorFault
@@ -122,8 +122,18 @@ def _server(options: LinkOptions, url: str) -> "Server":
     )
 
 
+class Numbered(Protocol):
+    """Who has many subscriptions of one kind, each under a number of its own."""
+
+    def receive(self, data: bytes) -> None:
+        """A message has arrived for one of them."""
+
+    def renew(self) -> None:
+        """This is another connection: none of the subscriptions holds any more."""
+
+
 class Link:
-    """The line of one node. `connected` is set while it holds."""
+    """The line of one node. `connected` is set while it holds. `numbered` has the numbered subscriptions, if any."""
 
     def __init__(self, options: LinkOptions) -> None:
         self.connected = asyncio.Event()
@@ -138,6 +148,7 @@ class Link:
         inbox = f"{self._prefix}.a.{secrets.token_hex(8)}"
         self._asker = Asker(self, inbox)
         self._answerers: list[Answerer] = []
+        self.numbered: Numbered | None = None
         self._receive_on(f"{inbox}.*", self._receive_answer)
 
     @property
@@ -187,6 +198,16 @@ class Link:
         """
         self._receive_on(f"{self._prefix}.{subject}", lambda message: receive(message.data))
 
+    def subscribe_numbered(self, subjects: Iterable[tuple[int, str]]) -> None:
+        """Let `numbered` receive what comes on these subjects below the prefix, on this connection."""
+        if self._connection is not None:
+            self._connection.subscribe_numbered((number, f"{self._prefix}.{subject}") for number, subject in subjects)
+
+    def unsubscribe_numbered(self, numbers: Iterable[int]) -> None:
+        """Receive nothing more under these numbers."""
+        if self._connection is not None:
+            self._connection.unsubscribe_numbered(numbers)
+
     def unsubscribe(self, subject: str) -> None:
         """Receive nothing more on `subject`."""
         full = f"{self._prefix}.{subject}"
@@ -221,6 +242,14 @@ class Link:
         if self._connection is not None:
             self._connection.subscribe(subject, receive)
 
+    def _receive_numbered(self, data: bytes) -> None:
+        if self.numbered is not None:
+            self.numbered.receive(data)
+
+    def _renew_numbered(self) -> None:
+        if self.numbered is not None:
+            self.numbered.renew()
+
     def _receive_answer(self, message: "Message") -> None:
         self._asker.receive(message.subject, message.data, unanswerable=message.unanswerable)
 
@@ -232,7 +261,9 @@ class Link:
             raise NatsUnavailable from None
         failures = []
         for _ in self._options.urls:
-            connection = Connection(_server(self._options, self._urls[0]), self._on_refused)
+            connection = Connection(
+                _server(self._options, self._urls[0]), self._on_refused, self._receive_numbered
+            )  # fmt: skip
             self._urls.rotate(-1)
             try:
                 await connection.open()
@@ -254,6 +285,7 @@ class Link:
             for subject, receive in self._receivers.items():
                 connection.subscribe(subject, receive)
             await connection.confirm()
+            self._renew_numbered()
             self.connected.set()
             log.info("relay_connected", server=connection.address)
             self._logged.clear()
@@ -287,8 +319,9 @@ class Link:
         """The server has refused a subject, as it says in `text`. The connection stays."""
         found = _REFUSED.search(text)
         what, subject = found.groups() if found else ("use", text)
-        if subject.startswith(f"{self._prefix.lower()}.a."):
-            subject = f"{self._prefix.lower()}.a.>"  # one of many
+        for many in ("a", "t"):
+            if subject.startswith(f"{self._prefix.lower()}.{many}."):
+                subject = f"{self._prefix.lower()}.{many}.>"
         verb = "subscribe" if what == "subscription" else "publish"
         reason = f'NATS does not permit this node to {verb} to "{subject}"'
         self._refused[subject] = reason
@@ -302,3 +335,5 @@ class Link:
             if subject.lower() in refused:
                 connection.unsubscribe(subject)
                 connection.subscribe(subject, receive)
+        if f"{self._prefix.lower()}.t.>" in refused:
+            self._renew_numbered()

@@ -99,6 +99,9 @@ READ_TOPICS: Final = Question(
 )
 CONTINUITY: Final = Question("continuity", codec.SINCE_UPTO, codec.OPTIONAL_TEXT)
 BATCHES: Final = Question("batches", codec.POSITION, codec.FOLLOWING, LogUnavailable, LogTruncated, timeout=60.0)
+CONTENTS: Final = Question(
+    "contents", codec.HASHES_UPTO, codec.BATCH, LogUnavailable, LogTruncated, timeout=60.0
+)  # fmt: skip
 RIGHTS: Final = Question("rights", codec.RIGHTS, codec.FROM, GrantsUnavailable)
 SLOW_RIGHTS: Final = Question("slow_rights", codec.RIGHTS, codec.FROM, GrantsUnavailable, timeout=25.0)
 ROWS: Final = Question("rows", codec.WANTED, codec.ROWS, LogUnavailable, SnapshotTooLarge, timeout=120.0)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from daemon import metrics
-from daemon.core.batch import Beat, LogBatch
+from daemon.core.batch import Beat, Contents, LogBatch, apart, hash_of, size_of
 from daemon.core.change import Change, Position, Seq
-from daemon.core.errors import LogUnavailable
+from daemon.core.errors import LogTruncated, LogUnavailable
 from daemon.core.ports import LogReader
 from daemon.relay import codec
 from daemon.relay.codec import Following, Pull
@@ -18,6 +18,9 @@ from daemon.relay.service import MAX_FOLLOWING
 LOG: Final = "log"
 """The subject of the batches."""
 
+CONTENT: Final = "t"
+"""The first part of the subjects of contents that travel by topic; the second is the hash in hexadecimal digits."""
+
 BEAT: Final = "beat"
 """The subject of the beats."""
 
@@ -25,7 +28,7 @@ SIGNALS: Final = "signals"
 """The subject of the signals, and of the news of who has come and gone."""
 
 BEAT_INTERVAL: Final = 0.5  # seconds
-MAX_MANIFEST: Final = 256 * 1024  # bytes: a larger batch has to be asked for
+MAX_MANIFEST: Final = 256 * 1024  # bytes: a larger batch has to be asked for, and so do larger contents
 MAX_ENCODED: Final = 4 * MAX_MANIFEST  # characters with OVERHEAD: what is larger will not be small enough
 MAX_HELD: Final = 16 * 2**20  # characters of the newest batches, from which questions are answered
 OVERHEAD: Final = 900  # characters that a change counts for in addition to its key and record
@@ -35,7 +38,8 @@ READ_CHUNK: Final = 1000  # changes
 class Publisher:
     """Publishes the batches of this member while it leads, and answers for the newest ones, whoever led.
 
-    `beat` says how far this member is. `batch_of` makes a batch of what was read of the log.
+    `beat` says how far this member is. `batch_of` makes a batch of what was read of the log. If `by_topic`, contents
+    are sent before their batch, to those who want them, and the batch goes to everybody without them.
     """
 
     def __init__(
@@ -45,7 +49,10 @@ class Publisher:
         beat: Callable[[], Beat],
         is_leading: Callable[[], bool],
         batch_of: Callable[[Position, Sequence[Change]], LogBatch],
+        *,
+        by_topic: bool = False,
     ) -> None:
+        self._by_topic = by_topic
         self._link = link
         self._log = log_reader
         self._beat = beat
@@ -64,8 +71,12 @@ class Publisher:
             oldest, size_of_oldest = self._held.popleft()
             self._size -= size_of_oldest
             self._floor = Position(oldest.epoch, oldest.upto)
-        if self._is_leading():
-            self._send(batch, size)
+        if not self._is_leading():
+            return
+        if self._by_topic:
+            batch = self._send_contents(batch)
+            size = batch.size + OVERHEAD * (1 + len(batch.changes))
+        self._send(batch, size)
 
     def restart(self, position: Position) -> None:
         """What was held does not lead to this position, from which the log continues."""
@@ -90,12 +101,45 @@ class Publisher:
             return Following(head, [])
         return Following(head, [codec.LOG_BATCH.encode(self._batch_of(after, known))])
 
+    def contents(self, after: Position, upto: Seq, hashes: Collection[int]) -> list[Change]:
+        """See MemberPorts."""
+        if self._floor.epoch != after.epoch or self._floor.seq > after.seq:
+            raise LogTruncated
+        found = list[Change]()
+        for batch, _ in reversed(self._held):
+            if batch.upto <= after.seq:
+                break
+            if batch.after < upto and batch.gone is None:
+                raise LogTruncated  # a limit may stand for any topic
+            found += [
+                change
+                for change in batch.changes
+                if after.seq < change.seq <= upto and hash_of(change.topic) in hashes
+            ]
+        return sorted(found, key=lambda change: change.seq)
+
     async def run(self) -> None:
         """Beat until cancelled, and at once when the link is there."""
         while True:
             await self._link.connected.wait()
             self._link.publish(BEAT, codec.BEAT.encode(self._beat()))
             await asyncio.sleep(BEAT_INTERVAL)
+
+    def _send_contents(self, batch: LogBatch) -> LogBatch:
+        """Send the contents of a batch. Returns what is left of it, which says what they were."""
+        batch, contents = apart(batch)
+        sizes = dict[int, int]()
+        for topic_hash, changes in contents.items():
+            sizes[topic_hash] = size_of(changes)
+            message = b""
+            if sizes[topic_hash] <= MAX_MANIFEST:
+                message = codec.CONTENTS.encode(Contents(batch.epoch, batch.after, batch.upto, changes))
+            if not 0 < len(message) <= MAX_MANIFEST:
+                metrics.RELAY_CONTENTS.labels(result="too_large").inc()
+                continue  # who wants it finds it missing
+            is_sent = self._link.publish(f"{CONTENT}.{topic_hash:016x}", message)
+            metrics.RELAY_CONTENTS.labels(result="sent" if is_sent else "dropped").inc()
+        return batch._replace(absent=sizes)
 
     def _send(self, batch: LogBatch, size: int) -> None:
         message = codec.MANIFEST.encode(batch) if size <= MAX_ENCODED else b""

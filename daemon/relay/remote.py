@@ -131,6 +131,10 @@ class RemoteLogReader:
         except BadMessage as error:
             raise LogUnavailable(str(error)) from error
 
+    async def contents(self, after: Position, upto: Seq, hashes: Collection[int]) -> Batch:
+        """See BatchReader."""
+        return await questions.CONTENTS.put(self._ask, (after, upto, list(hashes)))
+
 
 class RemoteGrants:
     """The rights that the members look up, in the epoch of the gateway, which `epoch` returns.

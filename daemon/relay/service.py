@@ -1,7 +1,7 @@
 """Answers the questions of gateways with the ports of this member."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -45,8 +45,8 @@ class MemberPorts:
     `position` is that of the hub, and `wait_until_delivered` waits until it has reached a number. `deliverable`
     returns what of a batch may be sent, and `checked` the rows that may be. `batches` returns what follows a
     position: batches as they were encoded, oldest first, with nothing left out in between; none if the log ends
-    there. It raises LogUnavailable and LogTruncated. `people` returns the store of a process by its name. `user_of`
-    is None if no pack knows the users of another issuer.
+    there. It raises LogUnavailable and LogTruncated. `contents` is that of BatchReader, and never waits. `people`
+    returns the store of a process by its name. `user_of` is None if no pack knows the users of another issuer.
     """
 
     position: Callable[[], Position]
@@ -54,6 +54,7 @@ class MemberPorts:
     log_reader: LogReader
     deliverable: Callable[[Batch], Sequence[Change]]
     batches: Callable[[Position], Awaitable[Following]]
+    contents: Callable[[Position, Seq, Collection[int]], Sequence[Change]]
     grants: Grants
     own_tables: OwnTableReader
     rows: RowReader
@@ -80,6 +81,7 @@ class Service:
         self._answers_with(questions.READ_TOPICS, self._read_topics)
         self._answers_with(questions.CONTINUITY, self._continuity)
         self._answers_with(questions.BATCHES, self._batches)
+        self._answers_with(questions.CONTENTS, self._contents)
         self._answers_with(questions.RIGHTS, lambda asked: self._rights(asked, SOON))
         self._answers_with(questions.SLOW_RIGHTS, self._rights)
         self._answers_with(questions.ROWS, self._rows)
@@ -170,6 +172,12 @@ class Service:
             if size > MAX_FOLLOWING and count:
                 return Following(head, batches[:count])
         return Following(head, batches)
+
+    async def _contents(self, asked: tuple[Position, int, Sequence[int]]) -> Batch:
+        after, upto, hashes = asked
+        with self._in_epoch(after.epoch, LogUnavailable):
+            await self._until_delivered(Seq(upto))
+        return Batch(self._ports.contents(after, Seq(upto), frozenset(hashes)), validated=True)
 
     async def _rows(self, wanted: Wanted) -> Rows:
         async with self._filtered_snapshots if wanted.view is not None else nullcontext(), self._snapshots:

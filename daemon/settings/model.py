@@ -218,6 +218,11 @@ class BaseRowcastSettings(BaseSettings):
     nats_prefix: Annotated[str, Field(min_length=1, max_length=64)] = Field(
         "rowcast", description="first part of all NATS subjects: one for each database"
     )
+    nats_content: Literal["inline", "topic"] = Field(
+        "inline",
+        description="how contents reach gateways: inline, all to every one; topic, to those whose clients follow it. "
+        "For members only",
+    )
     nats_creds_file: Path | None = Field(None, description="file with the credentials of this node for NATS (.creds)")
     nats_ca_file: Path | None = Field(
         None,

@@ -153,6 +153,11 @@ async def test_experiments_with_gateways_run_over_a_real_nats_server(server: Ser
     assert 1 == len(found.rounds(nodes.GATEWAY, "added_1000"))
     found = await nodes.unfollowed(bench)
     assert {nodes.UNFOLLOWED, nodes.FOLLOWED, nodes.MEMBER} == found.values.keys()
+    found = await nodes.contents(bench)
+    whole, apart = (
+        found.rounds(nodes.contents_name(content, 10_000), "unfollowed_bytes")[0] for content in nodes.CONTENTS
+    )
+    assert apart < whole / 2
     found = await nodes.gateways(bench)
     assert all(found.rounds(nodes.gateways_name(count), "deliveries")[0] > 0 for count in (1, 2))
 

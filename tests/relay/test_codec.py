@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.core.batch import EndedRight, GoneRow, LogBatch
+from daemon.core.batch import Contents, EndedRight, GoneRow, LogBatch
 from daemon.core.change import MAX_SEQ, Change, Kind, Position, Right, Seq, Topic
 from daemon.core.column_types import TYPES, Column
 from daemon.core.filters import Asked, view
@@ -59,6 +59,12 @@ def log_batches(draw: st.DrawFn) -> LogBatch:
     return LogBatch(draw(TEXT), Seq(after), Seq(after + size), changes, ends, gone, jumps)
 
 
+@st.composite
+def without_contents(draw: st.DrawFn) -> LogBatch:
+    hashes = st.dictionaries(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), max_size=4)
+    return draw(log_batches())._replace(absent=draw(hashes))
+
+
 def rows(
     position: Position, visible: Visible, upto: Seq, found: list[Change], omitted: dict[str, int], validated: bool
 ) -> Rows:
@@ -94,7 +100,12 @@ class Snapshots(Message[Rows]):
 
 MESSAGES: dict[str, tuple[Message[Any], st.SearchStrategy[Any]]] = {
     "log batch": (codec.LOG_BATCH, log_batches()),
-    "manifest": (codec.MANIFEST, log_batches() | PULLS),
+    "manifest": (codec.MANIFEST, log_batches() | without_contents() | PULLS),
+    "contents": (codec.CONTENTS, st.builds(Contents, TEXT, NUMBER, NUMBER, CHANGES)),
+    "hashes upto": (
+        codec.HASHES_UPTO,
+        st.tuples(POSITION, NUMBER, st.lists(st.integers(0, 2**64 - 1), max_size=4)),
+    ),
     "following": (codec.FOLLOWING, st.builds(Following, POSITION, st.lists(st.binary(max_size=9), max_size=4))),
     "rows": (
         Snapshots(),

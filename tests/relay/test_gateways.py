@@ -25,28 +25,39 @@ from tests.support.guide import blocks
 from tests.support.issuer import self_signed
 from tests.support.nats import NatsServer, running_link, running_nats
 
+in_both_modes = pytest.mark.parametrize("content", ["inline", "topic"])
+
 
 @pytest.fixture
 async def chat(sql: Connection) -> Chat:
     return await Chat.begin(sql)
 
 
+@in_both_modes
 async def test_a_client_of_a_gateway_gets_what_a_client_of_a_member_gets(
-    database: str, chat: Chat, nats: NatsServer, prefix: str
+    database: str, chat: Chat, nats: NatsServer, prefix: str, content: str
 ) -> None:
-    async with member(database, nats.url, prefix) as one, gateway(nats.url, prefix) as two, AsyncExitStack() as stack:
+    async with (
+        member(database, nats.url, prefix, ROWCAST_NATS_CONTENT=content) as one,
+        gateway(nats.url, prefix) as two,
+        AsyncExitStack() as stack,
+    ):
         clients = [await follow(stack, node, chat) for node in (one, two)]
-        for content in ("a", "b", "c"):
-            await chat.say(content)
+        for text in ("a", "b", "c"):
+            await chat.say(text)
         frames = [await client.changes(3) for client in clients]
         assert frames[0] == frames[1]
         assert ["a", "b", "c"] == contents(frames[0])
 
 
+@in_both_modes
 async def test_a_client_resumes_from_a_member_at_a_gateway_and_back(
-    database: str, chat: Chat, nats: NatsServer, prefix: str
+    database: str, chat: Chat, nats: NatsServer, prefix: str, content: str
 ) -> None:
-    async with member(database, nats.url, prefix) as one, gateway(nats.url, prefix) as two:
+    async with (
+        member(database, nats.url, prefix, ROWCAST_NATS_CONTENT=content) as one,
+        gateway(nats.url, prefix) as two,
+    ):
         async with AsyncExitStack() as stack:
             client = await follow(stack, one, chat)
             await chat.say("a")
@@ -71,11 +82,12 @@ async def test_who_may_not_read_a_topic_may_not_at_a_gateway_either(
         assert ("error", "no_such_topic") == (answer["op"], answer["code"])
 
 
+@in_both_modes
 async def test_a_right_that_ends_ends_at_every_gateway(
-    database: str, chat: Chat, nats: NatsServer, prefix: str
+    database: str, chat: Chat, nats: NatsServer, prefix: str, content: str
 ) -> None:
     async with (
-        member(database, nats.url, prefix),
+        member(database, nats.url, prefix, ROWCAST_NATS_CONTENT=content),
         gateway(nats.url, prefix) as two,
         gateway(nats.url, prefix) as three,
         AsyncExitStack() as stack,
@@ -115,19 +127,24 @@ async def test_a_gateway_without_a_url_of_nats_says_what_to_set() -> None:
 
 
 @asynccontextmanager
-async def following(database: str, chat: Chat, prefix: str) -> AsyncIterator[tuple[NatsServer, Client]]:
+async def following(
+    database: str, chat: Chat, prefix: str, content: str = "inline"
+) -> AsyncIterator[tuple[NatsServer, Client]]:
     """A server of NATS that the test may stop, and a client that follows the chat at a gateway."""
     async with (
         running_nats() as nats,
-        member(database, nats.url, prefix),
+        member(database, nats.url, prefix, ROWCAST_NATS_CONTENT=content),
         gateway(nats.url, prefix) as node,
         AsyncExitStack() as stack,
     ):
         yield nats, await follow(stack, node, chat)
 
 
-async def test_clients_of_a_gateway_miss_nothing_when_nats_is_killed(database: str, chat: Chat, prefix: str) -> None:
-    async with following(database, chat, prefix) as (nats, client):
+@in_both_modes
+async def test_clients_of_a_gateway_miss_nothing_when_nats_is_killed(
+    database: str, chat: Chat, prefix: str, content: str
+) -> None:
+    async with following(database, chat, prefix, content) as (nats, client):
         await chat.say("0")
         for number in range(1, 4):
             await nats.kill()
@@ -139,8 +156,11 @@ async def test_clients_of_a_gateway_miss_nothing_when_nats_is_killed(database: s
         )
 
 
-async def test_clients_of_a_gateway_miss_nothing_when_nats_hangs(database: str, chat: Chat, prefix: str) -> None:
-    async with following(database, chat, prefix) as (nats, client):
+@in_both_modes
+async def test_clients_of_a_gateway_miss_nothing_when_nats_hangs(
+    database: str, chat: Chat, prefix: str, content: str
+) -> None:
+    async with following(database, chat, prefix, content) as (nats, client):
         nats.signal(signal.SIGSTOP)
         for number in range(20):
             await chat.say(str(number))
@@ -176,16 +196,17 @@ async def test_a_gateway_gives_up_a_connection_that_something_in_between_has_for
         assert "carried nothing any more" in lost["data"]["reason"]
 
 
+@in_both_modes
 async def test_a_leader_that_is_killed_loses_nothing_for_clients_of_a_gateway(
-    database: str, chat: Chat, nats: NatsServer, prefix: str
+    database: str, chat: Chat, nats: NatsServer, prefix: str, content: str
 ) -> None:
     async with (
-        member(database, nats.url, prefix) as one,
+        member(database, nats.url, prefix, ROWCAST_NATS_CONTENT=content) as one,
         gateway(nats.url, prefix) as two,
         AsyncExitStack() as stack,
     ):
         client = await follow(stack, two, chat)
-        async with member(database, nats.url, prefix):
+        async with member(database, nats.url, prefix, ROWCAST_NATS_CONTENT=content):
             await chat.say("0")
             one.process.send_signal(signal.SIGKILL)
             await one.process.wait()
@@ -202,8 +223,9 @@ async def test_signals_reach_clients_of_other_nodes(database: str, chat: Chat, n
             assert ("signal", {"on": True}) == (frame["op"], frame["data"])
 
 
+@in_both_modes
 async def test_members_and_gateways_need_no_more_rights_than_the_guide_grants(
-    database: str, chat: Chat, tmp_path: Path
+    database: str, chat: Chat, tmp_path: Path, content: str
 ) -> None:
     certificate, key = self_signed(tmp_path)
     [configuration] = [code for _, language, code in blocks("docs/scale.md") if language == "conf"]
@@ -212,7 +234,9 @@ async def test_members_and_gateways_need_no_more_rights_than_the_guide_grants(
     trusted = {"ROWCAST_NATS_CA_FILE": str(certificate)}
     async with (
         running_nats(configuration) as nats,
-        member(database, f"tls://member:PASSWORD@{nats.address}", "chat", **trusted) as one,
+        member(
+            database, f"tls://member:PASSWORD@{nats.address}", "chat", **trusted, ROWCAST_NATS_CONTENT=content
+        ) as one,
         gateway(f"tls://gateway:PASSWORD@{nats.address}", "chat", **trusted) as two,
         AsyncExitStack() as stack,
     ):
@@ -225,9 +249,9 @@ async def test_members_and_gateways_need_no_more_rights_than_the_guide_grants(
         assert [] == [line for node in (one, two) for line in node.warnings() if line["event"] == "relay_refused"]
         async with running_link(f"tls://gateway:PASSWORD@{nats.address}", "chat", ca_file=certificate) as link:
             await link.connected.wait()
-            for subject in ("log", "beat"):
+            for subject in ("log", "beat", "t.1"):
                 link.publish(subject, b"forged")
-                while f'publish to "chat.{subject}"' not in link.failure:
+                while f'publish to "chat.{subject.replace("t.1", "t.>")}"' not in link.failure:
                     await asyncio.sleep(0.001)
 
 

@@ -237,16 +237,16 @@ async def test_a_user_is_known_by_the_url_and_a_refused_subject_by_its_name(monk
             with capture_logs() as logs:
                 link.publish("log", b"forged")
                 assert 'NATS does not permit this node to publish to "p.log"' == await until_failed(link)
-                link.subscribe("t.1", received.receive)
+                link.subscribe("x.1", received.receive)
                 while "subscribe" not in link.failure:
                     await asyncio.sleep(0.001)
             assert {"relay_refused"} == {line["event"] for line in logs}
             assert (2, True) == (len(logs), link.connected.is_set())
             assert b"forged" not in received.messages
-            server.configure(USERS.replace('"P.beat"', '"P.beat", "P.t.1"'))
+            server.configure(USERS.replace('"P.beat"', '"P.beat", "P.x.1"'))
             server.signal(signal.SIGHUP)
             while b"t" not in received.messages:
-                member.publish("t.1", b"t")
+                member.publish("x.1", b"t")
                 await asyncio.sleep(0.01)
             assert "" == link.failure
 

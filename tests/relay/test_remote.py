@@ -59,6 +59,7 @@ CALLS: dict[str, tuple[Callable[[Ask], Awaitable[object]], type[RowcastError]]] 
     "read_topics": (lambda ask: RemoteLogReader(ask, here).read_topics([A], Seq(0), Seq(1), 1), LogUnavailable),
     "continuity": (lambda ask: RemoteLogReader(ask, here).continuity(HERE), LogUnavailable),
     "batches": (lambda ask: RemoteLogReader(ask, here).batches(HERE), LogUnavailable),
+    "contents": (lambda ask: RemoteLogReader(ask, here).contents(HERE, Seq(8), [1]), LogUnavailable),
     "rights": (lambda ask: RemoteGrants(ask, epoch).readable_from("ada", A), GrantsUnavailable),
     "slow_rights": (lambda ask: RemoteGrants(ask, epoch, str).readable_from("ada", A), GrantsUnavailable),
     "rows": (lambda ask: RemoteRows(ask).read(Wanted(A, None)), LogUnavailable),
@@ -130,7 +131,12 @@ async def test_no_error_arrives_that_the_port_does_not_promise(name: str, code: 
         raise AnswerError(code, OTHER_ERRORS[code])
 
     call, promised = CALLS[name]
-    also = {"read_topics": LogTruncated, "batches": LogTruncated, "rows": SnapshotTooLarge}.get(name, promised)
+    also = {
+        "read_topics": LogTruncated,
+        "batches": LogTruncated,
+        "contents": LogTruncated,
+        "rows": SnapshotTooLarge,
+    }.get(name, promised)
     with pytest.raises((promised, also)):
         await call(ask)
 

@@ -234,6 +234,7 @@ def test_the_metrics_page_shows_every_metric_and_no_label_that_clients_could_cho
         "pack",
         "table",
         "outcome",
+        "result",
         "source",
         "reason",
         "code",

@@ -97,6 +97,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "warn",
             "captured events get no numbers, so nothing new is delivered; says why, if this daemon knows",
         ),
+        "nats_server_ended": Event(
+            "warn", "the NATS server of `daemon up --nodes` ended; says why, and it is started again after a delay"
+        ),
         "waiting_for_members": Event("warn", "a gateway that starts hears no member over NATS; says why"),
         "relay_connected": Event(
             "info", "NATS, which carries messages between nodes, is reached; says at which server"
@@ -104,6 +107,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "relay_lost": Event("warn", "NATS cannot be reached; says why, and it is tried until it can"),
         "relay_unreadable": Event(
             "error", "a message of a member cannot be read; says why: run the same version on all nodes"
+        ),
+        "relay_mixed": Event(
+            "error", "a gateway hears members of different databases; give each a ROWCAST_NATS_PREFIX of its own"
         ),
         "relay_refused": Event(
             "warn", "NATS does not permit this node to use a subject; says which, and it is tried again"

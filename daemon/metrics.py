@@ -211,6 +211,9 @@ RESETS: Final = Counter(
     ["reason"],
     registry=REGISTRY,
 )
+GATEWAY: Final = Gauge("rowcast_gateway", "1 in a gateway, which has no database, else 0.", registry=REGISTRY)
+MEMBERS: Final = Gauge("rowcast_members", "Members that this gateway hears; 0 in a daemon.", registry=REGISTRY)
+RELAY_CONNECTED: Final = Gauge("rowcast_relay_connected", "1 while NATS is reached, else 0.", registry=REGISTRY)
 RELAY_BATCHES: Final = Counter(
     "rowcast_relay_batches_total",
     "Batches for gateways, by what became of them: sent, dropped because NATS could not take them, unreadable here.",

@@ -20,7 +20,7 @@ from daemon.app.node import (
     process_name,
     schema_functions,
 )
-from daemon.app.site import site
+from daemon.app.site import KEPT, console_options, site
 from daemon.core.ports import PeopleStore
 from daemon.delivery.canary import CANARY, Canary
 from daemon.delivery.pack_router import PackRouter
@@ -46,9 +46,10 @@ from daemon.log.rows import PgRowReader
 from daemon.log.sequencer import Sequencer
 from daemon.log.sharing import SIGNALS_CHANNEL, PgAcks, PgBroadcast, PgPeople, PgSignalRights
 from daemon.packs import Pack
-from daemon.pages.console import Console, ConsoleOptions
+from daemon.pages.console import Console, Lag
 from daemon.pages.demo import Demo
 from daemon.pages.demo import handlers as demo_handlers
+from daemon.pages.kept import PgKept
 from daemon.postgres.connect import SESSION, Connect, Connection, OnUnusable, Pool, connect
 from daemon.schema.health import SchemaHealth
 from daemon.settings import Settings
@@ -108,11 +109,10 @@ def build(
     def delivery_age() -> float:
         return max(pump.read_age, backlog.age)
 
-    if relay is not None:
-        relay.connect(node, sequencer.leading.is_set, delivery_age, people_of(pool, router), identity.user_of)
     warnings = [each.warnings for each in (notify_watch, retention, scheduler, identity.keys, tls)]
     if relay is not None:
         warnings.append(relay.warnings)
+        metrics.RELAY_CONNECTED.set_function(relay.link.connected.is_set)
     readiness = _readiness(tunnel_problems, schema, notifier, pump, backlog, retention, canary, warnings)
     context = client_context(
         settings,
@@ -122,12 +122,15 @@ def build(
         delivery_age,
         lambda: node.own_tables.contract,
     )
-    console = Console(
-        live, pump, live.log_cache, backlog, readiness, pool, _console_options(settings, identity, demo)
-    )
+    kept = PgKept(pool)
+    options = console_options(settings, identity, has_samples=demo is not None)
+    console = Console(live, lambda: Lag(backlog.age, pump.read_age), readiness, kept.read, kept.replay, options)
     handlers = console.handlers()
     if demo is not None:
         handlers |= demo_handlers(demo, pool, identity.verify, lambda: gateway.door)
+    if relay is not None:
+        people, for_gateways = people_of(pool, router), {**handlers, KEPT: kept.page}
+        relay.connect(node, sequencer.leading.is_set, delivery_age, people, identity.user_of, for_gateways)
     pages = site(readiness, lambda: router.all_packs, handlers)
     console.gateway = gateway = build_gateway(settings, context.open_client, pages, tls)
     connect_metrics(live, gateway, gateway_limits(settings), identity.keys, readiness)
@@ -183,11 +186,6 @@ def _build_pump(settings: Settings, pool: Pool, node: Node, numbers: asyncio.Eve
         poll_every=settings.poll_every,
         chunk=settings.read_chunk,
     )
-
-
-def _console_options(settings: Settings, identity: Identity, demo: Demo | None) -> ConsoleOptions:
-    is_local_trusted = settings.environment != "production"
-    return ConsoleOptions(identity.verify, is_local_trusted, settings.workers, demo is not None)
 
 
 def _scheduler(settings: Settings, pool: Pool, on_unusable: OnUnusable) -> Scheduler:

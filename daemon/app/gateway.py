@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,8 +19,8 @@ from daemon.app.node import (
     process_name,
     schema_functions,
 )
-from daemon.app.relay import open_link, receive_signals
-from daemon.app.site import site
+from daemon.app.relay import open_link, page_of_member, read_kept, receive_signals
+from daemon.app.site import console_options, site
 from daemon.core.errors import RowcastError
 from daemon.delivery.contents import Interest
 from daemon.delivery.feed import Feed
@@ -33,6 +33,7 @@ from daemon.gateway.tls import Tls
 from daemon.health import Check, Readiness
 from daemon.logs import get_logger
 from daemon.packs import by_schema
+from daemon.pages.console import Console, Lag
 from daemon.relay import codec
 from daemon.relay.codec import Pull
 from daemon.relay.contents import ContentSubscriptions
@@ -56,7 +57,9 @@ from daemon.settings import Settings
 
 log = get_logger()
 
+NO_BEATS: Final = "no member sends beats: see that members run, with the same ROWCAST_NATS_PREFIX"
 CHECK_INTERVAL: Final = 0.5  # seconds
+MAX_FAILOVER: Final = 5.0  # seconds for which members may be at different databases
 NOTED: Final = 5.0  # seconds that a message which cannot be read counts: other members go on beating meanwhile
 
 
@@ -74,6 +77,16 @@ class GatewayParts:
     keys: KeySource
     use_door: Callable[[Settings], None]
 
+    def why_waiting(self) -> str:
+        """Why this gateway cannot begin, in one line."""
+        reasons = self.link.failure, *self.members.problems(), self.feed.failure, NO_BEATS
+        return next(reason for reason in reasons if reason)
+
+
+MIXED_PROBLEM: Final = (
+    "members of different databases send beats: give each database a ROWCAST_NATS_PREFIX of its own"
+)
+
 
 @dataclass
 class Members:
@@ -85,6 +98,9 @@ class Members:
     interest: Interest
     _problem: str = field(default="", init=False)
     _noted_at: float = field(default=float("-inf"), init=False)
+    _epochs: dict[str, tuple[str, float]] = field(default_factory=dict, init=False)  # by member, and when it beat
+    _mixed_since: float | None = field(default=None, init=False)  # when members began to be of different databases
+    _mixed_logged: bool = field(default=False, init=False)
     _beat_at: float | None = field(default=None, init=False)  # None if none has arrived since the last reconnect
 
     def receive_batch(self, payload: bytes) -> None:
@@ -114,17 +130,20 @@ class Members:
             self._note(error)
             return
         self._beat_at = time.monotonic()
+        self._epochs[beat.member] = beat.epoch, self._beat_at
         self.client.record_beat(beat.member)
         self.feed.record_beat(beat)
 
     async def run(self) -> None:
-        """Give up a connection over which beats have come and come no more, until cancelled.
+        """Look after what beats show, until cancelled.
 
-        Something in between may have forgotten the connection. If members have really gone, one attempt is enough.
+        A connection is given up over which beats have come and come no more: something in between may have forgotten
+        it. If members have really gone, one attempt is enough.
         """
         while True:
             await asyncio.sleep(CHECK_INTERVAL)
             self.interest.sweep()
+            self._compare_epochs()
             is_silent = self._beat_at is not None and time.monotonic() - self._beat_at > FRESH
             if is_silent and self.link.connected.is_set():
                 self._beat_at = None
@@ -132,19 +151,46 @@ class Members:
 
     def problems(self) -> Iterable[str]:
         """Why this gateway is not ready, as far as messages are concerned."""
-        return [self._problem] if time.monotonic() - self._noted_at < NOTED else []
+        unreadable = [self._problem] if time.monotonic() - self._noted_at < NOTED else []
+        return [*unreadable, *([MIXED_PROBLEM] if self._is_mixed else [])]
+
+    @property
+    def _is_mixed(self) -> bool:
+        return self._mixed_since is not None and time.monotonic() - self._mixed_since > MAX_FAILOVER
+
+    def _compare_epochs(self) -> None:
+        """Members of one database have one epoch; while it fails over, they may differ for a moment."""
+        now = time.monotonic()
+        self._epochs = {member: found for member, found in self._epochs.items() if now - found[1] < FRESH}
+        if len({epoch for epoch, _ in self._epochs.values()}) <= 1:
+            self._mixed_since = None
+        elif self._mixed_since is None:
+            self._mixed_since = now
+        elif self._is_mixed and not self._mixed_logged:
+            log.error("relay_mixed", reason=MIXED_PROBLEM)
+        self._mixed_logged = self._is_mixed
 
     def _note(self, error: RowcastError) -> None:
         metrics.RELAY_BATCHES.labels(result="unreadable").inc()
-        if [str(error)] != self.problems():
+        if str(error) not in self.problems():
             log.error("relay_unreadable", reason=str(error))
         self._problem, self._noted_at = str(error), time.monotonic()
 
 
 def build_gateway_parts(
-    settings: Settings, authenticator: Authenticator, keys: KeySource, tls: Tls, *, has_users: bool
+    settings: Settings,
+    authenticator: Authenticator,
+    keys: KeySource,
+    tls: Tls,
+    *,
+    has_users: bool,
+    samples: Sequence[tuple[str, str]],
+    is_open: bool,
 ) -> GatewayParts:
-    """Make every part of a gateway and connect them; nothing runs yet. Raises BadNatsSettings."""
+    """Make every part of a gateway and connect them; nothing runs yet. Raises BadNatsSettings.
+
+    A member answers requests with the methods and paths `samples`. With `is_open`, every listener has all pages.
+    """
     process = process_name()
     link = open_link(settings, process)
     client = MemberClient(link.ask, TIMEOUTS)
@@ -170,10 +216,22 @@ def build_gateway_parts(
         lambda: feed.age,
         lambda: feed.contract or node.own_tables.contract,
     )
-    pages = site(readiness, lambda: router.all_packs, {})
-    gateway = build_gateway(settings, context.open_client, pages, tls)
+    console = Console(
+        node.live,
+        lambda: Lag(feed.age if feed.age > FRESH else 0.0, feed.age),
+        readiness,
+        lambda: read_kept(client.ask),
+        page_of_member(client.ask),
+        console_options(settings, identity, has_samples=bool(samples)),
+    )
+    handlers = console.handlers() | dict.fromkeys(samples, page_of_member(client.ask))
+    pages = site(readiness, lambda: router.all_packs, handlers)
+    console.gateway = gateway = build_gateway(settings, context.open_client, pages, tls, is_open=is_open)
     connect_metrics(node.live, gateway, gateway_limits(settings), keys, readiness)
     metrics.BEAT_AGE.set_function(lambda: feed.age)
+    metrics.GATEWAY.set(1)
+    metrics.MEMBERS.set_function(lambda: len(client.fresh))
+    metrics.RELAY_CONNECTED.set_function(link.connected.is_set)
     return GatewayParts(link, members, contents, feed, node, gateway, readiness, keys, door_setter(gateway, context))
 
 

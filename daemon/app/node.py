@@ -165,9 +165,12 @@ def client_context(
     )
 
 
-def build_gateway(settings: Settings, open_client: OpenClient, whole: Site, tls: Tls) -> Gateway:
-    """The gateway; if there is a listener for metrics, what is for operators is only there."""
-    public = whole if settings.metrics_listen is None else whole.without(_FOR_OPERATORS, {"/readyz": _bare_readiness})
+def build_gateway(
+    settings: Settings, open_client: OpenClient, whole: Site, tls: Tls, *, is_open: bool = False
+) -> Gateway:
+    """The gateway; if there is a listener for metrics, what is for operators is only there, unless `is_open`."""
+    is_whole = is_open or settings.metrics_listen is None
+    public = whole if is_whole else whole.without(_FOR_OPERATORS, {"/readyz": _bare_readiness})
     limits, door = gateway_limits(settings), door_of(settings)
     return Gateway(open_client, public, admin_site=whole, limits=limits, door=door, tls=tls)
 

@@ -1,16 +1,24 @@
 """Composition of what connects nodes: the link of each, and what a member does for the gateways."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Final
 
 from daemon.app.node import Node, process_name
+from daemon.app.site import KEPT
 from daemon.core.batch import Beat, LogBatch
 from daemon.core.change import Change, Position
+from daemon.core.errors import LogUnavailable
 from daemon.core.ports import Age, Broadcast, PeopleStore
 from daemon.delivery.snapshots import checked
+from daemon.gateway.http import NOT_FOUND, Call, Handler, Page, Request, text_page
 from daemon.gateway.identity import UserOf
+from daemon.pages.kept import Kept, KeptUnavailable
 from daemon.relay.link import Link, LinkOptions
+from daemon.relay.pages import PAGE, PageAnswer, PageCall
+from daemon.relay.port_questions import Ask
 from daemon.relay.publisher import SIGNALS, NatsBroadcast, Publisher
 from daemon.relay.service import MemberPorts, Service
 from daemon.settings import Settings
@@ -39,6 +47,49 @@ def receive_signals(link: Link, node: Node) -> None:
     link.subscribe(SIGNALS, lambda payload: node.sharing.signals.receive(payload.decode(errors="replace")))
 
 
+async def _answer(call: PageCall, handlers: Mapping[tuple[str, str], Handler]) -> PageAnswer:
+    """The page of a member for a request that a gateway has let in."""
+    handler = handlers.get((call.method, call.path))
+    if handler is None:
+        page = NOT_FOUND
+    else:
+        request = Request(call.method, call.path, call.query, "1.1", call.headers, 0, len(call.body))
+        page = await handler(Call(request, call.body, call.is_local))
+    return PageAnswer(page.status, page.content_type, page.headers, page.body)
+
+
+def page_of_member(ask: Ask) -> Handler:
+    """Answers requests with what a member answers."""
+
+    async def handle(call: Call) -> Page:
+        request = call.request
+        asked = PageCall(
+            request.method, request.path, request.query, request.headers, call.is_local, bytes(call.body)
+        )
+        try:
+            return Page(*await _put(ask, asked))
+        except LogUnavailable as error:
+            return text_page(f"A member has to answer this, and none does: {error.reason}.", 503)
+
+    return handle
+
+
+async def read_kept(ask: Ask) -> Kept:
+    """See ReadKept: what a member has read."""
+    try:
+        status, body, *_ = await _put(ask, PageCall(*KEPT, "", {}, False, b""))
+    except LogUnavailable as error:
+        raise KeptUnavailable(error.reason) from None
+    if status != HTTPStatus.OK:
+        raise KeptUnavailable(body.decode().strip())
+    return Kept(*json.loads(body))
+
+
+async def _put(ask: Ask, asked: PageCall) -> tuple[int, bytes, str, Mapping[str, str]]:
+    answer = await PAGE.put(ask, asked)
+    return answer.status, answer.body, answer.content_type, answer.headers
+
+
 class MemberRelay:
     """What a member tells the gateways, and answers them."""
 
@@ -56,8 +107,9 @@ class MemberRelay:
         age: Age,
         people: Callable[[str], PeopleStore],
         user_of: UserOf | None,
+        handlers: Mapping[tuple[str, str], Handler],
     ) -> None:
-        """Publish what this node publishes while it leads, and answer with its ports."""
+        """Publish what this node publishes while it leads, and answer with its ports, and with these handlers."""
         live, router, ports = node.live, node.router, node.ports
 
         def beat() -> Beat:
@@ -87,6 +139,7 @@ class MemberRelay:
                 acks=ports.acks,
                 signal_rights=ports.signal_rights,
                 user_of=user_of,
+                page=lambda call: _answer(call, handlers),
             )
         )
         self.link.answer(self._name, service.answer)

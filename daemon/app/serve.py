@@ -143,10 +143,13 @@ async def gateway_running(
     inherited: Sequence[socket.socket] = (),
     should_accept: Callable[[int], bool] = lambda _: True,
     reloads: Reloads | None = None,
+    samples: Sequence[tuple[str, str]] = (),
+    is_open: bool = False,
 ) -> AsyncIterator[Running]:
     """The same as `running` for a gateway, which has no database. When the block begins, it knows the log's head.
 
-    Waits for a member as long as it takes, and logs `waiting_for_members` meanwhile. Raises an OperatorFault.
+    `samples` and `is_open` are passed to `build_gateway_parts`. Waits for a member as long as it takes, and logs
+    `waiting_for_members` meanwhile. Raises an OperatorFault.
     """
     from daemon.app.gateway import build_gateway_parts  # noqa: PLC0415 - most daemons are none
 
@@ -155,7 +158,9 @@ async def gateway_running(
     has_users = users_statement(settings) is not None
     authenticator, keys = await load_keys(settings, reloads)
     tls = await load_certificate(settings, reloads)
-    parts = build_gateway_parts(settings, authenticator, keys, tls, has_users=has_users)
+    parts = build_gateway_parts(
+        settings, authenticator, keys, tls, has_users=has_users, samples=samples, is_open=is_open
+    )
     if reloads is not None:
         reloads.use_door = parts.use_door
     async with AsyncExitStack() as stack:
@@ -170,9 +175,7 @@ async def gateway_running(
                 async with asyncio.timeout(MEMBER_TIMEOUT):
                     await parts.feed.started.wait()
             except TimeoutError:
-                log.warning(
-                    "waiting_for_members", reason=parts.link.failure or parts.feed.failure or "no member sends beats"
-                )
+                log.warning("waiting_for_members", reason=parts.why_waiting())
         for sharing in (parts.node.sharing.signals, parts.node.sharing.presence, parts.node.sharing.acks):
             run_in_background(sharing.run())
         yield await _open_ports(stack, settings, parts, None, inherited, should_accept)

@@ -2,15 +2,27 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from daemon import __version__, metrics
 from daemon.contracts.asyncapi import asyncapi
 from daemon.contracts.schema import json_schema
 from daemon.files import folder
 from daemon.gateway.http import Handler, Page, Site, json_page, script_page, static_pages, text_page
+from daemon.gateway.identity import Identity
 from daemon.health import Readiness
 from daemon.packs import Pack
+from daemon.pages.console import ConsoleOptions
+from daemon.settings import Settings
+
+KEPT: Final = "GET", "/console/kept"
+"""Where a gateway asks a member for what its own console shows of the database. No listener has it."""
+
+
+def console_options(settings: Settings, identity: Identity, *, has_samples: bool) -> ConsoleOptions:
+    """Who may see the console."""
+    is_local_trusted = settings.environment != "production"
+    return ConsoleOptions(identity.verify, is_local_trusted, settings.workers, has_samples)
 
 
 def site(

@@ -27,7 +27,14 @@ def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: boo
 
     options = options.having(data_dir=data_dir, listen=listen)
     options = options.quiet()
-    run(options.settings, up(options.settings, demo=demo, gateways=nodes or 0, read_settings=options.read_settings))
+    work = up(
+        options.settings,
+        demo=demo,
+        gateways=nodes or 0,
+        options=["--config", str(options.config)] if options.config is not None else [],
+        read_settings=options.read_settings,
+    )
+    run(options.settings, work)
 
 
 @click.command()

@@ -4,8 +4,9 @@ import errno
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -22,6 +23,9 @@ from daemon.cli.watch import unwatch, watch, watches
 from daemon.core.errors import OperatorFault, RowcastError, fault_in
 from daemon.logs import get_logger
 from daemon.settings import Settings
+
+if TYPE_CHECKING:
+    from daemon.app.serve import Serving
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -133,11 +137,11 @@ def _hold_hangup() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
-def _run(options: Options, settings: Settings, *, is_gateway: bool = False) -> None:
+def _run(options: Options, settings: Settings, serving: "Serving | None" = None) -> None:
     """Serve with one process or more."""
-    from daemon.app.serve import gateway_running, running, serve
+    from daemon.app.serve import running, serve
 
-    serving = gateway_running if is_gateway else running
+    serving = serving or running
     if settings.workers == 1:
         run(settings, serve(settings, read_settings=options.read_settings, serving=serving))
     else:
@@ -147,16 +151,26 @@ def _run(options: Options, settings: Settings, *, is_gateway: bool = False) -> N
 
 
 @click.command()
+@click.option("--demo", is_flag=True, hidden=True, help="Pass on what the sample users of `daemon up` do.")
+@click.option("--open", "is_open", is_flag=True, hidden=True, help="Have the pages for operators at both addresses.")
 @click.pass_obj
-def gateway(options: Options) -> None:
+def gateway(options: Options, *, demo: bool, is_open: bool) -> None:
     """Serve clients without a database, over NATS.
 
     Everything is asked of daemons with the same ROWCAST_NATS_URL.
     """
     _hold_hangup()
+    from daemon.app.serve import gateway_running
+
     settings = options.settings
     configure_logs(settings)
-    _run(options, settings, is_gateway=True)
+    samples = []
+    if demo:
+        from daemon.commands.seed import demo_actions
+        from daemon.pages.demo import requests
+
+        samples = requests(demo_actions(settings))
+    _run(options, settings, partial(gateway_running, samples=samples, is_open=is_open))
 
 
 _COMMANDS = (

@@ -49,12 +49,13 @@ def config(options: Options, *, as_json: bool) -> None:
 @click.command()
 @click.option("--watch", is_flag=True, help="Look again every 2 seconds, until interrupted.")
 @_as_json
+@data_dir_option("Data directory of the `daemon up --nodes` whose nodes to show.")
 @click.pass_obj
-def status(options: Options, *, watch: bool, as_json: bool) -> None:
+def status(options: Options, *, watch: bool, as_json: bool, data_dir: Path | None) -> None:
     """Show how the running daemon is, from its own pages. Exit with 1 if it is not ready."""
     from daemon.commands.status import status
 
-    settings = options.quiet().settings
+    settings = options.having(data_dir=data_dir).quiet().settings
     configure_logs(settings)
     try:
         if not status(settings, watch=watch, as_json=as_json):

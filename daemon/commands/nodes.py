@@ -3,17 +3,20 @@
 import asyncio
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
 import socket
 import sys
+import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Final, NoReturn
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -21,8 +24,18 @@ from daemon.app.serve import Running
 from daemon.core.errors import OperatorFault
 from daemon.files import write_private
 from daemon.gateway.server import bind
+from daemon.logs import get_logger
+from daemon.postgres.backoff import backoff_delay
 from daemon.settings import Address, Settings
+from daemon.settings.local import Node
+from daemon.settings.reload import DOOR, KEYS
 from daemon.systemd import FIRST_FD
+
+log = get_logger()
+
+STABLE: Final = 5.0  # seconds after which a NATS server that ends is started again at once
+MAX_PAUSE: Final = 5.0  # seconds until it is
+PORTS: Final = 20_000, 30_000  # the range in which gateways answer operators
 
 # It notices a peer that vanished within seconds, and never slows members down for a gateway that does not read. The
 # token keeps other users of this machine out.
@@ -72,19 +85,6 @@ class NodeEnded(OperatorFault):
         self.how = f"exit code {code}" if code >= 0 else str(signal.strsignal(-code))
 
 
-@dataclass(frozen=True)
-class Nats:
-    """A NATS server that runs."""
-
-    url: str
-    process: Process
-    log: Path
-
-    async def end(self) -> NoReturn:
-        """Wait until it ends. Raises NodeEnded."""
-        raise NodeEnded("The NATS server", await self.process.wait(), f"{self.log} says")
-
-
 def find_nats_server() -> str:
     """The program: on the PATH, or installed with this Python. Raises NoNatsServer."""
     beside = Path(sys.executable).with_name("nats-server")
@@ -94,28 +94,70 @@ def find_nats_server() -> str:
     return program
 
 
-@asynccontextmanager
-async def running_nats(data_dir: Path) -> AsyncIterator[Nats]:
-    """A NATS server on a port of its own, for this user only. Raises NoNatsServer and NodeEnded."""
-    program, token = find_nats_server(), secrets.token_urlsafe(24)
-    configuration, log = data_dir / "nats.conf", data_dir / "nats.log"
-    write_private(configuration, _CONFIGURATION.format(token=token))
-    _remove_leftovers(data_dir, log)
-    place = "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(data_dir)
-    async with _child(program, "-c", str(configuration), "-l", str(log), *place, environment={}) as process:
-        ports = data_dir / f"nats-server_{process.pid}.ports"
+class Nats:
+    """A NATS server on a port of its own, for this user only. One that ends is started again, on the same port."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Raises NoNatsServer."""
+        self._program, self._token = find_nats_server(), secrets.token_urlsafe(24)
+        self._data_dir, self._log = data_dir, data_dir / "nats.log"
+        self._address = "127.0.0.1:-1"
+        self._process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is, with the token."""
+        return f"nats://{self._token}@{self._address}"
+
+    async def start(self) -> None:
+        """Start it, and wait until it listens. Raises NodeEnded."""
+        write_private(self._data_dir / "nats.conf", _CONFIGURATION.format(token=self._token))
+        self._log.unlink(missing_ok=True)
+        self._process = process = await self._launch()
+        ports = self._data_dir / f"nats-server_{process.pid}.ports"
         while not ports.exists() or not (text := ports.read_text()):
             if process.returncode is not None:
-                raise NodeEnded("The NATS server", process.returncode, f"{log} says")
+                raise NodeEnded("The NATS server", process.returncode, f"{self._log} says")
             await asyncio.sleep(0.01)
-        [address] = json.loads(text)["nats"]
-        yield Nats(address.replace("nats://", f"nats://{token}@"), process, log)
+        [found] = json.loads(text)["nats"]
+        self._address = found.removeprefix("nats://")
+
+    async def run(self) -> NoReturn:
+        """Start it again whenever it ends, until cancelled."""
+        attempt = 0
+        while True:
+            assert self._process is not None
+            began = time.monotonic()
+            fault = NodeEnded("The NATS server", await self._process.wait(), f"{self._log} says")
+            attempt = 0 if time.monotonic() - began > STABLE else attempt + 1
+            pause = backoff_delay(attempt, maximum=MAX_PAUSE)
+            log.warning("nats_server_ended", reason=str(fault), pause=round(pause, 3))
+            await asyncio.sleep(pause)
+            self._process = await self._launch()
+
+    async def stop(self) -> None:
+        """Stop it, if it runs."""
+        if self._process is not None:
+            await _stop(self._process)
+
+    async def _launch(self) -> Process:
+        for leftover in self._data_dir.glob("nats-server_*.ports"):
+            leftover.unlink(missing_ok=True)  # of one that was killed
+        host, _, port = self._address.rpartition(":")
+        place = "-a", host, "-p", port, "--ports_file_dir", str(self._data_dir)
+        command = self._program, "-c", str(self._data_dir / "nats.conf"), "-l", str(self._log), *place
+        return await _start(*command, environment={})
 
 
-def _remove_leftovers(data_dir: Path, log: Path) -> None:
-    """Remove the log of the last server, and what a killed one has left behind."""
-    for leftover in (log, *data_dir.glob("nats-server_*.ports")):
-        leftover.unlink(missing_ok=True)
+@asynccontextmanager
+async def running_nats(data_dir: Path) -> AsyncIterator[Nats]:
+    """A NATS server. Raises NoNatsServer and NodeEnded."""
+    nats = Nats(data_dir)
+    try:
+        await nats.start()
+        yield nats
+    finally:
+        await nats.stop()
 
 
 @dataclass(frozen=True)
@@ -125,6 +167,11 @@ class Nodes:
     count: int
     sockets: Sequence[socket.socket]
     nats: Nats | None  # None if it is another one, which somebody else runs
+    options: Sequence[str]  # of the command line: where settings are read from
+    modes: Sequence[str]  # options of the command gateway
+    metrics: Address | None  # where the first of them answers operators, and the others behind it
+    overrides: dict[str, str]  # what is different in the environment of the gateways
+    _supervisors: list[Process] = field(default_factory=list)
 
     def address_of(self, member: Running) -> Running:
         """Where clients of the gateways connect to."""
@@ -140,57 +187,87 @@ class Nodes:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._run_gateways(settings))
             if self.nats is not None:
-                group.create_task(self.nats.end())
+                group.create_task(self.nats.run())
+
+    def reload(self) -> None:
+        """Let the gateways read again what can be reloaded."""
+        for process in self._supervisors:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGHUP)
+
+    def places(self, member: Running) -> list[Node]:
+        """Every node, and where it answers operators."""
+        if member.metrics_url is not None:
+            nodes = [Node("member", Address.parse(urlsplit(member.metrics_url).netloc))]
+        else:
+            nodes = [Node("member", Address(member.host, member.port), member.has_tls)]
+        if (first := self.metrics) is not None:
+            addresses = [Address(first.host, first.port + number) for number in range(self.count)]
+            nodes += [Node(f"gateway {number}", address) for number, address in enumerate(addresses)]
+        return nodes
 
     async def _run_gateways(self, settings: Settings) -> NoReturn:
-        command = sys.executable, "-m", "daemon", "--workers", str(self.count), "gateway"
-        async with _child(*command, environment=_environment(settings), sockets=self.sockets) as process:
+        command = sys.executable, "-m", "daemon", *self.options, "--workers", str(self.count), "gateway", *self.modes
+        environment = settings.as_environment(DOOR | KEYS) | self.overrides
+        process = await _start(*command, environment=environment, sockets=self.sockets)
+        try:
             for listening in self.sockets:
                 listening.close()
+            self._supervisors.append(process)
             raise NodeEnded("The gateways", await process.wait(), "the lines above say")
+        finally:
+            self._supervisors.clear()
+            await _stop(process)
 
 
 async def prepare_nodes(
-    stack: AsyncExitStack, settings: Settings, count: int
+    stack: AsyncExitStack, settings: Settings, count: int, options: Sequence[str], *, demo: bool
 ) -> tuple[Nodes, dict[str, SecretStr | Address]]:
     """So many gateways, which get the address of these settings, and the settings in which their member differs.
 
-    A NATS server runs until the stack ends; none is started if the settings name one. Raises NoNatsServer, NodeEnded
-    and ListenFailed.
+    A NATS server runs until the stack ends; none is started if the settings name one. `options` are those of the
+    command line that tell where settings are read from. Raises NoNatsServer, NodeEnded and ListenFailed.
     """
     nats, of_member = None, dict[str, SecretStr | Address](listen=Address("127.0.0.1", 0))
+    overrides = {"DATABASE_URL": ""}
+    if settings.secret is None:
+        overrides["ROWCAST_SECRET_FILE"] = str((settings.data_dir / "secret").absolute())
     if settings.nats_url is None:
         nats = await stack.enter_async_context(running_nats(settings.data_dir))
         of_member["nats_url"] = SecretStr(nats.url)
+        overrides |= {"ROWCAST_NATS_URL": nats.url, "ROWCAST_NATS_URL_FILE": ""}
     sockets = await bind(settings.listen.host, settings.listen.port)
     for listening in sockets:
         stack.callback(listening.close)
-    return Nodes(count, sockets, nats), of_member
+    modes = ["--demo"] if demo else []
+    if (metrics := settings.metrics_listen) is None:
+        metrics = Address("127.0.0.1", _free_ports(count))
+        modes.append("--open")
+    elif metrics.port:
+        metrics = replace(metrics, port=metrics.port + 1)
+    else:
+        metrics = None
+    if metrics is not None:
+        overrides["ROWCAST_METRICS_LISTEN"] = str(metrics)
+    return Nodes(count, sockets, nats, options, modes, metrics, overrides), of_member
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    """The environment of the gateways: the settings of the daemon, with ports for metrics behind its own."""
-    url = settings.nats_url
-    if (metrics := settings.metrics_listen) is not None and metrics.port:
-        settings = settings.model_copy(update={"metrics_listen": replace(metrics, port=metrics.port + 1)})
-    secrets_of_gateways = {
-        "ROWCAST_SECRET": settings.require_secret().decode(),
-        "ROWCAST_SECRET_FILE": "",
-        "ROWCAST_NATS_URL": url.get_secret_value() if url else "",
-        "ROWCAST_NATS_URL_FILE": "",
-        "DATABASE_URL": "",
-    }
-    return settings.as_environment() | secrets_of_gateways
+def _free_ports(count: int) -> int:
+    """The first of so many ports in a row at which nobody listens on this machine, as it seems."""
+    while True:
+        first = random.randrange(*PORTS)  # noqa: S311
+        with ExitStack() as stack, suppress(OSError):
+            for number in range(count):
+                listening = stack.enter_context(socket.socket())
+                listening.bind(("127.0.0.1", first + number))
+            return first
 
 
-@asynccontextmanager
-async def _child(
-    *command: str, environment: Mapping[str, str], sockets: Sequence[socket.socket] = ()
-) -> AsyncIterator[Process]:
-    """A process that is stopped at the end, and by the kernel if this process is killed."""
+async def _start(*command: str, environment: Mapping[str, str], sockets: Sequence[socket.socket] = ()) -> Process:
+    """A process that the kernel stops if this process is killed."""
     fds = [listening.fileno() for listening in sockets]
     of_systemd = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
-    process = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", "-c", _LAUNCHER),
         *map(str, (os.getpid(), FIRST_FD, len(fds), *fds)),
         *command,
@@ -200,9 +277,10 @@ async def _child(
         stdout=DEVNULL,
         start_new_session=True,  # Ctrl-C reaches only this process, which stops its children in order
     )
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
+
+
+async def _stop(process: Process) -> None:
+    """Ask a process to end, and wait for that."""
+    with suppress(ProcessLookupError):
+        process.terminate()
+    await process.wait()

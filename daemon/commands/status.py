@@ -5,6 +5,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import ClassVar, Final
 
@@ -13,11 +14,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.core.errors import OperatorFault
 from daemon.settings import Address, Settings
+from daemon.settings.local import Node, nodes_of
 
 ANSWER_TIMEOUT: Final = 5.0  # seconds
 WATCH_DELAY: Final = 2.0  # seconds between two looks
 
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing listens there
+
+_IN_JSON: Final = frozenset({"node", "clients", "members", "lag", "age", "queue", "dead letters"})
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -79,15 +83,15 @@ def _unverified() -> ssl.SSLContext:
 class Report:
     """What one process says about itself."""
 
-    def __init__(self, address: Address, *, has_tls: bool = False) -> None:
-        """Ask the process at this address. Raises NotRunning."""
+    def __init__(self, name: str, address: Address, has_tls: bool) -> None:
+        """Ask the process of this name, if it has one, at this address. Raises NotRunning."""
         try:
             self.readiness = json.loads(_get(address, "/readyz", has_tls=has_tls))
             self.is_ready = bool(self.readiness["ready"])
             families = list(text_string_to_metric_families(_get(address, "/metrics", has_tls=has_tls)))
         except (ValueError, KeyError, TypeError):
             raise NotRunning(address, "the pages there are not those of a daemon") from None
-        self.address = address
+        self.address, self.name = address, name
         self._samples = {
             (
                 sample.name,
@@ -111,13 +115,16 @@ class Report:
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """What to print: a heading and a text for each line."""
+        if self.name:
+            yield "node", self.name
         yield "address", str(self.address)
         yield "ready", "yes" if self.is_ready else "no"
         for reason in self.readiness.get("reasons", ()):
             yield "", reason
         for warning in self.readiness.get("warnings", ()):
             yield "warning", warning
-        yield "leader", self._leader()
+        if not self.is_gateway:
+            yield "leader", self._leader()
         value = self.value
         yield (
             "clients",
@@ -125,6 +132,28 @@ class Report:
             f"{value('rowcast_unauthenticated'):.0f} unauthenticated, {value('rowcast_clients_behind'):.0f} behind, "
             f"{value('rowcast_subscriptions'):.0f} subscriptions",
         )
+        yield from self._of_gateway() if self.is_gateway else self._of_database()
+
+    @property
+    def is_gateway(self) -> bool:
+        """Whether it is a gateway, which has no database."""
+        return bool(self.value("rowcast_gateway"))
+
+    def _of_gateway(self) -> Iterator[tuple[str, str]]:
+        value = self.value
+        members = (
+            f"{value('rowcast_members'):.0f} heard; NATS is {'' if value('rowcast_relay_connected') else 'not '}"
+        )
+        yield "members", f"{members}reached"
+        yield (
+            "lag",
+            f"nothing was missing {value('rowcast_beat_age_seconds'):.1f} s ago; "
+            f"position {value('rowcast_log_position'):.0f}",
+        )
+        yield from self._ages()
+
+    def _of_database(self) -> Iterator[tuple[str, str]]:
+        value = self.value
         notify = "received" if value("rowcast_listener_connected") else "lost"
         yield (
             "lag",
@@ -160,19 +189,62 @@ class Report:
             "address": str(self.address),
             **self.readiness,
             "leader": bool(self.value("rowcast_leader")),
-            **{name: text for name, text in lines if name in {"clients", "lag", "age", "queue", "dead letters"}},
+            **{name: text for name, text in lines if name in _IN_JSON},
         }
 
 
-def addresses(settings: Settings) -> Sequence[Address]:
-    """Where each process answers: at its port for metrics, or else one of them at the port for clients."""
-    first = settings.metrics_listen
+def places(settings: Settings) -> Sequence[Node]:
+    """Where each process answers: at its port for metrics, or else one of them at the port for clients.
+
+    Those of a `daemon up --nodes` that runs here count, unless the settings name an address only. Raises
+    DataDirUnusable.
+    """
+    given, first = settings.model_fields_set, settings.metrics_listen
+    may_be_local = "data_dir" in given or not {"listen", "metrics_listen"} & given
+    if may_be_local and (nodes := nodes_of(settings.data_dir)):
+        return nodes
     if first is None or not first.port:
-        return [settings.listen]
-    return [Address(first.host, first.port + number) for number in range(settings.workers)]
+        return [Node("", settings.listen, settings.tls_certificate is not None)]
+    return [Node("", Address(first.host, first.port + number)) for number in range(settings.workers)]
 
 
-def _print(reports: Sequence[Report], *, as_json: bool) -> None:
+@dataclass(frozen=True)
+class NoReport:
+    """What is to be said of a node that does not answer, while others do."""
+
+    node: Node
+    reason: str
+    is_ready: bool = False
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """What to print, as for a Report."""
+        yield "node", self.node.name
+        yield "address", str(self.node.address)
+        yield "ready", "no"
+        yield "", self.reason
+
+    def as_json(self) -> dict[str, object]:
+        """The same as one object."""
+        found = {"address": str(self.node.address), "node": self.node.name}
+        return {**found, "ready": False, "reasons": [self.reason]}
+
+
+def _look(nodes: Sequence[Node]) -> Sequence[Report | NoReport]:
+    """What each node says. Raises NotRunning if none answers."""
+    found = list[Report | NoReport]()
+    silent = list[NotRunning]()
+    for node in nodes:
+        try:
+            found.append(Report(*node))
+        except NotRunning as fault:
+            silent.append(fault)
+            found.append(NoReport(node, f"it does not answer ({fault.reason})"))
+    if len(silent) == len(nodes):
+        raise silent[0]
+    return found
+
+
+def _print(reports: Sequence[Report | NoReport], *, as_json: bool) -> None:
     for number, report in enumerate(reports):
         if as_json:
             click.echo(json.dumps(report.as_json()))
@@ -188,11 +260,9 @@ def status(settings: Settings, *, watch: bool, as_json: bool, sleep: Callable[[f
 
     Raises NotRunning, but with `watch` only prints it.
     """
-    is_at_clients_port = addresses(settings) == [settings.listen]
-    has_tls = settings.tls_certificate is not None and is_at_clients_port
     while True:
         try:
-            reports = [Report(address, has_tls=has_tls) for address in addresses(settings)]
+            reports = _look(places(settings))
         except NotRunning as fault:
             if not watch:
                 raise

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import click
 from pydantic import SecretStr
 
 from daemon.app.serve import Running, serve
-from daemon.commands.nodes import prepare_nodes
+from daemon.commands.nodes import Nodes, prepare_nodes
 from daemon.commands.seed import SeedRefused, demo_actions, seed, statements
 from daemon.commands.set_up import apply_in_child
 from daemon.embedded.server import EmbeddedPostgres
@@ -27,8 +28,16 @@ from daemon.packs import Pack, bundled
 from daemon.pages.demo import Demo
 from daemon.postgres.connect import Pool, acquired
 from daemon.postgres.errors import DATABASE_ERRORS, explain
-from daemon.settings import Settings
-from daemon.settings.local import DataDirUnusable, as_service, connection_file, service_file, with_local_instance
+from daemon.settings import Address, Settings
+from daemon.settings.local import (
+    DataDirUnusable,
+    Node,
+    as_service,
+    connection_file,
+    remembered_nodes,
+    service_file,
+    with_local_instance,
+)
 
 log = get_logger()
 
@@ -37,24 +46,28 @@ BOT_DELAY = (1.5, 5.0)  # seconds: the range of the random delay between two ste
 STEP_TIMEOUT = 10.0  # seconds for one step
 
 
-async def up(settings: Settings, *, demo: bool, gateways: int, read_settings: Callable[[], Settings]) -> None:
+async def up(
+    settings: Settings,
+    *,
+    demo: bool,
+    gateways: int,
+    options: Sequence[str],
+    read_settings: Callable[[], Settings],
+) -> None:
     """Set everything up and serve until SIGINT or SIGTERM. Raises an OperatorFault.
 
-    With `gateways`, so many of them serve clients at `settings.listen`, and this daemon is their member. The role in
-    ROWCAST_OWNER is taken on throughout: whoever may only apply the DDL could neither load the data nor serve.
+    With `gateways`, so many of them serve clients at `settings.listen`, and this daemon is their member. `options`
+    are those of the command line that tell where the settings are read from. The role in ROWCAST_OWNER is taken on
+    throughout: whoever may only apply the DDL could neither load the data nor serve.
     """
     if demo and settings.environment == "production":
         raise SeedRefused
     data_dir = settings.data_dir
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        if settings.secret is None and not (data_dir / "secret").exists():
-            write_private(data_dir / "secret", secrets.token_urlsafe(48))
-    except OSError as error:
-        raise DataDirUnusable(data_dir, error.strerror or str(error)) from None
-
+    _prepare(data_dir, needs_secret=settings.secret is None)
     async with AsyncExitStack() as stack:
-        nodes, of_member = await prepare_nodes(stack, settings, gateways) if gateways else (None, {})
+        nodes, of_member = (
+            await prepare_nodes(stack, settings, gateways, options, demo=demo) if gateways else (None, {})
+        )
         settings = settings.model_copy(update=of_member)
         if settings.dsn is None:
             postgres = await stack.enter_async_context(EmbeddedPostgres(data_dir))
@@ -75,12 +88,14 @@ async def up(settings: Settings, *, demo: bool, gateways: int, read_settings: Ca
             connection = {
                 "database_url": settings.require_dsn(),
                 "websocket_url": clients.websocket_url,
-                "http_url": daemon.http_url,
+                "http_url": clients.http_url,
                 "users": users(),
             }
+            places = nodes.places(daemon) if nodes is not None else []
             write_private(connection_file(data_dir), json.dumps(connection, indent=2))
             write_private(service_file(data_dir), as_service(settings.require_dsn()))
-            _print_welcome(settings, daemon, clients, sample)
+            stack.enter_context(remembered_nodes(data_dir, places))
+            _print_welcome(settings, daemon, clients, places, sample)
             async with asyncio.TaskGroup() as group:
                 if nodes is not None:
                     group.create_task(nodes.run(settings))
@@ -88,9 +103,29 @@ async def up(settings: Settings, *, demo: bool, gateways: int, read_settings: Ca
                     group.create_task(_bot(settings, daemon.pool))
 
         served = Demo(lambda: {"users": users()}, demo_actions(settings)) if demo else None
-        reread = lambda: with_local_instance(read_settings()).model_copy(update=of_member)  # noqa: E731
+        reread = partial(_read_again, read_settings, of_member, nodes)
         await serve(settings, demo=served, on_ready=on_ready, read_settings=reread)
     click.echo("Stopped.")
+
+
+def _prepare(data_dir: Path, *, needs_secret: bool) -> None:
+    """Make the data directory, and a secret in it. Raises DataDirUnusable."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if needs_secret and not (data_dir / "secret").exists():
+            write_private(data_dir / "secret", secrets.token_urlsafe(48))
+    except OSError as error:
+        raise DataDirUnusable(data_dir, error.strerror or str(error)) from None
+
+
+def _read_again(
+    read_settings: Callable[[], Settings], of_member: Mapping[str, SecretStr | Address], nodes: Nodes | None
+) -> Settings:
+    """The settings of this daemon as they are now; its gateways read theirs again, too."""
+    settings = with_local_instance(read_settings()).model_copy(update=of_member)
+    if nodes is not None:
+        nodes.reload()
+    return settings
 
 
 async def _bot(settings: Settings, pool: Pool) -> None:
@@ -118,9 +153,13 @@ def example_topic(pack: Pack, users: Sequence[Mapping[str, str]]) -> str:
 
 
 def _print_welcome(
-    settings: Settings, daemon: Running, clients: Running, sample: Sequence[Mapping[str, str]]
+    settings: Settings,
+    daemon: Running,
+    clients: Running,
+    places: Sequence[Node],
+    sample: Sequence[Mapping[str, str]],
 ) -> None:
-    """Print the addresses, and commands to try. `clients` is where clients connect to."""
+    """Print the addresses, and commands to try. `clients` is where clients connect to, and `places` are the nodes."""
     file = connection_file(settings.data_dir)
     data_dir_option = (
         ""
@@ -130,15 +169,16 @@ def _print_welcome(
     topic = example_topic(bundled()[settings.packs[0]], sample) if settings.packs else "TOPIC"
     lines = [
         "",
-        f"  {_bold('Rowcast is running.')}  {click.style(daemon.http_url, fg='cyan', underline=True)}",
+        f"  {_bold('Rowcast is running.')}  {click.style(clients.http_url, fg='cyan', underline=True)}",
         "",
         f"  websocket   {clients.websocket_url}",
         f"  database    in {file}" + (", with the sample users' tokens" if sample else ""),
+        *(f"  {place.name:11} {place.url}" for place in places),
         "",
         "  Open the page, or follow along in another terminal:",
         f"    {_bold(f'{_command()} tail {topic}{data_dir_option}')}",
     ]
-    if sample and not _is_local(daemon.host):
+    if sample and not _is_local(clients.host):
         lines[-3:-3] = [
             "",
             "  Anyone who can reach this port can sign in as any sample user; use --no-demo to prevent that.",
@@ -147,6 +187,8 @@ def _print_welcome(
         # Not with the URL as an argument: everybody on this machine can read those of a process.
         place = shlex.quote(str(service_file(settings.data_dir)))
         lines.append("    " + _bold(f"PGSERVICEFILE={place} psql service=rowcast"))
+    if places:
+        lines.append("    " + _bold(f"{_command()} status{data_dir_option}"))
     click.echo("\n".join([*lines, "", "  Ctrl-C stops everything.", ""]))
 
 

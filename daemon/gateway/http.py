@@ -109,6 +109,7 @@ def script_page(file: Path) -> Page:
 _CONTENT_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 
 
+NOT_FOUND: Final = text_page("Not found.", 404)
 _ELSEWHERE: Final = text_page("This page is for operators: it is at ROWCAST_METRICS_LISTEN.", 404)
 
 
@@ -151,7 +152,7 @@ class Site:
         if page is None:
             if allowed := [known for known, place in self._handlers if place == path]:
                 return text_page(f"Use {allowed[0]} here.", 405, {"Allow": allowed[0]})
-            return text_page("Not found.", 404)
+            return NOT_FOUND
         if method not in {"GET", "HEAD"}:
             return text_page("This page is read-only: use GET or HEAD.", 405, {"Allow": "GET, HEAD"})
         return page if isinstance(page, Page) else page()

@@ -1,6 +1,6 @@
 """What the sample users of `daemon up` can do on the page at `/`: one statement of their pack for each action."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ from daemon.pages.access import BAD_BODY, OTHER_SITE, Verify, claims_of, is_same
 from daemon.postgres.connect import Pool, acquired
 from daemon.postgres.errors import DATABASE_ERRORS, describe, is_about_data
 
+USERS: Final = "GET", "/demo.json"
 ACTION_TIMEOUT: Final = 5.0  # seconds for one statement
 CONSTRAINT_VIOLATED: Final = "23"  # the class of SQLSTATEs
 _REFUSED: Final = text_page("You may not do that.", 403)
@@ -27,6 +28,11 @@ class Demo:
     actions: Mapping[str, str] = field(default_factory=dict)
 
 
+def requests(actions: Iterable[str]) -> list[tuple[str, str]]:
+    """The methods and paths that `handlers` answers."""
+    return [USERS, *(("POST", f"/demo/{name}") for name in actions)]
+
+
 def handlers(demo: Demo, pool: Pool, verify: Verify, door: Callable[[], Door]) -> dict[tuple[str, str], Handler]:
     """The handlers of `/demo.json`, and of all actions: POST to `/demo/NAME`, with the token of the user."""
 
@@ -42,7 +48,7 @@ def handlers(demo: Demo, pool: Pool, verify: Verify, door: Callable[[], Door]) -
         return handle
 
     actions = {("POST", f"/demo/{name}"): handler(statement) for name, statement in demo.actions.items()}
-    return {("GET", "/demo.json"): users, **actions}
+    return {USERS: users, **actions}
 
 
 async def _act(call: Call, statement: str, pool: Pool, verify: Verify) -> Page:

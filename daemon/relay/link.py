@@ -38,7 +38,7 @@ DEFAULT_PORT: Final = 4222
 MAX_WAITING: Final = 8 * 1024 * 1024  # bytes that wait to be written; while there are more, nothing is sent
 MAX_DELAY: Final = 2.0  # seconds between two attempts to reach any of the servers
 STABLE: Final = 5.0  # seconds after which a connection that ends is replaced at once
-RETRY_REFUSED: Final = 30.0  # seconds until it is tried again what the server has refused
+RETRY_REFUSED: Final = 10.0  # seconds until it is tried again what the server has refused
 
 _NAME: Final = re.compile(r"[\w-]+", re.ASCII)
 _PREFIX: Final = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
@@ -319,20 +319,25 @@ class Link:
         """The server has refused a subject, as it says in `text`. The connection stays."""
         found = _REFUSED.search(text)
         what, subject = found.groups() if found else ("use", text)
-        for many in ("a", "t"):
-            if subject.startswith(f"{self._prefix.lower()}.{many}."):
-                subject = f"{self._prefix.lower()}.{many}.>"
+        subject = self._in_rights(subject)
         verb = "subscribe" if what == "subscription" else "publish"
         reason = f'NATS does not permit this node to {verb} to "{subject}"'
         self._refused[subject] = reason
         if self._is_news(reason):
             log.warning("relay_refused", reason=reason)
 
+    def _in_rights(self, subject: str) -> str:
+        """The subject for which a right is to be given: that of answers, or of contents, is one of many."""
+        for many in (f"{self._prefix.lower()}.a.", f"{self._prefix.lower()}.t."):
+            if subject.startswith(many):
+                return f"{many}>"
+        return subject
+
     def _retry_refused(self, connection: "Connection") -> None:
         """Subscribe again where it was refused. What may not be published shows at the next attempt."""
         refused, self._refused = self._refused, {}
         for subject, receive in self._receivers.items():
-            if subject.lower() in refused:
+            if self._in_rights(subject.lower()) in refused:
                 connection.unsubscribe(subject)
                 connection.subscribe(subject, receive)
         if f"{self._prefix.lower()}.t.>" in refused:

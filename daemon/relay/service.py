@@ -25,6 +25,7 @@ from daemon.core.snapshot import Rows, Wanted
 from daemon.relay import port_questions as questions
 from daemon.relay.codec import Following, Stored
 from daemon.relay.errors import AnswerError, BadMessage
+from daemon.relay.pages import PAGE, PageAnswer, PageCall
 from daemon.relay.port_questions import NOT_YET, A, B, Question, refusal
 
 Value = TypeVar("Value")
@@ -46,7 +47,8 @@ class MemberPorts:
     returns what of a batch may be sent, and `checked` the rows that may be. `batches` returns what follows a
     position: batches as they were encoded, oldest first, with nothing left out in between; none if the log ends
     there. It raises LogUnavailable and LogTruncated. `contents` is that of BatchReader, and never waits. `people`
-    returns the store of a process by its name. `user_of` is None if no pack knows the users of another issuer.
+    returns the store of a process by its name. `user_of` is None if no pack knows the users of another issuer. `page`
+    answers a request that a gateway passes on.
     """
 
     position: Callable[[], Position]
@@ -64,6 +66,7 @@ class MemberPorts:
     acks: AckStore
     signal_rights: SignalRights
     user_of: Callable[[str], Awaitable[str | None]] | None = None
+    page: Callable[[PageCall], Awaitable[PageAnswer]] | None = None
 
 
 class Service:
@@ -94,6 +97,8 @@ class Service:
         self._answers_with(questions.STORED_ACKS, self._stored_acks)
         self._answers_with(questions.MAY_SIGNAL, lambda asked: _each(self._may_signal, asked))
         self._answers_with(questions.USERS, self._users)
+        if ports.page is not None:
+            self._answers_with(PAGE, ports.page)
 
     async def answer(self, question: str, payload: bytes) -> bytes:
         """The answer to a question. Raises AnswerError."""

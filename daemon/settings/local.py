@@ -1,16 +1,21 @@
 """The database and the secret of a local `daemon up`, for other commands on the same machine."""
 
 import json
+import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
 from daemon.core.errors import OperatorFault
+from daemon.files import write_private
 from daemon.settings.model import Settings
 from daemon.settings.parameters import parameters_of
+from daemon.settings.values import Address
 
 
 class DataDirUnusable(OperatorFault):
@@ -30,6 +35,51 @@ def connection_file(data_dir: Path) -> Path:
 def service_file(data_dir: Path) -> Path:
     """The file to which `up` writes the database for psql and other programs that use libpq: the service rowcast."""
     return data_dir / "pg_service.conf"
+
+
+class Node(NamedTuple):
+    """One of the nodes of a `daemon up`: what it is called, and where its pages for operators are."""
+
+    name: str
+    address: Address
+    has_tls: bool = False
+
+    @property
+    def url(self) -> str:
+        """The URL of its pages."""
+        return f"{'https' if self.has_tls else 'http'}://{self.address}/"
+
+
+@contextmanager
+def remembered_nodes(data_dir: Path, nodes: Sequence[Node]) -> Iterator[None]:
+    """Let `nodes_of` find these nodes until the block ends."""
+    if nodes:
+        write_private(
+            _nodes_file(data_dir),
+            json.dumps(
+                {"pid": os.getpid(), "nodes": [[name, str(address), has_tls] for name, address, has_tls in nodes]}
+            ),
+        )
+    try:
+        yield
+    finally:
+        _nodes_file(data_dir).unlink(missing_ok=True)
+
+
+def nodes_of(data_dir: Path) -> list[Node]:
+    """The nodes of a `daemon up --nodes` that runs with this data directory, if one does. Raises DataDirUnusable."""
+    found = json.loads(_read(_nodes_file(data_dir)) or "{}")
+    try:
+        os.kill(found["pid"], 0)
+    except (KeyError, ProcessLookupError):
+        return []  # it was killed, and could not remove the file
+    except PermissionError:
+        pass
+    return [Node(name, Address.parse(address), has_tls) for name, address, has_tls in found["nodes"]]
+
+
+def _nodes_file(data_dir: Path) -> Path:
+    return data_dir / "nodes.json"
 
 
 def as_service(dsn: str) -> str:

@@ -1,6 +1,7 @@
 """The model of the settings: one frozen object, with its validation."""
 
 import os
+from collections.abc import Container
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -554,13 +555,16 @@ class BaseRowcastSettings(BaseSettings):
         secret: SecretStr | None = getattr(self, name)
         return secret
 
-    def as_environment(self) -> dict[str, str]:
-        """The environment that gives a child process the same settings, but no secrets except the database URL."""
+    def as_environment(self, but_for: Container[str] = ()) -> dict[str, str]:
+        """The environment that gives a child process the same settings, but no secrets except the database URL.
+
+        A child reads the fields `but_for` where this process did, unless an option gave them.
+        """
         given = {
             str(type(self).model_fields[field].validation_alias): _written(value)
             or ("none" if field == "packs" else "")
             for field, value in self
-            if field in self.model_fields_set and not isinstance(value, SecretStr | None)
+            if field in self.model_fields_set and field not in but_for and not isinstance(value, SecretStr | None)
         }
         return {**os.environ, **given, "DATABASE_URL": self._url or "", "DATABASE_URL_FILE": ""}
 

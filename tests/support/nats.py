@@ -47,6 +47,11 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://{self.address}"
 
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self._log.read_text()
+
     def configure(self, configuration: str) -> None:
         """Use this besides CONFIGURATION, from the next start or `reload` on."""
         self._configuration.write_text(CONFIGURATION + configuration)

@@ -353,6 +353,20 @@ as $$
           <@ key
 $$;
 
+-- The foreign keys whose actions can update a row of the relation that their own statement has updated. A rule may add such
+-- an update to the action on any table.
+create or replace function rowcast.doubtful_foreign_keys(relation regclass) returns setof oid
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select f.oid from pg_constraint as f
+    where f.contype = 'f' and (
+        f.conrelid = relation and (f.confupdtype in ('c', 'n', 'd') or f.confdeltype in ('n', 'd'))
+        or (f.confupdtype in ('c', 'n', 'd') or f.confdeltype in ('c', 'n', 'd'))
+        and exists (select from pg_rewrite as r where r.ev_class = f.conrelid)
+    )
+$$;
+
 -- The body of a capture function. `topics` is an array expression over the row `r`; `each_topic` returns the same topics
 -- as rows; `used` are the columns that anything of it needs. A single format() inserts all names, so that no name is
 -- parsed as part of the template. Names of columns never collide with these: they are always qualified, and so is a whole
@@ -385,6 +399,8 @@ declare
     columns constant text := (select string_agg(format('c.%I', u.name), ', ') from unnest(used) as u (name));
     current_row text;
     doubts text;
+    repeats text;  -- those that say there are two versions of a row
+    update_again text;
     -- Each expression of a function costs its first use in a transaction a microsecond: hence so few, and the first such.
     is_first text := $q$current_setting('rowcast.captured', true) is distinct from extract(epoch from statement_timestamp())::text$q$;
     update_first text := rowcast.update_body(watched, facts, topics, rights,
@@ -395,21 +411,34 @@ begin
     if not rowcast.unique_at_once(relation, watched.key::text []) then
         is_first := 'false';
     elsif not watched.per_row then
-        select string_agg(d.doubt, ' or ') into doubts from (
+        select string_agg(d.doubt, ' or '), string_agg(d.doubt, ' or ') filter (where d.repeats) into doubts, repeats from (
             select format('exists (select from %s as v group by %s having count(*) > 1)', v.name,
-                          string_agg(format($q$format('%%s', v.%I) collate "C"$q$, u.name), ', ')) as doubt
+                          string_agg(format($q$format('%%s', v.%I) collate "C"$q$, u.name), ', ')) as doubt,
+                   true as repeats
             from (values ('old_rows'), ('new_rows')) as v (name) cross join unnest(watched.key) as u (name)
-            where exists (select from pg_constraint as f where f.contype = 'f' and f.conrelid = relation
-                          and (f.confupdtype in ('c', 'n', 'd') or f.confdeltype in ('n', 'd')))
+            where exists (select from rowcast.doubtful_foreign_keys(relation))
             group by v.name
             union all
             select format('exists (select from old_rows as o full join new_rows as n on %s '
-                          'where not (o.%2$I is distinct from null and n.%2$I is distinct from null))', same_key, watched.key[1])
+                          'where not (o.%2$I is distinct from null and n.%2$I is distinct from null))', same_key, watched.key[1]),
+                   false
             from pg_class as c where c.oid = relation and c.relkind = 'p'
         ) as d;
         if doubts is not null then
             update_first := E'\n        again := ' || doubts || E';\n        if not again then' || update_first || E'\n        end if;';
         end if;
+    end if;
+    update_again := rowcast.update_body(watched, facts, topics, rights, format(
+        '%s as o full join %s as m on %s cross join lateral (select %s) as b left join lateral %s as n on true',
+        old_rows, new_rows, rowcast.same_key(facts, watched.key, 'o', 'm'),
+        (select string_agg(format('case when o.%1$I is distinct from null then o.%2$I else m.%2$I end as %2$I',
+                                  watched.key[1], u.name), ', ')
+         from unnest(watched.key) as u (name)), current_row));
+    if repeats is not null then
+        -- An old version may be one that nobody has been told of: then the row is told although it reads the same.
+        update_again := E'\n        if ' || repeats || ' then'
+            || replace(update_again, $q$or version.changed <> '{}'$q$, 'or true') || E'\n        else' || update_again
+            || E'\n        end if;';
     end if;
     return format($body$
 #variable_conflict use_column
@@ -459,12 +488,7 @@ $body$,
                             format('(select r.* from %s as b cross join lateral %s as r) as r', new_rows, current_row)),  --  8
         is_first,                                                                                   --  9
         update_first,                                                                               -- 10
-        rowcast.update_body(watched, facts, topics, rights, format(
-            '%s as o full join %s as m on %s cross join lateral (select %s) as b left join lateral %s as n on true',
-            old_rows, new_rows, rowcast.same_key(facts, watched.key, 'o', 'm'),
-            (select string_agg(format('case when o.%1$I is distinct from null then o.%2$I else m.%2$I end as %2$I',
-                                      watched.key[1], u.name), ', ')
-             from unnest(watched.key) as u (name)), current_row)),                                  -- 11
+        update_again,                                                                               -- 11
         rowcast.delete_body(watched, facts, each_topic, rights, old_rows || ' as r'),            -- 12
         rowcast.update_body(watched, facts, topics, rights,
                             format('%s as o cross join lateral (select o.*) as b left join lateral %s as n on true',
@@ -501,10 +525,17 @@ as $$
         where t.tgrelid = target and t.tgname = w.name and p.proname = function_name
           and p.pronamespace = 'rowcast'::regnamespace
           and t.tgenabled = case when per_row then 'A' else 'O' end
+          and t.tgtype = w.bit + case when per_row and operation <> 'truncate' then 1 else 0 end
+          and t.tgqual is null and t.tgattr::text = ''
+          and coalesce(t.tgoldtable, '') = case when operation in ('update', 'delete') and not per_row then 'old_rows' else '' end
+          and coalesce(t.tgnewtable, '') = case when operation in ('insert', 'update') and not per_row then 'new_rows' else '' end
+    ) and not exists (
+        select from pg_trigger as t join pg_trigger as clone on clone.tgparentid = t.oid
+        where t.tgrelid = target and t.tgname = w.name and clone.tgenabled <> t.tgenabled
     )
     from rowcast.with_partitions(relation) as target
-    cross join (values ('rowcast_insert'::name, 'insert'), ('rowcast_update', 'update'),
-                       ('rowcast_delete', 'delete'), ('rowcast_truncate', 'truncate')) as w (name, operation)
+    cross join (values ('rowcast_insert'::name, 'insert', 4), ('rowcast_update', 'update', 16),
+                       ('rowcast_delete', 'delete', 8), ('rowcast_truncate', 'truncate', 32)) as w (name, operation, bit)
     -- Postgres clones the row triggers of a partitioned table to its partitions.
     where not per_row or operation = 'truncate' or target = relation
 $$;
@@ -527,6 +558,20 @@ language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
     select md5(body || settings::text)  -- as the catalog has them: prosrc and proconfig
+$$;
+
+-- Whether a function that watch() made, which captures or reads a table, is still as it was made.
+create or replace function rowcast.function_stands(function_name name, volatility "char", definition text) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+        select from pg_proc as p
+        where p.pronamespace = 'rowcast'::regnamespace and p.proname = function_name
+          and p.prosecdef and p.provolatile = volatility
+          and rowcast.definition_of(p.prosrc, p.proconfig) = definition
+          and (not rowcast.has_capture_role() or p.proowner = to_regrole('rowcast_capture'))
+    )
 $$;
 
 -- Lets the capture role read these columns: what it tells it may also read. See rowcast.capture_body.
@@ -601,6 +646,56 @@ as $$
         select rowcast.captured_columns(relation) as facts,
                coalesce(rowcast.used_columns(relation, '{}', expressions), '{}') as mentioned offset 0
     ) as f
+$$;
+
+-- The captured tables whose columns and keys have changed since they were watched, so that their capture functions do not
+-- suit them. Compared are the parts of a function that depend on them, not all of its text: another version of this file
+-- may write it otherwise, and a narrower type is told as before. Runs with the rights of its owner, since whoever checks
+-- may not call the functions that these parts are made with.
+create or replace function rowcast.outdated_captures() returns table (name text, problem text, place text)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    with capture as (
+        select w.*, c.oid::regclass as relation, p.prosrc as body, p.proconfig as settings,
+               rowcast.captured_columns(c.oid) as facts, concat_ws(' ', w.topic, w.revokes) as expressions
+        from rowcast.watched as w
+        join pg_class as c on c.relname = w.table_name and c.relnamespace = to_regnamespace(quote_ident(w.schema_name))
+        join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0
+        where rowcast.definition_of(p.prosrc, p.proconfig) = w.definition  -- else it was altered
+    ), changed as (
+        select c.id, u.column_name from capture as c
+        cross join unnest(c.columns || c.key) with ordinality as u (column_name, n)
+        cross join lateral (select c.facts -> u.column_name::text as fact) as f
+        cross join lateral (select rowcast.published(c.facts, 'r', array[u.column_name]) as item) as p
+        where f.fact is not null and (
+            not exists (
+                select from unnest('{"(select ",", "}'::text []) as before_ cross join unnest('{") as x",", "}'::text []) as after_
+                where strpos(c.body, before_ || p.item || after_) > 0
+            )
+            or u.n <= cardinality(c.columns) and not (f.fact ->> 'same')::boolean
+            and strpos(c.body, format('record_image_ne(row(o.%1$I), row(n.%1$I))', u.column_name)) = 0
+            or u.n <= cardinality(c.columns)
+            and strpos(c.body, format(f.fact ->> 'size', format('r.%I', u.column_name))) = 0
+            or u.n > cardinality(c.columns) and strpos(c.body, rowcast.same_key(c.facts, c.key, 'o', 'n')) = 0
+        )
+        union
+        select c.id, u.column_name from capture as c
+        cross join unnest(rowcast.used_columns(c.relation, c.columns::text [] || c.key::text [], c.expressions)) as u (column_name)
+        where not c.settings @> rowcast.capture_settings(false)
+          and not rowcast.is_simple(c.relation, array[u.column_name], c.expressions)
+    )
+    select format('%I.%I', c.schema_name, c.table_name), 'column_changed', string_agg(quote_ident(d.column_name), ', ' order by a.attnum)
+    from capture as c join changed as d on d.id = c.id
+    join pg_attribute as a on a.attrelid = c.relation and a.attname = d.column_name
+    group by c.id, c.schema_name, c.table_name
+    union all
+    select format('%I.%I', c.schema_name, c.table_name), 'key_changed', (select string_agg(quote_ident(k), ', ') from unnest(c.key) as k)
+    from capture as c
+    where case when rowcast.unique_at_once(c.relation, c.key::text []) is not false
+               then not c.per_row and strpos(c.body, 'having count(*) > 1') = 0
+                    and exists (select from rowcast.doubtful_foreign_keys(c.relation))
+               else strpos(c.body, $q$current_setting('rowcast.captured', true)$q$) > 0 end
 $$;
 
 -- Fails for tables some of whose changes would not fire the triggers on them.
@@ -967,13 +1062,13 @@ begin
     snapshot_body := rowcast.snapshot_body(w, relation, topics, read_);
     w.snapshot_definition := rowcast.definition_of(snapshot_body, rowcast.capture_settings(false));
 
-    if known.definition = w.definition and known.function_name is not null
+    if known.definition = w.definition and rowcast.function_stands(known.function_name, 'v', w.definition)
        and (known.model, known.pack) = (w.model, w.pack)
        and not exists (select from rowcast.capture_triggers(relation, per_row, w.function_name) as c where not c.stands)
     then
-        if known.snapshot_definition = w.snapshot_definition and exists (
-            select from pg_proc as p where p.pronamespace = 'rowcast'::regnamespace and p.proname = known.snapshot_name
-        ) then
+        if known.snapshot_definition = w.snapshot_definition
+           and rowcast.function_stands(known.snapshot_name, 's', w.snapshot_definition)
+        then
             return format('%s is watched already', relation);
         end if;
         perform rowcast.make_snapshot(w, snapshot_body, rowcast.capture_settings(false));
@@ -1388,7 +1483,8 @@ begin
 end
 $$;
 
--- Serves each of these tables once more, so that what this file says holds for them, too.
+-- Watches each table that belongs to no pack once more, so that what this file says holds for them, too, and what somebody
+-- altered is mended.
 create or replace function rowcast.serve_again() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -1401,13 +1497,20 @@ begin
     end if;
     for own in
         select w.*, o.readable, o.topics, c.oid::regclass as relation
-        from rowcast.own_tables as o join rowcast.watched as w on w.id = o.watch and w.function_name is not null
+        from rowcast.watched as w left join rowcast.own_tables as o on o.watch = w.id
         join pg_class as c on c.relname = w.table_name and c.relnamespace = to_regnamespace(quote_ident(w.schema_name))
+        where w.function_name is not null
+          and (o.watch is not null or to_regclass(format('%I.alembic_version', w.schema_name)) is null)
         order by w.id
     loop
         begin
-            perform rowcast.serve(own.relation, own.topic, own.readable, own.columns::text [], own.key::text [],
-                                  own.soft_delete, own.revokes, own.rows, own.topics);
+            if own.readable is null then
+                perform rowcast.watch(own.relation, own.topic, own.columns::text [], own.key::text [], own.soft_delete,
+                                      own.revokes, own.pack, own.model, own.per_row, own.on_error, own.rows);
+            else
+                perform rowcast.serve(own.relation, own.topic, own.readable, own.columns::text [], own.key::text [],
+                                      own.soft_delete, own.revokes, own.rows, own.topics);
+            end if;
         exception when syntax_error_or_access_rule_violation or data_exception or object_not_in_prerequisite_state then
             raise warning '%', sqlerrm;
         end;
@@ -1596,7 +1699,7 @@ as $$
     where p.pronamespace = 'rowcast'::regnamespace and (p.proname = any ('{lease_holder, on_record, log_floor, segment_due,
         leave_segment, open_term, set_aside, reset_emptied, purge, retire_segments, make_next_segment, drop_retired,
         is_readable, must_ring, ring, is_covered, may_read, snapshot_statement, filtered_rows, compared_columns,
-        captured_columns, shape_of, definition_of, with_partitions, capture_triggers, rights_of_daemons}'::name [])
+        captured_columns, shape_of, definition_of, with_partitions, capture_triggers, outdated_captures, rights_of_daemons}'::name [])
         or p.proname ~ '^(snapshot|may_read)_[0-9]' and p.prosecdef)
 $$;
 

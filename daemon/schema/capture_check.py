@@ -13,13 +13,8 @@ from daemon.postgres.errors import DRIVER_ERRORS, explain
 from daemon.schema import sql_files
 from daemon.schema.queries import query
 
-# rowcast.watch() restores triggers that are missing or disabled, but does not look at anything else: unwatch() has to
-# remove that first.
-REAPPLY: Final = "run `daemon --apply-ddl`, or call rowcast.watch() again if the table belongs to no pack"
-_RECREATE: Final = "call rowcast.unwatch() and rowcast.watch() for it in one transaction"
-
-_SERVE: Final = "run `daemon --apply-ddl`"
-_WATCH_AGAIN: Final = "run `daemon unwatch` for it, and `daemon watch` as before"
+REAPPLY: Final = "run `daemon --apply-ddl`"
+"""It watches every table again, which restores whatever rowcast.watch() has made."""
 
 _TRIGGER: Final = "its capture trigger on {place} for {operations} "
 _PROBLEMS: Final = {
@@ -28,19 +23,20 @@ _PROBLEMS: Final = {
         "rename it back, or run `daemon unwatch` for it; for a table of a pack, call rowcast.unwatch_dropped()",
     ),
     "function_missing": ("its capture function {place} is missing", REAPPLY),
-    "function_altered": ("its capture function {place} differs from what rowcast.watch() created", _RECREATE),
-    "function_owner": ("its capture function {place} is not owned by rowcast_capture", _RECREATE),
+    "function_altered": ("its capture function {place} differs from what rowcast.watch() created", REAPPLY),
+    "function_owner": ("its capture function {place} is not owned by rowcast_capture", REAPPLY),
     "snapshot_missing": ("the function that reads it for snapshots is missing", REAPPLY),
-    "snapshot_altered": ("its snapshot function {place} differs from what rowcast.watch() created", _RECREATE),
-    "right_missing": ("its function {place}, which says who may read its topics, is missing", _SERVE),
-    "right_altered": ("its function {place} differs from what rowcast.serve() created", _WATCH_AGAIN),
+    "snapshot_altered": ("its snapshot function {place} differs from what rowcast.watch() created", REAPPLY),
+    "right_missing": ("its function {place}, which says who may read its topics, is missing", REAPPLY),
+    "right_altered": ("its function {place} differs from what rowcast.serve() created", REAPPLY),
     "missing": (_TRIGGER + "is missing", REAPPLY),
     "disabled": (_TRIGGER + "is disabled", REAPPLY),
     "replica": (_TRIGGER + "fires in replica mode only", REAPPLY),
     "not_always": (_TRIGGER + "is not ENABLE ALWAYS, as per_row requires", REAPPLY),
     "always": (_TRIGGER + "is ENABLE ALWAYS, so replication would fire it too", REAPPLY),
-    "trigger_altered": (_TRIGGER + "differs from what rowcast.watch() created", _RECREATE),
-    "stray": ("{place} is captured as this table", "drop its triggers {operations}, or attach or rename it back"),
+    "trigger_altered": (_TRIGGER + "differs from what rowcast.watch() created", REAPPLY),
+    "open": ("{operations} may call its function {place}", "revoke all on function {place} from {operations}"),
+    "stray": ("{place} is captured as this table", "attach or rename it back, or {operations}"),
     "subscription": (
         "a subscription writes to {place}, but replication does not fire statement triggers",
         "call rowcast.watch() for it again with per_row => true",
@@ -58,6 +54,22 @@ _PROBLEMS: Final = {
     "child": (
         "what is written to its child {place} directly is not captured",
         "alter table {place} no inherit {name}, and call rowcast.watch() for it too",
+    ),
+    "parent": (
+        "what is written to it through {place}, from which it inherits, is not captured",
+        "alter table {name} no inherit {place}",
+    ),
+    "partition": (
+        "it is a partition of {place}, and what is written to that is not captured",
+        "alter table {place} detach partition {name}, or call rowcast.watch() for {place}",
+    ),
+    "column_changed": (
+        "the type of its captured column {place} has changed: it may be told wrongly, or writes may fail",
+        REAPPLY,
+    ),
+    "key_changed": (
+        "a foreign key has changed, or its key ({place}) is deferrable: clients may end on an old version of a row",
+        REAPPLY,
     ),
     "row_security": (
         "row security applies to rowcast_capture, which reads it: writes that need that fail",
@@ -96,16 +108,14 @@ async def check_captures(connection: Connection) -> list[Problem]:
     try:
         triggers = await connection.fetch(query("capture_problems"))
         tables = await connection.fetch(query("watch_problems"))
+        may_see_outdated = await connection.fetchval(query("may_see_outdated"))
+        tables += await connection.fetch(query("outdated")) if may_see_outdated else []
         expressions = await _broken_expressions(connection)
         has_own = await connection.fetchval(query("has_own_tables"))
         rights = await connection.fetch(query("rights_of_own_tables")) if has_own else []
     except DRIVER_ERRORS as error:
         raise explain(error) from None
-    problems = []
-    for row in triggers:
-        # watch() looks at the parent's trigger only, which may be fine
-        problem = _problem(row["name"], row["problem"], row["place"], row["operations"])
-        problems.append(replace(problem, remedy=_RECREATE) if row["cloned"] else problem)
+    problems = [_problem(row["name"], row["problem"], row["place"], row["operations"]) for row in triggers]
     problems += [_problem(row["name"], row["problem"], row["place"]) for row in tables]
     problems += [_problem(name, "expression", reason) for name, reason in expressions]
     problems += [_problem(row["name"], row["problem"], row["place"]) for row in rights if row["problem"]]
@@ -119,9 +129,7 @@ async def check_captures(connection: Connection) -> list[Problem]:
 
 def _own_remedy(remedy: str) -> str:
     """The same for a table that is served without a pack: rowcast.watch() would end that."""
-    if remedy == _RECREATE:
-        return _WATCH_AGAIN
-    return _SERVE if remedy == REAPPLY else remedy.replace("call rowcast.watch()", "run `daemon watch`")
+    return remedy.replace("call rowcast.watch()", "run `daemon watch`")
 
 
 async def check_any_captured(connection: Connection, schemas: Iterable[str]) -> list[Problem]:

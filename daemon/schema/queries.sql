@@ -148,7 +148,9 @@ with watched as (
             where p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0) as function,
            (select p.oid from pg_proc as p
             where p.pronamespace = 'rowcast'::regnamespace and p.proname = to_jsonb(w) ->> 'snapshot_name'
-              and p.pronargs = 2) as snapshot
+              and p.pronargs = 2) as snapshot,
+           (select p.oid from pg_proc as p
+            where p.pronamespace = 'rowcast'::regnamespace and p.proname = 'may_read_' || w.id and p.pronargs = 2) as reader
     from rowcast.watched as w where w.function_name is not null
 ), target as (
     -- A statement trigger fires for the table that the statement names, so partitions need their own.
@@ -165,8 +167,11 @@ with watched as (
         when t.per_row and g.tgenabled <> 'A' then 'not_always'
         when not t.per_row and g.tgenabled <> 'O' then 'always'
         when g.tgtype <> o.bit + case when t.per_row and o.operation <> 'truncate' then 1 else 0 end
-             or g.tgqual is not null or g.tgattr::text <> '' then 'trigger_altered' end as problem,
-        coalesce(g.tgparentid, 0) <> 0 as cloned
+             or g.tgqual is not null or g.tgattr::text <> ''
+             or (coalesce(g.tgoldtable, ''), coalesce(g.tgnewtable, '')) <> (
+                 case when o.operation in ('update', 'delete') and not t.per_row then 'old_rows' else '' end,
+                 case when o.operation in ('insert', 'update') and not t.per_row then 'new_rows' else '' end
+             ) then 'trigger_altered' end as problem
     from target as t
     cross join (values (1, 'insert', 4), (2, 'update', 16), (3, 'delete', 8), (4, 'truncate', 32)) as o (n, operation, bit)
     left join pg_trigger as g
@@ -174,16 +179,16 @@ with watched as (
     where t.function is not null
     order by o.n
 )
-select w.name, 'gone' as problem, '' as place, '' as operations, false as cloned
+select w.name, 'gone' as problem, '' as place, '' as operations
 from watched as w where w.relation is null
 union all
-select w.name, 'function_missing', format('rowcast.%I', w.function_name), '', false
+select w.name, 'function_missing', format('rowcast.%I', w.function_name), ''
 from watched as w where w.relation is not null and w.function is null
 union all
-select w.name, 'snapshot_missing', coalesce(format('rowcast.%I', w.snapshot_name), ''), '', false
+select w.name, 'snapshot_missing', coalesce(format('rowcast.%I', w.snapshot_name), ''), ''
 from watched as w where w.relation is not null and w.has_snapshots and w.snapshot is null
 union all
-select w.name, 'snapshot_altered', format('rowcast.%I', w.snapshot_name), '', false
+select w.name, 'snapshot_altered', format('rowcast.%I', w.snapshot_name), ''
 from watched as w
 join pg_proc as p on p.oid = w.snapshot
 join pg_language as l on l.oid = p.prolang
@@ -191,23 +196,37 @@ join pg_class as own on own.oid = 'rowcast.watched'::regclass
 where l.lanname <> 'sql' or not p.prosecdef or md5(p.prosrc || p.proconfig::text) is distinct from w.snapshot_definition
    or p.proowner <> to_regrole('rowcast_capture') and pg_has_role(own.relowner, to_regrole('rowcast_capture'), 'member')
 union all
-select w.name, 'function_altered', format('rowcast.%I', w.function_name), '', false
+select w.name, 'function_altered', format('rowcast.%I', w.function_name), ''
 from watched as w
 join pg_proc as p on p.oid = w.function
 join pg_language as l on l.oid = p.prolang
-where l.lanname <> 'plpgsql' or not p.prosecdef or md5(p.prosrc || p.proconfig::text) is distinct from w.definition
+where l.lanname <> 'plpgsql' or not p.prosecdef or p.provolatile <> 'v'
+   or md5(p.prosrc || p.proconfig::text) is distinct from w.definition
 union all
-select w.name, 'function_owner', format('rowcast.%I', w.function_name), '', false
+-- With a capture function anybody could make up events, and a snapshot function reads the table for its caller.
+select w.name, 'open', p.oid::regprocedure::text,
+       string_agg(distinct case when a.grantee = 0 then 'public' else a.grantee::regrole::text end, ', ')
+from watched as w
+join pg_class as own on own.oid = 'rowcast.watched'::regclass
+join pg_proc as p on p.oid in (w.function, w.snapshot, w.reader)
+cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as a
+where a.grantee not in (p.proowner, own.relowner)
+  and (p.oid = w.function or a.grantee not in (
+      select d.grantee from pg_proc as r cross join lateral aclexplode(r.proacl) as d
+      where r.oid = to_regprocedure('rowcast.rights_of_daemons()') and d.grantee <> 0))
+group by w.name, p.oid
+union all
+select w.name, 'function_owner', format('rowcast.%I', w.function_name), ''
 from watched as w
 join pg_proc as p on p.oid = w.function
 join pg_class as own on own.oid = 'rowcast.watched'::regclass
 where p.proowner <> to_regrole('rowcast_capture') and pg_has_role(own.relowner, to_regrole('rowcast_capture'), 'member')
 union all
-select c.name, c.problem, c.target, string_agg(c.operation, ', '), c.cloned
+select c.name, c.problem, c.target, string_agg(c.operation, ', ')
 from capture as c where c.problem is not null
-group by c.name, c.problem, c.target, c.cloned
+group by c.name, c.problem, c.target
 union all
-select w.name, 'stray', format('%I.%I', n.nspname, c.relname), string_agg(g.tgname, ', ' order by g.tgname), false
+select w.name, 'stray', format('%I.%I', n.nspname, c.relname), string_agg(format('drop trigger %I on %I.%I', g.tgname, n.nspname, c.relname), '; ' order by g.tgname)
 from watched as w
 join pg_trigger as g on g.tgfoid = w.function and g.tgparentid = 0
 join pg_class as c on c.oid = g.tgrelid
@@ -216,7 +235,7 @@ where not exists (select from target as t where t.name = w.name and t.relation =
 group by w.name, n.nspname, c.relname
 union all
 -- Logical replication fires row triggers only, and of these only those that are ENABLE ALWAYS.
-select distinct t.name, 'subscription', t.target, '', false
+select distinct t.name, 'subscription', t.target, ''
 from target as t
 join pg_subscription_rel as s on s.srrelid = t.relation
 where not t.per_row
@@ -226,7 +245,7 @@ order by 1, 2, 3;
 -- The differences between watched tables and what rowcast.watch() was told about them: columns and keys that are gone,
 -- children that are written to directly, and tables that capture cannot read.
 with watched as (
-    select format('%I.%I', w.schema_name, w.table_name) as name, w.columns, w.key, w.soft_delete, c.oid as relation,
+    select format('%I.%I', w.schema_name, w.table_name) as name, w.columns, w.key, w.soft_delete, w.per_row, c.oid as relation,
            c.relpersistence, c.reltuples, to_jsonb(w) ->> 'rows' as rows,
            to_jsonb(w) ? 'rows' as has_snapshots
     from rowcast.watched as w
@@ -273,6 +292,12 @@ where not exists (
     where g.tgrelid = c.oid and p.pronamespace = 'rowcast'::regnamespace
 )
 union all
+select w.name, case when c.relispartition then 'partition' else 'parent' end, i.inhparent::regclass::text
+from watched as w
+join pg_class as c on c.oid = w.relation
+join pg_inherits as i on i.inhrelid = w.relation
+where not w.per_row
+union all
 select w.name, 'unlogged', '' from watched as w where w.relpersistence = 'u'
 union all
 select w.name, 'rows', '' from watched as w where w.has_snapshots and w.rows is null and w.reltuples >= 10000
@@ -286,6 +311,13 @@ where c.relkind in ('r', 'p') and c.relrowsecurity
   and (c.relforcerowsecurity or not pg_has_role(r.oid, c.relowner, 'usage'))
   and has_any_column_privilege(r.oid, c.oid, 'select')
 order by 1, 2, 3;
+
+-- name: may_see_outdated
+-- Whether this role may ask which captures are outdated. Some revisions have no such function.
+select coalesce(has_function_privilege(to_regprocedure('rowcast.outdated_captures()'), 'execute'), false);
+
+-- name: outdated
+select o.name, o.problem, o.place from rowcast.outdated_captures() as o order by 1, 2, 3;
 
 -- name: expressions
 -- What the topics and rights of each watched table are worked out from, as a query that reads no row.
@@ -307,7 +339,7 @@ select coalesce(has_table_privilege(to_regclass('rowcast.own_tables'), 'select')
 -- The tables that are served without a pack, and whether the function for the right is not what rowcast.serve() made.
 select format('%I.%I', w.schema_name, w.table_name) as name, format('rowcast.%I', 'may_read_' || w.id) as place, case
            when p.oid is null then 'right_missing'
-           when not p.prosecdef or rowcast.definition_of(p.prosrc, p.proconfig) <> o.definition then 'right_altered' end as problem
+           when not p.prosecdef or rowcast.definition_of(p.prosrc, p.proconfig) is distinct from o.definition then 'right_altered' end as problem
 from rowcast.own_tables as o
 join rowcast.watched as w on w.id = o.watch and w.function_name is not null
 left join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = 'may_read_' || w.id and p.pronargs = 2

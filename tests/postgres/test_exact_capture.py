@@ -201,6 +201,44 @@ async def test_a_row_that_merge_updates_behind_one_that_it_inserts_is_not_taken_
     assert found >= {("c", "leave", '{"id":3}'), ("b", "insert", '{"id":3}'), ("a", "insert", '{"id":2}')}
 
 
+async def test_a_row_that_a_rule_on_a_foreign_key_updates_again_ends_as_the_table_has_it(sql: Connection) -> None:
+    await sql.execute("""
+        create schema app;
+        create table app.notes (id integer primary key, body text);
+        create table app.replies (id integer primary key, note integer references app.notes on update cascade);
+        create rule touch as on update to app.replies do also
+            update app.notes set body = 'answered' where id = new.note;
+        select rowcast.watch('app.notes', $$'notes'$$, '{id,body}');
+        insert into app.notes values (1, 'answered'), (2, 'two');
+        insert into app.replies values (1, 1);
+    """)
+    await events(sql)
+    await sql.execute("update app.notes set id = id + 10")
+    rows = {key: record for (_, key), record in (await seen(sql)).items()}
+    assert {
+        '{"id":11}': '{"id":11,"body":"answered"}',
+        '{"id":12}': '{"id":12,"body":"two"}',
+    } == rows
+
+
+@pytest.mark.parametrize("published", ["{id,body}", "{id,parent}"])
+async def test_rows_of_a_tree_whose_keys_change_together_end_as_the_table_has_them(
+    sql: Connection, published: str
+) -> None:
+    await sql.execute("""
+        create schema app;
+        create table app.tree (
+            id integer primary key, parent integer references app.tree on update cascade, body text
+        );
+        insert into app.tree values (1, null, 'root'), (2, 1, 'branch'), (3, 2, 'leaf');
+    """)
+    await sql.execute("select rowcast.watch('app.tree', $$'tree'$$, $1::text::text[])", published)
+    await sql.execute("update app.tree set id = id + 10")
+    columns = published.strip("{}")
+    right = await sql.fetch(f"select row_to_json(t)::text as record from (select {columns} from app.tree) as t")
+    assert {row["record"] for row in right} == set((await seen(sql)).values())
+
+
 async def test_a_row_that_moves_on_in_a_trigger_leaves_every_topic_it_was_in(notes: Connection) -> None:
     await notes.execute("insert into app.notes values (1, 'a', 'x')")
     await notes.execute("""

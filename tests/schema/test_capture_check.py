@@ -23,8 +23,9 @@ create table app.fed (id integer primary key) partition by range (id);
 create table app.fed_1 partition of app.fed for values from (0) to (10);
 select rowcast.watch('app.fed', $$'fed'$$, '{id}', per_row => true);
 """
-REAPPLY = "run `daemon --apply-ddl`, or call rowcast.watch() again if the table belongs to no pack"
-RECREATE = "call rowcast.unwatch() and rowcast.watch() for it in one transaction"
+REAPPLY = "run `daemon --apply-ddl`"
+APPLY_AGAIN = "select rowcast.serve_again()"
+"""What `daemon --apply-ddl` does to tables that belong to no pack."""
 
 
 @pytest.fixture
@@ -94,21 +95,13 @@ async def test_tables_that_are_captured_as_defined_have_no_problems(tables: Conn
         ),
     ],
 )
-async def test_a_trigger_that_does_not_fire_as_defined_is_reported_and_watching_again_repairs_it(
+async def test_a_trigger_that_does_not_fire_as_defined_is_reported_and_applying_again_repairs_it(
     tables: Connection, change: str, problem: str
 ) -> None:
     await tables.execute(change)
     assert [problem] == await problems(tables)
-    await tables.execute("select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id}')")
-    await tables.execute("select rowcast.watch('app.days', $$'days'$$, '{id}')")
-    await tables.execute("select rowcast.watch('app.fed', $$'fed'$$, '{id}', per_row => true)")
+    await tables.execute(APPLY_AGAIN)
     assert [] == await problems(tables)
-
-
-async def recreate_capture_of_notes(sql: Connection) -> None:
-    async with sql.transaction():
-        await sql.execute("select rowcast.unwatch('app.notes')")
-        await sql.execute("select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id}')")
 
 
 @pytest.mark.parametrize(
@@ -119,27 +112,28 @@ async def recreate_capture_of_notes(sql: Connection) -> None:
         "alter function {} security invoker",
         "alter function {} reset timezone",
         "alter function {} set search_path = public",
+        "alter function {} stable",
     ],
 )
-async def test_an_altered_capture_function_is_reported_and_recreating_the_capture_repairs_it(
+async def test_an_altered_capture_function_is_reported_and_applying_again_repairs_it(
     tables: Connection, change: str
 ) -> None:
     function = await capture_function(tables, "notes")
     await tables.execute(change.format(function))
     assert [
-        f"app.notes: its capture function {function} differs from what rowcast.watch() created: {RECREATE}"
+        f"app.notes: its capture function {function} differs from what rowcast.watch() created: {REAPPLY}"
     ] == await problems(tables)
-    await recreate_capture_of_notes(tables)
+    await tables.execute(APPLY_AGAIN)
     assert [] == await problems(tables)
 
 
 async def test_a_capture_function_with_another_owner_is_reported(tables: Connection) -> None:
     function = await capture_function(tables, "notes")
     await tables.execute(f"alter function {function} owner to current_user")
-    assert [f"app.notes: its capture function {function} is not owned by rowcast_capture: {RECREATE}"] == (
+    assert [f"app.notes: its capture function {function} is not owned by rowcast_capture: {REAPPLY}"] == (
         await problems(tables)
     )
-    await recreate_capture_of_notes(tables)
+    await tables.execute(APPLY_AGAIN)
     assert [] == await problems(tables)
 
 
@@ -147,12 +141,12 @@ async def test_a_snapshot_function_that_is_missing_or_altered_is_reported_and_me
     function = (await capture_function(tables, "notes")).replace("capture_", "snapshot_")
     altered = f"its snapshot function {function} differs from what rowcast.watch() created"
     await tables.execute(f"alter function {function} reset timezone")
-    assert [f"app.notes: {altered}: {RECREATE}"] == await problems(tables)
-    await recreate_capture_of_notes(tables)
+    assert [f"app.notes: {altered}: {REAPPLY}"] == await problems(tables)
+    await tables.execute(APPLY_AGAIN)
     assert [] == await problems(tables)
     await tables.execute(f"drop function {function}")
     assert [f"app.notes: the function that reads it for snapshots is missing: {REAPPLY}"] == await problems(tables)
-    await tables.execute("select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id}')")
+    await tables.execute(APPLY_AGAIN)
     assert [] == await problems(tables)
 
 
@@ -160,38 +154,77 @@ async def test_a_dropped_capture_function_is_reported_once(tables: Connection) -
     function = await capture_function(tables, "notes")
     await tables.execute(f"drop function {function} cascade")
     assert [f"app.notes: its capture function {function} is missing: {REAPPLY}"] == await problems(tables)
-    await tables.execute("select rowcast.watch('app.notes', $$'room:' || r.room$$, '{id}')")
+    await tables.execute(APPLY_AGAIN)
     assert [] == await problems(tables)
 
 
-async def test_a_trigger_that_was_recreated_with_a_condition_is_reported(tables: Connection) -> None:
+@pytest.mark.parametrize(
+    "how",
+    [
+        "referencing new table as new_rows for each statement when (false)",
+        "referencing new table as others for each statement",
+        "for each statement",
+    ],
+)
+async def test_a_trigger_that_was_recreated_otherwise_is_reported(tables: Connection, how: str) -> None:
     function = await capture_function(tables, "notes")
     await tables.execute(
-        "drop trigger rowcast_insert on app.notes; create trigger rowcast_insert after insert on app.notes "
-        f"referencing new table as new_rows for each statement when (false) execute function {function}()"
+        "drop trigger rowcast_insert on app.notes; "
+        f"create trigger rowcast_insert after insert on app.notes {how} execute function {function}()"
     )
     assert [
-        "app.notes: its capture trigger on app.notes for insert differs from what rowcast.watch() created: "
-        + RECREATE
+        "app.notes: its capture trigger on app.notes for insert differs from what rowcast.watch() created: " + REAPPLY
     ] == await problems(tables)
-    await recreate_capture_of_notes(tables)
+    await tables.execute(APPLY_AGAIN)
+    assert [] == await problems(tables)
+
+
+@pytest.mark.parametrize("kind", ["capture", "snapshot"])
+@pytest.mark.parametrize("role", ["public", "pg_monitor"])
+async def test_a_role_that_may_call_a_function_of_capture_is_reported_and_the_statement_ends_that(
+    tables: Connection, kind: str, role: str
+) -> None:
+    function = (await capture_function(tables, "notes")).replace("capture_", f"{kind}_")
+    await tables.execute(f"grant execute on function {function} to {role}")
+    [problem] = await check_captures(tables)
+    assert ("app.notes", f"{role} may call its function {function}") == (
+        problem.table,
+        problem.problem.partition("(")[0],
+    )
+    await tables.execute(problem.remedy)
+    assert [] == await problems(tables)
+
+
+async def test_a_replaced_right_is_reported_even_if_its_settings_are_gone(tables: Connection) -> None:
+    await tables.execute("""
+        create table app.own (id integer primary key, owner text);
+        select rowcast.serve('app.own', $$'own:' || r.owner$$, $$topic = 'own:' || user_id$$);
+    """)
+    assert [] == await problems(tables)
+    number = await tables.fetchval("select id from rowcast.watched where table_name = 'own'")
+    await tables.execute(f"""
+        create or replace function rowcast.may_read_{number}(topic text, user_id text) returns boolean
+        language sql stable security definer as 'select true'
+    """)
+    [problem] = await check_captures(tables)
+    assert f"its function rowcast.may_read_{number} differs from what rowcast.serve() created" == problem.problem
+    await tables.execute(APPLY_AGAIN)
     assert [] == await problems(tables)
 
 
 async def test_a_row_trigger_that_is_disabled_on_one_partition_is_reported(tables: Connection) -> None:
     await tables.execute("alter table app.fed_1 disable trigger rowcast_insert")
-    assert [f"app.fed: its capture trigger on app.fed_1 for insert is disabled: {RECREATE}"] == await problems(tables)
-    async with tables.transaction():
-        await tables.execute("select rowcast.unwatch('app.fed')")
-        await tables.execute("select rowcast.watch('app.fed', $$'fed'$$, '{id}', per_row => true)")
+    assert [f"app.fed: its capture trigger on app.fed_1 for insert is disabled: {REAPPLY}"] == await problems(tables)
+    await tables.execute(APPLY_AGAIN)
     assert [] == await problems(tables)
 
 
 async def test_a_detached_partition_that_still_captures_is_reported(tables: Connection) -> None:
     await tables.execute("alter table app.days detach partition app.days_1")
     assert [
-        "app.days: app.days_1 is captured as this table: drop its triggers rowcast_delete, rowcast_insert, "
-        "rowcast_truncate, rowcast_update, or attach or rename it back"
+        "app.days: app.days_1 is captured as this table: attach or rename it back, or "
+        "drop trigger rowcast_delete on app.days_1; drop trigger rowcast_insert on app.days_1; "
+        "drop trigger rowcast_truncate on app.days_1; drop trigger rowcast_update on app.days_1"
     ] == await problems(tables)
 
 
@@ -222,11 +255,21 @@ create table shop.seats (
 );
 grant usage on schema shop to rowcast_capture;
 grant select on shop.rooms to rowcast_capture;
+"""
+WATCH_SEATS = """
 select rowcast.watch(
     'shop.seats', $$(select 'room:' || m.name from shop.rooms as m where m.id = r.room_id)$$, '{id, label}',
     soft_delete => 'gone_at'
-);
+)
 """
+CASELESS = """
+    do $$ begin
+        create collation shop.caseless (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+    exception when feature_not_supported or invalid_parameter_value or undefined_object then
+        create collation shop.caseless from "C";  -- this Postgres is built without ICU
+    end $$;
+"""
+DETERMINISTIC = "select collisdeterministic from pg_collation where collname = 'caseless'"
 COLUMN_GONE = "rename it back or add it again, or call rowcast.watch() for it without that column"
 EXPRESSION = "put back what they read, or call rowcast.watch() for it with others"
 ROW_SECURITY = (
@@ -237,7 +280,7 @@ ROW_SECURITY = (
 
 @pytest.fixture
 async def shop(sql: Connection) -> Connection:
-    await sql.execute(SHOP)
+    await sql.execute(SHOP + WATCH_SEATS)
     assert [] == await problems(sql)
     return sql
 
@@ -286,6 +329,17 @@ async def shop(sql: Connection) -> Connection:
             "alter table shop.box_seats no inherit shop.seats, and call rowcast.watch() for it too",
         ),
         (
+            "create table shop.places (label text); alter table shop.seats inherit shop.places",
+            "shop.seats: what is written to it through shop.places, from which it inherits, is not captured: "
+            "alter table shop.seats no inherit shop.places",
+        ),
+        (
+            """create table shop.floors (like shop.seats) partition by range (id);
+               alter table shop.floors attach partition shop.seats default""",
+            "shop.seats: it is a partition of shop.floors, and what is written to that is not captured: "
+            "alter table shop.floors detach partition shop.seats, or call rowcast.watch() for shop.floors",
+        ),
+        (
             "alter table shop.seats set unlogged",
             "shop.seats: it is unlogged: a crash of Postgres empties it, and clients hear nothing of that: "
             "alter table shop.seats set logged",
@@ -305,12 +359,46 @@ async def test_a_table_that_is_not_what_watch_was_given_is_reported_with_its_col
         "alter table shop.seats drop column unused",
         "alter table shop.seats add column price numeric",
         "alter table shop.seats alter column label type varchar(10)",
+        "alter table shop.seats alter column id type bigint",
+        "alter table shop.seats add foreign key (room_id) references shop.rooms on delete cascade",
         "alter table shop.seats enable row level security",
         "create index on shop.seats (label)",
     ],
 )
 async def test_a_change_that_loses_nothing_is_no_problem(shop: Connection, change: str) -> None:
     await shop.execute(change)
+    assert [] == await problems(shop)
+
+
+COLUMN_CHANGED = "the type of its captured column {} has changed: it may be told wrongly, or writes may fail"
+KEY_CHANGED = "a foreign key has changed, or its key (id) is deferrable: clients may end on an old version of a row"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("alter column id type text using id::text", COLUMN_CHANGED.format("id")),
+        ("alter column label type json using to_json(label)", COLUMN_CHANGED.format("label")),
+        ("alter column label type interval using null", COLUMN_CHANGED.format("label")),
+        ("alter column label type shop.pair using null", COLUMN_CHANGED.format("label")),
+        ("alter column label type shop.pair[] using null", COLUMN_CHANGED.format("label")),
+        ("alter column label type text collate shop.caseless", COLUMN_CHANGED.format("label")),
+        ("alter column label type text", ""),
+        ("add foreign key (room_id) references shop.rooms on update cascade", KEY_CHANGED),
+        ("add foreign key (room_id) references shop.rooms on delete set null", KEY_CHANGED),
+        ("drop constraint seats_pkey, add primary key (id) deferrable", KEY_CHANGED),
+    ],
+)
+async def test_a_table_whose_columns_or_keys_no_longer_suit_its_capture_is_reported_and_applying_again_mends_it(
+    shop: Connection, change: str, problem: str
+) -> None:
+    await shop.execute("create type shop.pair as (a integer, b text)")
+    await shop.execute(CASELESS)
+    await shop.execute(f"alter table shop.seats {change}")
+    if "caseless" in change and await shop.fetchval(DETERMINISTIC):
+        problem = ""
+    assert ([f"shop.seats: {problem}: {REAPPLY}"] if problem else []) == await problems(shop)
+    await shop.execute(APPLY_AGAIN)
     assert [] == await problems(shop)
 
 

@@ -28,10 +28,7 @@ create table app.days (id integer primary key) partition by range (id);
 create table app.days_1 partition of app.days for values from (0) to (10);
 select rowcast.watch('app.days', $$'days'$$, '{id}');
 """
-DIFFERENTLY = (
-    "rowcast.watch() would capture it differently today: run `daemon --apply-ddl`, or call rowcast.watch() again if "
-    "the table belongs to no pack"
-)
+DIFFERENTLY = "rowcast.watch() would capture it differently today: run `daemon --apply-ddl`"
 MEND = "mend that, or call rowcast.watch() for it as it is now"
 
 

@@ -254,7 +254,7 @@ def _build_log(
         opener("rowcast retention", {**SESSION, **DROP_SETTINGS}),
         sequencer,
         settings.retention,
-        node.live.log_cache.forget,
+        node.live.forget,
     )
     return notifier, sequencer, retention
 

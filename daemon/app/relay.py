@@ -113,7 +113,7 @@ class MemberRelay:
         live, router, ports = node.live, node.router, node.ports
 
         def beat() -> Beat:
-            return Beat(*live.position, min(age(), MAX_AGE), self._name, node.own_tables.contract)
+            return Beat(*live.position, min(age(), MAX_AGE), self._name, node.own_tables.contract, live.floor)
 
         def batch_of(after: Position, changes: Sequence[Change]) -> LogBatch:
             return router.batch_of(after, changes)[0]
@@ -121,7 +121,7 @@ class MemberRelay:
         self._publisher = publisher = Publisher(
             self.link, ports.log_reader, beat, is_leading, batch_of, by_topic=self._by_topic
         )  # fmt: skip
-        live.on_batch, live.on_move = publisher.publish, publisher.restart
+        live.on_batch, live.on_move, live.on_forget = publisher.publish, publisher.restart, publisher.forget
         service = Service(
             MemberPorts(
                 position=lambda: live.position,

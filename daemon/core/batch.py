@@ -152,7 +152,7 @@ def gone_in(changes: Sequence[Change]) -> list[GoneRow] | None:
 class Beat(NamedTuple):
     """How far a member is: its position, and `age`, the seconds since it knew that nothing followed it.
 
-    `contract` is the hash of the row models of what it serves.
+    `contract` is the hash of the row models of what it serves. Up to `floor`, the log is past retention.
     """
 
     epoch: str
@@ -160,3 +160,4 @@ class Beat(NamedTuple):
     age: float
     member: str
     contract: str
+    floor: Seq = Seq(0)

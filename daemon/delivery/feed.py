@@ -111,6 +111,8 @@ class Feed:
             self.contract, self._is_outdated = beat.contract, True
             self._wakeup.set()
         position = self._live.position
+        if beat.epoch == position.epoch and beat.floor > self._live.floor:
+            self._live.forget(beat.floor)
         if (beat.epoch, beat.seq) == position:
             self._proven_at = max(self._proven_at, now - beat.age)
         elif beat.epoch != position.epoch or beat.seq > position.seq:

@@ -27,7 +27,8 @@ class Live:
     """Moves the hub and the cache of the log in one step, so that they always agree.
 
     Whoever knows what comes next in the log calls `publish` and `move`: the pump of a daemon with a database, the
-    feed of a gateway without one. `on_batch` gets each batch that has been published.
+    feed of a gateway without one. `on_batch` gets each batch that has been published, `on_move` each position that
+    does not follow, and `on_forget` how far the log is past retention.
     """
 
     def __init__(self, hub: Hub, router: PackRouter, log_cache: LogCache) -> None:
@@ -36,6 +37,8 @@ class Live:
         self.on_publish: OnPublish | None = None  # while somebody looks at the console
         self.on_batch: Callable[[LogBatch], None] | None = None
         self.on_move: Callable[[Position], None] | None = None
+        self.on_forget: Callable[[Seq], None] | None = None
+        self.floor = Seq(0)  # up to here, the log is past retention
         self.moved_at = float("-inf")  # when the hub last moved
         self.log_cache = log_cache
         self._deliveries: list[asyncio.Future[None]] = []  # done when the hub has moved
@@ -55,11 +58,19 @@ class Live:
     def move(self, position: Position, reason: str) -> None:
         """Continue from a position that does not follow the last one; `reason` is that of the resets."""
         self.moved_at = time.monotonic()
+        self.floor = Seq(0)  # of this epoch, it is not known yet
         self.hub.move(position, reason)
         self.log_cache.restart(position)
         if self.on_move is not None:
             self.on_move(position)
         self._wake()
+
+    def forget(self, floor: Seq) -> None:
+        """Everything up to here is past retention."""
+        self.floor = floor
+        self.log_cache.forget(floor)
+        if self.on_forget is not None:
+            self.on_forget(floor)
 
     def publish(self, batch: LogBatch) -> list[Change]:
         """Publish a batch that follows the hub's position.

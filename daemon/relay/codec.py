@@ -305,7 +305,9 @@ FOLLOWING: Final[Message[Following]] = Message(
 """Batches that follow each other."""
 
 BEAT: Final[Message[Beat]] = _plain(
-    tuple[_Epoch, _Number, Annotated[float, Field(ge=0)], str, str], lambda beat: beat, lambda found: Beat(*found)
+    tuple[_Epoch, _Number, Annotated[float, Field(ge=0)], str, str, _Number],
+    lambda beat: beat,
+    lambda found: Beat(*found),
 )
 """How far a member is."""
 

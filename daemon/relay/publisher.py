@@ -68,9 +68,7 @@ class Publisher:
         self._held.append((batch, size))
         self._size += size
         while self._size > MAX_HELD:
-            oldest, size_of_oldest = self._held.popleft()
-            self._size -= size_of_oldest
-            self._floor = Position(oldest.epoch, oldest.upto)
+            self._drop_oldest()
         if not self._is_leading():
             return
         if self._by_topic:
@@ -83,6 +81,11 @@ class Publisher:
         self._held.clear()
         self._size = 0
         self._floor = position
+
+    def forget(self, floor: Seq) -> None:
+        """Everything up to here is past retention: stop telling it."""
+        while self._held and self._held[0][0].upto <= floor:
+            self._drop_oldest()
 
     async def batches(self, after: Position) -> Following:
         """See MemberPorts."""
@@ -140,6 +143,11 @@ class Publisher:
             is_sent = self._link.publish(f"{CONTENT}.{topic_hash:016x}", message)
             metrics.RELAY_CONTENTS.labels(result="sent" if is_sent else "dropped").inc()
         return batch._replace(absent=sizes)
+
+    def _drop_oldest(self) -> None:
+        oldest, size = self._held.popleft()
+        self._size -= size
+        self._floor = Position(oldest.epoch, oldest.upto)
 
     def _send(self, batch: LogBatch, size: int) -> None:
         message = codec.MANIFEST.encode(batch) if size <= MAX_ENCODED else b""

@@ -149,11 +149,12 @@ async def own_server(*, binaries: Binaries | None = None, settings: Mapping[str,
 
 @dataclass(eq=False)
 class Supervised:
-    """A daemon that can be restarted. `mutants` names the safeguards that are removed from it."""
+    """A daemon, or a gateway, as its `arguments` say, that can be restarted. `mutants` names removed safeguards."""
 
     dsn: str
     mutants: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
     daemon: Daemon | None = None
     _life: AsyncExitStack = field(default_factory=AsyncExitStack)
 
@@ -165,6 +166,7 @@ class Supervised:
             daemon_process(
                 self.dsn,
                 *mutants,
+                *self.arguments,
                 module="tests.faults.mutant" if mutants else "daemon",
                 environment={**QUICK, **self.environment},
             )
@@ -354,6 +356,11 @@ class Scenario:
     def n(self) -> str:
         """The number of trials, for the table."""
         return f"{len(self.oracle.acknowledged):,} writes, {self.deliveries:,} deliveries"
+
+
+def leader_of(run: Scenario) -> int:
+    """Which of two daemons leads."""
+    return next(number for number in (0, 1) if run.daemons[number].count("leader_elected"))
 
 
 @asynccontextmanager

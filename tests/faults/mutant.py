@@ -6,17 +6,18 @@ only here, and this file is not shipped.
 
 import asyncio
 import dataclasses
+import random
 import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, Final
 
-from daemon.app import build, serve
+from daemon.app import build, gateway, serve
 from daemon.cli import root
 from daemon.core import hub, session
 from daemon.core.change import Position, Seq
-from daemon.delivery import live, log_cache, pump
+from daemon.delivery import feed, live, log_cache, pump
 from daemon.gateway import client_connection, limits
 from daemon.log import backlog, grants, notifier, queries, reader, retention, sequencer
 from daemon.postgres.connect import SESSION
@@ -267,6 +268,13 @@ def quick_pings() -> None:
     _limits(ping_every=1.0, ping_timeout=1.0, tick_every=0.1)
 
 
+def quick_relay_pings() -> None:
+    """No safeguard is removed: a silent connection to NATS is given up in less than a second instead of six."""
+    from daemon.relay import connection  # noqa: PLC0415 - nats-py is an extra
+
+    _put(connection, "PING_INTERVAL", 0.2)
+
+
 def no_pings() -> None:
     """Clients are not pinged."""
     _limits(ping_every=1e6, tick_every=0.1)
@@ -306,6 +314,60 @@ def no_tombstones() -> None:
 def memory_keeps_content() -> None:
     """Changes from before a delete are replayed with their content if they are in memory."""
     _put(log_cache.LogCache, "_hide", lambda *_: None)
+
+
+def lossy_relay() -> None:
+    """No safeguard is removed: of the messages about batches, one in ten is lost, and one in fifty arrives twice."""
+    receive_batch = gateway.Members.receive_batch
+    chance = random.Random(1)
+
+    def mutated(self: gateway.Members, payload: bytes) -> None:
+        share = chance.random()
+        for _ in range(0 if share < 0.1 else 2 if share < 0.12 else 1):
+            receive_batch(self, payload)
+
+    _put(gateway.Members, "receive_batch", mutated)
+
+
+def no_prev() -> None:
+    """A gateway publishes a batch whatever it continues from."""
+    fits = feed.Feed._fits
+
+    def mutated(self: feed.Feed, batch: Any) -> bool:
+        return fits(self, batch._replace(after=min(batch.after, self._live.position.seq)))
+
+    _put(feed.Feed, "_fits", mutated)
+
+
+def no_fill() -> None:
+    """A gateway does not ask for what is missing before a batch."""
+    publish_queued = feed.Feed._publish_queued
+
+    async def mutated(self: feed.Feed) -> None:
+        if self._queue and self._queue[0].after > self._live.position.seq:
+            self._queue[0] = self._queue[0]._replace(after=self._live.position.seq)
+        await publish_queued(self)
+
+    _put(feed.Feed, "_publish_queued", mutated)
+
+
+def _without(field: str) -> None:
+    publish = feed.Feed._publish
+
+    def mutated(self: feed.Feed, batch: Any) -> None:
+        publish(self, batch._replace(**{field: ()}))
+
+    _put(feed.Feed, "_publish", mutated)
+
+
+def no_ends() -> None:
+    """A gateway does not pass on which rights end."""
+    _without("ends")
+
+
+def no_gone() -> None:
+    """A gateway does not pass on which rows are deleted."""
+    _without("gone")
 
 
 def wild_clock() -> None:
@@ -355,6 +417,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         no_wait_for_catch_up,
         slow_reader,
         quick_pings,
+        quick_relay_pings,
         no_pings,
         quick_drain,
         no_drain_limit,
@@ -362,6 +425,11 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         plain_detach,
         no_tombstones,
         memory_keeps_content,
+        lossy_relay,
+        no_prev,
+        no_fill,
+        no_ends,
+        no_gone,
         wild_clock,
         session_ids_from_the_clock,
     )

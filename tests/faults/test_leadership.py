@@ -12,7 +12,7 @@ import pytest
 from daemon.log.sequencer import FOLLOWER_LOCK
 from daemon.log.wakeup_lock import WAKEUP_LOCK
 from tests.faults.checker import CLEAN
-from tests.faults.harness import MUTANT_TIMEOUT, TIMEOUT, Scenario, by_form, not_ready, ready, scenario
+from tests.faults.harness import MUTANT_TIMEOUT, TIMEOUT, Scenario, by_form, leader_of, not_ready, ready, scenario
 from tests.faults.results import Results
 
 LOCKS = 0x526F7763617374, FOLLOWER_LOCK, WAKEUP_LOCK
@@ -25,11 +25,6 @@ UNNUMBERABLE = f"""
 insert into rowcast.events (watch, topic, kind, key)
 select w.id, {LONG_TOPIC}, 'update', '{{"id": "1"}}' from rowcast.watched as w where w.table_name = 'messages'
 """
-
-
-def leader_of(run: Scenario) -> int:
-    """Which of two daemons leads."""
-    return next(number for number in (0, 1) if run.daemons[number].count("leader_elected"))
 
 
 async def test_a_stranger_who_holds_every_public_lock_stops_nobody(durable: str, results: Results) -> None:

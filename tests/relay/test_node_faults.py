@@ -247,9 +247,9 @@ async def test_clients_of_a_gateway_miss_nothing_when_the_leader_is_cut_off(
 ) -> None:
     async with (
         Proxy(("127.0.0.1", nats.port)).serving() as proxy,
-        member(database, f"nats://127.0.0.1:{proxy.port}", prefix) as leader,
+        member(database, f"nats://127.0.0.1:{proxy.port}", prefix, "quick_relay_pings") as leader,
         member(database, nats.url, prefix),
-        gateway(nats.url, prefix) as gate,
+        gateway(nats.url, prefix, ROWCAST_HEARTBEAT="0.5") as gate,
         AsyncExitStack() as stack,
     ):
         client = await follow(stack, gate, chat)

@@ -11,9 +11,13 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
 
 
 @asynccontextmanager
-async def member(database: str, url: str, prefix: str, **environment: str) -> AsyncIterator[Daemon]:
+async def member(
+    database: str, url: str, prefix: str, mutant: str | None = None, **environment: str
+) -> AsyncIterator[Daemon]:
+    """`mutant` names what tests/faults/mutant.py changes in it."""
     nodes = {"ROWCAST_NATS_URL": url, "ROWCAST_NATS_PREFIX": prefix}
-    async with daemon_process(database, environment={**nodes, **environment}) as process:
+    mutants, module = ([mutant], "tests.faults.mutant") if mutant else ([], "daemon")
+    async with daemon_process(database, *mutants, environment={**nodes, **environment}, module=module) as process:
         yield process
 
 

@@ -39,6 +39,7 @@ EVENT_LOOPS = {
 }
 NOT_ABOUT_ONE_MODULE = {
     "tests/unit/model/test_delivery.py": "about the whole path from a row to a client",
+    "tests/unit/model/test_gateways.py": "about the same path, through gateways",
     "tests/unit/test_deploy.py": "about the alerts, the dashboard and the image",
     "tests/unit/test_docs.py": "about the guides",
     "tests/unit/test_glossary.py": "about the names in the whole code base",

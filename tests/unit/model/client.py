@@ -76,6 +76,7 @@ class Client:
         self.topics: dict[Topic, Subscription] = {}
         self.position: Position | None = None
         self.since: Position | None = None  # the position with which the current connection resumed
+        self.refused: list[Topic] = []  # for now: `retry` subscribes to them again
         self._read_state = read_state
 
     def connect(self, connection: Connection) -> None:
@@ -105,6 +106,12 @@ class Client:
         assert self.connection is not None
         self.connection.send(op="unsubscribe", id=topic, topic=topic)
 
+    def retry(self) -> None:
+        """Subscribe again to what the server could not look up."""
+        refused, self.refused = self.refused, []
+        for topic in refused:
+            self.subscribe(topic)
+
     def cut(self) -> None:
         """Break the connection, if there is one."""
         if self.connection is not None:
@@ -123,6 +130,7 @@ class Client:
 
     def _disconnected(self) -> None:
         self.connection = None
+        self.refused.clear()
         # Forget topics whose `subscribe` or `unsubscribe` was not answered.
         self.topics = {
             topic: subscription
@@ -169,7 +177,7 @@ class Client:
             case "error" if frame.get("id") in self.topics:
                 topic = Topic(frame["id"])
                 if frame["retry"]:
-                    self.subscribe(topic)
+                    self.refused.append(topic)
                 elif frame["code"] != "already_subscribed":
                     self.topics.pop(topic)
 

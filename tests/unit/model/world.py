@@ -2,6 +2,9 @@
 
 The daemons consist of the real hub, pump, replay, sessions and frames. Their event loop has no clock and no files. It
 runs until every task waits, and then the test decides what happens next.
+
+With gateways, the daemons are members: what they publish and answer is real too, and so are the feeds of gateways and
+their ports. Only the network is a model: see nats.py.
 """
 
 import asyncio
@@ -9,28 +12,38 @@ import json
 import selectors
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar
+from unittest.mock import patch
 
 from pydantic import AfterValidator
 
+from daemon.core.batch import Beat
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import GrantsUnavailable, LogTruncated, LogUnavailable, RowcastError
-from daemon.core.ports import Batch
+from daemon.core.ports import Batch, Grants
+from daemon.delivery import feed as feed_module
 from daemon.delivery.client import Client as ClientHandler
 from daemon.delivery.client import ClientContext
+from daemon.delivery.contents import Interest
 from daemon.delivery.live import Live
 from daemon.delivery.log_cache import OVERHEAD, LogCache
 from daemon.delivery.replay import RetryingLogReader
 from daemon.delivery.rights import Rights
 from daemon.delivery.snapshots import Snapshots
 from daemon.packs import BigInt, Pack, Row
+from daemon.relay.codec import Pull
+from daemon.relay.errors import RelayUnavailable
+from daemon.relay.remote import RemoteGrants, RemoteLogReader
 from tests.support.rows import NoColumns, NoRows
 from tests.support.sharing import sharing
+from tests.unit.model.by_topic import Content, Manifest, TopicCache, TopicFeed
 from tests.unit.model.client import Client, Violation
 from tests.unit.model.designs import Design
+from tests.unit.model.nats import ASKING, Message, Nats, Relay
 from tests.unit.model.postgres import Entry, Leader, Postgres, is_refused
 
 TOPICS = (Topic("t:a"), Topic("t:b"))
@@ -113,10 +126,14 @@ class Link:
         self.waiting: list[Query] = []
         self._waiters: list[asyncio.Future[None]] = []
 
-    async def query(self, execute: Callable[[], T], failure: RowcastError) -> T:
+    async def query(self, execute: Callable[[], T], failure: RowcastError, executed_at: int | None = None) -> T:
+        """The result. With `executed_at`, this is only the way back of a result that was read at that step."""
         if not self.held:
+            self._world.since = min(self._world.since, self._world.since if executed_at is None else executed_at)
             return execute()
         query = Query(execute, failure, asyncio.get_running_loop().create_future())
+        if executed_at is not None:
+            query.executed, query.result, query.executed_at = True, execute(), executed_at
         self.waiting.append(query)
         try:
             return await query.future  # type: ignore[no-any-return]
@@ -145,10 +162,10 @@ class Link:
         elif not query.future.done():
             self._world.run(lambda: query.future.set_result(query.result), since=query.executed_at)
 
-    def fail(self) -> None:
-        """Fail every query that has not reached Postgres."""
+    def fail(self, *, answered: bool = False) -> None:
+        """Fail every query that has not reached Postgres, or all of them."""
         for query in tuple(self.waiting):
-            if not query.executed and not query.future.done():
+            if (answered or not query.executed) and not query.future.done():
                 query.future.set_exception(query.failure)
 
 
@@ -198,9 +215,10 @@ class ModelGrants:
         self._link = link
 
     async def readable_from(self, user: str, topic: Topic) -> Seq | None:
+        asking = ASKING.get() or self._daemon
         while True:
             right, granted, pending = await self._link.query(
-                lambda: self._look_up(user, topic), GrantsUnavailable("gone")
+                lambda: self._look_up(asking, user, topic), GrantsUnavailable("gone")
             )
             if not right:
                 return None
@@ -208,10 +226,10 @@ class ModelGrants:
                 return Seq(granted)
             await self._link.next_batch()
 
-    def _look_up(self, user: str, topic: Topic) -> tuple[int, int, bool]:
+    def _look_up(self, asking: "Node", user: str, topic: Topic) -> tuple[int, int, bool]:
         postgres = self._daemon.world.postgres
         right, (granted, pending) = postgres.may_read(user, topic), postgres.readable_from(user, topic)
-        connection = self._daemon.connections.get(user)
+        connection = asking.connections.get(user)
         if right and connection is not None:
             connection.rights[topic] = right
         return right, granted, pending
@@ -228,7 +246,7 @@ class Connection:
 
     outlet = None
 
-    def __init__(self, daemon: "Daemon", user: str) -> None:
+    def __init__(self, daemon: "Node", user: str) -> None:
         self.daemon = daemon
         self.user = user
         self.session = user
@@ -243,6 +261,7 @@ class Connection:
         self._seen: Position | None = None
         self._first_discontinuity = daemon.hub.discontinuity.number
         self._explained: dict[Topic, int] = {}
+        self._truncated_at: Position | None = None
         self._drains: list[tuple[asyncio.Future[None], int]] = []
 
     # For the client.
@@ -386,6 +405,14 @@ class Connection:
                         "I4", f"{received}, content of a row whose deletion at {tombstone.seq} was recorded"
                     )
 
+    def _beginnings(self, topic: Topic, epoch: str) -> set[int]:
+        """The numbers at which the right to the topic has begun, also if a crash has taken them back unnoticed."""
+        world, right = self.daemon.world, self.rights[topic]
+        ever = {seq: event for (at, seq), event in world.postgres.numbered.items() if at == epoch}
+        began = [seq for seq, event in ever.items() if event.begins and event.right == right]
+        first = [min(other for other in ever if ever[other].xid == ever[seq].xid) for seq in began]
+        return {world.granted_at(right), *first}
+
     def _check_reset(self, topic: Topic, reason: str, position: Position) -> None:
         postgres, hub = self.daemon.world.postgres, self.daemon.hub
         here = [entry.event for entry in postgres.state.log if entry.seq == position.seq]
@@ -397,7 +424,8 @@ class Connection:
         if reason == "rights":
             if (
                 self._since is not None
-                and self._since.seq < position.seq == self.daemon.world.granted_at(self.rights[topic]) - 1
+                and self._since.seq < position.seq
+                and position.seq + 1 in self._beginnings(topic, position.epoch)
             ):
                 return
             raise Violation(
@@ -415,37 +443,41 @@ class Connection:
         ):
             positions.append(hub.position_before_move)
         self._explained[topic] = hub.discontinuity.number
+        if reason == "retention" and position == self._truncated_at:
+            return  # the replay resets all of its topics, and this is not the first one
+        if reason == "retention":
+            self._truncated_at = position
         if not any(reason in postgres.reasons(one) for one in positions):
             raise Violation("I6", f"{self.user} gets a reset of {topic} ({reason} at {position}) for no reason")
 
 
-@dataclass
-class Daemon:
-    """One daemon process."""
+class Node:
+    """One process that serves clients."""
 
-    world: "World"
-    connections: dict[str, Connection] = field(default_factory=dict)
+    task: "asyncio.Task[None]"
+    live: Live
 
-    def __post_init__(self) -> None:
-        world = self.world
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.connections: dict[str, Connection] = {}
         self.link = Link(world)
-        self.wakeup = asyncio.Event()
-        router = world.design.router({"app": PACK})
-        self.hub = world.design.hub(lambda payload: payload + b"\n", router.with_exact_numbers)
-        log_reader = ModelLog(world.postgres, self.link)
-        self.log_cache = log_cache = LogCache(log_reader, RECENT_BYTES)
-        live = Live(self.hub, router, log_cache)
-        self.pump = pump = world.design.pump(log_reader, self.wakeup, live, _store_dead_letters, chunk=CHUNK)
+        self.router = world.design.router({"app": PACK})
+        self.hub = world.design.hub(lambda payload: payload + b"\n", self.router.with_exact_numbers)
+
+    def _serve(self, log_cache: LogCache, grants: Grants, until_readable: Callable[[], Awaitable[object]]) -> Live:
+        """Make what clients need, for a log that is read through this cache."""
+        world, hub = self.world, self.hub
+        live = self.live = Live(hub, self.router, log_cache)
         wait_until_delivered = live.wait_until_delivered if world.design.waits_until_delivered else _at_once
         self.context = ClientContext(
-            hub=self.hub,
+            hub=hub,
             log_reader=log_cache,
-            replay_reader=RetryingLogReader(log_cache, pump.readable.wait),
-            rights=Rights(self.hub, ModelGrants(self, self.link), wait_until_delivered),
-            snapshots=Snapshots(NoRows(), self.hub, router, lambda payload: payload + b"\n", wait_until_delivered),
+            replay_reader=RetryingLogReader(log_cache, until_readable),
+            rights=Rights(hub, grants, wait_until_delivered),
+            snapshots=Snapshots(NoRows(), hub, self.router, lambda payload: payload + b"\n", wait_until_delivered),
             columns=NoColumns(),
-            **sharing(self.hub),
-            router=router,
+            **sharing(hub),
+            router=self.router,
             authenticate=_Claims,
             wait_until_delivered=wait_until_delivered,
             encode=lambda payload: payload + b"\n",
@@ -459,8 +491,7 @@ class Daemon:
             queue_bytes=QUEUE_BYTES,
             chunk=CHUNK,
         )
-        self.task = world.loop.create_task(pump.run())
-        world.run()
+        return live
 
     def accept(self, user: str) -> Connection:
         connection = Connection(self, user)
@@ -469,8 +500,8 @@ class Daemon:
         return connection
 
     def wake(self) -> None:
-        """Notify the daemon that the log has grown."""
-        self.world.run(self.wakeup.set)
+        """Let it know what there is to know of the log."""
+        raise NotImplementedError
 
     def tick(self) -> None:
         """Let time pass until the next heartbeat."""
@@ -487,6 +518,90 @@ class Daemon:
         self.world.run()
 
 
+class Daemon(Node):
+    """One daemon process, with a database: a member, if there are gateways."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(world)
+        self.wakeup = asyncio.Event()
+        log_reader = ModelLog(world.postgres, self.link)
+        grants = ModelGrants(self, self.link)
+        live = self._serve(LogCache(log_reader, RECENT_BYTES), grants, lambda: self.pump.readable.wait())  # noqa: PLW0108 - not made yet
+        self.pump = world.design.pump(log_reader, self.wakeup, live, _store_dead_letters, chunk=CHUNK)
+        self.relay = Relay(world.nats, live, log_reader, grants, lambda: world.postgres.step)
+        self.task = world.loop.create_task(self.pump.run())
+        world.run()
+
+    def wake(self) -> None:
+        """Notify the daemon that the log has grown."""
+        self.world.run(self.wakeup.set)
+
+    def kill(self) -> None:
+        super().kill()
+        self.link.fail(answered=True)  # who has asked this member hears that it has gone
+        self.world.run()
+
+
+class Gateway(Node):
+    """One gateway process, without a database. `asked` is the number of the member that it asks."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(world)
+        self.asked = 0
+        self.fate = "told"  # of messages to it
+        self.arriving: list[Message] = []  # what is late
+        reader = RemoteLogReader(self._ask, lambda: self.hub.position)
+        cache_type = TopicCache if issubclass(world.design.feed, TopicFeed) else LogCache
+        cache = cache_type(reader, RECENT_BYTES)
+        live = self._serve(cache, RemoteGrants(self._ask, reader.epoch), lambda: self.feed.readable.wait())  # noqa: PLW0108 - not made yet
+        self.feed = world.design.feed(reader, live, _no_own_tables, Interest())
+        if isinstance(self.feed, TopicFeed) and isinstance(cache, TopicCache):
+            cache.wanted, self.hub.on_follow = self.feed.wanted, self.feed.want
+        self.task = world.loop.create_task(self.feed.run())
+
+    def kill(self) -> None:
+        super().kill()
+        self.link.fail(answered=True)  # nobody is left who waits
+        self.world.run()
+
+    def receive(self, message: Message) -> None:
+        """A message has arrived, as those of one connection do: one after the other."""
+        if isinstance(message, Beat):
+            self.feed.record_beat(message)
+        elif isinstance(self.feed, TopicFeed):
+            self.feed.receive(message)
+        else:
+            assert not isinstance(message, Content | Manifest)
+            self.feed.receive(None if isinstance(message, Pull) else message)
+
+    def arrive(self, place: int, *, again: bool = False) -> None:
+        """Let a late message arrive, which may come again later."""
+        if self.arriving:
+            message = self.arriving[place % len(self.arriving)]
+            if not again:
+                self.arriving.remove(message)
+            self.world.run(partial(self.receive, message))
+
+    def wake(self) -> None:
+        """Let everything arrive that is late, and what members have to say after it."""
+        self.world.wake_all()
+        while self.arriving:
+            self.arrive(0)
+
+    async def _ask(self, question: str, payload: bytes) -> bytes:
+        """Ask a member. The question is held up on its way there or back while the link is."""
+        cut_off = RelayUnavailable("cut off")
+        await self.link.query(lambda: None, cut_off)
+        member = self.world.daemons[self.asked % len(self.world.daemons)]
+        ASKING.set(self)
+        answer = await member.relay.service.answer(question, payload)
+        return await self.link.query(lambda: answer, cut_off, min(self.world.since, member.relay.reached_at))
+
+
+async def _no_own_tables() -> None:
+    """There are none to look for."""
+
+
 async def _store_dead_letters(dead_letters: object) -> None:
     """Discard dead letters: nothing in this model reads them."""
 
@@ -498,7 +613,7 @@ async def _at_once(seq: Seq) -> None:
 class World:
     """The database, daemons and clients, and what tests do to them. After each method, all tasks wait."""
 
-    def __init__(self, design: Design, daemons: int = 2) -> None:
+    def __init__(self, design: Design, daemons: int = 2, gateways: int = 0) -> None:
         self.design = design
         self.loop = _Loop()
         self.now = 0.0
@@ -509,8 +624,14 @@ class World:
         self.leader: Leader | None = None
         self.leading: Daemon | None = None  # None: a daemon without clients leads
         self.daemons: list[Daemon] = []
+        self.gateways: list[Gateway] = []
+        self.nats = Nats(self.gateways, self.loop.call_soon, by_topic=issubclass(design.feed, TopicFeed))
+        self._patched_time = patch.object(feed_module, "time", SimpleNamespace(monotonic=self.loop.time))
+        self._patched_time.start()
         self.elect()
         self.daemons += [Daemon(self) for _ in range(daemons)]
+        self.gateways += [Gateway(self) for _ in range(gateways)]
+        self.beat()
         self.clients = [Client(user, self.read_state) for user in USERS]
 
     def run(self, first: Callable[[], object] | None = None, *, since: int | None = None) -> None:
@@ -520,17 +641,23 @@ class World:
         if first is not None:
             self.loop.call_soon(first)
         self.loop.run_forever()
-        for daemon in getattr(self, "daemons", ()):
-            for connection in [connection for connection in daemon.connections.values() if connection.closed]:
+        for node in self.nodes:
+            for connection in [connection for connection in node.connections.values() if connection.closed]:
                 self.loop.call_soon(connection.disconnect)
                 self.loop.run_forever()
         for error in (*self.loop.errors, *self.violations):
             raise error
-        for daemon in getattr(self, "daemons", ()):
-            if daemon.task.done():
-                daemon.task.result()
+        for node in self.nodes:
+            if node.task.done():
+                node.task.result()
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Every process that serves clients."""
+        return [*self.daemons, *self.gateways]
 
     def close(self) -> None:
+        self._patched_time.stop()
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
         self.loop.run_forever()
@@ -547,11 +674,16 @@ class World:
 
     # The sequencer.
 
-    def elect(self, *, next_segment: bool = False) -> None:
-        """Begin a new term, in this segment or the next; another process leads."""
+    def elect(self, *, next_segment: bool = False, unnoticed: bool = False) -> None:
+        """Begin a new term, in this segment or the next; another process leads.
+
+        If that is `unnoticed`, those who have led so far go on telling the gateways what they read of the log.
+        """
         self.leader = self.postgres.open_term(next_segment=next_segment)
         leaders = (*self.daemons, None)
         self.leading = leaders[self.postgres.state.terms[-1].term % len(leaders)]
+        for daemon in self.daemons:
+            daemon.relay.is_leading = daemon is self.leading or (unnoticed and daemon.relay.is_leading)
 
     def number(self) -> None:
         """Number the new events, after an election if there is no leader."""
@@ -570,6 +702,11 @@ class World:
         for daemon in self.daemons:
             daemon.wake()
 
+    def beat(self) -> None:
+        """Every member says how far it is."""
+        for daemon in self.daemons:
+            self.run(daemon.relay.beat)
+
     def granted_at(self, right: int) -> int:
         """The number at which a right began, the first of its transaction; 0 if the log does not have it."""
         log = self.postgres.state.log
@@ -577,19 +714,27 @@ class World:
         return next((entry.seq for entry in log if entry.event.xid == xid), 0)
 
     def drop_segments(self) -> None:
-        """Drop the closed segments, and notify every daemon."""
+        """Drop the closed segments, and notify every daemon. No message is late by as long as the retention."""
         self.postgres.drop_segments()
         for daemon in self.daemons:
-            daemon.log_cache.forget(Seq(self.postgres.state.floor))
+            daemon.live.forget(Seq(self.postgres.state.floor))
+        for gateway in self.gateways:
+            gateway.arriving.clear()
+            for daemon in self.daemons:
+                self.run(partial(gateway.receive, daemon.relay.message()))
 
     # Clients.
 
-    def connect(self, client: Client, daemon: Daemon) -> None:
+    def connect(self, client: Client, node: Node) -> None:
+        """Connect a client to this node, instead of the one that it is connected to."""
         client.cut()
-        client.connect(daemon.accept(client.user))
+        if not isinstance(node, Gateway) or node.feed.started.is_set():
+            client.connect(node.accept(client.user))
 
     def receive(self, client: Client, limit: int = 1_000_000) -> int:
-        """Let a client read up to `limit` frames; return their number."""
+        """Let a client read up to `limit` frames, and try again what failed before; return their number."""
+        if client.connection is not None:
+            client.retry()
         count = 0
         while count < limit and client.receive(1):
             count += 1
@@ -634,12 +779,22 @@ class World:
             self.leader = None
         self.daemons.insert(number, Daemon(self))
 
+    def restart_gateway(self, number: int) -> None:
+        """Kill a gateway and start another in its place."""
+        self.gateways.pop(number).kill()
+        self.gateways.insert(number, Gateway(self))
+        self.beat()
+
     # The end of a history.
 
     def rest(self) -> None:
         """Undo all faults, commit all transactions, deliver everything, and check what the clients received."""
+        for node in self.nodes:
+            node.link.held = False
+        for gateway in self.gateways:
+            gateway.fate = "told"
         for daemon in self.daemons:
-            daemon.link.held = False
+            daemon.relay.line.cut_off = False
         for tx in tuple(self.postgres.open):
             self.postgres.commit(tx)
         self.elect()
@@ -662,25 +817,32 @@ class World:
             busy, rounds = False, rounds + 1
             self.pass_time()
             if rounds > MAX_ROUNDS:
-                raise Violation("I7", "the system never comes to rest")
-            for daemon in self.daemons:
-                while daemon.link.waiting:
-                    daemon.link.let_through(0)
-                daemon.wake()
-            for client in self.clients:
+                where = [*(str(node.hub.position) for node in self.nodes), str(self.postgres.head())]
+                raise Violation("I7", f"the system never comes to rest: {', '.join(where)}")
+            for node in self.nodes:
+                while node.link.waiting:
+                    node.link.let_through(0)
+                node.wake()
+            self.beat()
+            busy |= any(gateway.hub.position != self.postgres.head() for gateway in self.gateways)
+            for number, client in enumerate(self.clients):
                 if client.connection is None:
-                    client.connect(self.daemons[0].accept(client.user))
+                    self.connect(
+                        client, self.nodes[-1 - number % len(self.nodes)] if self.gateways else self.nodes[0]
+                    )
                     busy = True
+                if client.connection is None:
+                    continue
                 assert isinstance(client.connection, Connection)
-                busy |= self.receive(client) > 0 or client.connection is None
+                busy |= self.receive(client) > 0 or client.connection is None or bool(client.refused)
                 if client.connection is None:
                     continue
                 for topic in client.wanted:
                     if topic not in client.topics and self.postgres.state.rights.get((client.user, topic)):
                         client.subscribe(topic)
                         busy = True
-        for daemon in self.daemons:
-            daemon.tick()
+        for node in self.nodes:
+            node.tick()
         for client in self.clients:
             self.receive(client)
 

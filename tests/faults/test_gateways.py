@@ -1,0 +1,261 @@
+"""Many writers, and many clients at gateways, which have no database, while something between them fails."""
+
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.faults.checker import CLEAN, Reset
+from tests.faults.deleted_rows import Secrets, leaks_of_a_replay
+from tests.faults.ended_rights import EndedRights, until_revoked
+from tests.faults.harness import (
+    MUTANT_TIMEOUT,
+    SEED,
+    TIMEOUT,
+    Scenario,
+    Server,
+    Supervised,
+    by_form,
+    leader_of,
+    median,
+    own_server,
+    scenario,
+)
+from tests.faults.oracle import Style
+from tests.faults.results import Results
+from tests.support.gateways import NOWHERE
+from tests.support.nats import NatsServer, running_nats
+
+MEMORY = {"ROWCAST_RECENT_BYTES": "32000000"}
+
+
+@dataclass(eq=False)
+class Nodes:
+    """Members and gateways around one NATS server, and what runs on them."""
+
+    run: Scenario
+    nats: NatsServer
+    gateways: list[Supervised]
+
+    def url(self) -> str:
+        """A gateway that runs, if one does, for a client that comes back."""
+        return random.choice([gateway for gateway in self.gateways if gateway.daemon] or self.gateways).url()
+
+
+@asynccontextmanager
+async def nodes(
+    server: Server | str, *, members: int = 2, mutants: Sequence[str] = (), users: int = 4
+) -> AsyncIterator[Nodes]:
+    """Two gateways, from which these safeguards are removed. Clients connect to gateways, writers to Postgres."""
+    async with running_nats() as nats, AsyncExitStack() as stack:
+        environment = {**MEMORY, "ROWCAST_NATS_URL": nats.url}
+        run = await stack.enter_async_context(scenario(server, environment=environment, daemons=members, users=users))
+        gateways = [Supervised(NOWHERE, mutants, environment, ("gateway",)) for _ in range(2)]
+        for gateway in gateways:
+            await gateway.start()
+            stack.push_async_callback(gateway.stop, signal.SIGTERM)
+        yield Nodes(run, nats, gateways)
+
+
+async def gateway_killed(them: Nodes) -> float:
+    """SIGKILL of a gateway; its clients come back at the other one."""
+    await them.gateways[0].stop(signal.SIGKILL)
+    recovery = await them.run.recovered()
+    await them.gateways[0].start()
+    return recovery
+
+
+async def leader_killed(them: Nodes) -> float:
+    """SIGKILL of the member that leads; the other one takes over."""
+    leading = leader_of(them.run)
+    await them.run.daemons[leading].stop(signal.SIGKILL)
+    recovery = await them.run.recovered()
+    await them.run.daemons[leading].start()
+    return recovery
+
+
+async def gateway_stopped(them: Nodes) -> float:
+    """SIGSTOP of a gateway behind thousands of writes, SIGCONT."""
+    [gateway, _] = them.gateways
+    assert gateway.daemon
+    gateway.daemon.process.send_signal(signal.SIGSTOP)
+    await them.run.committed(by_form(200, 2000))
+    gateway.daemon.process.send_signal(signal.SIGCONT)
+    return await them.run.recovered()
+
+
+async def nats_killed(them: Nodes) -> float:
+    """SIGKILL of the NATS server, which starts again."""
+    await them.nats.kill()
+    await them.run.committed(20)
+    await them.nats.start()
+    return await them.run.recovered()
+
+
+async def nats_stopped(them: Nodes) -> float:
+    """SIGSTOP of the NATS server, SIGCONT: what waits for it too long is lost, and nobody is disconnected."""
+    them.nats.signal(signal.SIGSTOP)
+    await them.run.committed(by_form(100, 1000))
+    them.nats.signal(signal.SIGCONT)
+    return await them.run.recovered()
+
+
+Fault = Callable[[Nodes], Awaitable[float]]
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "2 (gateway)": (gateway_killed, "kill -9 of a gateway"),
+    "2 (leader, gateways)": (leader_killed, "kill -9 of the member that leads"),
+    "10 (gateway)": (gateway_stopped, "a gateway is stopped behind many writes"),
+    "31 (NATS killed)": (nats_killed, "kill -9 of the NATS server"),
+    "31 (NATS stopped)": (nats_stopped, "the NATS server is stopped"),
+}
+
+
+@pytest.mark.parametrize("number", FAULTS)
+async def test_clients_of_gateways_miss_nothing(durable: str, results: Results, number: str) -> None:
+    chance = random.Random(SEED)
+    fault, name = FAULTS[number]
+    recoveries: list[float] = []
+    async with nodes(durable) as them:
+        run = them.run
+        await run.follow(by_form(6, 50), url=them.url)
+        run.write(4)
+        for _ in range(times := by_form(1, 10)):
+            await run.received(chance.randint(10, 60))
+            recoveries.append(await fault(them))
+            await run.reconnected()
+        verdict = await run.verdict()
+    assert CLEAN == verdict
+    results.held(
+        number,
+        f"{name}; its clients are at two gateways",
+        f"{(fault.__doc__ or '').rstrip('.')}; {times} times, {len(run.checkers)} clients",
+        "nothing lost or repeated, no reset",
+        f"then all were served: p50 {median(recoveries):.2f} s, max {max(recoveries):.2f} s",
+        run.n,
+    )
+
+
+async def test_clients_of_gateways_miss_nothing_when_messages_are_lost(durable: str, results: Results) -> None:
+    async with nodes(durable, members=1, mutants=["lossy_relay"]) as them:
+        run = them.run
+        await run.follow(by_form(4, 50), url=them.url)
+        run.write(4)
+        await run.committed(by_form(200, 5000))
+        verdict = await run.verdict()
+    assert CLEAN == verdict
+    results.held(
+        "31 (lossy)",
+        "messages about batches are lost on their way to gateways",
+        f"one in ten is lost, one in fifty arrives twice; {len(run.checkers)} clients",
+        "what is missing is asked for; nothing lost or repeated, no reset",
+        "",
+        run.n,
+    )
+
+
+@pytest.mark.parametrize("mutant", ["no_prev", "no_fill"])
+async def test_without_looking_at_what_a_batch_continues_gateways_lose_changes(
+    durable: str, results: Results, mutant: str
+) -> None:
+    async with nodes(durable, members=1, mutants=["lossy_relay", mutant]) as them:
+        await them.run.follow(2, url=them.url)
+        them.run.write(4)
+        await them.run.committed(200)
+        verdict = await them.run.verdict(within=MUTANT_TIMEOUT)
+    assert 0 < verdict.lost
+    results.caught("31 (lossy)", mutant, verdict)
+
+
+@pytest.mark.parametrize("mutant", [None, "no_ends"])
+async def test_nothing_written_after_a_right_ended_reaches_a_client_of_a_gateway(
+    durable: str, results: Results, mutant: str | None
+) -> None:
+    chance = random.Random(SEED)
+    users = 2 if mutant else by_form(4, 40)
+    async with nodes(durable, members=1, users=users, mutants=[mutant] if mutant else []) as them:
+        run = them.run
+        run.oracle.tag = "0"
+        ended = EndedRights(run)
+        await run.follow(users, url=them.url)
+        run.write(2 if mutant else 4, Style(pause=0.005))
+        waits: list[float] = []
+        for checker in run.checkers[1:]:
+            await run.received(chance.randint(1, 40))
+            began, channel = time.monotonic(), chance.choice(run.oracle.channels)
+            await ended.end(checker, channel)
+            if mutant:
+                await run.received(50)
+            else:
+                await until_revoked(checker, f"channel:{channel}")
+            waits.append(time.monotonic() - began)
+        within = MUTANT_TIMEOUT if mutant else TIMEOUT
+        verdict = await run.verdict(within=within, forbidden=ended.forbidden, owed=ended.owed)
+    if mutant:
+        assert 0 < verdict.leaked
+        results.caught("29 (gateways)", mutant, verdict)
+        return
+    assert CLEAN == verdict
+    results.held(
+        "29 (gateways)",
+        "a membership ends during a live stream from a gateway",
+        f"{len(waits)} members lose a channel after a random number of frames",
+        "0 leaked",
+        f"commit to `revoked`: p50 {median(waits) * 1e3:.0f} ms, max {max(waits) * 1e3:.0f} ms",
+        run.n,
+    )
+
+
+@pytest.mark.parametrize("mutant", [None, "no_gone"])
+async def test_no_replay_at_a_gateway_contains_content_of_deleted_rows(
+    durable: str, results: Results, mutant: str | None
+) -> None:
+    async with nodes(durable, members=1, mutants=[mutant] if mutant else []) as them:
+        await them.run.follow(1, url=them.gateways[0].url)
+        secrets = Secrets(them.run.oracle)
+        count = 20 if mutant else by_form(50, 2000)
+        leaked = await leaks_of_a_replay(them.run, secrets, count, them.gateways[0])
+    if mutant:
+        assert 0 < leaked
+        results.caught("30 (gateway)", mutant, f"leaked {leaked}")
+        return
+    assert 0 == leaked
+    results.held(
+        "30 (gateway)",
+        "rows are edited, moved, soft-deleted, restored, deleted; then a client replays them from a gateway's memory",
+        "five or six changes of each row, at random",
+        "0 frames with content of a deleted row",
+        f"{len(secrets.gone)} of {count} rows deleted",
+        f"{sum(map(len, secrets.contents.values())):,} versions",
+    )
+
+
+async def test_every_commit_reaches_clients_of_gateways_although_postgres_is_killed(results: Results) -> None:
+    chance = random.Random(SEED)
+    recoveries: list[float] = []
+    async with own_server() as server, nodes(server, members=1) as them:
+        run = them.run
+        await run.follow(by_form(4, 20), url=them.url)
+        run.write(3)
+        for _ in range(kills := by_form(1, 10)):
+            await run.received(chance.randint(10, 100))
+            began = time.monotonic()
+            await server.crash()
+            await server.start()
+            await run.recovered()
+            recoveries.append(time.monotonic() - began)
+        verdict = await run.verdict(resets={"crash"})
+    assert CLEAN == verdict
+    resets = sum(isinstance(event, Reset) for checker in run.checkers for event in checker.history)
+    results.held(
+        "3 (gateways)",
+        "kill -9 of Postgres; its clients are at two gateways",
+        f"{kills} times after a random number of frames; the numbering commits asynchronously",
+        f"committed = delivered; {resets} resets, all `crash`; no number used twice",
+        f"from the kill until all are served: p50 {median(recoveries):.2f} s, max {max(recoveries):.2f} s",
+        run.n,
+    )

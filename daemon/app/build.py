@@ -177,8 +177,9 @@ def people_of(pool: Pool, router: PackRouter) -> Callable[[str], PeopleStore]:
 
 
 def _build_pump(settings: Settings, pool: Pool, node: Node, numbers: asyncio.Event) -> Pump:
+    sizes = settings.transaction_changes, settings.transaction_bytes
     return Pump(
-        node.ports.log_reader,
+        PgLogReader(pool, *sizes, wants=node.live.wants),
         numbers,
         node.live,
         DeadLetters(pool).store_dead_letters,

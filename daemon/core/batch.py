@@ -134,7 +134,7 @@ def gone_in(changes: Sequence[Change]) -> list[GoneRow] | None:
         return []
     for change in changes:
         begun.setdefault(change.tx, change.seq)
-        if change.record is not None:
+        if change.record is not None or change.is_left:
             rewritten.add((change.tx, change.schema, change.table, change.key))
     return [
         GoneRow(

@@ -92,6 +92,13 @@ class Right:
     topic: Topic | None
 
 
+class Outline(NamedTuple):
+    """A large record with its long values replaced by empty ones of their type: those of the columns `emptied`."""
+
+    text: str
+    emptied: tuple[str, ...]
+
+
 class Change(NamedTuple):
     """One row's change in one topic, as the log holds it.
 
@@ -99,7 +106,8 @@ class Change(NamedTuple):
     as it is. ``record`` is None for kinds without content, and once the row was deleted. ``at`` is the time of the
     writing statement, RFC 3339 in UTC. ``ends`` is the right that ended with this change. ``model`` is the name of
     the row model that validates it, if that is not the table's. ``unreadable`` says why this change could not be
-    read, if it is the ``limit`` that stands for it.
+    read, if it is the ``limit`` that stands for it. ``outline`` is that of a large record. If there is one and no
+    record, the record was left in the log, because nobody here wanted it.
     """
 
     seq: Seq
@@ -116,3 +124,14 @@ class Change(NamedTuple):
     ends: Right | None = None
     model: str | None = None
     unreadable: str | None = None
+    outline: Outline | None = None
+
+    @property
+    def is_emptied(self) -> bool:
+        """Whether the row has been deleted since, and its content with it."""
+        return self.record is None and self.outline is None and self.kind in CONTENT
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the record was left in the log."""
+        return self.record is None and self.outline is not None

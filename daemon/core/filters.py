@@ -6,13 +6,13 @@ the form of `View.condition`, is made into SQL by `rowcast.filter_condition`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 
 from pydantic_core import to_json
 
-from daemon.core.change import Change, Kind, Seq
+from daemon.core.change import Change, Kind, Outline, Seq
 from daemon.core.column_types import OPERATORS, Column, Value
 from daemon.core.errors import BadFilter, FilterTooLarge
 from daemon.core.json_text import members
@@ -42,12 +42,13 @@ class Asked(NamedTuple):
 
 
 class Cells:
-    """The values of one record, each read when it is first asked for."""
+    """The values of one record, each read when it is first asked for: from its outline if that has it."""
 
-    __slots__ = ("_found", "_record", "_texts", "_values")
+    __slots__ = ("_found", "_outline", "_record", "_texts", "_values")
 
-    def __init__(self, record: str) -> None:
+    def __init__(self, record: str, outline: Outline | None = None) -> None:
         self._record = record
+        self._outline = None if outline is None else (Cells(outline.text), frozenset(outline.emptied))
         self._found: dict[str, object] | None = None
         self._texts: dict[str, str] | None = None
         self._values: dict[str, Value] = {}
@@ -62,9 +63,19 @@ class Cells:
     def value(self, column: Column) -> Value:
         """The value of a column; None for NULL. Raises an error if it is not the column that it was."""
         name = column.name
+        if self._outline is not None:
+            short, emptied = self._outline
+            if name not in emptied or column.type in (None, "json"):  # these are compared with NULL only
+                return short.value(column)
         if name not in self._values:
             self._values[name] = self._read(column)
         return self._values[name]
+
+    def texts_of(self, columns: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """The names of these columns and the JSON text of each, in the order of the record."""
+        short = self._outline[0] if self._outline and columns.isdisjoint(self._outline[1]) else self
+        texts = short.texts
+        return ((name, text) for name, text in texts.items() if name in columns)
 
     def _read(self, column: Column) -> Value:
         if self._found is None:
@@ -127,8 +138,8 @@ class _TableView:
         return change._replace(record=self._record(cells), changed=changed)
 
     def _record(self, cells: Cells) -> str:
-        columns = self.columns or ()
-        shown = (f"{to_json(name).decode()}:{text}" for name, text in cells.texts.items() if name in columns)
+        texts = cells.texts_of(self.columns or frozenset())
+        shown = (f"{to_json(name).decode()}:{text}" for name, text in texts)
         return f"{{{','.join(shown)}}}"
 
 
@@ -184,7 +195,7 @@ class View:
                 seen.append(change)
                 continue
             if change.seq not in cells:
-                cells[change.seq] = Cells(change.record)
+                cells[change.seq] = Cells(change.record, change.outline)
             shown = table.of(change, cells[change.seq])
             if shown is not None:
                 seen.append(shown)

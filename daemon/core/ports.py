@@ -96,6 +96,9 @@ OpenClient = Callable[[Socket], ClientHandler]
 MAX_READ_BYTES: Final = 2**20
 """Bytes of records after which one read of the log takes no further transaction."""
 
+LARGE_RECORD: Final = 2**17
+"""Bytes beyond which a record comes with its outline: to parse it would keep others waiting."""
+
 
 class Batch(list[Change]):
     """What a read of the log returned: changes, in order.

@@ -48,6 +48,11 @@ class Live:
         """How far the hub has come."""
         return self.hub.position
 
+    def wants(self, change: Change) -> bool:
+        """Whether the record of this change is wanted here, large as it is: for clients, gateways or validation."""
+        is_sent = self.on_batch is not None or change.topic in self.hub.topics
+        return is_sent or self.router.needs_record(change)
+
     async def wait_until_delivered(self, seq: Seq) -> None:
         """Wait until everything up to this position has been delivered to the live followers."""
         while self.hub.position.seq < seq:

@@ -34,10 +34,10 @@ class _Segment:
 class LogCache:
     """A LogReader in front of another one, which it asks only for what it does not hold.
 
-    It holds the newest changes that were added since the last `restart`, up to `max_bytes`. `Live` calls `add` and
-    `restart` in the same step in which it moves the hub, so the cache always ends at the hub's position. Batches read
-    from memory are validated. `covers` says whether everything in some topics that follows a position has been added,
-    if that is not so for all of them.
+    It holds the newest changes that were added since the last `restart`, up to `max_bytes`, without the records that
+    were left in the log. `Live` calls `add` and `restart` in the same step in which it moves the hub, so the cache
+    always ends at the hub's position. Batches read from memory are validated. `covers` says whether everything in
+    some topics that follows a position has been added, if that is not so for all of them.
     """
 
     def __init__(self, inner: LogReader, max_bytes: int) -> None:
@@ -54,6 +54,7 @@ class LogCache:
         self._segments: deque[_Segment] = deque()
         # Between these positions, both excluded, the log lacks some numbers.
         self._gaps: deque[tuple[Seq, Seq]] = deque()
+        self._left: deque[tuple[Seq, Topic]] = deque()  # changes whose records were left in the log
         # Where each deleted row was last deleted. Earlier content stays in its segment, but no reader sees it: the
         # work is the same, however many changes the row has had.
         self._deleted: dict[_Row, Seq] = {}
@@ -105,7 +106,8 @@ class LogCache:
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         """See LogReader."""
         is_held = self._floor <= after <= upto <= self._end.seq
-        if not is_held or (self.covers is not None and not self.covers(topics, after)):
+        is_left = any(after < seq <= upto and topic in topics for seq, topic in self._left)
+        if not is_held or is_left or (self.covers is not None and not self.covers(topics, after)):
             metrics.RESUME_READS.labels(source="database").inc()
             return await self._inner.read_topics(topics, after, upto, limit)
         metrics.RESUME_READS.labels(source="memory").inc()
@@ -142,7 +144,12 @@ class LogCache:
                 yield from found
 
     def _keep(self, change: Change) -> None:
-        segment = self._newest_segment(OVERHEAD + getsizeof(change.key) + getsizeof(change.record))
+        size = OVERHEAD + getsizeof(change.key) + getsizeof(change.record)
+        if change.outline is not None:
+            size += getsizeof(change.outline.text)
+            if change.is_left:
+                self._left.append((change.seq, change.topic))
+        segment = self._newest_segment(size)
         segment.topics.setdefault(change.topic, []).append(change)
         segment.end = change.seq
 
@@ -169,6 +176,8 @@ class LogCache:
                 del self._deleted[row]
         while self._gaps and self._gaps[0][1] <= self._floor:
             self._gaps.popleft()
+        while self._left and self._left[0][0] <= self._floor:
+            self._left.popleft()
 
 
 def _row(change: Change) -> _Row:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from daemon.core.batch import EndedRight, LogBatch, gone_in, jumps_in
-from daemon.core.change import ALL_TOPICS, CONTENT, RESET_KINDS, Change, Kind, Position, Seq, Topic, can_be_named
+from daemon.core.change import ALL_TOPICS, RESET_KINDS, Change, Kind, Position, Seq, Topic, can_be_named
 from daemon.core.hub import RightEnd
 from daemon.core.ports import Batch
 from daemon.packs import Pack
@@ -79,7 +79,8 @@ class PackRouter:
         topics: dict[tuple[str, str, Topic], str | None] = {}  # what is wrong with each
         validators: dict[tuple[str, str, Topic, str | None], Callable[[str, str], bool] | None] = {}
         for change in changes:
-            _, _, _, schema, table, topic, kind, key, record, _, _, _, model, _ = change
+            _, _, _, schema, table, topic, kind, key, record, _, _, _, model, _, outline = change
+            record = record if outline is None else None  # a large one is seen to below
             if record is not None and (kind is Kind.INSERT or kind is Kind.UPDATE or kind is Kind.RESTORE):
                 form = (schema, table, topic, model)
                 if form not in validators:
@@ -93,7 +94,7 @@ class PackRouter:
                 if pack and change.unreadable:
                     invalid.append(Invalid(change, pack.name, f"unreadable: {change.unreadable}"))
                 continue
-            if pack is None or (change.record is None and change.kind in CONTENT):
+            if pack is None or change.is_emptied:
                 continue
             if place not in topics:
                 topics[place] = self._problem_of_topic(pack, change)
@@ -117,6 +118,11 @@ class PackRouter:
     def deliverable(self, batch: Batch) -> Sequence[Change]:
         """What of a batch may be sent. The pump reports the invalid changes when it reads them."""
         return batch if batch.validated else self.validate(batch)[0]
+
+    def needs_record(self, change: Change) -> bool:
+        """Whether its outline is not enough to validate this change."""
+        pack = self.pack_of(change)
+        return pack is not None and pack.needs_record(change)
 
     def with_exact_numbers(self, change: Change) -> Change:
         """The change as clients get it that chose Numbers.STRING."""
@@ -185,7 +191,7 @@ class PackRouter:
 
 def reset_for(change: Change) -> Change:
     """What is sent in place of a change that must not be."""
-    return change._replace(kind=Kind.INVALID, key="{}", record=None, changed=(), actor=None, ends=None)
+    return change._replace(kind=Kind.INVALID, key="{}", record=None, changed=(), actor=None, ends=None, outline=None)
 
 
 def _problem_of_row(pack: Pack, change: Change) -> str | None:

@@ -34,8 +34,8 @@ class Pump:
     """Keeps the live end of this process at the head of the log.
 
     It reads the log when `wakeup` is set, and every `poll_every` seconds without that. Changes that the sequencer
-    offers need not be read. `refresh` is called first where the log says that other tables are served from there on,
-    or that they are served otherwise.
+    offers need not be read. The log reader may leave records that `live` does not want. `refresh` is called first
+    where the log says that other tables are served from there on, or that they are served otherwise.
     """
 
     def __init__(
@@ -156,6 +156,8 @@ class Pump:
             if self._is_outdated(batch, invalid):
                 await self._refresh_router()
                 validated, invalid = self._router.batch_of(self._live.position, batch)
+            if any(change.is_left and self._live.wants(change) for change in batch):
+                continue  # it has been wanted only since it was read
             self._publish(batch, validated, invalid)
             if not batch.more and not self._offered:
                 break  # what comes next sets `wakeup`

@@ -64,11 +64,11 @@ select term, epoch, base, snapshot::text as snapshot, first_segment from rowcast
 -- a successor waits for this batch, and one that was faster has changed the nonce, which is checked again on the newest
 -- version of the row once the lock is granted.
 -- The row without a seq has the totals. The others are the changes as in rowcast.changes, unless there are more than $6
--- or their records have more than $11 bytes.
+-- or their records have more than $11 bytes, or one of them more than $12.
 -- $1 nonce uuid   $2 last seq bigint   $3 xmax text (xid8)   $4 xip text[] (xid8)   $5 first segment integer
 -- $6 max changes bigint   $7 lock bigint that every follower shares   $8 term bigint
 -- $9 the number bigint past which a commit waits for its flush   $10 only these events bigint[], null for all
--- $11 max bytes bigint
+-- $11 max bytes bigint   $12 large bytes bigint
 with fresh as materialized (
     -- Two index scans: for a single condition with `or`, the planner may scan everything.
     select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants, coalesce(e.bytes, pg_column_size(e.record), 0) as bytes
@@ -92,7 +92,7 @@ with fresh as materialized (
 ), totals as materialized (
     select count(*) as changes, count(*) filter (where n.seq = n.tx_end) as transactions,
            coalesce(max(n.seq), $2::bigint) as last_seq,
-           coalesce(sum(n.tx_bytes) filter (where n.seq = n.tx_end), 0) as bytes,
+           coalesce(sum(n.tx_bytes) filter (where n.seq = n.tx_end), 0) as bytes, coalesce(max(n.bytes), 0) as largest,
            count(*) filter (where n.kind = 'delete') > 0 as has_deletes, count(n.grants) > 0 as has_grants
     from numbered as n
 ), logged as (
@@ -137,15 +137,15 @@ select null, null, null, null, null, null, null, null, n.seq, c.tx, c.at, c.sche
        c.key, c.record, c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, n.id
 from numbered as n
 cross join lateral (select * from rowcast.contents as e where e.xid = n.xid and e.id = n.id offset 0) as c
-where (select t.changes <= $6 and t.bytes <= $11 from totals as t);
+where (select t.changes <= $6 and t.bytes <= $11 and t.largest <= $12 from totals as t);
 
 -- name: number_few
--- The same for an ordinary batch: at most $6 changes with at most $10 bytes, none of which deletes a row or begins a
--- right, and which need not be flushed. Most batches are small, and what they cost is setting up the plan, so this one is
+-- The same for an ordinary batch: at most $6 changes with at most $10 bytes and $11 each, none of which deletes a row or
+-- begins a right, and which need not be flushed. Most batches are small, and what they cost is setting up the plan, so this one is
 -- as short as it can be. Of any other batch it writes nothing, and `is_ordinary` is false.
 -- One row for each change. The first, or the only one if there is none, has the totals. No change although there are
 -- `changes`: another leads.
--- $1 to $9 as above   $10 max bytes bigint
+-- $1 to $9 as above   $10 max bytes bigint   $11 large bytes bigint
 with fresh as materialized (
     select e.id, e.xid, e.topic, e.watch, e.kind, e.key, e.grants, coalesce(e.bytes, pg_column_size(e.record), 0) as bytes,
            e.at, e.record, e.changed, e.actor, e.revokes
@@ -157,7 +157,7 @@ with fresh as materialized (
     limit $6::bigint + 1
 ), found as materialized (
     select count(*) as changes,
-           coalesce(count(*) <= $6::bigint and sum(f.bytes) <= $10::bigint and $2::bigint + count(*) <= $9::bigint
+           coalesce(count(*) <= $6::bigint and sum(f.bytes) <= $10::bigint and max(f.bytes) <= $11::bigint and $2::bigint + count(*) <= $9::bigint
                     and bool_and(f.kind <> 'delete' and f.grants is null), true) as is_ordinary
     from fresh as f
 ), fence as materialized (
@@ -264,10 +264,12 @@ select t.epoch, greatest(t.base, (select max(l.seq) from rowcast.log as l)) as s
 from rowcast.terms as t order by t.term desc limit 1;
 
 -- name: changes
--- At most $2, and no more once they have $3 bytes of records. Records that are left out are not unpacked.
--- $1 after seq bigint   $2 limit bigint   $3 max bytes bigint
-select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key, c.content as record,
-       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes
+-- At most $2, and no more once they have $3 bytes of records. Records that are left out are not unpacked, nor are those of
+-- more than $4 bytes, which `outlines` and `records` are for.
+-- $1 after seq bigint   $2 limit bigint   $3 max bytes bigint   $4 large bytes bigint
+select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key,
+       case when c.bytes <= $4 then c.content end as record,
+       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes, c.bytes > $4 as is_large
 from (
     select o.*, sum(o.bytes) over (order by o.seq rows unbounded preceding) - o.bytes as bytes_before
     from rowcast.changes as o where o.seq > $1 order by o.seq limit $2
@@ -280,7 +282,7 @@ from (
 -- `large` is true in a transaction of more than $5 changes: numbers are dense within a transaction, so the change $5
 -- before its end is part of it too. Not `exists`, which the planner may answer by reading the whole log.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 limit bigint   $5 max changes of a transaction bigint
--- $6 max bytes bigint
+-- $6 max bytes bigint   $7 large bytes bigint
 with chunk as materialized (
     select c.seq from unnest($3::text []) as t (topic)
     cross join lateral (
@@ -289,8 +291,9 @@ with chunk as materialized (
     ) as c
     order by c.seq limit $4
 )
-select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key, c.content as record,
-       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes,
+select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key,
+       case when c.bytes <= $7 then c.content end as record,
+       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes, c.bytes > $7 as is_large,
        (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) as large
 from (
     select o.*, sum(o.bytes) over (order by o.seq rows unbounded preceding) - o.bytes as bytes_before
@@ -299,11 +302,47 @@ from (
 
 -- name: rest_of_transaction
 -- The part of a transaction that a chunk cut off. Both ends are given, so the planner knows how small it is.
--- $1 after seq bigint   $2 upto seq bigint   $3 topics text[], null for all
-select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key, c.content as record,
-       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic
+-- $1 after seq bigint   $2 upto seq bigint   $3 topics text[], null for all   $4 large bytes bigint
+select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key,
+       case when c.bytes <= $4 then c.content end as record,
+       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.bytes > $4 as is_large
 from rowcast.changes as c
 where c.seq > $1 and c.seq <= $2 and ($3::text [] is null or c.topic = any ($3)) order by c.seq;
+
+-- name: outlines
+-- Records with their long values replaced by empty ones of their type, and the names of these, as JSON. What is long: most
+-- text is validated faster than this, and nearly all of what nests.
+-- A value of type json may have escapes that json_each cannot read, as it reads all that it finds. If `is_masked`, a character
+-- that needs no escape stands in their place, followed by u; so do two backslashes, by b, and itself, by d.
+-- $1 seqs bigint[]
+select s.seq, e.is_masked, o.text, o.emptied
+from unnest($1::bigint []) as s (seq)
+cross join lateral (select n.content from rowcast.changes as n where n.seq = s.seq offset 0) as c
+cross join lateral (select position('\u' in c.content::text) > 0 as is_masked offset 0) as e
+cross join lateral (
+    select '{' || string_agg(m.name || ':' || coalesce(m.empty, m.value::text), ',' order by m.n) || '}' as text,
+           coalesce(array_agg(m.name order by m.n) filter (where m.empty is not null), '{}') as emptied
+    from (
+        select to_json(j.key)::text as name, j.value, j.n,
+               case when pg_column_size(j.value) > 4096 then
+                   case json_typeof(j.value) when 'object' then '{}' when 'array' then '[]'
+                       when 'string' then case when pg_column_size(j.value) > 65536 then '""' end end
+               end as empty
+        from json_each(case when e.is_masked
+            then replace(replace(replace(c.content::text, chr(127), chr(127) || 'd'), '\\', chr(127) || 'b'),
+                         '\u', chr(127) || 'u')::json
+            else c.content end) with ordinality as j (key, value, n)
+        offset 0
+    ) as m
+) as o
+where c.content is not null;
+
+-- name: records
+-- $1 seqs bigint[]
+select c.seq, c.content as record
+from unnest($1::bigint []) as s (seq)
+cross join lateral (select e.seq, e.content from rowcast.changes as e where e.seq = s.seq offset 0) as c
+where c.content is not null;
 
 -- name: next_seq
 -- $1 after seq bigint

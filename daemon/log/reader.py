@@ -1,15 +1,17 @@
 """Reads the log in Postgres: the LogReader port."""
 
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
+from typing import Final
 
 import asyncpg
 
-from daemon.core.change import Change, Kind, Position, Right, Seq, Topic
+from daemon.core.change import Change, Kind, Outline, Position, Right, Seq, Topic
 from daemon.core.errors import LogTruncated, LogUnavailable
-from daemon.core.ports import MAX_READ_BYTES, Batch
+from daemon.core.ports import LARGE_RECORD, MAX_READ_BYTES, Batch
 from daemon.log.queries import query
 from daemon.postgres.connect import Pool, acquired
 from daemon.postgres.errors import DATABASE_ERRORS, describe, is_about_data
@@ -39,9 +41,15 @@ class PgLogReader:
         transaction_changes: int = 100_000,
         transaction_bytes: int = 2**25,
         max_bytes: int = MAX_READ_BYTES,
+        wants: Callable[[Change], bool] | None = None,
     ) -> None:
-        """A transaction is read as `limit` if it has more than `transaction_changes`, or bytes of records."""
+        """A transaction is read as `limit` if it has more than `transaction_changes`, or bytes of records.
+
+        Records of more than `max_bytes` are left in the log, unless `wants` is true of their change, as it is without
+        them.
+        """
         self._pool = pool
+        self._wants = wants
         self._max_transaction = transaction_changes
         self._max_transaction_bytes = transaction_bytes
         self._max_bytes = max_bytes
@@ -88,7 +96,7 @@ class PgLogReader:
         while True:
             try:
                 if topics is None:
-                    rows = await self._fetch(READ_TIMEOUT, "changes", *places, limit, self._max_bytes)
+                    rows = await self._fetch(READ_TIMEOUT, "changes", *places, limit, self._max_bytes, LARGE_RECORD)
                 else:
                     rows = await self._fetch(
                         READ_TIMEOUT,
@@ -98,6 +106,7 @@ class PgLogReader:
                         limit,
                         self._max_transaction,
                         self._max_bytes,
+                        LARGE_RECORD,
                     )
             except Exception as error:
                 if not is_about_data(error):
@@ -129,7 +138,7 @@ class PgLogReader:
     async def _rest(self, after: Seq, upto: Seq, topics: list[Topic] | None) -> list[asyncpg.Record]:
         """The rows of a transaction in this range; the range is halved until what cannot be read is alone."""
         try:
-            return await self._fetch(TRANSACTION_TIMEOUT, "rest_of_transaction", after, upto, topics)
+            return await self._fetch(TRANSACTION_TIMEOUT, "rest_of_transaction", after, upto, topics, LARGE_RECORD)
         except Exception as error:
             if not is_about_data(error):
                 raise
@@ -152,6 +161,7 @@ class PgLogReader:
     async def _complete(self, rows: list[asyncpg.Record], topics: list[Topic] | None, *, cut: bool) -> list[Change]:
         """The changes of whole transactions, of which these rows are the beginning. `cut`: there may be more rows."""
         changes: list[Change] = []
+        large: dict[Seq, int] = {}
         for end, group in groupby(rows, key=itemgetter("tx_end")):
             transaction = list(group)
             first, last = transaction[0]["seq"], transaction[-1]["seq"]
@@ -162,10 +172,51 @@ class PgLogReader:
             elif topics is not None and (is_heavy or transaction[0]["large"]):
                 transaction = await self._fetch(READ_TIMEOUT, "limits_of_topics", first, end, topics)
             elif cut and end == rows[-1]["tx_end"] and last < end:
-                changes += changes_of(transaction)
-                transaction = await self._rest(last, end, topics)
+                transaction += await self._rest(last, end, topics)
             changes += changes_of(transaction)
-        return changes
+            large |= {row["seq"]: row["bytes"] for row in transaction if row.get("is_large")}
+        return await self._with_large(changes, large) if large else changes
+
+    async def _with_large(self, changes: Iterable[Change], large: Mapping[Seq, int]) -> list[Change]:
+        """The same changes with the outlines of `large` ones, by their bytes, and with the records that are not left.
+
+        One whose record nests as deep as Postgres can read may have no outline.
+        """
+        found = {change.seq: change for change in changes}
+        for seq, outline in await self._outlines(list(large)):
+            found[seq] = found[seq]._replace(outline=outline)
+        read = [seq for seq, size in large.items() if not self._leaves(found[seq], size)]
+        if not read:
+            return list(found.values())
+        try:
+            rows = await self._fetch(TRANSACTION_TIMEOUT, "records", read)
+        except Exception as error:
+            if not is_about_data(error):
+                raise
+            found |= {seq: change_of(row) for seq in read for row in await self._single(seq)}
+        else:
+            records = {row["seq"]: row["record"] for row in rows}
+            for seq in read:
+                change = found[seq]._replace(record=records.get(seq))
+                found[seq] = change if seq in records else change._replace(outline=None)  # its row is deleted by now
+        return list(found.values())
+
+    async def _outlines(self, seqs: list[Seq]) -> list[tuple[Seq, Outline]]:
+        """The outlines of large records. What cannot be outlined is told apart by halving."""
+        try:
+            rows = await self._fetch(TRANSACTION_TIMEOUT, "outlines", seqs)
+        except Exception as error:
+            if not is_about_data(error):
+                raise
+            half = len(seqs) // 2
+            return await self._outlines(seqs[:half]) + await self._outlines(seqs[half:]) if half else []
+        return [(row["seq"], _outline(row)) for row in rows]
+
+    def _leaves(self, change: Change, size: int) -> bool:
+        """Whether the record of this size stays in the log."""
+        if self._wants is None or size <= self._max_bytes or change.outline is None:
+            return False
+        return not self._wants(change)
 
     async def find(self, seq: Seq) -> tuple[Change, bool] | None:
         """The change with this number, and whether its transaction is too large to be delivered change by change.
@@ -203,12 +254,22 @@ class PgLogReader:
         return None
 
 
+_MASK: Final = "\x7f"  # see the statement `outlines`
 _bytes = itemgetter("bytes")
 _KINDS = {kind.value: kind for kind in Kind}
 _COLUMNS = (
     "seq", "tx", "at", "schema_name", "table_name", "topic", "kind", "key", "record", "changed", "actor", "model",
     "revokes", "revokes_user", "revokes_topic",
 )  # fmt: skip
+
+
+def _outline(row: asyncpg.Record) -> Outline:
+    def shown(text: str) -> str:
+        if not row["is_masked"]:
+            return text
+        return text.replace(f"{_MASK}u", "\\u").replace(f"{_MASK}b", "\\\\").replace(f"{_MASK}d", _MASK)
+
+    return Outline(shown(row["text"]), tuple(json.loads(shown(name)) for name in row["emptied"]))
 
 
 def change_of(row: asyncpg.Record) -> Change:

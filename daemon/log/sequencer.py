@@ -16,7 +16,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 from daemon import metrics
 from daemon.core.adaptive_polling import AdaptivePoller, State
 from daemon.core.change import CONTENT, Change, Kind, Seq
-from daemon.core.ports import MAX_READ_BYTES
+from daemon.core.ports import LARGE_RECORD, MAX_READ_BYTES
 from daemon.log.fine_sleep import fine_sleep
 from daemon.log.queries import query
 from daemon.log.reader import change_of
@@ -168,7 +168,8 @@ class Sequencer:
     a notification the leader polls every `poll_every` seconds.
 
     `offer` receives what the log has grown by, so that this process need not read it back. `numbers` is set instead
-    for more than `max_offered` changes or MAX_READ_BYTES of records, and when this daemon begins to follow another.
+    for more than `max_offered` changes or MAX_READ_BYTES of records, or more than LARGE_RECORD in one of them, and
+    when this daemon begins to follow another.
 
     While `is_notify_blocked()`, it does not let writers notify: their commits would wait. It polls every
     LOCK_WAIT_DELAY of AdaptivePoller instead.
@@ -447,14 +448,16 @@ class Sequencer:
         The first batch of a term is flushed, and so is one with which more than MAX_UNFLUSHED numbers could be lost.
         """
         with _NUMBERING.time():
-            rows = await statement.fetch(*self._arguments(term, offered), ids, MAX_READ_BYTES, timeout=NUMBER_TIMEOUT)
+            rows = await statement.fetch(
+                *self._arguments(term, offered), ids, MAX_READ_BYTES, LARGE_RECORD, timeout=NUMBER_TIMEOUT
+            )
         return _Numbered.from_full(rows)
 
     async def _number_few(self, statement: "PreparedStatement[asyncpg.Record]", term: _Term) -> _Numbered | None:
         """The same by the shorter statement; None, and nothing is written, if the batch is not an ordinary one."""
         with _NUMBERING.time():
             rows = await statement.fetch(
-                *self._arguments(term, self._max_offered), MAX_READ_BYTES, timeout=NUMBER_TIMEOUT
+                *self._arguments(term, self._max_offered), MAX_READ_BYTES, LARGE_RECORD, timeout=NUMBER_TIMEOUT
             )
         return _Numbered.from_few(rows, term.last_seq)
 

@@ -13,8 +13,8 @@ from decimal import Decimal
 from enum import Enum
 from functools import cache
 from hashlib import sha256
-from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Final, Literal, get_args
+from types import MappingProxyType, NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Final, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -57,6 +57,10 @@ Serial = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
 LONG_RECORD: Final = 2**16
 """Characters beyond which a record is searched only if a value in it may be what the search is for."""
+
+
+MANY_ARRAYS: Final = 5000
+"""Arrays beyond which JSON columns are skipped, not parsed: the parser reserves room in each."""
 
 
 class Column(Enum):
@@ -178,13 +182,14 @@ class Pack:
         row = self.tables.get(change.model or change.table)
         if row is None:
             return "table: no_row_model"
-        if change.record is not None and change.kind in CONTENT and _validator(row)(change.key, change.record):
+        record = self._shown(row, change)
+        if record is not None and change.kind in CONTENT and _validator(row)(change.key, record):
             return None
         match change.kind:
             case Kind.INSERT | Kind.UPDATE | Kind.RESTORE:
-                if change.record is None:
+                if record is None:
                     return "record: missing"
-                return _problem("key", row, change.key) or _problem("record", row, change.record)
+                return _problem("key", row, change.key) or _problem("record", row, record)
             case Kind.DELETE | Kind.LEAVE:
                 if change.record is not None:
                     return "record: not_expected"
@@ -198,6 +203,19 @@ class Pack:
         """Whether a key and a record fit the row model of this change. False does not prove that they do not."""
         row = self.tables.get(change.model or change.table)
         return None if row is None else _validator(row)
+
+    def needs_record(self, change: Change) -> bool:
+        """Whether the outline of a change lacks something that its row model examines."""
+        row = self.tables.get(change.model or change.table)
+        if row is None or change.outline is None:
+            return False
+        return not _examined_columns(row).isdisjoint(change.outline.emptied)
+
+    def _shown(self, row: type[Row], change: Change) -> str | None:
+        """What is validated of a record: where that is enough, its outline."""
+        if change.outline is None or (change.record is not None and self.needs_record(change)):
+            return change.record
+        return change.outline.text
 
     def with_exact_numbers(self, change: Change) -> Change:
         """The same change with every int8 and numeric of its key and record as a string with exactly its digits."""
@@ -236,14 +254,38 @@ def _unparsed_columns(row: type[Row]) -> Mapping[str, Callable[[str], str]]:
 
 
 @cache
+def _examined_columns(row: type[Row]) -> frozenset[str]:
+    """The columns of whose values a row model demands more than that their JSON has a certain type."""
+    columns = columns_of(row).items()
+    return frozenset(name for name, field in columns if _is_examined(field.annotation, field.metadata))
+
+
+def _is_examined(annotation: Any, metadata: Iterable[object]) -> bool:  # noqa: ANN401 - a type
+    if not all(isinstance(each, Column) for each in metadata):
+        return True
+    if get_origin(annotation) is Annotated:
+        inner, *metadata = get_args(annotation)
+        return _is_examined(inner, metadata)
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_is_examined(part, ()) for part in get_args(annotation))
+    return annotation not in (str, Any, list[Any], dict[str, Any], NoneType)
+
+
+@cache
 def _validator(row: type[Row]) -> Callable[[str, str], bool]:
     """A fast path for valid records, which nearly all are."""
     validate_key = _key_model(row).__pydantic_validator__.validate_json
     validate_record = row.__pydantic_validator__.validate_json
     open_fields = [name for name, field in row.model_fields.items() if _is_open(field)]
+    json_columns = {name: emptied for name, column in special_columns(row).items() if column is Column.JSON}
 
     def is_valid(key: str, record: str) -> bool:
         is_long = len(record) > LONG_RECORD
+        if json_columns and len(record) > MANY_ARRAYS and record.count("[") > MANY_ARRAYS:
+            try:
+                record = replace_values(record, json_columns)
+            except ValueError:
+                return False
         if not is_long and ("NaN" in record or "Infinity" in record):
             return False  # pydantic parses them as numbers, which a browser's JSON.parse does not
         try:

@@ -118,9 +118,9 @@ _ChangeHead = tuple[
 
 
 def _shown_changes(changes: Iterable[Change]) -> tuple[list[object], list[bytes]]:
-    """The heads of changes, and their texts."""
+    """The heads of changes, and their texts. Outlines are not among them: what is sent has its records."""
     heads, texts = list[object](), list[bytes]()
-    for seq, tx, at, schema, table, topic, kind, key, record, changed, actor, ends, model, unreadable in changes:
+    for seq, tx, at, schema, table, topic, kind, key, record, changed, actor, ends, model, unreadable, _ in changes:
         key_bytes, record_bytes = key.encode(), None if record is None else record.encode()
         texts.append(key_bytes)
         if record_bytes is not None:

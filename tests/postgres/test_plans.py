@@ -62,7 +62,9 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("topics", [["common"], ["rare"], ["nobody"], ["common", "rare", "*chatgenius"]])
 async def test_a_replay_reads_no_more_than_a_chunk_of_each_topic(log: Connection, topics: list[str]) -> None:
-    found = await scans(log, "changes_of_topics", f"100, {ROWS}, '{{{','.join(topics)}}}', 50, 100000, 1000000")
+    found = await scans(
+        log, "changes_of_topics", f"100, {ROWS}, '{{{','.join(topics)}}}', 50, 100000, 1000000, 1000000"
+    )
     by_topic = [read for index, read in found if "topic" in index]
     assert by_topic
     assert 50 * len(topics) >= sum(by_topic)
@@ -82,27 +84,29 @@ NONCE = UUID(int=0)
 @pytest.mark.parametrize(
     ("name", "first_arguments", "arguments", "limit"),
     [
-        ("changes", "(0, 10, 10)", f"({HISTORY - 50}, 1000, 1000000)", 60),
+        ("changes", "(0, 10, 10, 10)", f"({HISTORY - 50}, 1000, 1000000, 1000000)", 60),
         (
             "changes_of_topics",
-            "(0, 0, '{}', 10, 10, 10)",
-            f"({HISTORY - 50}, {HISTORY}, '{{row:1}}', 100, 1000, 1000000)",
+            "(0, 0, '{}', 10, 10, 10, 10)",
+            f"({HISTORY - 50}, {HISTORY}, '{{row:1}}', 100, 1000, 1000000, 1000000)",
             60,
         ),
-        ("rest_of_transaction", "(0, 0, null)", f"({HISTORY - 50}, {HISTORY}, null)", 60),
+        ("rest_of_transaction", "(0, 0, null, 0)", f"({HISTORY - 50}, {HISTORY}, null, 1000000)", 60),
         ("limits", "(0, 0, 1, 1)", f"({HISTORY - 49}, {HISTORY}, 10, 10)", 120),
         (
             "number_events",
-            f"('{NONCE}', 0, '3', '{{}}', 0, 10, 1, 1, 0, null, 10)",
-            f"('{NONCE}', {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1, 1, 0, null, 1000000)",
+            f"('{NONCE}', 0, '3', '{{}}', 0, 10, 1, 1, 0, null, 10, 10)",
+            f"('{NONCE}', {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1, 1, 0, null, 1000000, 1000000)",
             30,
         ),
         (
             "number_few",
-            f"('{NONCE}', 0, '3', '{{}}', 0, 10, 1, 1, 0, 10)",
-            f"('{NONCE}', {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1, 1, {2 * HISTORY}, 1000000)",
+            f"('{NONCE}', 0, '3', '{{}}', 0, 10, 1, 1, 0, 10, 10)",
+            f"('{NONCE}', {HISTORY}, 'XMAX', '{{}}', 0, 1000, 1, 1, {2 * HISTORY}, 1000000, 1000000)",
             30,
         ),
+        ("outlines", "('{}')", f"('{{{HISTORY - 50}}}')", 4),
+        ("records", "('{}')", f"('{{{HISTORY - 50}}}')", 4),
         ("fresh_events", "('3', '{}', 0)", "('XMAX', '{}', 0)", 30),
         ("oldest_unnumbered", "", "", 30),
         ("next_seq", "(0)", f"({HISTORY - 50})", 2),

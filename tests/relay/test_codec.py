@@ -33,7 +33,7 @@ PEOPLE = st.dictionaries(KEY, PERSON, max_size=3)
 XID = st.integers(0, 2**64 - 1)
 CHANGE = st.builds(
     Change, NUMBER, TEXT, TEXT, TEXT, TEXT, TOPIC, st.sampled_from(Kind), TEXT, OPTIONAL,
-    st.lists(TEXT, max_size=3).map(tuple), OPTIONAL, st.none() | RIGHT, OPTIONAL, OPTIONAL,
+    st.lists(TEXT, max_size=3).map(tuple), OPTIONAL, st.none() | RIGHT, OPTIONAL, OPTIONAL, st.none(),
 )  # fmt: skip
 CHANGES = st.lists(CHANGE, max_size=5)
 ROW = st.builds(

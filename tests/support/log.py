@@ -108,7 +108,7 @@ class ManualLeader:
         place = (self.nonce, base, xmax, xids, state["first_segment"])
         if self.few:
             row, *_ = await self.connection.fetch(
-                self._few, *place, 1000, FOLLOWER_LOCK, state["term"], base + 1000, 1_000_000
+                self._few, *place, 1000, FOLLOWER_LOCK, state["term"], base + 1000, 1_000_000, 1_000_000
             )
             self.was_ordinary = row["is_ordinary"]
             if self.was_ordinary:
@@ -116,7 +116,7 @@ class ManualLeader:
                 if leads:
                     self._state |= {"snapshot": row["snapshot"], "base": base + row["changes"]}
                 return leads
-        row, *_ = await self.connection.fetch(self._full, *place, 0, FOLLOWER_LOCK, state["term"], base, None, 0)
+        row, *_ = await self.connection.fetch(self._full, *place, 0, FOLLOWER_LOCK, state["term"], base, None, 0, 0)
         if not row["superseded"]:
             self._state |= {"snapshot": row["snapshot"], "base": row["last_seq"]}
         return not row["superseded"]

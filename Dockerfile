@@ -12,7 +12,7 @@ COPY clients/javascript/rowcast.js clients/javascript/rowcast.js
 # The versions of the lock file, without the tools for developers that are in it, too.
 RUN sed -nE 's/^([A-Za-z0-9._-]+==[^ ;]+).*/\1/p' requirements.lock > constraints.txt \
  && python -m venv /opt/rowcast \
- && /opt/rowcast/bin/pip install --no-cache-dir --constraint constraints.txt '.[email_unsubscribe,ssh]'
+ && /opt/rowcast/bin/pip install --no-cache-dir --constraint constraints.txt '.[email_unsubscribe,nats,ssh]'
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin rowcast

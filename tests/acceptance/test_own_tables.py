@@ -229,7 +229,9 @@ async def test_watches_are_listed_checked_and_survive_a_restore(
     await tables.execute("drop function rowcast.other")
     await tables.execute(f"alter function rowcast.may_read_{watch}(text, text) security invoker")
     code, output, _ = await command("check", DATABASE_URL=database, ROWCAST_PACKS="none")
-    assert (1, True) == (code, "differs from what rowcast.serve() created: run `daemon unwatch`" in output), output
+    assert (1, True) == (code, "differs from what rowcast.serve() created: run `daemon --apply-ddl`" in output), (
+        output
+    )
     await rowcast(database, "unwatch", "public.orders")
     await rowcast(database, *WATCH, *BY_TOPIC, "--soft-delete", "gone_at")
     assert "2 tables are watched" in await rowcast(database, "check")

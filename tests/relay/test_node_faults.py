@@ -16,7 +16,7 @@ from tests.support.crash import Server as CrashServer
 from tests.support.crash import follow as follow_ada
 from tests.support.daemon import Client, Daemon, Frame, get
 from tests.support.gateways import contents, follow, gateway, heartbeat, member, read
-from tests.support.nats import NatsServer, running_cluster, running_link, running_nats
+from tests.support.nats import NatsServer, running_cluster, running_link
 from tests.support.postgres import Server, chosen_binaries, passable_directory, prepare_cluster
 
 MIB = 2**20
@@ -217,29 +217,6 @@ async def test_a_gateway_that_was_stopped_behind_thousands_of_writes_gets_them_a
         await chat.say("last")
         found = await read(client, "last")
     assert [f"{number}x" for number in range(1, 61)] * 50 + ["last"] == found
-
-
-async def test_a_gateway_that_nats_has_cut_off_since_it_hung_gets_all_when_it_goes_on(
-    database: str, chat: Chat, prefix: str
-) -> None:
-    async with (
-        running_nats() as nats,
-        member(database, nats.url, prefix),
-        gateway(nats.url, prefix) as gate,
-        AsyncExitStack() as stack,
-    ):
-        client = await follow(stack, gate, chat)
-        gate.process.send_signal(signal.SIGSTOP)
-        for _ in range(100):
-            await insert(chat, 100, 2000)  # more than what the sockets hold
-        while "WriteDeadline of 4s exceeded" not in nats.log:
-            await asyncio.sleep(0.1)
-        gate.process.send_signal(signal.SIGCONT)
-        await chat.say("last")
-        found = await read(client, "last")
-        assert (10_001, 100) == (len(found), sum(content.rstrip("x") == "100" for content in found))
-        assert [f"{number}" for number in range(1, 101)] * 100 == [content.rstrip("x") for content in found[:-1]]
-        assert (await get(f"{gate.http}/readyz"))[0] == 200
 
 
 async def test_clients_of_a_gateway_miss_nothing_when_the_leader_is_cut_off(

@@ -35,6 +35,16 @@ from daemon.delivery.feed import Feed
 from daemon.delivery.live import Live
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
+from tests.support.feeds import (
+    NoEnds,
+    NoFill,
+    NoGone,
+    NoJumpCheck,
+    NoLingerRule,
+    NoMissing,
+    NoPrev,
+    WantedSeenOnce,
+)
 from tests.unit.model.world import PACK, TOPICS
 
 USERS = ("ada", "bob")
@@ -629,44 +639,6 @@ def test_a_gateway_skips_and_repeats_nothing_whatever_arrives(mode: str, steps: 
         live_through(Feed, steps, by_topic=mode != "inline")
 
 
-class NoPrev(Feed):
-    """A batch is published whatever it continues from."""
-
-    def _fits(self, batch: LogBatch) -> bool:
-        position = self._live.position
-        return super()._fits(batch._replace(after=min(batch.after, position.seq)))
-
-
-class NoFill(Feed):
-    """What is missing before a batch is not asked for."""
-
-    async def _publish_queued(self) -> None:
-        if self._queue and self._queue[0].after > self._live.position.seq:
-            self._queue[0] = self._queue[0]._replace(after=self._live.position.seq)
-        await super()._publish_queued()
-
-
-class NoEnds(Feed):
-    """Ends of rights are not passed on."""
-
-    def _publish(self, batch: LogBatch) -> None:
-        super()._publish(batch._replace(ends=()))
-
-
-class NoGone(Feed):
-    """Deleted rows are not passed on."""
-
-    def _publish(self, batch: LogBatch) -> None:
-        super()._publish(batch._replace(gone=()))
-
-
-class NoJumpCheck(Feed):
-    """Nobody is asked whether the position has survived a new term."""
-
-    async def _take(self, batch: LogBatch) -> None:
-        await super()._take(batch._replace(jumps=()))
-
-
 class NoUpto(Feed):
     """Anybody may say that the position is valid, however far behind."""
 
@@ -687,35 +659,6 @@ class NoRefresh(Feed):
 
     def _needs_refresh(self, batch: LogBatch) -> bool:
         return False
-
-
-class NoMissing(Feed):
-    """A batch is published whatever is missing of its contents."""
-
-    def _missing(self, batch: LogBatch) -> Sequence[int]:
-        return ()
-
-
-class WantedSeenOnce(Feed):
-    """After an answer, nobody looks whether more is wanted by then."""
-
-    _answered: LogBatch | None = None
-
-    def _missing(self, batch: LogBatch) -> Sequence[int]:
-        return () if batch is self._answered else super()._missing(batch)
-
-    async def _fetch(self, batch: LogBatch, missing: Sequence[int]) -> bool:
-        is_answered = await super()._fetch(batch, missing)
-        self._answered = batch if is_answered else None
-        return is_answered
-
-
-class NoLingerRule(Feed):
-    """A topic that only lingers stays wanted, although its contents are missing."""
-
-    def _missing(self, batch: LogBatch) -> Sequence[int]:
-        lingering = dict.fromkeys(self._interest._lingering, ())
-        return self._interest.missing(batch.absent, {**lingering, **self._at_hand.of(batch)})
 
 
 class NoCoverage(Feed):

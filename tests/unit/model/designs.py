@@ -1,33 +1,27 @@
 """The real design, and mutants of it that each make one decision wrong."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from daemon.core.batch import Beat, EndedRight, LogBatch
+from daemon.core.batch import Beat, Contents, EndedRight, LogBatch
 from daemon.core.change import Change, Kind, Position, Seq, Topic
-from daemon.core.filters import View
-from daemon.core.hub import Follower, Hub, RightsQuery
+from daemon.core.hub import Hub, RightsQuery
 from daemon.core.ports import LogReader
 from daemon.core.session import Follow
 from daemon.delivery.client import Client
+from daemon.delivery.contents import AtHand
 from daemon.delivery.feed import Feed
 from daemon.delivery.pack_router import Invalid, PackRouter
 from daemon.delivery.pump import Pump
-from daemon.relay.codec import Pull
-from tests.unit.model.by_topic import Content, Manifest, TopicFeed
+from tests.support.feeds import NoEnds, NoFill, NoJumpCheck, NoMissing, NoPrev
 from tests.unit.model.postgres import Entry, Event, SelectNew, Snapshot, by_snapshot_difference
 
 
 class ModelHub(Hub):
-    """The hub, which also remembers the position it left at its last discontinuity, and says what is followed."""
+    """The hub, which also remembers the position it left at its last discontinuity."""
 
     position_before_move: Position | None = None
-    on_follow: Callable[[Topic], None] | None = None
-
-    def follow(self, topic: Topic, follower: Follower, view: View | None = None) -> None:
-        super().follow(topic, follower, view)
-        if self.on_follow is not None:
-            self.on_follow(topic)
 
     def move(self, position: Position, reason: str) -> None:
         self.position_before_move = self.position
@@ -47,7 +41,8 @@ class Design:
     router: type[PackRouter] = PackRouter
     client: type[Client] = Client
     pump: type[Pump] = Pump
-    feed: type[Feed] | type[TopicFeed] = Feed
+    feed: type[Feed] = Feed
+    by_topic: bool = False  # how contents travel to gateways
 
 
 def after_last_id(visible: Iterable[Event], last: Snapshot, now: Snapshot, log: Sequence[Entry]) -> list[Event]:
@@ -154,36 +149,6 @@ class DeliversEveryOffer(Pump):
             self._publish(changes, *self._router.batch_of(self._live.position, changes))
 
 
-class NoPrev(Feed):
-    """A batch is published whatever it continues from: `NoPrev` of tests/relay/test_feed.py."""
-
-    def _fits(self, batch: LogBatch) -> bool:
-        return super()._fits(batch._replace(after=min(batch.after, self._live.position.seq)))
-
-
-class NoFill(Feed):
-    """What is missing before a batch is not asked for: `NoFill` of tests/relay/test_feed.py."""
-
-    async def _publish_queued(self) -> None:
-        if self._queue and self._queue[0].after > self._live.position.seq:
-            self._queue[0] = self._queue[0]._replace(after=self._live.position.seq)
-        await super()._publish_queued()
-
-
-class NoEnds(Feed):
-    """Ends of rights are not passed on: `NoEnds` of tests/relay/test_feed.py."""
-
-    def _publish(self, batch: LogBatch) -> None:
-        super()._publish(batch._replace(ends=()))
-
-
-class NoGone(Feed):
-    """Deleted rows are not passed on: `NoGone` of tests/relay/test_feed.py."""
-
-    def _publish(self, batch: LogBatch) -> None:
-        super()._publish(batch._replace(gone=()))
-
-
 class NoFloor(Feed):
     """What is past retention stays in memory."""
 
@@ -191,80 +156,20 @@ class NoFloor(Feed):
         super().record_beat(beat._replace(floor=Seq(0)))
 
 
-class NoJumpCheck(Feed):
-    """Nobody is asked whether the position has survived a new term: `NoJumpCheck` of tests/relay/test_feed.py."""
+class _ContentsByEnd(AtHand):
+    def put(self, batch: LogBatch | Contents, found: Mapping[int, Collection[Change]]) -> None:
+        super().put(batch._replace(after=Seq(0)), found)
 
-    async def _take(self, batch: LogBatch) -> None:
-        await super()._take(batch._replace(jumps=()))
-
-
-class NoPrevByTopic(TopicFeed):
-    """A manifest is published whatever it continues from."""
-
-    def _continues(self, manifest: Manifest) -> bool:
-        return True
+    def of(self, batch: LogBatch) -> Mapping[int, Collection[Change]]:
+        return super().of(batch._replace(after=Seq(0)))
 
 
-class NoMissingByTopic(TopicFeed):
-    """The position passes a batch although wanted contents of it are missing."""
-
-    def _missing(self, manifest: Manifest) -> list[Topic]:
-        return []
-
-
-class WantedSeenOnce(TopicFeed):
-    """What is wanted is not looked at again once the missing contents have come."""
-
-    async def _prepare(self, manifest: Manifest) -> None:
-        position = self._live.position
-        if missing := self._missing(manifest):
-            await self._fetch(manifest, missing)
-            if self._live.position == position and not manifest.batch.since(position.seq).jumps:
-                self._publish(manifest)
-        else:
-            await super()._prepare(manifest)
-
-
-class LingersWithHoles(TopicFeed):
-    """A topic that nobody follows stays wanted although contents of it are missing."""
-
-    def _missing(self, manifest: Manifest) -> list[Topic]:
-        wanted = dict(self.wanted)
-        missing = super()._missing(manifest)
-        self.wanted.update(wanted)
-        return missing
-
-
-class NoEndsByTopic(TopicFeed):
-    """Ends of rights reach only those who want something of the batch."""
-
-    def _publish(self, manifest: Manifest) -> None:
-        ends = manifest.batch.ends if self.wanted.keys() & set(manifest.topics) else ()
-        super()._publish(Manifest(manifest.batch._replace(ends=ends), manifest.topics))
-
-
-class NoGoneByTopic(TopicFeed):
-    """Deleted rows of a batch reach only those who want something of it."""
-
-    def _publish(self, manifest: Manifest) -> None:
-        gone = manifest.batch.gone if self.wanted.keys() & set(manifest.topics) else ()
-        super()._publish(Manifest(manifest.batch._replace(gone=gone), manifest.topics))
-
-
-class KnowsContentsByTheirEnd(TopicFeed):
+class KnowsContentsByTheirEnd(Feed):
     """Contents are known by the end of their batch: two leaders may cut different batches that end there."""
 
-    def receive(self, message: LogBatch | Pull | Content | Manifest) -> None:
-        if isinstance(message, Content):
-            message = message._replace(after=Seq(0))
-        super().receive(message)
-
-    def _missing(self, manifest: Manifest) -> list[Topic]:
-        epoch, after, upto, *_ = manifest.batch
-        for topic in manifest.topics:
-            if (found := self._at_hand.get((epoch, Seq(0), upto, topic))) is not None:
-                self._at_hand[epoch, after, upto, topic] = found
-        return super()._missing(manifest)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._at_hand = _ContentsByEnd()
 
 
 class TrustsPositions(Client):
@@ -316,15 +221,15 @@ MUTANTS = {
     )
 }
 
-BY_TOPIC = Design("contents by topic", feed=TopicFeed)
+BY_TOPIC = Design("contents by topic", by_topic=True)
 
 MUTANTS_OF_GATEWAYS = {
     "no_prev": (Design(feed=NoPrev), {"I1", "I2", "I4", "I7", "atomic"}, 1),
     "no_fill": (Design(feed=NoFill), {"I1", "I2", "I4", "I7", "atomic"}, 0),
     "no_ends": (Design(feed=NoEnds), {"I4"}, 3),
     "no_jump_check": (Design(feed=NoJumpCheck), {"I1", "I5", "I7", "atomic"}, 3),
-    "no_prev, by topic": (Design(feed=NoPrevByTopic), {"I1", "I2", "I4", "I7", "atomic"}, 4),
-    "no_missing": (Design(feed=NoMissingByTopic), {"I7"}, 2),
-    "no_ends, by topic": (Design(feed=NoEndsByTopic), {"I4"}, 4),
+    "no_prev, by topic": (Design(feed=NoPrev, by_topic=True), {"I1", "I2", "I4", "I7", "atomic"}, 0),
+    "no_missing": (Design(feed=NoMissing, by_topic=True), {"I7"}, 2),
+    "no_ends, by topic": (Design(feed=NoEnds, by_topic=True), {"I4"}, 4),
 }
 """Each with the invariants that it endangers, and the seed of a search that finds a history which violates one."""

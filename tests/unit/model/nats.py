@@ -10,21 +10,20 @@ from contextvars import ContextVar
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from daemon.core.batch import Beat, LogBatch
+from daemon.core.batch import Beat, Contents, LogBatch, hash_of
 from daemon.core.change import Change, Position
 from daemon.core.ports import Grants, LogReader
 from daemon.delivery.live import Live
 from daemon.relay import codec
 from daemon.relay.codec import Pull
-from daemon.relay.publisher import BEAT, Publisher
+from daemon.relay.publisher import BEAT, LOG, Publisher
 from daemon.relay.service import MemberPorts, Service
 from tests.support.relay import Absent
-from tests.unit.model.by_topic import Content, Manifest, split
 
 if TYPE_CHECKING:
     from tests.unit.model.world import Gateway, Node
 
-Message = LogBatch | Pull | Beat | Manifest | Content
+Message = LogBatch | Pull | Beat | Contents
 
 ASKING: ContextVar["Node | None"] = ContextVar("ASKING", default=None)
 """The gateway whose question is being answered."""
@@ -33,25 +32,18 @@ ASKING: ContextVar["Node | None"] = ContextVar("ASKING", default=None)
 class Nats:
     """The network. `call_soon` lets something happen after all that has begun already."""
 
-    def __init__(self, gateways: "Sequence[Gateway]", call_soon: Callable[..., object], *, by_topic: bool) -> None:
+    def __init__(self, gateways: "Sequence[Gateway]", call_soon: Callable[..., object]) -> None:
         self._gateways = gateways
         self._call_soon = call_soon
-        self._by_topic = by_topic
 
     def publish(self, subject: str, payload: bytes) -> None:
         """A member has published this."""
+        message = _message(subject, payload)
         for gateway in self._gateways:
-            for message in self._messages(subject, payload):
-                self._send(gateway, message)
-
-    def _messages(self, subject: str, payload: bytes) -> Sequence[Message]:
-        if subject == BEAT:
-            return [codec.BEAT.decode(payload)]
-        batch = codec.MANIFEST.decode(payload)
-        return split(batch) if self._by_topic and isinstance(batch, LogBatch) else [batch]
+            self._send(gateway, message)
 
     def _send(self, gateway: "Gateway", message: Message) -> None:
-        if isinstance(message, Content) and message.topic not in gateway.feed.wanted:  # type: ignore[union-attr]
+        if isinstance(message, Contents) and not gateway.interest.is_wanted(hash_of(message.changes[0].topic)):
             return  # it has not subscribed, or that has not reached every server yet
         match gateway.fate:
             case "told":
@@ -60,6 +52,12 @@ class Nats:
                 gateway.arriving.append(message)
             case "pull" if isinstance(message, LogBatch):
                 self._call_soon(gateway.receive, Pull(message.epoch, message.after, message.upto))
+
+
+def _message(subject: str, payload: bytes) -> Message:
+    if subject == BEAT:
+        return codec.BEAT.decode(payload)
+    return codec.MANIFEST.decode(payload) if subject == LOG else codec.CONTENTS.decode(payload)
 
 
 class _Line:
@@ -80,7 +78,14 @@ class Relay:
     """What a member does for gateways. `step` is the step of the world; `reached_at` that of the hub's last move."""
 
     def __init__(
-        self, nats: Nats, live: Live, log_reader: LogReader, grants: Grants, step: Callable[[], int]
+        self,
+        nats: Nats,
+        live: Live,
+        log_reader: LogReader,
+        grants: Grants,
+        step: Callable[[], int],
+        *,
+        by_topic: bool,
     ) -> None:
         self.line = _Line(nats)
         self.is_leading = False
@@ -96,6 +101,7 @@ class Relay:
             self.message,
             lambda: self.is_leading,
             batch_of,
+            by_topic=by_topic,
         )
         live.on_batch, live.on_move, live.on_forget = self._on_batch, self._on_move, self._publisher.forget
         ports: dict[str, Any] = {field.name: Absent() for field in fields(MemberPorts)}
@@ -105,6 +111,7 @@ class Relay:
             "log_reader": live.log_cache,
             "deliverable": live.router.deliverable,
             "batches": self._publisher.batches,
+            "contents": self._publisher.contents,
             "grants": grants,
         }
         self.service = Service(MemberPorts(**ports))

@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from pydantic import AfterValidator
 
-from daemon.core.batch import Beat
+from daemon.core.batch import Beat, Contents, LogBatch
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import GrantsUnavailable, LogTruncated, LogUnavailable, RowcastError
@@ -28,7 +28,7 @@ from daemon.core.ports import Batch, Grants
 from daemon.delivery import feed as feed_module
 from daemon.delivery.client import Client as ClientHandler
 from daemon.delivery.client import ClientContext
-from daemon.delivery.contents import Interest
+from daemon.delivery.contents import LINGER, Interest
 from daemon.delivery.live import Live
 from daemon.delivery.log_cache import OVERHEAD, LogCache
 from daemon.delivery.replay import RetryingLogReader
@@ -40,7 +40,6 @@ from daemon.relay.errors import RelayUnavailable
 from daemon.relay.remote import RemoteGrants, RemoteLogReader
 from tests.support.rows import NoColumns, NoRows
 from tests.support.sharing import sharing
-from tests.unit.model.by_topic import Content, Manifest, TopicCache, TopicFeed
 from tests.unit.model.client import Client, Violation
 from tests.unit.model.designs import Design
 from tests.unit.model.nats import ASKING, Message, Nats, Relay
@@ -528,7 +527,9 @@ class Daemon(Node):
         grants = ModelGrants(self, self.link)
         live = self._serve(LogCache(log_reader, RECENT_BYTES), grants, lambda: self.pump.readable.wait())  # noqa: PLW0108 - not made yet
         self.pump = world.design.pump(log_reader, self.wakeup, live, _store_dead_letters, chunk=CHUNK)
-        self.relay = Relay(world.nats, live, log_reader, grants, lambda: world.postgres.step)
+        self.relay = Relay(
+            world.nats, live, log_reader, grants, lambda: world.postgres.step, by_topic=world.design.by_topic
+        )
         self.task = world.loop.create_task(self.pump.run())
         world.run()
 
@@ -551,12 +552,12 @@ class Gateway(Node):
         self.fate = "told"  # of messages to it
         self.arriving: list[Message] = []  # what is late
         reader = RemoteLogReader(self._ask, lambda: self.hub.position)
-        cache_type = TopicCache if issubclass(world.design.feed, TopicFeed) else LogCache
-        cache = cache_type(reader, RECENT_BYTES)
+        self.later = 0.0  # seconds for which topics have lingered
+        self.interest = self.hub.interest = Interest(lambda: self.later)
+        cache = LogCache(reader, RECENT_BYTES)
+        cache.covers = self.interest.covers
         live = self._serve(cache, RemoteGrants(self._ask, reader.epoch), lambda: self.feed.readable.wait())  # noqa: PLW0108 - not made yet
-        self.feed = world.design.feed(reader, live, _no_own_tables, Interest())
-        if isinstance(self.feed, TopicFeed) and isinstance(cache, TopicCache):
-            cache.wanted, self.hub.on_follow = self.feed.wanted, self.feed.want
+        self.feed = world.design.feed(reader, live, _no_own_tables, self.interest)
         self.task = world.loop.create_task(self.feed.run())
 
     def kill(self) -> None:
@@ -566,13 +567,20 @@ class Gateway(Node):
 
     def receive(self, message: Message) -> None:
         """A message has arrived, as those of one connection do: one after the other."""
-        if isinstance(message, Beat):
-            self.feed.record_beat(message)
-        elif isinstance(self.feed, TopicFeed):
-            self.feed.receive(message)
-        else:
-            assert not isinstance(message, Content | Manifest)
-            self.feed.receive(None if isinstance(message, Pull) else message)
+        match message:
+            case Beat():
+                self.feed.record_beat(message)
+            case Contents():
+                self.feed.receive_contents(message)
+            case LogBatch():
+                self.feed.receive(message)
+            case Pull():
+                self.feed.receive(None)
+
+    def end_lingering(self) -> None:
+        """Topics that nobody has followed for a while are not wanted any more."""
+        self.later += LINGER + 1
+        self.interest.sweep()
 
     def arrive(self, place: int, *, again: bool = False) -> None:
         """Let a late message arrive, which may come again later."""
@@ -625,7 +633,7 @@ class World:
         self.leading: Daemon | None = None  # None: a daemon without clients leads
         self.daemons: list[Daemon] = []
         self.gateways: list[Gateway] = []
-        self.nats = Nats(self.gateways, self.loop.call_soon, by_topic=issubclass(design.feed, TopicFeed))
+        self.nats = Nats(self.gateways, self.loop.call_soon)
         self._patched_time = patch.object(feed_module, "time", SimpleNamespace(monotonic=self.loop.time))
         self._patched_time.start()
         self.elect()

@@ -122,7 +122,7 @@ class Hub:
     `position` is what has been delivered to every follower; only `publish` and `move` change it. `discontinuity` is
     the last one: replays that began before it restart from its position. `with_exact_numbers` gives a change as
     clients with Numbers.STRING get it; such frames are built only for topics that one of them follows. `interest`, if
-    there is one, hears which topics are followed.
+    there is one, learns which topics are followed.
     """
 
     def __init__(

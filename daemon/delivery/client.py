@@ -234,8 +234,13 @@ class Client:
         return self._session.numbers
 
     def deliver(self, frames: bytes) -> None:
-        """Write live frames. If too much waits for the peer now, nothing more is live."""
-        if self._socket.write(frames) > self._context.queue_bytes:
+        """Write live frames. If too much had waited for the peer before, nothing more is live.
+
+        What waits only because it is large says nothing about the peer.
+        """
+        waited = self._socket.queued()
+        self._socket.write(frames)
+        if waited > self._context.queue_bytes:
             self._fall_behind(self._context.hub.discontinuity)
 
     def signal(self, frame: bytes) -> None:

@@ -36,4 +36,3 @@ def fan_out(followers: Iterable[Recipient], frames: bytes) -> None:
         outlet.written += size
         if sent != size:
             outlet.enqueue(memoryview(frames)[sent:])
-            follower.deliver(b"")  # what is queued may be too much

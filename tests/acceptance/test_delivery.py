@@ -155,8 +155,7 @@ async def test_an_update_of_ten_thousand_rows_is_ten_thousand_changes_in_one_fra
         await client.subscribe(chat.topic)
         await chat.sql.execute("update chatgenius.messages set content = content || '!'")
         frame = await client.next()
-        # Earlier changes may still arrive, and who is behind with them is brought up to date from the log.
-        while frame["op"] == "resumed" or frame["changes"][0]["kind"] == "insert":
+        while frame["changes"][0]["kind"] == "insert":  # earlier changes may still arrive
             frame = await client.next()
     assert 10_000 == len({change["key"]["id"] for change in frame["changes"]})
     assert {"update"} == {change["kind"] for change in frame["changes"]}

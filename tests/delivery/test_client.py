@@ -225,6 +225,19 @@ async def test_a_slow_client_gets_no_live_changes_and_catches_up_once_it_has_rea
     assert 4 == len(seqs)  # two rows, two versions each
 
 
+async def test_a_change_that_waits_only_because_it_is_large_leaves_its_client_live(harness: ClientHarness) -> None:
+    await harness.subscribe(ONE)
+    harness.socket.fills = True
+    await harness.publish(16)
+    assert 1 == harness.hub.subscriptions
+    await harness.publish(24)
+    assert 0 == harness.hub.subscriptions
+    harness.socket.fills = False
+    harness.socket.read()
+    await harness.until(lambda: "resumed" in harness.socket.ops())
+    assert sorted(set(harness.socket.seqs())) == harness.socket.seqs()
+
+
 async def test_a_client_that_leaves_its_replay_has_it_counted(harness: ClientHarness) -> None:
     await harness.publish(16)
     harness.socket.fills = True

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from daemon.core.change import Change, Kind, Numbers, Outline, Seq, Topic
+from daemon.core.change import Change, Kind, Outline, Seq, Topic
 from daemon.core.column_types import Column
 from daemon.core.filters import Asked, Tables, view
 from daemon.core.hub import Hub
@@ -23,6 +23,7 @@ from daemon.delivery.pump import Pump
 from daemon.log.reader import PgLogReader
 from daemon.packs import JsonObject, Pack, Row
 from daemon.postgres.connect import Connection, Pool
+from tests.support.followers import Follower
 from tests.support.log import leader, until_numbered
 
 TABLE = """
@@ -168,29 +169,6 @@ async def test_a_large_record_is_refused_for_the_same_reason_as_a_whole_one(
     assert len(KINDS) - 1 == len(reasons)  # an object is one
     assert reasons == [reason for _, _, reason in router.validate(changes)[1]]
     assert wanted.is_left
-
-
-class Follower:
-    """A follower that keeps the frames that it receives."""
-
-    user = "ada"
-    numbers = Numbers.JSON
-    outlet = None
-
-    def __init__(self) -> None:
-        self.frames: list[bytes] = []
-
-    def deliver(self, frames: bytes) -> None:
-        self.frames.append(frames)
-
-    def revoked(self, topic: Topic) -> None:
-        raise AssertionError(topic)
-
-    def discontinued(self) -> None:
-        raise AssertionError
-
-    def signal(self, frame: bytes) -> None:
-        raise AssertionError(frame)
 
 
 class Pumped:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.core.change import Change, Numbers, Seq, Topic
+from daemon.core.change import Change, Seq, Topic
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
 from daemon.delivery import pump
@@ -19,6 +19,7 @@ from daemon.delivery.pump import Pump
 from daemon.log.reader import PgLogReader
 from daemon.packs import Pack, Row
 from daemon.postgres.connect import Connection, Pool
+from tests.support.followers import Follower
 from tests.support.log import leader, until_numbered
 
 pytestmark = pytest.mark.usefixtures("rows")
@@ -48,29 +49,6 @@ class GatedLog(PgLogReader):
         await self.gate.wait()
         self.answers += 1
         return found
-
-
-class Follower:
-    """A follower that keeps the frames that it receives."""
-
-    user = "ada"
-    numbers = Numbers.JSON
-    outlet = None
-
-    def __init__(self) -> None:
-        self.frames: list[bytes] = []
-
-    def deliver(self, frames: bytes) -> None:
-        self.frames.append(frames)
-
-    def revoked(self, topic: Topic) -> None:
-        raise AssertionError(topic)
-
-    def discontinued(self) -> None:
-        raise AssertionError
-
-    def signal(self, frame: bytes) -> None:
-        raise AssertionError(frame)
 
 
 class PumpHarness:

@@ -219,13 +219,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: any(daemon.link.held for daemon in self.world.daemons))
     @rule(number=daemons, all_queries=yes_or_no, order=few)
     def let_through(self, number: int, all_queries: bool, order: int) -> None:
-        link = self.world.daemons[number].link
-        if all_queries:
-            link.held = False
-        while link.waiting:
-            link.let_through(order)
-            if not all_queries:
-                break
+        self.world.daemons[number].link.let_go(order, all_queries=all_queries)
 
     # Clients come and go.
 

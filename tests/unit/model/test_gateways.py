@@ -99,13 +99,7 @@ class HistoriesOfGateways(Histories):
 
     @rule(number=daemons, all_queries=yes_or_no, order=few)
     def let_questions_through(self, number: int, all_queries: bool, order: int) -> None:
-        link = self.world.gateways[number].link
-        if all_queries:
-            link.held = False
-        while link.waiting:
-            link.let_through(order)
-            if not all_queries:
-                break
+        self.world.gateways[number].link.let_go(order, all_queries=all_queries)
 
     @rule(number=daemons, answered=yes_or_no)
     def lose_questions(self, number: int, answered: bool) -> None:

@@ -161,6 +161,15 @@ class Link:
         elif not query.future.done():
             self._world.run(lambda: query.future.set_result(query.result), since=query.executed_at)
 
+    def let_go(self, number: int, *, all_queries: bool) -> None:
+        """Let one query or result arrive, or all of them, and hold no more."""
+        if all_queries:
+            self.held = False
+        while self.waiting:
+            self.let_through(number)
+            if not all_queries:
+                break
+
     def fail(self, *, answered: bool = False) -> None:
         """Fail every query that has not reached Postgres, or all of them."""
         for query in tuple(self.waiting):

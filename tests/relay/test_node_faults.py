@@ -16,7 +16,7 @@ from tests.support.crash import Server as CrashServer
 from tests.support.crash import follow as follow_ada
 from tests.support.daemon import Client, Daemon, Frame, get
 from tests.support.gateways import contents, follow, gateway, heartbeat, member, read
-from tests.support.nats import NatsServer, running_cluster, running_link
+from tests.support.nats import NatsServer, running_cluster, running_link, running_nats
 from tests.support.postgres import Server, chosen_binaries, passable_directory, prepare_cluster
 
 MIB = 2**20
@@ -217,6 +217,28 @@ async def test_a_gateway_that_was_stopped_behind_thousands_of_writes_gets_them_a
         await chat.say("last")
         found = await read(client, "last")
     assert [f"{number}x" for number in range(1, 61)] * 50 + ["last"] == found
+
+
+async def test_a_gateway_that_nats_has_cut_off_since_it_hung_gets_all_when_it_goes_on(
+    database: str, chat: Chat, prefix: str
+) -> None:
+    async with (
+        running_nats() as nats,
+        member(database, nats.url, prefix) as leader,
+        gateway(nats.url, prefix) as gate,
+        AsyncExitStack() as stack,
+    ):
+        there, client = await follow(stack, leader, chat), await follow(stack, gate, chat)
+        gate.process.send_signal(signal.SIGSTOP)
+        sent: list[str] = []
+        while "WriteDeadline of 4s exceeded" not in nats.log:  # the sockets are full
+            await insert(chat, 100, 2000)
+            # One batch each: two together would be too large to be sent, and had to be asked for.
+            sent += await read(there, "100" + "x" * 2000)
+        gate.process.send_signal(signal.SIGCONT)
+        await chat.say("last")
+        assert [*sent, "last"] == await read(client, "last")
+        assert (await get(f"{gate.http}/readyz"))[0] == 200
 
 
 async def test_clients_of_a_gateway_miss_nothing_when_the_leader_is_cut_off(

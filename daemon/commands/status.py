@@ -142,7 +142,7 @@ class Report:
     def _of_gateway(self) -> Iterator[tuple[str, str]]:
         value = self.value
         members = (
-            f"{value('rowcast_members'):.0f} heard; NATS is {'' if value('rowcast_relay_connected') else 'not '}"
+            f"{value('rowcast_members'):.0f} known; NATS is {'' if value('rowcast_relay_connected') else 'not '}"
         )
         yield "members", f"{members}reached"
         yield (

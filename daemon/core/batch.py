@@ -1,12 +1,13 @@
 """What a daemon publishes at once: a piece of the log, with all that those who hold content of it must know."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final, NamedTuple, Self
 
 from daemon.core.change import RESET_KINDS, Change, Kind, Right, Seq, Topic
 
+OVERHEAD: Final = 900  # bytes that a change takes in addition to its key and record, alone in its topic
 NONE_ABSENT: Final[Mapping[int, int]] = MappingProxyType({})
 
 
@@ -48,11 +49,6 @@ class LogBatch(NamedTuple):
     jumps: Sequence[tuple[Seq, Seq]] = ()
     absent: Mapping[int, int] = NONE_ABSENT
 
-    @property
-    def size(self) -> int:
-        """The characters of keys and records."""
-        return size_of(self.changes)
-
     def since(self, seq: Seq) -> Self:
         """The part of it that comes after `seq`, where a transaction ends."""
         if seq <= self.after:
@@ -69,6 +65,11 @@ class LogBatch(NamedTuple):
 def size_of(changes: Iterable[Change]) -> int:
     """The characters of keys and records."""
     return sum(len(change.key) + len(change.record or "") for change in changes)
+
+
+def memory_of(changes: Collection[Change]) -> int:
+    """The bytes of memory that a batch or contents with these changes take, about."""
+    return size_of(changes) + OVERHEAD * (1 + len(changes))
 
 
 class Contents(NamedTuple):

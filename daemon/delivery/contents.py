@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
-from daemon.core.batch import Contents, LogBatch, hash_of, size_of
+from daemon.core.batch import Contents, LogBatch, hash_of, memory_of
 from daemon.core.change import Change, Position, Seq, Topic, can_be_named
 
 LINGER: Final = 30.0  # seconds for which a topic stays wanted after its last follower, or its last replay
-MAX_AT_HAND: Final = 16 * 2**20  # characters with OVERHEAD that may wait for their batches
-OVERHEAD: Final = 900  # characters that a change counts for in addition to its key and record
+MAX_AT_HAND: Final = 16 * 2**20  # bytes that may wait for their batches
 MAX_SWEPT: Final = 1000  # topics at a time
 
 OnChange = Callable[[Iterable[int]], None]
@@ -154,7 +153,7 @@ class AtHand:
         kept = self._found.setdefault((batch.epoch, batch.after, batch.upto), {})
         for topic_hash, changes in found.items():
             if topic_hash not in kept:
-                self._size += _size(changes)
+                self._size += memory_of(changes)
                 kept[topic_hash] = changes
 
     def of(self, batch: LogBatch) -> Mapping[int, Collection[Change]]:
@@ -177,8 +176,4 @@ class AtHand:
     def forget(self, upto: Position) -> None:
         """Everything up to this position has been published; nothing of another epoch will be."""
         for batch in [each for each in self._found if each[0] != upto.epoch or each[2] <= upto.seq]:
-            self._size -= sum(map(_size, self._found.pop(batch).values()))
-
-
-def _size(changes: Collection[Change]) -> int:
-    return size_of(changes) + OVERHEAD * (1 + len(changes))
+            self._size -= sum(map(memory_of, self._found.pop(batch).values()))

@@ -6,11 +6,10 @@ from operator import attrgetter
 from sys import getsizeof
 
 from daemon import metrics
-from daemon.core.batch import LogBatch
+from daemon.core.batch import OVERHEAD, LogBatch
 from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.ports import MAX_READ_BYTES, Batch, LogReader
 
-OVERHEAD = 900  # bytes that a change takes in addition to its key and record, alone in its topic
 SEGMENTS = 64  # about as many segments make up the cache; the oldest is evicted as a whole
 
 _seq = attrgetter("seq")

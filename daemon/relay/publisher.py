@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from daemon import metrics
-from daemon.core.batch import Beat, Contents, LogBatch, apart, hash_of, size_of
+from daemon.core.batch import Beat, Contents, LogBatch, apart, hash_of, memory_of, size_of
 from daemon.core.change import Change, Position, Seq
 from daemon.core.errors import LogTruncated, LogUnavailable
 from daemon.core.ports import LogReader
@@ -29,9 +29,8 @@ SIGNALS: Final = "signals"
 
 BEAT_INTERVAL: Final = 0.5  # seconds
 MAX_MANIFEST: Final = 256 * 1024  # bytes: a larger batch has to be asked for, and so do larger contents
-MAX_ENCODED: Final = 4 * MAX_MANIFEST  # characters with OVERHEAD: what is larger will not be small enough
-MAX_HELD: Final = 16 * 2**20  # characters of the newest batches, from which questions are answered
-OVERHEAD: Final = 900  # characters that a change counts for in addition to its key and record
+MAX_ENCODED: Final = 4 * MAX_MANIFEST  # bytes in memory: what is larger will not be small enough
+MAX_HELD: Final = 16 * 2**20  # bytes of the newest batches, from which questions are answered
 READ_CHUNK: Final = 1000  # changes
 
 
@@ -64,7 +63,7 @@ class Publisher:
 
     def publish(self, batch: LogBatch) -> None:
         """Keep a batch that was published here, and send it to the gateways if this member leads."""
-        size = batch.size + OVERHEAD * (1 + len(batch.changes))
+        size = memory_of(batch.changes)
         self._held.append((batch, size))
         self._size += size
         while self._size > MAX_HELD:
@@ -73,7 +72,7 @@ class Publisher:
             return
         if self._by_topic:
             batch = self._send_contents(batch)
-            size = batch.size + OVERHEAD * (1 + len(batch.changes))
+            size = memory_of(batch.changes)
         self._send(batch, size)
 
     def restart(self, position: Position) -> None:
@@ -114,6 +113,8 @@ class Publisher:
                 break
             if batch.after < upto and batch.gone is None:
                 raise LogTruncated  # a limit may stand for any topic
+            if any(last < upto < first for last, first in batch.jumps):
+                raise LogTruncated  # whoever asks knows of numbers that were undone
             found += [
                 change
                 for change in batch.changes

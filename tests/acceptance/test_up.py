@@ -286,7 +286,7 @@ async def check_the_pages(daemon: Daemon, home: Path, said: str) -> None:
     assert [(name, address, True) for name, address in places] == [
         (report["node"], report["address"], report["ready"]) for report in reports
     ]
-    assert [False, True, True, True] == ["1 heard" in report.get("members", "") for report in reports]
+    assert [False, True, True, True] == ["1 known" in report.get("members", "") for report in reports]
 
 
 async def test_a_nats_server_that_cannot_start_is_reported_with_its_log(

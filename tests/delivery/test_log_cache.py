@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 import pytest
 
-from daemon.core.batch import LogBatch, gone_in
+from daemon.core.batch import OVERHEAD, LogBatch, gone_in
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.ports import Batch
-from daemon.delivery.log_cache import OVERHEAD, LogCache
+from daemon.delivery.log_cache import LogCache
 from daemon.delivery.pack_router import PackRouter
 from daemon.packs import Pack, Row
 

@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from pydantic import AfterValidator
 
-from daemon.core.batch import Beat, Contents, LogBatch
+from daemon.core.batch import OVERHEAD, Beat, Contents, LogBatch
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.close_history import CloseHistory
 from daemon.core.errors import GrantsUnavailable, LogTruncated, LogUnavailable, RowcastError
@@ -30,7 +30,7 @@ from daemon.delivery.client import Client as ClientHandler
 from daemon.delivery.client import ClientContext
 from daemon.delivery.contents import LINGER, Interest
 from daemon.delivery.live import Live
-from daemon.delivery.log_cache import OVERHEAD, LogCache
+from daemon.delivery.log_cache import LogCache
 from daemon.delivery.replay import RetryingLogReader
 from daemon.delivery.rights import Rights
 from daemon.delivery.snapshots import Snapshots

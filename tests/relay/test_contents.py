@@ -376,7 +376,11 @@ async def test_members_answer_for_contents_that_they_hold_whole(nats: NatsServer
         for after, epoch in ((9, "e"), (6, "e"), (9, "f")):  # a limit, before what is held, another epoch
             with pytest.raises(LogTruncated):
                 publisher.contents(Position(epoch, Seq(after)), Seq(12), {hash_of(A)})
-        publisher.publish(batch(change(13, record="x" * MAX_HELD)))
+        publisher.publish(LogBatch("e", Seq(12), Seq(100), [change(100)], jumps=[(Seq(12), Seq(100))]))
+        assert [100] == held(12, 100, A)
+        with pytest.raises(LogTruncated):
+            held(12, 13, A)  # a number that a new term has undone
+        publisher.publish(batch(change(101, record="x" * MAX_HELD)))
         with pytest.raises(LogTruncated):
             held(7, 8, A)
 

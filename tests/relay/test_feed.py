@@ -214,6 +214,8 @@ class Member:
             raise LogUnavailable("behind")
         if self._floor > after.seq or any(batch.gone is None for batch in self._held if batch.upto > after.seq):
             raise LogTruncated
+        if any(last < upto < first for batch in self._held for last, first in batch.jumps):
+            raise LogTruncated
         held = [change for batch in self._held for change in batch.changes]
         return [
             change
@@ -631,6 +633,14 @@ def live_through(design: type[Feed], steps: Sequence[Any], *, by_topic: bool) ->
 @pytest.mark.parametrize("mode", ["inline", "by topic", "all topics with the same hash"])
 @settings(max_examples=120, deadline=None)
 @given(steps=st.lists(STEPS, max_size=40))
+@example(  # a term undoes what is asked for
+    [
+        ("write", "insert", TOPICS[0], 1, "late"),
+        ("term", 1),
+        ("publish", 0),
+        ("write", "insert", TOPICS[0], 1, "late"),
+    ]
+)
 @example([("ask", 1, 0.0), ("write", "insert", TOPICS[0], 1, "told"), ("epoch",)])  # who has the contents has gone
 def test_a_gateway_skips_and_repeats_nothing_whatever_arrives(mode: str, steps: list[Any]) -> None:
     with ExitStack() as stack:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from daemon.core.batch import LogBatch
+from daemon.core.batch import NONE_ABSENT, LogBatch
 from daemon.delivery.feed import Feed
 
 
@@ -10,8 +10,8 @@ class NoPrev(Feed):
     """A batch is published whatever it continues from."""
 
     def _fits(self, batch: LogBatch) -> bool:
-        position = self._live.position
-        return super()._fits(batch._replace(after=min(batch.after, position.seq)))
+        after = min(batch.after, self._live.position.seq)
+        return super()._fits(batch._replace(after=after, absent=NONE_ABSENT)) and not self._missing(batch)
 
 
 class NoFill(Feed):

@@ -227,8 +227,8 @@ MUTANTS_OF_GATEWAYS = {
     "no_prev": (Design(feed=NoPrev), {"I1", "I2", "I4", "I7", "atomic"}, 1),
     "no_fill": (Design(feed=NoFill), {"I1", "I2", "I4", "I7", "atomic"}, 0),
     "no_ends": (Design(feed=NoEnds), {"I4"}, 3),
-    "no_jump_check": (Design(feed=NoJumpCheck), {"I1", "I5", "I7", "atomic"}, 3),
     "no_prev, by topic": (Design(feed=NoPrev, by_topic=True), {"I1", "I2", "I4", "I7", "atomic"}, 0),
+    "no_jump_check": (Design(feed=NoJumpCheck), {"I1", "I5", "I7", "atomic"}, 3),
     "no_missing": (Design(feed=NoMissing, by_topic=True), {"I7"}, 2),
     "no_ends, by topic": (Design(feed=NoEnds, by_topic=True), {"I4"}, 4),
 }

@@ -21,7 +21,9 @@ YIELD_DELAY: Final = 0.005  # seconds for which a connection is left to another 
 # Bytes that wait in the kernel for a peer that does not take them; we keep the rest, or leave it in the log. The
 # kernel's own bound is megabytes for each connection.
 UNSENT: Final = 128 * 1024
-USER_TIMEOUT: Final = 60_000  # milliseconds without an acknowledgement; pings normally find a dead peer sooner
+# Milliseconds without an acknowledgement, or without room at the peer. Pings normally find a dead peer sooner. A peer
+# that took a little and then nothing has twice the drain timeout, and must not be gone before it is told why.
+USER_TIMEOUT: Final = 90_000
 
 # "localhost" has an IPv6 address on machines that have no IPv6.
 _UNAVAILABLE: Final = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}

@@ -272,7 +272,7 @@ async def last_close(daemon: Daemon, user: str, session: str) -> Any:
 async def test_clients_that_never_read_are_disconnected_and_learn_why_when_they_return(
     daemon: Daemon, chat: Chat
 ) -> None:
-    """Takes as long as the drain timeout: half a minute."""
+    """Takes as long as the drain timeout, or twice as long if the kernel took something after it began."""
     async with (
         daemon.client(chat.ada) as fast,
         sleeper(daemon, chat.ada, chat.topic) as slow,

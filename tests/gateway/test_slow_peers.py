@@ -4,6 +4,8 @@ import asyncio
 
 from websockets.frames import Opcode
 
+from daemon.gateway.acceptor import USER_TIMEOUT
+from daemon.gateway.limits import Limits
 from daemon.gateway.server import encode
 from tests.gateway.peers import LARGE, SMALL, RawPeer, fill, frame, serving, silence, until
 
@@ -203,3 +205,7 @@ async def test_connections_of_a_user_that_leave_too_much_unread_are_cut_and_othe
         assert reading.losses == 0
         server.pass_time(5)
         assert server.gateway.aborted == {"user_unread": 2}, "it is little enough now"
+
+
+def test_the_kernel_gives_a_peer_up_later_than_the_drain_timeout_may_take() -> None:
+    assert USER_TIMEOUT / 1000 >= 2 * Limits().drain_timeout + 20

@@ -46,7 +46,10 @@ async def set_aside_events(
     last_seq: int,
     error: asyncpg.PostgresError,
 ) -> None:
-    """Set aside each of `events` that cannot be numbered by itself. Raises `error` if none is to blame."""
+    """Set aside each of `events` that cannot be numbered by itself.
+
+    Raises `error` if none is to blame, and what numbering nothing raises if that fails, too.
+    """
     found = [event async for event in _culprits(events, attempt)]
     if not found:
         raise error
@@ -67,10 +70,26 @@ async def _culprits(
             if not may_blame_an_event(error):
                 raise
             if len(some) == 1:
-                yield some[0], error
+                if (again := await _fails_again(some[0], attempt)) is not None:
+                    yield some[0], again
             else:
                 middle = len(some) // 2
                 undecided += [some[middle:], some[:middle]]
+
+
+async def _fails_again(event: asyncpg.Record, attempt: Attempt) -> asyncpg.PostgresError | None:
+    """How numbering it fails once numbering nothing works, so that a fault that has just ended is not blamed on it.
+
+    Raises a PostgresError if numbering nothing does not work: a right is missing, or a table.
+    """
+    await attempt([])
+    try:
+        await attempt([event["id"]])
+    except asyncpg.PostgresError as error:
+        if not may_blame_an_event(error):
+            raise
+        return error
+    return None
 
 
 async def _set_aside(

@@ -47,10 +47,17 @@ async def sleeper(daemon: Daemon, user: str, *topics: str, since: str | None = N
             client.connection.transport.abort()  # it would not read the answer to a close frame
 
 
-async def write_much(chat: Chat, *, count: int = 150, channel: str | None = None) -> None:
+async def write_much(chat: Chat, *, count: int = 150, start: int = 0, channel: str | None = None) -> None:
     """Write long messages, each in its own transaction: more than all buffers hold."""
-    for number in range(count):
+    for number in range(start, start + count):
         await chat.say(f"{number} " + "x" * LONG, channel)
+
+
+async def write_in_batches(chat: Chat, daemon: Daemon) -> None:
+    """The same in more than one batch: a client falls behind by what waits for it when the next batch comes."""
+    await write_much(chat, count=75)
+    await chat.settled(daemon)
+    await write_much(chat, count=75, start=75)
 
 
 async def number_of(daemon: Daemon, metric: str) -> float:
@@ -136,6 +143,7 @@ async def test_resuming_from_any_position_of_a_slow_client_restores_all_topics(d
         for _ in range(10):
             await write_much(chat, count=8)
             await write_much(chat, count=8, channel=chat.other)
+            await chat.settled(daemon)
         await until_behind(daemon)
         await chat.say("last")
         frames = await all_until(slow, "last")
@@ -154,7 +162,7 @@ async def test_resuming_from_any_position_of_a_slow_client_restores_all_topics(d
 async def test_a_topic_that_a_slow_client_subscribes_to_is_delivered_in_order(daemon: Daemon, chat: Chat) -> None:
     other = f"channel:{chat.other}"
     async with sleeper(daemon, chat.ada, chat.topic) as slow:
-        await write_much(chat)
+        await write_in_batches(chat, daemon)
         await until_behind(daemon)
         await slow.say(op="subscribe", topic=other)
         frames = [await slow.next()]
@@ -172,7 +180,7 @@ async def test_a_slow_client_receives_nothing_from_after_its_right_ended(daemon:
     await chat.sql.execute("insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", *key)
     await chat.settled(daemon)
     async with sleeper(daemon, chat.bob, chat.topic, "users") as slow:
-        await write_much(chat)
+        await write_in_batches(chat, daemon)
         await until_behind(daemon)
         await chat.sql.execute("delete from chatgenius.channel_members where channel_id = $1 and user_id = $2", *key)
         await write_much(chat, count=10)
@@ -203,6 +211,7 @@ async def test_a_transaction_larger_than_the_queue_is_one_frame_and_the_stream_c
                 f"{round_}-",
                 LONG,
             )
+            await chat.settled(daemon)  # so that each is a batch: a client falls behind between two of them
         await until_behind(daemon)
         await chat.say("last")
         frames = await all_until(slow, "last")

@@ -14,6 +14,7 @@ from websockets.frames import Opcode
 from websockets.typing import Subprotocol
 
 from daemon.core.ports import Socket
+from daemon.gateway.acceptor import USER_TIMEOUT
 from daemon.gateway.http import Site, text_page
 from daemon.gateway.server import Gateway, Limits, ListenFailed
 from tests.gateway.peers import UPGRADE, RawPeer, Recorder, Server, echo, frame, request, serving, until
@@ -294,7 +295,7 @@ async def test_accepted_sockets_have_a_user_timeout_and_no_delay() -> None:
     async with serving() as server, server.connect():
         recorder = await server.handlers.get()
         accepted = recorder.socket._transport.connection  # type: ignore[attr-defined]
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == USER_TIMEOUT
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 

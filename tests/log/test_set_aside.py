@@ -6,12 +6,15 @@ import logging
 import random
 import secrets
 from collections.abc import Sequence
+from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from daemon.core.change import Change, Kind, Right, Seq
 from daemon.log.reader import PgLogReader
 from daemon.log.retention import PURGE_ROWS
+from daemon.log.set_aside import set_aside_events
 from daemon.postgres.connect import Connection, Pool, connect, open_pool
 from daemon.schema import migrate
 from tests.support.log import ROWS, leader, until_numbered
@@ -147,6 +150,29 @@ async def test_a_fault_of_the_database_sets_no_event_aside(
             await asyncio.sleep(0.01)
     assert 0 == await pool.fetchval("select count(*) from rowcast.set_aside")
     assert ["update"] == [row["kind"] for row in await pool.fetch("select kind::text from rowcast.events")]
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("failures", range(1, 9))
+async def test_a_fault_that_ends_during_the_search_is_blamed_on_no_event(
+    pool: Pool, sql: Connection, failures: int
+) -> None:
+    """A role loses a right and gets it back: each number of attempts in between, of those that a search makes."""
+    for row in range(1, 5):
+        await sql.execute(f"{UPDATE}{row}")
+    events = await sql.fetch("select e.xid::text, e.id from rowcast.events as e")
+    attempts = 0
+
+    async def attempt(ids: Sequence[int]) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= failures:
+            raise missing
+
+    missing = asyncpg.InsufficientPrivilegeError("permission denied for table log")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await set_aside_events(sql, events, attempt, uuid4(), 0, missing)
+    assert 0 == await pool.fetchval("select count(*) from rowcast.set_aside")
 
 
 @pytest.mark.parametrize("max_offered", [0, 100])

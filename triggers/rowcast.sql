@@ -94,9 +94,8 @@ as $$
             when f.typlen > 0 or f.oid in ('numeric'::regtype, 'inet'::regtype, 'cidr'::regtype) or f.most <= 10000 then null
             when f.oid in ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
             then 'coalesce(octet_length(%1$s), 0)'
-            -- A compressed value may be a hundred times as large: as the element of an array it is not compressed.
-            else 'coalesce(case when pg_column_size(%1$s) < 2000 then pg_column_size(%1$s) '
-                 'else pg_column_size(array[%1$s]) end, 0)' end))
+            -- A value that is stored elsewhere may be a hundred times as large: in a row it is unpacked.
+            else 'pg_column_size(row(%1$s))' end))
     from fact as f
 $$;
 
@@ -152,7 +151,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     return (
-        select string_agg(format(facts -> u.name ->> 'size', format('%s.%I', alias, u.name)), ' + ')
+        select case when count(*) > 1 then '0::bigint + ' else '' end
+            || string_agg(format(facts -> u.name ->> 'size', format('%s.%I', alias, u.name)), ' + ')
         from unnest(columns) as u (name) where facts -> u.name ->> 'size' is not null
     );
 end
@@ -170,8 +170,8 @@ begin
 end
 $$;
 
--- The relation `v` with the record of the row `alias`, which is null if the row is too large to tell, or its key `k` too
--- long. Nothing of a row that is too large is converted: only its size is looked up.
+-- The record of a row whose published columns are the relation `x`: null if the row `alias` is too large to tell, or its key
+-- `k` too long. Nothing of a row that is too large is converted: only its size is looked up.
 create or replace function rowcast.record_of(facts jsonb, alias text, columns name [], key name []) returns text
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
@@ -181,19 +181,29 @@ declare
                                            rowcast.long_key(facts, key)), '');
     record constant text := 'row_to_json(x.*)';
 begin
-    return format('(select %s as record from (select %s) as x offset 0) as v',
-        coalesce('case when not (' || over || ') then ' || record || ' end', record), rowcast.published(facts, alias, columns));
+    return coalesce('case when not (' || over || ') then ' || record || ' end', record);
 end
 $$;
 
--- The bytes of the record, if they are many.
+-- The relation `v` with the record of the row `alias`, only if `condition`. `offset 0`: it is made once, however often it is
+-- used.
+create or replace function rowcast.record_row(
+    facts jsonb, alias text, columns name [], key name [], condition text default 'true'
+) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('(select %s as record from (select %s) as x where %s offset 0) as v',
+        rowcast.record_of(facts, alias, columns, key), rowcast.published(facts, alias, columns), condition)
+$$;
+
+-- The bytes of the record `v`, which its stored form, if that is compressed, does not show.
 create or replace function rowcast.bytes_of(facts jsonb, columns name []) returns text
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return case when rowcast.size_of(facts, 'r', columns) is null then 'null'
-                else 'nullif(greatest(pg_column_size(v.record), 1023), 1023)' end;
+    return case when rowcast.size_of(facts, 'r', columns) is null then 'null' else 'pg_column_size(v.record)' end;
 end
 $$;
 
@@ -227,28 +237,39 @@ as $$
     select case when watched.revokes is null then 'null::jsonb' else $q$'{}'::jsonb$q$ end
 $$;
 
--- The statement that captures inserted rows, which are those of the relation `r`.
+-- The statement that captures inserted rows, which are those of the relation `r`. `topic` is an expression over it for one
+-- topic or, if `is_array`, for several. Each function in an executed statement costs its writer a part of a microsecond, for
+-- Postgres prepares them anew each time; `offset 0` keeps it from repeating the expressions of `v` where they are used.
 create or replace function rowcast.insert_body(
-    watched rowcast.watched, facts jsonb, each_topic text, rights text, source text
+    watched rowcast.watched, facts jsonb, topic text, is_array boolean, rights text, source text
 ) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
             insert into rowcast.events (watch, topic, kind, key, record, bytes, actor, grants)
-            select %1$s, t.topic, %2$s, %3$s, v.record, %4$s, nullif(current_setting('rowcast.actor', true), ''), g.gives
-            from %5$s cross join lateral (select %6$s from (select r.*) as r) as g (gives)
-            cross join lateral (select %7$s from (select r.*) as r) as t (topic)
-            cross join lateral %8$s cross join lateral %9$s
-            where t.topic is not null and %10$s;$body$,
+            select %1$s, %2$s, %3$s, %4$s, v.record, %5$s, nullif(current_setting('rowcast.actor', true), ''), v.gives
+            from (
+                select t.topic, k.key, %6$s as record, g.gives
+                from %7$s cross join lateral (select %8$s from (select r.*) as r) as g (gives)
+                cross join lateral (select %9$s from (select r.*) as r) as t (topic)
+                cross join lateral %10$s cross join lateral (select %11$s) as x
+                where %12$s offset 0
+            ) as v%13$s
+            where v.topic is not null;$body$,
         watched.id,
-        $q$case when v.record is null then 'limit'::rowcast.kind else 'insert'::rowcast.kind end$q$,
-        $q$case when v.record is null then '{}'::json else k.key end$q$,
+        case when is_array then 't.topic' else 'v.topic' end,
+        case when s.may_be_null then $q$case when v.record is null then 'limit'::rowcast.kind else 'insert'::rowcast.kind end$q$
+             else $q$'insert'$q$ end,
+        case when s.may_be_null then $q$case when v.record is null then '{}'::json else v.key end$q$ else 'v.key' end,
         rowcast.bytes_of(facts, watched.columns),
-        source, rights, each_topic,
+        s.record, source, rights, topic,
         rowcast.key_of(facts, 'r', watched.key),
-        rowcast.record_of(facts, 'r', watched.columns, watched.key),
-        rowcast.live_of('r', watched.soft_delete))
+        rowcast.published(facts, 'r', watched.columns),
+        rowcast.live_of('r', watched.soft_delete),
+        case when is_array then ' cross join lateral unnest(v.topic) as t (topic)' else '' end)
+    from (select r.record, r.record like 'case %' as may_be_null
+          from (select rowcast.record_of(facts, 'r', watched.columns, watched.key) as record) as r) as s
 $$;
 
 -- The statement that captures what became of rows: the relation `pairs` joins each old version `o` with the new one `n`.
@@ -303,8 +324,7 @@ as $$
         rowcast.bytes_of(facts, watched.columns),                           -- 12
         rowcast.key_of(facts, 'e', watched.key),                            -- 13
         s.changed,                                                          -- 14
-        left(rowcast.record_of(facts, 'n', watched.columns, watched.key), -length(' offset 0) as v'))
-            || ' where t.n > cardinality(version.old) offset 0) as v',      -- 15  only of what is told
+        rowcast.record_row(facts, 'n', watched.columns, watched.key, 't.n > cardinality(version.old)'),  -- 15
         case when watched.revokes is null then 'null::jsonb, null::jsonb' else 'case when rights.changed and '
             't.n > cardinality(version.old) then rights.new end, case when rights.changed then rights.old end' end)  -- 16
     from (select rowcast.long_key(facts, watched.key) as long_key,
@@ -319,7 +339,7 @@ $$;
 
 -- The statement that captures deleted rows, which are those of the relation `r`.
 create or replace function rowcast.delete_body(
-    watched rowcast.watched, facts jsonb, each_topic text, rights text, source text
+    watched rowcast.watched, facts jsonb, topic text, rights text, source text
 ) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -334,7 +354,7 @@ as $$
         watched.id,
         coalesce('case when ' || s.long_key || $q$ then 'limit'::rowcast.kind else 'delete'::rowcast.kind end$q$, $q$'delete'$q$),
         coalesce('case when ' || s.long_key || $q$ then '{}'::json else k.key end$q$, 'k.key'),
-        source, rights, each_topic,
+        source, rights, topic,
         rowcast.key_of(facts, 'r', watched.key),
         rowcast.live_of('r', watched.soft_delete))
     from (select rowcast.long_key(facts, watched.key) as long_key) as s
@@ -367,9 +387,9 @@ as $$
     )
 $$;
 
--- The body of a capture function. `topics` is an array expression over the row `r`; `each_topic` returns the same topics
--- as rows; `used` are the columns that anything of it needs. A single format() inserts all names, so that no name is
--- parsed as part of the template. Names of columns never collide with these: they are always qualified, and so is a whole
+-- The body of a capture function. `topics` is an array expression over the row `r`; `only_topic` is its element, null
+-- if there may be several; `used` are the columns that anything of it needs. A single format() inserts all names, so that
+-- no name is parsed as part of the template. Names of columns never collide with these: they are always qualified, and so is a whole
 -- row (`k.*`). An expression sees no other relation than `r`, so it may name columns without it.
 --
 -- A statement's triggers run after those of the statements that they themselves, or functions in the statement, execute.
@@ -382,7 +402,7 @@ $$;
 -- they always if the key is deferrable: two rows may have it for a while. And in a MERGE into a partitioned table, Postgres 15
 -- may show a row that is updated as the one that was inserted before it: rows without their other version are read again.
 create or replace function rowcast.capture_body(
-    watched rowcast.watched, relation regclass, topics text, each_topic text, used name []
+    watched rowcast.watched, relation regclass, topics text, only_topic text, used name []
 ) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -402,7 +422,7 @@ declare
     repeats text;  -- those that say there are two versions of a row
     update_again text;
     -- Each expression of a function costs its first use in a transaction a microsecond: hence so few, and the first such.
-    is_first text := $q$current_setting('rowcast.captured', true) is distinct from extract(epoch from statement_timestamp())::text$q$;
+    is_first text := $q$current_setting('rowcast.captured', true) is distinct from command$q$;
     update_first text := rowcast.update_body(watched, facts, topics, rights,
                                              format('%s as o full join %s as n on %s', old_rows, new_rows, same_key));
 begin
@@ -443,6 +463,7 @@ begin
     return format($body$
 #variable_conflict use_column
 declare
+    command constant text := extract(epoch from statement_timestamp())::text;
     again boolean;
 begin%14$s
     if tg_op = 'INSERT' and %9$s then%6$s
@@ -469,7 +490,7 @@ begin%14$s
         else%13$s
         end if;
     end if;
-    if found and set_config('rowcast.captured', extract(epoch from statement_timestamp())::text, false) is not null
+    if found and set_config('rowcast.captured', command, false) is not null
        and rowcast.must_ring()
     then
         perform pg_notify('rowcast', '');
@@ -482,14 +503,16 @@ $body$,
         rowcast.every_right(watched),                                                               --  3
         name,                                                                                       --  4
         used,                                                                                       --  5
-        rowcast.insert_body(watched, facts, each_topic, rights, new_rows || ' as r'),            --  6
+        rowcast.insert_body(watched, facts, coalesce(only_topic, topics), only_topic is null, rights,
+                            new_rows || ' as r'),                                                   --  6
         new_rows,                                                                                   --  7
-        rowcast.insert_body(watched, facts, each_topic, rights,
+        rowcast.insert_body(watched, facts, coalesce(only_topic, topics), only_topic is null, rights,
                             format('(select r.* from %s as b cross join lateral %s as r) as r', new_rows, current_row)),  --  8
         is_first,                                                                                   --  9
         update_first,                                                                               -- 10
         update_again,                                                                               -- 11
-        rowcast.delete_body(watched, facts, each_topic, rights, old_rows || ' as r'),            -- 12
+        rowcast.delete_body(watched, facts, coalesce(only_topic, format('unnest(%s)', topics)), rights,
+                            old_rows || ' as r'),                                                   -- 12
         rowcast.update_body(watched, facts, topics, rights,
                             format('%s as o cross join lateral (select o.*) as b left join lateral %s as n on true',
                                    old_rows, current_row)),                                         -- 13
@@ -754,7 +777,7 @@ $body$,
         topics,                                                                                     --  6
         (select string_agg(format('s.%I desc', u.name), ', ') from unnest(watched.key) as u (name)),  --  7
         rowcast.key_of(facts, 'r', watched.key),                                                    --  8
-        rowcast.record_of(facts, 'r', watched.columns, watched.key),                                --  9
+        rowcast.record_row(facts, 'r', watched.columns, watched.key),                               --  9
         (select string_agg(format('r.%I', u.name), ', ') from unnest(watched.key) as u (name)),     -- 10
         rowcast.live_of('s', watched.soft_delete))                                                  -- 11
     from (select rowcast.captured_columns(relation) as facts) as f
@@ -967,7 +990,7 @@ declare
     w rowcast.watched;
     known rowcast.watched;
     topics text;
-    each_topic text;
+    only_topic text;
     type_ text;
     missing text;
     body text;
@@ -1043,8 +1066,7 @@ begin
         raise exception 'rowcast: a topic is text or text[], this expression gives %', type_ using errcode = 'datatype_mismatch';
     end if;
     -- A single topic needs no array, unless its expression has a subquery, which should run only once.
-    each_topic := case when type_ like '%[]' or topic ~* '\mselect\M' then format('unnest(%s)', topics)
-                       else format('left((%s)::text, 250)', topic) end;
+    only_topic := case when type_ not like '%[]' and topic !~* '\mselect\M' then format('left((%s)::text, 250)', topic) end;
     if revokes is not null then
         type_ := rowcast.type_of(relation, used, revokes);
         if type_ <> 'jsonb' then
@@ -1055,7 +1077,7 @@ begin
     select k.* into known from rowcast.watched as k where (k.schema_name, k.table_name) = (w.schema_name, w.table_name);
     w.id := coalesce(known.id, nextval(pg_get_serial_sequence('rowcast.watched', 'id')));
     w.function_name := left(format('capture_%s_%s', w.id, regexp_replace(lower(w.table_name), '[^a-z0-9_]', '', 'g')), 63);
-    body := rowcast.capture_body(w, relation, topics, each_topic, used);
+    body := rowcast.capture_body(w, relation, topics, only_topic, used);
     settings := rowcast.capture_settings(rowcast.is_simple(relation, used, concat_ws(' ', topic, revokes)));
     w.definition := rowcast.definition_of(body, settings);
     w.snapshot_name := left(regexp_replace(w.function_name, '^capture', 'snapshot'), 63);

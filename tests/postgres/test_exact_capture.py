@@ -120,6 +120,23 @@ async def test_a_row_that_a_trigger_changes_again_ends_as_the_table_has_it(notes
     assert right == await seen(notes)
 
 
+async def test_an_array_of_as_many_dimensions_as_arrays_can_have_is_captured(sql: Connection) -> None:
+    await sql.execute("""
+        create schema app;
+        create table app.grids (id integer primary key, cells text[] not null, more text[]);
+        select rowcast.watch('app.grids', $$'grids'$$, '{id,cells,more}');
+        insert into app.grids
+        select n, array_fill(repeat(md5(n::text), n * n), '{2,2,2,2,2,2}'), null from generate_series(1, 9) as n;
+        update app.grids set more = cells where id > 7;
+    """)
+    right = {
+        row["key"]: json.loads(row["record"])
+        for row in await sql.fetch("""
+            select format('{"id":%s}', g.id) as key, row_to_json(g)::text as record from app.grids as g""")
+    }
+    assert right == {key: json.loads(record or "") for (_, key), record in (await seen(sql)).items()}
+
+
 async def test_the_content_of_a_row_that_a_trigger_deletes_is_never_sent(notes: Connection) -> None:
     await notes.execute("""
         create function app.refuse() returns trigger language plpgsql as $f$

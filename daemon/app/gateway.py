@@ -21,6 +21,8 @@ from daemon.app.node import (
 )
 from daemon.app.relay import open_link, page_of_member, read_kept, receive_signals
 from daemon.app.site import console_options, site
+from daemon.core.batch import FRESH
+from daemon.core.epochs import Epochs
 from daemon.core.errors import RowcastError
 from daemon.delivery.contents import Interest
 from daemon.delivery.feed import Feed
@@ -41,7 +43,7 @@ from daemon.relay.errors import BadMessage
 from daemon.relay.link import Link
 from daemon.relay.port_questions import TIMEOUTS, Ask
 from daemon.relay.publisher import BEAT, LOG, NatsBroadcast
-from daemon.relay.questions import FRESH, MemberClient
+from daemon.relay.questions import MemberClient
 from daemon.relay.remote import (
     RemoteAcks,
     RemoteColumns,
@@ -59,7 +61,6 @@ log = get_logger()
 
 NO_BEATS: Final = "no member sends beats: see that members run, with the same ROWCAST_NATS_PREFIX"
 CHECK_INTERVAL: Final = 0.5  # seconds
-MAX_FAILOVER: Final = 5.0  # seconds for which members may be at different databases
 NOTED: Final = 5.0  # seconds that a message which cannot be read counts: other members go on beating meanwhile
 
 
@@ -98,8 +99,6 @@ class Members:
     interest: Interest
     _problem: str = field(default="", init=False)
     _noted_at: float = field(default=float("-inf"), init=False)
-    _epochs: dict[str, tuple[str, float]] = field(default_factory=dict, init=False)  # by member, and when it beat
-    _mixed_since: float | None = field(default=None, init=False)  # when members began to be of different databases
     _mixed_logged: bool = field(default=False, init=False)
     _beat_at: float | None = field(default=None, init=False)  # None if none has arrived since the last reconnect
 
@@ -110,7 +109,10 @@ class Members:
         except BadMessage as error:
             self._note(error)
             return
-        self.feed.receive(None if isinstance(batch, Pull) else batch)
+        if not isinstance(batch, Pull):
+            self.feed.receive(batch)
+        elif self.feed.epochs.follows(batch.epoch):
+            self.feed.receive(None)
 
     def receive_contents(self, payload: bytes) -> None:
         """Contents of a batch have arrived."""
@@ -130,9 +132,9 @@ class Members:
             self._note(error)
             return
         self._beat_at = time.monotonic()
-        self._epochs[beat.member] = beat.epoch, self._beat_at
         self.client.record_beat(beat.member)
         self.feed.record_beat(beat)
+        self._look_at_epochs()
 
     async def run(self) -> None:
         """Look after what beats show, until cancelled.
@@ -143,7 +145,7 @@ class Members:
         while True:
             await asyncio.sleep(CHECK_INTERVAL)
             self.interest.sweep()
-            self._compare_epochs()
+            self._look_at_epochs()
             is_silent = self._beat_at is not None and time.monotonic() - self._beat_at > FRESH
             if is_silent and self.link.connected.is_set():
                 self._beat_at = None
@@ -152,23 +154,14 @@ class Members:
     def problems(self) -> Iterable[str]:
         """Why this gateway is not ready, as far as messages are concerned."""
         unreadable = [self._problem] if time.monotonic() - self._noted_at < NOTED else []
-        return [*unreadable, *([MIXED_PROBLEM] if self._is_mixed else [])]
+        epochs = self.feed.epochs
+        return [*unreadable, *([MIXED_PROBLEM] if epochs.is_mixed or epochs.cannot_begin else [])]
 
-    @property
-    def _is_mixed(self) -> bool:
-        return self._mixed_since is not None and time.monotonic() - self._mixed_since > MAX_FAILOVER
-
-    def _compare_epochs(self) -> None:
-        """Members of one database have one epoch; while it fails over, they may differ for a moment."""
-        now = time.monotonic()
-        self._epochs = {member: found for member, found in self._epochs.items() if now - found[1] < FRESH}
-        if len({epoch for epoch, _ in self._epochs.values()}) <= 1:
-            self._mixed_since = None
-        elif self._mixed_since is None:
-            self._mixed_since = now
-        elif self._is_mixed and not self._mixed_logged:
+    def _look_at_epochs(self) -> None:
+        self.feed.epochs.decide(time.monotonic())
+        if self.feed.epochs.is_mixed and not self._mixed_logged:
             log.error("relay_mixed", reason=MIXED_PROBLEM)
-        self._mixed_logged = self._is_mixed
+        self._mixed_logged = self.feed.epochs.is_mixed
 
     def _note(self, error: RowcastError) -> None:
         metrics.RELAY_BATCHES.labels(result="unreadable").inc()
@@ -193,18 +186,19 @@ def build_gateway_parts(
     """
     process = process_name()
     link = open_link(settings, process)
-    client = MemberClient(link.ask, TIMEOUTS)
+    epochs = Epochs()
+    client = MemberClient(link.ask, TIMEOUTS, epochs.has)
     router = PackRouter(by_schema(settings.schemas))
     reader = RemoteLogReader(client.ask, lambda: node.live.position)
     interest = Interest()
     node = build_node(settings, router, _ports(process, client.ask, router, reader, NatsBroadcast(link)), interest)
-    feed = Feed(reader, node.live, node.own_tables.refresh, interest)
+    feed = Feed(reader, node.live, node.own_tables.refresh, interest, epochs)
     members = Members(link, client, feed, interest)
     contents = ContentSubscriptions(link, interest.is_wanted, members.receive_contents)
     interest.on_change = contents.update
     link.subscribe(LOG, members.receive_batch)
     link.subscribe(BEAT, members.receive_beat)
-    receive_signals(link, node)
+    receive_signals(link, node, lambda: not epochs.is_mixed)  # a signal does not say of which database it is
     identity = Identity(authenticator, keys, RemoteUsers(client.ask).user_of if has_users else None)
     link_problems: Check = lambda: [link.failure] if link.failure else []  # noqa: E731
     readiness = Readiness(link_problems, members.problems, feed.problems, warnings=[keys.warnings, tls.warnings])

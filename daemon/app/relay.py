@@ -42,9 +42,14 @@ def open_link(settings: Settings, name: str) -> Link:
     )
 
 
-def receive_signals(link: Link, node: Node) -> None:
-    """Let the clients of this node have the signals of those of other nodes."""
-    link.subscribe(SIGNALS, lambda payload: node.sharing.signals.receive(payload.decode(errors="replace")))
+def receive_signals(link: Link, node: Node, may_receive: Callable[[], bool] = lambda: True) -> None:
+    """Let the clients of this node have the signals of those of other nodes, while `may_receive` says so."""
+
+    def receive(payload: bytes) -> None:
+        if may_receive():
+            node.sharing.signals.receive(payload.decode(errors="replace"))
+
+    link.subscribe(SIGNALS, receive)
 
 
 async def _answer(call: PageCall, handlers: Mapping[tuple[str, str], Handler]) -> PageAnswer:

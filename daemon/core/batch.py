@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, Self
 from daemon.core.change import RESET_KINDS, Change, Kind, Right, Seq, Topic
 
 OVERHEAD: Final = 900  # bytes that a change takes in addition to its key and record, alone in its topic
+FRESH: Final = 2.5  # seconds that a member counts as alive after its beat
 NONE_ABSENT: Final[Mapping[int, int]] = MappingProxyType({})
 
 

@@ -10,6 +10,7 @@ from typing import Final
 from daemon import metrics
 from daemon.core.batch import Beat, Contents, LogBatch, hash_of
 from daemon.core.change import Change, Position, Seq
+from daemon.core.epochs import LISTEN, Epochs
 from daemon.core.errors import LogTruncated, LogUnavailable
 from daemon.core.ports import BatchReader
 from daemon.delivery.contents import AtHand, Interest
@@ -34,7 +35,7 @@ class Feed:
     Batches and beats may be lost, repeated, late and out of order: only their numbers decide. A batch is published
     if it continues from the hub's position, and waits otherwise, while members are asked for what lies in between.
     The position never passes anything that nobody has shown to be all there is. `refresh` is called first where other
-    tables are served from there on.
+    tables are served from there on. What comes of another epoch than that of `epochs` does not count.
 
     A batch may come without its contents, which travel by topic. It is published once those are at hand that
     `interest` wants at that moment. What is missing is asked for, and after the answer the feed looks again: more may
@@ -42,11 +43,17 @@ class Feed:
     """
 
     def __init__(
-        self, reader: BatchReader, live: Live, refresh: Callable[[], Awaitable[None]], interest: Interest
+        self,
+        reader: BatchReader,
+        live: Live,
+        refresh: Callable[[], Awaitable[None]],
+        interest: Interest,
+        epochs: Epochs,
     ) -> None:
         self.started = asyncio.Event()
         self.readable = asyncio.Event()  # set unless the last attempt to ask a member failed
         self.contract = ""  # of the members
+        self.epochs = epochs
         self._reader = reader
         self._live = live
         self._refresh = refresh
@@ -78,6 +85,8 @@ class Feed:
 
     def receive(self, batch: LogBatch | None) -> None:
         """A batch has arrived; None for one whose contents have to be asked for."""
+        if batch is not None and not self.epochs.follows(batch.epoch):
+            return
         self._received_at = time.monotonic()
         position = self._live.position
         if batch is None:
@@ -99,14 +108,20 @@ class Feed:
     def receive_contents(self, contents: Contents) -> None:
         """Contents have arrived that travel by topic, usually before their batch."""
         position = self._live.position
-        if contents.epoch == position.epoch and contents.upto <= position.seq:
+        is_old = contents.epoch == position.epoch and contents.upto <= position.seq
+        if is_old or not self.epochs.follows(contents.epoch):
             return
         if self._at_hand.arrive(contents) and self._queue:
             self._wakeup.set()
 
     def record_beat(self, beat: Beat) -> None:
         """A beat has arrived."""
-        now = self._received_at = time.monotonic()
+        now = time.monotonic()
+        self.epochs.record(beat, now)
+        if not self.epochs.follows(beat.epoch):
+            asyncio.get_running_loop().call_later(LISTEN + GRACE, self._choose)
+            return
+        self._received_at = now
         if beat.contract != self.contract:
             self.contract, self._is_outdated = beat.contract, True
             self._wakeup.set()
@@ -144,7 +159,7 @@ class Feed:
     async def _catch_up(self) -> None:
         """Publish what is known to come next, until nothing is or nobody can tell. Raises LogUnavailable."""
         if not self.started.is_set():
-            self._move(await self._reader.head(), "epoch")  # nobody follows yet
+            self._move(await self._head(), "epoch")  # nobody follows yet
             await self._refresh_router()
             self._proven_at = time.monotonic()
             self.started.set()
@@ -241,7 +256,7 @@ class Feed:
         reason = await self._reader.continuity(position, upto)
         if reason is None:
             return False
-        head = await self._reader.head()
+        head = await self._head()
         if self._live.position != position:  # what was missing has arrived in the meantime
             self._is_behind = True
             return False
@@ -250,6 +265,13 @@ class Feed:
         metrics.RESETS.labels(reason=reason).inc()
         await self._refresh_router()
         return True
+
+    async def _head(self) -> Position:
+        """The head of the log. Raises LogUnavailable if the member that was asked is in another epoch."""
+        head = await self._reader.head()
+        if not self.epochs.follows(head.epoch):
+            raise LogUnavailable("the log of the member has another epoch")
+        return head
 
     def _fits(self, batch: LogBatch) -> bool:
         """Whether this batch can be published at once."""
@@ -289,6 +311,13 @@ class Feed:
         self._at_hand.forget(Position("", Seq(0)))
         self._interest.restart(position)
         self._live.move(position, reason)
+
+    def _choose(self) -> None:
+        """By now everybody who is there has sent a beat."""
+        before = self.epochs.followed
+        self.epochs.decide(time.monotonic())
+        if self.epochs.followed != before:
+            self._ask_soon()
 
     def _expect(self, position: Position) -> None:
         """By now everything up to this position should have arrived."""

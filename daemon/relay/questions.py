@@ -26,6 +26,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple, Protocol
 
+from daemon.core.batch import FRESH
 from daemon.logs import get_logger
 from daemon.relay.errors import AnswerError, OtherVersion, RelayUnavailable
 
@@ -39,7 +40,6 @@ PACE: Final = 0.01  # seconds until it is looked again whether the next part can
 MAX_ANSWERS: Final = 64  # at a time
 MAX_OF_A_KIND: Final = 16  # at a time, with the same name
 MAX_QUEUED: Final = 256  # questions that wait for their turn
-FRESH: Final = 2.5  # seconds that a member counts as alive after its beat
 ASK_TIMEOUT: Final = 10.0  # seconds for the answer of any member, if a question has no time of its own
 ELSEWHERE: Final = frozenset({"overloaded", "version", "unknown_question"})
 """Codes of refusals after which another member is asked."""
@@ -277,13 +277,19 @@ class MemberClient:
     """Asks any member that is alive, as its beats say.
 
     Members are asked in a random order, until one answers. One that did not answer is left out until its next beat.
-    `timeouts` says for how many seconds in total a question is asked, by its name.
+    `timeouts` says for how many seconds in total a question is asked, by its name; `may_ask`, which members may be
+    asked.
     """
 
     def __init__(
-        self, ask: Ask, timeouts: Mapping[str, float] = {}, *, clock: Callable[[], float] = time.monotonic
+        self,
+        ask: Ask,
+        timeouts: Mapping[str, float] = {},
+        may_ask: Callable[[str], bool] = lambda _: True,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ask, self._timeouts, self._clock = ask, timeouts, clock
+        self._ask, self._timeouts, self._may_ask, self._clock = ask, timeouts, may_ask, clock
         self._beats: dict[str, float] = {}
 
     def record_beat(self, member: str) -> None:
@@ -292,10 +298,10 @@ class MemberClient:
 
     @property
     def fresh(self) -> list[str]:
-        """The members that are alive."""
+        """The members that are alive and may be asked."""
         since = self._clock() - FRESH
         self._beats = {member: at for member, at in self._beats.items() if at > since}
-        return list(self._beats)
+        return [member for member in self._beats if self._may_ask(member)]
 
     async def ask(self, question: str, payload: bytes) -> bytes:
         """The answer of a member, in time.

@@ -69,6 +69,15 @@ class Chat:
         await chat.settled(daemon)
         return chat
 
+    async def take_over(self, channel: str) -> None:
+        """Use a channel with this id, which another database has, too."""
+        async with self.sql.transaction():
+            await self.sql.execute("insert into chatgenius.channels (id, name) values ($1, 'general too')", channel)
+            await self.sql.execute(
+                "insert into chatgenius.channel_members (channel_id, user_id) values ($1, $2)", channel, self.ada
+            )
+        self.channel = channel
+
     async def say(self, content: str, channel: str | None = None) -> str:
         """Insert a message from Ada; return its id."""
         found: str = await self.sql.fetchval(

@@ -5,7 +5,7 @@ import json
 import re
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.app import gateway as gateways
 from daemon.app import serve
 from daemon.app.serve import Running, gateway_running
+from daemon.core import epochs
 from daemon.relay import link as links
 from daemon.settings import Settings
 from tests.support.daemon import SECRET, Daemon, free_port, get
@@ -317,10 +317,21 @@ async def test_a_member_says_what_nats_forbids_it_and_gateways_begin_when_it_may
 async def test_a_gateway_says_that_members_of_two_databases_have_the_same_prefix(
     postgres: Server, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateways, "MAX_FAILOVER", 1.0)
+    monkeypatch.setattr(epochs, "MAX_FAILOVER", 1.0)
     async with beginning(hub.nats.url) as one:
         await one.until_ready()
         async with postgres.chatgenius() as dsn, member(dsn, hub.nats.url, PREFIX):
             await one.until_problem("give each database a ROWCAST_NATS_PREFIX of its own")
         await one.until_ready()
         assert 1 == len([line for line in one.logs if line["event"] == "relay_mixed"])
+
+
+async def test_a_gateway_that_has_members_of_two_databases_does_not_begin_with_either(
+    postgres: Server, hub: Hub
+) -> None:
+    async with postgres.chatgenius() as dsn, AsyncExitStack() as stack:
+        async with member(dsn, hub.nats.url, PREFIX):
+            one = await stack.enter_async_context(beginning(hub.nats.url))
+            await one.until_problem("give each database a ROWCAST_NATS_PREFIX of its own")
+            assert one.running is None
+        await one.until_ready()

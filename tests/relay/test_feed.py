@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from daemon.core import batch as batch_module
 from daemon.core.batch import Beat, Contents, LogBatch, apart, gone_in, size_of
 from daemon.core.change import RESET_KINDS, Change, Kind, Numbers, Position, Right, Seq, Topic
+from daemon.core.epochs import Epochs
 from daemon.core.errors import LogTruncated, LogUnavailable
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
@@ -398,7 +399,7 @@ class World:
         self.messages: list[LogBatch | Contents | Beat | None] = []
         self.errors: list[BaseException] = []
         self.loop.set_exception_handler(lambda _, context: self.errors.append(context["exception"]))
-        self.feed = design(self.reader, self.live, self._refresh, self.interest)
+        self.feed = design(self.reader, self.live, self._refresh, self.interest, Epochs())
 
     def begin(self) -> None:
         """Start the gateway; clients follow."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from daemon.postgres.connect import Connection, connect
+from daemon.relay.publisher import BEAT, SIGNALS
 from tests.acceptance.chat import Chat
 from tests.faults.proxy import Proxy
 from tests.support.crash import ADA, QUICK, read_until
@@ -344,6 +345,40 @@ async def test_clients_of_a_gateway_are_reset_when_the_members_have_another_data
                     values ('{ADA}', jsonb_build_object('said', 'there'))"""
             )
             assert (["there"], []) == (await read_until(client, "there"))[::2]
+
+
+async def test_clients_of_a_gateway_get_nothing_of_another_database_with_the_same_prefix(
+    postgres: Server, database: str, chat: Chat, nats: NatsServer, prefix: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        dsn = await enter(postgres.chatgenius())
+        foreign = await Chat.begin(await enter(postgres_session(dsn)))
+        await foreign.take_over(chat.channel)
+        await enter(member(database, nats.url, prefix))
+        gate = await enter(gateway(nats.url, prefix))
+        client = await follow(stack, gate, chat)
+        other = await enter(member(dsn, nats.url, prefix))
+        while "ROWCAST_NATS_PREFIX" not in (await get(f"{gate.http}/readyz"))[1]:
+            await foreign.say("foreign")
+            await chat.say("mine")
+            assert "mine" == (await client.changes(1))[0]["record"]["content"]
+        signaller = await follow(stack, other, foreign)
+        link, signalled = await enter(running_link(nats.url, prefix)), asyncio.Event()
+        link.subscribe(SIGNALS, lambda _: signalled.set())
+        beats = asyncio.Event()
+        link.subscribe(BEAT, lambda _: beats.set())
+        await beats.wait()  # so the server knows both subscriptions
+        await signaller.say(op="signal", topic=foreign.topic, name="typing", data="foreign")
+        await signalled.wait()
+        async with gate.client(chat.ada, client.welcome["pos"]) as late:
+            await late.say(op="subscribe", topic=chat.topic, snapshot=True)
+            frames = await late.until("resumed")
+            assert '"mine"' in str(frames).replace("'", '"')
+            assert "foreign" not in str(frames)
+        await chat.say("last")
+        assert ["last"] == contents(await client.changes(1))
+        assert 1 == len([event for event in gate.events() if event["event"] == "relay_mixed"])
 
 
 @asynccontextmanager

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.core.batch import FRESH
 from daemon.relay import questions
 from daemon.relay.errors import AnswerError, RelayUnavailable
 from daemon.relay.link import Link
 from daemon.relay.questions import (
     ASK_TIMEOUT,
-    FRESH,
     MAX_ANSWER,
     MAX_ANSWERS,
     MAX_OF_A_KIND,

@@ -23,6 +23,7 @@ from pydantic import AfterValidator
 from daemon.core.batch import OVERHEAD, Beat, Contents, LogBatch
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.close_history import CloseHistory
+from daemon.core.epochs import Epochs
 from daemon.core.errors import GrantsUnavailable, LogTruncated, LogUnavailable, RowcastError
 from daemon.core.ports import Batch, Grants
 from daemon.delivery import feed as feed_module
@@ -566,7 +567,7 @@ class Gateway(Node):
         cache = LogCache(reader, RECENT_BYTES)
         cache.covers = self.interest.covers
         live = self._serve(cache, RemoteGrants(self._ask, reader.epoch), lambda: self.feed.readable.wait())  # noqa: PLW0108 - not made yet
-        self.feed = world.design.feed(reader, live, _no_own_tables, self.interest)
+        self.feed = world.design.feed(reader, live, _no_own_tables, self.interest, Epochs())
         self.task = world.loop.create_task(self.feed.run())
 
     def kill(self) -> None:
@@ -648,7 +649,7 @@ class World:
         self.elect()
         self.daemons += [Daemon(self) for _ in range(daemons)]
         self.gateways += [Gateway(self) for _ in range(gateways)]
-        self.beat()
+        self._let_gateways_begin()
         self.clients = [Client(user, self.read_state) for user in USERS]
 
     def run(self, first: Callable[[], object] | None = None, *, since: int | None = None) -> None:
@@ -800,7 +801,13 @@ class World:
         """Kill a gateway and start another in its place."""
         self.gateways.pop(number).kill()
         self.gateways.insert(number, Gateway(self))
-        self.beat()
+        self._let_gateways_begin()
+
+    def _let_gateways_begin(self) -> None:
+        """Gateways listen for a while before they choose an epoch."""
+        if self.gateways:
+            self.beat()
+            self.pass_time()
 
     # The end of a history.
 

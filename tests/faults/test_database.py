@@ -1,21 +1,17 @@
 """Postgres crashes, loses commits, or fails over: what clients have received is true, or they get a reset."""
 
 import asyncio
-import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
 from tests.faults.checker import CLEAN, Delivered, Reset
+from tests.faults.failover import HOW, failover
 from tests.faults.harness import (
     MUTANT_TIMEOUT,
-    NOWHERE,
     SEED,
     TIMEOUT,
     Scenario,
@@ -29,7 +25,6 @@ from tests.faults.harness import (
 from tests.faults.oracle import Style
 from tests.faults.proxy import Proxy
 from tests.faults.results import Results
-from tests.support.postgres import passable_directory
 
 ASYNC_COMMIT = Style(pause=0.005, settings={"synchronous_commit": "off"})
 
@@ -173,29 +168,6 @@ async def test_with_synchronous_numbering_no_delivered_change_is_undone(server: 
     results.caught("4 (sync)", "ROWCAST_ORDER_COMMIT=async", "see row 4 (async): the clients are reset")
 
 
-@asynccontextmanager
-async def standby_of(server: Server) -> AsyncIterator[Server]:
-    """A physical standby that is stopped: it never receives anything written from now on."""
-    with passable_directory() as directory:
-        cluster = server.directory / "postgres"
-        password = shutil.copy(server.directory / "postgres.password", directory)
-        process = await asyncio.create_subprocess_exec(
-            str(server.binaries.bindir / "pg_basebackup"),
-            *("--pgdata", str(directory / "postgres"), "--write-recovery-conf", "--checkpoint=fast"),
-            *("--host", str(server.socket.parent), "--username", "rowcast"),
-            env=server.binaries.environment() | {"PGPASSWORD": Path(password).read_text()},
-        )
-        assert 0 == await process.wait()
-        owner = cluster.stat()
-        for path in (Path(password), directory / "postgres", *(directory / "postgres").rglob("*")):
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-        standby = Server(directory, binaries=server.binaries)
-        try:
-            yield standby
-        finally:
-            await standby.embedded.stop()
-
-
 @pytest.mark.parametrize("clean", [True, False], ids=["unchanged", "without epochs and jumps"])
 async def test_failover_to_a_standby_resets_every_client_and_skips_nothing_silently(
     server: Server, results: Results, clean: bool
@@ -204,56 +176,29 @@ async def test_failover_to_a_standby_resets_every_client_and_skips_nothing_silen
         await server.weaken("rowcast.open_term", "newest + rowcast.term_jump(lease.renewed_at)", "newest")
         await server.weaken("rowcast.open_term", "known is null or", "true or known is null or")
         await server.weaken("rowcast.open_term", "left(pg_walfile_name(pg_current_wal_lsn()), 8)", "'timeline'")
-    now = [server]
     async with Proxy(server.socket).serving() as proxy, scenario(server, through=proxy) as run:
-        run.oracle.move(lambda: now[0].dsn)
-        here = [run.daemons[0].url]
-        away = await run.follow(2, url=lambda: here[0]())  # noqa: PLW0108 - looked up at each call
-        clients = [*await run.follow(by_form(6, 50)), *away]
-        run.write(2)
-        await run.received(50)
-        async with standby_of(server) as standby:
-            await run.received(100)
-            here[0] = lambda: NOWHERE
-            for checker in away:
-                assert checker.connection is not None
-                checker.connection.transport.abort()
-            await run.received(50, clients[0])
-            began = time.monotonic()
-            await server.crash()
-            await standby.start()
-            proxy.target, now[0] = standby.socket, standby
-            assert await standby.fetchval("select pg_promote(true, 60)")
+        [daemon] = run.daemons
+        async with failover(server, proxy, run, daemon.url, by_form(6, 50)) as failed:
             if clean:
-                await run.daemons[0].logged("leader_elected", 2)
-            here[0] = run.daemons[0].url
-            if clean:
-                await run.recovered()
-            else:
-                await run.committed(100)
-            recovery = time.monotonic() - began
+                await daemon.logged("leader_elected", 2)
+            failed.let_return()
+            await (run.recovered() if clean else run.committed(100))
+            recovery = failed.seconds
             verdict = await run.verdict(resets={"epoch"}, within=TIMEOUT if clean else MUTANT_TIMEOUT)
-            truth = await run.oracle.truth()
+            lost, resets = await failed.lost(), failed.resets()
     if not clean:
         assert CLEAN != verdict
         results.caught("20", "epoch without the timeline, terms without a jump", verdict)
         return
     assert CLEAN == verdict
-    assert 0 < len(run.oracle.acknowledged - truth.keys())
-    resets = [
-        sum(isinstance(event, Reset) and event.topic == topic for event in checker.history)
-        for checker in clients
-        for topic in checker.topics
-    ]
+    assert 0 < lost
     assert 0 < min(resets)
     results.held(
         "20",
         "failover to a standby that lags",
-        "`pg_basebackup -R`; the standby is stopped, writes continue, the primary is killed, the standby is promoted",
+        HOW,
         f"every client, connected or away, got `reset` with `epoch` for each topic: {len(resets)} of {len(resets)}",
-        f"{len(run.oracle.acknowledged - truth.keys())} acknowledged writes were lost with the "
-        f"primary; from the kill "
-        f"until all are served {recovery:.2f} s",
+        f"{lost} acknowledged writes were lost with the primary; from the kill until all are served {recovery:.2f} s",
         run.n,
     )
 

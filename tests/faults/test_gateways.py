@@ -12,6 +12,7 @@ import pytest
 from tests.faults.checker import CLEAN, Reset
 from tests.faults.deleted_rows import Secrets, leaks_of_a_replay
 from tests.faults.ended_rights import EndedRights, until_revoked
+from tests.faults.failover import HOW, failover
 from tests.faults.harness import (
     MUTANT_TIMEOUT,
     SEED,
@@ -26,6 +27,7 @@ from tests.faults.harness import (
     scenario,
 )
 from tests.faults.oracle import Style
+from tests.faults.proxy import Proxy
 from tests.faults.results import Results
 from tests.support.gateways import NOWHERE
 from tests.support.nats import NatsServer, running_nats
@@ -48,12 +50,19 @@ class Nodes:
 
 @asynccontextmanager
 async def nodes(
-    server: Server | str, *, members: int = 2, mutants: Sequence[str] = (), users: int = 4
+    server: Server | str,
+    *,
+    members: int = 2,
+    mutants: Sequence[str] = (),
+    users: int = 4,
+    through: Proxy | None = None,
 ) -> AsyncIterator[Nodes]:
     """Two gateways, from which these safeguards are removed. Clients connect to gateways, writers to Postgres."""
     async with running_nats() as nats, AsyncExitStack() as stack:
         environment = {**MEMORY, "ROWCAST_NATS_URL": nats.url}
-        run = await stack.enter_async_context(scenario(server, environment=environment, daemons=members, users=users))
+        run = await stack.enter_async_context(
+            scenario(server, environment=environment, daemons=members, users=users, through=through)
+        )
         gateways = [Supervised(NOWHERE, mutants, environment, ("gateway",)) for _ in range(2)]
         for gateway in gateways:
             await gateway.start()
@@ -258,4 +267,29 @@ async def test_every_commit_reaches_clients_of_gateways_although_postgres_is_kil
         f"committed = delivered; {resets} resets, all `crash`; no number used twice",
         f"from the kill until all are served: p50 {median(recoveries):.2f} s, max {max(recoveries):.2f} s",
         run.n,
+    )
+
+
+async def test_failover_to_a_standby_resets_every_client_of_a_gateway(results: Results) -> None:
+    async with (
+        own_server() as server,
+        Proxy(server.socket).serving() as proxy,
+        nodes(server, members=2, through=proxy) as them,
+        failover(server, proxy, them.run, them.url, by_form(4, 50)) as failed,
+    ):
+        failed.let_return()
+        await them.run.recovered()
+        recovery = failed.seconds
+        verdict = await them.run.verdict(resets={"epoch"})
+        lost, resets = await failed.lost(), failed.resets()
+    assert CLEAN == verdict
+    assert 0 < lost
+    assert {1} == set(resets)
+    results.held(
+        "20 (gateways)",
+        "failover to a standby that lags, behind two members; the clients are at two gateways",
+        HOW,
+        f"every client, connected or away, got one `reset` with `epoch` for each topic: {len(resets)}",
+        f"{lost} acknowledged writes were lost with the primary; from the kill until all are served {recovery:.2f} s",
+        them.run.n,
     )

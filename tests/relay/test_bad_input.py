@@ -335,3 +335,25 @@ async def test_a_gateway_that_has_members_of_two_databases_does_not_begin_with_e
             await one.until_problem("give each database a ROWCAST_NATS_PREFIX of its own")
             assert one.running is None
         await one.until_ready()
+
+
+async def test_nodes_with_credentials_of_another_operator_say_so_until_they_have_the_right_ones(
+    postgres: Server, tmp_path: Path
+) -> None:
+    issuer, creds = Issuer(), tmp_path / "node.creds"
+    creds.write_text(Issuer().credentials())
+    refused = "refuses the credentials"
+    async with (
+        postgres.chatgenius() as dsn,
+        running_nats(issuer.configuration()) as server,
+        member(dsn, server.url, PREFIX, ROWCAST_NATS_CREDS_FILE=str(creds)) as here,
+        beginning(server.url, nats_creds_file=creds) as one,
+    ):
+        await one.until_problem(refused)
+        assert one.running is None
+        status, page = await get(f"{here.http}/readyz")
+        assert (200, True) == (status, refused in str(json.loads(page)["warnings"])), "its own clients are served"
+        lost = [line["data"]["reason"] for line in here.events() if line["event"] == "relay_lost"]
+        assert 1 == len(lost)
+        creds.write_text(issuer.credentials())
+        await one.until_ready()

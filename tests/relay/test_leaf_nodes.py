@@ -14,7 +14,7 @@ from tests.acceptance.chat import Chat
 from tests.support.daemon import free_port
 from tests.support.gateways import follow, gateway, heartbeat, member, read
 from tests.support.issuer import self_signed
-from tests.support.nats import NatsServer, find_nats_server, running_nats
+from tests.support.nats import Issuer, NatsServer, find_nats_server, running_nats
 
 FILES = "nats-server.conf", "nats-leaf.conf"
 
@@ -88,3 +88,39 @@ async def test_clients_of_a_gateway_behind_a_leaf_node_miss_nothing_when_servers
         while (await heartbeat(far)).get("stale"):
             pass
         assert [] == [event for node in (one, two) for event in node.warnings() if event["event"] == "relay_refused"]
+
+
+def subjects_of(user: str, prefix: str) -> dict[str, list[str]]:
+    """What docs/scale.md lets this user publish, and subscribe to."""
+    text = (folder("docs") / "scale.md").read_text()
+    found = re.search(rf"user: {user}, .*?publish: \[(.*?)\]\s+subscribe: \[(.*?)\]", text, re.DOTALL)
+    assert found
+    lists = [re.findall(r'"chat\.(.*?)"', group) for group in found.groups()]
+    return {
+        kind: [f"{prefix}.{subject}" for subject in each]
+        for kind, each in zip(("publish", "subscribe"), lists, strict=True)
+    }
+
+
+async def test_members_gateways_and_leaf_nodes_show_files_with_credentials(
+    database: str, chat: Chat, tmp_path: Path, prefix: str
+) -> None:
+    issuer, port, files = Issuer(), free_port(), {}
+    for name in ("member", "gateway", "leaf"):
+        files[name] = tmp_path / f"{name}.creds"
+        permitted = {} if name == "leaf" else subjects_of(name, prefix)
+        files[name].write_text(issuer.credentials(**permitted))
+    remote = f'leafnodes {{ remotes: [{{ url: "nats://127.0.0.1:{port}", credentials: "{files["leaf"]}" }}] }}'
+    async with (
+        running_nats(f'{issuer.configuration()}\nleafnodes {{ listen: "127.0.0.1:{port}" }}') as server,
+        running_nats(remote) as leaf,
+        member(database, server.url, prefix, ROWCAST_NATS_CREDS_FILE=str(files["member"])) as one,
+        gateway(server.url, prefix, ROWCAST_NATS_CREDS_FILE=str(files["gateway"])) as two,
+        gateway(leaf.url, prefix) as three,
+        AsyncExitStack() as stack,
+    ):
+        clients = [await follow(stack, node, chat) for node in (one, two, three)]
+        await chat.say("to all")
+        for client in clients:
+            assert ["to all"] == await read(client, "to all")
+        assert [] == [event for node in (one, two, three) for event in node.warnings() if "relay" in event["event"]]

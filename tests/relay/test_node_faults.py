@@ -15,7 +15,8 @@ from tests.faults.proxy import Proxy
 from tests.support.crash import ADA, QUICK, read_until
 from tests.support.crash import Server as CrashServer
 from tests.support.crash import follow as follow_ada
-from tests.support.daemon import Client, Daemon, Frame, get
+from tests.support.daemon import Client, Daemon, Frame, get, token
+from tests.support.event_stream import event_stream
 from tests.support.gateways import contents, follow, gateway, heartbeat, member, read
 from tests.support.nats import NatsServer, running_cluster, running_link, running_nats
 from tests.support.postgres import Server, chosen_binaries, passable_directory, prepare_cluster
@@ -143,6 +144,26 @@ async def test_a_gateway_sends_a_snapshot_and_what_a_filter_shows(pair: Pair, sh
         await shared.say("other 2")
         await shared.say("keep 3")
         assert ["keep 3"] == contents(await client.changes(1))
+
+
+async def test_a_stream_of_events_is_followed_and_resumed_at_a_gateway_and_at_a_member(
+    pair: Pair, shared: Chat
+) -> None:
+    async with event_stream(pair.gateway.address, token(shared.ada), shared.topic) as stream:
+        assert (200, "subscribed") == (stream.status, (await stream.until("subscribed"))[-1].op)
+        await shared.say("live")
+        assert ["live"] == contents((await stream.until("changes"))[-1].frame["changes"])
+        since = stream.last_id
+    for content, node in (("meanwhile", pair.member), ("later", pair.gateway)):
+        await shared.say(content)
+        async with event_stream(node.address, token(shared.ada), shared.topic, last_id=since) as stream:
+            replayed = [event.frame for event in await stream.until("resumed") if event.op == "changes"]
+            assert [content] == [found for frame in replayed for found in contents(frame["changes"])]
+            since = stream.last_id
+    async with event_stream(pair.gateway.address, token(shared.bob), shared.topic) as stream:
+        assert (404, True) == (stream.status, b"no_such_topic" in await stream.body())
+    async with event_stream(pair.gateway.address, "none", shared.topic) as stream:
+        assert 401 == stream.status
 
 
 async def test_people_at_a_gateway_and_at_a_member_see_each_other(pair: Pair, shared: Chat) -> None:

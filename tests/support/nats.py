@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -153,12 +153,13 @@ class Issuer:
         name = self._account.public_key.decode()
         return f"operator: {operator}\nresolver: MEMORY\nresolver_preload: {{ {name}: {account} }}\n"
 
-    def credentials(self) -> str:
-        """The file of a new user."""
+    def credentials(self, publish: Sequence[str] = (), subscribe: Sequence[str] = ()) -> str:
+        """The file of a new user, who may use these subjects; all, if none is named."""
         user = self._key(self._nkeys.PREFIX_BYTE_USER)
-        token = self._token(
-            self._account, user, {"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}
-        )
+        claims: dict[str, object] = {"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}
+        if publish or subscribe:
+            claims |= {"pub": {"allow": [*publish]}, "sub": {"allow": [*subscribe]}}
+        token = self._token(self._account, user, claims)
         lines = "-----BEGIN {0}-----\n{1}\n------END {0}------\n"
         return lines.format("NATS USER JWT", token) + lines.format("USER NKEY SEED", user.seed.decode())
 

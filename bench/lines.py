@@ -45,6 +45,10 @@ UNITS = {
     "quarter_us": Unit("CPU where a quarter is followed, µs"),
     "unfollowed_bytes": Unit("bytes where nobody follows"),
     "quarter_bytes": Unit("bytes where a quarter is followed"),
+    "gateway_us": Unit("CPU of the gateway, µs"),
+    "asker_us": Unit("CPU of the asker, µs"),
+    "batch": Unit("rows in a batch"),
+    "rights": Unit("rights per second"),
     "added_50": Unit("added to the median latency, ms", 1000),
     "added_1000": Unit("added to the median latency, ms", 1000),
     "bytes": Unit("bytes"),
@@ -207,6 +211,26 @@ LINES = (
                 for size in nodes.SIZES
             )
         ),
+    ),
+    Line(
+        "gateway-batches",
+        "CPU and bytes per event at a gateway where nobody follows it, as more events come together",
+        nodes.batches,
+        _targets(
+            Target(nodes.batches_name(20), "unfollowed_us", "<=", 0.2, nodes.batches_name(1)),
+        ),
+    ),
+    Line(
+        "gateway-replay",
+        "rows a second that one client of a gateway replays from the database of the member",
+        nodes.replays,
+        _targets(Target(nodes.GATEWAY, "rows", ">=", 10_000)),
+    ),
+    Line(
+        "gateway-rights",
+        "rights a second that one member answers over NATS",
+        nodes.rights,
+        _targets(Target(nodes.MEMBER, "rights", ">=", 5_000)),
     ),
     Line(
         "gateways",

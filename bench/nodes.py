@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +17,29 @@ from urllib.request import urlopen
 import asyncpg
 
 from bench import data
-from bench.experiments import WARM, Bench, closed_loop, in_turn, insert, opened
+from bench.experiments import WARM, Bench, closed_loop, first_position, in_turn, insert, metric, opened
 from bench.judge import Samples
 from bench.peers import Rowcast, Service, daemon
 from bench.rig import MeasurementError, accepts, clean_environment, cpu, free_port, process
 from bench.writers import evenly, write
+from daemon.core.change import Position, Seq, Topic
+from daemon.relay import codec
+from daemon.relay.link import Link, LinkOptions
+from daemon.relay.port_questions import TIMEOUTS
+from daemon.relay.publisher import BEAT
+from daemon.relay.questions import MemberClient
+from daemon.relay.remote import RemoteGrants
 
 MEMBER, GATEWAY = "member", "gateway"
 UNFOLLOWED, FOLLOWED = "gateway, nobody follows", "gateway, one client follows all"
 
 CONTENTS = "inline", "topic"
 SIZES = 100, 10_000  # bytes
+TRANSACTIONS = (1, 1000), (4, 1000), (20, 750)
+"""Each with its rows, and how many of them a second."""
+
+ASKED = 1000  # rights that are wanted at once
+
 INSERT = """
 insert into chatgenius.messages (channel_id, user_id, content)
 values ($1, $2, '@' || (extract(epoch from clock_timestamp()) * 1000000)::bigint || repeat('x', $3))
@@ -50,6 +63,7 @@ class Nodes:
     member: Service
     gateways: Sequence[Service]
     nats: int
+    url: str  # of NATS
     statistics: str
 
     def sent(self) -> list[int]:
@@ -79,16 +93,20 @@ async def nats_server() -> AsyncIterator[tuple[int, str, str]]:
 
 
 @asynccontextmanager
-async def serving(bench: Bench, gateways: int, content: str = "inline") -> AsyncIterator[Nodes]:
-    """A fresh database, served by a member and so many gateways, which get contents in this way."""
+async def serving(
+    bench: Bench, gateways: int, content: str = "inline", database: str | None = None
+) -> AsyncIterator[Nodes]:
+    """A database, a fresh one if none is given, served by a member and so many gateways, which get contents so."""
     async with AsyncExitStack() as stack:
-        dsn = await stack.enter_async_context(bench.server.database(await Rowcast().template(bench.server)))
+        if database is None:
+            template = await Rowcast().template(bench.server)
+            database = await stack.enter_async_context(bench.server.database(template))
         nats, url, statistics = await stack.enter_async_context(nats_server())
         settings = {"ROWCAST_NATS_URL": url}
-        of_member = {**settings, "DATABASE_URL": dsn, "ROWCAST_NATS_CONTENT": content}
+        of_member = {**settings, "DATABASE_URL": database, "ROWCAST_NATS_CONTENT": content}
         member = await stack.enter_async_context(daemon(of_member))
         others = [await stack.enter_async_context(daemon(settings, "gateway")) for _ in range(gateways)]
-        yield Nodes(dsn, member, others, nats, statistics)
+        yield Nodes(database, member, others, nats, url, statistics)
 
 
 async def latency(bench: Bench) -> Samples:
@@ -244,3 +262,149 @@ async def gateways(bench: Bench) -> Samples:
 def gateways_name(count: int) -> str:
     """The name of this many gateways in the results."""
     return f"{count} gateway{'s' if count > 1 else ''}"
+
+
+async def batches(bench: Bench) -> Samples:
+    """Transactions of one, four and twenty rows, at rates that fill batches more and more.
+
+    Figures: rows, a second, and batch, how many of them come together; for each row, the bytes that NATS sends to a
+    gateway where nobody follows them, and the CPU of it, of the member and of NATS, without what they use when idle.
+    """
+    samples, form = Samples(), bench.form
+    for number, (rows, rate) in in_turn(form.rounds, TRANSACTIONS):
+        bench.note(samples, number, batches_name(rows), **await _spent_on_batches(bench, rows, rate))
+    return samples
+
+
+def batches_name(rows: int) -> str:
+    """The name of transactions of this size in the results."""
+    return f"transactions of {rows} row{'s' if rows > 1 else ''}"
+
+
+async def _spent_on_batches(bench: Bench, rows: int, rate: float) -> dict[str, float]:
+    last = data.CHANNELS - 1
+    async with serving(bench, 1) as nodes, opened(nodes.gateways[0], [[last]]) as clients:
+        [gateway] = nodes.gateways
+        pids = {"unfollowed_us": gateway.pid, "member_us": nodes.member.pid, "nats_us": nodes.nats}
+
+        async def state() -> dict[str, float]:
+            read = [await metric(gateway, f"rowcast_batch_changes_{what}") for what in ("sum", "count")]
+            return {
+                **{name: cpu(pid) for name, pid in pids.items()},
+                "bytes": float(sum(nodes.sent())),
+                "changes": read[0],
+                "batches": read[1],
+                "seconds": time.monotonic(),
+            }
+
+        async def spent(work: Callable[[], Awaitable[int]]) -> tuple[int, dict[str, float]]:
+            before = await state()
+            written = await work()
+            return written, {name: now - before[name] for name, now in (await state()).items()}
+
+        async def rest() -> int:
+            await asyncio.sleep(bench.form.seconds)
+            return 0
+
+        async def work() -> int:
+            found = await write(
+                nodes.dsn, clients=16, seconds=bench.form.seconds, channels=last, rate=rate, rows=rows
+            )
+            await insert(nodes.dsn, 1, last)
+            await clients.received(1)
+            bench.log(f"{found.rate:,.0f} rows a second")
+            return found.rows
+
+        await evenly(nodes.dsn, rate=50, seconds=WARM / 50, channels=last)
+        _, idle = await spent(rest)
+        written, used = await spent(work)
+        share = used["seconds"] / idle["seconds"]
+        figures = {name: (used[name] - idle[name] * share) / written * 1e6 for name in pids}
+        figures["unfollowed_bytes"] = (used["bytes"] - idle["bytes"] * share) / written
+        return {"rows": written / used["seconds"], "batch": used["changes"] / used["batches"], **figures}
+
+
+async def replays(bench: Bench) -> Samples:
+    """One client of a gateway replays its whole topic, which only the database has.
+
+    Figures: rows, a second; for each row, the CPU of the gateway, which also sends it to the client, of the member,
+    of Postgres and of NATS.
+    """
+    samples, form, peer = Samples(), bench.form, Rowcast()
+    async with bench.server.database(await peer.template(bench.server)) as dsn:
+        bench.log(f"writing {form.history:,} rows")
+        await insert(dsn, form.history)
+        async with peer.serving(dsn) as service:  # the daemon numbers the rows before it is ready
+            since = await first_position(service)
+        for statement in ("vacuum analyze", "checkpoint"):
+            await data.run(dsn, statement)
+        for number in range(form.rounds):
+            async with serving(bench, 1, database=dsn) as nodes, nodes.gateways[0].clients([[0]], since) as clients:
+                pids = _pids(bench, nodes) | {"gateway_us": nodes.gateways[0].pid}
+                before, began = {name: cpu(pid) for name, pid in pids.items()}, time.monotonic_ns()
+                await clients.open()
+                seconds = (await clients.until(form.history) - began) / 1e9
+                await clients.received(form.history)
+                used = {name: (cpu(pid) - before[name]) / form.history * 1e6 for name, pid in pids.items()}
+            bench.note(samples, number, GATEWAY, rows=form.history / seconds, **used)
+    return samples
+
+
+def _pids(bench: Bench, nodes: Nodes) -> dict[str, int]:
+    return {"member_us": nodes.member.pid, "postgres_us": bench.server.pid, "nats_us": nodes.nats}
+
+
+async def rights(bench: Bench) -> Samples:
+    """Rights that a gateway asks one member for, as many as it answers: this process asks as a gateway does.
+
+    Figures: rights, a second; for each, the CPU of the member, of Postgres, of NATS and of the asker.
+    """
+    samples, form = Samples(), bench.form
+    for number in range(form.rounds):
+        async with serving(bench, 0) as nodes, _asking(nodes) as grants:
+            topic = Topic(f"channel:{data.channel(0)}")
+
+            async def ask(first: int, grants: RemoteGrants = grants, topic: Topic = topic) -> int:
+                users = [data.user((first + one) % data.USERS) for one in range(ASKED)]
+                found = await asyncio.gather(*(grants.readable_from(user, topic) for user in users))
+                if None in found:
+                    raise MeasurementError("a member of the channel has no right to it")
+                return len(found)
+
+            await ask(0)  # rights are asked about for the first time
+            pids = _pids(bench, nodes) | {"asker_us": os.getpid()}
+            before, began, asked = {name: _own_cpu(pid) for name, pid in pids.items()}, time.monotonic(), 0
+            while time.monotonic() < began + form.seconds:
+                asked += await ask(asked)
+            elapsed = time.monotonic() - began
+            used = {name: (_own_cpu(pid) - before[name]) / asked * 1e6 for name, pid in pids.items()}
+        bench.note(samples, number, MEMBER, rights=asked / elapsed, **used)
+    return samples
+
+
+def _own_cpu(pid: int) -> float:
+    """The CPU of a process and its children; that of this process is without them."""
+    return time.process_time() if pid == os.getpid() else cpu(pid)
+
+
+@asynccontextmanager
+async def _asking(nodes: Nodes) -> AsyncIterator[RemoteGrants]:
+    """What a gateway has to ask for rights, in this process."""
+    link = Link(LinkOptions((nodes.url,), "rowcast", "bench"))
+    client, position, known = MemberClient(link.ask, TIMEOUTS), Position("", Seq(0)), asyncio.Event()
+
+    def receive(payload: bytes) -> None:
+        nonlocal position
+        beat = codec.BEAT.decode(payload)
+        client.record_beat(beat.member)
+        position = Position(beat.epoch, beat.seq)
+        known.set()
+
+    link.subscribe(BEAT, receive)
+    running = asyncio.create_task(link.run())
+    try:
+        await known.wait()
+        yield RemoteGrants(client.ask, lambda: position.epoch)
+    finally:
+        running.cancel()
+        await asyncio.wait({running})

@@ -20,14 +20,14 @@ PROCESSES = 2  # of the writer in Python
 
 @dataclass(frozen=True)
 class Written:
-    """The number of rows, one in each transaction, and the seconds that they took."""
+    """The number of rows, and the seconds that they took."""
 
     rows: int
     seconds: float
 
     @property
     def rate(self) -> float:
-        """Transactions a second."""
+        """Rows a second."""
         return self.rows / self.seconds
 
 
@@ -45,9 +45,10 @@ async def write(
     channels: int = CHANNELS,
     authors: int = CHANNELS,
     rate: float | None = None,
+    rows: int = 1,
     by_pgbench: bool = True,
 ) -> Written:
-    """Insert messages, one in each transaction, at random into the first channels and from the first authors.
+    """Insert messages, `rows` in each transaction, at random into the first channels and from the first authors.
 
     `rate` is in transactions a second for all clients together; without one they write at full speed.
 
@@ -55,9 +56,10 @@ async def write(
     """
     program = pgbench() if by_pgbench else None
     if program is None:
-        return await _write_with_asyncpg(dsn, clients, seconds, channels, authors, rate or 0)
+        return await _write_with_asyncpg(dsn, clients, seconds, channels, authors, rate or 0, rows)
     arguments = ["-n", "-M", "prepared", "-c", clients, "-j", min(clients, 2), "-T", max(1, round(seconds))]
-    arguments += ["-D", f"channels={channels}", "-D", f"authors={authors}", "-f", HERE / "messages.pgbench"]
+    script = HERE / ("messages.pgbench" if rows == 1 else "transactions.pgbench")
+    arguments += ["-D", f"channels={channels}", "-D", f"authors={authors}", "-D", f"rows={rows}", "-f", script]
     arguments += ["-R", rate] if rate else []
     output = await _run([str(program), *map(str, arguments)], libpq(dsn))
     processed = re.search(r"actually processed: (\d+)", output)
@@ -67,14 +69,15 @@ async def write(
         raise MeasurementError(f"in {seconds:g} s not one transaction was committed")
     if not processed or not speed or failed or "aborted" in output:
         raise MeasurementError(f"pgbench failed: {output[-600:]}")
-    return Written(int(processed[1]), int(processed[1]) / float(speed[1]) if float(speed[1]) else seconds)
+    transactions = int(processed[1])
+    return Written(transactions * rows, transactions / float(speed[1]) if float(speed[1]) else seconds)
 
 
 async def _write_with_asyncpg(
-    dsn: str, clients: int, seconds: float, channels: int, authors: int, rate: float
+    dsn: str, clients: int, seconds: float, channels: int, authors: int, rate: float, rows: int
 ) -> Written:
     parts = min(PROCESSES, clients)
-    arguments = [str(word) for word in (clients // parts, seconds, channels, authors, rate / parts)]
+    arguments = [str(word) for word in (clients // parts, seconds, channels, authors, rate / parts, rows)]
     output = await asyncio.gather(
         *(_run([*python("bench.writer"), *arguments], {"DATABASE_URL": dsn}) for _ in range(parts))
     )

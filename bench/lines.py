@@ -217,7 +217,13 @@ LINES = (
         "CPU and bytes per event at a gateway where nobody follows it, as more events come together",
         nodes.batches,
         _targets(
-            Target(nodes.batches_name(20), "unfollowed_us", "<=", 0.2, nodes.batches_name(1)),
+            Target(
+                nodes.batches_name(20, with_gateway=True),
+                "unfollowed_us",
+                "<=",
+                0.5,
+                nodes.batches_name(1, with_gateway=True),
+            ),
         ),
     ),
     Line(

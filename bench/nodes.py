@@ -7,10 +7,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -19,6 +20,7 @@ import asyncpg
 from bench import data
 from bench.experiments import WARM, Bench, closed_loop, first_position, in_turn, insert, metric, opened
 from bench.judge import Samples
+from bench.load import Load
 from bench.peers import Rowcast, Service, daemon
 from bench.rig import MeasurementError, accepts, clean_environment, cpu, free_port, process
 from bench.writers import evenly, write
@@ -267,61 +269,84 @@ def gateways_name(count: int) -> str:
 async def batches(bench: Bench) -> Samples:
     """Transactions of one, four and twenty rows, at rates that fill batches more and more.
 
-    Figures: rows, a second, and batch, how many of them come together; for each row, the bytes that NATS sends to a
-    gateway where nobody follows them, and the CPU of it, of the member and of NATS, without what they use when idle.
+    Each with a gateway where nobody follows them, and with a member alone, without NATS. Figures: rows, a second, and
+    batch, how many of them come together; for each row, the CPU of each process without what it uses when idle, and
+    the bytes that NATS sends to the gateway.
     """
     samples, form = Samples(), bench.form
-    for number, (rows, rate) in in_turn(form.rounds, TRANSACTIONS):
-        bench.note(samples, number, batches_name(rows), **await _spent_on_batches(bench, rows, rate))
+    runs = [(shape, with_gateway) for shape in TRANSACTIONS for with_gateway in (True, False)]
+    for number, ((rows, rate), with_gateway) in in_turn(form.rounds, runs):
+        measure = _with_gateway if with_gateway else _alone
+        figures = await measure(bench, rows, rate)
+        bench.note(samples, number, batches_name(rows, with_gateway=with_gateway), **figures)
     return samples
 
 
-def batches_name(rows: int) -> str:
+def batches_name(rows: int, *, with_gateway: bool) -> str:
     """The name of transactions of this size in the results."""
-    return f"transactions of {rows} row{'s' if rows > 1 else ''}"
+    return f"transactions of {rows} row{'s' if rows > 1 else ''}{'' if with_gateway else ', a member alone'}"
 
 
-async def _spent_on_batches(bench: Bench, rows: int, rate: float) -> dict[str, float]:
-    last = data.CHANNELS - 1
-    async with serving(bench, 1) as nodes, opened(nodes.gateways[0], [[last]]) as clients:
+async def _with_gateway(bench: Bench, rows: int, rate: float) -> dict[str, float]:
+    async with serving(bench, 1) as nodes, opened(nodes.gateways[0], [[data.CHANNELS - 1]]) as clients:
         [gateway] = nodes.gateways
         pids = {"unfollowed_us": gateway.pid, "member_us": nodes.member.pid, "nats_us": nodes.nats}
 
-        async def state() -> dict[str, float]:
-            read = [await metric(gateway, f"rowcast_batch_changes_{what}") for what in ("sum", "count")]
-            return {
-                **{name: cpu(pid) for name, pid in pids.items()},
-                "bytes": float(sum(nodes.sent())),
-                "changes": read[0],
-                "batches": read[1],
-                "seconds": time.monotonic(),
-            }
+        async def sent() -> float:
+            return sum(nodes.sent())
 
-        async def spent(work: Callable[[], Awaitable[int]]) -> tuple[int, dict[str, float]]:
-            before = await state()
-            written = await work()
-            return written, {name: now - before[name] for name, now in (await state()).items()}
+        return await _spent_on_batches(bench, nodes.dsn, clients, gateway, pids, sent, rows, rate)
 
-        async def rest() -> int:
-            await asyncio.sleep(bench.form.seconds)
-            return 0
 
-        async def work() -> int:
-            found = await write(
-                nodes.dsn, clients=16, seconds=bench.form.seconds, channels=last, rate=rate, rows=rows
-            )
-            await insert(nodes.dsn, 1, last)
-            await clients.received(1)
-            bench.log(f"{found.rate:,.0f} rows a second")
-            return found.rows
+async def _alone(bench: Bench, rows: int, rate: float) -> dict[str, float]:
+    async def sent() -> float:
+        return 0.0
 
-        await evenly(nodes.dsn, rate=50, seconds=WARM / 50, channels=last)
-        _, idle = await spent(rest)
-        written, used = await spent(work)
-        share = used["seconds"] / idle["seconds"]
-        figures = {name: (used[name] - idle[name] * share) / written * 1e6 for name in pids}
-        figures["unfollowed_bytes"] = (used["bytes"] - idle["bytes"] * share) / written
-        return {"rows": written / used["seconds"], "batch": used["changes"] / used["batches"], **figures}
+    peer = Rowcast()
+    async with (
+        bench.server.database(await peer.template(bench.server)) as dsn,
+        peer.serving(dsn) as service,
+        opened(service, [[data.CHANNELS - 1]]) as clients,
+    ):
+        figures = await _spent_on_batches(bench, dsn, clients, service, {"member_us": service.pid}, sent, rows, rate)
+        return {name: value for name, value in figures.items() if name != "unfollowed_bytes"}
+
+
+async def _spent_on_batches(
+    bench: Bench,
+    dsn: str,
+    clients: Load,
+    last: Service,
+    pids: Mapping[str, int],
+    sent: Callable[[], Awaitable[float]],
+    rows: int,
+    rate: float,
+) -> dict[str, float]:
+    """What processes spend on rows, from the first one until `last` has all of them. Its one client gets the last."""
+
+    async def state() -> dict[str, float]:
+        return {
+            **{name: cpu(pid) for name, pid in pids.items()},
+            "bytes": await sent(),
+            "changes": await metric(last, "rowcast_batch_changes_sum"),
+            "batches": await metric(last, "rowcast_batch_changes_count"),
+            "seconds": time.monotonic(),
+        }
+
+    silent = data.CHANNELS - 1
+    await evenly(dsn, rate=50, seconds=WARM / 50, channels=silent)
+    states = [await state()]
+    await asyncio.sleep(bench.form.seconds)
+    states.append(await state())
+    written = await write(dsn, clients=16, seconds=bench.form.seconds, channels=silent, rate=rate, rows=rows)
+    await insert(dsn, 1, silent)
+    await clients.received(1)
+    states.append(await state())
+    idle, used = ({name: now - before[name] for name, now in after.items()} for before, after in pairwise(states))
+    share = used["seconds"] / idle["seconds"]
+    figures = {name: (used[name] - idle[name] * share) / written.rows * 1e6 for name in pids}
+    figures["unfollowed_bytes"] = (used["bytes"] - idle["bytes"] * share) / written.rows
+    return {"rows": written.rows / used["seconds"], "batch": used["changes"] / used["batches"], **figures}
 
 
 async def replays(bench: Bench) -> Samples:

@@ -29,12 +29,15 @@ from tests.support import postgres as support
 from tests.support.nats import find_nats_server
 
 
+@pytest.mark.parametrize("together", [1, 3], ids=["single rows", "three rows"])
 @pytest.mark.parametrize("by_pgbench", [True, False], ids=["pgbench", "asyncpg"])
-async def test_every_client_receives_what_the_writers_insert(database: str, by_pgbench: bool) -> None:
+async def test_every_client_receives_what_the_writers_insert(database: str, by_pgbench: bool, together: int) -> None:
     await data.fill(database, 3, 2, [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2)])
     async with Rowcast().serving(database) as service, service.clients([[0, 1], [0, 1]]) as clients:
         await clients.open()
-        written = await write(database, clients=2, seconds=1, channels=2, authors=3, rate=50, by_pgbench=by_pgbench)
+        written = await write(
+            database, clients=2, seconds=1, channels=2, authors=3, rate=50, rows=together, by_pgbench=by_pgbench
+        )
         steps: list[int] = []
 
         async def after_each(rows: int) -> None:
@@ -45,6 +48,7 @@ async def test_every_client_receives_what_the_writers_insert(database: str, by_p
         assert 10 == more.rows
         mark = await clients.received(2 * (written.rows + more.rows))
     assert written.rows > 0
+    assert 0 == written.rows % together
     assert mark.rows == mark.sampled
     assert 0 < mark.p50 <= mark.p99 <= mark.worst
 
@@ -160,6 +164,21 @@ async def test_experiments_with_gateways_run_over_a_real_nats_server(server: Ser
     assert apart < whole / 2
     found = await nodes.gateways(bench)
     assert all(found.rounds(nodes.gateways_name(count), "deliveries")[0] > 0 for count in (1, 2))
+
+
+async def test_what_a_gateway_receives_and_asks_is_measured_for_each_row(server: Server) -> None:
+    find_nats_server()
+    bench = Bench(server, replace(FORMS["tiny"], seconds=1), lambda _line: None)
+    found = await nodes.batches(bench)
+    for rows, _ in nodes.TRANSACTIONS:
+        name = nodes.batches_name(rows, with_gateway=True)
+        assert 300 < found.rounds(name, "unfollowed_bytes")[0] < 1000
+        assert rows <= found.rounds(name, "batch")[0]
+        assert found.rounds(nodes.batches_name(rows, with_gateway=False), "member_us")[0] > 0
+    found = await nodes.replays(bench)
+    assert found.rounds(nodes.GATEWAY, "rows")[0] > 0
+    found = await nodes.rights(bench)
+    assert found.rounds(nodes.MEMBER, "rights")[0] > 0
 
 
 @pytest.mark.parametrize(

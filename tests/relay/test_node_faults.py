@@ -156,6 +156,7 @@ async def test_a_stream_of_events_is_followed_and_resumed_at_a_gateway_and_at_a_
         since = stream.last_id
     for content, node in (("meanwhile", pair.member), ("later", pair.gateway)):
         await shared.say(content)
+        await shared.settled(node)
         async with event_stream(node.address, token(shared.ada), shared.topic, last_id=since) as stream:
             replayed = [event.frame for event in await stream.until("resumed") if event.op == "changes"]
             assert [content] == [found for frame in replayed for found in contents(frame["changes"])]

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from operator import attrgetter, itemgetter
 from typing import Final, NamedTuple, Self
 from uuid import UUID, uuid4
 
@@ -19,7 +20,7 @@ from daemon.core.change import CONTENT, Change, Kind, Seq
 from daemon.core.ports import LARGE_RECORD, MAX_READ_BYTES
 from daemon.log.fine_sleep import fine_sleep
 from daemon.log.queries import query
-from daemon.log.reader import change_of
+from daemon.log.reader import changes_of
 from daemon.log.set_aside import may_blame_an_event, set_aside_events, undone
 from daemon.log.wakeup_lock import WakeupLock
 from daemon.logs import get_logger
@@ -81,6 +82,9 @@ class Superseded(Exception):
     """The lease is no longer this leader's, or the log is not the one that it wrote: it must stop numbering."""
 
 
+_seq, _tx = itemgetter("seq"), attrgetter("tx")
+
+
 def _place(row: asyncpg.Record) -> int:
     return row["seq"] or 0
 
@@ -102,7 +106,7 @@ class _Numbered(NamedTuple):
         totals, *rows = sorted(rows, key=_place)
         if totals["superseded"]:
             raise Superseded
-        changes = list(map(change_of, rows))
+        changes = changes_of(rows)
         if totals["has_deletes"]:
             changes = without_deleted_content(changes, [row["event_id"] for row in rows])
         return cls(
@@ -118,15 +122,17 @@ class _Numbered(NamedTuple):
     @classmethod
     def from_few(cls, rows: Sequence[asyncpg.Record], last_seq: int) -> Self | None:
         """From the rows of `number_few`; None if the batch is not an ordinary one. Raises Superseded."""
-        first, *_ = rows = sorted(rows, key=_place)
+        if len(rows) > 1:
+            rows = sorted(rows, key=_seq)
+        first = rows[0]
         if not first["is_ordinary"]:
             return None
         if not first["changes"]:
             return cls(first["snapshot"], last_seq, [])
         if first["seq"] is None:
             raise Superseded
-        changes = list(map(change_of, rows))
-        transactions = len({change.tx for change in changes})
+        changes = changes_of(rows)
+        transactions = len(set(map(_tx, changes)))
         return cls(first["snapshot"], changes[-1].seq, changes, transactions, has_followers=first["has_followers"])
 
 

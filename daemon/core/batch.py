@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Final, NamedTuple, Self
 
@@ -9,6 +10,7 @@ from daemon.core.change import RESET_KINDS, Change, Kind, Right, Seq, Topic
 
 OVERHEAD: Final = 900  # bytes that a change takes in addition to its key and record, alone in its topic
 FRESH: Final = 2.5  # seconds that a member counts as alive after its beat
+_kind = attrgetter("kind")
 NONE_ABSENT: Final[Mapping[int, int]] = MappingProxyType({})
 
 
@@ -124,16 +126,13 @@ def gone_in(changes: Sequence[Change]) -> list[GoneRow] | None:
 
     A row that was written again in the same transaction keeps what that transaction tells of it.
     """
-    deletes: list[Change] = []
+    kinds = set(map(_kind, changes))
+    if Kind.LIMIT in kinds:
+        return None
+    if Kind.DELETE not in kinds:
+        return []
     begun: dict[str, Seq] = {}  # where each transaction begins
     rewritten: set[tuple[str, str, str, str]] = set()
-    for change in changes:
-        if change.kind is Kind.LIMIT:
-            return None
-        if change.kind is Kind.DELETE:
-            deletes.append(change)
-    if not deletes:
-        return []
     for change in changes:
         begun.setdefault(change.tx, change.seq)
         if change.record is not None or change.is_left:
@@ -147,7 +146,8 @@ def gone_in(changes: Sequence[Change]) -> list[GoneRow] | None:
             if (change.tx, change.schema, change.table, change.key) in rewritten
             else change.seq,
         )
-        for change in deletes
+        for change in changes
+        if change.kind is Kind.DELETE
     ]
 
 

@@ -90,13 +90,11 @@ class _Stream(NamedTuple):
     view: View | None = None
 
 
-class _SentFrame(NamedTuple):
-    """A frame of one stream, built from one run of changes. `prev` is the stream's position before it."""
+_SentFrame = tuple[_Stream, Position, Sequence[Change], bytes]
+"""A stream, its position before the frame, the run of changes that the frame is built from, and the frame.
 
-    stream: _Stream
-    prev: Position
-    run: Sequence[Change]
-    frame: bytes
+A plain tuple: where each change has a frame of its own, to make one with names would take as long as to encode it.
+"""
 
 
 _Key = TypeVar("_Key")
@@ -262,18 +260,20 @@ class Hub:
         sent: list[_SentFrame] = []
         latest: dict[_Stream, Position] = {}
         cells: dict[Seq, Cells] = {}
-        for topic, run in wire.runs(change for change in changes if self._is_relevant(change)):
+        streams = self._streams
+        relevant = [change for change in changes if change.topic in streams or change.kind in RESET_KINDS]
+        for topic, run in wire.runs(relevant):
             upto = Position(epoch, run[-1].seq)
             for concerned in covers(run[-1]) if run[-1].kind in RESET_KINDS else (topic,):
-                for stream, last in self._streams[concerned].items():
+                for stream, last in streams[concerned].items():
                     prev = latest.get(stream, last)
                     frame = self._frame(stream, prev, run, upto, cells)
                     if frame is not None:
-                        sent.append(_SentFrame(stream, prev, run, frame))
+                        sent.append((stream, prev, run, frame))
                         latest[stream] = upto
         return sent, latest
 
-    def _shares(self, sent: Iterable[_SentFrame], revoked_followers: Collection[Follower]) -> list[_Share]:
+    def _shares(self, sent: Sequence[_SentFrame], revoked_followers: Collection[Follower]) -> list[_Share]:
         """What to deliver to whom, but for followers that lose a right: one share for all with the same streams."""
         frames: defaultdict[_Stream, list[tuple[int, bytes]]] = defaultdict(list)
         for place, (stream, _, _, frame) in enumerate(sent):
@@ -291,12 +291,18 @@ class Hub:
             for follower, streams in streams_of.items():
                 groups.setdefault(streams, []).append(follower)
         of_stream = list(frames.values())
+
+        def in_order(streams: tuple[int, ...]) -> list[bytes]:
+            if len(streams) == len(of_stream):
+                return [frame for _, _, _, frame in sent]
+            return [frame for _, frame in sorted(chain.from_iterable(of_stream[index] for index in streams))]
+
         return [
             (
                 [follower for follower in followers if follower not in revoked_followers]
                 if revoked_followers
                 else followers,
-                [frame for _, frame in sorted(chain.from_iterable(of_stream[index] for index in streams))],
+                in_order(streams),
             )
             for streams, followers in groups.items()
         ]
@@ -352,9 +358,6 @@ class Hub:
                     if right.user is None or right.user == query.follower.user:
                         query.revoked_at = seq
         return revocations
-
-    def _is_relevant(self, change: Change) -> bool:
-        return change.topic in self._streams or change.kind in RESET_KINDS
 
 
 def _discard(members: dict[_Key, dict[_Member, Any]], key: _Key, member: _Member) -> None:

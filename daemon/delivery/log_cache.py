@@ -1,7 +1,7 @@
 """The newest part of the log, in memory, so that a mass reconnect does not reach the database."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from operator import attrgetter
 from sys import getsizeof
 
@@ -69,8 +69,7 @@ class LogCache:
             return
         self._gaps += batch.jumps
         self._end = end
-        for change in batch.changes:
-            self._keep(change)
+        self._keep(batch.changes)
         for row in batch.gone:
             self._hide(row[:3], row.upto)
         self._newest_segment(0).end = end.seq
@@ -142,15 +141,20 @@ class LogCache:
                 found.sort(key=_seq)
                 yield from found
 
-    def _keep(self, change: Change) -> None:
-        size = OVERHEAD + getsizeof(change.key) + getsizeof(change.record)
-        if change.outline is not None:
-            size += getsizeof(change.outline.text)
-            if change.is_left:
-                self._left.append((change.seq, change.topic))
-        segment = self._newest_segment(size)
-        segment.topics.setdefault(change.topic, []).append(change)
-        segment.end = change.seq
+    def _keep(self, changes: Iterable[Change]) -> None:
+        segment = self._newest_segment(0)
+        for change in changes:
+            size = OVERHEAD + getsizeof(change.key) + getsizeof(change.record)
+            if change.outline is not None:
+                size += getsizeof(change.outline.text)
+                if change.is_left:
+                    self._left.append((change.seq, change.topic))
+            if segment.size * SEGMENTS > self._max_bytes:
+                segment = self._newest_segment(0)
+            segment.size += size
+            self.size += size
+            segment.topics.setdefault(change.topic, []).append(change)
+            segment.end = change.seq
 
     def _hide(self, row: _Row, seq: Seq) -> None:
         """Hide the content of the row up to this position."""

@@ -1,18 +1,23 @@
 """Which packs and tables this daemon serves: which changes of the log its clients may get, and in which topics."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from daemon.core.batch import EndedRight, LogBatch, gone_in, jumps_in
-from daemon.core.change import ALL_TOPICS, RESET_KINDS, Change, Kind, Position, Seq, Topic, can_be_named
+from daemon.core.change import ALL_TOPICS, CONTENT, RESET_KINDS, Change, Kind, Position, Seq, Topic, can_be_named
 from daemon.core.hub import RightEnd
 from daemon.core.ports import Batch
 from daemon.packs import Pack
 
 OWN_TABLES: Final = "rowcast"
 """The schema that stands for all tables that are served without a pack."""
+
+_OUTDATING: Final = frozenset({Kind.LOST, Kind.LIMIT})
+"""The kinds with which the log says that tables are served otherwise from there on."""
+
+_kind, _ends = attrgetter("kind"), attrgetter("ends")
 
 
 class Invalid(NamedTuple):
@@ -57,7 +62,7 @@ class PackRouter:
 
     def is_outdated(self, changes: Iterable[Change], invalid: Iterable[Invalid]) -> bool:
         """Whether `own` may not be what holds for these changes: the log says so, or they do not fit."""
-        return any(change.kind in (Kind.LOST, Kind.LIMIT) for change in changes) or any(
+        return not _OUTDATING.isdisjoint(map(_kind, changes)) or any(
             (found.change.schema, found.change.table) in self.own for found in invalid
         )
 
@@ -81,11 +86,13 @@ class PackRouter:
         for change in changes:
             _, _, _, schema, table, topic, kind, key, record, _, _, _, model, _, outline = change
             record = record if outline is None else None  # a large one is seen to below
-            if record is not None and (kind is Kind.INSERT or kind is Kind.UPDATE or kind is Kind.RESTORE):
+            if record is not None and kind in CONTENT:
                 form = (schema, table, topic, model)
-                if form not in validators:
-                    validators[form] = self._validator(change)
-                if (is_valid := validators[form]) is not None and is_valid(key, record):
+                try:
+                    is_valid = validators[form]
+                except KeyError:
+                    is_valid = validators[form] = self._validator(change)
+                if is_valid is not None and is_valid(key, record):
                     sendable.append(change)
                     continue
             pack, place = self.pack_of(change), (change.schema, change.table, change.topic)
@@ -135,7 +142,7 @@ class PackRouter:
         A right ends where the transaction begins that takes it away: who loses it gets nothing of that transaction.
         """
         ended: list[EndedRight] = []
-        if not any(change.ends for change in changes):
+        if not any(map(_ends, changes)):
             return ended
         begun: dict[str, Seq] = {}  # where each transaction begins
         for change in changes:
@@ -175,18 +182,20 @@ class PackRouter:
         pack = self.pack_of(change)
         if pack is None or self._problem_of_topic(pack, change):
             return None
-        with suppress(Exception):  # a pack that fails is looked at change by change
+        try:
             return pack.validator(change)
-        return None
+        except Exception:  # noqa: BLE001 - a pack that fails is looked at change by change
+            return None
 
     def _problem_of_topic(self, pack: Pack, change: Change) -> str | None:
         """Why no client can follow the change's topic as one of this pack; None if clients can."""
         if not can_be_named(change.topic):
             return "topic: cannot_be_named"
-        # Who may read a topic is asked of one pack only, and bundled ones come first.
-        owner = self.schema_of(change.topic)
-        is_own = (change.schema, change.table) in self.own
-        return None if pack.serves(change.topic) and (not is_own or owner == OWN_TABLES) else "topic: not_served"
+        is_served = pack.serves(change.topic)
+        if is_served and (change.schema, change.table) in self.own:
+            # Who may read a topic is asked of one pack only, and bundled ones come first.
+            is_served = self.schema_of(change.topic) == OWN_TABLES
+        return None if is_served else "topic: not_served"
 
 
 def reset_for(change: Change) -> Change:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import Enum
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Final, Literal, Union, get_args, get_origin
@@ -173,9 +173,13 @@ class Pack:
         """The functions in the schema that a daemon calls."""
         return ["may_read", *filter(None, (self.may_signal, self.presence_hook, self.ack_hook))]
 
+    @cached_property
+    def _match_topic(self) -> Callable[[str], re.Match[str] | None]:
+        return re.compile("|".join(f"(?:{pattern})" for pattern in self.topics) or "(?!)").fullmatch
+
     def serves(self, topic: str) -> bool:
         """Whether this is a topic of the pack."""
-        return any(re.fullmatch(pattern, topic) for pattern in self.topics)
+        return self._match_topic(topic) is not None
 
     def problem(self, change: Change) -> str | None:
         """Why a change must not be sent, in words that reveal nothing of its content; None if it is valid."""

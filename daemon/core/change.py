@@ -31,7 +31,7 @@ class Kind(StrEnum):
     INVALID = "invalid"  # in the place of a change that its row model refuses: a reset on the wire
 
 
-RESET_KINDS = (Kind.TRUNCATE, Kind.LOST, Kind.LIMIT, Kind.INVALID)
+RESET_KINDS = frozenset({Kind.TRUNCATE, Kind.LOST, Kind.LIMIT, Kind.INVALID})
 """The kinds that name no row, but reset whole topics; each is the reason of its `reset` frame."""
 
 ALL_TOPICS = Topic("*")

@@ -263,8 +263,9 @@ class Hub:
         streams = self._streams
         relevant = [change for change in changes if change.topic in streams or change.kind in RESET_KINDS]
         for topic, run in wire.runs(relevant):
-            upto = Position(epoch, run[-1].seq)
-            for concerned in covers(run[-1]) if run[-1].kind in RESET_KINDS else (topic,):
+            last_change = run[-1]
+            upto = Position(epoch, last_change.seq)
+            for concerned in covers(last_change) if last_change.kind in RESET_KINDS else (topic,):
                 for stream, last in streams[concerned].items():
                     prev = latest.get(stream, last)
                     frame = self._frame(stream, prev, run, upto, cells)

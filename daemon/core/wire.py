@@ -375,13 +375,12 @@ def runs(changes: Iterable[Change]) -> Iterable[tuple[Topic, Sequence[Change]]]:
     runs follow one another in the log, a client can resume from the `pos` of any frame, whatever topics it follows.
     """
     changes = tuple(changes)
-    has_resets = not _RESETS.isdisjoint(map(_kind, changes))
+    has_resets = not RESET_KINDS.isdisjoint(map(_kind, changes))
     for _, run in groupby(changes, key=_frame_of if has_resets else _topic):
         together = tuple(run)
         yield together[0].topic, together
 
 
-_RESETS: Final = frozenset(RESET_KINDS)
 _kind, _topic = attrgetter("kind"), attrgetter("topic")
 
 

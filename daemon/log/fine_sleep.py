@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import struct
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,10 +13,8 @@ from typing import Final
 _FLAGS: Final = os.O_NONBLOCK | os.O_CLOEXEC  # the same numbers as TFD_NONBLOCK and TFD_CLOEXEC
 
 
-class _Times(ctypes.Structure):
-    """`struct itimerspec`: an interval, and the time until the timer expires; each in seconds and nanoseconds."""
-
-    _fields_ = (("interval", ctypes.c_long * 2), ("value", ctypes.c_long * 2))
+_ITIMERSPEC: Final = struct.Struct("4l")
+"""An interval, and the time until the timer expires; each in seconds and nanoseconds."""
 
 
 @contextmanager
@@ -29,18 +28,21 @@ def fine_sleep() -> Iterator[Callable[[float], Awaitable[None]]]:
     if timer < 0:
         yield asyncio.sleep
         return
-    loop, expired = asyncio.get_running_loop(), asyncio.Event()
+    loop, times = asyncio.get_running_loop(), ctypes.create_string_buffer(_ITIMERSPEC.size)
+    waiter = loop.create_future()
 
     def expire() -> None:
         with suppress(BlockingIOError):  # it was set again meanwhile
             os.read(timer, 8)
-            expired.set()
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def sleep(seconds: float) -> None:
-        whole, nanoseconds = divmod(max(1, round(seconds * 1e9)), 1_000_000_000)
-        expired.clear()
-        libc.timerfd_settime(timer, 0, ctypes.byref(_Times((0, 0), (whole, nanoseconds))), None)
-        await expired.wait()
+        nonlocal waiter
+        waiter = loop.create_future()
+        _ITIMERSPEC.pack_into(times, 0, 0, 0, *divmod(max(1, round(seconds * 1e9)), 1_000_000_000))
+        libc.timerfd_settime(timer, 0, times, None)
+        await waiter
 
     try:
         loop.add_reader(timer, expire)

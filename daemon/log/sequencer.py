@@ -309,7 +309,7 @@ class Sequencer:
         for row in await connection.fetch(query("reset_emptied"), timeout=ANSWER_TIMEOUT):
             log.warning("table_emptied", table=row["table_name"])
         statements = await self._prepare(connection)
-        poller = AdaptivePoller(time.monotonic(), max_sleep=self._poll_every)
+        poller, shown = AdaptivePoller(time.monotonic(), max_sleep=self._poll_every), None
         with fine_sleep() as sleep:
             while not self._next_segment:
                 self._events.clear()
@@ -324,7 +324,9 @@ class Sequencer:
                 self.settled.set()
                 poller.record_poll(ended, numbered.transactions, ended - began, held=lock.held)
                 lock.want(poller.wants_sleep_lock and not self._is_notify_blocked())
-                metrics.show_poller_state(poller.state)
+                if poller.state is not shown:
+                    shown = poller.state
+                    metrics.show_poller_state(shown)
                 await self._pause(connection, term, poller, sleep)
 
     async def _prepare(self, connection: Connection) -> _Statements:

@@ -335,15 +335,16 @@ class Hub:
         self, stream: _Stream, prev: Position, run: Sequence[Change], upto: Position, cells: dict[Seq, Cells]
     ) -> bytes | None:
         """The frame of a stream for a run up to here: its changes, or a reset. None if its view shows nothing."""
+        topic, numbers, view = stream
         if run[-1].kind in RESET_KINDS:
-            return self._encode(wire.reset(stream.topic, run[-1].kind.value, upto))
-        if stream.view is not None:
-            run = stream.view.of_run(run, cells)
+            return self._encode(wire.reset(topic, run[-1].kind.value, upto))
+        if view is not None:
+            run = view.of_run(run, cells)
             if not run:
                 return None
-        if stream.numbers is Numbers.STRING:
+        if numbers is Numbers.STRING:
             run = list(map(self._with_exact_numbers, run))
-        return self._encode(wire.changes(stream.topic, prev, run, upto.seq))
+        return self._encode(wire.changes(topic, prev, run, upto.seq))
 
     def _revocations(self, ended_rights: Iterable[RightEnd]) -> dict[tuple[Topic, Follower], Seq]:
         """Which followers, live or pending, lose which topic, and where. Also records it in the running queries."""

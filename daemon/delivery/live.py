@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from operator import attrgetter
+from operator import itemgetter
 
 from daemon import metrics
 from daemon.core import wire
@@ -145,7 +145,7 @@ def _is_sendable(change: Change) -> bool:
     return True
 
 
-_KIND_AND_TABLE = attrgetter("kind", "schema", "table")
+_KIND_AND_TABLE = itemgetter(*map(Change._fields.index, ("kind", "schema", "table")))  # by name it takes longer
 
 
 def _count(changes: Sequence[Change]) -> None:

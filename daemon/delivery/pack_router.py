@@ -14,6 +14,15 @@ from daemon.packs import Pack
 OWN_TABLES: Final = "rowcast"
 """The schema that stands for all tables that are served without a pack."""
 
+MAX_FORMS: Final = 5000
+"""Forms of changes that are remembered from batch to batch; there is one for each topic that a table writes to."""
+
+_Form = tuple[str, str, Topic, str | None]
+"""What decides how a change is validated: schema, table, topic, and the name of its row model."""
+
+_IsValid = Callable[[str, str], bool]
+"""Whether a key and a record are valid."""
+
 _OUTDATING: Final = frozenset({Kind.LOST, Kind.LIMIT})
 """The kinds with which the log says that tables are served otherwise from there on."""
 
@@ -39,6 +48,9 @@ class PackRouter:
     packs: Mapping[str, Pack] = field(default_factory=dict)
     own: Mapping[tuple[str, str], Pack] = field(default_factory=dict)
     former: Mapping[tuple[str, str], Pack] = field(default_factory=dict)
+    _validators: tuple[object, object, dict[_Form, _IsValid | None]] = field(
+        default=(None, None, {}), init=False, repr=False, compare=False
+    )
 
     def schema_of(self, topic: Topic) -> str | None:
         """The schema whose pack serves this topic, or OWN_TABLES; None if no client can follow it."""
@@ -82,7 +94,7 @@ class PackRouter:
         sendable: list[Change] = []
         invalid: list[Invalid] = []
         topics: dict[tuple[str, str, Topic], str | None] = {}  # what is wrong with each
-        validators: dict[tuple[str, str, Topic, str | None], Callable[[str, str], bool] | None] = {}
+        validators = self._known_validators()
         for change in changes:
             _, _, _, schema, table, topic, kind, key, record, _, _, _, model, _, outline = change
             record = record if outline is None else None  # a large one is seen to below
@@ -177,7 +189,15 @@ class PackRouter:
         """The log topics in which changes stand that reset all topics of the packs that serve these topics."""
         return {Topic(f"*{pack.name}") for pack in self.all_packs if any(pack.serves(topic) for topic in topics)}
 
-    def _validator(self, change: Change) -> Callable[[str, str], bool] | None:
+    def _known_validators(self) -> dict[_Form, _IsValid | None]:
+        """What `_validator` has returned since other packs or tables were served, for a limited number of forms."""
+        packs, own, validators = self._validators
+        if packs is not self.packs or own is not self.own or len(validators) > MAX_FORMS:
+            validators = {}
+            self._validators = self.packs, self.own, validators
+        return validators
+
+    def _validator(self, change: Change) -> _IsValid | None:
         """What tells the valid changes of this form, of which nearly all are valid; None if there are none."""
         pack = self.pack_of(change)
         if pack is None or self._problem_of_topic(pack, change):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import model_validator
@@ -19,6 +19,12 @@ ONE = Topic("row:1")
 
 class Simple(Row):
     id: int
+
+
+class Renamed(Row):
+    key: ClassVar = ("number",)
+
+    number: int
 
 
 class Broken(Row):
@@ -114,3 +120,27 @@ def test_truncations_and_losses_need_no_topic_that_can_be_named() -> None:
     for kind in (Kind.TRUNCATE, Kind.LOST, Kind.LIMIT):
         change = a_change("*app", kind)._replace(key="{}")
         assert ([change], []) == ROUTER.validate([change])
+
+
+def test_a_table_that_is_served_otherwise_is_validated_by_its_new_model() -> None:
+    def served(model: type[Row]) -> dict[tuple[str, str], Pack]:
+        return {("app", "rows"): Pack("app.rows", {"rows": model}, ("row:.*",))}
+
+    router = PackRouter(own=served(Simple))
+    assert ([a_change()], []) == router.validate([a_change()])
+    router.own = served(Renamed)
+    _, invalid = router.validate([a_change()])
+    assert ["key: missing number"] == [found.reason for found in invalid]
+    router.own = served(Simple)
+    assert ([a_change()], []) == router.validate([a_change()])
+
+
+def test_what_is_known_of_topics_is_limited_and_nothing_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.delivery.pack_router.MAX_FORMS", 10)
+    router = PackRouter(ROUTER.packs)
+    for number in range(100):
+        valid, refused = a_change(f"row:{number}"), a_change(f"else:{number}")
+        sendable, invalid = router.validate([valid, refused, valid])
+        assert [valid, valid] == sendable
+        assert [refused] == [found.change for found in invalid]
+        assert len(router._validators[2]) <= 10 + 2

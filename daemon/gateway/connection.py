@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import time
+from collections.abc import Generator
 from functools import partial
 from typing import Final
 
 from websockets.extensions import Extension
 from websockets.frames import Frame, Opcode
 from websockets.protocol import SEND_EOF, Protocol, Side, State
+from websockets.streams import StreamReader
 
 from daemon import metrics
 from daemon.core.close_codes import CLOSE_CODES, Close
@@ -18,7 +20,7 @@ from daemon.gateway.state import GatewayState, log
 from daemon.gateway.transport import Transport
 from daemon.logs import correlate
 
-SLICE: Final = 1024  # bytes parsed before their frames are processed; twice as many after those that complete none
+SLICE: Final = 256  # bytes parsed before their frames are processed, or the rest of one frame: 42 pings at most
 FRAMES_PER_TURN: Final = 16  # frames processed before other connections have their turn
 TURN: Final = 0.000_25  # seconds after which a turn ends before that: a live change may be due in the next one
 NOTHING: Final = memoryview(b"")
@@ -30,8 +32,36 @@ _library_log: Final = logging.getLogger("websockets.server")
 _library_log.setLevel(logging.ERROR)
 
 
+class _Reader(StreamReader):
+    """Knows how many bytes the frame that has begun still lacks, as far as its length has arrived."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wanted = 0
+
+    @property
+    def missing(self) -> int:
+        return self._wanted - len(self.buffer)
+
+    def at_eof(self) -> Generator[None, None, bool]:
+        self._wanted = 0  # the library asks this between two frames
+        return super().at_eof()
+
+    def read_exact(self, n: int) -> Generator[None, None, bytearray]:
+        self._wanted = n
+        return super().read_exact(n)
+
+
 class _Protocol(Protocol):
     """Lets a peer close in the middle of a message, as RFC 6455 does; the library calls that an error."""
+
+    reader: _Reader
+
+    def __init__(self, max_size: int) -> None:
+        super().__init__(Side.SERVER, max_size=max_size, logger=_library_log)
+        self.reader = _Reader()
+        self.parser = self.parse()
+        next(self.parser)  # as the library does
 
     def recv_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE:
@@ -63,7 +93,7 @@ class WebSocketConnection(ClientConnection):
 
     def __init__(self, state: GatewayState, transport: Transport, extensions: list[Extension], address: str) -> None:
         super().__init__(state, transport, address)
-        self._protocol = _Protocol(Side.SERVER, max_size=state.limits.message_bytes, logger=_library_log)
+        self._protocol = _Protocol(state.limits.message_bytes)
         self._protocol.extensions = extensions
         # Inbound.
         self._input = NOTHING  # not parsed yet
@@ -155,13 +185,12 @@ class WebSocketConnection(ClientConnection):
         self._next_turn = None
         if not has_waited and self._is_throttled():
             return
-        work, left, size = 0, FRAMES_PER_TURN, SLICE
+        work, left = 0, FRAMES_PER_TURN
         began, end = time.thread_time(), time.monotonic() + TURN
         with correlate(self.session):
             while left > 0 and not self._full and (self._frames or self._input):
                 if not self._frames:
-                    self._parse(size)
-                    size = SLICE if self._frames else 2 * size
+                    self._parse()
                 while left > 0 and self._frames:
                     frame = self._frames.pop(0)
                     left -= 1
@@ -171,6 +200,8 @@ class WebSocketConnection(ClientConnection):
                         left = 0
                 if not self._frames:
                     self._flush()
+                    if time.monotonic() >= end:
+                        left = 0
         if self._account is not None:
             spent = time.thread_time() - began
             self._state.accounts.charge(self._account, work, asyncio.get_running_loop().time(), spent)
@@ -197,8 +228,12 @@ class WebSocketConnection(ClientConnection):
         else:
             self._transport.resume_reading()
 
-    def _parse(self, size: int) -> None:
-        """Parse the next bytes, which answers pings and close frames and checks the order of frames."""
+    def _parse(self) -> None:
+        """Parse the next bytes, which answers pings and close frames and checks the order of frames.
+
+        A large frame is one step, but what follows it is not: its last bytes could come with thousands of pings.
+        """
+        size = max(SLICE, self._protocol.reader.missing)
         self._protocol.receive_data(bytes(self._input[:size]))
         self._input = self._input[size:] or NOTHING  # an empty slice would keep the whole buffer
         self._frames.extend(event for event in self._protocol.events_received() if isinstance(event, Frame))

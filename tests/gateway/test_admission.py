@@ -11,7 +11,7 @@ from websockets.frames import Opcode
 
 from daemon.core.errors import Overloaded, TooManyConnections
 from daemon.gateway.admission import Accounts, Crowd, Strangers, address_group
-from daemon.gateway.connection import FRAMES_PER_TURN, TURN
+from daemon.gateway.connection import FRAMES_PER_TURN, SLICE, TURN
 from daemon.gateway.http import text_page
 from daemon.gateway.limits import RESERVED, Limits
 from daemon.metrics import REGISTRY
@@ -255,6 +255,22 @@ async def test_others_have_their_turn_between_the_frames_of_one_connection() -> 
         turns = await count_turns(server, peer, recorder, sent * frame(Opcode.TEXT, b"x"), sent)
         assert turns >= sent / FRAMES_PER_TURN
         assert [b"x"] * sent == recorder.texts
+
+
+@pytest.mark.parametrize("first", [b"", frame(Opcode.TEXT, b"x" * 30_000)], ids=["alone", "behind a large frame"])
+async def test_others_have_their_turn_between_few_of_many_pings(first: bytes) -> None:
+    ping, pong, count = frame(Opcode.PING, b""), 2, 3000
+    async with serving(answer=silence, user_rate=1_000_000, user_cpu=1.0) as server:
+        peer, recorder = await server.open()
+        outlet, most = recorder.socket.outlet, 0
+        assert outlet is not None
+        written, end = outlet.written, outlet.written + count * pong
+        await peer.send(first + count * ping)
+        while written < end:
+            await asyncio.sleep(0)
+            most = max(most, outlet.written - written)
+            written = outlet.written
+        assert most <= (SLICE // len(ping) + 1) * pong
 
 
 async def test_frames_that_arrived_before_a_close_are_processed_in_order() -> None:

@@ -24,6 +24,10 @@ SLICE: Final = 100  # changes that are validated in one step: between two of the
 FEW: Final = 4  # replays that a user may run at once, each as fast as it can
 SMALL_SLICE: Final = 20  # and if there are more
 SMALL_READ: Final = 100
+# Seconds of CPU that a read of the log takes, of Postgres and of this process, before anything is validated; and how
+# much more for each change that it finds.
+READ: Final = 0.001_4
+READ_CHANGE: Final = 0.000_015
 
 
 class ReplayTarget(Protocol):
@@ -148,8 +152,8 @@ class Replay:
     and removed while the replay runs. It holds at most two reads of `limit` changes in memory: while one of them is
     validated and sent, the next one is read.
 
-    `unpaid` is the CPU that it took and did not count towards the user's share: that of a client that reads what it
-    asked for is not.
+    `unpaid` is the CPU that it took, also of Postgres, and did not count towards the user's share: that of a client
+    that reads what it asked for is not.
 
     A topic may begin with a snapshot of its rows. The changes that the rows contain are left out of what follows:
     those of transactions that the snapshot shows. All of them have been numbered, so no live change is one.
@@ -316,6 +320,8 @@ class Replay:
             return []
         if batch.more and not self._turns.are_taken:
             self._ahead = self._begin(wanted, batch.reached, upto)
+        if not batch.validated:  # else it was in memory
+            self._count(READ + READ_CHANGE * len(batch))
         sendable = await self._sendable(batch)
         if self._hub.discontinuity is not self._discontinuity:
             return []
@@ -325,12 +331,11 @@ class Replay:
         reached = batch.reached if batch.more else reading.upto
         places = {topic: max(place, reached) for topic, place in reading_from.items()}
         self._places |= places
-        self._count(began)
+        self._count(time.thread_time() - began)
         return [(topic, payload, places[topic]) for topic, payload in payloads]
 
-    def _count(self, began: float) -> None:
-        """Count the CPU since `began`."""
-        spent = time.thread_time() - began
+    def _count(self, spent: float) -> None:
+        """Count so many seconds of CPU."""
         if self._turns.are_taken:
             self._target.spend(spent)
         else:
@@ -372,7 +377,7 @@ class Replay:
         for first in range(0, len(batch), size):
             began = time.thread_time()
             found += self._router.validate(batch[first : first + size])[0]
-            self._count(began)
+            self._count(time.thread_time() - began)
             await self._rest()
         return found
 

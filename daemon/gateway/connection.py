@@ -74,7 +74,8 @@ class WebSocketConnection(ClientConnection):
 
     What the peer sent is processed in turns of TURN seconds and at most FRAMES_PER_TURN frames, one in each iteration
     of the event loop. Until everything is processed nothing more is read, so a peer that sends too much is held up by
-    TCP, and only that peer. A turn also waits while the user has used up its rate, or its share of the processor.
+    TCP, and only that peer. A turn also waits while the user has used up its rate, or its share of the processor:
+    what follows the `hello` of such a user waits, too.
     """
 
     __slots__ = (
@@ -185,7 +186,7 @@ class WebSocketConnection(ClientConnection):
         self._next_turn = None
         if not has_waited and self._is_throttled():
             return
-        work, left = 0, FRAMES_PER_TURN
+        work, left, is_new = 0, FRAMES_PER_TURN, self._account is None
         began, end = time.thread_time(), time.monotonic() + TURN
         with correlate(self.session):
             while left > 0 and not self._full and (self._frames or self._input):
@@ -196,7 +197,7 @@ class WebSocketConnection(ClientConnection):
                     left -= 1
                     work += 1 + len(frame.data) // CHARGED_BYTES
                     self._receive_frame(frame)
-                    if time.monotonic() >= end:
+                    if time.monotonic() >= end or (is_new and self.delay() > 0):
                         left = 0
                 if not self._frames:
                     self._flush()

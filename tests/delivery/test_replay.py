@@ -12,7 +12,7 @@ from daemon.core.errors import LogUnavailable
 from daemon.core.filters import View
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
-from daemon.delivery.replay import FEW, SMALL_READ, Replay, ReplayReader, RetryingLogReader, Turns
+from daemon.delivery.replay import FEW, READ, SMALL_READ, Replay, ReplayReader, RetryingLogReader, Turns
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Connection, Pool, connect
 from daemon.relay.remote import RemoteLogReader
@@ -160,7 +160,7 @@ async def test_many_replays_of_one_user_take_turns_and_count(pool: Pool, are_man
     assert {SMALL_READ if are_many else 1000} == set(log.limits)
     assert (log.most == 1) == are_many
     for replay, recorder in zip(replays, recorders, strict=True):
-        assert (recorder.spent > 0, replay.unpaid > 0) == (are_many, not are_many)
+        assert (recorder.spent > READ, replay.unpaid > READ) == (are_many, not are_many)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 1000])

@@ -390,6 +390,22 @@ async def test_what_follows_a_hello_in_the_same_write_counts_as_authenticated() 
         assert 1 == server.gateway.clients
 
 
+async def test_what_follows_the_hello_of_a_user_who_has_used_up_the_share_waits() -> None:
+    def answer(recorder: Recorder, text: bytes) -> None:
+        if text == b"hello":
+            recorder.socket.authenticated("ada")
+
+    async with serving(user="", answer=answer) as server:
+        for expected in ([b"hello", b"more"], [b"hello"]):
+            before = REGISTRY.get_sample_value("rowcast_throttled_total")
+            peer, recorder = await server.open()
+            await peer.send(frame(Opcode.TEXT, b"hello") + frame(Opcode.TEXT, b"more"))
+            await until(lambda: recorder.texts == expected)  # noqa: B023 - it is awaited here
+            recorder.socket.spend(3600)
+        await until(lambda: REGISTRY.get_sample_value("rowcast_throttled_total") != before)
+        assert [b"hello"] == recorder.texts
+
+
 async def test_the_upgrade_of_a_client_without_a_place_gets_503() -> None:
     async with serving(connections=1) as server, server.connect():
         peer = await server.raw()

@@ -70,13 +70,21 @@ class Acceptor:
         self._admit = admit
         self._should_accept = should_accept
         self._delay = delay
-        self._paused: asyncio.TimerHandle | None = None
+        self._paused: asyncio.Handle | None = None
+        self._is_held_up = False  # paused because nobody can be let in
         self.resume()
 
     def resume(self) -> None:
         """Start accepting, or start again after descriptors ran out. Harmless if already accepting, or paused."""
         if self._socket.fileno() >= 0 and self._paused is None:
             asyncio.get_running_loop().add_reader(self._socket, self._on_readable)
+
+    def accept_again(self) -> None:
+        """Accept in the next iteration: there is room for somebody sooner than `delay` said."""
+        if self._paused is not None and self._is_held_up:
+            self._is_held_up = False
+            self._paused.cancel()
+            self._paused = asyncio.get_running_loop().call_soon(self._accept_anyway)
 
     def close(self) -> None:
         """Stop accepting. Other processes with the same socket, such as systemd, are not affected."""
@@ -96,7 +104,7 @@ class Acceptor:
         self._paused = loop.call_later(delay, self._accept_anyway)
 
     def _accept_anyway(self) -> None:
-        self._paused = None
+        self._paused, self._is_held_up = None, False
         if self._socket.fileno() >= 0:
             self.resume()
             self._accept()
@@ -104,6 +112,7 @@ class Acceptor:
     def _accept(self) -> None:
         for _ in range(ACCEPT_BATCH):
             if (delay := self._delay()) > 0:
+                self._is_held_up = True
                 self._pause(delay)
                 return
             try:

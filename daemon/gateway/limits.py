@@ -19,7 +19,7 @@ class Limits:
     pending: int = 2_048  # connections that are not authenticated
     grace: float = 0.1  # during which such a connection does not give way to another
     pending_cpu: float = 0.1  # of one processor, for all connections that are not authenticated
-    pending_burst: float = 0.5  # seconds of `pending_cpu` that may be used at once
+    pending_burst: float = 2.0  # seconds of `pending_cpu` that may be used at once: 440 honest handshakes under way
     per_user: int | None = None  # connections of one user; None: a quarter of `connections`
     per_address: int | None = None  # connections of one address; None: any number
     user_unread_bytes: int = 128 * 1024 * 1024  # sent on all connections of one user and not acknowledged

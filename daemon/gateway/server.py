@@ -60,6 +60,7 @@ class Gateway:
             clock=clock,
             deflate=Deflate(limits.deflate_bytes) if limits.deflate_bytes else None,
         )
+        self._state.on_room = self._accept_again
         self._tls = tls or Tls()
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -203,6 +204,10 @@ class Gateway:
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._state.limits.tick_every, self._tick)
         self.housekeep()
+
+    def _accept_again(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.accept_again()
 
     def _admit(self, connection: socket.socket, host: str, *, is_admin: bool) -> None:
         is_proxy = self._state.door.trusts(host)

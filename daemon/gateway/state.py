@@ -68,7 +68,8 @@ class GatewayState:
     `deflate` is None if compression is off. `aborted` counts the connections that were cut, by reason. `empty` is
     set while there are no connections. `pending` and `admin` hold the connections that are not authenticated, from
     the listener for clients and from that for metrics, and `strangers` what the former take of the processor;
-    `accounts` counts those that are.
+    `accounts` counts those that are. `on_room` is called when strangers have been given back some of it, and
+    newcomers can be let in.
     """
 
     open_client: OpenClient
@@ -85,6 +86,7 @@ class GatewayState:
     accounts: Accounts = field(init=False)
     addresses: AddressCounts = field(init=False)
     live_events: LiveEvents = field(default_factory=LiveEvents)
+    on_room: Callable[[], object] = lambda: None
     sessions: int = 0
     aborted: Counter[str] = field(default_factory=Counter)
     empty: asyncio.Event = field(default_factory=asyncio.Event)
@@ -147,7 +149,10 @@ class GatewayState:
 
     def charge(self, seconds: float) -> None:
         """Count CPU that a connection has taken that is not authenticated; less than 0 gives back."""
-        self.strangers.charge(seconds, time.monotonic())
+        now = time.monotonic()
+        self.strangers.charge(seconds, now)
+        if seconds < 0 and self.strangers.delay(now) <= 0:
+            self.on_room()
 
     def _crowd(self, peer: Peer) -> Crowd[Peer]:
         return self.admin if peer.is_admin else self.pending

@@ -219,6 +219,20 @@ async def test_newcomers_wait_while_strangers_have_used_up_their_share() -> None
         other.close()
 
 
+async def test_newcomers_are_let_in_as_soon_as_those_before_them_are_authenticated() -> None:
+    def answer(recorder: Recorder, _: bytes) -> None:
+        recorder.socket.authenticated("ada")
+
+    async with serving(user="", answer=answer, pending_cpu=1e-7, pending_burst=0.0) as server:
+        before = held_up()
+        first, _ = await server.open()  # which counts for an hour
+        newcomer = await server.raw()
+        await newcomer.send(request("GET /v1", UPGRADE))
+        await until(lambda: held_up() > before)
+        await first.send(frame(Opcode.TEXT, b"hello"))
+        assert (await newcomer.read_head()).startswith(b"HTTP/1.1 101 ")
+
+
 async def test_a_user_who_has_used_up_the_share_counts_as_a_stranger() -> None:
     async with serving(answer=silence, pending_cpu=0.001, pending_burst=0.1) as server:
         for _ in range(3):

@@ -48,6 +48,9 @@ _IN_FILES: Final[Mapping[str, str]] = MappingProxyType(
 """The variables of secrets that may be in a file, and the name of that file among systemd's credentials."""
 
 
+_SECRET_FILE_BYTES: Final = 1024 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
     """A source of settings: its values by environment variable, and its description for messages."""
@@ -110,6 +113,10 @@ def _sources(config: Path | None, options: Mapping[str, Any]) -> list[_Source]:
     ]
     if config is not None:
         sources.append(_Source.of_names(_toml(config), f" in {config}"))
+    for source in sources:
+        for variable, value in source.values.items():
+            if not _is_unicode(value):
+                raise BadSettings(source.problem(variable, "this is not UTF-8"))
     for variable, credential in _IN_FILES.items():
         if secret := _secret_file(variable, credential, ChainMap(*(source.values for source in sources))):
             sources.append(secret)
@@ -153,7 +160,12 @@ def _secret_file(variable: str, credential: str, values: Mapping[str, Any]) -> _
         if not (file.is_absolute() and file.exists()):
             return None
     try:
-        return _Source({variable: Path(str(file)).read_text().strip()}, f" in {file}")
+        # It may be a pipe, whose size is not known, or a device that never ends.
+        with Path(str(file)).open("rb") as opened:
+            content = opened.read(_SECRET_FILE_BYTES + 1)
+        if len(content) > _SECRET_FILE_BYTES:
+            raise BadSettings(f"{file}: it has more than {_SECRET_FILE_BYTES} bytes, which is no secret")
+        return _Source({variable: content.decode().strip()}, f" in {file}")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from None
 
@@ -177,6 +189,15 @@ def _toml(path: Path) -> Mapping[str, Any]:
     if _has_nul(found):
         raise BadSettings(f"{path}: it contains a NUL character, which no setting can have")
     return found
+
+
+def _is_unicode(value: object) -> bool:
+    """Whether the bytes of a variable or an option are UTF-8. Python keeps others as halves of surrogate pairs."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _has_nul(value: object) -> bool:

@@ -40,6 +40,7 @@ from daemon.settings.values import (
     Count,
     Name,
     Seconds,
+    SecondsOrOff,
     Share,
     check_hosts,
     check_jwks,
@@ -47,6 +48,7 @@ from daemon.settings.values import (
     check_proxies,
     check_secret,
     check_secrets,
+    check_subject,
     expand_all,
     lower,
     read_address,
@@ -216,7 +218,7 @@ class BaseRowcastSettings(BaseSettings):
     nats_url_file: Path | None = Field(
         None, description="file that contains them; if neither is set, $CREDENTIALS_DIRECTORY/nats_url"
     )
-    nats_prefix: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+    nats_prefix: Annotated[str, Field(max_length=64), AfterValidator(check_subject)] = Field(
         "rowcast", description="first part of all NATS subjects: one for each database"
     )
     nats_content: Literal["inline", "topic"] = Field(
@@ -258,10 +260,8 @@ class BaseRowcastSettings(BaseSettings):
     )
     poll_every: Seconds = Field(1.0, description="polling interval when no notification arrives (seconds)")
     heartbeat: Seconds = Field(20.0, description="interval between two `head` frames to a client (seconds)")
-    canary_every: float = Field(
+    canary_every: SecondsOrOff = Field(
         0.0,
-        ge=0,
-        allow_inf_nan=False,
         description="interval between two canary rows, which time the whole path (seconds); 0 turns them off",
     )
     order_commit: Annotated[Literal["async", "sync"], BeforeValidator(lower)] = Field(
@@ -284,8 +284,8 @@ class BaseRowcastSettings(BaseSettings):
     )
     lock_timeout: Seconds = Field(5.0, description="seconds that the DDL waits for a lock before it gives up")
     connect_attempts: Count = Field(5, description="number of attempts to reach the database at startup")
-    drain_seconds: float = Field(
-        5.0, ge=0, allow_inf_nan=False, description="seconds that clients have to disconnect when the daemon stops"
+    drain_seconds: SecondsOrOff = Field(
+        5.0, description="seconds that clients have to disconnect when the daemon stops"
     )
     queue_bytes: Count = Field(
         1024 * 1024,
@@ -294,6 +294,7 @@ class BaseRowcastSettings(BaseSettings):
     deflate_bytes: int = Field(
         0,
         ge=0,
+        le=2**40,
         description="smallest frame that is compressed, for clients that offer it (bytes); 0 turns it off",
     )
     max_clients: Count = Field(
@@ -321,7 +322,7 @@ class BaseRowcastSettings(BaseSettings):
     max_topics: Annotated[int, Field(ge=1, le=4096)] = Field(
         128, description="maximum topics that one connection may follow"
     )
-    max_filter: Annotated[int, Field(ge=256)] = Field(
+    max_filter: Annotated[Count, Field(ge=256)] = Field(
         65_536, description="maximum characters of all filters of one connection"
     )
     max_present: Count = Field(1_000, description="maximum devices that can be present in one topic")
@@ -337,6 +338,7 @@ class BaseRowcastSettings(BaseSettings):
     user_unread_bytes: int = Field(
         128 * 1024 * 1024,
         ge=1024 * 1024,
+        le=2**40,
         description="bytes that all connections of one user to one process may leave unread; beyond that, those with "
         "most are cut",
     )
@@ -355,6 +357,7 @@ class BaseRowcastSettings(BaseSettings):
     transaction_bytes: int = Field(
         32 * 1024 * 1024,
         ge=1024 * 1024,
+        le=2**40,
         description="largest transaction delivered change by change, in bytes of its records; a larger one sends "
         "`reset`",
     )
@@ -364,6 +367,7 @@ class BaseRowcastSettings(BaseSettings):
     recent_bytes: int = Field(
         32 * 1024 * 1024,
         ge=0,
+        le=2**40,
         description="memory for the newest changes, for clients that reconnect (bytes); 0 turns it off",
     )
 

@@ -159,6 +159,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def check_subject(prefix: str) -> str:
+    """Raises ValueError for what cannot be the first part of a NATS subject."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", prefix):
+        raise ValueError("letters, digits, _ and - are needed, in parts that . separates, such as rowcast.shop")
+    return prefix
+
+
 def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     """Raises ValueError for what is not the origin of a page, as browsers write it."""
     for origin in origins:
@@ -212,7 +219,7 @@ def read_duration(value: object) -> object:
     """Turn a number with a unit, such as 90m, into a timedelta. Raises ValueError."""
     if not isinstance(value, str):
         return value
-    written = re.fullmatch(r"(\d{1,6})\s*([smhd])", value.strip().lower())
+    written = re.fullmatch(r"([0-9]{1,6})\s*([smhd])", value.strip().lower())
     if written is None:
         raise ValueError("this is not a duration: write 90m, 12h or 7d")
     return int(written[1]) * _UNITS[written[2]]
@@ -225,6 +232,8 @@ def write_duration(duration: timedelta) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+# Postgres keeps milliseconds and limits as integers: what it would not take is refused at the start.
+Seconds = Annotated[float, Field(ge=0.001, le=1_000_000, allow_inf_nan=False)]
+SecondsOrOff = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=2_147_483_647)]
 Share = Annotated[float, Field(gt=0, le=1)]

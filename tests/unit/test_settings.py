@@ -295,6 +295,11 @@ def test_a_secret_file_that_cannot_be_read_is_named(bare: Path, problems: Proble
     assert ["key: cannot be read: this is not UTF-8"] == problems(ROWCAST_SECRET_FILE="key")
 
 
+def test_a_secret_file_that_never_ends_is_refused(problems: Problems) -> None:
+    (problem,) = problems(ROWCAST_SECRET_FILE="/dev/zero")
+    assert problem.startswith("/dev/zero: it has more than ")
+
+
 def test_a_missing_secret_is_a_fault_that_names_the_variables() -> None:
     with pytest.raises(BadSettings, match="set ROWCAST_SECRET or ROWCAST_SECRET_FILE"):
         load().require_secret()
@@ -408,11 +413,30 @@ def test_the_heartbeat_interval_must_be_less_than_its_limit(problems: Problems, 
     )
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", "0.0004", "1e15"])
 def test_seconds_must_be_a_positive_number(problems: Problems, value: str) -> None:
     (problem,) = problems(ROWCAST_POLL_EVERY=value)
     assert problem.startswith("ROWCAST_POLL_EVERY: input should be ")
     assert problem.endswith(f"({Settings.model_fields['poll_every'].description})")
+
+
+@pytest.mark.parametrize("name", ["read_chunk", "snapshot_rows", "transaction_changes", "transaction_bytes"])
+def test_a_number_that_postgres_would_not_take_is_refused_at_the_start(problems: Problems, name: str) -> None:
+    variable = f"ROWCAST_{name.upper()}"
+    (problem,) = problems(**{variable: str(2**63)})
+    assert problem.startswith(f"{variable}: input should be less than or equal to ")
+
+
+@pytest.mark.parametrize("prefix", ["*", "a b", ">", "a.", ".a", "é", "a\r\nPUB x 1"])
+def test_a_prefix_that_is_no_nats_subject_is_refused(problems: Problems, prefix: str) -> None:
+    (problem,) = problems(ROWCAST_NATS_PREFIX=prefix)
+    assert problem.startswith("ROWCAST_NATS_PREFIX: letters, digits, _ and - are needed")
+    assert "rowcast.shop-2" == load(nats_prefix="rowcast.shop-2").nats_prefix
+
+
+@pytest.mark.parametrize("variable", ["ROWCAST_ORIGINS", "ROWCAST_SECRET_FILE", "DATABASE_URL", "ROWCAST_LISTEN"])
+def test_a_variable_that_is_not_utf_8_is_refused(problems: Problems, variable: str) -> None:
+    assert [f"{variable}: this is not UTF-8"] == problems(**{variable: os.fsdecode(b"\xff")})
 
 
 def test_words_are_accepted_in_any_case() -> None:

@@ -248,7 +248,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
             insert into rowcast.events (watch, topic, kind, key, record, bytes, actor, grants)
-            select %1$s, %2$s, %3$s, %4$s, v.record, %5$s, nullif(current_setting('rowcast.actor', true), ''), v.gives
+            select %1$s, %2$s, %3$s, %4$s, v.record, %5$s, left(nullif(current_setting('rowcast.actor', true), ''), 250), v.gives
             from (
                 select t.topic, k.key, %6$s as record, g.gives
                 from %7$s cross join lateral (select %8$s from (select r.*) as r) as g (gives)
@@ -292,7 +292,7 @@ as $$
                    case when t.n > cardinality(version.old) and v.record is null then '{}'::json else %10$s end,
                    v.record, %12$s,
                    case when t.n > cardinality(version.old) and t.topic = any (version.old) then version.changed end,
-                   nullif(current_setting('rowcast.actor', true), ''),
+                   left(nullif(current_setting('rowcast.actor', true), ''), 250),
                    %16$s
             from %2$s
             cross join lateral (select (%3$s) and %5$s as old, (%4$s) and %6$s as new) as live
@@ -346,7 +346,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     select format($body$
             insert into rowcast.events (watch, topic, kind, key, actor, revokes)
-            select %1$s, t.topic, %2$s, %3$s, nullif(current_setting('rowcast.actor', true), ''), g.gives
+            select %1$s, t.topic, %2$s, %3$s, left(nullif(current_setting('rowcast.actor', true), ''), 250), g.gives
             from %4$s cross join lateral (select %5$s from (select r.*) as r) as g (gives)
             cross join lateral (select %6$s from (select r.*) as r) as t (topic)
             cross join lateral %7$s

@@ -256,6 +256,17 @@ async def test_an_application_can_name_the_actor(notes: Connection) -> None:
     assert "ada" == (await event(notes))["actor"]
 
 
+async def test_an_actor_of_any_length_makes_no_event_large(notes: Connection) -> None:
+    async with notes.transaction():
+        await notes.execute("select set_config('rowcast.actor', repeat('é', 1000000), true)")
+        await notes.execute("insert into app.notes (id, room, body) values (1, 'a', 'x')")
+        assert "é" * 250 == (await event(notes))["actor"]
+        await notes.execute("update app.notes set body = 'y'")
+        assert "é" * 250 == (await event(notes))["actor"]
+        await notes.execute("delete from app.notes")
+        assert "é" * 250 == (await event(notes))["actor"]
+
+
 async def test_times_are_published_in_utc_whatever_the_writers_time_zone(sql: Connection) -> None:
     await sql.execute("create schema app; create table app.t (id integer primary key, at timestamptz)")
     await sql.execute("select rowcast.watch('app.t', $$'t'$$, '{id,at}')")

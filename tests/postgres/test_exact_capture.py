@@ -218,6 +218,25 @@ async def test_a_row_that_merge_updates_behind_one_that_it_inserts_is_not_taken_
     assert found >= {("c", "leave", '{"id":3}'), ("b", "insert", '{"id":3}'), ("a", "insert", '{"id":2}')}
 
 
+async def test_row_triggers_capture_what_moves_to_another_partition_by_merge(sql: Connection) -> None:
+    if await sql.fetchval("select current_setting('server_version_num')::int < 150000"):
+        return  # it has no MERGE
+    await sql.execute("""
+        create schema app;
+        create table app.notes (id integer, room text, primary key (id, room)) partition by list (room);
+        create table app.a partition of app.notes for values in ('a');
+        create table app.b partition of app.notes for values in ('b');
+        select rowcast.watch('app.notes', 'r.room', '{id}', '{id,room}', per_row => true);
+        insert into app.notes values (1, 'a');
+    """)
+    await events(sql)
+    await sql.execute("""
+        merge into app.notes as n using (values (1)) as s (id) on n.id = s.id when matched then update set room = 'b'
+    """)
+    found = {(topic, kind, key) for topic, kind, key, _ in await events(sql)}
+    assert {("a", "delete", '{"id":1,"room":"a"}'), ("b", "insert", '{"id":1,"room":"b"}')} == found
+
+
 async def test_a_row_that_a_rule_on_a_foreign_key_updates_again_ends_as_the_table_has_it(sql: Connection) -> None:
     await sql.execute("""
         create schema app;

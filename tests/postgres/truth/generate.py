@@ -25,6 +25,8 @@ class Theme:
     lookups: float = 0.0
     per_row: float = 0.0
     shadows: float = 0.0
+    trees: float = 0.0
+    rules: int = 0
     transactions: int = 4
     among: str = "all"
     shape: str = ""  # the one that odd tables have
@@ -39,6 +41,7 @@ THEMES: Final = {
     "names": Theme(tables=2, names=0.7, triggers=1, settings=1, transactions=3),
     "shapes": Theme(tables=2, shapes=0.8, triggers=1, transactions=5),
     "deferrable": Theme(shapes=1.0, triggers=1, calls=0.2, keys=0.2, shape="deferrable"),
+    "trees": Theme(tables=2, trees=0.8, rules=2, triggers=1, keys=0.15, transactions=5),
     "keys": Theme(keys=0.8, types=0.3, settings=3, shapes=0.2, transactions=5),
     "roles": Theme(tables=2, roles=0.8, lookups=0.6, triggers=1, settings=2, shadows=0.5),
     "all": Theme(2, 0.3, 0.4, 0.3, 0.3, 2, 0.1, 3, 0.4, 0.3, 0.15, 0.2, 5),
@@ -56,6 +59,7 @@ def make(theme_name: str, seed: int) -> Case:
         shapes=theme.shapes,
         among=theme.among,
         shape=theme.shape,
+        trees=theme.trees,
     )
     tables = [maker.table(0)]
     for number in range(1, dice.randint(1, theme.tables)):
@@ -73,12 +77,13 @@ def make(theme_name: str, seed: int) -> Case:
         for t in tables
         if t is tables[0] or dice.random() < 0.8
     )
-    writes = Writes(dice, tables, calls=theme.calls)
+    writes = Writes(dice, tables, calls=theme.calls, shifts=theme.trees > 0)
     nests = writes.functions() if theme.calls else []
     nests += [
         writes.trigger(number)
         for number in range(dice.randint(min(theme.triggers, 1), theme.triggers) if theme.triggers else 0)
     ]
+    nests += [writes.rule(number) for number in range(dice.randint(0, theme.rules) if theme.rules else 0)]
     known = TEXT_SETTINGS if theme.among == "sensitive" else TEXT_SETTINGS + OTHER_SETTINGS
     session = dice.sample(known, dice.randint(theme.settings // 2, theme.settings))
     if dice.random() < theme.roles:

@@ -42,13 +42,23 @@ class Tables:
     """Makes tables. `odd` is how likely a name, a type, a shape is an odd one."""
 
     def __init__(
-        self, dice: random.Random, *, names: float, types: float, keys: float, shapes: float, among: str, shape: str
+        self,
+        dice: random.Random,
+        *,
+        names: float,
+        types: float,
+        keys: float,
+        shapes: float,
+        among: str,
+        shape: str,
+        trees: float,
     ) -> None:
         self.dice = dice
         self.names = names
         self.types = types
         self.keys = keys
         self.shapes = shapes
+        self.trees = trees
         self.among = {"sensitive": SENSITIVE, "own": OWN}.get(among, (*BUILT_IN, *OWN))
         self._odd_shapes = (shape,) if shape else ("partitioned", "inherited", "deferrable", "unlogged")
         self._taken: set[str] = set()
@@ -75,6 +85,8 @@ class Tables:
         extra = self._generated(table)
         if parent and self.chance(0.7):
             extra += self._reference(table, parent)
+        if self.trees and self.chance(self.trees):
+            extra += self._tree(table)
         self.dice.shuffle(columns)
         self._shape(table, extra)
         return table
@@ -135,6 +147,20 @@ class Tables:
         timing = self.dice.choice(("", "deferrable initially deferred"))
         return [
             f"{column.quoted} {column.type.sql} references {parent.relation} ({parent.key[0].quoted})"
+            f" on delete {deletion} on update {update} {timing}"
+        ]
+
+    def _tree(self, table: Table) -> list[str]:
+        """Rows that refer to rows of the same table, which a change of their keys changes, too."""
+        if len(table.key) > 1 or table.key[0].type.sql == "own.moody":  # as in _reference()
+            return []
+        column = Column(self._name("up"), table.key[0].type, table.key[0].values)
+        table.columns.append(column)
+        deletion = self.dice.choice(("cascade", "set null", "set default"))
+        update = self.dice.choice(("cascade", "cascade", "set null", "set default"))
+        timing = self.dice.choice(("", "deferrable initially deferred"))
+        return [
+            f"{column.quoted} {column.type.sql} references {table.relation} ({table.key[0].quoted})"
             f" on delete {deletion} on update {update} {timing}"
         ]
 

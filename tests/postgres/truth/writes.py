@@ -13,13 +13,26 @@ ISOLATION: Final = ("read committed", "read committed", "read committed", "repea
 
 
 class Writes:
-    """Makes statements that write to tables. `calls` is how likely an expression is a function that writes."""
+    """Makes statements that write to tables. `calls` is how likely an expression is a function that writes.
 
-    def __init__(self, dice: random.Random, tables: Sequence[Table], *, calls: float, plain: bool = False) -> None:
+    With `shifts` all keys of a table may move at once.
+    """
+
+    def __init__(
+        self,
+        dice: random.Random,
+        tables: Sequence[Table],
+        *,
+        calls: float,
+        plain: bool = False,
+        shifts: bool = False,
+    ) -> None:
         self.dice = dice
         self.tables = tables
         self.calls = calls
         self.plain = plain
+        self.shifts = shifts
+        self._ruled: set[str] = set()  # Postgres refuses upserts, MERGE and writes in WITH there
         self.returning = True
 
     def chance(self, probability: float) -> bool:
@@ -51,9 +64,10 @@ class Writes:
                 rows[tuple(v for v, c in zip(values, columns, strict=True) if c in table.key)] = (
                     f"({', '.join(values)})"
                 )
+            upserts = not table.deferrable and table.relation not in self._ruled
             statements.append(
                 f"insert into {table.relation} ({', '.join(c.quoted for c in columns)})"
-                f" values {', '.join(rows.values())}" + ("" if table.deferrable else " on conflict do nothing")
+                f" values {', '.join(rows.values())}" + (" on conflict do nothing" if upserts else "")
             )
         return Transaction(tuple(statements))
 
@@ -90,7 +104,7 @@ class Writes:
         )
 
     def _conflict(self, table: Table, target: str) -> str:
-        if table.deferrable or target in table.views or self.chance(0.3):
+        if table.deferrable or target in table.views or table.relation in self._ruled or self.chance(0.3):
             return ""
         others = [column for column in table.written if column not in table.key]
         if self.chance(0.4) or not others:
@@ -103,6 +117,9 @@ class Writes:
 
     def update(self, table: Table, target: str) -> str:
         first = table.key[0]
+        if self.shifts and first.type is INTEGER and not table.child and self.chance(0.3):
+            step = self.dice.choice(("+ 10", "- 10", "+ 1", "* 7"))
+            return f"update {target} set {first.quoted} = {first.quoted} {step}{self._where(table, target)}"
         if table.deferrable and first.type is INTEGER and self.chance(0.5):
             swapped = self.dice.choice((f"5 - {first.quoted}", "1", "2", "3"))
             return f"update {target} set {first.quoted} = {swapped}{self._where(table, target)}"
@@ -123,7 +140,7 @@ class Writes:
         return f"delete from {target}{self._where(table, target)}{self._returning(table)}"
 
     def merge(self, table: Table, target: str) -> str:
-        if target in table.views:
+        if target in table.views or table.relation in self._ruled:
             return self.update(table, target)
         columns = self._columns(table)
         names = ", ".join(column.quoted for column in columns)
@@ -141,6 +158,8 @@ class Writes:
         )
 
     def with_writes(self, table: Table, target: str) -> str:
+        if table.relation in self._ruled:
+            return self.update(table, target)
         other = self.dice.choice(self.tables)
         first = self.dice.choice((self.delete, self.update, self.insert))(table, target).partition(" returning ")[0]
         second = self.dice.choice((self.update, self.delete, self.insert))(other, self.dice.choice(other.targets))
@@ -237,6 +256,22 @@ class Writes:
             "    end if;\n    return given;\nend $f$"
             for number in range(2)
         ]
+
+    def rule(self, number: int) -> str:
+        """A rule that writes besides, or instead of, what a statement says."""
+        table = self.dice.choice(self.tables)
+        event = self.dice.choice(("insert", "update", "delete"))
+        row = "old" if event == "delete" else "new"
+        condition = self.dice.choice(("", f" where {row}.{table.room.quoted} = 'a'" if table.room else ""))
+        does = self.dice.choice(("also", "also", "instead"))
+        other = self.dice.choice(self.tables)
+        which = " and ".join(f"w.{c.quoted} = {row}.{c.quoted}" for c in table.key)
+        columns = [c for c in table.written if c not in table.key] or table.written
+        column = self.dice.choice(columns)
+        same = f"update {table.relation} as w set {column.quoted} = {self._value(table, column, '')} where {which}"
+        action = same if event != "update" and self.chance(0.5) else self.statement_for_code(other)
+        self._ruled.add(table.relation)
+        return f"create rule r{number} as on {event} to {table.relation}{condition} do {does} {action}"
 
     def trigger(self, number: int) -> str:
         """A trigger of any kind whose function writes, changes the row, or cancels the write."""

@@ -46,7 +46,14 @@ def up(options: Options, *, data_dir: Path | None, listen: str | None, demo: boo
 def tail(options: Options, *, topic: str, as_json: bool, since: str | None, data_dir: Path | None) -> None:
     """Print the changes of TOPIC as they happen. They come straight from the log."""
     from daemon.commands.tail import tail
+    from daemon.core.change import MAX_TOPIC, can_be_named
 
+    if not can_be_named(topic):
+        raise click.BadParameter(
+            f"no topic can have this name: it has at most {MAX_TOPIC} characters, without blanks and control "
+            "characters, and does not begin with *",
+            param_hint="TOPIC",
+        )
     settings = options.having(data_dir=data_dir).quiet().local_settings
     run(settings, tail(settings, topic, as_json=as_json, since=since))
 

@@ -130,7 +130,15 @@ def _validated(sources: Sequence[_Source]) -> Settings:
     except ValidationError as error:
         # Raised below, outside this block: a chained error would contain the input, which may be a secret.
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-    raise BadSettings(*(_describe(problem, sources) for problem in problems))
+    wrong = {problem["loc"][0] for problem in problems if problem["loc"] and problem["type"] != "too_short"}
+    raise BadSettings(
+        *(
+            _describe(problem, sources)
+            for problem in problems
+            # A list whose only item is wrong counts as empty besides.
+            if problem["type"] != "too_short" or problem["loc"][0] not in wrong
+        )
+    )
 
 
 def _describe(problem: ErrorDetails, sources: Sequence[_Source]) -> str:

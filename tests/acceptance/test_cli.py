@@ -100,6 +100,8 @@ async def test_the_ddl_can_be_printed_without_a_database() -> None:
         (("--apply-ddl",), {"POSTGRES_PORT": "tcp://10.0.0.1:5432"}, 78, "POSTGRES_PORT"),
         ((), {"DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:9/x"}, 10, "Nothing answers at 127.0.0.1:9"),
         (("tail", "users"), {}, 78, "No database is configured"),
+        (("tail", "*"), {}, 2, "no topic can have this name"),
+        (("tail", "two words"), {}, 2, "no topic can have this name"),
         (("token", "--user", "ada"), {"ROWCAST_SECRET": "short"}, 78, "ROWCAST_SECRET"),
         (("token", "--user", "ada", "--ttl", "soon"), {}, 2, "--ttl"),
         (("token", "--user", ""), {}, 2, "--user"),

@@ -395,7 +395,7 @@ def test_all_means_every_bundled_pack() -> None:
 
 @pytest.mark.parametrize("text", ["a,,b", "A", "1a", "a-b", "[1", '["a"', "x" * 64])
 def test_an_invalid_pack_name_is_refused(problems: Problems, text: str) -> None:
-    (problem, *_) = problems(ROWCAST_PACKS=text)
+    (problem,) = problems(ROWCAST_PACKS=text)
     assert problem.startswith("ROWCAST_PACKS: ")
 
 

@@ -287,11 +287,11 @@ as $$
                    case when t.n <= cardinality(version.old)
                         then case%9$s when live.new then 'leave'::rowcast.kind else 'delete'::rowcast.kind end
                         when v.record is null then 'limit'::rowcast.kind
-                        when t.topic = any (version.old) then 'update'::rowcast.kind
+                        when %17$s then 'update'::rowcast.kind
                         when live.old or not (%3$s) then 'insert'::rowcast.kind else 'restore'::rowcast.kind end,
                    case when t.n > cardinality(version.old) and v.record is null then '{}'::json else %10$s end,
                    v.record, %12$s,
-                   case when t.n > cardinality(version.old) and t.topic = any (version.old) then version.changed end,
+                   case when t.n > cardinality(version.old) and %17$s then version.changed end,
                    left(nullif(current_setting('rowcast.actor', true), ''), 250),
                    %16$s
             from %2$s
@@ -299,12 +299,12 @@ as $$
             cross join lateral (select
                 case when live.old then (select %7$s from (select o.*) as r) else '{}' end as old,
                 case when live.new then (select %7$s from (select n.*) as r) else '{}' end as new,
-                array_remove(array[%14$s], null) as changed offset 0) as version
+                array_remove(array[%14$s], null) as changed offset 0) as version%19$s
             cross join lateral (%8$s) as rights
             cross join lateral unnest(version.old || version.new) with ordinality as t (topic, n)
             cross join lateral (select %11$s) as e cross join lateral %13$s left join lateral %15$s on true
-            where case when t.n <= cardinality(version.old) then t.topic <> all (version.new)
-                       else not t.topic = any (version.old) or version.changed <> '{}' or rights.changed end
+            where case when t.n <= cardinality(version.old) then not %18$s
+                       else not %17$s or version.changed <> '{}' or rights.changed end
             order by t.n > cardinality(version.old);$body$,
         watched.id,                                                         --  1
         pairs,                                                              --  2
@@ -326,7 +326,14 @@ as $$
         s.changed,                                                          -- 14
         rowcast.record_row(facts, 'n', watched.columns, watched.key, 't.n > cardinality(version.old)'),  -- 15
         case when watched.revokes is null then 'null::jsonb, null::jsonb' else 'case when rights.changed and '
-            't.n > cardinality(version.old) then rights.new end, case when rights.changed then rights.old end' end)  -- 16
+            't.n > cardinality(version.old) then rights.new end, case when rights.changed then rights.old end' end,  -- 16
+        format(s.is_in, 'old'),                                             -- 17
+        format(s.is_in, 'new'),                                             -- 18
+        case when s.may_be_many then $q$
+            cross join lateral (select
+                case when cardinality(version.old) > 100 then jsonb_object(version.old, version.old) end as old,
+                case when cardinality(version.new) > 100 then jsonb_object(version.new, version.new) end as new
+                offset 0) as sets$q$ end)                                   -- 19
     from (select rowcast.long_key(facts, watched.key) as long_key,
                  -- Two values with the same binary image read the same, whatever their type and collation.
                  (select string_agg(format(
@@ -334,7 +341,13 @@ as $$
                            then 'case when o.%1$I is distinct from n.%1$I then %2$L::name end'
                            else 'case when record_image_ne(row(o.%1$I), row(n.%1$I)) then %2$L::name end' end, u.name, u.name),
                       ', ' order by u.n)
-                  from unnest(watched.columns) with ordinality as u (name, n)) as changed) as s
+                  from unnest(watched.columns) with ordinality as u (name, n)) as changed,
+                 m.may_be_many,
+                 -- Looking each of many topics up in an array would take the square of their number.
+                 case when m.may_be_many
+                      then '(case when sets.%1$s is null then t.topic = any (version.%1$s) else sets.%1$s ? t.topic end)'
+                      else 't.topic = any (version.%1$s)' end as is_in
+          from (select topics not like 'array_remove(array[%' as may_be_many) as m) as s
 $$;
 
 -- The statement that captures deleted rows, which are those of the relation `r`.

@@ -178,6 +178,20 @@ async def test_a_topic_expression_may_give_several_topics(sql: Connection) -> No
     assert [("b", "delete", 1), ("c", "delete", 1)] == await events(sql)
 
 
+async def test_a_row_may_be_in_any_number_of_topics(sql: Connection) -> None:
+    await sql.execute("create schema app; create table app.t (id integer primary key, first integer, v text)")
+    topics = "array(select 'user:' || u from generate_series(r.first, r.first + 2999) as u)"
+    await sql.execute("select rowcast.watch('app.t', $1, '{id,v}')", topics)
+    await sql.execute("insert into app.t values (1, 0, 'a')")
+    await sql.execute("truncate rowcast.events")
+    await sql.execute("update app.t set v = 'b'")
+    await sql.execute("update app.t set first = 2000")
+    found = await sql.fetch(
+        "select kind::text, count(*) as n, count(distinct topic) as topics from rowcast.events group by 1"
+    )
+    assert {("update", 3000, 3000), ("leave", 2000, 2000), ("insert", 2000, 2000)} == {tuple(row) for row in found}
+
+
 async def test_writes_that_name_a_partition_are_captured_as_the_whole_table(sql: Connection) -> None:
     await sql.execute("""
         create schema app;

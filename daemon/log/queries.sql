@@ -278,15 +278,16 @@ from (
 -- name: changes_of_topics
 -- The same for some topics. Topic by topic, at most $4 of each. Topic and seq are compared as one row, which only their
 -- common index can answer: otherwise, where one topic makes up most of the log, the planner may walk the whole log by
--- seq, once for each topic.
+-- seq, once for each topic. What that index leads to is not looked up again, as rowcast.changes would.
+-- Where there are no tombstones, which is nearly always, nobody looks for one of each row.
 -- `large` is true in a transaction of more than $5 changes: numbers are dense within a transaction, so the change $5
 -- before its end is part of it too. Not `exists`, which the planner may answer by reading the whole log.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 limit bigint   $5 max changes of a transaction bigint
 -- $6 max bytes bigint   $7 large bytes bigint
 with chunk as materialized (
-    select c.seq from unnest($3::text []) as t (topic)
+    select c.* from unnest($3::text []) as t (topic)
     cross join lateral (
-        select l.seq from rowcast.log as l
+        select l.seq, l.tx_end, l.xid, l.event_id, l.topic, l.tx_bytes from rowcast.log as l
         where (l.topic, l.seq) > (t.topic, $1) and (l.topic, l.seq) <= (t.topic, $2) order by l.topic, l.seq limit $4
     ) as c
     order by c.seq limit $4
@@ -296,18 +297,41 @@ select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topi
        c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes, c.bytes > $7 as is_large,
        (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) as large
 from (
-    select o.*, sum(o.bytes) over (order by o.seq rows unbounded preceding) - o.bytes as bytes_before
-    from chunk cross join lateral (select e.* from rowcast.changes as e where e.seq = chunk.seq offset 0) as o
+    select l.seq, l.tx_end, l.topic, l.tx_bytes, e.tx, e.at, e.schema_name, e.table_name, e.model, e.kind, e.key, e.changed,
+           e.actor, e.revokes, e.revokes_user, e.revokes_topic, s.content, s.bytes,
+           sum(s.bytes) over (order by l.seq rows unbounded preceding) - s.bytes as bytes_before
+    from chunk as l
+    cross join lateral (select o.* from rowcast.contents as o where o.xid = l.xid and o.id = l.event_id offset 0) as e
+    cross join lateral (
+        select (select exists (select from rowcast.tombstones)) and exists (
+            select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key and t.seq > l.seq
+        ) as deleted
+        offset 0
+    ) as d
+    cross join lateral (
+        select case when not d.deleted then e.content end as content, case when d.deleted then 0 else e.bytes end as bytes
+    ) as s
 ) as c where c.bytes_before < $6 order by c.seq;
 
 -- name: rest_of_transaction
--- The part of a transaction that a chunk cut off. Both ends are given, so the planner knows how small it is.
+-- The part of a transaction that a chunk cut off. Both ends are given, so the planner knows how small it is. Tombstones as
+-- above.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[], null for all   $4 large bytes bigint
-select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key,
-       case when c.bytes <= $4 then c.content end as record,
-       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.bytes > $4 as is_large
-from rowcast.changes as c
-where c.seq > $1 and c.seq <= $2 and ($3::text [] is null or c.topic = any ($3)) order by c.seq;
+select l.seq, l.tx_end, e.tx, e.at, e.schema_name, e.table_name, e.model, l.topic, e.kind, e.key,
+       case when s.bytes <= $4 then s.content end as record,
+       e.changed, e.actor, e.revokes, e.revokes_user, e.revokes_topic, s.bytes, s.bytes > $4 as is_large
+from rowcast.log as l
+cross join lateral (select o.* from rowcast.contents as o where o.xid = l.xid and o.id = l.event_id offset 0) as e
+cross join lateral (
+    select (select exists (select from rowcast.tombstones)) and exists (
+        select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key and t.seq > l.seq
+    ) as deleted
+    offset 0
+) as d
+cross join lateral (
+    select case when not d.deleted then e.content end as content, case when d.deleted then 0 else e.bytes end as bytes
+) as s
+where l.seq > $1 and l.seq <= $2 and ($3::text [] is null or l.topic = any ($3)) order by l.seq;
 
 -- name: outlines
 -- Records with their long values replaced by empty ones of their type, and the names of these, as JSON. What is long: most

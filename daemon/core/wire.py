@@ -405,20 +405,15 @@ def change(change: Change) -> bytes:
 
 
 def _change(change: Change) -> str:
-    seq, tx, at, _, table, _, kind, key, record, changed, actor, *_ = change
-    # Joined, since formatting a member of an enumeration takes as long as all the rest.
-    left = kind is Kind.LEAVE
-    text = f'{{"seq":{seq},"tx":"{tx}","at":"{at}","table":{_name(table)},"kind":"' + ("delete" if left else kind)
-    text += f'","key":{key}'
-    if left:
-        text += ',"left":true'
+    seq, tx, at, _, table, _, kind, key, record, changed, actor, _, _, _, _ = change
+    rest = ',"left":true' if kind is Kind.LEAVE else ""
     if record is not None:
-        text += f',"record":{record}'
+        rest += f',"record":{record}'
     if changed:
-        text += f',"changed":{_json(changed)}'
+        rest += f',"changed":{_json(changed)}'
     if actor is not None:
-        text += f',"meta":{_json({"actor": actor})}'
-    return text + "}"
+        rest += f',"meta":{_json({"actor": actor})}'
+    return f'{{"seq":{seq},"tx":"{tx}","at":"{at}","table":{_name(table)},"kind":{_KINDS[kind]},"key":{key}{rest}}}'
 
 
 def _json(value: object) -> str:
@@ -427,3 +422,5 @@ def _json(value: object) -> str:
 
 _text = encode_basestring  # a string as JSON, as `_json` makes it, in a third of the time
 _name = lru_cache(1000)(_json)  # there are few tables
+# Formatting a member of an enumeration takes as long as all the rest.
+_KINDS: Final = {kind: _json("delete" if kind is Kind.LEAVE else kind.value) for kind in Kind}

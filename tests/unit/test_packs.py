@@ -25,6 +25,7 @@ from daemon.packs import (
 
 ID = "01JH000000MSG0000000000001"
 OTHER_ID = "01JH000000CHAN00000GENERA1"
+LONG = 2**16
 
 
 class Note(Row):
@@ -139,6 +140,36 @@ def test_a_table_may_be_checked_by_the_model_of_another() -> None:
 def test_a_key_holds_exactly_the_key_columns(key: object, reason: str) -> None:
     assert reason == PACK.problem(change(Kind.DELETE, table="links", key=key))
     assert reason == PACK.problem(change(Kind.INSERT, table="links", key=key, record=LINK))
+
+
+class Named(Row):
+    key: ClassVar[tuple[str, ...]] = ("name", "number")
+
+    name: str
+    number: int
+    size: int
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "reason"),
+    [
+        ('{"name":"ada","number":5}', "ada", None),
+        ('{"number": 5, "name": "ada"}', "ada", None),
+        ('{"name":"a\\"d\\\\a","number":5}', 'a"d\\a', None),
+        ('{"name":"a\\\\","number":5}', "a\\", None),
+        ('{"name":"bob","number":6}', "ada", None),  # of another row, but one that may be a key
+        ('{"name":"a","size":"b","number":5}', 'a","size":"b', "key: extra_forbidden"),
+        ('{"name":"a","number":5,"size":1}', "a", "key: extra_forbidden"),
+        ('{"name":"ada","number":"5"}', "ada", "key: int_type number"),
+        ('{"name":"ada"}', "ada", "key: missing number"),
+    ],
+)
+def test_a_key_is_valid_whether_or_not_it_looks_like_that_of_its_record(
+    key: str, name: str, reason: str | None
+) -> None:
+    pack = Pack(name="sample", tables={"named": Named}, topics=("named",))
+    written = change(Kind.INSERT, table="named", key=key, record={"name": name, "number": 5, "size": 1})
+    assert reason == pack.problem(written)
 
 
 @pytest.mark.parametrize(

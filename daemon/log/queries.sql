@@ -281,7 +281,8 @@ from (
 -- seq, once for each topic. What that index leads to is not looked up again, as rowcast.changes would.
 -- Where there are no tombstones, which is nearly always, nobody looks for one of each row.
 -- `large` is true in a transaction of more than $5 changes: numbers are dense within a transaction, so the change $5
--- before its end is part of it too. Not `exists`, which the planner may answer by reading the whole log.
+-- before its end is part of it too. It is looked up only for the first change of a transaction, and only if so many numbers
+-- fit behind the transaction before. Not `exists`, which the planner may answer by reading the whole log.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 limit bigint   $5 max changes of a transaction bigint
 -- $6 max bytes bigint   $7 large bytes bigint
 with chunk as materialized (
@@ -295,9 +296,9 @@ with chunk as materialized (
 select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key,
        case when c.bytes <= $7 then c.content end as record,
        c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes, c.bytes > $7 as is_large,
-       (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) as large
+       case when c.span > $5 then (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) end as large
 from (
-    select l.seq, l.tx_end, l.topic, l.tx_bytes, e.tx, e.at, e.schema_name, e.table_name, e.model, e.kind, e.key, e.changed,
+    select l.seq, l.tx_end, l.topic, l.tx_bytes, l.tx_end - lag(l.tx_end, 1, 0::bigint) over (order by l.seq) as span, e.tx, e.at, e.schema_name, e.table_name, e.model, e.kind, e.key, e.changed,
            e.actor, e.revokes, e.revokes_user, e.revokes_topic, s.content, s.bytes,
            sum(s.bytes) over (order by l.seq rows unbounded preceding) - s.bytes as bytes_before
     from chunk as l

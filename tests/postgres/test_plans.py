@@ -68,7 +68,7 @@ async def test_a_replay_reads_no_more_than_a_chunk_of_each_topic(log: Connection
     by_topic = [read for index, read in found if "topic" in index]
     assert by_topic
     assert 50 * len(topics) >= sum(by_topic)
-    assert 50 * len(topics) >= sum(read for index, read in found if "topic" not in index)
+    assert 0 == sum(read for index, read in found if "topic" not in index)  # what was found is not looked up again
 
 
 @pytest.mark.parametrize("topics", [["common"], ["nobody"], ["common", "rare", "*chatgenius"]])

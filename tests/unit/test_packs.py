@@ -25,7 +25,6 @@ from daemon.packs import (
 
 ID = "01JH000000MSG0000000000001"
 OTHER_ID = "01JH000000CHAN00000GENERA1"
-LONG = 2**16
 
 
 class Note(Row):

@@ -237,11 +237,10 @@ as $$
     select case when watched.revokes is null then 'null::jsonb' else $q$'{}'::jsonb$q$ end
 $$;
 
--- The statement that captures inserted rows, which are those of the relation `r`. `topic` is an expression over it for one
--- topic or, if `is_array`, for several. Each function in an executed statement costs its writer a part of a microsecond, for
+-- The statement that captures inserted rows, which are those of the relation `r`. Each function in an executed statement costs its writer a part of a microsecond, for
 -- Postgres prepares them anew each time; `offset 0` keeps it from repeating the expressions of `v` where they are used.
 create or replace function rowcast.insert_body(
-    watched rowcast.watched, facts jsonb, topic text, is_array boolean, rights text, source text
+    watched rowcast.watched, facts jsonb, each_topic text, rights text, source text
 ) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -258,17 +257,18 @@ as $$
             ) as v%13$s
             where v.topic is not null;$body$,
         watched.id,
-        case when is_array then 't.topic' else 'v.topic' end,
+        case when s.several then 't.topic' else 'v.topic' end,
         case when s.may_be_null then $q$case when v.record is null then 'limit'::rowcast.kind else 'insert'::rowcast.kind end$q$
              else $q$'insert'$q$ end,
         case when s.may_be_null then $q$case when v.record is null then '{}'::json else v.key end$q$ else 'v.key' end,
         rowcast.bytes_of(facts, watched.columns),
-        s.record, source, rights, topic,
+        s.record, source, rights,
+        case when s.several then substr(each_topic, length('unnest') + 1) else each_topic end,  -- the array in parentheses
         rowcast.key_of(facts, 'r', watched.key),
         rowcast.published(facts, 'r', watched.columns),
         rowcast.live_of('r', watched.soft_delete),
-        case when is_array then ' cross join lateral unnest(v.topic) as t (topic)' else '' end)
-    from (select r.record, r.record like 'case %' as may_be_null
+        case when s.several then ' cross join lateral unnest(v.topic) as t (topic)' else '' end)
+    from (select r.record, r.record like 'case %' as may_be_null, each_topic like 'unnest(%' as several
           from (select rowcast.record_of(facts, 'r', watched.columns, watched.key) as record) as r) as s
 $$;
 
@@ -352,7 +352,7 @@ $$;
 
 -- The statement that captures deleted rows, which are those of the relation `r`.
 create or replace function rowcast.delete_body(
-    watched rowcast.watched, facts jsonb, topic text, rights text, source text
+    watched rowcast.watched, facts jsonb, each_topic text, rights text, source text
 ) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -367,7 +367,7 @@ as $$
         watched.id,
         coalesce('case when ' || s.long_key || $q$ then 'limit'::rowcast.kind else 'delete'::rowcast.kind end$q$, $q$'delete'$q$),
         coalesce('case when ' || s.long_key || $q$ then '{}'::json else k.key end$q$, 'k.key'),
-        source, rights, topic,
+        source, rights, each_topic,
         rowcast.key_of(facts, 'r', watched.key),
         rowcast.live_of('r', watched.soft_delete))
     from (select rowcast.long_key(facts, watched.key) as long_key) as s
@@ -400,8 +400,8 @@ as $$
     )
 $$;
 
--- The body of a capture function. `topics` is an array expression over the row `r`; `only_topic` is its element, null
--- if there may be several; `used` are the columns that anything of it needs. A single format() inserts all names, so that
+-- The body of a capture function. `topics` is an array expression over the row `r`; `each_topic` gives its elements as
+-- rows: `unnest(...)` or, if there is only one, its expression; `used` are the columns that anything of it needs. A single format() inserts all names, so that
 -- no name is parsed as part of the template. Names of columns never collide with these: they are always qualified, and so is a whole
 -- row (`k.*`). An expression sees no other relation than `r`, so it may name columns without it.
 --
@@ -415,7 +415,7 @@ $$;
 -- they always if the key is deferrable: two rows may have it for a while. And in a MERGE into a partitioned table, Postgres 15
 -- may show a row that is updated as the one that was inserted before it: rows without their other version are read again.
 create or replace function rowcast.capture_body(
-    watched rowcast.watched, relation regclass, topics text, only_topic text, used name []
+    watched rowcast.watched, relation regclass, topics text, each_topic text, used name []
 ) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -516,15 +516,15 @@ $body$,
         rowcast.every_right(watched),                                                               --  3
         name,                                                                                       --  4
         used,                                                                                       --  5
-        rowcast.insert_body(watched, facts, coalesce(only_topic, topics), only_topic is null, rights,
+        rowcast.insert_body(watched, facts, each_topic, rights,
                             new_rows || ' as r'),                                                   --  6
         new_rows,                                                                                   --  7
-        rowcast.insert_body(watched, facts, coalesce(only_topic, topics), only_topic is null, rights,
+        rowcast.insert_body(watched, facts, each_topic, rights,
                             format('(select r.* from %s as b cross join lateral %s as r) as r', new_rows, current_row)),  --  8
         is_first,                                                                                   --  9
         update_first,                                                                               -- 10
         update_again,                                                                               -- 11
-        rowcast.delete_body(watched, facts, coalesce(only_topic, format('unnest(%s)', topics)), rights,
+        rowcast.delete_body(watched, facts, each_topic, rights,
                             old_rows || ' as r'),                                                   -- 12
         rowcast.update_body(watched, facts, topics, rights,
                             format('%s as o cross join lateral (select o.*) as b left join lateral %s as n on true',
@@ -1003,7 +1003,7 @@ declare
     w rowcast.watched;
     known rowcast.watched;
     topics text;
-    only_topic text;
+    each_topic text;
     type_ text;
     missing text;
     body text;
@@ -1079,7 +1079,8 @@ begin
         raise exception 'rowcast: a topic is text or text[], this expression gives %', type_ using errcode = 'datatype_mismatch';
     end if;
     -- A single topic needs no array, unless its expression has a subquery, which should run only once.
-    only_topic := case when type_ not like '%[]' and topic !~* '\mselect\M' then format('left((%s)::text, 250)', topic) end;
+    each_topic := case when type_ like '%[]' or topic ~* '\mselect\M' then format('unnest(%s)', topics)
+                       else format('left((%s)::text, 250)', topic) end;
     if revokes is not null then
         type_ := rowcast.type_of(relation, used, revokes);
         if type_ <> 'jsonb' then
@@ -1090,7 +1091,7 @@ begin
     select k.* into known from rowcast.watched as k where (k.schema_name, k.table_name) = (w.schema_name, w.table_name);
     w.id := coalesce(known.id, nextval(pg_get_serial_sequence('rowcast.watched', 'id')));
     w.function_name := left(format('capture_%s_%s', w.id, regexp_replace(lower(w.table_name), '[^a-z0-9_]', '', 'g')), 63);
-    body := rowcast.capture_body(w, relation, topics, only_topic, used);
+    body := rowcast.capture_body(w, relation, topics, each_topic, used);
     settings := rowcast.capture_settings(rowcast.is_simple(relation, used, concat_ws(' ', topic, revokes)));
     w.definition := rowcast.definition_of(body, settings);
     w.snapshot_name := left(regexp_replace(w.function_name, '^capture', 'snapshot'), 63);

@@ -350,12 +350,7 @@ async def replay(bench: Bench) -> Samples:
     """One client replays its whole topic from a daemon that has just started. Figures: rows a second, CPU."""
     samples, form, peer = Samples(), bench.form, Rowcast()
     async with bench.server.database(await peer.template(bench.server)) as dsn:
-        bench.log(f"writing {form.history:,} rows")
-        await insert(dsn, form.history)
-        async with peer.serving(dsn) as service:  # the daemon numbers the rows before it is ready
-            since = await first_position(service)
-        for statement in ("vacuum analyze", "checkpoint"):
-            await data.run(dsn, statement)
+        since = await write_history(bench, dsn, peer)
         for number in range(form.rounds):
             async with peer.serving(dsn) as service, service.clients([[0]], since) as clients:
                 began, used = time.monotonic_ns(), (cpu(service.pid), cpu(bench.server.pid))
@@ -421,6 +416,17 @@ async def metric(service: Service, name: str) -> float:
     page = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read().decode())
     [line] = [line for line in page.splitlines() if line.startswith(f"{name} ")]
     return float(line.split()[1])
+
+
+async def write_history(bench: Bench, dsn: str, peer: Rowcast) -> str:
+    """Write the rows of a replay, and have them numbered. Returns the position before them."""
+    bench.log(f"writing {bench.form.history:,} rows")
+    await insert(dsn, bench.form.history)
+    async with peer.serving(dsn) as service:  # the daemon numbers the rows before it is ready
+        since = await first_position(service)
+    for statement in ("vacuum analyze", "checkpoint"):
+        await data.run(dsn, statement)
+    return since
 
 
 async def first_position(service: Service) -> str:

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import asyncpg
 
 from bench import data
-from bench.experiments import WARM, Bench, closed_loop, first_position, in_turn, insert, metric, opened
+from bench.experiments import WARM, Bench, closed_loop, in_turn, insert, metric, opened, write_history
 from bench.judge import Samples
 from bench.load import Load
 from bench.peers import Rowcast, Service, daemon
@@ -357,12 +357,7 @@ async def replays(bench: Bench) -> Samples:
     """
     samples, form, peer = Samples(), bench.form, Rowcast()
     async with bench.server.database(await peer.template(bench.server)) as dsn:
-        bench.log(f"writing {form.history:,} rows")
-        await insert(dsn, form.history)
-        async with peer.serving(dsn) as service:  # the daemon numbers the rows before it is ready
-            since = await first_position(service)
-        for statement in ("vacuum analyze", "checkpoint"):
-            await data.run(dsn, statement)
+        since = await write_history(bench, dsn, peer)
         for number in range(form.rounds):
             async with serving(bench, 1, database=dsn) as nodes, nodes.gateways[0].clients([[0]], since) as clients:
                 pids = _pids(bench, nodes) | {"gateway_us": nodes.gateways[0].pid}

@@ -237,8 +237,9 @@ as $$
     select case when watched.revokes is null then 'null::jsonb' else $q$'{}'::jsonb$q$ end
 $$;
 
--- The statement that captures inserted rows, which are those of the relation `r`. Each function in an executed statement costs its writer a part of a microsecond, for
--- Postgres prepares them anew each time; `offset 0` keeps it from repeating the expressions of `v` where they are used.
+-- The statement that captures inserted rows, which are those of the relation `r`. `offset 0` keeps the expressions of `v` from
+-- being repeated where they are used: each function in a statement costs its writer a part of a microsecond, whenever
+-- it is executed.
 create or replace function rowcast.insert_body(
     watched rowcast.watched, facts jsonb, each_topic text, rights text, source text
 ) returns text
@@ -401,9 +402,10 @@ as $$
 $$;
 
 -- The body of a capture function. `topics` is an array expression over the row `r`; `each_topic` gives its elements as
--- rows: `unnest(...)` or, if there is only one, its expression; `used` are the columns that anything of it needs. A single format() inserts all names, so that
--- no name is parsed as part of the template. Names of columns never collide with these: they are always qualified, and so is a whole
--- row (`k.*`). An expression sees no other relation than `r`, so it may name columns without it.
+-- rows: `unnest(...)` or, if there is only one, its expression; `used` are the columns that anything of it needs. A single
+-- format() inserts all names, so that no name is parsed as part of the template. Names of columns never collide with these:
+-- they are always qualified, and so is a whole row (`k.*`). An expression sees no other relation than `r`, so it may name
+-- columns without it.
 --
 -- A statement's triggers run after those of the statements that they themselves, or functions in the statement, execute.
 -- So the first capture in a command of the client tells what its statement wrote. Each further one in the same command
@@ -516,16 +518,14 @@ $body$,
         rowcast.every_right(watched),                                                               --  3
         name,                                                                                       --  4
         used,                                                                                       --  5
-        rowcast.insert_body(watched, facts, each_topic, rights,
-                            new_rows || ' as r'),                                                   --  6
+        rowcast.insert_body(watched, facts, each_topic, rights, new_rows || ' as r'),            --  6
         new_rows,                                                                                   --  7
         rowcast.insert_body(watched, facts, each_topic, rights,
                             format('(select r.* from %s as b cross join lateral %s as r) as r', new_rows, current_row)),  --  8
         is_first,                                                                                   --  9
         update_first,                                                                               -- 10
         update_again,                                                                               -- 11
-        rowcast.delete_body(watched, facts, each_topic, rights,
-                            old_rows || ' as r'),                                                   -- 12
+        rowcast.delete_body(watched, facts, each_topic, rights, old_rows || ' as r'),            -- 12
         rowcast.update_body(watched, facts, topics, rights,
                             format('%s as o cross join lateral (select o.*) as b left join lateral %s as n on true',
                                    old_rows, current_row)),                                         -- 13

@@ -134,7 +134,6 @@ class Members:
         self._beat_at = time.monotonic()
         self.client.record_beat(beat.member)
         self.feed.record_beat(beat)
-        self._look_at_epochs()
 
     async def run(self) -> None:
         """Look after what beats show, until cancelled.

@@ -298,7 +298,8 @@ select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topi
        c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes, c.bytes > $7 as is_large,
        case when c.span > $5 then (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) end as large
 from (
-    select l.seq, l.tx_end, l.topic, l.tx_bytes, l.tx_end - lag(l.tx_end, 1, 0::bigint) over (order by l.seq) as span, e.tx, e.at, e.schema_name, e.table_name, e.model, e.kind, e.key, e.changed,
+    select l.seq, l.tx_end, l.topic, l.tx_bytes, l.tx_end - lag(l.tx_end, 1, 0::bigint) over (order by l.seq) as span,
+           e.tx, e.at, e.schema_name, e.table_name, e.model, e.kind, e.key, e.changed,
            e.actor, e.revokes, e.revokes_user, e.revokes_topic, s.content, s.bytes,
            sum(s.bytes) over (order by l.seq rows unbounded preceding) - s.bytes as bytes_before
     from chunk as l

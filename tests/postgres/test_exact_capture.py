@@ -300,8 +300,8 @@ async def test_a_row_that_a_trigger_soft_deletes_is_deleted_without_content(note
 
 NAMES = (
     "x", "k", "r", "o", "n", "t", "g", "e", "c", "new", "old", "key", "topic", "kind", "record", "found", "tg_op",
-    "step", "live", "rights", "topics", "select", "$1", "%s", "%1$s", "$capture$", "$$", "a.b", 'a"b', "it's", "\\",
-    " ", "é🙂", "x" * 63,
+    "step", "live", "rights", "topics", "command", "again", "sets", "gives", "select", "$1", "%s",
+    "%1$s", "$capture$", "$$", "a.b", 'a"b', "it's", "\\", " ", "é🙂", "x" * 63,
 )  # fmt: skip
 
 

@@ -4,13 +4,16 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from unittest.mock import Mock
 
 import pytest
 
 from daemon.core.batch import Beat, Contents, LogBatch, hash_of
 from daemon.core.change import Change, Kind, Position, Seq, Topic
+from daemon.core.epochs import Epochs
 from daemon.core.errors import LogTruncated
 from daemon.delivery.contents import LINGER, MAX_AT_HAND, MAX_SWEPT, AtHand, Interest
+from daemon.delivery.feed import Feed
 from daemon.delivery.log_cache import LogCache
 from daemon.postgres.connect import Connection
 from daemon.relay import codec
@@ -287,6 +290,17 @@ def test_contents_of_a_batch_that_ends_alike_but_begins_elsewhere_are_not_taken_
     longer = LogBatch("e", Seq(5), Seq(7), absent={hash_of(change(7).topic): 2})
     assert not at_hand.of(longer)
     assert at_hand.of(longer._replace(after=Seq(6)))
+
+
+def test_contents_of_another_epoch_take_no_room_from_those_of_ones_own() -> None:
+    epochs, live = Epochs(), Mock(position=Position("e", Seq(0)))
+    epochs.followed = "e"
+    feed = Feed(Mock(), live, Mock(), Interest(), epochs)
+    for seq in range(1, 4):
+        large = change(seq, record="x" * (MAX_AT_HAND // 2))
+        feed.receive_contents(Contents("other", Seq(seq - 1), Seq(seq), [large]))
+    feed.receive_contents(Contents("e", Seq(0), Seq(1), [change(1)]))
+    assert feed._at_hand.of(batch(change(1)))
 
 
 # What the leader sends, and what members hold

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,6 +13,12 @@ from tests.support.postgres import FAST, Server, remove_prepared_clusters, runni
 from tests.support.preloaded import Forker
 
 CANCEL_TIMEOUT = 60.0  # seconds
+
+
+def pytest_configure() -> None:
+    """Let the processes that tests start be interrupted: those of a shell that runs in the background are not."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
 from daemon.core.change import Position, Topic
-from daemon.core.errors import GrantsUnavailable
+from daemon.core.errors import GrantsUnavailable, LogUnavailable
 from daemon.core.presence import Key, People, Person
 from daemon.log.queries import query
 from daemon.log.reader import ANSWER_TIMEOUT, translated
@@ -89,6 +90,11 @@ class PgPeople:
                     ]
                     columns = list(zip(*rows, strict=True))
                     await connection.execute(query("store_people"), self._process, *columns)
+        if present:
+            # Once what is stored is seen: of two processes that store at the same time, the later one removes.
+            # If that fails, nothing is lost: the process that waits does so to the end.
+            with suppress(LogUnavailable), translated():
+                async with acquired(self._pool, ANSWER_TIMEOUT) as connection:
                     await connection.execute(query("remove_who_came_back"), *columns[:3])
         return bool(is_intact)
 

@@ -1,5 +1,6 @@
 """The contracts of the ports that share clients: Postgres, a gateway that asks, and what tests have in memory."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
@@ -85,6 +86,34 @@ async def test_who_comes_to_one_process_has_left_the_one_that_waits_for_them(
     assert [{ADA}, {BOB}] == sorted(map(set, found(await three.others([A]))[A]), key=str)
     await two.store({}, [(A, ADA)])
     assert {A: [{BOB: HERE}]} == found(await three.others([A]))
+
+
+async def test_who_comes_to_one_process_while_another_stores_that_they_leave_is_waited_for_by_neither(
+    pool: Pool,
+) -> None:
+    one, two, three = (PgPeople(pool, process, lambda _: "", {}) for process in ("one", "two", "three"))
+    await one.store({(A, ADA): HERE}, [])
+    await pool.execute(
+        "create function public.gate() returns trigger language plpgsql"
+        " as 'begin perform pg_catalog.pg_advisory_xact_lock_shared(1); return null; end';"
+        "create trigger gate after insert or update on rowcast.people execute function public.gate()"
+    )
+    try:
+        async with pool.acquire() as holder:
+            await holder.execute("select pg_advisory_lock(1)")
+            stores = [
+                asyncio.ensure_future(store)
+                for store in (one.store({(A, ADA): LEAVING}, []), two.store({(A, ADA): HERE}, []))
+            ]
+            waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+            while await holder.fetchval(waiting) < len(stores):  # neither has ended before both have stored
+                await asyncio.sleep(0)
+            await holder.execute("select pg_advisory_unlock(1)")
+        await asyncio.gather(*stores)
+        assert {A: [{ADA: HERE}]} == found(await three.others([A]))
+    finally:
+        await pool.execute("drop trigger gate on rowcast.people; drop function public.gate()")
+        await pool.execute("truncate rowcast.people, rowcast.presence_leases")
 
 
 async def test_the_hooks_are_called_once_when_the_first_of_a_user_comes_and_the_last_goes(open_store: Open) -> None:

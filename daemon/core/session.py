@@ -4,6 +4,7 @@ The state machine: a session is GREETING, then LIVE, then ENDED. `receive` says 
 `welcomed` and `end` change the phase. The owner of the socket performs the actions, in order.
 """
 
+import sys
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import assert_never
@@ -180,7 +181,7 @@ class Session:
         assert_never(frame)
 
     def _subscribe(self, frame: Subscribe) -> list[Action]:
-        topic = Topic(frame.topic)
+        topic = Topic(sys.intern(frame.topic))  # all its followers keep it
         if topic in self.topics:
             return self.fault(AlreadySubscribed(), frame.id)
         if len(self.topics) >= self.max_topics:

@@ -1,7 +1,8 @@
 """Who gets a connection: the limits on their number, which one makes room for another, and the rate of each user."""
 
 import asyncio
-from collections import Counter, deque
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
@@ -18,10 +19,10 @@ Connection = TypeVar("Connection")
 
 def address_group(host: str) -> str:
     """The addresses that one peer can choose from: the address itself for IPv4, the /64 for IPv6."""
-    if ":" not in host:
-        return host
-    address = IPv6Address(host.partition("%")[0])
-    return str(address.ipv4_mapped or IPv6Address(int(address) >> 64 << 64))
+    if ":" in host:
+        address = IPv6Address(host.partition("%")[0])
+        host = str(address.ipv4_mapped or IPv6Address(int(address) >> 64 << 64))
+    return sys.intern(host)  # each of its connections keeps it
 
 
 class Crowd(Generic[Connection]):
@@ -116,7 +117,7 @@ class Account:
     connections: int = 0
     unread: int = 0
     used_until: float = 0.0
-    waiting: deque[Turn] = field(default_factory=deque)
+    waiting: list[Turn] = field(default_factory=list)  # few; an empty deque takes 760 bytes
     timer: asyncio.TimerHandle | None = None  # set while turns wait
 
 
@@ -193,7 +194,7 @@ class Accounts:
     def _give_turn(self, account: Account) -> None:
         account.timer = None
         while account.waiting and self.delay(account, asyncio.get_running_loop().time()) <= 0:
-            callback = account.waiting.popleft().callback
+            callback = account.waiting.pop(0).callback
             if callback is not None:
                 callback()
                 break

@@ -98,8 +98,9 @@ class WebSocketConnection(ClientConnection):
         self._protocol.extensions = extensions
         # Inbound.
         self._input = NOTHING  # not parsed yet
-        self._frames: list[Frame] = []  # parsed, but not processed yet
-        self._fragments: list[bytes] = []  # of the current message
+        # Tuples, since an empty one takes no memory.
+        self._frames: tuple[Frame, ...] = ()  # parsed, but not processed yet
+        self._fragments: tuple[bytes, ...] = ()  # of the current message
         self._frame_count = 0  # since the last tick; until the peer is authenticated, since the beginning
         self._next_turn: asyncio.Handle | Turn | None = None  # scheduled because there is more to process
         # Outbound.
@@ -193,10 +194,11 @@ class WebSocketConnection(ClientConnection):
                 if not self._frames:
                     self._parse()
                 while left > 0 and self._frames:
-                    frame = self._frames.pop(0)
+                    frame, self._frames = self._frames[0], self._frames[1:]
                     left -= 1
                     work += 1 + len(frame.data) // CHARGED_BYTES
                     self._receive_frame(frame)
+                    frame.data = b""  # the library keeps the last frame until there is another one
                     if time.monotonic() >= end or (is_new and self.delay() > 0):
                         left = 0
                 if not self._frames:
@@ -237,7 +239,7 @@ class WebSocketConnection(ClientConnection):
         size = max(SLICE, self._protocol.reader.missing)
         self._protocol.receive_data(bytes(self._input[:size]))
         self._input = self._input[size:] or NOTHING  # an empty slice would keep the whole buffer
-        self._frames.extend(event for event in self._protocol.events_received() if isinstance(event, Frame))
+        self._frames += tuple(event for event in self._protocol.events_received() if isinstance(event, Frame))
         if self._protocol.state is State.OPEN:
             self._flush()  # a pong goes out before the replies to these frames, a close after them
 
@@ -252,12 +254,12 @@ class WebSocketConnection(ClientConnection):
         elif frame.opcode is Opcode.BINARY:
             self._fail("not_text")
         elif frame.opcode is Opcode.TEXT or frame.opcode is Opcode.CONT:
-            self._fragments.append(bytes(frame.data))
+            self._fragments += (bytes(frame.data),)
             if len(self._fragments) > limits.fragments:
                 self._fail("too_big")
             elif frame.fin:
-                self._receive_message(b"".join(self._fragments))
-                self._fragments.clear()
+                message, self._fragments = b"".join(self._fragments), ()
+                self._receive_message(message)
 
     def _receive_message(self, text: bytes) -> None:
         try:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from itertools import islice
 from typing import Final, Protocol
 
@@ -16,6 +17,8 @@ READ_SIZE: Final = 64 * 1024  # bytes read from the kernel at once
 HIGH_WATER: Final = 64 * 1024  # queued bytes above which writing is paused
 LOW_WATER: Final = 16 * 1024  # queued bytes at which writing is resumed
 MAX_SEND_BUFFERS: Final = 64  # buffers passed to one sendmsg
+# What reading logs has no correlation id but its own, and keeps no copy of what is set where a reader is added.
+_NO_CONTEXT: Final = Context()
 _RESET: Final = struct.pack("ii", 1, 0)  # closing sends a reset at once
 
 
@@ -158,7 +161,7 @@ class Transport:
         """Read what the peer sends. Does nothing after `close` or `abort`."""
         if not self._reading and not self._closing:
             self._reading = True
-            self._loop.add_reader(self._fd, self._read)
+            _NO_CONTEXT.run(self._loop.add_reader, self._fd, self._read)
 
     def spend(self, charge: Callable[[float], None], seconds: float) -> None:
         """Have this much CPU counted, and what reading takes, until `settle`."""
@@ -170,7 +173,7 @@ class Transport:
         spent = self._spent
         if refund:
             self._count(-spent)
-        self._charge = None
+        self._charge, self._spent = None, 0.0
         return spent
 
     def _count(self, seconds: float) -> None:

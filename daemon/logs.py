@@ -205,6 +205,11 @@ def get_logger() -> FilteringBoundLogger:
     return logger
 
 
+def is_debugging() -> bool:
+    """Whether lines of the level `debug` are written. To ask a logger takes longer: one is made each time."""
+    return structlog.get_config()["wrapper_class"] is structlog.make_filtering_bound_logger("debug")
+
+
 def configure(
     format: Format = "auto",  # noqa: A002
     level: Level = "info",

@@ -2,7 +2,6 @@
 
 import asyncio
 import fcntl
-import logging
 import sys
 import termios
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from daemon.gateway.admission import Account
 from daemon.gateway.limits import MIN_DRAIN_BYTES
 from daemon.gateway.state import NEVER, GatewayState, SessionInfo, log
 from daemon.gateway.transport import Transport
-from daemon.logs import correlate
+from daemon.logs import correlate, is_debugging
 
 
 class ClientConnection:
@@ -68,7 +67,7 @@ class ClientConnection:
 
     def _open_handler(self) -> None:
         self._state.sessions += 1
-        if log.is_enabled_for(logging.DEBUG):  # to ask for the peer, and drop the line, takes 1 % of a handshake
+        if is_debugging():  # to ask for the peer, and drop the line, takes 1 % of a handshake
             log.debug("client_connected", session=self.session, peer=self._transport.peer_name())
         try:
             self._handler = self._state.open_client(self)

@@ -16,12 +16,12 @@ MAX_LENGTH_DIGITS: Final = 20  # of a Content-Length; more say nothing more
 MAX_BODY: Final = 16 * 1024  # bytes; only a POST has a body
 
 # The grammar of RFC 9110 and RFC 9112, read strictly: a proxy and this parser must never read a request differently.
-_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_TOKEN_START: Final = re.compile(_TOKEN)
-_REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb"{1,32}) ([\x21-\x7e]+) HTTP/(\d\.\d)")
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_TOKEN_START: Final = re.compile(_TOKEN.encode())
+_REQUEST_LINE: Final = re.compile(rf"({_TOKEN}{{1,32}}) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]+)(.*)", re.IGNORECASE)
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~%!$&'()*+;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_HEADER: Final = re.compile(rb"(" + _TOKEN + rb"+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
+_HEADER: Final = re.compile(rf"({_TOKEN}+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
 
 _COMMON: Final = {
     "Cache-Control": "no-cache",
@@ -201,7 +201,7 @@ def read_head(data: bytearray) -> Request | Page | None:
         return _LINE_TOO_LONG
     end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
     if end >= 0:
-        return _parse(bytes(data[:end]), end + 4)
+        return _parse(data[:end].decode("latin-1"), end + 4)
     if len(data) >= MAX_HEAD or len(data) - data.rfind(b"\n") > MAX_LINE + 2:
         return _HEADERS_TOO_LARGE
     return None
@@ -213,11 +213,11 @@ _HEADERS_TOO_LARGE: Final = text_page(
 )
 
 
-def _parse(head: bytes, size: int) -> Request | Page:
-    first, *lines = head.split(b"\r\n")
+def _parse(head: str, size: int) -> Request | Page:
+    first, *lines = head.split("\r\n")
     if not (line := _REQUEST_LINE.fullmatch(first)):
         return text_page("The request line is malformed.", 400)
-    method, target, version = (part.decode("ascii") for part in line.groups())
+    method, target, version = line.groups()
     if version not in {"1.0", "1.1"}:
         return text_page("Only HTTP/1.0 and HTTP/1.1 are supported.", 505)
     if len(lines) > MAX_HEADERS or max(map(len, lines), default=0) > MAX_LINE:
@@ -226,7 +226,7 @@ def _parse(head: bytes, size: int) -> Request | Page:
     for line in map(_HEADER.fullmatch, lines):
         if line is None:
             return text_page("A header is malformed.", 400)
-        name, value = line[1].decode("ascii").lower(), line[2].decode("latin-1").rstrip(" \t")
+        name, value = line[1].lower(), line[2].rstrip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     if (version == "1.1" and "host" not in headers) or not _HOST.fullmatch(headers.get("host", "")):
         return text_page("Host must occur once, with a name or an address.", 400)  # two are joined by a comma

@@ -3,11 +3,13 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextvars import Context, copy_context
 
 import pytest
 from structlog.testing import capture_logs
 
 from daemon.gateway.transport import HIGH_WATER, Transport
+from daemon.logs import correlate
 from tests.gateway.peers import until
 
 
@@ -156,3 +158,14 @@ async def test_a_protocol_that_raises_is_logged_and_loses_its_connection(pair: P
         assert b"" == await pair.read_all()
     assert ["internal_error"] == [line["event"] for line in lines]
     assert ["connection_lost"] == pair.protocol.calls
+
+
+async def test_what_is_read_has_nothing_of_the_context_in_which_reading_began(pair: Pair) -> None:
+    found: list[Context] = []
+    pair.protocol.data_received = lambda _: found.append(copy_context())  # type: ignore[method-assign]
+    pair.transport.pause_reading()
+    with correlate("01JSESSION"):  # as of a client that lets the next one in
+        pair.transport.resume_reading()
+    await asyncio.get_running_loop().sock_sendall(pair.peer, b"hello")
+    await until(lambda: bool(found))
+    assert {} == dict(found[0])

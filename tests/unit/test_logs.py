@@ -31,6 +31,7 @@ from daemon.logs import (
     count_dropped_lines,
     flush,
     get_logger,
+    is_debugging,
 )
 
 log = get_logger()  # at import, as every module of daemon/ does it
@@ -96,6 +97,14 @@ def test_lines_below_the_level_are_not_logged(level: Any, logged: int) -> None:
     for write in (log.debug, log.info, log.warning, log.error):
         write("serving")
     assert logged == len(stream.getvalue().splitlines())
+
+
+def test_debug_lines_are_known_to_be_dropped_unless_the_level_is_debug() -> None:
+    known = []
+    for level in ("debug", "info", "debug", "error"):
+        configure("json", level, io.StringIO())  # type: ignore[arg-type]
+        known.append(is_debugging())
+    assert [True, False, True, False] == known
 
 
 def test_lines_of_a_session_and_of_its_tasks_have_its_correlation_id(lines: Lines) -> None:

@@ -86,6 +86,14 @@ def test_a_subscribe_asks_to_follow_the_topic() -> None:
     assert [Follow(Topic("users"), None, 7)] == receive(session, b'{"op": "subscribe", "topic": "users", "id": 7}')
 
 
+def test_sessions_that_follow_a_topic_keep_its_name_once() -> None:
+    sessions = [a_live_session(), a_live_session()]
+    for session in sessions:
+        receive(session, b'{"op": "subscribe", "topic": "channel:01"}')
+    [one], [other] = (session.topics for session in sessions)
+    assert one is other
+
+
 def test_a_forgotten_topic_can_be_requested_again() -> None:
     session = a_live_session()
     receive(session, b'{"op": "subscribe", "topic": "users"}')

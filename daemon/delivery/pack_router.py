@@ -63,7 +63,7 @@ class PackRouter:
 
     def own_table_of(self, topic: Topic) -> str | None:
         """The first of the tables without a pack that serves this topic; None if a pack does, or nothing."""
-        if self.schema_of(topic) != OWN_TABLES:
+        if not self.own or self.schema_of(topic) != OWN_TABLES:
             return None
         return next(pack.name for pack in self.own.values() if pack.serves(topic))
 

@@ -60,9 +60,10 @@ class _Protocol(Protocol):
     def __init__(self, max_size: int) -> None:
         super().__init__(Side.SERVER, max_size=max_size, logger=_library_log)
         del self.id  # for logs that are not written; it takes 92 bytes
-        self.reader = _Reader()
-        self.parser = self.parse()
-        next(self.parser)  # as the library does
+
+    def parse(self) -> Generator[None, None, None]:
+        self.reader = _Reader()  # the library makes its parser last
+        return super().parse()
 
     def recv_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE:

@@ -15,8 +15,8 @@ export type ChangeOf<Tables> = string extends keyof Tables
 export interface Change<R = Row> {
   /** Its number in the log; it grows within a topic. */
   seq: number;
-  /** The transaction that made it. */
-  tx: string;
+  /** The transaction that made it, unless the server does not tell (`ROWCAST_TRANSACTION_IDS=false`). */
+  tx?: string;
   /** When its statement began; for display, not for ordering. */
   at: string;
   table: string;

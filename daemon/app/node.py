@@ -105,7 +105,7 @@ def schema_functions(packs: Mapping[str, Pack], name: Callable[[Pack], str | Non
 
 def build_node(settings: Settings, router: PackRouter, ports: Ports, interest: Interest | None = None) -> Node:
     """The parts of a node that knows the database through these ports. With `interest`, not all topics are here."""
-    hub = Hub(encode, router.with_exact_numbers, fan_out)
+    hub = Hub(encode, router.with_exact_numbers, fan_out, has_tx=settings.transaction_ids)
     log_cache = LogCache(ports.log_reader, settings.recent_bytes)
     if interest is not None:
         hub.interest, log_cache.covers = interest, interest.covers

@@ -118,7 +118,8 @@ class MemberRelay:
         live, router, ports = node.live, node.router, node.ports
 
         def beat() -> Beat:
-            return Beat(*live.position, min(age(), MAX_AGE), self._name, node.own_tables.contract, live.floor)
+            age_now, contract = min(age(), MAX_AGE), node.own_tables.contract
+            return Beat(*live.position, age_now, self._name, contract, live.floor, live.hub.has_tx)
 
         def batch_of(after: Position, changes: Sequence[Change]) -> LogBatch:
             return router.batch_of(after, changes)[0]

@@ -1,6 +1,7 @@
 """`daemon tail`: follows a topic in the terminal, straight from the log in the database."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import ClassVar
@@ -65,6 +66,7 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
         position = await _start_position(log_reader, since)
     except LogUnavailable as error:
         raise LogUnreadable(error.reason) from None
+    show = partial(_json, has_tx=settings.transaction_ids) if as_json else line
     wakeup = asyncio.Event()
     notifier = Notifier(
         partial(connect, dsn, application_name="rowcast tail", server_settings=SESSION, target="primary", attempts=1),
@@ -78,7 +80,7 @@ async def tail(settings: Settings, topic: str, *, as_json: bool, since: str | No
         while True:
             wakeup.clear()
             try:
-                position = await _print_new(log_reader, Topic(topic), position, as_json=as_json)
+                position = await _print_new(log_reader, Topic(topic), position, show)
                 if delayed:
                     click.echo("daemon: The log can be read again.", err=True)
                 delayed = False
@@ -108,7 +110,14 @@ async def _start_position(log_reader: PgLogReader, since: str | None) -> Positio
     return position
 
 
-async def _print_new(log_reader: PgLogReader, topic: Topic, position: Position, *, as_json: bool) -> Position:
+def _json(change: Change, *, has_tx: bool) -> str:
+    """A change as clients get it."""
+    return wire.change(change, has_tx=has_tx).decode()
+
+
+async def _print_new(
+    log_reader: PgLogReader, topic: Topic, position: Position, show: Callable[[Change], str]
+) -> Position:
     """Print the changes after `position`, and return the position after them."""
     head = await log_reader.head()
     seq = position.seq
@@ -121,7 +130,7 @@ async def _print_new(log_reader: PgLogReader, topic: Topic, position: Position, 
         for change in changes:
             if change.record is None and change.kind in CONTENT:
                 continue  # the row has been deleted since
-            click.echo(wire.change(change).decode() if as_json else line(change))
+            click.echo(show(change))
         if not changes.more:
             break
         seq = changes[-1].seq

@@ -154,7 +154,8 @@ def gone_in(changes: Sequence[Change]) -> list[GoneRow] | None:
 class Beat(NamedTuple):
     """How far a member is: its position, and `age`, the seconds since it knew that nothing followed it.
 
-    `contract` is the hash of the row models of what it serves. Up to `floor`, the log is past retention.
+    `contract` is the hash of the row models of what it serves. Up to `floor`, the log is past retention. `has_tx`:
+    whether clients may learn which transaction made a change.
     """
 
     epoch: str
@@ -163,3 +164,4 @@ class Beat(NamedTuple):
     member: str
     contract: str
     floor: Seq = Seq(0)
+    has_tx: bool = True

@@ -41,7 +41,7 @@ class RowChange(TypedDict):
     """What happened to one row."""
 
     seq: int
-    tx: str
+    tx: NotRequired[str]
     at: str
     table: str
     kind: Literal["insert", "update", "delete", "restore"]

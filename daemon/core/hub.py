@@ -120,14 +120,21 @@ class Hub:
     `position` is what has been delivered to every follower; only `publish` and `move` change it. `discontinuity` is
     the last one: replays that began before it restart from its position. `with_exact_numbers` gives a change as
     clients with Numbers.STRING get it; such frames are built only for topics that one of them follows. `interest`, if
-    there is one, learns which topics are followed.
+    there is one, learns which topics are followed. `has_tx`: whether changes name their transactions, here and in
+    replays.
     """
 
     def __init__(
-        self, encode: Encode, with_exact_numbers: Callable[[Change], Change], fan_out: FanOut = deliver_to_each
+        self,
+        encode: Encode,
+        with_exact_numbers: Callable[[Change], Change],
+        fan_out: FanOut = deliver_to_each,
+        *,
+        has_tx: bool = True,
     ) -> None:
         self.position = Position("", Seq(0))
         self.interest: Interest | None = None
+        self.has_tx = has_tx
         self.discontinuity = Discontinuity(0, "", self.position)
         self._encode = encode
         self._with_exact_numbers = with_exact_numbers
@@ -344,7 +351,7 @@ class Hub:
                 return None
         if numbers is Numbers.STRING:
             run = list(map(self._with_exact_numbers, run))
-        return self._encode(wire.changes(topic, prev, run, upto.seq))
+        return self._encode(wire.changes(topic, prev, run, upto.seq, has_tx=self.has_tx))
 
     def _revocations(self, ended_rights: Iterable[RightEnd]) -> dict[tuple[Topic, Follower], Seq]:
         """Which followers, live or pending, lose which topic, and where. Also records it in the running queries."""

@@ -122,6 +122,8 @@ class Feed:
             asyncio.get_running_loop().call_later(LISTEN + GRACE, self._choose)
             return
         self._received_at = now
+        if not beat.has_tx:
+            self._live.hub.has_tx = False
         if beat.contract != self.contract:
             self.contract, self._is_outdated = beat.contract, True
             self._wakeup.set()

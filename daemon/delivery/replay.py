@@ -403,7 +403,7 @@ class Replay:
                 prev = Position(self._hub.position.epoch, self._sent_positions.get(topic, reading[topic]))
                 if self._target.numbers is Numbers.STRING:
                     fresh = list(map(self._router.with_exact_numbers, fresh))
-                frames.append((topic, wire.changes(topic, prev, fresh, last.seq)))
+                frames.append((topic, wire.changes(topic, prev, fresh, last.seq, has_tx=self._hub.has_tx)))
                 self._sent_positions[topic] = last.seq
                 self.sent += len(fresh)
         return frames

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -304,12 +304,13 @@ FOLLOWING: Final[Message[Following]] = Message(
 )
 """Batches that follow each other."""
 
+_Age = Annotated[float, Field(ge=0)]
 BEAT: Final[Message[Beat]] = _plain(
-    tuple[_Epoch, _Number, Annotated[float, Field(ge=0)], str, str, _Number],
-    lambda beat: beat,
+    tuple[_Epoch, _Number, _Age, str, str, _Number] | tuple[_Epoch, _Number, _Age, str, str, _Number, Literal[False]],
+    lambda beat: beat[:-1] if beat.has_tx else beat,
     lambda found: Beat(*found),
 )
-"""How far a member is."""
+"""How far a member is. A gateway that is too old to hide transactions cannot read a beat that asks for it."""
 
 
 # Snapshots

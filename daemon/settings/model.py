@@ -350,6 +350,11 @@ class BaseRowcastSettings(BaseSettings):
         0.1,
         description="share of one processor that the frames of one user may take; what exceeds it waits",
     )
+    transaction_ids: bool = Field(
+        True,
+        description="whether changes tell clients in `tx` which transaction made them; if false at a member, "
+        "gateways do not tell it either",
+    )
     read_chunk: Count = Field(1000, description="maximum number of changes in one read of the log")
     transaction_changes: Count = Field(
         100_000, description="largest transaction delivered change by change; a larger one sends `reset`"

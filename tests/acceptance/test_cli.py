@@ -129,7 +129,7 @@ async def test_a_token_names_its_user_and_expires_after_its_ttl() -> None:
 
 
 @asynccontextmanager
-async def tail(database: str, *arguments: str) -> AsyncIterator[asyncio.StreamReader]:
+async def tail(database: str, *arguments: str, **environment: str) -> AsyncIterator[asyncio.StreamReader]:
     """The output of `daemon tail`, which is already following when the block is entered."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -138,7 +138,11 @@ async def tail(database: str, *arguments: str) -> AsyncIterator[asyncio.StreamRe
         "tail",
         *arguments,
         env=clean_environment(
-            DATABASE_URL=database, ROWCAST_LOG_FORMAT="json", ROWCAST_LOG_LEVEL="info", PYTHONUNBUFFERED="1"
+            DATABASE_URL=database,
+            ROWCAST_LOG_FORMAT="json",
+            ROWCAST_LOG_LEVEL="info",
+            PYTHONUNBUFFERED="1",
+            **environment,
         ),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -176,6 +180,17 @@ async def test_tail_prints_json_and_can_start_from_an_earlier_position(
         await chat.say("after")
         changes = [json.loads(await lines.readline()) for _ in range(2)]
     assert ["before", "after"] == [change["record"]["content"] for change in changes]
+
+
+@pytest.mark.parametrize("setting", ["true", "false"])
+async def test_tail_names_transactions_if_clients_learn_them(
+    daemon: Daemon, chat: Chat, database: str, setting: str
+) -> None:
+    arguments = chat.topic, "--json"
+    async with tail(database, *arguments, ROWCAST_TRANSACTION_IDS=setting) as lines:
+        await chat.say("hello")
+        change = json.loads(await lines.readline())
+    assert ("hello", setting == "true") == (change["record"]["content"], "tx" in change)
 
 
 async def test_tail_hides_the_content_of_a_deleted_row(daemon: Daemon, chat: Chat, database: str) -> None:

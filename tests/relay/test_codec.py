@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.core.batch import Contents, EndedRight, GoneRow, LogBatch
+from daemon.core.batch import Beat, Contents, EndedRight, GoneRow, LogBatch
 from daemon.core.change import MAX_SEQ, Change, Kind, Position, Right, Seq, Topic
 from daemon.core.column_types import TYPES, Column
 from daemon.core.filters import Asked, view
@@ -102,6 +102,7 @@ MESSAGES: dict[str, tuple[Message[Any], st.SearchStrategy[Any]]] = {
     "log batch": (codec.LOG_BATCH, log_batches()),
     "manifest": (codec.MANIFEST, log_batches() | without_contents() | PULLS),
     "contents": (codec.CONTENTS, st.builds(Contents, TEXT, NUMBER, NUMBER, CHANGES)),
+    "beat": (codec.BEAT, st.builds(Beat, TEXT, NUMBER, st.floats(0, 1e6), TEXT, TEXT, NUMBER, st.booleans())),
     "hashes upto": (
         codec.HASHES_UPTO,
         st.tuples(POSITION, NUMBER, st.lists(st.integers(0, 2**64 - 1), max_size=4)),

@@ -50,6 +50,24 @@ async def test_a_client_of_a_gateway_gets_what_a_client_of_a_member_gets(
         assert ["a", "b", "c"] == contents(frames[0])
 
 
+@pytest.mark.parametrize("place", ["a member", "the gateway"])
+async def test_a_gateway_names_transactions_only_if_it_and_its_members_do(
+    database: str, chat: Chat, nats: NatsServer, prefix: str, place: str
+) -> None:
+    hidden = {"ROWCAST_TRANSACTION_IDS": "false"}
+    of_member, of_gateway = (hidden, {}) if place == "a member" else ({}, hidden)
+    async with member(database, nats.url, prefix, **of_member), gateway(nats.url, prefix, **of_gateway) as node:
+        async with node.client(chat.ada) as client:
+            since = client.welcome["pos"]
+            await client.subscribe(chat.topic)
+            await chat.say("a")
+            live = await client.changes()
+        assert [("a", False)] == [(change["record"]["content"], "tx" in change) for change in live]
+        async with node.client(chat.ada, since) as client:
+            await client.subscribe(chat.topic)
+            assert live == await client.changes()
+
+
 @in_both_modes
 async def test_a_client_resumes_from_a_member_at_a_gateway_and_back(
     database: str, chat: Chat, nats: NatsServer, prefix: str, content: str

@@ -129,6 +129,14 @@ def test_a_changes_frame_holds_each_change_as_the_protocol_says() -> None:
     }
 
 
+def test_a_transaction_is_left_out_where_nobody_may_learn_it_whatever_the_record_holds() -> None:
+    one = a_change(42, record='{"id":"m1","content":"x","tx":"741","y":1}')
+    frame = wire.changes(Topic("channel:1"), Position("e", Seq(40)), [one, one], has_tx=False)
+    of_frame = json.loads(frame)["changes"]
+    assert [json.loads(wire.change(one, has_tx=False))] * 2 == of_frame
+    assert json.loads(wire.change(one)) == {**of_frame[0], "tx": "741"}
+
+
 def test_a_row_that_moved_to_another_topic_is_a_delete_with_left() -> None:
     frame = wire.changes(Topic("channel:1"), Position("e", Seq(1)), [a_change(2, kind=Kind.LEAVE, record=None)])
     [change] = json.loads(frame)["changes"]

@@ -170,7 +170,8 @@ class Handshake:
             return
         self._received.clear()
         self._deadline = self._state.clock() + self._state.limits.answer_timeout
-        call = Call(request, body, not self._is_proxy and _is_loopback(peer_name(self._transport.connection)))
+        is_local = not self._is_proxy and _is_loopback(peer_name(self._transport.connection))
+        call = Call(request, body, is_local, self._transport.charge)
         self._making = asyncio.create_task(self._answer_with(handler, call))
 
     async def _answer_with(self, handler: Handler, call: Call) -> None:
@@ -180,7 +181,7 @@ class Handshake:
             log.exception("internal_error", path=call.request.path[:MAX_LOGGED])
             page = _FAILED
         if not self._answered and self._deadline != NEVER:
-            self._answer(page)
+            self._answer(page, with_body=call.request.method != "HEAD")
 
     def _page(self, request: Request) -> Page:
         try:

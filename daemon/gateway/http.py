@@ -138,6 +138,7 @@ class Site:
         pages: dict[str, Page | Callable[[], Page]] = {
             path: _ELSEWHERE if is_moved(path) else page for path, page in self._pages.items()
         }
+        pages |= {path: _ELSEWHERE for _, path in self._handlers if is_moved(path)}
         for path, change in changed.items():
             pages[path] = lambda path=path, change=change: change(self.answer("GET", path))  # type: ignore[misc]
         return Site(pages, {place: handler for place, handler in self._handlers.items() if not is_moved(place[1])})
@@ -151,7 +152,7 @@ class Site:
         page = self._pages.get(path)
         if page is None:
             if allowed := [known for known, place in self._handlers if place == path]:
-                return text_page(f"Use {allowed[0]} here.", 405, {"Allow": allowed[0]})
+                return text_page(f"Use {' or '.join(allowed)} here.", 405, {"Allow": ", ".join(allowed)})
             return NOT_FOUND
         if method not in {"GET", "HEAD"}:
             return text_page("This page is read-only: use GET or HEAD.", 405, {"Allow": "GET, HEAD"})
@@ -182,11 +183,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A whole request, for a handler. `is_local`: the peer is a process of this machine, such as a reverse proxy."""
+    """A whole request, for a handler. `is_local`: the peer is a process of this machine, such as a reverse proxy.
+
+    `charge` takes the seconds of CPU that answering it costs.
+    """
 
     request: Request
     body: bytes
     is_local: bool
+    charge: Callable[[float], None] = lambda _: None
 
 
 Handler = Callable[[Call], Awaitable[Page]]

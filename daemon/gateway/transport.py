@@ -166,17 +166,18 @@ class Transport:
     def spend(self, charge: Callable[[float], None], seconds: float) -> None:
         """Have this much CPU counted, and what reading takes, until `settle`."""
         self._charge = charge
-        self._count(seconds)
+        self.charge(seconds)
 
     def settle(self, *, refund: bool) -> float:
         """Count nothing more, and have what was counted given back, or not. Returns how much that was."""
         spent = self._spent
         if refund:
-            self._count(-spent)
+            self.charge(-spent)
         self._charge, self._spent = None, 0.0
         return spent
 
-    def _count(self, seconds: float) -> None:
+    def charge(self, seconds: float) -> None:
+        """Have this much more CPU counted, unless nothing is."""
         if self._charge is not None:
             self._spent += seconds
             self._charge(seconds)
@@ -187,7 +188,7 @@ class Transport:
         else:
             began = time.thread_time()
             self._receive()
-            self._count(time.thread_time() - began)
+            self.charge(time.thread_time() - began)
 
     def _receive(self) -> None:
         try:

@@ -132,6 +132,16 @@ async def test_head_has_the_length_of_the_page_and_no_body() -> None:
         assert [line for line in head.split(b"\r\n") if not line.startswith(b"Date")] == undated
 
 
+async def test_head_has_the_length_of_what_a_handler_makes_and_no_body() -> None:
+    places = ("GET", "/echo"), ("HEAD", "/echo")
+    async with serving(PAGES, handle=dict.fromkeys(places, echo_body)) as server:
+        _, got, body = await fetch(server, request("GET /echo"))
+        status, head, nothing = await fetch(server, request("HEAD /echo"))
+        assert (200, b"") == (status, nothing)
+        assert [f"Content-Length: {len(body)}".encode() in lines for lines in (got, head)] == [True, True]
+        assert b"Allow: GET, HEAD" in (await fetch(server, request("DELETE /echo")))[1]
+
+
 async def test_a_refused_method_gets_the_list_of_allowed_ones() -> None:
     async with serving(PAGES) as server:
         assert b"Allow: GET, HEAD" in (await fetch(server, request("DELETE /healthz")))[1]

@@ -132,6 +132,7 @@ def test_a_site_without_some_pages_has_the_others_and_changes_what_is_asked() ->
     assert b"ROWCAST_METRICS_LISTEN" in public.answer("GET", "/console").body
     assert public.answer("GET", "/readyz").body == b"bare\n"
     assert public.handler("GET", "/console/state") is None
+    assert b"ROWCAST_METRICS_LISTEN" in public.answer("GET", "/console/state").body
     assert public.handler("POST", "/demo/say") is handle
     assert whole.handler("GET", "/console/state") is handle
     assert whole.answer("GET", "/readyz") is ready[0]

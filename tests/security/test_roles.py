@@ -366,6 +366,31 @@ async def test_what_a_migrator_does_belongs_to_an_owner_that_cannot_log_in(
         assert 1 == errors.count("\n")
 
 
+async def test_daemon_up_does_as_the_owner_what_it_does_and_serves_what_that_made(
+    database: str, owned: Connection, empty_database: str, tmp_path: Path
+) -> None:
+    environment = {"ROWCAST_OWNER": OWNER}
+    up = "up", "--data-dir", str(tmp_path)
+    async with (
+        daemon_process(as_role(empty_database, MIGRATOR), *up, environment=environment) as daemon,
+        daemon.client("01JH000000VSER0000000A11CE") as client,  # a sample user
+    ):
+        await client.subscribe("users")
+        await owned.execute("update chatgenius.users set username = username || '2'")
+        assert {"update"} == {change["kind"] for change in await client.changes(5)}
+    owners = await owned.fetch(
+        "select distinct relowner::regrole::text as owner from pg_class"
+        " where relnamespace in ('rowcast'::regnamespace, 'chatgenius'::regnamespace)"
+    )
+    assert [OWNER] == [row["owner"] for row in owners]
+    assert 0 == await owned.fetchval("select count(*) from pg_shdepend where refobjid = $1::text::regrole", MIGRATOR)
+    code, output, errors = await command(
+        *up, DATABASE_URL=as_role(empty_database, MIGRATOR), ROWCAST_OWNER="roles_nobody"
+    )
+    assert (14, "") == (code, output)
+    assert "This role cannot take on roles_nobody, which is in ROWCAST_OWNER" in errors
+
+
 async def test_a_dry_run_of_the_ddl_says_what_is_pending_and_changes_nothing(
     empty_database: str,
 ) -> None:

@@ -90,9 +90,9 @@ class Live:
             log.exception("internal_error")
             batch, unsendable = _without_unsendable(batch)
             built, delivered = self._deliver(batch)
-        self.log_cache.add(batch)
-        if self.on_batch is not None:
+        if self.on_batch is not None:  # first, since other nodes wait for it
             self.on_batch(batch)
+        self.log_cache.add(batch)
         if self.on_publish is not None:
             self.on_publish(batch.changes, delivered)
         metrics.FRAMES.inc(built)

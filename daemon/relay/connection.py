@@ -5,36 +5,34 @@ and that waits for a server that no longer reads. So a lost connection is aborte
 
 What nats-py 2.16 does, and what this module does about it:
 
-- A callback has a task and a queue for each subject, so that order across subjects is lost. A future is called for
-  each message while the connection is read. `_Receiver` looks like one.
-- An exception there ends the reading, and the connection seems to be fine. `_Receiver` catches all of them. If one of
+- A callback has a task and a queue for each subject, so that order across subjects is lost; a subscription takes 4 KB
+  and 18 us, and of those to contents there may be a hundred thousand. So this module writes the lines of the protocol
+  for subscriptions, and `_Client._process_msg` takes all that arrives, while the connection is read.
+- An exception there ends the reading, and the connection seems to be fine. `_Client` catches all of them. If one of
   the tasks of a connection ends for whatever reason, the connection has ended.
+- What is published waits for a task of its own. This module writes it to the socket at once: gateways wait for it.
 - If `flush` gives up, the late answer of the server ends the reading. It is called once, and a connection that is not
   confirmed is aborted.
 - With `pending_size=0`, nothing is kept while it is cut off, but what was written may wait in the socket without
   bound. `waiting` counts it.
 - It sends passwords in the clear to a server that offers no TLS. `_Transport` does not.
 - It closes TLS in an orderly way, which may wait too, and then TLS no longer aborts. `_Transport` aborts below it.
-- A subscription takes 4 KB and 18 us. Of those to contents there may be a hundred thousand: this module writes the
-  lines of the protocol for them, and `_Client._process_msg` takes what arrives under a number of `FIRST_NUMBERED` or
-  more.
 - It reads a file with credentials forever if a line is missing. `_credentials` reads it first.
 """
 
 import asyncio
+import re
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple
 from urllib.parse import ParseResult
 
 from nats import errors as nats_errors
 from nats.aio.client import Client, RawCredentials
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
 from daemon.core.errors import RowcastError
@@ -44,12 +42,13 @@ CONNECT_TIMEOUT: Final = 2  # seconds for each step
 OPEN_TIMEOUT: Final = 5.0  # seconds for all of them
 PING_INTERVAL: Final = 2  # seconds
 MAX_PINGS: Final = 2  # without an answer; then the connection is given up
-FIRST_NUMBERED: Final = 2**64  # more than nats-py, which counts from 1, gives its own subscriptions
+FIRST_NUMBERED: Final = 2**64  # other subscriptions are counted from 1
 MIN_PAYLOAD: Final = 512 * 1024  # bytes that a server must take in one message
 
-log = get_logger()
+_SUBJECT: Final = re.compile(r"[!-~]+")
+_Receive = Callable[[int, bytes, bytes, bytes, bytes | None], None]
 
-T = TypeVar("T")
+log = get_logger()
 
 
 class ConnectionFailed(RowcastError):
@@ -146,19 +145,16 @@ class _Transport(TcpTransport):
 
 
 class _Client(Client):
-    """nats-py's client, with our transport and its tasks."""
+    """nats-py's client, with our transport and its tasks, and one receiver for everything."""
 
-    def __init__(self, receive_numbered: Callable[[bytes], None], *, secure: bool) -> None:
+    def __init__(self, receive: _Receive, *, secure: bool) -> None:
         super().__init__()
-        self._receive_numbered = receive_numbered
+        self._receive = receive
         self._transport = self.transport = _Transport(secure=secure)
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        if sid < FIRST_NUMBERED:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         try:
-            self._receive_numbered(data)
+            self._receive(sid, subject, reply, data, headers)
         except Exception:  # it would end the reading
             log.exception("internal_error", subject=subject.decode())
 
@@ -167,25 +163,6 @@ class _Client(Client):
         return [
             task for task in (self._reading_task, self._flusher_task, self._ping_interval_task) if task is not None
         ]
-
-
-class _Receiver:
-    """Looks like a future to nats-py, which calls it for each message, in the order of the connection."""
-
-    __slots__ = ("_receive",)
-
-    def __init__(self, receive: Callable[[Message], None]) -> None:
-        self._receive = receive
-
-    def cancelled(self) -> bool:
-        return False
-
-    def set_result(self, message: Msg) -> None:
-        unanswerable = bool(message.headers) and not message.data
-        try:
-            self._receive(Message(message.subject, message.reply, message.data, unanswerable))
-        except Exception:  # it would end the reading
-            log.exception("internal_error", subject=message.subject)
 
 
 class Connection:
@@ -199,8 +176,11 @@ class Connection:
         self.address = server.address
         self._server = server
         self._on_refused = on_refused
-        self._client = _Client(receive_numbered, secure=server.secure)
-        self._subscriptions: dict[str, Subscription] = {}
+        self._receive_numbered = receive_numbered
+        self._client = _Client(self._receive, secure=server.secure)
+        self._numbers = count(1)
+        self._subscriptions: dict[str, int] = {}
+        self._receivers: dict[int, Callable[[Message], None]] = {}
         self._opened = False
         self._reason = ""
 
@@ -277,40 +257,53 @@ class Connection:
 
     def publish(self, subject: str, payload: bytes, reply: str = "") -> bool:
         """Send at once. False if the connection is lost. Raises ValueError if the message cannot be sent at all."""
-        if self._client.transport.is_closed:
-            return False
-        try:
-            _at_once(self._client.publish(subject, payload, reply))
-        except (nats_errors.MaxPayloadError, nats_errors.BadSubjectError) as error:
-            raise ValueError(f"{error}: {subject!r}, {len(payload)} bytes") from None
-        except (nats_errors.Error, OSError):
-            return False
-        return True
+        return self._write(self._message(subject, payload, reply))
+
+    def publish_all(self, messages: Iterable[tuple[str, bytes]]) -> bool:
+        """Send payloads to subjects, in order and at once. See `publish`."""
+        return self._write(b"".join(self._message(subject, payload, "") for subject, payload in messages))
+
+    def _message(self, subject: str, payload: bytes, reply: str) -> bytes:
+        if len(payload) > self._client.max_payload or not _SUBJECT.fullmatch(subject):
+            raise ValueError(f"it cannot be sent: {subject!r}, {len(payload)} bytes")
+        return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(payload), payload)
 
     def subscribe(self, subject: str, receive: Callable[[Message], None]) -> None:
-        """Subscribe, at once."""
-        with suppress(nats_errors.ConnectionClosedError, OSError):
-            subscription = _at_once(self._client.subscribe(subject, future=cast("Any", _Receiver(receive))))
-            self._subscriptions[subject] = subscription
+        """Subscribe, at once. What arrives is received in the order of the connection, across all subjects."""
+        number = self._subscriptions[subject] = next(self._numbers)
+        self._receivers[number] = receive
+        self._write(f"SUB {subject} {number}\r\n".encode())
 
     def unsubscribe(self, subject: str) -> None:
         """Receive nothing more, from now on."""
-        if (subscription := self._subscriptions.pop(subject, None)) is not None:
-            with suppress(nats_errors.Error, OSError):
-                _at_once(subscription.unsubscribe())
+        if (number := self._subscriptions.pop(subject, None)) is not None:
+            del self._receivers[number]
+            self._write(f"UNSUB {number}\r\n".encode())
 
     def subscribe_numbered(self, subjects: Iterable[tuple[int, str]]) -> None:
         """Subscribe to each subject under a number of up to 64 bits, at once. A number is used for one subject."""
-        self._write(f"SUB {subject} {FIRST_NUMBERED + number}\r\n" for number, subject in subjects)
+        self._write("".join(f"SUB {subject} {FIRST_NUMBERED + number}\r\n" for number, subject in subjects).encode())
 
     def unsubscribe_numbered(self, numbers: Iterable[int]) -> None:
         """Receive nothing more under these numbers. What is on its way still arrives."""
-        self._write(f"UNSUB {FIRST_NUMBERED + number}\r\n" for number in numbers)
+        self._write("".join(f"UNSUB {FIRST_NUMBERED + number}\r\n" for number in numbers).encode())
 
-    def _write(self, lines: Iterable[str]) -> None:
-        if not self._client.transport.is_closed and (text := "".join(lines)):
-            with suppress(nats_errors.Error, OSError):
-                self._client.transport.write(text.encode())
+    def _receive(self, number: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        if number >= FIRST_NUMBERED:
+            self._receive_numbered(data)
+        elif (receive := self._receivers.get(number)) is not None:
+            unanswerable = headers is not None and not data
+            receive(Message(subject.decode(), reply.decode(), data, unanswerable))
+
+    def _write(self, lines: bytes) -> bool:
+        """Write to the socket, behind what nats-py has written there. False if the connection is lost."""
+        if self._client.transport.is_closed:
+            return False
+        try:
+            self._client.transport.write(lines)
+        except (nats_errors.Error, OSError):
+            return False
+        return True
 
     async def ended(self, timeout: float) -> str | None:  # noqa: ASYNC109 - returns None, and does not raise
         """Wait until the connection has ended, for at most `timeout` seconds: why, or None."""
@@ -377,16 +370,6 @@ class Connection:
         if self._server.creds_file and type(error).__module__.startswith(("nkeys", "nacl", "binascii")):
             return f"the credentials in {self._server.creds_file} are not valid"
         return f"the connection to {self.address} failed: {type(error).__name__}"
-
-
-def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine of nats-py that has nothing to wait for. Raises OSError if it waits: for a lost connection."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return cast("T", done.value)
-    coroutine.close()
-    raise BrokenPipeError
 
 
 def _credentials(path: Path) -> RawCredentials:

@@ -187,6 +187,14 @@ class Link:
         """
         return self.waiting <= MAX_WAITING and self.send(f"{self._prefix}.{subject}", payload)
 
+    def publish_all(self, messages: Iterable[tuple[str, bytes]]) -> bool:
+        """Send payloads to subjects below the prefix, in order, and all or none of them. See `publish`."""
+        return (
+            self._connection is not None
+            and self.waiting <= MAX_WAITING
+            and self._connection.publish_all((f"{self._prefix}.{subject}", payload) for subject, payload in messages)
+        )
+
     def send(self, subject: str, payload: bytes, reply: str = "") -> bool:
         """Send to a full subject, without waiting, however much waits to be written. False if the link is cut off."""
         return self._connection is not None and self._connection.publish(subject, payload, reply)

@@ -132,7 +132,7 @@ class Publisher:
     def _send_contents(self, batch: LogBatch) -> LogBatch:
         """Send the contents of a batch. Returns what is left of it, which says what they were."""
         batch, contents = apart(batch)
-        sizes = dict[int, int]()
+        sizes, messages, size = dict[int, int](), list[tuple[str, bytes]](), 0
         for topic_hash, changes in contents.items():
             sizes[topic_hash] = size_of(changes)
             message = b""
@@ -141,9 +141,17 @@ class Publisher:
             if not 0 < len(message) <= MAX_MANIFEST:
                 metrics.RELAY_CONTENTS.labels(result="too_large").inc()
                 continue  # who wants it finds it missing
-            is_sent = self._link.publish(f"{CONTENT}.{topic_hash:016x}", message)
-            metrics.RELAY_CONTENTS.labels(result="sent" if is_sent else "dropped").inc()
+            messages.append((f"{CONTENT}.{topic_hash:016x}", message))
+            size += len(message)
+            if size > MAX_MANIFEST:
+                self._send_together(messages)
+                messages, size = [], 0
+        self._send_together(messages)
         return batch._replace(absent=sizes)
+
+    def _send_together(self, messages: Collection[tuple[str, bytes]]) -> None:
+        is_sent = self._link.publish_all(messages)
+        metrics.RELAY_CONTENTS.labels(result="sent" if is_sent else "dropped").inc(len(messages))
 
     def _drop_oldest(self) -> None:
         oldest, size = self._held.popleft()

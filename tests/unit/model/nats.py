@@ -5,7 +5,7 @@ fate of a message is that of its gateway at the time: it is told, late, lost, or
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,9 @@ class _Line:
         if not self.cut_off:
             self._nats.publish(subject, payload)
         return not self.cut_off
+
+    def publish_all(self, messages: Iterable[tuple[str, bytes]]) -> bool:
+        return all(self.publish(subject, payload) for subject, payload in messages)
 
 
 class Relay:

@@ -1,10 +1,11 @@
 """What a daemon publishes at once: a piece of the log, with all that those who hold content of it must know."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from itertools import accumulate
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, overload
 
 from daemon.core.change import RESET_KINDS, Change, Kind, Right, Seq, Topic
 
@@ -12,6 +13,81 @@ OVERHEAD: Final = 900  # bytes that a change takes in addition to its key and re
 FRESH: Final = 2.5  # seconds that a member counts as alive after its beat
 _kind = attrgetter("kind")
 NONE_ABSENT: Final[Mapping[int, int]] = MappingProxyType({})
+
+
+class Unread(Sequence[Change]):
+    """Changes as another node has sent them: each is made when it is looked at, and few are.
+
+    `heads` are the fields of the changes, but for their keys and records: in place of these are the bytes that each
+    takes of the texts. Raises ValueError if the texts are shorter or longer, or cannot be read.
+    """
+
+    __slots__ = ("_starts", "_texts", "heads")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, heads: Sequence[tuple[Any, ...]], texts: bytes) -> None:
+        self.heads = heads
+        self._texts = texts
+        self._starts = list(accumulate([head[_KEY] + (head[_RECORD] or 0) for head in heads], initial=0))
+        if self._starts[-1] != len(texts):
+            raise ValueError("its texts are not as long as it says")
+        if not texts.isascii():
+            for _ in self:  # UnicodeDecodeError is a ValueError
+                pass
+
+    @property
+    def size(self) -> int:
+        """The bytes of keys and records."""
+        return len(self._texts)
+
+    def concerning(self, topics: Container[Topic]) -> list[Change]:
+        """Those in these topics, and those that reset topics."""
+        return [
+            self[place]
+            for place, head in enumerate(self.heads)
+            if head[_TOPIC] in topics or head[_KIND] in RESET_KINDS
+        ]
+
+    def places(self) -> Iterator[tuple[Topic, int]]:
+        """The topic of each change, and its place."""
+        return ((head[_TOPIC], place) for place, head in enumerate(self.heads))
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    @overload
+    def __getitem__(self, place: int) -> Change: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Change]: ...
+    def __getitem__(self, place: int | slice) -> Change | list[Change]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        seq, tx, at, schema, table, topic, kind, key, record, changed, actor, ends, model, unreadable = self.heads[
+            place
+        ]
+        start = self._starts[place if place >= 0 else place - 1]
+        end = start + key
+        return Change(
+            seq, tx, at, schema, table, topic, kind,
+            self._texts[start:end].decode(), None if record is None else self._texts[end : end + record].decode(),
+            changed, actor, ends and Right(*ends), model, unreadable,
+        )  # fmt: skip
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+
+_TOPIC, _KIND, _KEY, _RECORD = map(Change._fields.index, ("topic", "kind", "key", "record"))
+
+
+def heads_of(changes: Sequence[Change]) -> Sequence[tuple[Any, ...]]:
+    """The changes, or what there is of them without looking at keys and records."""
+    return changes.heads if type(changes) is Unread else changes
+
+
+def concerning(changes: Sequence[Change], topics: Container[Topic]) -> Sequence[Change]:
+    """The changes, without those that nobody in these topics gets, if these can be left unread."""
+    return changes.concerning(topics) if type(changes) is Unread else changes
 
 
 class EndedRight(NamedTuple):

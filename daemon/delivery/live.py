@@ -10,7 +10,7 @@ from operator import itemgetter
 
 from daemon import metrics
 from daemon.core import wire
-from daemon.core.batch import LogBatch
+from daemon.core.batch import LogBatch, concerning, heads_of
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.hub import Hub
 from daemon.delivery.log_cache import LogCache
@@ -105,7 +105,7 @@ class Live:
 
     def _deliver(self, batch: LogBatch) -> tuple[int, int]:
         return self.hub.publish(
-            batch.changes,
+            concerning(batch.changes, self.hub.topics),
             Position(batch.epoch, batch.upto),
             self._topics_to_reset,
             self.router.right_ends(batch.ends),
@@ -151,7 +151,7 @@ _KIND_AND_TABLE = itemgetter(*map(Change._fields.index, ("kind", "schema", "tabl
 def _count(changes: Sequence[Change]) -> None:
     """Count what was published, and log what an operator should see."""
     has_lost = False
-    for (kind, schema, table), count in Counter(map(_KIND_AND_TABLE, changes)).items():
+    for (kind, schema, table), count in Counter(map(_KIND_AND_TABLE, heads_of(changes))).items():
         metrics.CHANGES.labels(kind=kind.value).inc(count)
         metrics.CAPTURED.labels(table=f"{schema}.{table}").inc(count)
         has_lost |= kind is Kind.LOST

@@ -1,12 +1,13 @@
 """The newest part of the log, in memory, so that a mass reconnect does not reach the database."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from operator import attrgetter
 from sys import getsizeof
 
 from daemon import metrics
-from daemon.core.batch import OVERHEAD, LogBatch
+from daemon.core.batch import OVERHEAD, LogBatch, Unread
 from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.ports import MAX_READ_BYTES, Batch, LogReader
 
@@ -21,13 +22,36 @@ _Row = tuple[str, str, str]
 class _Segment:
     """Consecutive changes, by topic. `end` is the position of the last one."""
 
-    __slots__ = ("deleted", "end", "size", "topics")
+    __slots__ = ("_places", "_topics", "deleted", "end", "size", "unread")
 
     def __init__(self, end: Seq) -> None:
-        self.topics: dict[Topic, list[Change]] = {}
+        self._topics: dict[Topic, list[Change]] = {}
+        self._places: dict[Topic, list[tuple[Unread, int]]] = {}  # of changes in topics that nobody has asked for
+        self.unread: list[Unread] = []  # of which it is not known what topics they have
         self.deleted: list[tuple[_Row, Seq]] = []
         self.size = 0
         self.end = end
+
+    def add(self, change: Change) -> None:
+        self._topics.setdefault(change.topic, []).append(change)
+
+    def of(self, topic: Topic) -> Sequence[Change]:
+        """The changes of a topic, in any order."""
+        self._sort()
+        if found := self._places.pop(topic, ()):
+            self._topics.setdefault(topic, []).extend(changes[place] for changes, place in found)
+        return self._topics.get(topic, ())
+
+    def all(self) -> Iterable[Change]:
+        """All changes, in any order."""
+        self._sort()
+        return chain.from_iterable(map(self.of, self._topics.keys() | self._places.keys()))
+
+    def _sort(self) -> None:
+        for changes in self.unread:
+            for topic, place in changes.places():
+                self._places.setdefault(topic, []).append((changes, place))
+        self.unread.clear()
 
 
 class LogCache:
@@ -86,8 +110,7 @@ class LogCache:
         """The newest changes that are in memory, at most `limit`, in order."""
         found: list[Change] = []
         for segment in reversed(self._segments):
-            for changes in segment.topics.values():
-                found += changes
+            found += segment.all()
             if len(found) >= limit:
                 break
         found.sort(key=_seq)
@@ -134,14 +157,21 @@ class LogCache:
                 found = [
                     change
                     for topic in topics
-                    for change in segment.topics.get(topic, ())
+                    for change in segment.of(topic)
                     if after < change.seq <= upto
                     and (change.record is None or self._deleted.get(_row(change), 0) < change.seq)
                 ]
                 found.sort(key=_seq)
                 yield from found
 
-    def _keep(self, changes: Iterable[Change]) -> None:
+    def _keep(self, changes: Sequence[Change]) -> None:
+        if type(changes) is Unread and changes:
+            size = changes.size + OVERHEAD * len(changes)
+            if size * SEGMENTS <= self._max_bytes:
+                segment = self._newest_segment(size)
+                segment.unread.append(changes)
+                segment.end = changes[-1].seq
+                return
         segment = self._newest_segment(0)
         for change in changes:
             size = OVERHEAD + getsizeof(change.key) + getsizeof(change.record)
@@ -153,7 +183,7 @@ class LogCache:
                 segment = self._newest_segment(0)
             segment.size += size
             self.size += size
-            segment.topics.setdefault(change.topic, []).append(change)
+            segment.add(change)
             segment.end = change.seq
 
     def _hide(self, row: _Row, seq: Seq) -> None:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
+from operator import itemgetter
 from typing import Final, NamedTuple
 
-from daemon.core.batch import EndedRight, LogBatch, gone_in, jumps_in
+from daemon.core.batch import EndedRight, LogBatch, gone_in, heads_of, jumps_in
 from daemon.core.change import ALL_TOPICS, CONTENT, RESET_KINDS, Change, Kind, Position, Seq, Topic, can_be_named
 from daemon.core.hub import RightEnd
 from daemon.core.ports import Batch
@@ -26,7 +26,7 @@ _IsValid = Callable[[str, str], bool]
 _OUTDATING: Final = frozenset({Kind.LOST, Kind.LIMIT})
 """The kinds with which the log says that tables are served otherwise from there on."""
 
-_kind, _ends = attrgetter("kind"), attrgetter("ends")
+_kind, _ends = map(itemgetter, map(Change._fields.index, ("kind", "ends")))
 
 
 class Invalid(NamedTuple):
@@ -72,9 +72,9 @@ class PackRouter:
         own = self.own.get((change.schema, change.table)) if self.own else None
         return own or self.packs.get(change.schema)
 
-    def is_outdated(self, changes: Iterable[Change], invalid: Iterable[Invalid]) -> bool:
+    def is_outdated(self, changes: Sequence[Change], invalid: Iterable[Invalid]) -> bool:
         """Whether `own` may not be what holds for these changes: the log says so, or they do not fit."""
-        return not _OUTDATING.isdisjoint(map(_kind, changes)) or any(
+        return not _OUTDATING.isdisjoint(map(_kind, heads_of(changes))) or any(
             (found.change.schema, found.change.table) in self.own for found in invalid
         )
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from daemon.core.batch import NONE_ABSENT, Beat, Contents, EndedRight, GoneRow, LogBatch
+from daemon.core.batch import NONE_ABSENT, Beat, Contents, EndedRight, GoneRow, LogBatch, Unread
 from daemon.core.change import MAX_EPOCH, MAX_SEQ, Change, Kind, Position, Right, Seq, Topic
 from daemon.core.column_types import Column
 from daemon.core.filters import Tables, View
@@ -156,20 +156,6 @@ class _Texts:
             raise ValueError("its texts are not as long as it says")
 
 
-def _read_changes(heads: Iterable[Any], joined: bytes) -> list[Change]:
-    texts, found = _Texts(joined), list[Change]()
-    take = texts.take
-    for seq, tx, at, schema, table, topic, kind, key, record, changed, actor, ends, model, unreadable in heads:
-        found.append(
-            Change(
-                seq, tx, at, schema, table, topic, kind, take(key), None if record is None else take(record),
-                changed, actor, ends and Right(*ends), model, unreadable,
-            )
-        )  # fmt: skip
-    texts.end()
-    return found
-
-
 class Pull(NamedTuple):
     """There is a batch after `after` and up to `upto` that is too large to be sent to everybody: ask for it."""
 
@@ -192,14 +178,15 @@ def _show_batch(batch: LogBatch | Pull) -> tuple[Head, list[bytes]]:
 
 def _read_manifest(found: Head, joined: bytes) -> LogBatch | Pull:
     epoch, after, upto, heads, ends, gone, jumps, sizes = found
-    if after > upto or not all(after < head[0] <= upto for head in heads or ()):
+    numbers = [head[0] for head in heads or ()]
+    if after > upto or (numbers and not after < min(numbers) <= max(numbers) <= upto):
         raise ValueError("its numbers do not belong together")
     absent = NONE_ABSENT
     if sizes is not None:
         taken = _HASH * len(sizes)
         absent = dict(zip(_read_hashes(joined[:taken], len(sizes)), sizes, strict=True))
         joined = joined[taken:]
-    changes = _read_changes(heads or (), joined)
+    changes = Unread(heads or (), joined)
     if heads is None:
         return Pull(epoch, after, upto)
     return LogBatch(
@@ -234,7 +221,7 @@ def _show_read(batch: Batch) -> tuple[object, list[bytes]]:
 
 def _read_read(found: Head, joined: bytes) -> Batch:
     heads, reached, is_validated = found
-    changes = _read_changes(heads, joined)
+    changes = Unread(heads, joined)
     return Batch(changes, more=reached is not None, validated=is_validated, reached=reached)
 
 
@@ -280,7 +267,7 @@ def _show_contents(contents: Contents) -> tuple[object, list[bytes]]:
 
 def _read_contents(found: Head, joined: bytes) -> Contents:
     epoch, after, upto, heads = found
-    return Contents(epoch, after, upto, _read_changes(heads, joined))
+    return Contents(epoch, after, upto, list(Unread(heads, joined)))
 
 
 LOG_BATCH: Final[Message[LogBatch]] = Message(_ManifestHead, _show_batch, _read_batch)

@@ -2,7 +2,7 @@
 
 import json
 import tracemalloc
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import pytest
 
@@ -10,8 +10,9 @@ from daemon.core.batch import OVERHEAD, LogBatch, gone_in
 from daemon.core.change import Change, Kind, Position, Seq, Topic
 from daemon.core.ports import Batch
 from daemon.delivery.log_cache import LogCache
-from daemon.delivery.pack_router import PackRouter
+from daemon.delivery.pack_router import Invalid, PackRouter
 from daemon.packs import Pack, Row
+from daemon.relay import codec
 
 HERE, THERE = Topic("room:1"), Topic("room:2")
 
@@ -55,6 +56,19 @@ def a_cache(max_bytes: int = 2**20, at: int = 0) -> LogCache:
     cache = LogCache(UnreadableLog(), max_bytes)
     cache.restart(Position("e", Seq(at)))
     return cache
+
+
+@pytest.fixture(params=["of this node", "of another node"], autouse=True)
+def arrives(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs with batches as a member makes them, and as they arrive at a gateway."""
+    if request.param == "of another node":
+        batch_of = SERVED.batch_of
+
+        def sent(after: Position, changes: Sequence[Change]) -> tuple[LogBatch, list[Invalid]]:
+            batch, invalid = batch_of(after, changes)
+            return codec.LOG_BATCH.decode(codec.LOG_BATCH.encode(batch)), invalid
+
+        monkeypatch.setattr(SERVED, "batch_of", sent)
 
 
 def add(cache: LogCache, *changes: Change) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.core.batch import Beat, Contents, EndedRight, GoneRow, LogBatch
-from daemon.core.change import MAX_SEQ, Change, Kind, Position, Right, Seq, Topic
+from daemon.core.batch import Beat, Contents, EndedRight, GoneRow, LogBatch, Unread, concerning
+from daemon.core.change import MAX_SEQ, RESET_KINDS, Change, Kind, Position, Right, Seq, Topic
 from daemon.core.column_types import TYPES, Column
 from daemon.core.filters import Asked, view
 from daemon.core.own_tables import OwnColumn, OwnTable
@@ -274,6 +274,34 @@ def test_a_manifest_has_the_bytes_of_its_batch_and_a_pull_is_no_batch() -> None:
     assert codec.LOG_BATCH.encode(batch) == codec.MANIFEST.encode(batch)
     with pytest.raises(BadMessage):
         codec.LOG_BATCH.decode(codec.MANIFEST.encode(Pull("e", Seq(0), Seq(1))))
+
+
+@pytest.mark.parametrize(("key", "record"), [(3, 1), (2, 1), (3, None), (2, 3)])
+def test_texts_that_end_elsewhere_or_within_a_character_are_refused(key: int, record: int | None) -> None:
+    def head(key: int, record: int | None) -> tuple[Any, ...]:
+        return (8, "", "", "app", "rows", "a", Kind.INSERT, key, record, (), None, None, None, None)
+
+    texts = "{}é".encode()
+    assert "é" == Unread([head(2, 2)], texts)[0].record
+    with pytest.raises(ValueError, match=r"not as long|decode"):
+        Unread([head(key, record)], texts)
+
+
+@given(changes=CHANGES, data=st.data())
+def test_unread_changes_are_those_that_were_sent(changes: list[Change], data: st.DataObject) -> None:
+    sent = LogBatch("e", Seq(0), Seq(2**53 - 1), [change._replace(seq=Seq(1)) for change in changes])
+    found = codec.MANIFEST.decode(codec.MANIFEST.encode(sent))
+    assert isinstance(found, LogBatch)
+    first, last = data.draw(st.integers(-6, 6)), data.draw(st.integers(-6, 6))
+    assert sent.changes[first:last] == found.changes[first:last]
+    assert (
+        [*sent.changes[::-1]]
+        == [*reversed(found.changes)]
+        == [found.changes[~place] for place in range(len(changes))]
+    )
+    topics = {change.topic for change in changes if data.draw(st.booleans())}
+    expected = [change for change in sent.changes if change.topic in topics or change.kind in RESET_KINDS]
+    assert expected == concerning(found.changes, topics)
 
 
 def test_a_record_travels_as_postgres_wrote_it() -> None:

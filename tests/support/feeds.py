@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from daemon.core.batch import NONE_ABSENT, LogBatch
+from daemon.core.batch import NONE_ABSENT, LogBatch, concerning
 from daemon.delivery.feed import Feed
 
 
@@ -21,6 +21,13 @@ class NoFill(Feed):
         if self._queue and self._queue[0].after > self._live.position.seq:
             self._queue[0] = self._queue[0]._replace(after=self._live.position.seq)
         await super()._publish_queued()
+
+
+class ReadOnArrival(Feed):
+    """Changes that nobody follows when they arrive are left unread, although somebody may once they are published."""
+
+    def receive(self, batch: LogBatch | None) -> None:
+        super().receive(batch and batch._replace(changes=concerning(batch.changes, self._live.hub.topics)))
 
 
 class NoEnds(Feed):

@@ -14,7 +14,7 @@ from daemon.delivery.contents import AtHand
 from daemon.delivery.feed import Feed
 from daemon.delivery.pack_router import Invalid, PackRouter
 from daemon.delivery.pump import Pump
-from tests.support.feeds import NoEnds, NoFill, NoJumpCheck, NoMissing, NoPrev
+from tests.support.feeds import NoEnds, NoFill, NoJumpCheck, NoMissing, NoPrev, ReadOnArrival
 from tests.unit.model.postgres import Entry, Event, SelectNew, Snapshot, by_snapshot_difference
 
 
@@ -229,6 +229,7 @@ MUTANTS_OF_GATEWAYS = {
     "no_ends": (Design(feed=NoEnds), {"I4"}, 3),
     "no_prev, by topic": (Design(feed=NoPrev, by_topic=True), {"I1", "I2", "I4", "I7", "atomic"}, 0),
     "no_jump_check": (Design(feed=NoJumpCheck), {"I1", "I5", "I7", "atomic"}, 3),
+    "read_on_arrival": (Design(feed=ReadOnArrival), {"I7"}, 0),
     "no_missing": (Design(feed=NoMissing, by_topic=True), {"I7"}, 2),
     "no_ends, by topic": (Design(feed=NoEnds, by_topic=True), {"I4"}, 4),
 }

@@ -19,7 +19,7 @@ from daemon.app.node import (
     process_name,
     schema_functions,
 )
-from daemon.app.relay import open_link, page_of_member, read_kept, receive_signals
+from daemon.app.relay import exchange_signals, open_link, page_of_member, read_kept
 from daemon.app.site import console_options, site
 from daemon.core.batch import FRESH
 from daemon.core.epochs import Epochs
@@ -190,14 +190,15 @@ def build_gateway_parts(
     router = PackRouter(by_schema(settings.schemas))
     reader = RemoteLogReader(client.ask, lambda: node.live.position)
     interest = Interest()
-    node = build_node(settings, router, _ports(process, client.ask, router, reader, NatsBroadcast(link)), interest)
+    broadcast = NatsBroadcast(link)
+    node = build_node(settings, router, _ports(process, client.ask, router, reader, broadcast), interest)
     feed = Feed(reader, node.live, node.own_tables.refresh, interest, epochs)
     members = Members(link, client, feed, interest)
     contents = ContentSubscriptions(link, interest.is_wanted, members.receive_contents)
     interest.on_change = contents.update
     link.subscribe(LOG, members.receive_batch)
     link.subscribe(BEAT, members.receive_beat)
-    receive_signals(link, node, lambda: not epochs.is_mixed)  # a signal does not say of which database it is
+    exchange_signals(link, broadcast, node, lambda: not epochs.is_mixed)
     identity = Identity(authenticator, keys, RemoteUsers(client.ask).user_of if has_users else None)
     link_problems: Check = lambda: [link.failure] if link.failure else []  # noqa: E731
     readiness = Readiness(link_problems, members.problems, feed.problems, warnings=[keys.warnings, tls.warnings])

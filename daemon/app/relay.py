@@ -11,7 +11,7 @@ from daemon.app.site import KEPT
 from daemon.core.batch import Beat, LogBatch
 from daemon.core.change import Change, Position
 from daemon.core.errors import LogUnavailable
-from daemon.core.ports import Age, Broadcast, PeopleStore
+from daemon.core.ports import Age, PeopleStore
 from daemon.delivery.snapshots import checked
 from daemon.gateway.http import NOT_FOUND, Call, Handler, Page, Request, text_page
 from daemon.gateway.identity import UserOf
@@ -42,14 +42,23 @@ def open_link(settings: Settings, name: str) -> Link:
     )
 
 
-def receive_signals(link: Link, node: Node, may_receive: Callable[[], bool] = lambda: True) -> None:
-    """Let the clients of this node have the signals of those of other nodes, while `may_receive` says so."""
+def exchange_signals(
+    link: Link, broadcast: NatsBroadcast, node: Node, may_receive: Callable[[], bool] = lambda: True
+) -> None:
+    """Let the clients of this node have the signals of those of other nodes in its epoch, and the other way round.
 
-    def receive(payload: bytes) -> None:
-        if may_receive():
+    Nodes before 0108 name no epoch. Their signals are received while `may_receive` says so.
+    """
+
+    def epoch() -> str:
+        return node.live.position.epoch
+
+    def receive(payload: bytes, sender: str) -> None:
+        if sender == epoch() if sender else may_receive():
             node.sharing.signals.receive(payload.decode(errors="replace"))
 
-    link.subscribe(SIGNALS, receive)
+    broadcast.epoch = epoch
+    link.subscribe_with_epoch(SIGNALS, receive)
 
 
 async def _answer(call: PageCall, handlers: Mapping[tuple[str, str], Handler]) -> PageAnswer:
@@ -102,7 +111,7 @@ class MemberRelay:
         self._name = process_name()
         self._by_topic = settings.nats_content == "topic"
         self.link = open_link(settings, self._name)
-        self.broadcast: Broadcast = NatsBroadcast(self.link)
+        self.broadcast = NatsBroadcast(self.link)
         self._publisher: Publisher | None = None
 
     def connect(
@@ -149,7 +158,7 @@ class MemberRelay:
             )
         )
         self.link.answer(self._name, service.answer)
-        receive_signals(self.link, node)
+        exchange_signals(self.link, self.broadcast, node)
 
     def warnings(self) -> list[str]:
         """What an operator should know: members serve their own clients without NATS."""

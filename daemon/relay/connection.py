@@ -45,7 +45,9 @@ MAX_PINGS: Final = 2  # without an answer; then the connection is given up
 FIRST_NUMBERED: Final = 2**64  # other subscriptions are counted from 1
 MIN_PAYLOAD: Final = 512 * 1024  # bytes that a server must take in one message
 
-_SUBJECT: Final = re.compile(r"[!-~]+")
+_WORD: Final = re.compile(r"[!-~]+")
+_HEADERS: Final = b"NATS/1.0\r\nRowcast-Epoch: %b\r\n\r\n"
+_EPOCH: Final = re.compile(rb"\r\nRowcast-Epoch: ([!-~]+)\r\n")
 _Receive = Callable[[int, bytes, bytes, bytes, bytes | None], None]
 
 log = get_logger()
@@ -59,12 +61,16 @@ class ConnectionFailed(RowcastError):
 
 
 class Message(NamedTuple):
-    """A message as it arrived. `unanswerable`: the server says that nobody listens to what was asked."""
+    """A message as it arrived, and the epoch that it names, if any.
+
+    `unanswerable`: the server says that nobody listens to what was asked.
+    """
 
     subject: str
     reply: str
     data: bytes
     unanswerable: bool
+    epoch: str
 
 
 @dataclass(frozen=True)
@@ -255,17 +261,25 @@ class Connection:
             return 0
         return self._client.pending_data_size + self._client.transport.waiting
 
-    def publish(self, subject: str, payload: bytes, reply: str = "") -> bool:
-        """Send at once. False if the connection is lost. Raises ValueError if the message cannot be sent at all."""
-        return self._write(self._message(subject, payload, reply))
+    def publish(self, subject: str, payload: bytes, reply: str = "", epoch: str = "") -> bool:
+        """Send at once. False if the connection is lost. Raises ValueError if the message cannot be sent at all.
+
+        The message names `epoch`, if there is one, in a header: nodes that do not know it have the same payload.
+        """
+        return self._write(self._message(subject, payload, reply, epoch))
 
     def publish_all(self, messages: Iterable[tuple[str, bytes]]) -> bool:
         """Send payloads to subjects, in order and at once. See `publish`."""
-        return self._write(b"".join(self._message(subject, payload, "") for subject, payload in messages))
+        return self._write(b"".join(self._message(subject, payload) for subject, payload in messages))
 
-    def _message(self, subject: str, payload: bytes, reply: str) -> bytes:
-        if len(payload) > self._client.max_payload or not _SUBJECT.fullmatch(subject):
+    def _message(self, subject: str, payload: bytes, reply: str = "", epoch: str = "") -> bytes:
+        headers = _HEADERS % epoch.encode() if epoch and _WORD.fullmatch(epoch) else b""
+        size = len(headers) + len(payload)
+        if size > self._client.max_payload or not _WORD.fullmatch(subject):
             raise ValueError(f"it cannot be sent: {subject!r}, {len(payload)} bytes")
+        if headers:
+            sizes = b"%d %d" % (len(headers), size)
+            return b"HPUB %b %b %b\r\n%b%b\r\n" % (subject.encode(), reply.encode(), sizes, headers, payload)
         return b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(payload), payload)
 
     def subscribe(self, subject: str, receive: Callable[[Message], None]) -> None:
@@ -292,8 +306,9 @@ class Connection:
         if number >= FIRST_NUMBERED:
             self._receive_numbered(data)
         elif (receive := self._receivers.get(number)) is not None:
+            epoch = _EPOCH.search(headers) if headers else None
             unanswerable = headers is not None and not data
-            receive(Message(subject.decode(), reply.decode(), data, unanswerable))
+            receive(Message(subject.decode(), reply.decode(), data, unanswerable, epoch[1].decode() if epoch else ""))
 
     def _write(self, lines: bytes) -> bool:
         """Write to the socket, behind what nats-py has written there. False if the connection is lost."""

@@ -179,13 +179,13 @@ class Link:
             for answerer in self._answerers:
                 await answerer.close()
 
-    def publish(self, subject: str, payload: bytes) -> bool:
-        """Send to `subject` below the prefix, without waiting.
+    def publish(self, subject: str, payload: bytes, epoch: str = "") -> bool:
+        """Send to `subject` below the prefix, without waiting, and name this epoch, if there is one.
 
         False if nothing was sent, since the link is cut off or more than MAX_WAITING bytes wait to be written. Raises
         ValueError for a message that is larger than the server takes.
         """
-        return self.waiting <= MAX_WAITING and self.send(f"{self._prefix}.{subject}", payload)
+        return self.waiting <= MAX_WAITING and self.send(f"{self._prefix}.{subject}", payload, epoch=epoch)
 
     def publish_all(self, messages: Iterable[tuple[str, bytes]]) -> bool:
         """Send payloads to subjects below the prefix, in order, and all or none of them. See `publish`."""
@@ -195,9 +195,9 @@ class Link:
             and self._connection.publish_all((f"{self._prefix}.{subject}", payload) for subject, payload in messages)
         )
 
-    def send(self, subject: str, payload: bytes, reply: str = "") -> bool:
+    def send(self, subject: str, payload: bytes, reply: str = "", epoch: str = "") -> bool:
         """Send to a full subject, without waiting, however much waits to be written. False if the link is cut off."""
-        return self._connection is not None and self._connection.publish(subject, payload, reply)
+        return self._connection is not None and self._connection.publish(subject, payload, reply, epoch)
 
     def subscribe(self, subject: str, receive: Callable[[bytes], None]) -> None:
         """Pass each message on `subject` below the prefix to `receive`, from now on and after each reconnect.
@@ -205,6 +205,10 @@ class Link:
         The server may take a moment: a message sent elsewhere right afterwards can be missed.
         """
         self._receive_on(f"{self._prefix}.{subject}", lambda message: receive(message.data))
+
+    def subscribe_with_epoch(self, subject: str, receive: Callable[[bytes, str], None]) -> None:
+        """The same, with the epoch that each message names; it is empty if it names none."""
+        self._receive_on(f"{self._prefix}.{subject}", lambda message: receive(message.data, message.epoch))
 
     def subscribe_numbered(self, subjects: Iterable[tuple[int, str]]) -> None:
         """Let `numbered` receive what comes on these subjects below the prefix, on this connection."""

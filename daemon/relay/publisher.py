@@ -178,13 +178,17 @@ def _encoded(batches: Iterable[LogBatch]) -> list[bytes]:
 
 
 class NatsBroadcast:
-    """Sends the signals of this process to all others. See Broadcast."""
+    """Sends the signals of this process to all others. See Broadcast.
+
+    `epoch` says of which history of which database they are.
+    """
 
     def __init__(self, link: Link) -> None:
+        self.epoch: Callable[[], str] = lambda: ""
         self._link = link
 
     async def __call__(self, pieces: Collection[str]) -> None:
         """Send all pieces, in order. Raises LogUnavailable."""
         for piece in pieces:
-            if not self._link.publish(SIGNALS, piece.encode()):
+            if not self._link.publish(SIGNALS, piece.encode(), self.epoch()):
                 raise LogUnavailable(self._link.failure or "too much waits to be sent to NATS")

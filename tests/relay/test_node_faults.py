@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from daemon.core.signals import Message, Signal, pieces
 from daemon.postgres.connect import Connection, connect
 from daemon.relay.publisher import BEAT, SIGNALS
 from tests.acceptance.chat import Chat
@@ -30,6 +31,7 @@ class Pair(NamedTuple):
     member: Daemon
     gateway: Daemon
     sql: Connection
+    url: str
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ async def pair(postgres: Server, nats: NatsServer) -> AsyncIterator[Pair]:
     async with postgres.chatgenius() as dsn:
         sql = await connect(dsn, application_name="test")
         async with member(dsn, nats.url, "pair") as one, gateway(nats.url, "pair") as two:
-            yield Pair(one, two, sql)
+            yield Pair(one, two, sql, nats.url)
         await sql.close()
 
 
@@ -377,14 +379,14 @@ async def test_clients_of_a_gateway_get_nothing_of_another_database_with_the_sam
         dsn = await enter(postgres.chatgenius())
         foreign = await Chat.begin(await enter(postgres_session(dsn)))
         await foreign.take_over(chat.channel)
-        await enter(member(database, nats.url, prefix))
+        own = await enter(member(database, nats.url, prefix))
         gate = await enter(gateway(nats.url, prefix))
-        client = await follow(stack, gate, chat)
+        client, near = await follow(stack, gate, chat), await follow(stack, own, chat)
         other = await enter(member(dsn, nats.url, prefix))
         while "ROWCAST_NATS_PREFIX" not in (await get(f"{gate.http}/readyz"))[1]:
             await foreign.say("foreign")
             await chat.say("mine")
-            assert "mine" == (await client.changes(1))[0]["record"]["content"]
+            assert [["mine"]] * 2 == [contents(await one.changes(1)) for one in (client, near)]
         signaller = await follow(stack, other, foreign)
         link, signalled = await enter(running_link(nats.url, prefix)), asyncio.Event()
         link.subscribe(SIGNALS, lambda _: signalled.set())
@@ -393,14 +395,34 @@ async def test_clients_of_a_gateway_get_nothing_of_another_database_with_the_sam
         await beats.wait()  # so the server knows both subscriptions
         await signaller.say(op="signal", topic=foreign.topic, name="typing", data="foreign")
         await signalled.wait()
+        for sender, receiver in ((client, near), (near, client)):
+            await sender.say(op="signal", topic=chat.topic, name="typing", data="mine")
+            assert ("signal", "mine") == ((frame := await receiver.next())["op"], frame["data"])
+        link.publish(SIGNALS, of_an_older_node(chat.topic))
         async with gate.client(chat.ada, client.welcome["pos"]) as late:
             await late.say(op="subscribe", topic=chat.topic, snapshot=True)
             frames = await late.until("resumed")
             assert '"mine"' in str(frames).replace("'", '"')
             assert "foreign" not in str(frames)
         await chat.say("last")
-        assert ["last"] == contents(await client.changes(1))
+        assert ["last"] == contents((await client.next())["changes"])
         assert 1 == len([event for event in gate.events() if event["event"] == "relay_mixed"])
+
+
+async def test_signals_of_an_older_node_reach_clients_while_there_is_one_database(pair: Pair, shared: Chat) -> None:
+    async with AsyncExitStack() as stack:
+        clients = [await follow(stack, node, shared) for node in (pair.member, pair.gateway)]
+        async with running_link(pair.url, "pair") as link:
+            await link.connected.wait()
+            link.publish(SIGNALS, of_an_older_node(shared.topic))
+            assert ["older"] * 2 == [(await client.next())["data"] for client in clients]
+
+
+def of_an_older_node(topic: str) -> bytes:
+    """A signal as nodes have sent it that name no epoch."""
+    signal = Signal(topic=topic, name="typing", user="older", data='"older"')
+    [piece] = pieces("older", 1, Message(signals=[signal]))
+    return piece.encode()
 
 
 @asynccontextmanager

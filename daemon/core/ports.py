@@ -62,6 +62,12 @@ class Socket(Protocol):
     def spend(self, seconds: float) -> None:
         """Count CPU that was spent on the peer towards the share of its user: the peer's next frames wait for it."""
 
+    def lend(self, seconds: float) -> None:
+        """Count CPU that the peer takes in advance: nothing of its user waits for it, as long as there is credit."""
+
+    def has_credit(self) -> bool:
+        """Whether the user of the peer may take more in advance."""
+
     def delay(self) -> float:
         """Seconds for which what is done for the user has to wait; 0 or less if it does not."""
 

@@ -282,6 +282,14 @@ class Client:
         """Count CPU towards the share of the user."""
         self._socket.spend(seconds)
 
+    def lend(self, seconds: float) -> None:
+        """See ReplayTarget."""
+        self._socket.lend(seconds)
+
+    def has_credit(self) -> bool:
+        """See ReplayTarget."""
+        return self._socket.has_credit()
+
     def delay(self) -> float:
         """See ReplayTarget."""
         return self._socket.delay()

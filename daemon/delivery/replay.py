@@ -3,8 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from daemon.core import wire
@@ -20,7 +19,7 @@ from daemon.logs import get_logger
 log = get_logger()
 
 MAX_CONCURRENT_READS = 4  # leaves database connections to the pump, however many clients are slow
-SLICE: Final = 100  # changes that are validated in one step: between two of them, what is read ahead arrives
+SLICE: Final = 100  # changes that are validated, or sent, in one step: between two of them, what is read ahead arrives
 FEW: Final = 4  # replays that a user may run at once, each as fast as it can
 SMALL_SLICE: Final = 20  # and if there are more
 SMALL_READ: Final = 100
@@ -48,6 +47,12 @@ class ReplayTarget(Protocol):
 
     def spend(self, seconds: float) -> None:
         """Count CPU towards the share of the user."""
+
+    def lend(self, seconds: float) -> None:
+        """Count CPU that the user takes in advance."""
+
+    def has_credit(self) -> bool:
+        """Whether the user may take more in advance."""
 
     def delay(self) -> float:
         """Seconds for which what is done for the user has to wait; 0 or less if it does not."""
@@ -120,29 +125,11 @@ class RetryingLogReader:
 
 
 class Turns:
-    """The replays of one user, of which so many are `running`.
-
-    If those are many, they take turns, read little at once, and what they take of the processor is the user's: many
-    connections of one user get no more than a few, and others do not notice them.
-    """
+    """The replays of one user, of which so many are `running`, and whose `turn` it is if they take turns."""
 
     def __init__(self) -> None:
         self.running = 0
-        self._turn = asyncio.Lock()
-
-    @property
-    def are_taken(self) -> bool:
-        """Whether there are many."""
-        return self.running > FEW
-
-    @asynccontextmanager
-    async def taken(self) -> AsyncIterator[None]:
-        """The next turn."""
-        if not self.are_taken:
-            yield
-            return
-        async with self._turn:
-            yield
+        self.turn = asyncio.Lock()
 
 
 class Replay:
@@ -152,8 +139,10 @@ class Replay:
     and removed while the replay runs. It holds at most two reads of `limit` changes in memory: while one of them is
     validated and sent, the next one is read.
 
-    `unpaid` is the CPU that it took, also of Postgres, and did not count towards the user's share: that of a client
-    that reads what it asked for is not.
+    The few replays of a user go as fast as they can, on credit: `unpaid` is the CPU that they took so, also of
+    Postgres, and it does not count towards the user's share if the client reads what it asked for. Once there are many,
+    or there is no credit, they take turns, read little at once, and what they take counts: many connections of one user
+    get no more than a few, and others do not notice them, nor somebody who asks for everything again and again.
 
     A topic may begin with a snapshot of its rows. The changes that the rows contain are left out of what follows:
     those of transactions that the snapshot shows. All of them have been numbered, so no live change is one.
@@ -169,6 +158,7 @@ class Replay:
         "_router",
         "_sent_positions",
         "_snapshots",
+        "_takes_turns",
         "_target",
         "_turns",
         "sent",
@@ -193,6 +183,7 @@ class Replay:
         """
         self.unpaid = 0.0  # seconds
         self._turns = turns or Turns()
+        self._takes_turns = False
         self.task: asyncio.Task[None] | None = None  # what runs it, for its owner
         self.sent = 0  # changes
         self._target = target
@@ -294,20 +285,38 @@ class Replay:
 
     async def _send_next(self, upto: Seq) -> None:
         """Read and send one batch, up to `upto`."""
-        async with self._turns.taken():
-            if self._turns.are_taken:
+        self._takes_turns = self._turns.running > FEW or not self._target.has_credit()
+        if self._takes_turns:
+            async with self._turns.turn:
                 await self._rest()
-            frames = await self._next_frames(upto) if self._places else []
-        for topic, payload, place in frames:
-            # Checked frame by frame while they are sent: the topic may be left, or revoked, before its frame's turn.
-            if self._places.get(topic) == place:
-                self._target.send(payload)
-                await self._target.drained()
+                changes, reading = await self._read_next(upto)
+        else:
+            changes, reading = await self._read_next(upto)
+        reached = {topic: self._places[topic] for topic in reading}
+        for number, part in enumerate(_parts(changes)):
+            if number:
+                await asyncio.sleep(0)
+            if self._hub.discontinuity is not self._discontinuity:
+                return
+            began = time.thread_time()
+            # Looked at again and again while they are sent: a topic may be left, or revoked, before its frame's turn.
+            still = {topic: place for topic, place in reading.items() if self._places.get(topic) == reached[topic]}
+            frames = self._build_frames(part, still)
+            self._count(time.thread_time() - began)
+            for topic, payload in frames:
+                if self._places.get(topic) == reached[topic]:
+                    self._target.send(payload)
+                    await self._target.drained()
 
-    async def _next_frames(self, upto: Seq) -> list[tuple[Topic, bytes, Seq]]:
-        """Read one batch, up to `upto`; the frames to send, each with the place where its topic is then."""
+    async def _read_next(self, upto: Seq) -> tuple[Sequence[Change], dict[Topic, Seq]]:
+        """Read one batch, up to `upto`, and let every topic be where it ends.
+
+        Returns what may be sent, and the topics that it is for, with the places from which on each of them gets it.
+        """
         # Topics come and go while the log is read: the answer is for those that were asked about.
         asked = dict(self._places)
+        if not asked:
+            return [], {}
         for topic, place in asked.items():
             self._sent_positions[topic] = min(self._sent_positions.get(topic, place), place)
         wanted = frozenset((*asked, *self._router.wildcard_topics(asked)))
@@ -317,33 +326,30 @@ class Replay:
         except LogTruncated:
             if self._hub.discontinuity is self._discontinuity:
                 self._reset_all("retention", self._hub.position, {})
-            return []
-        if batch.more and not self._turns.are_taken:
+            return [], {}
+        if batch.more and not self._takes_turns:
             self._ahead = self._begin(wanted, batch.reached, upto)
         if not batch.validated:  # else it was in memory
             self._count(READ + READ_CHANGE * len(batch))
         sendable = await self._sendable(batch)
         if self._hub.discontinuity is not self._discontinuity:
-            return []
-        began = time.thread_time()
+            return [], {}
         reading_from = {topic: place for topic, place in asked.items() if self._places.get(topic) == place}
-        payloads = self._build_frames(sendable, reading_from)
         reached = batch.reached if batch.more else reading.upto
-        places = {topic: max(place, reached) for topic, place in reading_from.items()}
-        self._places |= places
-        self._count(time.thread_time() - began)
-        return [(topic, payload, places[topic]) for topic, payload in payloads]
+        self._places |= {topic: max(place, reached) for topic, place in reading_from.items()}
+        return sendable, reading_from
 
     def _count(self, spent: float) -> None:
         """Count so many seconds of CPU."""
-        if self._turns.are_taken:
+        if self._takes_turns:
             self._target.spend(spent)
         else:
+            self._target.lend(spent)
             self.unpaid += spent
 
     async def _rest(self) -> None:
-        """Let others go first. One of many also waits until its user may have more of the processor."""
-        await asyncio.sleep(max(0.0, self._target.delay()) if self._turns.are_taken else 0)
+        """Let others go first. One that takes turns also waits until its user may have more of the processor."""
+        await asyncio.sleep(max(0.0, self._target.delay()) if self._takes_turns else 0)
 
     async def _reading(self, topics: frozenset[Topic], after: Seq, upto: Seq) -> _Reading:
         """The read that begins there: the one ahead, unless topics have changed, or numbers may have been lost."""
@@ -357,7 +363,7 @@ class Replay:
         return self._begin(topics, after, upto)
 
     def _begin(self, topics: frozenset[Topic], after: Seq, upto: Seq) -> _Reading:
-        limit = min(self._limit, SMALL_READ) if self._turns.are_taken else self._limit
+        limit = min(self._limit, SMALL_READ) if self._takes_turns else self._limit
         batch = asyncio.ensure_future(self._log.read_topics(topics, after, upto, limit))
         return _Reading(topics, after, upto, self._discontinuity, batch)
 
@@ -373,7 +379,7 @@ class Replay:
         if batch.validated:
             return batch
         found: list[Change] = []
-        size = SMALL_SLICE if self._turns.are_taken else SLICE
+        size = SMALL_SLICE if self._takes_turns else SLICE
         for first in range(0, len(batch), size):
             began = time.thread_time()
             found += self._router.validate(batch[first : first + size])[0]
@@ -431,3 +437,12 @@ class Replay:
 
     def _reset(self, topic: Topic, change: Change) -> bytes:
         return wire.reset(topic, change.kind.value, Position(self._hub.position.epoch, change.seq))
+
+
+def _parts(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
+    """Whole transactions, of SLICE changes or a few more together."""
+    first = 0
+    for end in range(1, len(changes) + 1):
+        if end == len(changes) or (end - first >= SLICE and changes[end].tx != changes[end - 1].tx):
+            yield changes[first:end]
+            first = end

@@ -111,14 +111,25 @@ class Turn:
 
 @dataclass(slots=True)
 class Account:
-    """What one user has: connections, bytes that they have not read, and the time until which its rate is used up."""
+    """What one user has: connections, bytes that they have not read, and the times until which something is used up.
+
+    `used_until` is that of its rate and its share of the processor together, `busy_until` that of its share alone, and
+    `repaid_at` is when it has paid back its credit.
+    """
 
     user: str
     connections: int = 0
     unread: int = 0
     used_until: float = 0.0
+    busy_until: float = 0.0
+    repaid_at: float = 0.0
     waiting: list[Turn] = field(default_factory=list)  # few; an empty deque takes 760 bytes
     timer: asyncio.TimerHandle | None = None  # set while turns wait
+
+    @property
+    def paid_at(self) -> float:
+        """The time from which on nothing is used up."""
+        return max(self.used_until, self.repaid_at)
 
 
 class Accounts:
@@ -138,6 +149,7 @@ class Accounts:
         self._rate = limits.user_rate
         self._cpu = limits.user_cpu
         self._burst = limits.user_burst
+        self._credit = limits.user_credit
 
     @property
     def full(self) -> bool:
@@ -174,6 +186,19 @@ class Accounts:
         Whichever is more counts.
         """
         account.used_until = max(now, account.used_until) + max(frames / self._rate, spent / self._cpu)
+        account.busy_until = max(now, account.busy_until) + spent / self._cpu
+
+    def lend(self, account: Account, spent: float, now: float) -> None:
+        """Count seconds of CPU that a user takes in advance: none of its frames waits for them."""
+        account.repaid_at = max(now, account.repaid_at) + spent / self._cpu
+
+    def has_credit(self, account: Account, now: float) -> bool:
+        """Whether a user may take more in advance: not while it has used up half of what it may take at once, either.
+
+        Without that, a user with many connections, each of which asks for everything and reads nothing, would be lent
+        something whenever few of them have got as far as to ask.
+        """
+        return account.busy_until - now <= self._burst / 2 and account.repaid_at - now <= self._credit
 
     def delay(self, account: Account, now: float) -> float:
         """Seconds for which the user's next frames have to wait; 0 or less if they do not."""
@@ -203,7 +228,7 @@ class Accounts:
 
     def forget(self, now: float) -> None:
         """Forget the users who left, unless reconnecting would give them a rate that they have used up."""
-        for user in [user for user in self._departed if self._accounts[user].used_until <= now]:
+        for user in [user for user in self._departed if self._accounts[user].paid_at <= now]:
             self._departed.discard(user)
             del self._accounts[user]
 

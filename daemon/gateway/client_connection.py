@@ -130,6 +130,17 @@ class ClientConnection:
         if self._account is not None:
             self._state.accounts.charge(self._account, 0, asyncio.get_running_loop().time(), seconds)
 
+    def lend(self, seconds: float) -> None:
+        """Count CPU that the peer takes in advance: nothing of its user waits for it, as long as there is credit."""
+        if self._account is not None:
+            self._state.accounts.lend(self._account, seconds, asyncio.get_running_loop().time())
+
+    def has_credit(self) -> bool:
+        """Whether the user of the peer may take more in advance."""
+        if self._account is None:
+            return False
+        return self._state.accounts.has_credit(self._account, asyncio.get_running_loop().time())
+
     def delay(self) -> float:
         """Seconds for which what is done for the user has to wait; 0 or less if it does not."""
         if self._account is None:

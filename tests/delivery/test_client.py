@@ -107,6 +107,12 @@ class Socket:
     def spend(self, seconds: float) -> None:
         self.spent += seconds
 
+    def lend(self, seconds: float) -> None:
+        """There is no end to what it may take in advance."""
+
+    def has_credit(self) -> bool:
+        return True
+
     def delay(self) -> float:
         return 0.0
 

@@ -55,6 +55,12 @@ class Recorder:
     def spend(self, seconds: float) -> None:
         """There is no share."""
 
+    def lend(self, seconds: float) -> None:
+        """There is no end to what it may take in advance."""
+
+    def has_credit(self) -> bool:
+        return True
+
     def delay(self) -> float:
         return 0.0
 
@@ -118,12 +124,19 @@ async def test_the_chunk_size_does_not_change_what_is_sent(pool: Pool, chunk: in
 class SpendingRecorder(Recorder):
     """Its user has used up its share for a moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_credit: bool) -> None:
         super().__init__()
-        self.spent = 0.0
+        self.spent = self.lent = 0.0
+        self._has_credit = has_credit
 
     def spend(self, seconds: float) -> None:
         self.spent += seconds
+
+    def lend(self, seconds: float) -> None:
+        self.lent += seconds
+
+    def has_credit(self) -> bool:
+        return self._has_credit
 
     def delay(self) -> float:
         return 0.001
@@ -147,20 +160,26 @@ class CrowdedLog(PgLogReader):
             self.reading -= 1
 
 
-@pytest.mark.parametrize("are_many", [True, False])
-async def test_many_replays_of_one_user_take_turns_and_count(pool: Pool, are_many: bool) -> None:
+@pytest.mark.parametrize(
+    ("are_many", "has_credit"), [(True, True), (False, False), (False, True)], ids=["many", "no credit", "few"]
+)
+async def test_replays_of_one_user_take_turns_and_count_if_they_are_many_or_have_no_credit(
+    pool: Pool, are_many: bool, has_credit: bool
+) -> None:
     hub, log, turns = await a_hub(pool), CrowdedLog(pool), Turns()
     turns.running = FEW + are_many
-    recorders = [SpendingRecorder() for _ in range(3)]
+    recorders = [SpendingRecorder(has_credit=has_credit) for _ in range(3)]
+    take_turns = are_many or not has_credit
     replays = [Replay(one, log, hub, SERVED, discontinuity=hub.discontinuity, turns=turns) for one in recorders]
     for replay in replays:
         replay.add(ONE, Seq(0))
     await asyncio.gather(*(replay.run() for replay in replays))
     assert [[1, 2, 3]] * 3 == [recorder.versions(ONE) for recorder in recorders]
-    assert {SMALL_READ if are_many else 1000} == set(log.limits)
-    assert (log.most == 1) == are_many
+    assert {SMALL_READ if take_turns else 1000} == set(log.limits)
+    assert (log.most == 1) == take_turns
     for replay, recorder in zip(replays, recorders, strict=True):
-        assert (recorder.spent > READ, replay.unpaid > READ) == (are_many, not are_many)
+        assert (recorder.spent > READ, replay.unpaid > READ) == (take_turns, not take_turns)
+        assert replay.unpaid == recorder.lent
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 1000])

@@ -73,6 +73,12 @@ class Peer:
     def spend(self, seconds: float) -> None:
         """There is no share."""
 
+    def lend(self, seconds: float) -> None:
+        """There is no end to what it may take in advance."""
+
+    def has_credit(self) -> bool:
+        return True
+
     def delay(self) -> float:
         return 0.0
 

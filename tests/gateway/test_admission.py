@@ -107,6 +107,24 @@ def test_a_user_who_leaves_and_returns_has_no_new_rate() -> None:
     assert accounts.delay(accounts.enter("ada"), now=103.0) <= 0
 
 
+def test_replays_on_credit_delay_no_frame_and_end_with_it_or_with_half_of_what_may_be_used_at_once() -> None:
+    accounts = Accounts(Limits(user_cpu=0.1, user_burst=1.0, user_credit=100.0))
+    account = accounts.enter("ada")
+    accounts.lend(account, 9.9, now=100.0)
+    assert accounts.has_credit(account, now=100.0)
+    accounts.lend(account, 0.2, now=100.0)
+    assert accounts.delay(account, now=100.0) <= 0
+    assert not accounts.has_credit(account, now=100.0)
+    accounts.leave(account)
+    accounts.forget(now=100.0)
+    account = accounts.enter("ada")
+    assert [False, True] == [accounts.has_credit(account, now) for now in (100.5, 101.5)]
+    accounts.charge(account, 0, now=300.0, spent=0.06)
+    assert [False, True] == [accounts.has_credit(account, now) for now in (300.0, 300.2)]
+    accounts.charge(account, 1500, now=400.0)
+    assert accounts.has_credit(account, now=400.0)
+
+
 async def test_a_newcomer_takes_the_place_of_the_oldest_connection_without_a_request() -> None:
     async with serving({"/healthz": lambda: text_page("ok")}, pending=3, grace=0.0) as server:
         idle = []

@@ -95,15 +95,17 @@ class PackRouter:
         invalid: list[Invalid] = []
         topics: dict[tuple[str, str, Topic], str | None] = {}  # what is wrong with each
         validators = self._known_validators()
+        last: _Form | None = None
+        is_valid: _IsValid | None = None
         for change in changes:
             _, _, _, schema, table, topic, kind, key, record, _, _, _, model, _, outline = change
             record = record if outline is None else None  # a large one is seen to below
             if record is not None and kind in CONTENT:
                 form = (schema, table, topic, model)
-                try:
-                    is_valid = validators[form]
-                except KeyError:
-                    is_valid = validators[form] = self._validator(change)
+                if form != last:  # to compare takes a third of the time of looking up
+                    if form not in validators:
+                        validators[form] = self._validator(change)
+                    last, is_valid = form, validators[form]
                 if is_valid is not None and is_valid(key, record):
                     sendable.append(change)
                     continue

@@ -13,7 +13,6 @@ from decimal import Decimal
 from enum import Enum
 from functools import cache, cached_property
 from hashlib import sha256
-from operator import attrgetter
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Final, Literal, Union, get_args, get_origin
 
@@ -33,6 +32,7 @@ from daemon.core.change import CONTENT, Change, Kind
 from daemon.core.errors import OperatorFault
 from daemon.core.jobs import BACKUP, Job
 from daemon.core.json_text import emptied, quoted_numbers, replace_values
+from daemon.core.row_pattern import row_pattern
 
 ULID = "[0-7][0-9A-HJKMNP-TV-Z]{25}"
 """A ULID, as a part of a larger regular expression."""
@@ -80,17 +80,23 @@ JsonObject = Annotated[dict[str, Any], Column.JSON]
 _DAY = "[0-9]{4,}-[0-9]{2}-[0-9]{2}"
 _TIME = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
 
+_TIMESTAMP = rf"^(-?infinity|{_DAY}T{_TIME}[+-][0-9]{{2}}:[0-9]{{2}}( BC)?)$"
+_DATE = rf"^(-?infinity|{_DAY}( BC)?)$"
+
 Timestamp = Annotated[
     str,
     Field(
-        pattern=rf"^(-?infinity|{_DAY}T{_TIME}[+-][0-9]{{2}}:[0-9]{{2}}( BC)?)$",
+        pattern=_TIMESTAMP,
         json_schema_extra={"format": "postgres timestamptz"},
     ),
 ]
 """A timestamptz as Postgres writes it into JSON: RFC 3339 from year 1 to 9999, and beyond as in docs/types.md."""
 
-Date = Annotated[str, Field(pattern=rf"^(-?infinity|{_DAY}( BC)?)$", json_schema_extra={"format": "postgres date"})]
+Date = Annotated[str, Field(pattern=_DATE, json_schema_extra={"format": "postgres date"})]
 """A date as Postgres writes it into JSON."""
+
+PLAIN_PATTERNS: Final = frozenset({f"^{ULID}$", f"^{UUID}$", _TIMESTAMP, _DATE})
+"""Those of the patterns above that match no quotation mark."""
 
 
 class UnknownPack(OperatorFault):
@@ -120,7 +126,8 @@ def columns_of(row: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 @cache
-def _key_model(row: type[Row]) -> type[BaseModel]:
+def key_model(row: type[Row]) -> type[BaseModel]:
+    """The model of the keys of these rows."""
     columns = columns_of(row)
     fields: dict[str, Any] = {
         name: (field.annotation, field)
@@ -275,22 +282,20 @@ def _is_examined(annotation: Any, metadata: Iterable[object]) -> bool:  # noqa: 
 @cache
 def _validator(row: type[Row]) -> Callable[[str, str], bool]:
     """A fast path for valid records, which nearly all are."""
-    validate_key = _key_model(row).__pydantic_validator__.validate_json
-    validate_record = row.__pydantic_validator__.validate_json
-    is_key_of = _key_test(row)
+    is_key, validate_key = _validation(key_model(row))
+    is_record, validate_record = _validation(row)
     open_fields = [name for name, field in row.model_fields.items() if _is_open(field)]
     json_columns = {name: emptied for name, column in special_columns(row).items() if column is Column.JSON}
 
     def is_valid(key: str, record: str) -> bool:
-        if json_columns and len(record) > MANY_ARRAYS and record.count("[") > MANY_ARRAYS:
-            try:
-                record = replace_values(record, json_columns)
-            except ValueError:
-                return False
         try:
-            found = validate_record(record)
-            if is_key_of is None or not is_key_of(key, found):
+            if not is_key(key) or "\\" in key:
                 validate_key(key)
+            if "\\" not in record and is_record(record):
+                return True
+            if json_columns and len(record) > MANY_ARRAYS and record.count("[") > MANY_ARRAYS:
+                record = replace_values(record, json_columns)
+            found = validate_record(record)
         except Exception:  # noqa: BLE001 - _problem says what is wrong
             return False
         # pydantic parses these as numbers, which a browser's JSON.parse does not. To search costs more than to look.
@@ -302,26 +307,11 @@ def _validator(row: type[Row]) -> Callable[[str, str], bool]:
     return is_valid
 
 
-def _key_test(row: type[Row]) -> Callable[[str, Row], bool] | None:
-    """Whether a key is that of a valid record, which makes it valid too. False does not prove that it is not.
-
-    None for keys of other types than text and integers.
-    """
-    columns = columns_of(row)
-    types = [columns[name].annotation for name in row.key if name in columns and name.isidentifier()]
-    if len(types) != len(row.key) or not {str, int}.issuperset(types):
-        return None
-    shown = [f'"{name}":' + ('"%s"' if kind is str else "%s") for name, kind in zip(row.key, types, strict=True)]
-    template = "{" + ",".join(shown) + "}"
-    quotes = template.count('"')
-    fields = [next(name for name, field in row.model_fields.items() if field is columns[key]) for key in row.key]
-    values = attrgetter(*fields)
-
-    def is_key_of(key: str, found: Row) -> bool:
-        # More quotation marks may be another member; with a backslash, the text is not the value.
-        return key == template % values(found) and key.count('"') == quotes and "\\" not in key
-
-    return is_key_of
+def _validation(model: type[BaseModel]) -> tuple[Callable[[str], object], Callable[[str], BaseModel]]:
+    """Whether a text without a backslash looks like an ordinary one, which is valid; and what parses any text."""
+    model.model_rebuild()
+    pattern = row_pattern(model.__pydantic_core_schema__, PLAIN_PATTERNS)
+    return pattern.fullmatch, model.__pydantic_validator__.validate_json
 
 
 def _is_open(field: FieldInfo) -> bool:
@@ -335,7 +325,7 @@ def _holds_any(annotation: object) -> bool:
 
 
 def _problem(part: Literal["key", "record"], row: type[Row], text: str) -> str | None:
-    model = row if part == "record" else _key_model(row)
+    model = row if part == "record" else key_model(row)
     try:
         # What is inside a JSON column is the application's, however deep and long: only the row's shape is validated.
         model.__pydantic_validator__.validate_json(replace_values(text, _unparsed_columns(row)))

@@ -88,6 +88,9 @@ class Acceptor:
 
     def close(self) -> None:
         """Stop accepting. Other processes with the same socket, such as systemd, are not affected."""
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
         if self._socket.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -105,9 +108,8 @@ class Acceptor:
 
     def _accept_anyway(self) -> None:
         self._paused, self._is_held_up = None, False
-        if self._socket.fileno() >= 0:
-            self.resume()
-            self._accept()
+        self.resume()
+        self._accept()
 
     def _accept(self) -> None:
         for _ in range(ACCEPT_BATCH):

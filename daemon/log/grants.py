@@ -37,6 +37,7 @@ class _Lookup(NamedTuple):
     user: str
     topic: Topic
     answer: asyncio.Future[asyncpg.Record | Exception]
+    begun: float  # by the clock of the event loop
 
 
 class PgGrants:
@@ -78,7 +79,7 @@ class PgGrants:
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._wait
         while True:
-            lookup = _Lookup(schema, self._own_of(topic), user, topic, loop.create_future())
+            lookup = _Lookup(schema, self._own_of(topic), user, topic, loop.create_future(), loop.time())
             self._waiting.setdefault((schema, lookup.own), deque()).append(lookup)
             if not self._workers:
                 self._add_worker()
@@ -100,12 +101,16 @@ class PgGrants:
             await asyncio.sleep(PENDING_PAUSE)
 
     def _help(self) -> None:
-        """Start another statement if lookups wait, and look again."""
+        """Start another statement if a lookup has waited for HELP_DELAY, and look again."""
         self._helping = None
         if self._waiting:
-            if len(self._workers) < MAX_CONCURRENT_QUERIES:
-                self._add_worker()
-            self._helping = asyncio.get_running_loop().call_later(HELP_DELAY, self._help)
+            loop = asyncio.get_running_loop()
+            due = min(waiting[0].begun for waiting in self._waiting.values()) + HELP_DELAY
+            if due <= loop.time():
+                if len(self._workers) < MAX_CONCURRENT_QUERIES:
+                    self._add_worker()
+                due = loop.time() + HELP_DELAY
+            self._helping = loop.call_at(due, self._help)
 
     def _add_worker(self) -> None:
         worker = asyncio.get_running_loop().create_task(self._work())

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -84,7 +85,8 @@ class Acceptor:
         if self._paused is not None and self._is_held_up:
             self._is_held_up = False
             self._paused.cancel()
-            self._paused = asyncio.get_running_loop().call_soon(self._accept_anyway)
+            # What is logged then is not about the client who makes room.
+            self._paused = asyncio.get_running_loop().call_soon(self._accept_anyway, context=Context())
 
     def close(self) -> None:
         """Stop accepting. Other processes with the same socket, such as systemd, are not affected."""

@@ -4,6 +4,7 @@ import re
 import resource
 import socket
 from contextlib import AsyncExitStack
+from contextvars import Context, copy_context
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from websockets.frames import Opcode
 from websockets.typing import Subprotocol
 
 from daemon.core.ports import Socket
-from daemon.gateway.acceptor import USER_TIMEOUT
+from daemon.gateway.acceptor import USER_TIMEOUT, Acceptor
 from daemon.gateway.http import Site, text_page
-from daemon.gateway.server import Gateway, Limits, ListenFailed
+from daemon.gateway.server import Gateway, Limits, ListenFailed, bind
+from daemon.logs import correlate
 from tests.gateway.peers import UPGRADE, RawPeer, Recorder, Server, echo, frame, request, serving, until
 
 
@@ -176,6 +178,29 @@ async def test_the_gateway_recovers_after_running_out_of_descriptors() -> None:
         for here in (peer, server.peers[-1]):
             await here.send(request("GET /"))
             assert (await here.read_all()).endswith(b"\r\n\r\nok\n")
+
+
+async def test_a_client_who_makes_room_leaves_no_correlation_id_to_those_who_come_in() -> None:
+    [listening] = await bind("127.0.0.1", 0)
+    found: list[Context] = []
+    delays: list[float] = []
+
+    def admit(connection: socket.socket, _: str) -> None:
+        found.append(copy_context())
+        connection.close()
+
+    def delay() -> float:
+        delays.append(0.0 if delays else 3600.0)
+        return delays[-1]
+
+    acceptor = Acceptor(listening, admit, delay=delay)
+    with socket.create_connection(listening.getsockname()):
+        await until(lambda: bool(delays))
+        with correlate("01JSESSION"):
+            acceptor.accept_again()
+        await until(lambda: bool(found))
+    acceptor.close()
+    assert {} == dict(found[0])
 
 
 async def test_localhost_listens_on_all_of_its_addresses() -> None:

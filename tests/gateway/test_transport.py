@@ -162,7 +162,11 @@ async def test_a_protocol_that_raises_is_logged_and_loses_its_connection(pair: P
 
 async def test_what_is_read_has_nothing_of_the_context_in_which_reading_began(pair: Pair) -> None:
     found: list[Context] = []
-    pair.protocol.data_received = lambda _: found.append(copy_context())  # type: ignore[method-assign]
+
+    def data_received(data: bytes) -> None:
+        found.append(copy_context())
+
+    pair.protocol.data_received = data_received  # type: ignore[method-assign]
     pair.transport.pause_reading()
     with correlate("01JSESSION"):  # as of a client that lets the next one in
         pair.transport.resume_reading()

@@ -102,7 +102,7 @@ def test_lines_below_the_level_are_not_logged(level: Any, logged: int) -> None:
 def test_debug_lines_are_known_to_be_dropped_unless_the_level_is_debug() -> None:
     known = []
     for level in ("debug", "info", "debug", "error"):
-        configure("json", level, io.StringIO())  # type: ignore[arg-type]
+        configure("json", level, io.StringIO())
         known.append(is_debugging())
     assert [True, False, True, False] == known
 

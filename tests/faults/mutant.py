@@ -370,6 +370,15 @@ def no_gone() -> None:
     _without("gone")
 
 
+def no_reset() -> None:
+    """Where the log does not continue, the hub moves on and tells no client."""
+
+    def mutated(self: hub.Hub, position: Position, reason: str) -> None:
+        self.position = position
+
+    _put(hub.Hub, "move", mutated)
+
+
 def wild_clock() -> None:
     """No safeguard is removed: the wall clock jumps by up to an hour, back or forth, at each call."""
     real, real_ns = time.time, time.time_ns
@@ -430,6 +439,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         no_fill,
         no_ends,
         no_gone,
+        no_reset,
         wild_clock,
         session_ids_from_the_clock,
     )

@@ -3,8 +3,8 @@
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -54,14 +54,22 @@ async def nodes(
     *,
     members: int = 2,
     mutants: Sequence[str] = (),
+    mutants_of_members: Sequence[str] = (),
     users: int = 4,
     through: Proxy | None = None,
 ) -> AsyncIterator[Nodes]:
-    """Two gateways, from which these safeguards are removed. Clients connect to gateways, writers to Postgres."""
+    """Two gateways, from which safeguards are removed. Clients connect to gateways, writers to Postgres."""
     async with running_nats() as nats, AsyncExitStack() as stack:
         environment = {**MEMORY, "ROWCAST_NATS_URL": nats.url}
         run = await stack.enter_async_context(
-            scenario(server, environment=environment, daemons=members, users=users, through=through)
+            scenario(
+                server,
+                mutants=mutants_of_members,
+                environment=environment,
+                daemons=members,
+                users=users,
+                through=through,
+            )
         )
         gateways = [Supervised(NOWHERE, mutants, environment, ("gateway",)) for _ in range(2)]
         for gateway in gateways:
@@ -70,50 +78,54 @@ async def nodes(
         yield Nodes(run, nats, gateways)
 
 
-async def gateway_killed(them: Nodes) -> float:
+@asynccontextmanager
+async def gateway_killed(them: Nodes) -> AsyncIterator[None]:
     """SIGKILL of a gateway; its clients come back at the other one."""
     await them.gateways[0].stop(signal.SIGKILL)
-    recovery = await them.run.recovered()
+    yield
     await them.gateways[0].start()
-    return recovery
 
 
-async def leader_killed(them: Nodes) -> float:
+@asynccontextmanager
+async def leader_killed(them: Nodes) -> AsyncIterator[None]:
     """SIGKILL of the member that leads; the other one takes over."""
     leading = leader_of(them.run)
     await them.run.daemons[leading].stop(signal.SIGKILL)
-    recovery = await them.run.recovered()
+    yield
     await them.run.daemons[leading].start()
-    return recovery
 
 
-async def gateway_stopped(them: Nodes) -> float:
+@asynccontextmanager
+async def gateway_stopped(them: Nodes) -> AsyncIterator[None]:
     """SIGSTOP of a gateway behind thousands of writes, SIGCONT."""
     [gateway, _] = them.gateways
     assert gateway.daemon
     gateway.daemon.process.send_signal(signal.SIGSTOP)
     await them.run.committed(by_form(200, 2000))
     gateway.daemon.process.send_signal(signal.SIGCONT)
-    return await them.run.recovered()
+    yield
 
 
-async def nats_killed(them: Nodes) -> float:
+@asynccontextmanager
+async def nats_killed(them: Nodes) -> AsyncIterator[None]:
     """SIGKILL of the NATS server, which starts again."""
     await them.nats.kill()
     await them.run.committed(20)
     await them.nats.start()
-    return await them.run.recovered()
+    yield
 
 
-async def nats_stopped(them: Nodes) -> float:
+@asynccontextmanager
+async def nats_stopped(them: Nodes) -> AsyncIterator[None]:
     """SIGSTOP of the NATS server, SIGCONT: what waits for it too long is lost, and nobody is disconnected."""
     them.nats.signal(signal.SIGSTOP)
     await them.run.committed(by_form(100, 1000))
     them.nats.signal(signal.SIGCONT)
-    return await them.run.recovered()
+    yield
 
 
-Fault = Callable[[Nodes], Awaitable[float]]
+Fault = Callable[[Nodes], AbstractAsyncContextManager[None]]
+"""It happens when this is entered; what has gone is back when it is left."""
 
 FAULTS: dict[str, tuple[Fault, str]] = {
     "2 (gateway)": (gateway_killed, "kill -9 of a gateway"),
@@ -122,6 +134,14 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "31 (NATS killed)": (nats_killed, "kill -9 of the NATS server"),
     "31 (NATS stopped)": (nats_stopped, "the NATS server is stopped"),
 }
+
+
+MUTANTS = {
+    "2 (gateway)": (["resume_from_head"], []),
+    "2 (leader, gateways)": ([], ["no_stored_snapshot"]),
+    "31 (NATS killed)": (["no_fill"], []),
+}
+"""What is removed from gateways, and from members, so that a fault is not survived."""
 
 
 @pytest.mark.parametrize("number", FAULTS)
@@ -135,7 +155,8 @@ async def test_clients_of_gateways_miss_nothing(durable: str, results: Results, 
         run.write(4)
         for _ in range(times := by_form(1, 10)):
             await run.received(chance.randint(10, 60))
-            recoveries.append(await fault(them))
+            async with fault(them):
+                recoveries.append(await run.recovered())
             await run.reconnected()
         verdict = await run.verdict()
     assert CLEAN == verdict
@@ -147,6 +168,24 @@ async def test_clients_of_gateways_miss_nothing(durable: str, results: Results, 
         f"then all were served: p50 {median(recoveries):.2f} s, max {max(recoveries):.2f} s",
         run.n,
     )
+
+
+@pytest.mark.parametrize("number", MUTANTS)
+async def test_without_a_safeguard_clients_of_gateways_miss_changes(
+    durable: str, results: Results, number: str
+) -> None:
+    of_gateways, of_members = MUTANTS[number]
+    async with nodes(durable, mutants=of_gateways, mutants_of_members=of_members) as them:
+        run = them.run
+        await run.follow(6, url=them.url)
+        run.write(4)
+        await run.received(50)
+        async with FAULTS[number][0](them):
+            await run.committed(50)
+        verdict = await run.verdict(within=MUTANT_TIMEOUT)
+    assert 0 < verdict.lost
+    [mutant] = [*of_gateways, *of_members]
+    results.caught(number, mutant, verdict)
 
 
 async def test_clients_of_gateways_miss_nothing_when_messages_are_lost(durable: str, results: Results) -> None:
@@ -243,10 +282,13 @@ async def test_no_replay_at_a_gateway_contains_content_of_deleted_rows(
     )
 
 
-async def test_every_commit_reaches_clients_of_gateways_although_postgres_is_killed(results: Results) -> None:
+@pytest.mark.parametrize("mutant", [None, "no_reset"])
+async def test_every_commit_reaches_clients_of_gateways_although_postgres_is_killed(
+    results: Results, mutant: str | None
+) -> None:
     chance = random.Random(SEED)
     recoveries: list[float] = []
-    async with own_server() as server, nodes(server, members=1) as them:
+    async with own_server() as server, nodes(server, members=1, mutants=[mutant] if mutant else []) as them:
         run = them.run
         await run.follow(by_form(4, 20), url=them.url)
         run.write(3)
@@ -255,9 +297,13 @@ async def test_every_commit_reaches_clients_of_gateways_although_postgres_is_kil
             began = time.monotonic()
             await server.crash()
             await server.start()
-            await run.recovered()
+            await (run.committed(50) if mutant else run.recovered())
             recoveries.append(time.monotonic() - began)
-        verdict = await run.verdict(resets={"crash"})
+        verdict = await run.verdict(resets={"crash"}, within=MUTANT_TIMEOUT if mutant else TIMEOUT)
+    if mutant:
+        assert CLEAN != verdict
+        results.caught("3 (gateways)", mutant, verdict)
+        return
     assert CLEAN == verdict
     resets = sum(isinstance(event, Reset) for checker in run.checkers for event in checker.history)
     results.held(
@@ -270,20 +316,25 @@ async def test_every_commit_reaches_clients_of_gateways_although_postgres_is_kil
     )
 
 
-async def test_failover_to_a_standby_resets_every_client_of_a_gateway(results: Results) -> None:
+@pytest.mark.parametrize("mutant", [None, "no_reset"])
+async def test_failover_to_a_standby_resets_every_client_of_a_gateway(results: Results, mutant: str | None) -> None:
     async with (
         own_server() as server,
         Proxy(server.socket).serving() as proxy,
-        nodes(server, members=2, through=proxy) as them,
+        nodes(server, members=2, through=proxy, mutants=[mutant] if mutant else []) as them,
         failover(server, proxy, them.run, them.url, by_form(4, 50)) as failed,
     ):
         failed.let_return()
-        await them.run.recovered()
+        await (them.run.committed(100) if mutant else them.run.recovered())
         recovery = failed.seconds
-        verdict = await them.run.verdict(resets={"epoch"})
+        verdict = await them.run.verdict(resets={"epoch"}, within=MUTANT_TIMEOUT if mutant else TIMEOUT)
         lost, resets = await failed.lost(), failed.resets()
-    assert CLEAN == verdict
     assert 0 < lost
+    if mutant:
+        assert CLEAN != verdict
+        results.caught("20 (gateways)", mutant, verdict)
+        return
+    assert CLEAN == verdict
     assert {1} == set(resets)
     results.held(
         "20 (gateways)",

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -136,6 +137,12 @@ async def test_a_gateway_that_knows_no_member_says_so_and_begins_when_one_comes(
             await notices.wait_for("READY=1")
             process.send_signal(signal.SIGTERM)
             assert 0 == await process.wait()
+
+
+async def test_what_a_daemon_without_a_url_of_nats_is_made_of_has_nothing_of_nats() -> None:
+    code = "import sys, daemon.app.serve; print({'nats', 'nkeys', 'daemon.relay.connection'} & set(sys.modules))"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    assert b"set()\n" == (await process.communicate())[0]
 
 
 async def test_a_gateway_without_a_url_of_nats_says_what_to_set() -> None:

@@ -289,6 +289,29 @@ async def test_clients_of_a_gateway_miss_nothing_when_the_leader_is_cut_off(
         assert not (await heartbeat(client)).get("stale")
 
 
+async def test_only_clients_of_a_gateway_that_nats_does_not_reach_hear_that_it_is_stale(
+    database: str, chat: Chat, nats: NatsServer, prefix: str
+) -> None:
+    async with (
+        Proxy(("127.0.0.1", nats.port)).serving() as proxy,
+        member(database, nats.url, prefix),
+        gateway(nats.url, prefix, ROWCAST_HEARTBEAT="0.5") as one,
+        gateway(f"nats://127.0.0.1:{proxy.port}", prefix, ROWCAST_HEARTBEAT="0.5") as two,
+        AsyncExitStack() as stack,
+    ):
+        served, held = [await follow(stack, node, chat) for node in (one, two)]
+        proxy.hold()
+        await chat.say("meanwhile")
+        assert ["meanwhile"] == await read(served, "meanwhile")
+        while not (await heartbeat(held)).get("stale"):
+            pass
+        assert not (await heartbeat(served)).get("stale")
+        proxy.heal()
+        await chat.say("last")
+        assert ["meanwhile", "last"] == await read(held, "last")
+        assert ["last"] == await read(served, "last")
+
+
 async def test_clients_of_a_gateway_miss_nothing_when_servers_of_nats_are_killed(
     database: str, chat: Chat, prefix: str
 ) -> None:

@@ -416,6 +416,11 @@ $$;
 -- statement itself has updated, there may be two versions of it among these rows; then they are read again, too. So are
 -- they always if the key is deferrable: two rows may have it for a while. And in a MERGE into a partitioned table, Postgres 15
 -- may show a row that is updated as the one that was inserted before it: rows without their other version are read again.
+--
+-- A row that MERGE moves to another partition is in neither transition table of its UPDATE (PostgreSQL 15 to 18): then a reset
+-- is told. A row trigger adds up the hashes of the keys of rows that may move, in a setting for each depth of triggers, since
+-- these may move rows, too. If the UPDATE has them all, the sum is that of its old rows whose key is gone, as every key has the
+-- columns by which the table is partitioned; or, if rows take each other's keys, that of all its old rows.
 create or replace function rowcast.capture_body(
     watched rowcast.watched, relation regclass, topics text, each_topic text, used name []
 ) returns text
@@ -438,6 +443,12 @@ declare
     update_again text;
     -- Each expression of a function costs its first use in a transaction a microsecond: hence so few, and the first such.
     is_first text := $q$current_setting('rowcast.captured', true) is distinct from command$q$;
+    is_partitioned constant boolean := not watched.per_row and exists (
+        select from pg_partitioned_table as p where p.partrelid = relation);
+    moved constant text := format($q$'rowcast.moved_%s_' || pg_trigger_depth()$q$, watched.id);
+    hash_of_old constant text := (
+        select format($q$hashtextextended(format('%s', %s), 0)$q$, string_agg('%L', ' '), string_agg(format('old.%I', u.name), ', '))
+        from unnest(watched.key) as u (name));
     update_first text := rowcast.update_body(watched, facts, topics, rights,
                                              format('%s as o full join %s as n on %s', old_rows, new_rows, same_key));
 begin
@@ -479,8 +490,7 @@ begin
 #variable_conflict use_column
 declare
     command constant text := extract(epoch from statement_timestamp())::text;
-    again boolean;
-begin%14$s
+    again boolean;%16$s%14$s
     if tg_op = 'INSERT' and %9$s then%6$s
     elsif tg_op = 'UPDATE' and %9$s then%10$s
     elsif tg_op = 'DELETE' and %9$s then%12$s
@@ -504,7 +514,7 @@ begin%14$s
         elsif tg_op = 'UPDATE' then%11$s
         else%13$s
         end if;
-    end if;
+    end if;%17$s
     if found and set_config('rowcast.captured', command, false) is not null
        and rowcast.must_ring()
     then
@@ -535,7 +545,28 @@ $body$,
         insert into rowcast.lost (watch, operation, sqlstate, reason) values (%1$s, tg_op, sqlstate, sqlerrm);
         insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$L, 'lost', '{}', %3$s);
         perform rowcast.ring();
-    end;$lenient$, watched.id, '*' || watched.pack, rowcast.every_right(watched)) end                -- 15
+    end;$lenient$, watched.id, '*' || watched.pack, rowcast.every_right(watched)) end,               -- 15
+        case when is_partitioned then format($row$
+    moved text;
+begin
+    if tg_level = 'ROW' then
+        moved := set_config(%1$s, (coalesce(nullif(current_setting(%1$s, true), ''), '0')::numeric + %2$s)::text, true);
+        return new;
+    end if;$row$, moved, hash_of_old) else E'\nbegin' end,                                           -- 16
+        case when is_partitioned then format($moved$
+    if tg_op = 'UPDATE' then
+        moved := current_setting(%1$s, true);
+        if moved <> '' and set_config(%1$s, '', true) is not null then
+            if moved::numeric is distinct from (select sum(%2$s) from old_rows as old) then
+                if moved::numeric is distinct from (
+                    select sum(%2$s) from old_rows as old where not exists (select from new_rows as n where %3$s)
+                ) then
+                    insert into rowcast.events (watch, topic, kind, key, revokes) values (%4$s, %5$L, 'lost', '{}', %6$s);
+                end if;
+            end if;
+        end if;
+    end if;$moved$, moved, hash_of_old, rowcast.same_key(facts, watched.key, 'old', 'n'),
+            watched.id, '*' || watched.pack, rowcast.every_right(watched)) end                       -- 17
     );
 end
 $$;
@@ -562,7 +593,7 @@ as $$
           and p.pronamespace = 'rowcast'::regnamespace
           and t.tgenabled = case when per_row then 'A' else 'O' end
           and t.tgtype = w.bit + case when per_row and operation <> 'truncate' then 1 else 0 end
-          and t.tgqual is null and t.tgattr::text = ''
+          and (t.tgqual is null) = (operation <> 'move') and t.tgattr::text = ''
           and coalesce(t.tgoldtable, '') = case when operation in ('update', 'delete') and not per_row then 'old_rows' else '' end
           and coalesce(t.tgnewtable, '') = case when operation in ('insert', 'update') and not per_row then 'new_rows' else '' end
     ) and not exists (
@@ -570,10 +601,29 @@ as $$
         where t.tgrelid = target and t.tgname = w.name and clone.tgenabled <> t.tgenabled
     )
     from rowcast.with_partitions(relation) as target
+    -- The row trigger before updates fires after all others that are named in ASCII: they may move the row, too.
     cross join (values ('rowcast_insert'::name, 'insert', 4), ('rowcast_update', 'update', 16),
-                       ('rowcast_delete', 'delete', 8), ('rowcast_truncate', 'truncate', 32)) as w (name, operation, bit)
+                       ('rowcast_delete', 'delete', 8), ('rowcast_truncate', 'truncate', 32),
+                       ('~rowcast_move', 'move', 1 + 2 + 16)) as w (name, operation, bit)
     -- Postgres clones the row triggers of a partitioned table to its partitions.
-    where not per_row or operation = 'truncate' or target = relation
+    where case when operation = 'move'
+               then not per_row and target = relation and exists (select from pg_partitioned_table as p where p.partrelid = relation)
+               else not per_row or operation = 'truncate' or target = relation end
+$$;
+
+-- The condition of a row trigger that an update changes a column by which the table or one of its partitions is partitioned.
+-- It names no other column, since Postgres lets nobody change the type of a column that a trigger names.
+create or replace function rowcast.may_move(relation regclass) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select string_agg(distinct format(
+        case when (rowcast.captured_columns(relation) -> a.attname::text ->> 'same')::boolean
+             then 'old.%1$I is distinct from new.%1$I'
+             else 'record_image_ne(row(old.%1$I), row(new.%1$I))' end, a.attname), ' or ')
+    from rowcast.with_partitions(relation) as t (relid)
+    join pg_partitioned_table as p on p.partrelid = t.relid
+    join pg_attribute as a on a.attrelid = p.partrelid and a.attnum = any (p.partattrs)
 $$;
 
 -- Can the capture functions have the role rowcast_capture for their owner? Since PostgreSQL 16 a member of a role may not
@@ -1129,6 +1179,11 @@ begin
     end if;
 
     for trigger_ in select * from rowcast.capture_triggers(relation, per_row, w.function_name) loop
+        if trigger_.operation = 'move' then
+            execute format('create trigger %I before update on %s for each row when (%s) execute function rowcast.%I()',
+                trigger_.trigger_name, trigger_.target, rowcast.may_move(relation), w.function_name);
+            continue;
+        end if;
         execute format('create trigger %I after %s on %s %s for each %s execute function rowcast.%I()',
             trigger_.trigger_name, trigger_.operation, trigger_.target,
             case when per_row then '' else case trigger_.operation

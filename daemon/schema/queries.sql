@@ -154,7 +154,8 @@ with watched as (
     from rowcast.watched as w where w.function_name is not null
 ), target as (
     -- A statement trigger fires for the table that the statement names, so partitions need their own.
-    select w.name, w.per_row, w.function, t.relation, format('%I.%I', n.nspname, c.relname) as target
+    select w.name, w.per_row, w.function, t.relation, format('%I.%I', n.nspname, c.relname) as target,
+           exists (select from pg_partitioned_table as p where p.partrelid = w.relation) as is_partitioned
     from watched as w
     cross join lateral (select w.relation union select p.relid from pg_partition_tree(w.relation) as p) as t (relation)
     join pg_class as c on c.oid = t.relation
@@ -167,16 +168,17 @@ with watched as (
         when t.per_row and g.tgenabled <> 'A' then 'not_always'
         when not t.per_row and g.tgenabled <> 'O' then 'always'
         when g.tgtype <> o.bit + case when t.per_row and o.operation <> 'truncate' then 1 else 0 end
-             or g.tgqual is not null or g.tgattr::text <> ''
+             or (g.tgqual is null) = (o.operation = 'move') or g.tgattr::text <> ''
              or (coalesce(g.tgoldtable, ''), coalesce(g.tgnewtable, '')) <> (
                  case when o.operation in ('update', 'delete') and not t.per_row then 'old_rows' else '' end,
                  case when o.operation in ('insert', 'update') and not t.per_row then 'new_rows' else '' end
              ) then 'trigger_altered' end as problem
     from target as t
-    cross join (values (1, 'insert', 4), (2, 'update', 16), (3, 'delete', 8), (4, 'truncate', 32)) as o (n, operation, bit)
-    left join pg_trigger as g
-        on g.tgrelid = t.relation and g.tgname = 'rowcast_' || o.operation and g.tgfoid = t.function
-    where t.function is not null
+    cross join (values (1, 'rowcast_insert', 'insert', 4), (2, 'rowcast_update', 'update', 16),
+                       (3, 'rowcast_delete', 'delete', 8), (4, 'rowcast_truncate', 'truncate', 32),
+                       (5, '~rowcast_move', 'move', 1 + 2 + 16)) as o (n, trigger_name, operation, bit)
+    left join pg_trigger as g on g.tgrelid = t.relation and g.tgname = o.trigger_name and g.tgfoid = t.function
+    where t.function is not null and (o.operation <> 'move' or t.is_partitioned and not t.per_row)
     order by o.n
 )
 select w.name, 'gone' as problem, '' as place, '' as operations

@@ -218,23 +218,185 @@ async def test_a_row_that_merge_updates_behind_one_that_it_inserts_is_not_taken_
     assert found >= {("c", "leave", '{"id":3}'), ("b", "insert", '{"id":3}'), ("a", "insert", '{"id":2}')}
 
 
-async def test_row_triggers_capture_what_moves_to_another_partition_by_merge(sql: Connection) -> None:
-    if await sql.fetchval("select current_setting('server_version_num')::int < 150000"):
-        return  # it has no MERGE
-    await sql.execute("""
-        create schema app;
-        create table app.notes (id integer, room text, primary key (id, room)) partition by list (room);
-        create table app.a partition of app.notes for values in ('a');
-        create table app.b partition of app.notes for values in ('b');
-        select rowcast.watch('app.notes', 'r.room', '{id}', '{id,room}', per_row => true);
-        insert into app.notes values (1, 'a');
-    """)
-    await events(sql)
-    await sql.execute("""
-        merge into app.notes as n using (values (1)) as s (id) on n.id = s.id when matched then update set room = 'b'
-    """)
-    found = {(topic, kind, key) for topic, kind, key, _ in await events(sql)}
+PARTS = """
+    create schema app;
+    create table app.notes (id integer, room text, primary key (id, room)) partition by list (room);
+    create table app.a partition of app.notes for values in ('a');
+    create table app.b partition of app.notes for values in ('b');
+    create table app.rest partition of app.notes default partition by hash (id);
+    create table app.half partition of app.rest for values with (modulus 2, remainder 0);
+    create table app.other partition of app.rest for values with (modulus 2, remainder 1);
+    create table app.jobs (id integer primary key);
+    create table app.moves (id integer);
+"""
+MOVE = """
+    merge into app.notes as n using (values (1)) as s (id) on n.id = s.id when matched then update set room = 'b'
+"""
+WATCH = "select rowcast.watch('app.notes', 'r.room', '{id}', '{id,room}'"
+
+
+@pytest.fixture
+async def parts(sql: Connection) -> Connection:
+    await sql.execute(PARTS)
+    return sql
+
+
+async def has_merge(sql: Connection) -> bool:
+    found: bool = await sql.fetchval("select current_setting('server_version_num')::int >= 150000")
+    return found
+
+
+async def test_row_triggers_capture_what_moves_to_another_partition_by_merge(parts: Connection) -> None:
+    if not await has_merge(parts):
+        return
+    await parts.execute(f"{WATCH}, per_row => true); insert into app.notes values (1, 'a')")
+    await events(parts)
+    await parts.execute(MOVE)
+    found = {(topic, kind, key) for topic, kind, key, _ in await events(parts)}
     assert {("a", "delete", '{"id":1,"room":"a"}'), ("b", "insert", '{"id":1,"room":"b"}')} == found
+
+
+@for_each(
+    ("before", "merge"),
+    [
+        (f"{WATCH})", MOVE),
+        (f"{WATCH}, on_error => 'lenient')", MOVE),
+        (f"{WATCH})", f"{MOVE} when not matched then insert values (s.id, 'a')"),
+        (f"{WATCH})", f"{MOVE.replace('when', 'when matched and n.id = 2 then delete when', 1)}"),
+        # Other rows of the statement change where they are.
+        (
+            f"{WATCH})",
+            """merge into app.notes as n using app.notes as s on (n.id, n.room) = (s.id, s.room)
+               when matched and n.id > 2 then update set id = n.id + 2, room = n.room
+               when matched then update set room = 'b'""",
+        ),
+        # A part of the table is written to, which has parts itself.
+        (
+            f"{WATCH}); insert into app.notes values (4, 'c')",
+            """merge into app.rest as n using (values (4)) as s (id) on n.id = s.id
+               when matched then update set id = 12""",
+        ),
+        # A trigger of another table, or of this one, or a function in a statement that writes to this one.
+        (
+            f"""{WATCH});
+            create function app.move() returns trigger language plpgsql as $f$ begin {MOVE}; return null; end $f$;
+            create trigger move after insert on app.jobs execute function app.move()""",
+            "insert into app.jobs values (1)",
+        ),
+        (
+            f"""{WATCH});
+            create function app.move() returns trigger language plpgsql as $f$ begin {MOVE}; return null; end $f$;
+            create trigger move after update on app.notes for each row
+            when (old.id = 3) execute function app.move()""",
+            "update app.notes set id = 5 where id = 3",
+        ),
+        (
+            f"""{WATCH});
+            create function app.move() returns integer language plpgsql as $f$ begin {MOVE}; return 5; end $f$""",
+            "update app.notes set id = app.move() where id = 3",
+        ),
+        # A trigger decides, behind the one of capture in the alphabet.
+        (
+            f"""{WATCH});
+            create function app.decide() returns trigger language plpgsql as $f$
+            begin new.room := 'b'; return new; end $f$;
+            create trigger zz before update on app.notes for each row execute function app.decide()""",
+            MOVE.replace("room = 'b'", "room = 'a'"),
+        ),
+        (
+            f"""alter table app.notes drop constraint notes_pkey;
+            alter table app.notes add primary key (id, room) deferrable initially deferred;
+            {WATCH})""",
+            MOVE,
+        ),
+        # A part that came later.
+        (
+            f"""{WATCH}); create table app.late (room text not null, id integer not null);
+            alter table app.notes attach partition app.late for values in ('z');
+            insert into app.notes values (7, 'z')""",
+            MOVE.replace("values (1)", "values (7)"),
+        ),
+    ],
+)
+async def test_what_a_merge_moves_to_another_partition_resets_who_follows_the_table(
+    parts: Connection, before: str, merge: str
+) -> None:
+    if not await has_merge(parts):
+        return
+    await parts.execute(f"{before}; insert into app.notes values (1, 'a'), (2, 'b'), (3, 'b')")
+    await events(parts)
+    await parts.execute(merge)
+    assert 1 == [kind for _, kind, _, _ in await events(parts)].count("lost")
+    await parts.execute("update app.notes set id = 9 where id = 2")
+    assert "lost" not in {kind for _, kind, _, _ in await events(parts)}
+
+
+@for_each(
+    ("before", "update", "moves"),
+    [
+        ("select 1", "update app.notes set room = 'b' where id = 1", {("1a", "1b")}),
+        ("select 1", "update app.notes set room = 'c'", {("1a", "1c"), ("2b", "2c"), ("3b", "3c")}),
+        # A row takes the place of another one, which stays or moves on.
+        ("select 1", "update app.notes set id = 4 - id where id <> 2 and room = 'b'", {("3b", "1b")}),
+        (
+            "alter table app.notes drop constraint notes_pkey; alter table app.notes add primary key (id, room) "
+            "deferrable initially deferred; insert into app.notes values (1, 'b')",
+            "update app.notes set room = chr(ascii(room) + 1) where id = 1",
+            {("1a", ""), ("", "1c")},
+        ),
+        # A trigger writes to the table while rows move.
+        (
+            """create function app.also() returns trigger language plpgsql as $f$
+               begin update app.notes set id = 8 where id = 3; return null; end $f$;
+               create trigger also after delete on app.notes for each row execute function app.also()""",
+            "update app.notes set room = 'b' where id = 1",
+            {("1a", "1b"), ("3b", "8b")},
+        ),
+        (
+            """create function app.also() returns trigger language plpgsql as $f$
+               begin update app.notes set room = 'c' where id = 3; return new; end $f$;
+               create trigger also before update on app.notes for each row
+               when (old.id = 1) execute function app.also()""",
+            "update app.notes set room = 'b' where id = 1",
+            {("1a", "1b"), ("3b", "3c")},
+        ),
+        (
+            "select 1",
+            "insert into app.notes values (1, 'a') on conflict (id, room) do update set id = 5",
+            {("1a", "5a")},
+        ),
+        ("select 1", "savepoint s; update app.notes set room = 'b'; rollback to s", {}),
+    ],
+)
+async def test_a_row_that_an_update_moves_to_another_partition_is_told_once_and_nobody_is_reset(
+    parts: Connection, before: str, update: str, moves: set[tuple[str, str]]
+) -> None:
+    await parts.execute(f"{WATCH}); insert into app.notes values (1, 'a'), (2, 'b'), (3, 'b'); {before}")
+    await events(parts)
+    await parts.execute(update)
+    told = sorted(
+        (kind, f"{row['id']}{row['room']}") for _, kind, key, _ in await events(parts) for row in [json.loads(key)]
+    )
+    right = [("delete", old) for old, _ in moves if old] + [("insert", new) for _, new in moves if new]
+    assert sorted(right) == told
+
+
+async def test_a_merge_that_moves_nothing_to_another_partition_resets_nobody(parts: Connection) -> None:
+    if not await has_merge(parts):
+        return
+    await parts.execute(f"{WATCH}); insert into app.notes values (1, 'a'), (2, 'b'), (3, 'b')")
+    await events(parts)
+    await parts.execute("""
+        merge into app.notes as n using app.notes as s on (n.id, n.room) = (s.id, s.room)
+        when matched and n.id = 3 then delete when matched then update set id = n.id + 10
+    """)
+    assert {"delete", "insert"} == {kind for _, kind, _, _ in await events(parts)}
+
+
+async def test_nothing_of_capture_stays_at_a_partitioned_table_that_is_unwatched(parts: Connection) -> None:
+    await parts.execute(f"{WATCH})")
+    await parts.execute("select rowcast.unwatch('app.notes')")
+    assert 0 == await parts.fetchval("select count(*) from pg_trigger where tgname like '%rowcast%'")
 
 
 async def test_a_row_that_a_rule_on_a_foreign_key_updates_again_ends_as_the_table_has_it(sql: Connection) -> None:

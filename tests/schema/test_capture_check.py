@@ -85,6 +85,10 @@ async def test_tables_that_are_captured_as_defined_have_no_problems(tables: Conn
             "app.days: its capture trigger on app.days_2 for insert, update, delete, truncate is missing: " + REAPPLY,
         ),
         (
+            'alter table app.days_1 disable trigger "~rowcast_move"',
+            f"app.days: its capture trigger on app.days_1 for move is disabled: {REAPPLY}",
+        ),
+        (
             "create table app.fed_2 partition of app.fed for values from (10) to (20)",
             f"app.fed: its capture trigger on app.fed_2 for truncate is missing: {REAPPLY}",
         ),
@@ -215,6 +219,19 @@ async def test_a_replaced_right_is_reported_even_if_its_settings_are_gone(tables
 async def test_a_row_trigger_that_is_disabled_on_one_partition_is_reported(tables: Connection) -> None:
     await tables.execute("alter table app.fed_1 disable trigger rowcast_insert")
     assert [f"app.fed: its capture trigger on app.fed_1 for insert is disabled: {REAPPLY}"] == await problems(tables)
+    await tables.execute(APPLY_AGAIN)
+    assert [] == await problems(tables)
+
+
+async def test_a_partitioned_table_that_is_captured_as_older_versions_did_is_reported_until_it_is_watched_again(
+    tables: Connection,
+) -> None:
+    await tables.execute('drop trigger "~rowcast_move" on app.days')
+    missing = "its capture trigger on {} for move is missing"
+    assert [
+        f"app.days: {missing.format('app.days')}: {REAPPLY}",
+        f"app.days: {missing.format('app.days_1')}: {REAPPLY}",
+    ] == await problems(tables)
     await tables.execute(APPLY_AGAIN)
     assert [] == await problems(tables)
 

@@ -30,6 +30,7 @@ class Theme:
     transactions: int = 4
     among: str = "all"
     shape: str = ""  # the one that odd tables have
+    moves: float = 0.0  # between partitions
 
 
 THEMES: Final = {
@@ -41,6 +42,7 @@ THEMES: Final = {
     "names": Theme(tables=2, names=0.7, triggers=1, settings=1, transactions=3),
     "shapes": Theme(tables=2, shapes=0.8, triggers=1, transactions=5),
     "deferrable": Theme(shapes=1.0, triggers=1, calls=0.2, keys=0.2, shape="deferrable"),
+    "moves": Theme(tables=2, shapes=1.0, triggers=2, calls=0.05, per_row=0.1, shape="partitioned", moves=0.6),
     "trees": Theme(tables=2, trees=0.8, rules=2, triggers=1, keys=0.15, transactions=5),
     "keys": Theme(keys=0.8, types=0.3, settings=3, shapes=0.2, transactions=5),
     "roles": Theme(tables=2, roles=0.8, lookups=0.6, triggers=1, settings=2, shadows=0.5),
@@ -77,7 +79,7 @@ def make(theme_name: str, seed: int) -> Case:
         for t in tables
         if t is tables[0] or dice.random() < 0.8
     )
-    writes = Writes(dice, tables, calls=theme.calls, shifts=theme.trees > 0)
+    writes = Writes(dice, tables, calls=theme.calls, shifts=theme.trees > 0, moves=theme.moves)
     nests = writes.functions() if theme.calls else []
     nests += [
         writes.trigger(number)

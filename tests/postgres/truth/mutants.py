@@ -82,6 +82,12 @@ MUTANTS: Final = {
     "a row is taken for the one that MERGE inserted before it": Mutant(
         "shapes", "capture_body", "c.relkind = 'p'", "false", seed=282, since=15
     ),
+    "a row that MERGE moves to another partition is told to nobody": Mutant(
+        "moves", "capture_body", "if moved <> ''", "if false", seed=15, since=15
+    ),
+    "what a trigger's statement moves is taken for what its own statement moves": Mutant(
+        "moves", "capture_body", "_' || pg_trigger_depth()$q$", "_'$q$", seed=36, since=15
+    ),
     "a parent is watched without its children": Mutant(
         "shapes", "watch", "perform rowcast.check_inheritance(relation, per_row);", "", seed=9
     ),

@@ -31,6 +31,7 @@ class Table:
     targets: list[str]
     deferrable: bool = False
     views: list[str] = field(default_factory=list)
+    part: Column | None = None  # the column by which it is partitioned
     child: str | None = None  # an inheritance child: the keys of parent and child are different ones
 
     @property
@@ -203,6 +204,7 @@ class Tables:
         """Two levels: a list of parts, and one part by hash of the key."""
         part = Column(self._name("part"), TEXT, ("p", "q", "z"))
         table.columns.append(part)
+        table.part = part
         table.key = (*table.key, part) if self.chance(0.5) else (part, *table.key)
         key = ", ".join(column.quoted for column in table.key)
         prefix = table.relation[:-1]

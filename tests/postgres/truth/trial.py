@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -265,7 +266,11 @@ def resets_explained(transaction: Transaction, case: Case) -> set[Kind]:
     """The kinds of reset that this transaction may cause."""
     text = " ".join((*transaction.statements, *case.nests))
     long = any(column.type is LONG for watched in case.watched for column in watched.key)
-    reasons = {Kind.TRUNCATE: "truncate " in text, Kind.LIMIT: long}
+    partitioned = any(" partition by " in line for line in case.setup)
+    keys = {f"{column.quoted} = " for watched in case.watched for column in watched.key} if partitioned else set()
+    by_merge = any(f" then update set {key}" in text for key in keys)
+    with_others = any(sum(key in sets for key in keys) > 1 for sets in re.findall(r" set (.*?)(?= where |;|$)", text))
+    reasons = {Kind.TRUNCATE: "truncate " in text, Kind.LIMIT: long, Kind.LOST: by_merge or with_others}
     return {kind for kind, explained in reasons.items() if explained}
 
 
@@ -309,8 +314,8 @@ class Client:
 
 
 def ghosts(changes: Sequence[Change], said: Said) -> list[Change]:
-    """Changes with content of rows that do not exist, unless they then left the topic or their table was emptied."""
-    emptied = {change.table for change in changes if change.kind is Kind.TRUNCATE}
+    """Changes with content of rows that do not exist, unless they then left the topic or their table was reset."""
+    reset = {change.table for change in changes if change.kind in {Kind.TRUNCATE, Kind.LOST}}
     left = {(change.topic, _row(change)) for change in changes if change.kind is Kind.LEAVE}
     return [
         change
@@ -318,7 +323,7 @@ def ghosts(changes: Sequence[Change], said: Said) -> list[Change]:
         if change.kind in CONTENT
         and change.record is not None
         and _row(change) not in said.rows
-        and change.table not in emptied
+        and change.table not in reset
         and (change.topic, _row(change)) not in left
     ]
 

@@ -15,7 +15,7 @@ ISOLATION: Final = ("read committed", "read committed", "read committed", "repea
 class Writes:
     """Makes statements that write to tables. `calls` is how likely an expression is a function that writes.
 
-    With `shifts` all keys of a table may move at once.
+    With `shifts` all keys of a table may move at once. `moves` is how likely a row is sent to another partition.
     """
 
     def __init__(
@@ -26,12 +26,14 @@ class Writes:
         calls: float,
         plain: bool = False,
         shifts: bool = False,
+        moves: float = 0.0,
     ) -> None:
         self.dice = dice
         self.tables = tables
         self.calls = calls
         self.plain = plain
         self.shifts = shifts
+        self.moves = moves
         self._ruled: set[str] = set()  # Postgres refuses upserts, MERGE and writes in WITH there
         self.returning = True
 
@@ -82,9 +84,9 @@ class Writes:
     def statement(self, table: Table | None = None) -> str:
         table = table or self.dice.choice(self.tables)
         ways: list[tuple[Callable[[Table, str], str], int]] = [
-            (self.insert, 6), (self.update, 8), (self.delete, 3), (self.merge, 2), (self.with_writes, 2),
-            (self.copy, 1), (self.pair, 1), (self.block, 1), (self.truncate, 0 if self.plain else 1),
-            (self.cursor, 1),
+            (self.insert, 6), (self.update, 8), (self.delete, 3), (self.merge, 8 if self.moves else 2),
+            (self.with_writes, 2), (self.copy, 1), (self.pair, 1), (self.block, 1),
+            (self.truncate, 0 if self.plain else 1), (self.cursor, 1),
         ]  # fmt: skip
         [way] = self.dice.choices([way for way, _ in ways], [weight for _, weight in ways])
         return way(table, self.dice.choice(table.targets))
@@ -123,6 +125,10 @@ class Writes:
         if table.deferrable and first.type is INTEGER and self.chance(0.5):
             swapped = self.dice.choice((f"5 - {first.quoted}", "1", "2", "3"))
             return f"update {target} set {first.quoted} = {swapped}{self._where(table, target)}"
+        if table.part and self.moves and self.chance(self.moves / 2):
+            move = self._value(table, table.part, target)
+            which = self._where(table, target)
+            return f"update {target} set {table.part.quoted} = {move}{which}{self._returning(table)}"
         keyless = table.child or self.chance(0.75)
         candidates = [c for c in table.written if c not in table.key] if keyless else table.written
         columns = self.dice.sample(
@@ -151,11 +157,36 @@ class Writes:
         [column] = self.dice.sample([c for c in columns if c not in table.key] or list(columns), 1)
         matched = self.dice.choice((f"update set {column.quoted} = s.{column.quoted}", "delete", "do nothing"))
         condition = "" if self.chance(0.5) else f" and s.{column.quoted} is not null"
+        if table.part and self.moves and self.chance(self.moves):
+            return self._merge_with_moves(
+                table, target, f"merge into {target} as w using (values {source}) as s ({names})"
+            )
         return (
             f"merge into {target} as w using (values {source}) as s ({names}) on {key}"
             f" when matched{condition} then {matched}"
             f" when not matched then insert ({names}) values ({', '.join(f's.{c.quoted}' for c in columns)})"
         )
+
+    def _merge_with_moves(self, table: Table, target: str, head: str) -> str:
+        """A MERGE whose actions are any, for the rows of each part of the key or for the very rows of `s`."""
+        assert table.part
+        first = table.key[0] if table.key[0] is not table.part else table.key[1]
+        on = self.dice.choice(((first,), table.key))
+        actions = [f"update set {table.part.quoted} = {self._value(table, table.part, target)}"]
+        if self.chance(0.4):
+            actions.append(
+                self.dice.choice((f"update set {first.quoted} = {self._value(table, first, target)}", "delete"))
+            )
+        self.dice.shuffle(actions)
+        condition = f"w.{table.part.quoted} = {table.part.type.literal(self._pick(table.part, table, target))}"
+        clauses = [f"when matched and {condition} then {action}" for action in actions[:-1]]
+        clauses.append(f"when matched then {actions[-1]}")
+        if self.chance(0.5):
+            names = ", ".join(column.quoted for column in table.key)
+            values = ", ".join(f"s.{column.quoted}" for column in table.key)
+            clauses.append(f"when not matched then insert ({names}) values ({values})")
+        keys = " and ".join(f"w.{column.quoted} = s.{column.quoted}" for column in on)
+        return " ".join((head, "on", keys, *clauses))
 
     def with_writes(self, table: Table, target: str) -> str:
         if table.relation in self._ruled:

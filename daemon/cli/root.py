@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
+from click.types import StringParamType
 
 from daemon import __version__, extensions
 from daemon.cli.contracts import types
@@ -199,6 +200,30 @@ _COMMANDS = (
 
 for _command in (*_COMMANDS, *extensions.commands()):
     cli.add_command(_command)
+
+
+class _Text(StringParamType):
+    """A text whose bytes are UTF-8. Python keeps others as halves of surrogate pairs, which nothing else takes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail("this is not UTF-8", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _expect_text(command: click.Command) -> None:
+    """Let the command, and those in it, take texts only; a path may have any bytes."""
+    for parameter in command.params:
+        if isinstance(parameter.type, StringParamType):
+            parameter.type = _Text()
+    if isinstance(command, click.Group):
+        for part in command.commands.values():
+            _expect_text(part)
+
+
+_expect_text(cli)
 
 
 def main() -> None:

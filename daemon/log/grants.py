@@ -89,7 +89,8 @@ class PgGrants:
             if isinstance(answer, INEXPRESSIBLE):
                 return None
             if isinstance(answer, DATABASE_ERRORS):
-                raise GrantsUnavailable(describe(answer)) from answer
+                asked = f"rights of {lookup.own or schema}: " if _concerns_query(answer) else ""
+                raise GrantsUnavailable(asked + describe(answer)) from answer
             if isinstance(answer, Exception):
                 raise answer
             if not answer["may_read"]:

@@ -204,6 +204,27 @@ async def until_asked(sql: Connection) -> None:
         await asyncio.sleep(0.01)
 
 
+async def test_a_right_that_cannot_be_worked_out_is_reported_with_its_table(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+    await sql.execute("""
+        create schema app;
+        create table app.rooms (id integer primary key);
+        create table app.gone (topic text);
+        grant usage on schema app to rowcast_capture;
+        grant select on app.gone to rowcast_capture;
+        create function app.may(user_id text, topic text) returns boolean language plpgsql as $$
+        begin return exists (select from app.gone as g where g.topic = $2); end $$;
+        select rowcast.serve('app.rooms', $$'rooms:' || r.id$$, 'app.may(user_id, topic)');
+        drop table app.gone;
+    """)
+    shared = PgGrants(pool, lambda _: "rowcast", lambda _: "app.rooms")
+    with pytest.raises(GrantsUnavailable, match=r"rights of app\.rooms: UndefinedTableError 42P01"):
+        await shared.readable_from(ADA, Topic("rooms:1"))
+
+
 async def test_a_slow_right_of_an_own_table_ends_and_keeps_only_its_own_table_waiting(
     database: str, pool: Pool, sql: Connection
 ) -> None:

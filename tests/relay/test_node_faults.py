@@ -289,7 +289,7 @@ async def test_clients_of_a_gateway_miss_nothing_when_the_leader_is_cut_off(
         assert not (await heartbeat(client)).get("stale")
 
 
-async def test_only_clients_of_a_gateway_that_nats_does_not_reach_hear_that_it_is_stale(
+async def test_only_clients_of_a_gateway_that_nats_does_not_reach_learn_that_it_is_stale(
     database: str, chat: Chat, nats: NatsServer, prefix: str
 ) -> None:
     async with (

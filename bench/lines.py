@@ -145,7 +145,7 @@ LINES = (
         "memory",
         "resident memory of the server per idle, subscribed client",
         experiments.idle_clients,
-        _targets(Target(ROWCAST, "bytes", "<=", 10 * 1024)),
+        _targets(Target(ROWCAST, "bytes", "<=", 4 * 1024)),
     ),
     Line(
         "handshake",

@@ -485,14 +485,14 @@ class Sequencer:
         )
 
     def _deliver(self, before: Seq, numbered: _Numbered) -> None:
-        """Offer the changes to this process, and have the followers notified if there are any."""
+        """Have the followers notified if there are any, and offer the changes to this process."""
+        if numbered.has_followers:
+            self._readers_due.set()  # first, so that they work while this process delivers to its own clients
         if numbered.changes:
             # Later, so that it overlaps with Postgres working on the next batch.
             asyncio.get_running_loop().call_soon(self._offer, before, numbered.changes)
         else:
             self._numbers.set()
-        if numbered.has_followers:
-            self._readers_due.set()
 
     async def _pause(self, connection: Connection, term: _Term, poller: AdaptivePoller, sleep: Sleep) -> None:
         """Wait until the next poll is due or, unless awake, until something sets `events`. Renews the lease."""
@@ -509,13 +509,28 @@ class Sequencer:
             await self._renew_if_due(connection, term)
 
     async def _notify_readers(self) -> None:
-        """Notify the followers, on a connection of its own: NOTIFY can block on a lock of the whole cluster."""
+        """Notify the followers, on a connection of its own: NOTIFY can block on a lock of the whole cluster.
+
+        It is kept for a moment: what is due next is then sent in one step, before anything is offered.
+        """
         while True:
             await self._readers_due.wait()
             self._readers_due.clear()
             try:
                 async with acquired(self._pool, ANSWER_TIMEOUT) as connection:
                     self._notifying_pid = connection.get_server_pid()
+                    kept_until = time.monotonic() + ANSWER_TIMEOUT / 2
                     await connection.execute(query("notify_readers"))
+                    while await self._are_readers_due(kept_until):
+                        await connection.execute(query("notify_readers"))
             except DATABASE_ERRORS as error:
                 log.debug("log_unavailable", reason=describe(error))  # they poll as well
+
+    async def _are_readers_due(self, until: float) -> bool:
+        """Wait for that, at most until then."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(until - time.monotonic()):
+                await self._readers_due.wait()
+                self._readers_due.clear()
+                return True
+        return False

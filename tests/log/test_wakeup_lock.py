@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,7 +17,7 @@ from daemon.log.sequencer import FOLLOWER_LOCK, Sequencer
 from daemon.log.wakeup_lock import WAKEUP_LOCK, WakeupLock
 from daemon.metrics import REGISTRY
 from daemon.postgres.connect import SESSION, Connection, Pool, connect
-from tests.support.log import until_numbered
+from tests.support.log import leader, until_numbered
 
 pytestmark = pytest.mark.usefixtures("rows")
 
@@ -277,3 +278,40 @@ async def test_a_leader_ignores_its_own_notifications(database: str, pool: Pool,
         await own_notified.wait()
         for task in tasks:
             task.cancel()
+
+
+async def test_followers_are_notified_before_the_leader_delivers_to_its_own_clients(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    listening, notified, ended = threading.Event(), threading.Event(), threading.Event()
+
+    async def follow() -> None:
+        connection = await connect(database, application_name="follower")
+        await connection.add_listener("rowcast_log", lambda *_: notified.set())
+        await connection.execute(query("share_follower_lock"), FOLLOWER_LOCK)
+        listening.set()
+        while not ended.is_set():
+            await connection.execute("select 1")
+        await connection.close()
+
+    delivering, in_time = asyncio.Event(), list[bool]()
+
+    def offer(*_: object) -> None:
+        """While this process delivers, nothing else of it runs."""
+        if delivering.is_set():
+            in_time.append(notified.wait(10))
+
+    async with leader(database, pool, offer=offer):
+        follower = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(follow())))
+        try:
+            await asyncio.to_thread(listening.wait)
+            await sql.execute(WRITE, 1)  # after which the leader has a connection for it
+            await asyncio.to_thread(notified.wait)
+            notified.clear()
+            delivering.set()
+            await sql.execute(WRITE, 1)
+            await until_numbered(pool)
+        finally:
+            ended.set()
+            await follower
+    assert [True] == in_time

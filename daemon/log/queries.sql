@@ -278,7 +278,9 @@ from (
 -- name: changes_of_topics
 -- The same for some topics. Topic by topic, at most $4 of each. Topic and seq are compared as one row, which only their
 -- common index can answer: otherwise, where one topic makes up most of the log, the planner may walk the whole log by
--- seq, once for each topic. What that index leads to is not looked up again, as rowcast.changes would.
+-- seq, once for each topic. What that index leads to is not looked up again, as rowcast.changes would. What is sorted,
+-- and kept for the sum of the bytes, is as short as it is stored. `at` is as the session writes it: to_char takes a tenth of
+-- the whole.
 -- Where there are no tombstones, which is nearly always, nobody looks for one of each row.
 -- `large` is true in a transaction of more than $5 changes: numbers are dense within a transaction, so the change $5
 -- before its end is part of it too. It is looked up only for the first change of a transaction, and only if so many numbers
@@ -293,45 +295,51 @@ with chunk as materialized (
     ) as c
     order by c.seq limit $4
 )
-select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key,
-       case when c.bytes <= $7 then c.content end as record,
-       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes, c.bytes > $7 as is_large,
+select c.seq, c.tx_end, c.xid::text as tx, c.at::text as at, w.schema_name, w.table_name, w.model, c.topic,
+       c.kind::text as kind, c.key, case when c.bytes <= $7 then c.content end as record, c.changed, c.actor,
+       c.revokes is not null as revokes, c.revokes ->> 'user' as revokes_user, c.revokes ->> 'topic' as revokes_topic,
+       c.bytes, c.tx_bytes, c.bytes > $7 as is_large,
        case when c.span > $5 then (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) end as large
 from (
     select l.seq, l.tx_end, l.topic, l.tx_bytes, l.tx_end - lag(l.tx_end, 1, 0::bigint) over (order by l.seq) as span,
-           e.tx, e.at, e.schema_name, e.table_name, e.model, e.kind, e.key, e.changed,
-           e.actor, e.revokes, e.revokes_user, e.revokes_topic, s.content, s.bytes,
+           e.xid, e.at, e.watch, e.kind, e.key, e.changed, e.actor, e.revokes, s.content, s.bytes,
            sum(s.bytes) over (order by l.seq rows unbounded preceding) - s.bytes as bytes_before
     from chunk as l
-    cross join lateral (select o.* from rowcast.contents as o where o.xid = l.xid and o.id = l.event_id offset 0) as e
+    cross join lateral (select o.* from rowcast.events as o where o.xid = l.xid and o.id = l.event_id offset 0) as e
     cross join lateral (
         select (select exists (select from rowcast.tombstones)) and exists (
-            select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key and t.seq > l.seq
+            select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key::text and t.seq > l.seq
         ) as deleted
         offset 0
     ) as d
     cross join lateral (
-        select case when not d.deleted then e.content end as content, case when d.deleted then 0 else e.bytes end as bytes
+        select case when not d.deleted then e.record end as content,
+               case when d.deleted or e.record is null then 0 else coalesce(e.bytes, octet_length(e.record::text)) end as bytes
     ) as s
-) as c where c.bytes_before < $6 order by c.seq;
+) as c
+cross join lateral (select o.* from rowcast.watched as o where o.id = c.watch offset 0) as w
+where c.bytes_before < $6 order by c.seq;
 
 -- name: rest_of_transaction
--- The part of a transaction that a chunk cut off. Both ends are given, so the planner knows how small it is. Tombstones as
--- above.
+-- The part of a transaction that a chunk cut off. Both ends are given, so the planner knows how small it is. Events,
+-- tombstones and `at` as above.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[], null for all   $4 large bytes bigint
-select l.seq, l.tx_end, e.tx, e.at, e.schema_name, e.table_name, e.model, l.topic, e.kind, e.key,
-       case when s.bytes <= $4 then s.content end as record,
-       e.changed, e.actor, e.revokes, e.revokes_user, e.revokes_topic, s.bytes, s.bytes > $4 as is_large
+select l.seq, l.tx_end, e.xid::text as tx, e.at::text as at, w.schema_name, w.table_name, w.model, l.topic,
+       e.kind::text as kind, e.key, case when s.bytes <= $4 then s.content end as record, e.changed, e.actor,
+       e.revokes is not null as revokes, e.revokes ->> 'user' as revokes_user, e.revokes ->> 'topic' as revokes_topic,
+       s.bytes, s.bytes > $4 as is_large
 from rowcast.log as l
-cross join lateral (select o.* from rowcast.contents as o where o.xid = l.xid and o.id = l.event_id offset 0) as e
+cross join lateral (select o.* from rowcast.events as o where o.xid = l.xid and o.id = l.event_id offset 0) as e
+cross join lateral (select o.* from rowcast.watched as o where o.id = e.watch offset 0) as w
 cross join lateral (
     select (select exists (select from rowcast.tombstones)) and exists (
-        select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key and t.seq > l.seq
+        select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key::text and t.seq > l.seq
     ) as deleted
     offset 0
 ) as d
 cross join lateral (
-    select case when not d.deleted then e.content end as content, case when d.deleted then 0 else e.bytes end as bytes
+    select case when not d.deleted then e.record end as content,
+           case when d.deleted or e.record is null then 0 else coalesce(e.bytes, octet_length(e.record::text)) end as bytes
 ) as s
 where l.seq > $1 and l.seq <= $2 and ($3::text [] is null or l.topic = any ($3)) order by l.seq;
 

@@ -272,6 +272,17 @@ def _outline(row: asyncpg.Record) -> Outline:
     return Outline(shown(row["text"]), tuple(json.loads(shown(name)) for name in row["emptied"]))
 
 
+def _time(at: str) -> str:
+    """A time in UTC in the form of `rowcast.changes`, from that or from the one in which a session writes it."""
+    if at.endswith("Z"):
+        return at
+    if len(at) == 29:  # no zeros are left out
+        return f"{at[:10]}T{at[11:26]}Z"
+    day, _, time = at.removesuffix("+00").partition(" ")
+    seconds, _, fraction = time.partition(".")
+    return f"{day}T{seconds}.{fraction:0<6}Z"
+
+
 def change_of(row: asyncpg.Record) -> Change:
     """Convert a row of `rowcast.changes`."""
     [change] = changes_of([row])
@@ -285,8 +296,11 @@ def changes_of(rows: Sequence[asyncpg.Record]) -> list[Change]:
     places = {name: place for place, name in enumerate(rows[0].keys())}
     columns = itemgetter(*(places[name] for name in _COLUMNS))  # by place: by name it takes twice as long
     found: list[Change] = []
+    last_at = time = ""
     for values in map(columns, rows):
         seq, tx, at, schema, table, topic, kind, key, record, changed, actor, model, revokes, user, right = values
+        if at != last_at:
+            last_at, time = at, _time(at)
         ends = Right(user, right) if revokes else None
         known = _KINDS.get(kind)
         if known is None:  # a stand-in with the reason, or a kind of a newer schema
@@ -295,6 +309,6 @@ def changes_of(rows: Sequence[asyncpg.Record]) -> list[Change]:
         else:
             reason = None
         names = tuple(changed) if changed else ()
-        fields = (seq, tx, at, schema, table, topic, known, key, record, names, actor, ends, model, reason, None)
+        fields = (seq, tx, time, schema, table, topic, known, key, record, names, actor, ends, model, reason, None)
         found.append(tuple.__new__(Change, fields))  # Change(*fields) takes twice as long
     return found

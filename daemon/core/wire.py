@@ -398,8 +398,11 @@ def changes(
     """
     epoch = prev.epoch
     name, before, after = _text(topic), _text(f"{epoch}:{prev.seq}"), _text(f"{epoch}:{upto or run[-1].seq}")
-    body = ",".join(map(_change if has_tx else _change_without_tx, run))
-    return f'{{"op":"changes","topic":{name},"prev":{before},"pos":{after},"changes":[{body}]}}'.encode()
+    texts = list(map(_change if has_tx else _change_without_tx, run))
+    # A frame may be large: it is joined at once.
+    texts[0] = f'{{"op":"changes","topic":{name},"prev":{before},"pos":{after},"changes":[{texts[0]}'
+    texts[-1] += "]}"
+    return ",".join(texts).encode()
 
 
 def change(change: Change, *, has_tx: bool = True) -> bytes:

@@ -56,6 +56,9 @@ Serial = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 """The id of a `serial` column: any integer, because an INSERT may choose it."""
 
 
+LONG_RECORD: Final = 4000
+"""Characters from which on a record is validated in less time than its text takes to be recognised."""
+
 MANY_ARRAYS: Final = 5000
 """Arrays beyond which JSON columns are skipped, not parsed: the parser reserves room in each."""
 
@@ -291,7 +294,7 @@ def _validator(row: type[Row]) -> Callable[[str, str], bool]:
         try:
             if not is_key(key) or "\\" in key:
                 validate_key(key)
-            if "\\" not in record and is_record(record):
+            if len(record) < LONG_RECORD and "\\" not in record and is_record(record):
                 return True
             if json_columns and len(record) > MANY_ARRAYS and record.count("[") > MANY_ARRAYS:
                 record = replace_values(record, json_columns)

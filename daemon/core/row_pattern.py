@@ -95,12 +95,15 @@ def _text(schema: _Schema, plain: _Plain) -> str:
 def _integer(schema: _Schema, _: _Plain) -> str:
     """As many digits as all integers between the limits may have."""
     known = _known(schema, "int", ge=..., le=...)
-    least, most = known.get("ge", -(10**_MAX_DIGITS)), known.get("le", 10**_MAX_DIGITS)
-    digits = len(str(most)) - 1
-    if not 0 < digits <= _MAX_DIGITS or least > 1 or -(10**digits) < least < 0:
+    least, most = known.get("ge"), known.get("le")
+    if (least is not None and least > 1) or (most is not None and most < 1):
+        raise _Unknown
+    limits = [abs(limit) for limit in (least, most) if limit not in {None, 0, 1}]
+    digits = min([_MAX_DIGITS, *(len(str(limit)) - 1 for limit in limits)])
+    if digits == 0 or most == 1:
         raise _Unknown
     positive = f"[1-9][0-9]{{0,{digits - 1}}}+"
-    return positive if least == 1 else f"(?:0|{'-?' if least else ''}{positive})"
+    return positive if least == 1 else f"(?:0|{'' if least == 0 else '-?'}{positive})"
 
 
 def _literal(schema: _Schema, _: _Plain) -> str:

@@ -158,7 +158,6 @@ class Replay:
         "_router",
         "_sent_positions",
         "_snapshots",
-        "_takes_turns",
         "_target",
         "_turns",
         "sent",
@@ -183,7 +182,6 @@ class Replay:
         """
         self.unpaid = 0.0  # seconds
         self._turns = turns or Turns()
-        self._takes_turns = False
         self.task: asyncio.Task[None] | None = None  # what runs it, for its owner
         self.sent = 0  # changes
         self._target = target
@@ -283,9 +281,12 @@ class Replay:
             self.discard(topic)
             self._target.join(topic)
 
+    @property
+    def _takes_turns(self) -> bool:
+        return self._turns.running > FEW or not self._target.has_credit()
+
     async def _send_next(self, upto: Seq) -> None:
         """Read and send one batch, up to `upto`."""
-        self._takes_turns = self._turns.running > FEW or not self._target.has_credit()
         if self._takes_turns:
             async with self._turns.turn:
                 await self._rest()

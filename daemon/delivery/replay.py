@@ -23,6 +23,7 @@ SLICE: Final = 100  # changes that are validated, or sent, in one step: between 
 FEW: Final = 4  # replays that a user may run at once, each as fast as it can
 SMALL_SLICE: Final = 20  # and if there are more
 SMALL_READ: Final = 100
+LIVE_WEIGHT: Final = 2  # of what takes turns while others get live changes, which half of the user's share must not delay
 # Seconds of CPU that a read of the log takes, of Postgres and of this process, before anything is validated; and how
 # much more for each change that it finds.
 READ: Final = 0.001_4
@@ -125,11 +126,21 @@ class RetryingLogReader:
 
 
 class Turns:
-    """The replays of one user, of which so many are `running`, and whose `turn` it is if they take turns."""
+    """The replays of one user, of which so many are `running`, and whose `turn` it is if they take turns.
+
+    `weight` is what their CPU counts then, times itself: more if something was delivered live since the turn before.
+    """
 
     def __init__(self) -> None:
         self.running = 0
         self.turn = asyncio.Lock()
+        self.weight = 1
+        self._position: Position | None = None
+
+    def begin(self, position: Position) -> None:
+        """A turn begins, with the hub at this position."""
+        self.weight = 1 if position == self._position else LIVE_WEIGHT
+        self._position = position
 
 
 class Replay:
@@ -289,6 +300,7 @@ class Replay:
         """Read and send one batch, up to `upto`."""
         if self._takes_turns:
             async with self._turns.turn:
+                self._turns.begin(self._hub.position)
                 await self._rest()
                 changes, reading = await self._read_next(upto)
         else:
@@ -343,7 +355,7 @@ class Replay:
     def _count(self, spent: float) -> None:
         """Count so many seconds of CPU."""
         if self._takes_turns:
-            self._target.spend(spent)
+            self._target.spend(spent * self._turns.weight)
         else:
             self._target.lend(spent)
             self.unpaid += spent

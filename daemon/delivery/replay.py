@@ -19,11 +19,11 @@ from daemon.logs import get_logger
 log = get_logger()
 
 MAX_CONCURRENT_READS = 4  # leaves database connections to the pump, however many clients are slow
-SLICE: Final = 100  # changes that are validated, or sent, in one step: between two of them, what is read ahead arrives
+SLICE: Final = 100  # changes that are validated, or sent, in one step: between steps, what is read ahead arrives
 FEW: Final = 4  # replays that a user may run at once, each as fast as it can
 SMALL_SLICE: Final = 20  # and if there are more
 SMALL_READ: Final = 100
-LIVE_WEIGHT: Final = 2  # of what takes turns while others get live changes, which half of the user's share must not delay
+LIVE_WEIGHT: Final = 2  # of the CPU of what takes turns while others get live changes, so that it delays them less
 # Seconds of CPU that a read of the log takes, of Postgres and of this process, before anything is validated; and how
 # much more for each change that it finds.
 READ: Final = 0.001_4
@@ -150,10 +150,10 @@ class Replay:
     and removed while the replay runs. It holds at most two reads of `limit` changes in memory: while one of them is
     validated and sent, the next one is read.
 
-    The few replays of a user go as fast as they can, on credit: `unpaid` is the CPU that they took so, also of
-    Postgres, and it does not count towards the user's share if the client reads what it asked for. Once there are many,
-    or there is no credit, they take turns, read little at once, and what they take counts: many connections of one user
-    get no more than a few, and others do not notice them, nor somebody who asks for everything again and again.
+    The few replays of a user go as fast as they can, on credit: `unpaid` is the CPU that this one took so, also of
+    Postgres, and it does not count towards the user's share if the client reads what it asked for. Once there are
+    many, or there is no credit, they take turns, read little at once, and what they take counts: many connections of
+    one user get no more than a few, and others do not notice them, nor a user that asks again and again.
 
     A topic may begin with a snapshot of its rows. The changes that the rows contain are left out of what follows:
     those of transactions that the snapshot shows. All of them have been numbered, so no live change is one.

@@ -113,8 +113,8 @@ class Turn:
 class Account:
     """What one user has: connections, bytes that they have not read, and the times until which something is used up.
 
-    `used_until` is that of its rate and its share of the processor together, `busy_until` that of its share alone, and
-    `repaid_at` is when it has paid back its credit.
+    `used_until` is that of its rate and its share of the processor together, `busy_until` that of its share alone,
+    and `repaid_at` is when it has paid back its credit.
     """
 
     user: str

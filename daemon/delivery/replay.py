@@ -139,7 +139,7 @@ class Turns:
 
     def begin(self, position: Position) -> None:
         """A turn begins, with the hub at this position."""
-        self.weight = 1 if position == self._position else LIVE_WEIGHT
+        self.weight = 1 if self._position in (None, position) else LIVE_WEIGHT
         self._position = position
 
 

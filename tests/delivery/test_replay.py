@@ -12,7 +12,7 @@ from daemon.core.errors import LogUnavailable
 from daemon.core.filters import View
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
-from daemon.delivery.replay import FEW, READ, SMALL_READ, Replay, ReplayReader, RetryingLogReader, Turns
+from daemon.delivery.replay import FEW, LIVE_WEIGHT, READ, SMALL_READ, Replay, ReplayReader, RetryingLogReader, Turns
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Connection, Pool, connect
 from daemon.relay.remote import RemoteLogReader
@@ -180,6 +180,14 @@ async def test_replays_of_one_user_take_turns_and_count_if_they_are_many_or_have
     for replay, recorder in zip(replays, recorders, strict=True):
         assert (recorder.spent > READ, replay.unpaid > READ) == (take_turns, not take_turns)
         assert replay.unpaid == recorder.lent
+
+
+def test_what_takes_turns_counts_more_while_changes_are_delivered_live() -> None:
+    turns, weights = Turns(), list[int]()
+    for seq in (7, 7, 8, 9, 9):
+        turns.begin(Position("e", Seq(seq)))
+        weights.append(turns.weight)
+    assert [1, 1, LIVE_WEIGHT, LIVE_WEIGHT, 1] == weights
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 1000])

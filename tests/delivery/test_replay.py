@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Collection
+from itertools import count
 from typing import Any
 
 import pytest
@@ -12,7 +13,19 @@ from daemon.core.errors import LogUnavailable
 from daemon.core.filters import View
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
-from daemon.delivery.replay import FEW, LIVE_WEIGHT, READ, SMALL_READ, Replay, ReplayReader, RetryingLogReader, Turns
+from daemon.delivery.live import Live
+from daemon.delivery.log_cache import LogCache
+from daemon.delivery.replay import (
+    FEW,
+    LIVE_WEIGHT,
+    READ,
+    SLICE,
+    SMALL_READ,
+    Replay,
+    ReplayReader,
+    RetryingLogReader,
+    Turns,
+)
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Connection, Pool, connect
 from daemon.relay.remote import RemoteLogReader
@@ -126,14 +139,14 @@ class SpendingRecorder(Recorder):
 
     def __init__(self, *, has_credit: bool) -> None:
         super().__init__()
-        self.spent = self.lent = 0.0
+        self.spent = self.on_credit = 0.0
         self._has_credit = has_credit
 
     def spend(self, seconds: float) -> None:
         self.spent += seconds
 
     def lend(self, seconds: float) -> None:
-        self.lent += seconds
+        self.on_credit += seconds
 
     def has_credit(self) -> bool:
         return self._has_credit
@@ -179,7 +192,7 @@ async def test_replays_of_one_user_take_turns_and_count_if_they_are_many_or_have
     assert (log.most == 1) == take_turns
     for replay, recorder in zip(replays, recorders, strict=True):
         assert (recorder.spent > READ, replay.unpaid > READ) == (take_turns, not take_turns)
-        assert replay.unpaid == recorder.lent
+        assert replay.unpaid == recorder.on_credit
 
 
 def test_what_takes_turns_counts_more_while_changes_are_delivered_live() -> None:
@@ -453,3 +466,77 @@ async def test_dropping_the_log_during_a_replay_resets_its_topics_and_they_join(
     assert [("reset", topic, "retention", f"{hub.position}") for topic in (ONE, TWO)] == [
         (frame["op"], frame["topic"], frame["reason"], frame["pos"]) for frame in recorder.frames
     ]
+
+
+class LiveFollower:
+    """It is live, and counts what is delivered to it."""
+
+    user = "ada"
+    numbers = Numbers.JSON
+    outlet = None
+    delivered = 0
+
+    def deliver(self, frames: bytes) -> None:
+        self.delivered += frames.count(b'"seq":')
+
+    def signal(self, frame: bytes) -> None:
+        """Does not happen here."""
+
+    def revoked(self, topic: Topic) -> None:
+        """Does not happen here."""
+
+    def discontinued(self) -> None:
+        """Does not happen here."""
+
+
+class CountingRecorder(Recorder):
+    """It counts the changes that it is sent."""
+
+    changes = 0
+
+    def send(self, payload: bytes) -> None:
+        super().send(payload)
+        self.changes += payload.count(b'"seq":')
+
+
+class UnvalidatedCache(LogCache):
+    """What it reads has to be validated, as what a database reads."""
+
+    async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
+        found = await super().read_topics(topics, after, upto, limit)
+        return Batch(found, more=found.more)
+
+
+@pytest.mark.parametrize("cache_type", [LogCache, UnvalidatedCache], ids=["from memory", "from the database"])
+async def test_live_changes_are_delivered_between_the_short_steps_of_a_replay(
+    pool: Pool, cache_type: type[LogCache]
+) -> None:
+    hub = Hub(lambda payload: payload + b"\n", SERVED.with_exact_numbers)
+    live = Live(hub, SERVED, cache_type(PgLogReader(pool), 2**20))
+    live.move(Position("e", Seq(0)), "epoch")
+    seqs = count(1)
+
+    def a_change(topic: Topic = ONE) -> Change:
+        seq = next(seqs)
+        record = f'{{"id":{seq},"version":1}}'
+        return Change(Seq(seq), str(seq), "", "app", "rows", topic, Kind.INSERT, f'{{"id":{seq}}}', record)
+
+    def publish(*changes: Change) -> None:
+        live.publish(SERVED.batch_of(hub.position, changes)[0])
+
+    publish(*(a_change() for _ in range(10 * SLICE)))
+    follower, recorder, published, steps = LiveFollower(), CountingRecorder(), 0, list[int]()
+    hub.follow(TWO, follower)
+    replay = Replay(recorder, live.log_cache, hub, SERVED, discontinuity=hub.discontinuity)
+    replay.add(ONE, Seq(0))
+    replaying = asyncio.create_task(replay.run())
+    while not replaying.done():
+        before = recorder.changes
+        await asyncio.sleep(0)
+        steps.append(recorder.changes - before)
+        if recorder.changes < 10 * SLICE:
+            publish(a_change(TWO))
+            published += 1
+            assert published == follower.delivered
+    assert (10 * SLICE, SLICE, [ONE]) == (recorder.changes, max(steps), recorder.joined)
+    assert published >= 9

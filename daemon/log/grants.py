@@ -1,7 +1,7 @@
 """Who may read what, according to the packs' `may_read` functions: the Grants port."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import NamedTuple
@@ -23,17 +23,25 @@ UNANSWERED = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError
 
 MAX_CONCURRENT_QUERIES = 4  # a crowd that reconnects leaves connections for reading the log
 HELP_DELAY = 0.005  # seconds after which lookups that wait for a running statement get another one
+MAX_KIND_QUERIES = 3  # of these, for topics of one kind: others are answered while a lock holds these up
 MAX_OWN_QUERIES = 2  # of these, for tables that are served without a pack, each of which has one at most
 MAX_QUERY_SIZE = 100  # rights looked up in one statement
 PENDING_PAUSE = 0.01  # seconds between looks for an event's number: the leader takes about as long
 ANSWER_TIMEOUT = 10.0  # seconds; the server ends the statements about tables without a pack after 4 of them
 
 
-class _Lookup(NamedTuple):
-    """May this user read this topic? `own` is the table that is asked, if it is served without a pack."""
+class _Kind(NamedTuple):
+    """What is asked in one statement: about `own`, a table that is served without a pack, or one kind of topics."""
 
     schema: str
     own: str | None
+    name: str
+
+
+class _Lookup(NamedTuple):
+    """May this user read this topic?"""
+
+    kind: _Kind
     user: str
     topic: Topic
     answer: asyncio.Future[asyncpg.Record | Exception]
@@ -45,7 +53,8 @@ class PgGrants:
 
     Lookups are batched: while a statement runs, further lookups wait, and share the next one. So a crowd that
     reconnects costs few statements. Those that wait for longer get another statement beside it, up to
-    MAX_CONCURRENT_QUERIES: the first may be one that takes long.
+    MAX_CONCURRENT_QUERIES: the first may be one that takes long. Topics of one kind need the same tables, and so
+    share statements; they never have all of them.
 
     `own_of` returns the table that serves a topic without a pack. Anybody may have written what is evaluated then: if
     it is slow, only lookups of the same table wait for it, and the server ends it.
@@ -63,8 +72,8 @@ class PgGrants:
         self._schema_of = schema_of
         self._own_of = own_of
         self._wait = wait
-        self._waiting: dict[tuple[str, str | None], deque[_Lookup]] = {}  # by schema and table; the oldest first
-        self._asked: set[str] = set()  # the tables without a pack about which a statement runs
+        self._waiting: dict[_Kind, deque[_Lookup]] = {}  # the oldest first
+        self._running: Counter[_Kind] = Counter()  # statements
         self._workers: set[asyncio.Task[None]] = set()
         self._helping: asyncio.TimerHandle | None = None  # set while lookups may wait for longer
 
@@ -76,11 +85,13 @@ class PgGrants:
         schema = self._schema_of(topic)
         if schema is None:
             return None
+        own = self._own_of(topic)
+        kind = _Kind(schema, own, "" if own else topic.partition(":")[0])
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._wait
         while True:
-            lookup = _Lookup(schema, self._own_of(topic), user, topic, loop.create_future(), loop.time())
-            self._waiting.setdefault((schema, lookup.own), deque()).append(lookup)
+            lookup = _Lookup(kind, user, topic, loop.create_future(), loop.time())
+            self._waiting.setdefault(kind, deque()).append(lookup)
             if not self._workers:
                 self._add_worker()
             elif self._helping is None:
@@ -89,7 +100,7 @@ class PgGrants:
             if isinstance(answer, INEXPRESSIBLE):
                 return None
             if isinstance(answer, DATABASE_ERRORS):
-                asked = f"rights of {lookup.own or schema}: " if _concerns_query(answer) else ""
+                asked = f"rights of {own or schema}: " if _concerns_query(answer) else ""
                 raise GrantsUnavailable(asked + describe(answer)) from answer
             if isinstance(answer, Exception):
                 raise answer
@@ -121,37 +132,39 @@ class PgGrants:
     async def _work(self) -> None:
         """Query until no lookup waits, but for those that another worker comes to."""
         while lookups := self._next_batch():
-            own = lookups[0].own
-            if own is None:
-                await self._query(lookups)
-                continue
-            self._asked.add(own)
+            self._running[lookups[0].kind] += 1
             try:
                 await self._query(lookups)
             finally:
-                self._asked.discard(own)
+                self._running[lookups[0].kind] -= 1
+
+    def _may_run(self, kind: _Kind) -> bool:
+        """Whether there may be another statement of this kind."""
+        if kind.own is None:
+            return self._running[kind] < MAX_KIND_QUERIES
+        own = sum(count for running, count in self._running.items() if running.own is not None)
+        return not self._running[kind] and own < MAX_OWN_QUERIES
 
     def _next_batch(self) -> list[_Lookup]:
-        """The oldest lookups of one schema or table, without those that were cancelled."""
-        for place, waiting in list(self._waiting.items()):
-            _, own = place
-            if own is not None and (own in self._asked or len(self._asked) >= MAX_OWN_QUERIES):
+        """The oldest lookups of one kind, without those that were cancelled."""
+        for kind, waiting in list(self._waiting.items()):
+            if not self._may_run(kind):
                 continue
             lookups: list[_Lookup] = []
             while waiting and len(lookups) < MAX_QUERY_SIZE:
                 lookup = waiting.popleft()
                 if not lookup.answer.done():
                     lookups.append(lookup)
-            del self._waiting[place]
+            del self._waiting[kind]
             if waiting:
-                self._waiting[place] = waiting  # behind those of others
+                self._waiting[kind] = waiting  # behind those of others
             if lookups:
                 return lookups
         return []
 
     async def _query(self, lookups: Sequence[_Lookup]) -> None:
         """Answer each lookup with its row, or with the error."""
-        schema = lookups[0].schema
+        schema, own, _ = lookups[0].kind
         # The server confirmed that a schema's name needs no quotes when the DDL was applied.
         begun = query("readable_from").rstrip(";")
         statement = named(
@@ -163,7 +176,7 @@ class PgGrants:
         answers: Sequence[asyncpg.Record | Exception]
         try:
             async with acquired(self._pool, ANSWER_TIMEOUT) as connection:
-                is_limited = lookups[0].own is not None
+                is_limited = own is not None
                 async with _limited(connection) if is_limited else nullcontext():
                     answers = await connection.fetch(statement, schema, users, topics)
         except Exception as error:  # noqa: BLE001 - the caller decides what it means

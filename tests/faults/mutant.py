@@ -169,6 +169,7 @@ def short_timeouts() -> None:
 def unlimited_permission_checks() -> None:
     """Permission checks may use every connection, for as long as their locks take."""
     _put(grants, "MAX_CONCURRENT_QUERIES", 1_000_000)
+    _put(grants, "MAX_KIND_QUERIES", 1_000_000)
     _put(grants, "MAX_QUERY_SIZE", 1)
     _put(grants, "HELP_DELAY", 0.001)
     _put(grants, "ANSWER_TIMEOUT", 60.0)

@@ -347,7 +347,7 @@ FOLLOWS = "leader_reads_the_log"  # the daemon reads the log, as one that follow
 UNLIMITED = "unlimited_permission_checks"
 
 
-@pytest.mark.parametrize(("mutants", "checks"), [([], 4), ([FOLLOWS], 4), ([FOLLOWS, UNLIMITED], POOL_SIZE)])
+@pytest.mark.parametrize(("mutants", "checks"), [([], 3), ([FOLLOWS], 3), ([FOLLOWS, UNLIMITED], POOL_SIZE)])
 async def test_connected_clients_are_served_while_many_others_wait_for_permission_checks(
     durable: str, results: Results, mutants: list[str], checks: int
 ) -> None:
@@ -386,7 +386,7 @@ async def test_connected_clients_are_served_while_many_others_wait_for_permissio
             f"{len(crowd):,} clients reconnect to a daemon that {'follows' if mutants else 'leads'}, and the "
             "database does not answer the permission checks",
             "RST on all; the table of members is locked until others have been served",
-            "only four checks run at once; clients still connected are served meanwhile; all reconnected, 0 lost",
+            "only three of them run at once; clients still connected are served meanwhile; all reconnected, 0 lost",
             f"a write and its delivery to those that stayed {served * 1e3:.0f} ms",
             run.n,
         )

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
 from daemon.core.change import Seq, Topic
 from daemon.core.errors import GrantsUnavailable
-from daemon.log.grants import MAX_CONCURRENT_QUERIES, PgGrants
+from daemon.log.grants import MAX_CONCURRENT_QUERIES, MAX_KIND_QUERIES, PgGrants
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Connection, Pool, open_pool
 from tests.support.log import leader, until_numbered
@@ -258,6 +259,28 @@ async def test_a_slow_right_of_an_own_table_ends_and_keeps_only_its_own_table_wa
         await first
     await sql.execute("update app.hanging set held = false")
     assert [Seq(0)] * 10 == await asyncio.gather(*crowd)
+
+
+async def test_a_table_that_is_locked_keeps_only_those_waiting_who_ask_for_topics_that_need_it(
+    database: str, pool: Pool, sql: Connection
+) -> None:
+    async with leader(database, pool):
+        await until_numbered(pool)
+    shared = grants(pool)
+    holder = await asyncpg.connect(database)
+    await holder.execute("begin; lock table chatgenius.channel_members in access exclusive mode")
+    crowd = [asyncio.create_task(shared.readable_from(ADA, TOPIC))]
+    while MAX_KIND_QUERIES > await sql.fetchval(
+        "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%may_read%'"
+    ):
+        crowd.append(asyncio.create_task(shared.readable_from(ADA, TOPIC)))
+        await asyncio.sleep(0.01)
+    for topic in ("users", f"user:{ADA}"):
+        assert await shared.readable_from(ADA, Topic(topic)) is not None
+    assert not any(lookup.done() for lookup in crowd)
+    await holder.execute("rollback")
+    await holder.close()
+    assert None not in await asyncio.gather(*crowd)
 
 
 async def test_lookups_behind_one_that_takes_long_get_a_statement_beside_it(

@@ -151,7 +151,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     return (
-        select case when count(*) > 1 then '0::bigint + ' else '' end
+        select case when count(*) > 2 then '0::bigint + ' else '' end  -- the sum of two is an integer: no value has 2^30
             || string_agg(format(facts -> u.name ->> 'size', format('%s.%I', alias, u.name)), ' + ')
         from unnest(columns) as u (name) where facts -> u.name ->> 'size' is not null
     );

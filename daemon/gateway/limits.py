@@ -26,7 +26,7 @@ class Limits:
     user_rate: int = 1_000  # frames per second from all connections of one user; one of several KiB counts as several
     user_cpu: float = 0.1  # of one processor, for the frames from all connections of one user
     user_burst: float = 1.0  # seconds of `user_rate` and `user_cpu` that may be used at once
-    user_credit: float = 100.0  # seconds of `user_cpu` that replays may take in advance, as fast as they can
+    user_credit: float = 600.0  # seconds of `user_cpu` that replays may take in advance, as fast as they can
     topics: int = 128  # that one connection may follow
     message_bytes: int = 64 * 1024  # of one inbound message, all fragments together
     fragments: int = 128  # of one inbound message

@@ -251,13 +251,13 @@ def a_result(name: str, setup: dict[str, str] = SETUP) -> Result:
 def test_results_and_charts_are_written_from_the_figures(tmp_path: Path) -> None:
     publish(tmp_path, [a_result("writers")])
     report = (tmp_path / "RESULTS.md").read_text()
-    assert "| transactions per second: ≥ 0.7 x no trigger | 0.75 (0.70 to 0.80) x | met |" in report
+    assert "| transactions per second: ≥ 0.62 x no trigger | 0.75 (0.70 to 0.80) x | met |" in report
     assert "- machine: a small one" in report
     assert "| Rowcast | 750 (700 to 800) |" in report
     assert "(charts/writers.svg)" in report
     drawing = ET.fromstring((tmp_path / "charts" / "writers.svg").read_text())
     words = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"writers", "Rowcast", "no trigger", "750", "1,000", "transactions per second", "≥ 0.7 x no trigger"} <= {
+    assert {"writers", "Rowcast", "no trigger", "750", "1,000", "transactions per second", "≥ 0.62 x no trigger"} <= {
         *words
     }
     bars = {

@@ -128,6 +128,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "retention_failed": Event(
             "warn", "old segments could not be dropped, or deleted content not be removed; it is retried"
         ),
+        "rows_vanished": Event(
+            "warn", "a partition of this table was dropped or detached, and its rows with it, so its pack is reset"
+        ),
         "schema_migration": Event("info", "a schema revision was applied or rolled back"),
         "schema_newer": Event("info", "a schema is newer than this version, which it says it is compatible with"),
         "schema_warning": Event("warn", "the server sent a warning about the schema, such as a missing extension"),

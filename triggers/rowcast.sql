@@ -506,8 +506,9 @@ declare
         if not again then
             null;
         elsif not coalesce((
-            select not row_security_active(%4$L::regclass) and bool_and(has_column_privilege(%4$L::regclass, u.name, 'select'))
-            from unnest(%5$L::name[]) as u (name)
+            select %18$s and not row_security_active(t.oid) and bool_and(has_column_privilege(t.oid, u.name, 'select'))
+            from (select to_regclass(%4$L)) as t (oid) cross join unnest(%5$L::name[]) as u (name)
+            group by t.oid
         ), false) then
             insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$s, 'lost', '{}', %3$s);
         elsif tg_op = 'INSERT' then%8$s
@@ -566,7 +567,11 @@ begin
             end if;
         end if;
     end if;$moved$, moved, hash_of_old, rowcast.same_key(facts, watched.key, 'old', 'n'),
-            watched.id, '*' || watched.pack, rowcast.every_right(watched)) end                       -- 17
+            watched.id, '*' || watched.pack, rowcast.every_right(watched)) end,                      -- 17
+        -- The table may have been renamed, and another may have its name.
+        case when (select c.relkind = 'r' and not c.relispartition from pg_class as c where c.oid = relation)
+             then 't.oid = tg_relid'
+             else '(t.oid = tg_relid or t.oid in (select a.relid from pg_partition_ancestors(tg_relid) as a))' end  -- 18
     );
 end
 $$;
@@ -1021,6 +1026,53 @@ as $$
     end
 $$;
 
+-- Keeps the list of the triggers that capture a table, which rowcast.reset_vanished() compares.
+create or replace function rowcast.list_triggers(watch integer) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if to_regclass('rowcast.capturing') is null then
+        return;  -- some revisions do not have it
+    end if;
+    delete from rowcast.capturing as c where c.watch = list_triggers.watch;
+    insert into rowcast.capturing (trigger_id, watch)
+    select t.oid, w.id from rowcast.watched as w
+    join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name
+    join pg_trigger as t on t.tgfoid = p.oid
+    where w.id = list_triggers.watch;
+end
+$$;
+
+-- Resets the packs of watched tables that have lost a capture trigger which rowcast.watch() or rowcast.unwatch() did not
+-- drop: a partition was dropped or detached, and its rows with it. Returns these tables.
+create or replace function rowcast.reset_vanished() returns setof text
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    w rowcast.watched;
+begin
+    for w in
+        with gone as (
+            delete from rowcast.capturing as c
+            where not exists (select from pg_trigger as t where t.oid = c.trigger_id)
+            returning c.watch
+        )
+        select k.* from rowcast.watched as k where k.id in (select g.watch from gone as g) and k.function_name is not null
+    loop
+        perform rowcast.note_change(w.id, ends_rights => w.revokes is not null);
+        return next format('%I.%I', w.schema_name, w.table_name);
+    end loop;
+    -- Postgres makes those of partitions itself if rows are captured one by one.
+    insert into rowcast.capturing (trigger_id, watch)
+    select t.oid, k.id from rowcast.watched as k
+    join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = k.function_name
+    join pg_trigger as t on t.tgfoid = p.oid
+    on conflict do nothing;
+end
+$$;
+
 -- Captures a table: every committed change of a row becomes one event in each of its topics.
 --   relation     the table; the partitions of a partitioned table are captured as that table
 --   topic        SQL expression over the row `r`, of type text or text[]; null: the row is not published
@@ -1038,7 +1090,8 @@ $$;
 --                It finds the rows of a snapshot; without it, each snapshot reads the whole table. The text is `$1`, too: in
 --                a table that has a column "topic" it must be called that
 -- Does nothing, and takes no lock, if the table is already captured this way. In a session whose `rowcast.notifications`
--- is off, as when ROWCAST_NOTIFICATIONS is, it stops capturing the table instead. Returns what it did.
+-- is off, as when ROWCAST_NOTIFICATIONS is, it stops capturing the table instead. Where a table was not captured for a
+-- while, or something else of its rows is told from here on, the topics of its pack are reset. Returns what it did.
 create or replace function rowcast.watch(
     relation regclass, topic text, columns text [], key text [] default '{id}', soft_delete name default null,
     revokes text default null, pack text default null, model text default null,
@@ -1063,6 +1116,7 @@ declare
     read_ name [];
     settings text [];
     trigger_ record;
+    missed boolean;
 begin
     select n.nspname, c.relname into w.schema_name, w.table_name
     from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
@@ -1167,6 +1221,8 @@ begin
         w.function_name,
         rowcast.settings_clause(settings),
         body);
+    missed := known.function_name is null or not rowcast.function_stands(known.function_name, 'v', known.definition)
+        or exists (select from rowcast.capture_triggers(relation, known.per_row, known.function_name) as c where not c.stands);
     perform rowcast.unwatch(relation);
     perform rowcast.make_snapshot(w, snapshot_body, rowcast.capture_settings(false));
     execute definition;
@@ -1208,13 +1264,20 @@ begin
         key = excluded.key, soft_delete = excluded.soft_delete, revokes = excluded.revokes, per_row = excluded.per_row,
         on_error = excluded.on_error, function_name = excluded.function_name, definition = excluded.definition,
         rows = excluded.rows, snapshot_name = excluded.snapshot_name, snapshot_definition = excluded.snapshot_definition;
+    perform rowcast.list_triggers(w.id);
+    if known.id is not null
+       and (missed or (known.topic, known.columns, known.key, known.soft_delete)
+                      is distinct from (w.topic, w.columns, w.key, w.soft_delete))
+    then
+        perform rowcast.note_change(w.id, ends_rights => missed and revokes is not null);
+    end if;
     return format('%s is watched now', relation);
 end
 $$;
 
--- Says in the log that from here on something else is told in the topics of a table that is served without a pack. Daemons
--- look at this table again when they get there, and reset the topics. `ends_rights`: nobody may read them without being asked
--- again.
+-- Says in the log that from here on something else is told in the topics of a watched table's pack, or that something was
+-- missed. Daemons look at a table that is served without a pack again when they get there, and reset the topics.
+-- `ends_rights`: nobody may read them without being asked again. Once in a transaction is enough.
 create or replace function rowcast.note_change(watch integer, ends_rights boolean) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -1222,7 +1285,12 @@ as $$
 begin
     insert into rowcast.events (watch, topic, kind, key, actor, revokes)
     select w.id, '*' || w.pack, 'lost', '{}', 'watch', case when ends_rights then '{}'::jsonb end
-    from rowcast.watched as w where w.id = note_change.watch;
+    from rowcast.watched as w
+    where w.id = note_change.watch and not exists (
+        select from rowcast.events as e
+        where e.xid = pg_current_xact_id() and e.watch = w.id and e.kind = 'lost' and e.topic = '*' || w.pack
+          and (e.revokes is not null or not ends_rights)
+    );
     perform rowcast.ring();
 end
 $$;
@@ -1265,6 +1333,7 @@ begin
     end if;
     perform rowcast.stop_serving(known.id);
     update rowcast.watched as w set function_name = null, snapshot_name = null where w.id = known.id;
+    perform rowcast.list_triggers(known.id);
 end
 $$;
 
@@ -1788,7 +1857,7 @@ as $$
     select 'function', p.oid::regprocedure::text, '{execute}'
     from pg_proc as p
     where p.pronamespace = 'rowcast'::regnamespace and (p.proname = any ('{lease_holder, on_record, log_floor, segment_due,
-        leave_segment, open_term, set_aside, reset_emptied, purge, retire_segments, make_next_segment, drop_retired,
+        leave_segment, open_term, set_aside, reset_emptied, reset_vanished, purge, retire_segments, make_next_segment, drop_retired,
         is_readable, must_ring, ring, is_covered, may_read, snapshot_statement, filtered_rows, compared_columns,
         captured_columns, shape_of, definition_of, with_partitions, capture_triggers, outdated_captures, rights_of_daemons}'::name [])
         or p.proname ~ '^(snapshot|may_read)_[0-9]' and p.prosecdef)

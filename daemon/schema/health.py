@@ -60,6 +60,8 @@ class SchemaHealth:
             newer = await migrate.newer(connection, self._settings.packs, schemas=self._settings.schemas)
             if not self.stale:
                 await _count(connection, list(self._settings.schemas.values()))
+                for row in await connection.fetch(query("reset_vanished")):
+                    log.warning("rows_vanished", table=row["table_name"])
         for schema in newer.keys() - self._newer.keys():
             log.info("schema_newer", schema=schema, revision=newer[schema])
         self._newer = newer

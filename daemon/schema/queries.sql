@@ -416,6 +416,10 @@ with noted as (
 )
 select w.pack, rowcast.ring() from noted as n join rowcast.watched as w on w.id = n.watch;
 
+-- name: reset_vanished
+-- The watched tables whose rows went with a partition; their packs are reset.
+select table_name from rowcast.reset_vanished() as r (table_name);
+
 -- name: reset_topic
 -- Resets one topic. Returns nothing unless the pack has a watched table. The schema rowcast stands for the tables that are
 -- served without a pack.

@@ -10,6 +10,7 @@ import pytest
 
 from daemon.postgres.connect import Connection, connect
 from daemon.schema import migrate
+from tests.support.cases import for_each
 from tests.support.postgres import Server, ignore
 
 NOTES = """
@@ -322,14 +323,80 @@ async def test_other_rows_change_what_snapshots_read_and_lock_nothing(database: 
 async def test_watching_with_other_arguments_replaces_the_capture(notes: Connection) -> None:
     await notes.execute("select rowcast.watch('app.notes', $$'all'$$, '{id}')")
     await notes.execute("insert into app.notes (id, room) values (1, 'a')")
-    assert [("all", "insert", 1)] == await events(notes)
+    assert [("*app", "lost", None), ("all", "insert", 1)] == await events(notes)
 
 
 async def test_watching_again_repairs_a_disabled_trigger(notes: Connection) -> None:
     await notes.execute("alter table app.notes disable trigger rowcast_insert")
     assert "app.notes is watched now" == await notes.fetchval(WATCH_NOTES)
     await notes.execute("insert into app.notes (id, room) values (1, 'a')")
-    assert [("room:a", "insert", 1)] == await events(notes)
+    assert [("*app", "lost", None), ("room:a", "insert", 1)] == await events(notes)
+
+
+@for_each(
+    "gap",
+    [
+        "select rowcast.unwatch('app.notes')",
+        "alter table app.notes disable trigger all",
+        "drop trigger rowcast_insert on app.notes",
+        "drop function rowcast.capture_1_notes() cascade",
+        "create or replace function rowcast.capture_1_notes() returns trigger language plpgsql as 'begin return null; end'",
+        "alter table app.notes rename to old; create table app.notes (like app.old including all)",
+        "drop table app.notes; " + NOTES.partition(";")[2].partition(";")[0],
+    ],
+)
+async def test_watching_a_table_that_was_not_captured_for_a_while_resets_its_pack_and_ends_its_rights(
+    notes: Connection, gap: str
+) -> None:
+    name = await notes.fetchval("select function_name from rowcast.watched where table_name = 'notes'")
+    await notes.execute(gap.replace("capture_1_notes", name))
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    assert [] == await events(notes)
+    await notes.execute(WATCH_NOTES)
+    lost = await event(notes)
+    assert ("*app", "lost", "{}") == (lost["topic"], lost["kind"], lost["revokes"])
+    assert "app.notes is watched already" == await notes.fetchval(WATCH_NOTES)
+    assert [] == await events(notes)
+
+
+@for_each(
+    "change",
+    [
+        ("{id,room,body,extra}", "{id,room,body}"),
+        ("'room:' ||", "'rooms:' ||"),
+        ("soft_delete => 'deleted_at', ", ""),
+        (")\n", ", model => 'note')\n"),
+        (")\n", ", per_row => true)\n"),
+    ],
+)
+async def test_watching_a_table_otherwise_resets_its_pack_only_if_its_rows_are_told_otherwise(
+    notes: Connection, change: tuple[str, str]
+) -> None:
+    assert WATCH_NOTES != (watch := WATCH_NOTES.replace(*change))
+    await notes.execute(watch)
+    told_the_same = "model" in change[1] or "per_row" in change[1]
+    assert ([] if told_the_same else [("*app", "lost", None)]) == await events(notes)
+
+
+async def test_a_new_version_of_the_triggers_resets_nothing(notes: Connection) -> None:
+    body = await notes.fetchval("select pg_get_functiondef('rowcast.capture_body'::regproc)")
+    await notes.execute(body.replace("#variable_conflict use_column", "#variable_conflict use_column\n-- newer"))
+    assert "app.notes is watched now" == await notes.fetchval(WATCH_NOTES)
+    assert [] == await events(notes)
+
+
+async def test_a_renamed_table_is_never_read_under_the_name_that_another_has_now(notes: Connection) -> None:
+    await notes.execute("alter table app.notes rename to old")
+    for other in ("select", "create table app.notes (like app.old including all); insert into app.notes values (1, 'b', 'x')"):
+        await notes.execute(other)
+        await notes.execute("""
+            do $$ begin
+                insert into app.old (id, room) values (1, 'a');
+                update app.old set body = 'y';
+                delete from app.old;
+            end $$
+        """)
+        assert [("room:a", "insert", 1), ("*app", "lost", None), ("*app", "lost", None)] == await events(notes)
 
 
 async def test_an_unwatched_table_is_silent_and_has_no_trigger_or_function(notes: Connection) -> None:

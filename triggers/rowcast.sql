@@ -748,7 +748,7 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
     with capture as (
-        select w.*, c.oid::regclass as relation, p.prosrc as body, p.proconfig as settings,
+        select w.*, c.oid::regclass as relation, p.prosrc as body, p.proconfig as settings, p.proowner as reader,
                rowcast.captured_columns(c.oid) as facts, concat_ws(' ', w.topic, w.revokes) as expressions
         from rowcast.watched as w
         join pg_class as c on c.relname = w.table_name and c.relnamespace = to_regnamespace(quote_ident(w.schema_name))
@@ -779,6 +779,15 @@ as $$
     select format('%I.%I', c.schema_name, c.table_name), 'column_changed', string_agg(quote_ident(d.column_name), ', ' order by a.attnum)
     from capture as c join changed as d on d.id = c.id
     join pg_attribute as a on a.attrelid = c.relation and a.attname = d.column_name
+    group by c.id, c.schema_name, c.table_name
+    union all
+    -- Whoever drops a column and adds it again takes the right to read it, too.
+    select format('%I.%I', c.schema_name, c.table_name), 'column_unreadable', string_agg(quote_ident(u.column_name), ', ')
+    from capture as c
+    cross join unnest(rowcast.used_columns(c.relation, c.columns::text [] || c.key::text [] || c.soft_delete::text,
+                                           concat_ws(' ', c.expressions, c.rows))) as u (column_name)
+    where not (has_column_privilege(c.reader, c.relation, u.column_name, 'select')
+               and has_schema_privilege(c.reader, c.schema_name, 'usage'))
     group by c.id, c.schema_name, c.table_name
     union all
     select format('%I.%I', c.schema_name, c.table_name), 'key_changed', (select string_agg(quote_ident(k), ', ') from unnest(c.key) as k)
@@ -1117,6 +1126,7 @@ declare
     settings text [];
     trigger_ record;
     missed boolean;
+    made_anew boolean;  -- a column, which then lacks the right to read it
 begin
     select n.nspname, c.relname into w.schema_name, w.table_name
     from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
@@ -1176,6 +1186,10 @@ begin
 
     used := rowcast.used_columns(relation, columns || key || soft_delete::text, concat_ws(' ', topic, revokes));
     read_ := rowcast.used_columns(relation, columns || key || soft_delete::text, concat_ws(' ', topic, rows));
+    select k.* into known from rowcast.watched as k where (k.schema_name, k.table_name) = (w.schema_name, w.table_name);
+    made_anew := known.function_name is not null and rowcast.has_capture_role() and exists (
+        select from unnest(used) as u (c) where not has_column_privilege('rowcast_capture', relation, u.c, 'select')
+    );
     perform rowcast.let_capture_read(relation, used || read_);
     type_ := rowcast.type_of(relation, used, topic);
     topics := rowcast.topics_as_array(topic, type_);
@@ -1192,7 +1206,6 @@ begin
         end if;
     end if;
 
-    select k.* into known from rowcast.watched as k where (k.schema_name, k.table_name) = (w.schema_name, w.table_name);
     w.id := coalesce(known.id, nextval(pg_get_serial_sequence('rowcast.watched', 'id')));
     w.function_name := left(format('capture_%s_%s', w.id, regexp_replace(lower(w.table_name), '[^a-z0-9_]', '', 'g')), 63);
     body := rowcast.capture_body(w, relation, topics, each_topic, used);
@@ -1206,6 +1219,9 @@ begin
        and (known.model, known.pack) = (w.model, w.pack)
        and not exists (select from rowcast.capture_triggers(relation, per_row, w.function_name) as c where not c.stands)
     then
+        if made_anew then
+            perform rowcast.note_change(w.id, ends_rights => false);
+        end if;
         if known.snapshot_definition = w.snapshot_definition
            and rowcast.function_stands(known.snapshot_name, 's', w.snapshot_definition)
         then
@@ -1266,8 +1282,8 @@ begin
         rows = excluded.rows, snapshot_name = excluded.snapshot_name, snapshot_definition = excluded.snapshot_definition;
     perform rowcast.list_triggers(w.id);
     if known.id is not null
-       and (missed or (known.topic, known.columns, known.key, known.soft_delete)
-                      is distinct from (w.topic, w.columns, w.key, w.soft_delete))
+       and (missed or made_anew or (known.topic, known.columns, known.key, known.soft_delete)
+                                   is distinct from (w.topic, w.columns, w.key, w.soft_delete))
     then
         perform rowcast.note_change(w.id, ends_rights => missed and revokes is not null);
     end if;

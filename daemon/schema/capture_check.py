@@ -67,6 +67,11 @@ _PROBLEMS: Final = {
         "the type of its captured column {place} has changed: it may be told wrongly, or writes may fail",
         REAPPLY,
     ),
+    "column_unreadable": (
+        "rowcast_capture may not read its captured column {place}: snapshots fail, and so may writes, or the column is another"
+        " one of that name",
+        REAPPLY,
+    ),
     "key_changed": (
         "a foreign key has changed, or its key ({place}) is deferrable: clients may end on an old version of a row",
         REAPPLY,

@@ -390,6 +390,11 @@ async def test_a_change_that_loses_nothing_is_no_problem(shop: Connection, chang
 COLUMN_CHANGED = "the type of its captured column {} has changed: it may be told wrongly, or writes may fail"
 KEY_CHANGED = "a foreign key has changed, or its key (id) is deferrable: clients may end on an old version of a row"
 
+UNREADABLE = (
+    "rowcast_capture may not read its captured column {}: snapshots fail, and so may writes, or the column is another one"
+    " of that name"
+)
+
 
 @pytest.mark.parametrize(
     ("change", "problem"),
@@ -404,6 +409,8 @@ KEY_CHANGED = "a foreign key has changed, or its key (id) is deferrable: clients
         ("add foreign key (room_id) references shop.rooms on update cascade", KEY_CHANGED),
         ("add foreign key (room_id) references shop.rooms on delete set null", KEY_CHANGED),
         ("drop constraint seats_pkey, add primary key (id) deferrable", KEY_CHANGED),
+        ("drop column label, add column label text default 'new'", UNREADABLE.format("label")),
+        ("drop column room_id, add column room_id int not null default 1", UNREADABLE.format("room_id")),
     ],
 )
 async def test_a_table_whose_columns_or_keys_no_longer_suit_its_capture_is_reported_and_applying_again_mends_it(

@@ -280,6 +280,8 @@ def _explain_server_error(error: asyncpg.PostgresError, address: str, place: str
         kind, reason = BadDatabaseUrl, f"the pooler refuses the parameter {refused[1]}: leave it out"
     if sqlstate == "0A000" and "UTF8" in reason:  # the server cannot convert the database's encoding
         kind, reason = UnsupportedEncoding, "one that PostgreSQL does not convert to UTF8"
+    if sqlstate == "22P05" and place:  # a file has a character that it cannot express
+        kind, reason = UnsupportedEncoding, f"one that lacks a character which is needed{place}"
     fault = kind(reason, sqlstate=sqlstate, address=address, place=place)
     if sqlstate.startswith("23"):
         names = {name: getattr(error, f"{name}_name", None) for name in ("constraint", "column", "schema", "table")}

@@ -9,6 +9,7 @@ import tomllib
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from pydantic_settings import DotEnvSettingsSource
 from daemon.packs import pack_secrets
 from daemon.settings.errors import BadSettings
 from daemon.settings.model import Settings
+from daemon.settings.values import write_duration
 
 # Kubernetes and Docker set the addresses of a service named "rowcast" in the environment of other containers, and
 # ROWCAST_TEST_* is for the tests. These are not mistyped settings.
@@ -152,8 +154,14 @@ def _describe(problem: ErrorDetails, sources: Sequence[_Source]) -> str:
         return source.problem(variable, None)
     if problem["type"] != "value_error":
         field = next(field for field in Settings.model_fields.values() if field.validation_alias == variable)
+        message = re.sub(r"datetime\.timedelta\((?:(\w+)=)?(\d+)\)", _as_written, message)
         message = f"{message[0].lower()}{message[1:]} ({field.description})"
     return source.problem(variable, message)
+
+
+def _as_written(duration: re.Match[str]) -> str:
+    """A duration of Python as settings have it."""
+    return write_duration(timedelta(**{duration[1] or "seconds": int(duration[2])}))
 
 
 def _secret_file(variable: str, credential: str, values: Mapping[str, Any]) -> _Source | None:

@@ -155,6 +155,15 @@ async def test_a_database_without_a_usable_encoding_is_refused(
             assert errors.startswith("daemon: The encoding of this database is ")
 
 
+async def test_a_pack_with_characters_that_a_database_cannot_hold_is_refused_with_the_encoding_as_the_reason(
+    postgres: Server, tmp_path: Path
+) -> None:
+    async with encoded(postgres, "LATIN1") as dsn:
+        code, errors = await run("apply", tmp_path, DATABASE_URL=dsn, ROWCAST_PACKS="antone")
+        assert 27 == code
+        assert "one that lacks a character which is needed in antone/0003_tables.up.sql: restore" in errors
+
+
 async def test_a_user_id_that_a_latin1_database_cannot_hold_has_no_topic(postgres: Server) -> None:
     async with encoded(postgres, "LATIN1") as dsn:
         await migrate.apply(dsn, ["chatgenius"], report=ignore)

@@ -420,6 +420,16 @@ def test_seconds_must_be_a_positive_number(problems: Problems, value: str) -> No
     assert problem.endswith(f"({Settings.model_fields['poll_every'].description})")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "bound"), [("RETENTION", "4s", "or equal to 1m ("), ("TOKEN_LIFETIME", "0s", "than 0d (")]
+)
+def test_the_bound_of_a_duration_is_written_as_durations_are(
+    problems: Problems, variable: str, value: str, bound: str
+) -> None:
+    [problem] = problems(**{f"ROWCAST_{variable}": value})
+    assert bound in problem
+
+
 @pytest.mark.parametrize("name", ["read_chunk", "snapshot_rows", "transaction_changes", "transaction_bytes"])
 def test_a_number_that_postgres_would_not_take_is_refused_at_the_start(problems: Problems, name: str) -> None:
     variable = f"ROWCAST_{name.upper()}"

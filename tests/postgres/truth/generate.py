@@ -27,6 +27,7 @@ class Theme:
     shadows: float = 0.0
     trees: float = 0.0
     rules: int = 0
+    gaps: float = 0.0
     transactions: int = 4
     among: str = "all"
     shape: str = ""  # the one that odd tables have
@@ -44,6 +45,7 @@ THEMES: Final = {
     "deferrable": Theme(shapes=1.0, triggers=1, calls=0.2, keys=0.2, shape="deferrable"),
     "moves": Theme(tables=2, shapes=1.0, triggers=2, calls=0.05, per_row=0.1, shape="partitioned", moves=0.6),
     "trees": Theme(tables=2, trees=0.8, rules=2, triggers=1, keys=0.15, transactions=5),
+    "gaps": Theme(tables=2, shapes=0.6, per_row=0.3, triggers=1, gaps=0.5, transactions=6),
     "keys": Theme(keys=0.8, types=0.3, settings=3, shapes=0.2, transactions=5),
     "roles": Theme(tables=2, roles=0.8, lookups=0.6, triggers=1, settings=2, shadows=0.5),
     "all": Theme(2, 0.3, 0.4, 0.3, 0.3, 2, 0.1, 3, 0.4, 0.3, 0.15, 0.2, 5),
@@ -100,7 +102,10 @@ def make(theme_name: str, seed: int) -> Case:
                 )
                 (setup if dice.random() < 0.5 else nests).append(security)
     transactions = [writes.first_rows()] if dice.random() < 0.8 else []
-    transactions += [writes.transaction() for _ in range(theme.transactions)]
+    transactions += [
+        writes.gap(watched) if theme.gaps and dice.random() < theme.gaps else writes.transaction()
+        for _ in range(theme.transactions)
+    ]
     return Case(
         f"{theme_name} {seed}",
         tuple(setup),

@@ -91,6 +91,15 @@ MUTANTS: Final = {
     "a parent is watched without its children": Mutant(
         "shapes", "watch", "perform rowcast.check_inheritance(relation, per_row);", "", seed=9
     ),
+    "what a table that is watched again missed is not said": Mutant(
+        "gaps", "watch", "(missed or made_anew or ", "(made_anew or "
+    ),
+    "a column that was made anew is taken for the old one": Mutant(
+        "gaps", "watch", "made_anew := known", "made_anew := false and known"
+    ),
+    "rows that went with a partition are not noticed": Mutant(
+        "gaps", "reset_vanished", "where not exists (select from pg_trigger", "where false and not exists (select from pg_trigger"
+    ),
     "a topic is tried as the one who watches": Mutant(
         "roles",
         "type_of",

@@ -147,6 +147,7 @@ class Trial:
         except asyncpg.PostgresError as error:
             verdict.invalid = str(error)
             return verdict
+        await self._changes()  # tables of these names were watched before
         if watched:
             await self._write(case, watched, verdict)
         if leaked := await self.admin.fetchval("select string_agg(distinct by_user, ', ') from own.leaked"):
@@ -270,7 +271,12 @@ def resets_explained(transaction: Transaction, case: Case) -> set[Kind]:
     keys = {f"{column.quoted} = " for watched in case.watched for column in watched.key} if partitioned else set()
     by_merge = any(f" then update set {key}" in text for key in keys)
     with_others = any(sum(key in sets for key in keys) > 1 for sets in re.findall(r" set (.*?)(?= where |;|$)", text))
-    reasons = {Kind.TRUNCATE: "truncate " in text, Kind.LIMIT: long, Kind.LOST: by_merge or with_others}
+    uncaptured = "rowcast." in text
+    reasons = {
+        Kind.TRUNCATE: "truncate " in text,
+        Kind.LIMIT: long,
+        Kind.LOST: by_merge or with_others or uncaptured,
+    }
     return {kind for kind, explained in reasons.items() if explained}
 
 
@@ -293,12 +299,16 @@ class Client:
         for change in changes:
             self._apply(change)
         every = {*self.rooms, *said.rooms}
-        for reset in {change.topic for change in changes if change.kind in RESET_KINDS}:
-            for room in every if reset.startswith("*") else {str(reset)}:
-                self.rooms[room] = dict(said.rooms.get(room, {}))
+        anew = {
+            room
+            for reset in {change.topic for change in changes if change.kind in RESET_KINDS}
+            for room in (every if reset.startswith("*") else {str(reset)})
+        }
+        for room in anew:
+            self.rooms[room] = dict(said.rooms.get(room, {}))
         for topic in sorted({*self.rooms, *said.rooms}):
             problems += _differences(topic, self.rooms.get(topic, {}), said.rooms.get(topic, {}))
-        problems += _unnamed_columns(changes, before, self.rooms)
+        problems += _unnamed_columns([change for change in changes if change.topic not in anew], before, self.rooms)
         if problems:
             problems += [
                 "the changes were:",
@@ -314,7 +324,10 @@ class Client:
 
 
 def ghosts(changes: Sequence[Change], said: Said) -> list[Change]:
-    """Changes with content of rows that do not exist, unless they then left the topic or their table was reset."""
+    """Changes with content of rows that do not exist.
+
+    Unless they then left the topic, or their table was reset.
+    """
     reset = {change.table for change in changes if change.kind in {Kind.TRUNCATE, Kind.LOST}}
     left = {(change.topic, _row(change)) for change in changes if change.kind is Kind.LEAVE}
     return [

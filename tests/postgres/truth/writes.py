@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from tests.postgres.truth.case import Column, Transaction
+from tests.postgres.truth.case import Column, Transaction, Watched
 from tests.postgres.truth.tables import Table
 from tests.postgres.truth.values import INTEGER, TEXT, identifier, quote
 
@@ -51,6 +51,42 @@ class Writes:
         if self.chance(0.1):
             statements.insert(self.dice.randrange(len(statements) + 1), "set constraints all immediate")
         return Transaction(tuple(statements), self.dice.choice(ISOLATION), commits=self.chance(0.9))
+
+    def gap(self, watched: Sequence[Watched]) -> Transaction:
+        """Rows change without a trigger. At the end the table is watched again, or somebody looks what is gone."""
+        one = self.dice.choice(watched)
+        table = next(t for t in self.tables if one.relation in {t.relation, t.child})
+        writes = [self.statement_for_code(table) for _ in range(2)]
+        parts = [f'{table.relation[:-1]}{part}"' for part in "pq"]
+        ways = ["unwatch", "disable", "drop", "column"]
+        if parts[0] in table.targets:
+            ways = ["unwatch", "disable", "part", "detach", "part", "detach"]
+        operation = self.dice.choice(("insert", "update", "delete"))
+        part = self.dice.choice(parts)
+        match self.dice.choice(ways):
+            case "unwatch":
+                statements = [f"select rowcast.unwatch({quote(one.relation)})", *writes, one.call]
+            case "disable":
+                statements = [f"alter table {one.relation} disable trigger rowcast_{operation}", *writes, one.call]
+            case "drop":
+                statements = [f"drop trigger rowcast_{operation} on {one.relation}", *writes, one.call]
+            case "column":
+                column = self.dice.choice([c for c in table.written if c not in table.key and c is not table.room])
+                statements = [
+                    f"alter table {table.relation} drop column {column.quoted}",
+                    f"alter table {table.relation} add column {column.quoted} {column.type.sql}",
+                    one.call,
+                ]
+            case "part":
+                statements = [f"drop table {part}", *writes, "select rowcast.reset_vanished()"]
+            case _:
+                statements = [
+                    f"alter table {table.relation} detach partition {part}",
+                    f"delete from {part}" if self.chance(0.5) else self.update(table, part),
+                    f"alter table {table.relation} attach partition {part} for values in ('{part[-2]}')",
+                    "select rowcast.reset_vanished()",
+                ]
+        return Transaction(("; ".join(statements),))  # all or nothing
 
     def first_rows(self) -> Transaction:
         """A row for each of the few values of the keys."""

@@ -68,8 +68,8 @@ _PROBLEMS: Final = {
         REAPPLY,
     ),
     "column_unreadable": (
-        "rowcast_capture may not read its captured column {place}: snapshots fail, and so may writes, or the column is another"
-        " one of that name",
+        "rowcast_capture may not read its captured column {place}: snapshots fail, and so may writes, or the column "
+        "is another one of that name",
         REAPPLY,
     ),
     "key_changed": (

@@ -340,7 +340,8 @@ async def test_watching_again_repairs_a_disabled_trigger(notes: Connection) -> N
         "alter table app.notes disable trigger all",
         "drop trigger rowcast_insert on app.notes",
         "drop function rowcast.capture_1_notes() cascade",
-        "create or replace function rowcast.capture_1_notes() returns trigger language plpgsql as 'begin return null; end'",
+        "create or replace function rowcast.capture_1_notes() returns trigger"
+        " language plpgsql as 'begin return null; end'",
         "alter table app.notes rename to old; create table app.notes (like app.old including all)",
         "drop table app.notes; " + NOTES.partition(";")[2].partition(";")[0],
     ],
@@ -372,7 +373,8 @@ async def test_watching_a_table_that_was_not_captured_for_a_while_resets_its_pac
 async def test_watching_a_table_otherwise_resets_its_pack_only_if_its_rows_are_told_otherwise(
     notes: Connection, change: tuple[str, str]
 ) -> None:
-    assert WATCH_NOTES != (watch := WATCH_NOTES.replace(*change))
+    watch = WATCH_NOTES.replace(*change)
+    assert WATCH_NOTES != watch
     await notes.execute(watch)
     told_the_same = "model" in change[1] or "per_row" in change[1]
     assert ([] if told_the_same else [("*app", "lost", None)]) == await events(notes)
@@ -401,7 +403,8 @@ async def test_a_new_version_of_the_triggers_resets_nothing(notes: Connection) -
 
 async def test_a_renamed_table_is_never_read_under_the_name_that_another_has_now(notes: Connection) -> None:
     await notes.execute("alter table app.notes rename to old")
-    for other in ("select", "create table app.notes (like app.old including all); insert into app.notes values (1, 'b', 'x')"):
+    another = "create table app.notes (like app.old including all); insert into app.notes values (1, 'b', 'x')"
+    for other in ("select", another):
         await notes.execute(other)
         await notes.execute("""
             do $$ begin

@@ -391,8 +391,8 @@ COLUMN_CHANGED = "the type of its captured column {} has changed: it may be told
 KEY_CHANGED = "a foreign key has changed, or its key (id) is deferrable: clients may end on an old version of a row"
 
 UNREADABLE = (
-    "rowcast_capture may not read its captured column {}: snapshots fail, and so may writes, or the column is another one"
-    " of that name"
+    "rowcast_capture may not read its captured column {}: snapshots fail, and so may writes, or the column is another"
+    " one of that name"
 )
 
 

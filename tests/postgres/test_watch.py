@@ -370,14 +370,14 @@ async def test_watching_a_table_that_was_not_captured_for_a_while_resets_its_pac
         (")\n", ", per_row => true)\n"),
     ],
 )
-async def test_watching_a_table_otherwise_resets_its_pack_only_if_its_rows_are_told_otherwise(
+async def test_watching_a_table_otherwise_resets_its_pack_only_if_other_rows_or_columns_are_sent(
     notes: Connection, change: tuple[str, str]
 ) -> None:
     watch = WATCH_NOTES.replace(*change)
     assert WATCH_NOTES != watch
     await notes.execute(watch)
-    told_the_same = "model" in change[1] or "per_row" in change[1]
-    assert ([] if told_the_same else [("*app", "lost", None)]) == await events(notes)
+    sent_the_same = "model" in change[1] or "per_row" in change[1]
+    assert ([] if sent_the_same else [("*app", "lost", None)]) == await events(notes)
 
 
 async def test_a_column_that_was_made_anew_resets_the_pack_once_the_table_is_watched_again(notes: Connection) -> None:

@@ -785,7 +785,7 @@ as $$
     select format('%I.%I', c.schema_name, c.table_name), 'column_unreadable', string_agg(quote_ident(u.column_name), ', ')
     from capture as c
     cross join unnest(rowcast.used_columns(c.relation, c.columns::text [] || c.key::text [] || c.soft_delete::text,
-                                           concat_ws(' ', c.expressions, c.rows))) as u (column_name)
+                                           concat_ws(' ', c.expressions, to_jsonb(c) ->> 'rows'))) as u (column_name)
     where not (has_column_privilege(c.reader, c.relation, u.column_name, 'select')
                and has_schema_privilege(c.reader, c.schema_name, 'usage'))
     group by c.id, c.schema_name, c.table_name

@@ -368,17 +368,17 @@ async def test_what_a_merge_moves_to_another_partition_resets_who_follows_the_ta
         ("select 1", "savepoint s; update app.notes set room = 'b'; rollback to s", {}),
     ],
 )
-async def test_a_row_that_an_update_moves_to_another_partition_is_told_once_and_nobody_is_reset(
+async def test_a_row_that_an_update_moves_to_another_partition_is_sent_once_and_nobody_is_reset(
     parts: Connection, before: str, update: str, moves: set[tuple[str, str]]
 ) -> None:
     await parts.execute(f"{WATCH}); insert into app.notes values (1, 'a'), (2, 'b'), (3, 'b'); {before}")
     await events(parts)
     await parts.execute(update)
-    told = sorted(
+    sent = sorted(
         (kind, f"{row['id']}{row['room']}") for _, kind, key, _ in await events(parts) for row in [json.loads(key)]
     )
     right = [("delete", old) for old, _ in moves if old] + [("insert", new) for _, new in moves if new]
-    assert sorted(right) == told
+    assert sorted(right) == sent
 
 
 async def test_a_merge_that_moves_nothing_to_another_partition_resets_nobody(parts: Connection) -> None:

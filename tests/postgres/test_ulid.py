@@ -21,7 +21,7 @@ def microseconds(ulid: str) -> int:
     return value(ulid[:10]) * 1000 + value(ulid[10:12])
 
 
-async def test_an_id_tells_the_microsecond_in_which_it_was_made(sql: Connection) -> None:
+async def test_an_id_contains_the_microsecond_in_which_it_was_made(sql: Connection) -> None:
     rows = await sql.fetch(
         """select (extract(epoch from clock_timestamp()) * 1000000)::bigint as before, rowcast.ulid() as ulid,
                   (extract(epoch from clock_timestamp()) * 1000000)::bigint as after from generate_series(1, $1)""",

@@ -1048,7 +1048,7 @@ begin
     insert into rowcast.capturing (trigger_id, watch)
     select t.oid, w.id from rowcast.watched as w
     join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name
-    join pg_trigger as t on t.tgfoid = p.oid
+    join pg_trigger as t on t.tgfoid = p.oid and t.tgname <> '~rowcast_move'  -- which goes when a partition is detached, too
     where w.id = list_triggers.watch;
 end
 $$;
@@ -1077,7 +1077,7 @@ begin
     insert into rowcast.capturing (trigger_id, watch)
     select t.oid, k.id from rowcast.watched as k
     join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = k.function_name
-    join pg_trigger as t on t.tgfoid = p.oid
+    join pg_trigger as t on t.tgfoid = p.oid and t.tgname <> '~rowcast_move'
     on conflict do nothing;
 end
 $$;
@@ -1237,8 +1237,11 @@ begin
         w.function_name,
         rowcast.settings_clause(settings),
         body);
-    missed := known.function_name is null or not rowcast.function_stands(known.function_name, 'v', known.definition)
-        or exists (select from rowcast.capture_triggers(relation, known.per_row, known.function_name) as c where not c.stands);
+    missed := case when known.function_name is null
+        then coalesce(rowcast.written_so_far(relation) <> current_setting('rowcast.unwatched_' || known.id, true), true)
+        else not rowcast.function_stands(known.function_name, 'v', known.definition)
+             or exists (select from rowcast.capture_triggers(relation, known.per_row, known.function_name) as c where not c.stands)
+        end;
     perform rowcast.unwatch(relation);
     perform rowcast.make_snapshot(w, snapshot_body, rowcast.capture_settings(false));
     execute definition;
@@ -1353,6 +1356,21 @@ begin
 end
 $$;
 
+-- What this transaction has written to a table and its partitions, to compare: it grows with each row, and changes with a
+-- table that is emptied or rewritten. Null if it cannot be known. Who watches a table again in the transaction that unwatched it
+-- missed nothing if it is the same: nobody else can write in between.
+create or replace function rowcast.written_so_far(relation regclass) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when current_setting('track_counts')::boolean then concat_ws(' ', pg_current_xact_id(), (
+        select string_agg(concat_ws(' ', t.relid::oid, pg_relation_filenode(t.relid), pg_stat_get_xact_tuples_inserted(t.relid),
+                                    pg_stat_get_xact_tuples_updated(t.relid), pg_stat_get_xact_tuples_deleted(t.relid)),
+                          ' ' order by t.relid::oid)
+        from rowcast.with_partitions(relation) as t (relid)
+    )) end
+$$;
+
 -- Stops capturing a table.
 create or replace function rowcast.unwatch(relation regclass) returns text
 language plpgsql
@@ -1368,6 +1386,7 @@ begin
         return format('%s was not watched', relation);
     end if;
     perform rowcast.stop_capturing(known);
+    perform set_config('rowcast.unwatched_' || known.id, coalesce(rowcast.written_so_far(relation), ''), true);
     return format('%s is no longer watched', relation);
 end
 $$;

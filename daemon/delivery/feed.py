@@ -118,12 +118,12 @@ class Feed:
         """A beat has arrived."""
         now = time.monotonic()
         self.epochs.record(beat, now)
+        if not beat.has_tx:  # also of a member that is not followed yet: clients may get its changes first
+            self._live.hub.has_tx = False
         if not self.epochs.follows(beat.epoch):
             asyncio.get_running_loop().call_later(LISTEN + GRACE, self._choose)
             return
         self._received_at = now
-        if not beat.has_tx:
-            self._live.hub.has_tx = False
         if beat.contract != self.contract:
             self.contract, self._is_outdated = beat.contract, True
             self._wakeup.set()

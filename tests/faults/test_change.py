@@ -1,5 +1,7 @@
 """Operations under load: migrations, applying the DDL again, clock changes."""
 
+from dataclasses import replace
+
 from tests.faults.checker import CLEAN
 from tests.faults.harness import MUTANT_TIMEOUT, Scenario, by_form, percentile, scenario
 from tests.faults.oracle import Style
@@ -63,21 +65,34 @@ async def test_migrations_under_load_lose_nothing_and_fail_no_write_except_by_de
         )
 
 
-async def test_dropping_triggers_for_a_moment_loses_changes_and_the_checker_notices(
+async def test_watching_a_table_again_after_writes_that_nobody_captured_resets_its_topics(durable: str) -> None:
+    async with scenario(durable) as run:
+        await run.follow(1)
+        run.write(2)
+        await run.received(20)
+        *_, again = MIGRATIONS
+        unwatch, watch = again.split("; ")
+        await run.oracle.execute(unwatch)
+        await run.committed(20)
+        await run.oracle.execute(watch)
+        verdict = await run.verdict(within=MUTANT_TIMEOUT)
+    assert 0 < verdict.unexplained_reset
+    assert replace(verdict, unexplained_reset=0) == CLEAN
+
+
+async def test_disabling_triggers_for_a_moment_loses_changes_and_the_checker_notices(
     durable: str, results: Results
 ) -> None:
     async with scenario(durable) as run:
         await run.follow(1)
         run.write(2)
         await run.received(20)
-        *_, again = MIGRATIONS
-        drop, watch = again.split("; ")
-        await run.oracle.execute(drop)
+        await run.oracle.execute("alter table chatgenius.messages disable trigger user")
         await run.committed(20)
-        await run.oracle.execute(watch)
+        await run.oracle.execute("alter table chatgenius.messages enable trigger user")
         verdict = await run.verdict(within=MUTANT_TIMEOUT)
     assert 0 < verdict.lost
-    results.caught("18", "triggers dropped in one transaction and made in another", verdict)
+    results.caught("18", "triggers disabled in one transaction and enabled in another", verdict)
 
 
 async def reconnect_often(run: Scenario, rounds: int) -> list[str]:

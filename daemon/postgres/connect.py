@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -241,7 +241,8 @@ async def acquired(pool: Pool, time_limit: float) -> AsyncIterator[Connection]:
         try:
             yield cast("Connection", connection)
         except asyncio.CancelledError:
-            connection.terminate()  # release() would wait for the server to cancel the statement
+            with suppress(asyncpg.InterfaceError):  # it was lost meanwhile: that must not take the cancellation's place
+                connection.terminate()  # release() would wait for the server to cancel the statement
             if limit.expired():
                 await pool.expire_connections()
             raise

@@ -356,6 +356,9 @@ async def test_a_check_names_rights_that_daemons_or_conditions_lack(database: st
         )
         grant = "grant that to rowcast_capture, or run `daemon --apply-ddl`"
         assert [
+            "public.orders: rowcast_capture may not read its captured column "
+            "id, customer_id, status, total, note, gone_at: snapshots fail, and so may writes, "
+            "or the column is another one of that name: run `daemon --apply-ddl`",
             f"role own_tables_daemon: it lacks execute on {right}: run `daemon --apply-ddl`",
             "public.orders: the function that says who may read its topics fails, so nobody may "
             f"(permission denied for table members): {grant}",

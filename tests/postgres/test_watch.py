@@ -531,3 +531,23 @@ async def test_a_session_with_rowcast_ring_off_is_captured(notes: Connection) ->
 async def test_a_megabyte_is_captured_whole(notes: Connection) -> None:
     await notes.execute("insert into app.notes (id, room, body) values (1, 'a', repeat('€', 400000))")
     assert "€" * 400_000 == json.loads((await event(notes))["record"])["body"]
+
+
+@pytest.mark.parametrize(
+    ("between", "is_reset"),
+    [
+        ("select 1", False),
+        ("alter table app.notes add column mood text", False),
+        ("insert into app.notes (id, room) values (2, 'a')", True),
+        ("delete from app.notes where id = 1", True),
+        ("truncate app.notes", True),
+        ("set local track_counts = off; delete from app.notes where id = 1", True),
+    ],
+)
+async def test_a_table_that_is_watched_again_in_a_transaction_is_reset_only_if_that_wrote_to_it_meanwhile(
+    notes: Connection, between: str, is_reset: bool
+) -> None:
+    await notes.execute("insert into app.notes (id, room) values (1, 'a')")
+    await events(notes)
+    await notes.execute(f"select rowcast.unwatch('app.notes'); {between}; {WATCH_NOTES}")
+    assert (["lost"] if is_reset else []) == [kind for _, kind, _ in await events(notes)]

@@ -241,7 +241,7 @@ async def acquired(pool: Pool, time_limit: float) -> AsyncIterator[Connection]:
         try:
             yield cast("Connection", connection)
         except asyncio.CancelledError:
-            with suppress(asyncpg.InterfaceError):  # it was lost meanwhile: that must not take the cancellation's place
+            with suppress(asyncpg.InterfaceError):  # lost meanwhile: the cancellation goes on
                 connection.terminate()  # release() would wait for the server to cancel the statement
             if limit.expired():
                 await pool.expire_connections()

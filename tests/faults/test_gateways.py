@@ -139,7 +139,6 @@ FAULTS: dict[str, tuple[Fault, str]] = {
 MUTANTS = {
     "2 (gateway)": (["resume_from_head"], []),
     "2 (leader, gateways)": ([], ["no_stored_snapshot"]),
-    "31 (NATS killed)": (["no_fill"], []),
 }
 """What is removed from gateways, and from members, so that a fault is not survived."""
 

@@ -122,12 +122,15 @@ class Follower:
     connection: ClientConnection
     rows: int = 0
     latencies: list[float] = field(default_factory=list)
+    follows: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def follow(self) -> None:
         """Read until cancelled."""
         await self.connection.send(json.dumps({"op": "subscribe", "topic": f"channel:{data.channel(0)}"}))
         async for text in self.connection:
             now = time.time()
+            if '"subscribed"' in str(text):
+                self.follows.set()
             found = _WRITTEN.findall(str(text))
             self.rows += len(found)
             self.latencies += [now - int(at) / 1e6 for at in found]
@@ -176,6 +179,8 @@ async def measure(flood: Flood, bench: Bench) -> Samples:
         writer = await asyncpg.connect(dsn)
         stack.push_async_callback(writer.close)
         await writer.execute("set synchronous_commit = off")  # so that the figures are not those of the disk
+        async with asyncio.timeout(60):
+            await follower.follows.wait()  # else it misses the first rows
         window = _Window(flood, door, follower, writer, settings)
         await window.written(WARM / RATE)
         took = (await window.measured(1.0, flood.most, elsewhere=False))["units"]

@@ -212,8 +212,8 @@ class Presence:
             own = self._own.get(topic, {}).get(key)
             if (own and own.person) == present.get((topic, key)):  # else it has changed again meanwhile
                 self._unstored.pop((topic, key), None)
-            if any(key in people for people in self._others.get(topic, ())):
-                self._unread[topic] = None  # somebody has come here from another process: does it still wait?
+            if any(key in people and people[key].leaves for people in self._others.get(topic, ())):
+                self._unread[topic] = None  # somebody has come here from another process, which waits no longer
         if not is_intact:
             for topic, people in self._own.items():
                 for key in people:

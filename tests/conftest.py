@@ -16,9 +16,12 @@ CANCEL_TIMEOUT = 60.0  # seconds
 
 
 def pytest_configure() -> None:
-    """Let the processes that tests start be interrupted: those of a shell that runs in the background are not."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let the processes that tests start be interrupted and reloaded: those of a shell in the background, or of
+    nohup(1), ignore that.
+    """
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_xdist_auto_num_workers() -> int:

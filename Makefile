@@ -60,8 +60,13 @@ faults: $(READY) ## run the long fault tests (an hour); writes docs/reliability.
 autobahn: $(READY) ## run the Autobahn test suite, WSTEST=/path/to/wstest; writes docs/websocket-conformance.md
 	$(BIN)/python -m tests.support.autobahn $(WSTEST)
 
+# npm's packages are for one more relay, which is left out without them.
+bench/node_modules: bench/package.json
+	@npm install --prefix bench --no-package-lock --no-audit --no-fund --ignore-scripts --silent 2>/dev/null && touch $@ || \
+	  echo "the packages of bench could not be installed"
+
 # Shells set LINES to the height of the terminal, so only a LINES given to make counts.
-bench: $(READY) ## measure Rowcast against its peers; LINES="writers latency" BENCH=short|long; writes bench/RESULTS.md
+bench: $(READY) bench/node_modules ## measure Rowcast against its peers; LINES="writers latency" BENCH=short|long; writes bench/RESULTS.md
 	$(BIN)/python -m bench --form $(BENCH) $(if $(findstring command,$(origin LINES)),$(LINES))
 
 screenshots: $(READY) ## take the pictures of the pages in docs/images
@@ -98,4 +103,4 @@ lock: ## regenerate requirements.lock (needs uv)
 	  --custom-compile-command "make lock" --group dev --all-extras pyproject.toml -o requirements.lock
 
 clean: ## remove everything that make built
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv bench/node_modules dist build .mypy_cache .ruff_cache .pytest_cache

@@ -17,6 +17,7 @@ from bench.experiments import FORMS, Bench, Form
 from bench.judge import Samples
 from bench.lines import Line, select
 from bench.load import compiler
+from bench.peers import left_out, node_versions, starlette_versions
 from bench.results import Result, measured_text, publish, question_of, target_text
 from bench.rig import BUILD, HERE, POSTGRES, ROOT, Server, daemon_settings, postgres, raise_open_files
 from bench.writers import pgbench, processors
@@ -32,11 +33,13 @@ def setup(form: Form, lines: list[str]) -> dict[str, str]:
     """The setup that produces the figures, as shown in RESULTS.md."""
     words = " ".join(["make bench", f"BENCH={form.name}", *([f'LINES="{" ".join(lines)}"'] if lines else [])])
     settings = ", ".join(f"{name}={value}" for name, value in daemon_settings().items())
+    relays = "; ".join(filter(None, (node_versions(), starlette_versions())))
     return {
         "command": f"`{words}`: {form.rounds} rounds, {form.seconds:g} s a measurement",
         "machine": f"{processors()} processors ({_processor()}), Linux {platform.release()}",
         "versions": f"Rowcast {__version__}{_commit()}, PostgreSQL {find_binaries().version}, "
         f"Python {platform.python_version()}, asyncpg {asyncpg.__version__}, websockets {websockets_version}",
+        **({"relays": relays} if relays else {}),
         "Postgres": ", ".join(f"{name} {value}" for name, value in POSTGRES.items()),
         "daemon": f"as shipped, with {settings}" if settings else "as shipped",
         "writers": "pgbench" if pgbench() else "asyncpg, in Python",
@@ -116,6 +119,8 @@ def main() -> int:
     into: Path = given.into or (BUILD / form.name if form.name == "tiny" else HERE)
     into.mkdir(parents=True, exist_ok=True)
     facts = setup(form, given.lines)
+    for peer in left_out():
+        log(f"left out: {peer}")
     results = asyncio.run(run(lines, form, facts, lambda one: publish(into, [one])))
     log(f"{(time.monotonic() - began) / 60:.1f} minutes; written to {into / 'RESULTS.md'}")
     for one in results:

@@ -27,16 +27,22 @@ class Unit:
 
 UNITS = {
     "tps": Unit("transactions per second"),
+    "deliveries": Unit("deliveries per second"),
+    "rows": Unit("rows per second"),
+    "rights": Unit("rights per second"),
+    "batch": Unit("rows in a batch"),
     "p50": Unit("median latency, ms", 1000),
     "p99": Unit("99th percentile of latency, ms", 1000),
-    "p50_50": Unit("median latency, ms", 1000),
-    "p99_50": Unit("99th percentile of latency, ms", 1000),
-    "p50_1000": Unit("median latency, ms", 1000),
-    "p99_1000": Unit("99th percentile of latency, ms", 1000),
+    "p50_50": Unit("median latency at 50 a second, ms", 1000),
+    "p99_50": Unit("99th percentile at 50 a second, ms", 1000),
+    "p50_1000": Unit("median latency at 1,000 a second, ms", 1000),
+    "p99_1000": Unit("99th percentile at 1,000 a second, ms", 1000),
     "us": Unit("CPU, µs"),
     "daemon_us": Unit("CPU of the daemon, µs"),
     "postgres_us": Unit("CPU of Postgres, µs"),
+    "writer_us": Unit("CPU of the writers' backends, µs"),
     "leader_us": Unit("CPU of the leader's backend, µs"),
+    "wal_us": Unit("CPU of the WAL writer, µs"),
     "wal": Unit("bytes of WAL"),
     "disk": Unit("bytes of the log on disk"),
     "nats_us": Unit("CPU of NATS, µs"),
@@ -47,13 +53,9 @@ UNITS = {
     "quarter_bytes": Unit("bytes where a quarter is followed"),
     "gateway_us": Unit("CPU of the gateway, µs"),
     "asker_us": Unit("CPU of the asker, µs"),
-    "batch": Unit("rows in a batch"),
-    "rights": Unit("rights per second"),
-    "added_50": Unit("added to the median latency, ms", 1000),
-    "added_1000": Unit("added to the median latency, ms", 1000),
+    "added_50": Unit("added to the median latency at 50 a second, ms", 1000),
+    "added_1000": Unit("added to the median latency at 1,000 a second, ms", 1000),
     "bytes": Unit("bytes"),
-    "deliveries": Unit("deliveries per second"),
-    "rows": Unit("rows per second"),
     "daemon_cpu": Unit("CPU of the daemon, processors"),
     "postgres_cpu": Unit("CPU of Postgres, processors"),
     "load_cpu": Unit("CPU of the load client, processors"),
@@ -64,6 +66,7 @@ UNITS = {
     "units": Unit("taken by the daemon, a second"),
     **{counter: Unit(f"rowcast_{counter}_total") for counter in floods.COUNTERS},
 }
+"""What the figures are, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ LINES = (
     ),
     Line(
         "handshake",
-        "server CPU per client for handshake, hello and subscribe (relay: handshake only)",
+        "server CPU per client for handshake, hello and subscribe (relays: what they have of it)",
         experiments.idle_clients,
         _targets(Target(ROWCAST, "us", "<=", 1.6, RELAY)),
     ),

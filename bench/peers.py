@@ -3,16 +3,20 @@
 import json
 import os
 import secrets
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 from bench import data
 from bench.load import Load, load
 from bench.rig import (
+    HERE,
     MeasurementError,
     Server,
     accepts,
@@ -37,6 +41,7 @@ class Service:
     port: int
     path: str = "/"
     rowcast: bool = False
+    by_topic: bool = False  # do clients of a relay subscribe? Otherwise they receive everything
 
     def clients(
         self,
@@ -48,14 +53,16 @@ class Service:
 
         `subscribe` gives further members of each `subscribe` of the n-th.
         """
-        if not self.rowcast:
+        if not (self.rowcast or self.by_topic):
             return load(self.port, [()] * len(topics), path=self.path)
         issue = Authenticator(SECRET.encode()).issue
+
+        def hello(number: int) -> Mapping[str, object]:
+            return {"op": "hello", "token": issue(data.user(number), 86_400)} | ({"since": since} if since else {})
+
         openings = [
             [
-                json.dumps(
-                    {"op": "hello", "token": issue(data.user(number), 86_400)} | ({"since": since} if since else {})
-                ),
+                *([json.dumps(hello(number))] if self.rowcast else []),
                 *(
                     json.dumps({"op": "subscribe", "topic": f"channel:{data.channel(one)}", **subscribe(number)})
                     for one in channels
@@ -63,7 +70,7 @@ class Service:
             ]
             for number, channels in enumerate(topics)
         ]
-        return load(self.port, openings, path=self.path, subprotocol=SUBPROTOCOL)
+        return load(self.port, openings, path=self.path, subprotocol=SUBPROTOCOL if self.rowcast else None)
 
 
 class Peer(Protocol):
@@ -134,9 +141,14 @@ class Rowcast:
 
 @dataclass(frozen=True)
 class Relay:
-    """A trigger that notifies with the row, and the relay of relay.py."""
+    """A trigger that notifies with the row, and a program that forwards the payloads to websockets."""
 
     name: str = "NOTIFY relay"
+    command: Sequence[str | Path] = field(default_factory=lambda: python("bench.relay"))
+    environment: Mapping[str, str] = field(default_factory=dict)
+    port: str = "PORT"  # the variable that gives it its port
+    path: str = "/"
+    by_topic: bool = False
 
     async def template(self, server: Server) -> str:
         return await data.notifying(server)
@@ -144,32 +156,64 @@ class Relay:
     @asynccontextmanager
     async def serving(self, dsn: str) -> AsyncIterator[Service]:
         port = free_port()
-        environment = clean_environment(DATABASE_URL=dsn, PORT=str(port))
-        async with process(python("bench.relay"), environment, partial(accepts, port)) as pid:
-            yield Service(pid, port)
+        environment = clean_environment(**{**self.environment, "DATABASE_URL": dsn, self.port: str(port)})
+        async with process(self.command, environment, partial(accepts, port)) as pid:
+            yield Service(pid, port, self.path, by_topic=self.by_topic)
 
 
-@dataclass(frozen=True)
-class Eventserv:
-    """The same trigger, and the pg_eventserv that PG_EVENTSERV names."""
+NODE = Relay("Node relay", ["node", HERE / "relay.mjs"], by_topic=True)
+STARLETTE = Relay(
+    "Starlette relay",
+    [*python("uvicorn"), "bench.relay_starlette:app", "--log-level", "warning", "--timeout-graceful-shutdown", "1"],
+    port="UVICORN_PORT",
+    path="/relay",
+)
 
-    program: Path
-    name: str = "pg_eventserv"
 
-    async def template(self, server: Server) -> str:
-        return await data.notifying(server)
+def eventserv(program: Path) -> Relay:
+    """CrunchyData's relay in Go. Raises MeasurementError if there is no such program."""
+    if not program.is_file():
+        raise MeasurementError(f"PG_EVENTSERV names {program}, which is no file")
+    return Relay("pg_eventserv", [program], {"ES_HTTPHOST": "127.0.0.1"}, port="ES_HTTPPORT", path="/listen/relay")
 
-    @asynccontextmanager
-    async def serving(self, dsn: str) -> AsyncIterator[Service]:
-        if not self.program.is_file():
-            raise MeasurementError(f"PG_EVENTSERV names {self.program}, which is no file")
-        port = free_port()
-        environment = clean_environment(DATABASE_URL=dsn, ES_HTTPHOST="127.0.0.1", ES_HTTPPORT=str(port))
-        async with process([self.program], environment, partial(accepts, port)) as pid:
-            yield Service(pid, port, "/listen/relay")
+
+RELAYS = (Relay().name, "pg_eventserv", NODE.name, STARLETTE.name)
 
 
 def relays() -> list[Peer]:
-    """The peers that relay payloads of NOTIFY: always relay.py, and pg_eventserv if PG_EVENTSERV names it."""
+    """The peers that relay payloads of NOTIFY: always relay.py first, and each other one that can run here."""
     given = os.environ.get("PG_EVENTSERV")
-    return [Relay(), *([Eventserv(Path(given).absolute())] if given else [])]
+    return [
+        Relay(),
+        *([eventserv(Path(given).absolute())] if given else []),
+        *([NODE] if node_versions() else []),
+        *([STARLETTE] if starlette_versions() else []),
+    ]
+
+
+def left_out() -> list[str]:
+    """What to do for each relay that cannot run here, in a line each."""
+    return [
+        *([] if os.environ.get("PG_EVENTSERV") else ["pg_eventserv: name its program in PG_EVENTSERV"]),
+        *([] if node_versions() else [f"{NODE.name}: install Node and run npm install in {HERE.name}/"]),
+        *([] if starlette_versions() else [f"{STARLETTE.name}: run make install"]),
+    ]
+
+
+@cache
+def node_versions() -> str:
+    """What the relay in Node runs with; empty if it cannot run here."""
+    packages = [HERE / "node_modules" / name / "package.json" for name in ("pg", "ws")]
+    if shutil.which("node") is None or not all(package.is_file() for package in packages):
+        return ""
+    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    found = (json.loads(package.read_text(encoding="utf-8")) for package in packages)
+    return ", ".join([f"Node {node.removeprefix('v')}", *(f"{one['name']} {one['version']}" for one in found)])
+
+
+def starlette_versions() -> str:
+    """What the relay with Starlette runs with; empty if it cannot run here."""
+    try:
+        return ", ".join(f"{name} {version(name)}" for name in ("starlette", "broadcaster", "uvicorn", "uvloop"))
+    except PackageNotFoundError:
+        return ""

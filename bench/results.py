@@ -5,20 +5,21 @@ A run of some lines replaces their results and keeps the others, each with the s
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bench.charts import Bar, bars
 from bench.judge import Samples, Spread, Target
 from bench.lines import LINES, UNITS, Unit
+from bench.peers import RELAYS
 
 HEAD = """# Benchmark results
 
 `make bench` writes this file; [docs/performance.md](../docs/performance.md) explains what each line does and why.
 Absolute figures apply only to the machine that produced them. A ratio compares two peers in the same round; wherever
 there is a peer, the target is a ratio. The figures are the median of all rounds, with the minimum and maximum in
-brackets.
+brackets. *Beside it* is the same ratio to the relays that the target is not about.
 """
 
 
@@ -79,7 +80,7 @@ def publish(folder: Path, new: list[Result]) -> list[Result]:
 
 def report(results: list[Result]) -> str:
     """The text of RESULTS.md."""
-    parts = [HEAD, "| Line | What | Target | Measured | |", "|---|---|---|---|---|"]
+    parts = [HEAD, "| Line | What | Target | Measured | | Beside it |", "|---|---|---|---|---|---|"]
     parts += [f"| {' | '.join(cells)} |" for one in results for cells in _rows(one)]
     parts += ["", "## Setup", ""]
     setups: dict[str, list[str]] = {}
@@ -125,13 +126,29 @@ def measured_text(target: Target, samples: Samples) -> str:
     return subject + _brackets(spread, lambda ratio: f"{ratio:.2f}") + " x"
 
 
+def beside(target: Target, result: Result) -> list[Target]:
+    """The same figure against each relay that the target is not about. Their bounds mean nothing."""
+    return [
+        replace(target, against=peer)
+        for peer, figures in result.samples.values.items()
+        if peer in RELAYS and peer not in (target.peer, target.against) and target.figure in figures
+        if _shows(result.name, peer)
+    ]
+
+
+def _shows(line: str, peer: str) -> bool:
+    """Is this peer among those that a line is about?"""
+    [peers] = [one.peers for one in LINES if one.name == line]
+    return not peers or peer in peers
+
+
 def _brackets(spread: Spread, show: Callable[[float], str]) -> str:
     return f"{show(spread.median)} ({show(spread.minimum)} to {show(spread.maximum)})"
 
 
 def _rows(result: Result) -> list[list[str]]:
     if result.failure:
-        return [[result.name, question_of(result.name), "", result.failure, "failed"]]
+        return [[result.name, question_of(result.name), "", result.failure, "failed", ""]]
     rows = []
     for target in result.targets:
         verdict = "met" if target.met(result.samples) else "not met"
@@ -142,6 +159,7 @@ def _rows(result: Result) -> list[list[str]]:
                 f"{unit_of(target.figure).name}: {target_text(target)}",
                 measured_text(target, result.samples),
                 verdict,
+                "; ".join(f"{one.against}: {measured_text(one, result.samples)}" for one in beside(target, result)),
             ]
         )
     for row in rows[1:]:
@@ -150,7 +168,9 @@ def _rows(result: Result) -> list[list[str]]:
 
 
 def _figures(samples: Samples) -> list[str]:
-    names = list(dict.fromkeys(name for figures in samples.values.values() for name in figures))
+    order = {name: place for place, name in enumerate(UNITS)}
+    found = dict.fromkeys(name for figures in samples.values.values() for name in figures)
+    names = sorted(found, key=lambda name: order.get(name, len(order)))
     table = [f"| | {' | '.join(unit_of(name).name for name in names)} |", "|---|" + "---:|" * len(names)]
     for peer, figures in samples.values.items():
         cells = [_brackets(Spread.of(figures[name]), unit_of(name).show) if name in figures else "" for name in names]
@@ -162,12 +182,11 @@ def chart(result: Result) -> str:
     """A chart of the first target's figure, for each peer that has it, with the target marked."""
     first, *_ = result.targets
     unit = unit_of(first.figure)
-    line = next(line for line in LINES if line.name == result.name)
     judged = {target.peer for target in result.targets}
     shown = [
         Bar(peer, [value * unit.factor for value in figures[first.figure]], peer in judged)
         for peer, figures in result.samples.values.items()
-        if first.figure in figures and (not line.peers or peer in line.peers)
+        if first.figure in figures and _shows(result.name, peer)
     ]
     base = Spread.of(result.samples.rounds(first.against, first.figure)).median if first.against else 1.0
     aim = base * unit.factor * (1 + first.bound if first.sense == "+-" else first.bound)

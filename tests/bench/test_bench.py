@@ -13,20 +13,21 @@ from typing import Any
 import pytest
 
 from bench import __main__ as bench_main
-from bench import data, floods, nodes
+from bench import data, floods, nodes, peers
 from bench.charts import axis_ticks
 from bench.costs import Costs
 from bench.experiments import FORMS, Bench, bursts, filtered_events, in_turn, insert, snapshots
 from bench.judge import Samples, Sense, Spread, Target
 from bench.lines import LINES, Line, select
 from bench.load import split
-from bench.peers import Relay, Rowcast
+from bench.peers import NODE, STARLETTE, Relay, Rowcast, relays
 from bench.results import Result, publish, target_text
 from bench.rig import HERE, MeasurementError, Server, clean_environment, cpu, process, resident
 from bench.writers import evenly, write
 from daemon.postgres.connect import Connection
 from tests.support import postgres as support
 from tests.support.nats import find_nats_server
+from tests.support.node import installed
 
 
 @pytest.mark.parametrize("together", [1, 3], ids=["single rows", "three rows"])
@@ -53,15 +54,51 @@ async def test_every_client_receives_what_the_writers_insert(database: str, by_p
     assert 0 < mark.p50 <= mark.p99 <= mark.worst
 
 
-async def test_the_relay_passes_on_every_row(database: str, sql: Connection) -> None:
-    await data.fill(database, 1, 1, [(0, 0)])
+@pytest.mark.parametrize("relay", [Relay(), NODE, STARLETTE], ids=lambda relay: relay.name)
+async def test_a_relay_passes_on_every_row_to_every_client(database: str, sql: Connection, relay: Relay) -> None:
+    if relay is NODE:
+        installed(HERE, "ws", HERE / "relay.mjs")
+    assert relay in relays(), peers.left_out()
+    await data.fill(database, 1, 2, [(0, 0), (1, 0)])
     await sql.execute("select rowcast.unwatch('chatgenius.messages')")
     await sql.execute((HERE / "relay.sql").read_text())
-    async with Relay().serving(database) as service, service.clients([()] * 3) as clients:
+    async with relay.serving(database) as service, service.clients([[0, 1]] * 3) as clients:
+        await clients.open(1)
+        for channel in (0, 1):
+            await sql.execute(data.INSERT, data.channel(channel), data.user(0), 5)
+        await clients.until(10)
         await clients.open()
-        await sql.execute(data.INSERT, data.channel(0), data.user(0), 5)
-        assert 15 == (await clients.received(15)).rows
+        await sql.execute(data.INSERT, data.channel(1), data.user(0), 5)
+        mark = await clients.received(10 + 15)
         assert 0 == await sql.fetchval("select count(*) from rowcast.events where topic like 'channel:%'")
+    assert mark.sampled == mark.rows
+    assert mark.p50 < 60, "the timestamp is that of the row"
+
+
+async def test_the_relay_in_node_sends_only_what_a_client_subscribes_to(database: str, sql: Connection) -> None:
+    installed(HERE, "ws", HERE / "relay.mjs")
+    await data.fill(database, 1, 3, [(0, 0), (1, 0), (2, 0)])
+    await sql.execute((HERE / "relay.sql").read_text())
+    async with NODE.serving(database) as service, service.clients([[0], [1, 2], [2]]) as clients:
+        await clients.open()
+        for channel, rows in enumerate((1, 10, 100)):
+            await sql.execute(data.INSERT, data.channel(channel), data.user(0), rows)
+        await clients.received(1 + 10 + 2 * 100)
+
+
+def test_a_relay_that_cannot_run_here_is_left_out_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "node_versions", str)
+    monkeypatch.setattr(peers, "starlette_versions", str)
+    monkeypatch.delenv("PG_EVENTSERV", raising=False)
+    assert ["NOTIFY relay"] == [peer.name for peer in relays()]
+    assert [
+        "pg_eventserv: name its program in PG_EVENTSERV",
+        "Node relay: install Node and run npm install in bench/",
+        "Starlette relay: run make install",
+    ] == peers.left_out()
+    monkeypatch.setenv("PG_EVENTSERV", "/nowhere")
+    with pytest.raises(MeasurementError, match="PG_EVENTSERV names /nowhere, which is no file"):
+        relays()
 
 
 async def test_a_process_that_ends_before_it_is_ready_is_reported_with_its_output() -> None:
@@ -132,9 +169,11 @@ async def test_the_cost_of_a_row_is_measured_by_process_and_in_bytes(server: Ser
         await costs.begin()
         await insert(dsn, 5000)
         found = await costs.per_row(5000)
-    assert {"postgres_us", "leader_us", "daemon_us", "wal", "disk"} == found.keys()
+    assert {"postgres_us", "writer_us", "leader_us", "wal_us", "daemon_us", "wal", "disk"} == found.keys()
     assert found["wal"] > 100
-    assert 0 <= found["leader_us"] < found["postgres_us"]
+    assert found["disk"] >= 0
+    assert 0 < found["writer_us"] <= found["postgres_us"]
+    assert found["writer_us"] + found["leader_us"] + found["wal_us"] <= found["postgres_us"] + 5  # µs, read in turn
 
 
 @pytest.mark.parametrize("kind", ["ping", "handshake"])
@@ -264,6 +303,30 @@ def test_results_and_charts_are_written_from_the_figures(tmp_path: Path) -> None
         bar.get("class"): float(bar.get("width", "0")) for bar in drawing.iter("{http://www.w3.org/2000/svg}rect")
     }
     assert bars["own"] == pytest.approx(0.75 * bars["other"], abs=0.2)
+
+
+def test_ratios_to_other_relays_stand_beside_the_target_and_are_not_judged(tmp_path: Path) -> None:
+    figures: dict[str, dict[str, list[float]]] = {
+        "no trigger": {"tps": [10_000.0]},
+        "Rowcast": {"tps": [4000.0], "p99": [0.040], "disk": [800], "leader_us": [25], "wal": [1900]},
+        "NOTIFY relay": {"tps": [2000.0], "p99": [0.010]},
+        NODE.name: {"tps": [1000.0], "p99": [0.080]},
+        STARLETTE.name: {"tps": [8000.0]},
+    }
+    results = [
+        replace(a_result(name), samples=Samples(figures)) for name in ("writers", "relay-writers", "saturation")
+    ]
+    publish(tmp_path, results)
+    report = (tmp_path / "RESULTS.md").read_text()
+    beside = "Node relay: 4.00 (4.00 to 4.00) x; Starlette relay: 0.50 (0.50 to 0.50) x"
+    assert "| 0.40 (0.40 to 0.40) x | not met |  |" in report, "the writers are not compared with relays"
+    assert f"≥ 2 x NOTIFY relay | 2.00 (2.00 to 2.00) x | met | {beside} |" in report
+    assert "| 4.00 (4.00 to 4.00) x | not met | Node relay: 0.50 (0.50 to 0.50) x |" in report
+    costs = ("transactions per second", "99th percentile of latency, ms", "CPU of the leader's backend, µs")
+    assert f"| | {' | '.join(costs)} | bytes of WAL | bytes of the log on disk |" in report
+    assert "Node relay" not in (tmp_path / "charts" / "writers.svg").read_text()
+    for line in ("relay-writers", "saturation"):
+        assert "Node relay" in (tmp_path / "charts" / f"{line}.svg").read_text()
 
 
 def test_a_run_of_some_lines_keeps_the_results_of_the_others(tmp_path: Path) -> None:

@@ -398,7 +398,7 @@ def changes(
     """
     epoch = prev.epoch
     name, before, after = _text(topic), _text(f"{epoch}:{prev.seq}"), _text(f"{epoch}:{upto or run[-1].seq}")
-    texts = list(map(_change if has_tx else _change_without_tx, run))
+    texts = _texts(run, has_tx=has_tx)
     # A frame may be large: it is joined at once.
     texts[0] = f'{{"op":"changes","topic":{name},"prev":{before},"pos":{after},"changes":[{texts[0]}'
     texts[-1] += "]}"
@@ -407,23 +407,32 @@ def changes(
 
 def change(change: Change, *, has_tx: bool = True) -> bytes:
     """One change as JSON. Key and record are copied as Postgres wrote them."""
-    return (_change(change) if has_tx else _change_without_tx(change)).encode()
+    [text] = _texts([change], has_tx=has_tx)
+    return text.encode()
 
 
-def _change(change: Change) -> str:
-    seq, tx, at, _, table, _, kind, key, record, changed, actor, _, _, _, _ = change
-    rest = ',"left":true' if kind is Kind.LEAVE else ""
-    if record is not None:
-        rest += f',"record":{record}'
-    if changed:
-        rest += f',"changed":{_json(changed)}'
-    if actor is not None:
-        rest += f',"meta":{_json({"actor": actor})}'
-    return f'{{"seq":{seq},"tx":"{tx}","at":"{at}","table":{_name(table)},"kind":{_KINDS[kind]},"key":{key}{rest}}}'
-
-
-def _change_without_tx(change: Change) -> str:
-    return _change(change).replace(f'"tx":"{change.tx}",', "", 1)  # a condition in `_change` would cost it a tenth
+def _texts(run: Iterable[Change], *, has_tx: bool) -> list[str]:
+    """Each change as JSON. What it has in common with the one before it, which is most of it, is not made again."""
+    texts: list[str] = []
+    last_tx = last_at = last_table = last_kind = None
+    common = ""
+    for seq, tx, at, _, table, _, kind, key, record, changed, actor, _, _, _, _ in run:
+        if kind is not last_kind or tx != last_tx or table != last_table or at != last_at:
+            last_tx, last_at, last_table, last_kind = tx, at, table, kind
+            named = f'"tx":"{tx}",' if has_tx else ""
+            common = f',{named}"at":"{at}","table":{_name(table)},"kind":{_KINDS[kind]},"key":'
+        if record is not None and not changed and actor is None and kind is not _LEAVE:
+            texts.append(f'{{"seq":{seq}{common}{key},"record":{record}}}')
+            continue
+        rest = ',"left":true' if kind is _LEAVE else ""
+        if record is not None:
+            rest += f',"record":{record}'
+        if changed:
+            rest += f',"changed":{_json(changed)}'
+        if actor is not None:
+            rest += f',"meta":{_json({"actor": actor})}'
+        texts.append(f'{{"seq":{seq}{common}{key}{rest}}}')
+    return texts
 
 
 def _json(value: object) -> str:
@@ -432,5 +441,6 @@ def _json(value: object) -> str:
 
 _text = encode_basestring  # a string as JSON, as `_json` makes it, in a third of the time
 _name = lru_cache(1000)(_json)  # there are few tables
-# Formatting a member of an enumeration takes as long as all the rest.
+# Formatting a member of an enumeration takes as long as all the rest; so does finding one.
+_LEAVE: Final = Kind.LEAVE
 _KINDS: Final = {kind: _json("delete" if kind is Kind.LEAVE else kind.value) for kind in Kind}

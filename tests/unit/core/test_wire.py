@@ -1,4 +1,5 @@
 import json
+from itertools import chain, product
 
 import pytest
 
@@ -147,6 +148,27 @@ def test_a_table_with_an_awkward_name_stays_valid_json() -> None:
     frame = wire.changes(Topic("channel:1"), Position("e", Seq(1)), [a_change(2, table='we"ird\n', actor='"')])
     [change] = json.loads(frame)["changes"]
     assert (change["table"], change["meta"]) == ('we"ird\n', {"actor": '"'})
+
+
+@pytest.mark.parametrize("has_tx", [True, False])
+def test_each_change_of_a_frame_is_written_as_it_is_alone(has_tx: bool) -> None:
+    """What follows a change has some of its members, and others of its own."""
+    first = a_change(1)
+    others = [
+        first._replace(tx="742"),
+        first._replace(at="2026-01-10T12:00:01.000000Z"),
+        first._replace(table="users"),
+        first._replace(kind=Kind.UPDATE),
+        first._replace(kind=Kind.UPDATE, changed=("content",)),
+        first._replace(kind=Kind.UPDATE, actor="ada"),
+        first._replace(kind=Kind.DELETE, record=None),
+        first._replace(kind=Kind.LEAVE, record=None),
+        first._replace(key='{"id":"m2"}', record='{"id":"m2","content":"hi"}'),
+    ]
+    pairs = chain(*product([first, *others], repeat=2))
+    run = [change._replace(seq=Seq(place)) for place, change in enumerate(pairs)]
+    frame = json.loads(wire.changes(Topic("channel:1"), Position("e", Seq(0)), run, has_tx=has_tx))
+    assert [json.loads(wire.change(change, has_tx=has_tx)) for change in run] == frame["changes"]
 
 
 def test_consecutive_changes_of_a_topic_share_a_frame_in_order() -> None:

@@ -269,52 +269,48 @@ from rowcast.terms as t order by t.term desc limit 1;
 -- $1 after seq bigint   $2 limit bigint   $3 max bytes bigint   $4 large bytes bigint
 select c.seq, c.tx_end, c.tx, c.at, c.schema_name, c.table_name, c.model, c.topic, c.kind, c.key,
        case when c.bytes <= $4 then c.content end as record,
-       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes, c.bytes > $4 as is_large
+       c.changed, c.actor, c.revokes, c.revokes_user, c.revokes_topic, c.bytes, c.tx_bytes
 from (
     select o.*, sum(o.bytes) over (order by o.seq rows unbounded preceding) - o.bytes as bytes_before
     from rowcast.changes as o where o.seq > $1 order by o.seq limit $2
 ) as c where c.bytes_before < $3 order by c.seq;
 
 -- name: changes_of_topics
--- The same for some topics. Topic by topic, at most $4 of each. Topic and seq are compared as one row, which only their
--- common index can answer: otherwise, where one topic makes up most of the log, the planner may walk the whole log by
--- seq, once for each topic. What that index leads to is not looked up again, as rowcast.changes would. What is sorted,
--- and kept for the sum of the bytes, is as short as it is stored. `at` is as the session writes it: to_char takes a tenth of
--- the whole.
+-- The same for some topics, without the rights that end. Topic by topic, at most $4 of each. Topic and seq are compared as
+-- one row, which only their common index can answer: otherwise, where one topic makes up most of the log, the planner may
+-- walk the whole log by seq, once for each topic. What that index leads to is not looked up again, as rowcast.changes would.
+-- Only what the log itself has is sorted: from there on, rows are made and sent one by one. `at` is as the session writes
+-- it: to_char takes a tenth of the whole. A column takes 0.05 us of each row, here and in the daemon, so there are few.
 -- Where there are no tombstones, which is nearly always, nobody looks for one of each row.
 -- `large` is true in a transaction of more than $5 changes: numbers are dense within a transaction, so the change $5
 -- before its end is part of it too. It is looked up only for the first change of a transaction, and only if so many numbers
 -- fit behind the transaction before. Not `exists`, which the planner may answer by reading the whole log.
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[]   $4 limit bigint   $5 max changes of a transaction bigint
 -- $6 max bytes bigint   $7 large bytes bigint
-with chunk as materialized (
-    select c.* from unnest($3::text []) as t (topic)
-    cross join lateral (
-        select l.seq, l.tx_end, l.xid, l.event_id, l.topic, l.tx_bytes from rowcast.log as l
-        where (l.topic, l.seq) > (t.topic, $1) and (l.topic, l.seq) <= (t.topic, $2) order by l.topic, l.seq limit $4
-    ) as c
-    order by c.seq limit $4
-)
 select c.seq, c.tx_end, c.xid::text as tx, c.at::text as at, w.schema_name, w.table_name, w.model, c.topic,
-       c.kind::text as kind, c.key, case when c.bytes <= $7 then c.content end as record, c.changed, c.actor,
-       c.revokes is not null as revokes, c.revokes ->> 'user' as revokes_user, c.revokes ->> 'topic' as revokes_topic,
-       c.bytes, c.tx_bytes, c.bytes > $7 as is_large,
+       c.kind::text as kind, c.key, case when c.bytes <= $7 then c.content end as record, c.changed, c.actor, c.bytes, c.tx_bytes,
        case when c.span > $5 then (select l.tx_end = c.tx_end from rowcast.log as l where l.seq = c.tx_end - $5::bigint) end as large
 from (
-    select l.seq, l.tx_end, l.topic, l.tx_bytes, l.tx_end - lag(l.tx_end, 1, 0::bigint) over (order by l.seq) as span,
-           e.xid, e.at, e.watch, e.kind, e.key, e.changed, e.actor, e.revokes, s.content, s.bytes,
-           sum(s.bytes) over (order by l.seq rows unbounded preceding) - s.bytes as bytes_before
-    from chunk as l
-    cross join lateral (select o.* from rowcast.events as o where o.xid = l.xid and o.id = l.event_id offset 0) as e
+    select l.seq, l.tx_end, l.topic, l.tx_bytes, l.span, e.xid, e.at, e.watch, e.kind, e.key, e.changed, e.actor, s.content,
+           s.bytes, sum(s.bytes) over (order by l.seq rows unbounded preceding) - s.bytes as bytes_before
+    from (
+        select f.*, f.tx_end - lag(f.tx_end, 1, 0::bigint) over (order by f.seq) as span
+        from unnest($3::text []) as t (topic)
+        cross join lateral (
+            select o.seq, o.tx_end, o.xid, o.event_id, o.topic, o.tx_bytes from rowcast.log as o
+            where (o.topic, o.seq) > (t.topic, $1) and (o.topic, o.seq) <= (t.topic, $2) order by o.topic, o.seq limit $4
+        ) as f
+        order by f.seq limit $4
+    ) as l
     cross join lateral (
-        select (select exists (select from rowcast.tombstones)) and exists (
-            select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key::text and t.seq > l.seq
+        select o.*, (select exists (select from rowcast.tombstones)) and exists (
+            select from rowcast.tombstones as t where t.watch = o.watch and t.key = o.key::text and t.seq > l.seq
         ) as deleted
-        offset 0
-    ) as d
+        from rowcast.events as o where o.xid = l.xid and o.id = l.event_id offset 0
+    ) as e
     cross join lateral (
-        select case when not d.deleted then e.record end as content,
-               case when d.deleted or e.record is null then 0 else coalesce(e.bytes, octet_length(e.record::text)) end as bytes
+        select case when not e.deleted then e.record end as content,
+               case when e.deleted or e.record is null then 0 else coalesce(e.bytes, octet_length(e.record::text)) end as bytes
     ) as s
 ) as c
 cross join lateral (select o.* from rowcast.watched as o where o.id = c.watch offset 0) as w
@@ -326,20 +322,18 @@ where c.bytes_before < $6 order by c.seq;
 -- $1 after seq bigint   $2 upto seq bigint   $3 topics text[], null for all   $4 large bytes bigint
 select l.seq, l.tx_end, e.xid::text as tx, e.at::text as at, w.schema_name, w.table_name, w.model, l.topic,
        e.kind::text as kind, e.key, case when s.bytes <= $4 then s.content end as record, e.changed, e.actor,
-       e.revokes is not null as revokes, e.revokes ->> 'user' as revokes_user, e.revokes ->> 'topic' as revokes_topic,
-       s.bytes, s.bytes > $4 as is_large
+       e.revokes is not null as revokes, e.revokes ->> 'user' as revokes_user, e.revokes ->> 'topic' as revokes_topic, s.bytes
 from rowcast.log as l
-cross join lateral (select o.* from rowcast.events as o where o.xid = l.xid and o.id = l.event_id offset 0) as e
+cross join lateral (
+    select o.*, (select exists (select from rowcast.tombstones)) and exists (
+        select from rowcast.tombstones as t where t.watch = o.watch and t.key = o.key::text and t.seq > l.seq
+    ) as deleted
+    from rowcast.events as o where o.xid = l.xid and o.id = l.event_id offset 0
+) as e
 cross join lateral (select o.* from rowcast.watched as o where o.id = e.watch offset 0) as w
 cross join lateral (
-    select (select exists (select from rowcast.tombstones)) and exists (
-        select from rowcast.tombstones as t where t.watch = e.watch and t.key = e.key::text and t.seq > l.seq
-    ) as deleted
-    offset 0
-) as d
-cross join lateral (
-    select case when not d.deleted then e.record end as content,
-           case when d.deleted or e.record is null then 0 else coalesce(e.bytes, octet_length(e.record::text)) end as bytes
+    select case when not e.deleted then e.record end as content,
+           case when e.deleted or e.record is null then 0 else coalesce(e.bytes, octet_length(e.record::text)) end as bytes
 ) as s
 where l.seq > $1 and l.seq <= $2 and ($3::text [] is null or l.topic = any ($3)) order by l.seq;
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Final
 
@@ -160,21 +160,22 @@ class PgLogReader:
 
     async def _complete(self, rows: list[asyncpg.Record], topics: list[Topic] | None, *, cut: bool) -> list[Change]:
         """The changes of whole transactions, of which these rows are the beginning. `cut`: there may be more rows."""
-        changes: list[Change] = []
-        large: dict[Seq, int] = {}
-        for end, group in groupby(rows, key=itemgetter("tx_end")):
+        pieces: list[list[asyncpg.Record]] = [[]]  # of one statement each: they are converted together
+        for end, group in groupby(rows, key=_tx_end):
             transaction = list(group)
-            first, last = transaction[0]["seq"], transaction[-1]["seq"]
-            is_heavy = (transaction[0]["tx_bytes"] or 0) > self._max_transaction_bytes
-            if topics is None and (is_heavy or end - first >= self._max_transaction):
+            first, last = transaction[0], transaction[-1]
+            is_heavy = (first["tx_bytes"] or 0) > self._max_transaction_bytes
+            if topics is None and (is_heavy or end - first["seq"] >= self._max_transaction):
                 # Numbers are dense inside a transaction, so this is how many of its changes follow `after`.
-                transaction = await self._limits(first, end)
-            elif topics is not None and (is_heavy or transaction[0]["large"]):
-                transaction = await self._fetch(READ_TIMEOUT, "limits_of_topics", first, end, topics)
-            elif cut and end == rows[-1]["tx_end"] and last < end:
-                transaction += await self._rest(last, end, topics)
-            changes += changes_of(transaction)
-            large |= {row["seq"]: row["bytes"] for row in transaction if row.get("is_large")}
+                pieces += [await self._limits(first["seq"], end), []]
+            elif topics is not None and (is_heavy or first["large"]):
+                pieces += [await self._fetch(READ_TIMEOUT, "limits_of_topics", first["seq"], end, topics), []]
+            else:
+                pieces[-1] += transaction
+                if cut and last is rows[-1] and last["seq"] < end:
+                    pieces.append(await self._rest(last["seq"], end, topics))
+        changes = list(chain.from_iterable(map(changes_of, pieces)))
+        large = {seq: size for piece in pieces for seq, size in _left_out(piece)}
         return await self._with_large(changes, large) if large else changes
 
     async def _with_large(self, changes: Iterable[Change], large: Mapping[Seq, int]) -> list[Change]:
@@ -256,11 +257,19 @@ class PgLogReader:
 
 _MASK: Final = "\x7f"  # see the statement `outlines`
 _bytes = itemgetter("bytes")
+_tx_end = itemgetter("tx_end")
 _KINDS = {kind.value: kind for kind in Kind}
 _COLUMNS = (
     "seq", "tx", "at", "schema_name", "table_name", "topic", "kind", "key", "record", "changed", "actor", "model",
-    "revokes", "revokes_user", "revokes_topic",
 )  # fmt: skip
+
+
+def _left_out(rows: Sequence[asyncpg.Record]) -> Iterator[tuple[Seq, int]]:
+    """The large records that a statement has left out of its rows, and the bytes of each."""
+    if rows and "bytes" in rows[0].keys():  # noqa: SIM118 - a record is not a mapping
+        sizes = map(itemgetter("seq", "bytes", "record"), rows)
+        return ((seq, size) for seq, size, record in sizes if size > LARGE_RECORD and record is None)
+    return iter(())
 
 
 def _outline(row: asyncpg.Record) -> Outline:
@@ -290,7 +299,10 @@ def change_of(row: asyncpg.Record) -> Change:
 
 
 def changes_of(rows: Sequence[asyncpg.Record]) -> list[Change]:
-    """Convert rows of `rowcast.changes`, of statements that begin with the same columns."""
+    """Convert rows of `rowcast.changes`, of statements that begin with the same columns.
+
+    Where they do not say which rights end, none does.
+    """
     if not rows:
         return []
     places = {name: place for place, name in enumerate(rows[0].keys())}
@@ -298,10 +310,9 @@ def changes_of(rows: Sequence[asyncpg.Record]) -> list[Change]:
     found: list[Change] = []
     last_at = time = ""
     for values in map(columns, rows):
-        seq, tx, at, schema, table, topic, kind, key, record, changed, actor, model, revokes, user, right = values
+        seq, tx, at, schema, table, topic, kind, key, record, changed, actor, model = values
         if at != last_at:
             last_at, time = at, _time(at)
-        ends = Right(user, right) if revokes else None
         known = _KINDS.get(kind)
         if known is None:  # a stand-in with the reason, or a kind of a newer schema
             reason = record if kind == "unreadable" else f"kind: {kind}"
@@ -309,6 +320,11 @@ def changes_of(rows: Sequence[asyncpg.Record]) -> list[Change]:
         else:
             reason = None
         names = tuple(changed) if changed else ()
-        fields = (seq, tx, time, schema, table, topic, known, key, record, names, actor, ends, model, reason, None)
+        fields = (seq, tx, time, schema, table, topic, known, key, record, names, actor, None, model, reason, None)
         found.append(tuple.__new__(Change, fields))  # Change(*fields) takes twice as long
+    if "revokes" in places:
+        for place, revokes in enumerate(map(itemgetter(places["revokes"]), rows)):
+            if revokes:
+                row = rows[place]
+                found[place] = found[place]._replace(ends=Right(row["revokes_user"], row["revokes_topic"]))
     return found

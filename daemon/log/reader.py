@@ -1,9 +1,10 @@
 """Reads the log in Postgres: the LogReader port."""
 
+import asyncio
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
@@ -65,23 +66,29 @@ class PgLogReader:
         """Whole transactions past `after`, oldest first. Raises LogUnavailable."""
         with translated():
             rows, cut = await self._chunk(None, limit, after)
-            return Batch(await self._complete(rows, None, cut=cut), more=cut)
+            found = _Found()
+            await self._complete(found, rows, None, cut=cut)
+            await self._read_large(found)
+            await found.convert()
+            return Batch(found.changes, more=cut)
 
     async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
         """The same for some topics, up to `upto`. Raises LogUnavailable and LogTruncated."""
-        wanted, found, position, bytes_read, cut = list(topics), list[Change](), after, 0, True
+        wanted, position, bytes_read, cut = list(topics), after, 0, True
+        found = _Found()
         with translated():
             while cut and len(found) < limit and bytes_read < self._max_bytes:
                 rows, cut = await self._chunk(wanted, limit - len(found), position, upto)
-                found += await self._complete(rows, wanted, cut=cut)
+                await self._complete(found, rows, wanted, cut=cut)
                 bytes_read += sum(map(_bytes, rows))
                 if rows:
                     position = rows[-1]["tx_end"]  # the many rows of a large transaction became few changes
+            await self._read_large(found)
             # Checked after reading, because a part of what was read may have been dropped before.
-            [[floor]] = await self._fetch(ANSWER_TIMEOUT, "log_floor")
+            [[floor]], _ = await asyncio.gather(self._fetch(ANSWER_TIMEOUT, "log_floor"), found.convert())
         if floor > after:
             raise LogTruncated
-        return Batch(found, more=cut)
+        return Batch(found.changes, more=cut)
 
     async def _fetch(self, time_limit: float, name: str, *arguments: object) -> list[asyncpg.Record]:
         async with acquired(self._pool, time_limit) as connection:
@@ -158,25 +165,33 @@ class PgLogReader:
                 raise
         return await self._fetch(TRANSACTION_TIMEOUT, "limits", first, last, 0, 0)
 
-    async def _complete(self, rows: list[asyncpg.Record], topics: list[Topic] | None, *, cut: bool) -> list[Change]:
-        """The changes of whole transactions, of which these rows are the beginning. `cut`: there may be more rows."""
-        pieces: list[list[asyncpg.Record]] = [[]]  # of one statement each: they are converted together
+    async def _complete(
+        self, found: "_Found", rows: list[asyncpg.Record], topics: list[Topic] | None, *, cut: bool
+    ) -> None:
+        """Find the whole transactions of which these rows are the beginning. `cut`: there may be more rows."""
+        plain = found.add([])
         for end, group in groupby(rows, key=_tx_end):
             transaction = list(group)
             first, last = transaction[0], transaction[-1]
             is_heavy = (first["tx_bytes"] or 0) > self._max_transaction_bytes
             if topics is None and (is_heavy or end - first["seq"] >= self._max_transaction):
                 # Numbers are dense inside a transaction, so this is how many of its changes follow `after`.
-                pieces += [await self._limits(first["seq"], end), []]
+                found.add(await self._limits(first["seq"], end))
+                plain = found.add([])
             elif topics is not None and (is_heavy or first["large"]):
-                pieces += [await self._fetch(READ_TIMEOUT, "limits_of_topics", first["seq"], end, topics), []]
+                found.add(await self._fetch(READ_TIMEOUT, "limits_of_topics", first["seq"], end, topics))
+                plain = found.add([])
             else:
-                pieces[-1] += transaction
+                plain += transaction
                 if cut and last is rows[-1] and last["seq"] < end:
-                    pieces.append(await self._rest(last["seq"], end, topics))
-        changes = list(chain.from_iterable(map(changes_of, pieces)))
-        large = {seq: size for piece in pieces for seq, size in _left_out(piece)}
-        return await self._with_large(changes, large) if large else changes
+                    rest, _ = await asyncio.gather(self._rest(last["seq"], end, topics), found.convert())
+                    found.add(rest)
+
+    async def _read_large(self, found: "_Found") -> None:
+        """Read what there is to read of large records."""
+        if found.has_large():
+            await found.convert()
+            found.changes = await self._with_large(found.changes, found.large)
 
     async def _with_large(self, changes: Iterable[Change], large: Mapping[Seq, int]) -> list[Change]:
         """The same changes with the outlines of `large` ones, by their bytes, and with the records that are not left.
@@ -264,12 +279,43 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _left_out(rows: Sequence[asyncpg.Record]) -> Iterator[tuple[Seq, int]]:
-    """The large records that a statement has left out of its rows, and the bytes of each."""
-    if rows and "bytes" in rows[0].keys():  # noqa: SIM118 - a record is not a mapping
-        sizes = map(itemgetter("seq", "bytes", "record"), rows)
-        return ((seq, size) for seq, size, record in sizes if size > LARGE_RECORD and record is None)
-    return iter(())
+def _left_out(rows: Sequence[asyncpg.Record]) -> dict[Seq, int]:
+    """The bytes of the large records that the rows are without, by their numbers."""
+    names = list(rows[0].keys()) if rows else []
+    if "bytes" not in names or max(map(itemgetter(names.index("bytes")), rows)) <= LARGE_RECORD:
+        return {}
+    return {row["seq"]: row["bytes"] for row in rows if row["bytes"] > LARGE_RECORD and row["record"] is None}
+
+
+class _Found:
+    """The changes of a read, and rows that are converted to changes while the next statement runs.
+
+    `large` has the bytes of the records that the rows are without, by the numbers of their changes.
+    """
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.large: dict[Seq, int] = {}
+        self._rows: list[list[asyncpg.Record]] = []
+
+    def __len__(self) -> int:
+        return len(self.changes) + sum(map(len, self._rows))
+
+    def has_large(self) -> bool:
+        """Whether some records are left out."""
+        return bool(self.large) or any(map(_left_out, self._rows))
+
+    def add(self, rows: list[asyncpg.Record]) -> list[asyncpg.Record]:
+        """Add rows of one statement, and return them."""
+        self._rows.append(rows)
+        return rows
+
+    async def convert(self) -> None:
+        """Convert all rows so far."""
+        for rows in self._rows:
+            self.changes += changes_of(rows)
+            self.large |= _left_out(rows)
+        self._rows.clear()
 
 
 def _outline(row: asyncpg.Record) -> Outline:

@@ -5,7 +5,7 @@ too: long numbers, JSON that nests, columns in another order, or what a model de
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pydantic_core import to_json
@@ -25,7 +25,7 @@ _CONFIG: Final = {
 }
 
 _Schema = Mapping[str, Any]
-_Plain = Collection[str]
+_Plain = Mapping[str, str]
 
 
 class _Unknown(Exception):
@@ -35,8 +35,8 @@ class _Unknown(Exception):
 def row_pattern(schema: _Schema, plain: _Plain) -> re.Pattern[str]:
     """What JSON without a backslash fully matches only if it is valid.
 
-    `schema` is the core schema of a row model. `plain` are patterns of texts, from ^ to $, that match no quotation
-    mark. If the model demands what is not known here, nothing matches.
+    `schema` is the core schema of a row model. `plain` has patterns of texts, and for each of them one of those of
+    these texts that are ordinary: none has a quotation mark. If the model demands what is not known, nothing matches.
     """
     try:
         members = ",".join(f"{_quoted(name)}:{_value(column, plain)}" for name, column in _columns(schema))
@@ -89,7 +89,7 @@ def _text(schema: _Schema, plain: _Plain) -> str:
         return f'"[^"]{{{least},{most}}}+"' if least or most != "" else _TEXT
     if pattern not in plain or least or most != "":
         raise _Unknown
-    return f'"(?:{pattern[1:-1]})"'
+    return f'"(?:{plain[pattern]})"'
 
 
 def _integer(schema: _Schema, _: _Plain) -> str:

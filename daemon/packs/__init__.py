@@ -98,8 +98,18 @@ Timestamp = Annotated[
 Date = Annotated[str, Field(pattern=_DATE, json_schema_extra={"format": "postgres date"})]
 """A date as Postgres writes it into JSON."""
 
-PLAIN_PATTERNS: Final = frozenset({f"^{ULID}$", f"^{UUID}$", _TIMESTAMP, _DATE})
-"""Those of the patterns above that match no quotation mark."""
+_ORDINARY_DAY = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_ORDINARY_TIME = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6}+)?+[+-][0-9]{2}:[0-9]{2}"
+PLAIN_PATTERNS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        f"^{ULID}$": ULID,
+        f"^{UUID}$": UUID,
+        _TIMESTAMP: f"{_ORDINARY_DAY}T{_ORDINARY_TIME}",
+        _DATE: _ORDINARY_DAY,
+    }
+)
+"""For the patterns above, one of ordinary texts that match, none of which has a quotation mark: with fewer choices it
+takes half the time."""
 
 
 class UnknownPack(OperatorFault):
@@ -285,17 +295,19 @@ def _is_examined(annotation: Any, metadata: Iterable[object]) -> bool:  # noqa: 
 @cache
 def _validator(row: type[Row]) -> Callable[[str, str], bool]:
     """A fast path for valid records, which nearly all are."""
-    is_key, validate_key = _validation(key_model(row))
-    is_record, validate_record = _validation(row)
+    key_pattern, validate_key = _validation(key_model(row))
+    record_pattern, validate_record = _validation(row)
+    is_key, is_ordinary = key_pattern.fullmatch, re.compile(key_pattern.pattern + record_pattern.pattern).fullmatch
     open_fields = [name for name, field in row.model_fields.items() if _is_open(field)]
     json_columns = {name: emptied for name, column in special_columns(row).items() if column is Column.JSON}
 
     def is_valid(key: str, record: str) -> bool:
+        # Both at once: to begin a search takes as long as to look at a key.
+        if len(record) < LONG_RECORD and "\\" not in (both := key + record) and is_ordinary(both):
+            return True
         try:
             if not is_key(key) or "\\" in key:
                 validate_key(key)
-            if len(record) < LONG_RECORD and "\\" not in record and is_record(record):
-                return True
             if json_columns and len(record) > MANY_ARRAYS and record.count("[") > MANY_ARRAYS:
                 record = replace_values(record, json_columns)
             found = validate_record(record)
@@ -310,11 +322,11 @@ def _validator(row: type[Row]) -> Callable[[str, str], bool]:
     return is_valid
 
 
-def _validation(model: type[BaseModel]) -> tuple[Callable[[str], object], Callable[[str], BaseModel]]:
-    """Whether a text without a backslash looks like an ordinary one, which is valid; and what parses any text."""
+def _validation(model: type[BaseModel]) -> tuple[re.Pattern[str], Callable[[str], BaseModel]]:
+    """The pattern of ordinary texts without a backslash, which are valid; and what parses any text."""
     model.model_rebuild()
     pattern = row_pattern(model.__pydantic_core_schema__, PLAIN_PATTERNS)
-    return pattern.fullmatch, model.__pydantic_validator__.validate_json
+    return pattern, model.__pydantic_validator__.validate_json
 
 
 def _is_open(field: FieldInfo) -> bool:

@@ -96,6 +96,7 @@ def is_ordinary(members: dict[str, Any]) -> bool:
 
 def test_a_message_is_ordinary() -> None:
     assert is_ordinary(MESSAGE)
+    assert is_ordinary(MESSAGE | {"created_at": "2026-01-10T12:00:00.1+05:30"})
     assert is_ordinary(MESSAGE | {"metadata": {"mood": "good", "stars": 5}})
 
 
@@ -109,6 +110,11 @@ def test_a_message_is_ordinary() -> None:
         {"metadata": []},
         {"metadata": {"deep": {"er": 1}}},
         {"created_at": "yesterday"},
+        {"created_at": "2026-01-10T12:00:00"},
+        {"created_at": "2026-01-10T12:00:00.1234567+00:00"},
+        {"created_at": "infinity"},
+        {"created_at": "10000-01-10T12:00:00+00:00"},
+        {"created_at": "0044-03-15T12:00:00+00:00 BC"},
         {"more": 1},
     ],
 )

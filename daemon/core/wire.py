@@ -412,17 +412,19 @@ def change(change: Change, *, has_tx: bool = True) -> bytes:
 
 
 def _texts(run: Iterable[Change], *, has_tx: bool) -> list[str]:
-    """Each change as JSON. What it has in common with the one before it, which is most of it, is not made again."""
+    """Each change as JSON. What it has in common with the one before it is not made again."""
     texts: list[str] = []
     last_tx = last_at = last_table = last_kind = None
-    common = ""
+    when = what = ""
     for seq, tx, at, _, table, _, kind, key, record, changed, actor, _, _, _, _ in run:
-        if kind is not last_kind or tx != last_tx or table != last_table or at != last_at:
-            last_tx, last_at, last_table, last_kind = tx, at, table, kind
-            named = f'"tx":"{tx}",' if has_tx else ""
-            common = f',{named}"at":"{at}","table":{_name(table)},"kind":{_KINDS[kind]},"key":'
+        if tx != last_tx or at != last_at:
+            last_tx, last_at = tx, at
+            when = f',"tx":"{tx}","at":"{at}' if has_tx else f',"at":"{at}'
+        if kind is not last_kind or table != last_table:
+            last_table, last_kind = table, kind
+            what = f'","table":{_name(table)},"kind":{_KINDS[kind]},"key":'
         if record is not None and not changed and actor is None and kind is not _LEAVE:
-            texts.append(f'{{"seq":{seq}{common}{key},"record":{record}}}')
+            texts.append(f'{{"seq":{seq}{when}{what}{key},"record":{record}}}')
             continue
         rest = ',"left":true' if kind is _LEAVE else ""
         if record is not None:
@@ -431,7 +433,7 @@ def _texts(run: Iterable[Change], *, has_tx: bool) -> list[str]:
             rest += f',"changed":{_json(changed)}'
         if actor is not None:
             rest += f',"meta":{_json({"actor": actor})}'
-        texts.append(f'{{"seq":{seq}{common}{key}{rest}}}')
+        texts.append(f'{{"seq":{seq}{when}{what}{key}{rest}}}')
     return texts
 
 

@@ -80,8 +80,8 @@ class PgLogReader:
             while cut and len(found) < limit and bytes_read < self._max_bytes:
                 rows, cut = await self._chunk(wanted, limit - len(found), position, upto)
                 await self._complete(found, rows, wanted, cut=cut)
-                bytes_read += sum(map(_bytes, rows))
-                if rows:
+                if rows and cut and len(found) < limit:
+                    bytes_read += sum(map(_bytes, rows))
                     position = rows[-1]["tx_end"]  # the many rows of a large transaction became few changes
             await self._read_large(found)
             # Checked after reading, because a part of what was read may have been dropped before.

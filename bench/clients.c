@@ -13,6 +13,9 @@
  *     connect N the same, but each keeps back what follows its first frame; answered when the first are answered
  *     ask       send at once what all clients have kept back; not answered
  *     until N   answered when all clients together have received N rows
+ *     pause     read nothing until `gather`; answered
+ *     gather N  read once something has arrived for each client, and then as for `until`; the answer says when the last
+ *               of it had arrived. Until then the processors belong to the server
  *     mark      report what has been received so far
  *     forget    discard the latencies recorded so far; not answered
  *
@@ -37,6 +40,7 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { LOOK = 200000, /* nanoseconds between two looks for what has arrived */ };
 enum { CHUNK = 256 * 1024, CARRY = 64, SAMPLED = 16, AT_ONCE = 64, SOURCES = 16, PEEK = 125, REQUEST = 1024 };
 enum state { CLOSED, SHAKING, OPENING, HOLDING, OPEN };
 
@@ -54,11 +58,12 @@ struct client {
     uint8_t header[10], header_bytes, opcode;
     uint8_t peek[PEEK], peek_bytes;     /* the beginning of its payload */
     uint8_t carry[CARRY], carry_bytes;  /* the end of the last read, which may contain the beginning of a row */
+    uint8_t unread;         /* something has arrived that is to be read later */
 };
 
 static struct client *clients;
 static uint32_t known, begun, opened, to_open;
-static int readiness, holding;
+static int readiness, holding, paused;
 static struct sockaddr_in server;
 static char request[REQUEST];
 static uint64_t rows, frames, bytes, goal, last_read;
@@ -309,19 +314,52 @@ static void take_head(struct client *c, uint8_t *data, size_t size)
         take(c, data + used, size - used, now(CLOCK_REALTIME));
 }
 
+/* Read all that has arrived: the kernel says only once that something has. */
 static void readable(struct client *c)
 {
     uint8_t *data = buffer + CARRY;
-    ssize_t size = recv(c->fd, data, CHUNK, 0);
-    if (size < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
-    if (size <= 0)
-        fail("client %td lost its connection: %s", c - clients, size ? strerror(errno) : "end of stream");
-    last_read = now(CLOCK_MONOTONIC);
-    if (c->state == SHAKING)
-        take_head(c, data, (size_t)size);
-    else
-        take(c, data, (size_t)size, now(CLOCK_REALTIME));
+    ssize_t size;
+    do {
+        size = recv(c->fd, data, CHUNK, 0);
+        if (size < 0 && errno == EAGAIN)
+            return;
+        if (size <= 0)
+            fail("client %td lost its connection: %s", c - clients, size ? strerror(errno) : "end of stream");
+        last_read = now(CLOCK_MONOTONIC);
+        if (c->state == SHAKING)
+            take_head(c, data, (size_t)size);
+        else
+            take(c, data, (size_t)size, now(CLOCK_REALTIME));
+        report_goal();
+    } while (size == CHUNK);
+}
+
+static void gather(uint64_t number)
+{
+    struct timespec pause = {.tv_nsec = LOOK};
+    struct epoll_event events[256];
+    uint32_t waiting = opened;
+    while (waiting) {
+        nanosleep(&pause, NULL);
+        int ready;
+        do {
+            ready = epoll_wait(readiness, events, 256, 0);
+            for (int i = 0; i < ready; i++)
+                if (events[i].data.u32 != UINT32_MAX && !clients[events[i].data.u32].unread) {
+                    clients[events[i].data.u32].unread = 1;
+                    waiting--;
+                }
+        } while (ready == 256);
+    }
+    uint64_t arrived = now(CLOCK_MONOTONIC);
+    for (uint32_t i = 0; i < opened; i++) {
+        clients[i].unread = 0;
+        readable(&clients[i]);
+    }
+    if (rows >= number)
+        last_read = arrived;
+    paused = 0;
+    goal = number;
     report_goal();
 }
 
@@ -340,7 +378,7 @@ static void begin(struct client *c)
         connect(c->fd, (struct sockaddr *)&server, sizeof server))
         fail("client %td cannot connect: %s", c - clients, strerror(errno));
     fcntl(c->fd, F_SETFL, O_NONBLOCK);
-    struct epoll_event event = {.events = EPOLLIN, .data.u32 = (uint32_t)(c - clients)};
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u32 = (uint32_t)(c - clients)};
     if (epoll_ctl(readiness, EPOLL_CTL_ADD, c->fd, &event))
         fail("epoll: %s", strerror(errno));
     c->state = SHAKING;
@@ -391,6 +429,12 @@ static void command(char *line)
     } else if (sscanf(line, "until %llu", &number) == 1) {
         goal = number ? number : 1;
         report_goal();
+    } else if (!strcmp(line, "pause")) {
+        paused = 1;
+        printf("{\"paused\":true}\n");
+        fflush(stdout);
+    } else if (sscanf(line, "gather %llu", &number) == 1) {
+        gather(number);
     } else if (!strcmp(line, "ask")) {
         ask();
     } else if (!strcmp(line, "mark")) {
@@ -470,6 +514,8 @@ int main(int argc, char **argv)
     struct epoll_event input = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
     epoll_ctl(readiness, EPOLL_CTL_ADD, 0, &input);
     for (;;) {
+        while (paused)
+            take_commands();
         int ready = epoll_wait(readiness, events, 256, -1);
         for (int i = 0; i < ready; i++) {
             if (events[i].data.u32 == UINT32_MAX)

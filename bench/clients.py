@@ -229,7 +229,9 @@ class Commands(asyncio.Protocol):
                 bench.begin(self._port)
             case ["ask"]:
                 bench.ask()
-            case ["until", number]:
+            case ["pause"]:
+                bench.answer(paused=False)  # its processes are needed to keep up with a daemon
+            case ["until" | "gather", number]:
                 bench.goal = max(1, int(number))
                 bench.check_goal()
             case ["mark"]:

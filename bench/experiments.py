@@ -260,31 +260,85 @@ async def bursts(bench: Bench) -> Samples:
     for number in range(form.rounds):
         async with bench.serving(Rowcast()) as (dsn, service):
             assert service
-            figures = await closed_loop(dsn, [service], form.fan_out, form.seconds, rows=100, writers=4, ahead=1)
+            figures = await closed_loop(dsn, service, form.fan_out, form.seconds, rows=100, writers=4, ahead=1)
         bench.note(samples, number, Rowcast().name, **figures)
     return samples
 
 
 async def workers(bench: Bench) -> Samples:
-    """Single small events to many clients, each written when all have received the previous one: see closed_loop."""
+    """Single small events to many clients: see one_by_one."""
     samples, form = Samples(), bench.form
     peers: list[Peer] = [Rowcast("1 worker"), Rowcast("2 workers", {"ROWCAST_WORKERS": "2"})]
     for number, peer in in_turn(form.rounds, peers):
         async with bench.serving(peer) as (dsn, service):
             assert service
-            figures = await closed_loop(dsn, [service], 4 * form.fan_out, form.seconds, rows=1, writers=1, ahead=0)
+            figures = await one_by_one(dsn, [service], 4 * form.fan_out, form.seconds)
         bench.note(samples, number, peer.name, **figures)
     return samples
 
 
+async def one_by_one(dsn: str, services: Sequence[Service], count: int, seconds: float) -> dict[str, float]:
+    """Single events, each written when all clients have the previous one.
+
+    First the clients read an event when it has arrived for all of them, so that the processors belong to the services
+    until then, and reading takes no part of the time. Then they read while the services send. Figures: deliveries a
+    second, and at_once, the same while clients read; us, CPU of the services per delivery in microseconds, and
+    daemon_cpu, the processors that they used, both of the first part; load_cpu, those of the clients in the second.
+    """
+    async with AsyncExitStack() as stack:
+        connection = await asyncpg.connect(dsn)
+        stack.push_async_callback(connection.close)
+        await connection.execute("set synchronous_commit = off")
+        insert = await connection.prepare(data.INSERT)
+        clients = await stack.enter_async_context(distributed(services, count))
+        rows = 0
+
+        async def step(reach: Callable[[int], Awaitable[int]]) -> float:
+            nonlocal rows
+            began = time.monotonic_ns()
+            await insert.fetch(data.channel(0), data.user(0), 1)
+            rows += 1
+            return (await reach(rows) - began) / 1e9
+
+        async def gathered() -> float:
+            await clients.pause()
+            return await step(clients.gather)
+
+        async def steps(one: Callable[[], Awaitable[float]]) -> tuple[int, float, float, float]:
+            """Deliveries, the time they took, and the CPU that services and clients used."""
+            before, own, elapsed, first = _used(services), (await clients.mark()).cpu, 0.0, rows
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                elapsed += await one()
+            return (rows - first) * count, elapsed, _used(services) - before, (await clients.mark()).cpu - own
+
+        for _ in range(WARM // 2):
+            await step(clients.until)
+        deliveries, elapsed, used, _ = await steps(gathered)
+        at_once, elapsed_then, _, own = await steps(lambda: step(clients.until))
+        await clients.received(rows * count)
+    return {
+        "deliveries": deliveries / elapsed,
+        "us": used / deliveries * 1e6,
+        "daemon_cpu": used / elapsed,
+        "at_once": at_once / elapsed_then,
+        "load_cpu": own / elapsed_then,
+    }
+
+
+def _used(services: Sequence[Service]) -> float:
+    """The CPU that they have used, in seconds."""
+    return sum(cpu(service.pid) for service in services)
+
+
 async def closed_loop(
-    dsn: str, services: Sequence[Service], count: int, seconds: float, *, rows: int, writers: int, ahead: int
+    dsn: str, service: Service, count: int, seconds: float, *, rows: int, writers: int, ahead: int
 ) -> dict[str, float]:
     """In each step every writer writes a transaction of `rows` rows; clients are at most `ahead` whole steps behind.
 
     The writers commit asynchronously, so that the daemon never waits for a flush. Figures: deliveries a second; us,
-    CPU of the services per delivery in microseconds; the processors that services and load clients used. If a daemon
-    used less than one, it was not the bottleneck.
+    CPU of the daemon per delivery in microseconds; the processors that the daemon and the load client used. If the
+    daemon used less than one, it was not the bottleneck.
     """
     async with AsyncExitStack() as stack:
         inserts = []
@@ -293,7 +347,7 @@ async def closed_loop(
             stack.push_async_callback(connection.close)
             await connection.execute("set synchronous_commit = off")
             inserts.append(await connection.prepare(data.INSERT))
-        clients = await stack.enter_async_context(distributed(services, count))
+        clients = await stack.enter_async_context(opened(service, [[0]] * count))
         steps = 0
 
         async def step() -> None:
@@ -303,9 +357,9 @@ async def closed_loop(
             await clients.until(rows * writers * max(0, steps - ahead))
 
         async def state() -> tuple[int, float, float]:
-            """When everything written so far had arrived, and the CPU used until then by services and clients."""
+            """When everything written so far had arrived, and the CPU used until then by daemon and clients."""
             at = await clients.until(rows * writers * steps)
-            return at, sum(cpu(service.pid) for service in services), (await clients.mark()).cpu
+            return at, cpu(service.pid), (await clients.mark()).cpu
 
         for _ in range(WARM // 2):
             await step()

@@ -152,10 +152,29 @@ class Load:
 
     async def until(self, rows: int) -> int:
         """Wait until each client has received this many rows; returns when that was, in nanoseconds."""
-        waiting = [(one, share) for one, share in zip(self._tools, self._open, strict=True) if share]
-        for one, share in waiting:
-            await one.send(f"until {rows * share}")
-        return max([int((await one.receive())["at"]) for one, _ in waiting])
+        return await self._reach("until", rows)
+
+    async def _reach(self, command: str, rows: int) -> int:
+        for one, share in self._waiting():
+            await one.send(f"{command} {rows * share}")
+        return max([int((await one.receive())["at"]) for one, _ in self._waiting()])
+
+    def _waiting(self) -> list[tuple[Tool, int]]:
+        """The processes with open clients, and how many each has."""
+        return [(one, share) for one, share in zip(self._tools, self._open, strict=True) if share]
+
+    async def pause(self) -> None:
+        """Have the clients read nothing until `gather`; those in Python go on reading."""
+        for one, _ in self._waiting():
+            await one.send("pause")
+            await one.receive()
+
+    async def gather(self, rows: int) -> int:
+        """The same as `until`, but nothing is read before something has arrived for each client.
+
+        The clients cost next to nothing until then. Returns when the last of it arrived, not when it was read.
+        """
+        return await self._reach("gather", rows)
 
     async def received(self, rows: int, within: float = ANSWER_TIMEOUT) -> Mark:
         """Wait until all clients together have this many rows. Raises MeasurementError if more or fewer arrive."""

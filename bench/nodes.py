@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import asyncpg
 
 from bench import data
-from bench.experiments import WARM, Bench, closed_loop, in_turn, insert, metric, opened, write_history
+from bench.experiments import WARM, Bench, in_turn, insert, metric, one_by_one, opened, write_history
 from bench.judge import Samples
 from bench.load import Load
 from bench.peers import Rowcast, Service, daemon
@@ -250,13 +250,11 @@ async def _write_round(dsn: str, rows: int, rate: float, size: int, channels: in
 
 
 async def gateways(bench: Bench) -> Samples:
-    """Single small events to clients of gateways, each written when all have the previous one: see closed_loop."""
+    """Single small events to clients of gateways: see one_by_one."""
     samples, form = Samples(), bench.form
     for number, count in in_turn(form.rounds, (1, 2)):
         async with serving(bench, count) as nodes:
-            figures = await closed_loop(
-                nodes.dsn, nodes.gateways, 4 * form.fan_out, form.seconds, rows=1, writers=1, ahead=0
-            )
+            figures = await one_by_one(nodes.dsn, nodes.gateways, 4 * form.fan_out, form.seconds)
         bench.note(samples, number, gateways_name(count), **figures)
     return samples
 

@@ -1,6 +1,7 @@
 """The load client, in C and in Python, against servers that send exactly what a test wants."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -120,6 +121,48 @@ async def test_clients_that_have_connected_ask_together_at_a_command(in_c: bool)
         await clients.until(1)
         assert 3 == (await clients.mark()).clients
     assert [HELLO] * 3 + [FIRST] * 3 == received
+
+
+async def test_a_paused_load_client_reads_once_something_has_arrived_for_each_client() -> None:
+    if compiler() is None:
+        pytest.skip("the load client in Python never pauses")
+    connections: list[ServerConnection] = []
+
+    async def handle(connection: ServerConnection) -> None:
+        connections.append(connection)
+        await connection.wait_closed()
+
+    async with clients_of(handle, 3, in_c=True) as clients:
+        await clients.open()
+        for rows in (1, 2):
+            await clients.pause()
+            arrival = asyncio.create_task(clients.gather(rows))
+            for connection in connections[:2]:
+                await connection.send(row(rows).decode())
+            began = time.monotonic_ns()
+            await connections[2].send(row(rows).decode())
+            assert began < await arrival < time.monotonic_ns()
+            assert 3 * rows == (await clients.received(3 * rows)).rows
+
+
+async def test_a_load_client_that_has_gathered_goes_on_reading_until_it_has_all_rows() -> None:
+    if compiler() is None:
+        pytest.skip("the load client in Python never pauses")
+
+    async def handle(connection: ServerConnection) -> None:
+        await connection.recv()
+        await connection.send('{"op":"welcome"}')
+        await connection.recv()
+        await (await connection.ping())  # it answers once it reads
+        await connection.send(row(1).decode())
+        await connection.wait_closed()
+
+    async with clients_of(handle, 2, HELLO, FIRST, in_c=True) as clients:
+        await clients.connect()
+        await clients.pause()
+        await clients.ask()
+        await clients.gather(1)
+        assert 2 == (await clients.received(2)).rows
 
 
 @IN_C

@@ -128,8 +128,13 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "retention_failed": Event(
             "warn", "old segments could not be dropped, or deleted content not be removed; it is retried"
         ),
+        "rows_altered": Event(
+            "warn", "this table or a type was altered so that its rows read otherwise, so its pack is reset"
+        ),
         "rows_vanished": Event(
-            "warn", "a partition of this table was dropped or detached, and its rows with it, so its pack is reset"
+            "warn",
+            "a partition of this table came or went with its rows, or capture triggers were off for a moment, so its"
+            " pack is reset",
         ),
         "schema_migration": Event("info", "a schema revision was applied or rolled back"),
         "schema_newer": Event("info", "a schema is newer than this version, which it says it is compatible with"),

@@ -1,7 +1,7 @@
 -- Dropped before Rowcast's tables, since these functions use their row types. No table is watched at this point.
 drop function rowcast.let_serve, rowcast.daemons, rowcast.rights_of_daemons, rowcast.let_daemons_call, rowcast.serve, rowcast.serve_again, rowcast.make_right, rowcast.may_read, rowcast.stop_serving, rowcast.stop_capturing, rowcast.note_change, rowcast.shape_of,
     rowcast.is_indexed, rowcast.rows_of, rowcast.pattern_of, rowcast.is_covered, rowcast.topics_as_array,
-    rowcast.list_triggers, rowcast.reset_vanished, rowcast.soft_deletes, rowcast.refuse_soft_delete, rowcast.unwatch_dropped, rowcast.unwatch, rowcast.watch,
+    rowcast.list_triggers, rowcast.reset_vanished, rowcast.reset_altered, rowcast.note_layout, rowcast.layout_of, rowcast.soft_deletes, rowcast.refuse_soft_delete, rowcast.unwatch_dropped, rowcast.unwatch, rowcast.watch,
     rowcast.filtered_rows, rowcast.snapshot_statement, rowcast.filter_condition, rowcast.compared_columns,
     rowcast.make_snapshot, rowcast.settings_clause, rowcast.snapshot_body,
     rowcast.check_inheritance, rowcast.unique_at_once,

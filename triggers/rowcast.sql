@@ -1045,40 +1045,159 @@ begin
         return;  -- some revisions do not have it
     end if;
     delete from rowcast.capturing as c where c.watch = list_triggers.watch;
-    insert into rowcast.capturing (trigger_id, watch)
-    select t.oid, w.id from rowcast.watched as w
+    insert into rowcast.capturing (trigger_id, watch, version)
+    select t.oid, w.id, t.xmin from rowcast.watched as w
     join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name
     join pg_trigger as t on t.tgfoid = p.oid and t.tgname <> '~rowcast_move'  -- which goes when a partition is detached, too
     where w.id = list_triggers.watch;
 end
 $$;
 
--- Resets the packs of watched tables that have lost a capture trigger which rowcast.watch() or rowcast.unwatch() did not
--- drop: a partition was dropped or detached, and its rows with it. Returns these tables.
+-- Resets the packs of watched tables whose rows changed while a capture trigger did not stand: rowcast.watch() and
+-- rowcast.unwatch() did not drop it, so a partition was dropped or detached, and its rows with it; or it was disabled, and is
+-- enabled again; or a partition that has rows was attached. Returns these tables.
 create or replace function rowcast.reset_vanished() returns setof text
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     w rowcast.watched;
+    missed integer [];
 begin
-    for w in
-        with gone as (
-            delete from rowcast.capturing as c
-            where not exists (select from pg_trigger as t where t.oid = c.trigger_id)
-            returning c.watch
+    with gone as (
+        delete from rowcast.capturing as c
+        where not exists (
+            select from pg_trigger as t
+            where t.oid = c.trigger_id and (t.xmin = coalesce(c.version, t.xmin) or t.tgenabled in ('D', 'R'))
         )
-        select k.* from rowcast.watched as k where k.id in (select g.watch from gone as g) and k.function_name is not null
-    loop
+        returning c.watch
+    )
+    select array_agg(g.watch) into missed from gone as g;
+    -- Postgres makes those of partitions itself if rows are captured one by one.
+    with new as (
+        insert into rowcast.capturing (trigger_id, watch, version)
+        select t.oid, k.id, t.xmin from rowcast.watched as k
+        join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = k.function_name
+        join pg_trigger as t on t.tgfoid = p.oid and t.tgname <> '~rowcast_move'
+        on conflict do nothing
+        returning trigger_id, watch
+    )
+    select missed || array_agg(n.watch) into missed
+    from new as n join pg_trigger as t on t.oid = n.trigger_id
+    where t.tgparentid <> 0 and pg_relation_size(t.tgrelid) > 0
+      and exists (select from rowcast.capturing as c where c.watch = n.watch);
+    update rowcast.capturing as c set version = t.xmin from pg_trigger as t where t.oid = c.trigger_id and c.version is null;
+    for w in select k.* from rowcast.watched as k where k.id = any (missed) and k.function_name is not null loop
         perform rowcast.note_change(w.id, ends_rights => w.revokes is not null);
         return next format('%I.%I', w.schema_name, w.table_name);
     end loop;
-    -- Postgres makes those of partitions itself if rows are captured one by one.
-    insert into rowcast.capturing (trigger_id, watch)
-    select t.oid, k.id from rowcast.watched as k
-    join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = k.function_name
-    join pg_trigger as t on t.tgfoid = p.oid and t.tgname <> '~rowcast_move'
-    on conflict do nothing;
+end
+$$;
+
+-- How the rows of a watched table are read, as far as its capture uses them; null if there is no such table.
+--   facts   which column has a name, what an enumeration's label is called, and what a composite type consists of: rows read
+--           otherwise if one of these changes
+--   files   the file of each relation, and the versions of its columns: rows are other ones if both change. A new file alone
+--           is made by `vacuum full`, a new version alone by `set not null`
+-- A text reads as a varchar does.
+create or replace function rowcast.layout_of(watched rowcast.watched) returns jsonb
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with recursive relation as (
+        select c.oid, rowcast.used_columns(c.oid, watched.columns::text [] || watched.key::text [] || watched.soft_delete::text,
+                                           concat_ws(' ', watched.topic, watched.revokes)) as used
+        from pg_class as c
+        where c.relname = watched.table_name and c.relnamespace = to_regnamespace(quote_ident(watched.schema_name))
+          and c.relkind in ('r', 'p')
+    ), column_ as (
+        select a.attname, a.attnum, a.atttypid from relation as r
+        join pg_attribute as a on a.attrelid = r.oid and a.attname = any (r.used)
+    ), type_ (oid) as (
+        select c.atttypid from column_ as c
+        union
+        select part.oid from type_ as whole join pg_type as t on t.oid = whole.oid
+        cross join lateral (
+            select t.typelem union all select t.typbasetype
+            union all select r.rngsubtype from pg_range as r where t.oid in (r.rngtypid, r.rngmultitypid)
+            union all select a.atttypid from pg_attribute as a where a.attrelid = t.typrelid and a.attnum > 0
+        ) as part (oid)
+        where t.oid >= 16384  -- nobody alters those of Postgres itself
+    ), fact (name, value) as (
+        select 'column ' || c.attname, jsonb_build_array(c.attnum, case when c.atttypid = 'varchar'::regtype then 'text'::regtype
+                                                                        else c.atttypid end) from column_ as c
+        union all
+        select 'label ' || e.oid, to_jsonb(e.enumlabel) from type_ as t join pg_enum as e on e.enumtypid = t.oid
+        union all
+        select 'type ' || t.oid, jsonb_agg(array[a.attname::text, a.atttypid::text] order by a.attnum)
+        from type_ join pg_type as t on t.oid = type_.oid
+        join pg_attribute as a on a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+        group by t.oid
+    ), file as (
+        select p.relid::oid as oid, case when c.relkind = 'p' then (
+                   select string_agg(o.relid::oid::text, ' ' order by o.relid::oid) from pg_partition_tree(p.relid) as o
+               ) else c.relfilenode::text end as file, (
+                   select string_agg(concat_ws(' ', a.attnum, a.xmin, a.cmin), ' ' order by a.attnum) from pg_attribute as a
+                   where a.attrelid = p.relid and a.attname = any (r.used)
+               ) as versions
+        from relation as r cross join lateral rowcast.with_partitions(r.oid) as p (relid) join pg_class as c on c.oid = p.relid
+    )
+    select jsonb_build_object('facts', coalesce((select jsonb_object_agg(f.name, f.value) from fact as f), '{}'),
+                              'files', (select jsonb_object_agg(f.oid, array[md5(f.file), md5(f.versions)]) from file as f))
+    from relation
+$$;
+
+-- Keeps how the rows of a watched table are read. Returns whether that was altered so that rows which were written before read
+-- otherwise. What is used now and was not before, as another column or a new label, alters nothing.
+create or replace function rowcast.note_layout(watched rowcast.watched) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known jsonb;
+    now_ jsonb;
+begin
+    if to_regclass('rowcast.layouts') is null then
+        return false;  -- some revisions do not have it
+    end if;
+    select l.layout into known from rowcast.layouts as l where l.watch = watched.id;
+    now_ := rowcast.layout_of(watched);
+    if now_ is null then
+        return false;
+    elsif known is null then
+        insert into rowcast.layouts (watch, layout) values (watched.id, now_) on conflict do nothing;
+        return false;
+    end if;
+    now_ := jsonb_set(now_, '{facts}', (known -> 'facts') || (now_ -> 'facts'));  -- a name that is gone may come back
+    if now_ = known then
+        return false;
+    end if;
+    update rowcast.layouts as l set layout = now_
+    where l.watch = (select k.watch from rowcast.layouts as k where k.watch = watched.id and k.layout = known for update skip locked);
+    return found and (  -- else somebody else notes it, or the next look does
+        exists (select from jsonb_each(known -> 'facts') as a join jsonb_each(now_ -> 'facts') as b on b.key = a.key
+                where b.value <> a.value)
+        or exists (select from jsonb_each(known -> 'files') as a join jsonb_each(now_ -> 'files') as b on b.key = a.key
+                   where b.value -> 0 <> a.value -> 0 and b.value -> 1 <> a.value -> 1)
+    );
+end
+$$;
+
+-- Resets the packs of watched tables whose rows read otherwise since the table or a type was altered, as after
+-- `alter column ... using` or `alter type ... rename value`. Returns these tables.
+create or replace function rowcast.reset_altered() returns setof text
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    w rowcast.watched;
+begin
+    for w in select k.* from rowcast.watched as k where k.function_name is not null order by k.id loop
+        if rowcast.note_layout(w) then
+            perform rowcast.note_change(w.id, ends_rights => w.revokes is not null);
+            return next format('%I.%I', w.schema_name, w.table_name);
+        end if;
+    end loop;
 end
 $$;
 
@@ -1126,7 +1245,7 @@ declare
     settings text [];
     trigger_ record;
     missed boolean;
-    made_anew boolean;  -- a column, which then lacks the right to read it
+    altered boolean;
 begin
     select n.nspname, c.relname into w.schema_name, w.table_name
     from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
@@ -1187,9 +1306,6 @@ begin
     used := rowcast.used_columns(relation, columns || key || soft_delete::text, concat_ws(' ', topic, revokes));
     read_ := rowcast.used_columns(relation, columns || key || soft_delete::text, concat_ws(' ', topic, rows));
     select k.* into known from rowcast.watched as k where (k.schema_name, k.table_name) = (w.schema_name, w.table_name);
-    made_anew := known.function_name is not null and rowcast.has_capture_role() and exists (
-        select from unnest(used) as u (c) where not has_column_privilege('rowcast_capture', relation, u.c, 'select')
-    );
     perform rowcast.let_capture_read(relation, used || read_);
     type_ := rowcast.type_of(relation, used, topic);
     topics := rowcast.topics_as_array(topic, type_);
@@ -1215,12 +1331,13 @@ begin
     snapshot_body := rowcast.snapshot_body(w, relation, topics, read_);
     w.snapshot_definition := rowcast.definition_of(snapshot_body, rowcast.capture_settings(false));
 
+    altered := rowcast.note_layout(w);
     if known.definition = w.definition and rowcast.function_stands(known.function_name, 'v', w.definition)
        and (known.model, known.pack) = (w.model, w.pack)
        and not exists (select from rowcast.capture_triggers(relation, per_row, w.function_name) as c where not c.stands)
     then
-        if made_anew then
-            perform rowcast.note_change(w.id, ends_rights => false);
+        if altered then
+            perform rowcast.note_change(w.id, ends_rights => revokes is not null);
         end if;
         if known.snapshot_definition = w.snapshot_definition
            and rowcast.function_stands(known.snapshot_name, 's', w.snapshot_definition)
@@ -1285,10 +1402,10 @@ begin
         rows = excluded.rows, snapshot_name = excluded.snapshot_name, snapshot_definition = excluded.snapshot_definition;
     perform rowcast.list_triggers(w.id);
     if known.id is not null
-       and (missed or made_anew or (known.topic, known.columns, known.key, known.soft_delete)
-                                   is distinct from (w.topic, w.columns, w.key, w.soft_delete))
+       and (missed or altered or (known.topic, known.columns, known.key, known.soft_delete)
+                                 is distinct from (w.topic, w.columns, w.key, w.soft_delete))
     then
-        perform rowcast.note_change(w.id, ends_rights => missed and revokes is not null);
+        perform rowcast.note_change(w.id, ends_rights => (missed or altered) and revokes is not null);
     end if;
     return format('%s is watched now', relation);
 end
@@ -1892,7 +2009,7 @@ as $$
     select 'function', p.oid::regprocedure::text, '{execute}'
     from pg_proc as p
     where p.pronamespace = 'rowcast'::regnamespace and (p.proname = any ('{lease_holder, on_record, log_floor, segment_due,
-        leave_segment, open_term, set_aside, reset_emptied, reset_vanished, purge, retire_segments, make_next_segment, drop_retired,
+        leave_segment, open_term, set_aside, reset_emptied, reset_vanished, reset_altered, purge, retire_segments, make_next_segment, drop_retired,
         is_readable, must_ring, ring, is_covered, may_read, snapshot_statement, filtered_rows, compared_columns,
         captured_columns, shape_of, definition_of, with_partitions, capture_triggers, outdated_captures, rights_of_daemons}'::name [])
         or p.proname ~ '^(snapshot|may_read)_[0-9]' and p.prosecdef)

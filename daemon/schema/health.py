@@ -55,13 +55,13 @@ class SchemaHealth:
 
     async def refresh(self) -> None:
         """Check again, and log changes of the captures. Raises a DatabaseFault or one of DRIVER_ERRORS."""
+        reset: set[str] = set()
         async with acquired(self._pool, CHECK_TIMEOUT) as connection:
             self.stale, problems = await examine(connection, self._settings)
             newer = await migrate.newer(connection, self._settings.packs, schemas=self._settings.schemas)
             if not self.stale:
                 await _count(connection, list(self._settings.schemas.values()))
-                for row in await connection.fetch(query("reset_vanished")):
-                    log.warning("rows_vanished", table=row["table_name"])
+                reset = await _reset_missed(connection)
         for schema in newer.keys() - self._newer.keys():
             log.info("schema_newer", schema=schema, revision=newer[schema])
         self._newer = newer
@@ -71,13 +71,16 @@ class SchemaHealth:
                 log.error("trigger_error", table=problem.table, problem=problem.problem, remedy=problem.remedy)
         if self.captures and not problems and not self.stale:
             log.info("capture_restored")
-        await self._reset_uncaptured({problem.table for problem in problems})
+        await self._reset_uncaptured({problem.table for problem in problems}, reset)
         self.captures = problems
         metrics.CAPTURE_DRIFT.set(len({problem.table for problem in problems}))
 
-    async def _reset_uncaptured(self, faulty: set[str]) -> None:
-        """Reset the packs of tables whose capture has broken or been mended: something may have been missed."""
-        for table in sorted(faulty ^ self._faulty) if self._faulty is not None else ():
+    async def _reset_uncaptured(self, faulty: set[str], reset: set[str]) -> None:
+        """Reset the packs of tables whose capture has broken or been mended: something may have been missed.
+
+        Those of the tables in `reset` have just been reset.
+        """
+        for table in sorted((faulty ^ self._faulty) - reset) if self._faulty is not None else ():
             async with acquired(self._pool, CHECK_TIMEOUT) as connection:
                 await reset_table(connection, table)
         self._faulty = faulty
@@ -99,6 +102,17 @@ async def examine(connection: Connection, settings: Settings) -> tuple[str | Non
     if settings.notifications and not stale:
         problems += await check_any_captured(connection, settings.schemas.values())
     return stale, problems
+
+
+async def _reset_missed(connection: Connection) -> set[str]:
+    """Reset the packs of tables whose rows changed without a trigger. Returns the tables. Raises DRIVER_ERRORS."""
+    vanished = [row["table_name"] for row in await connection.fetch(query("reset_vanished"))]
+    for table in vanished:
+        log.warning("rows_vanished", table=table)
+    altered = [row["table_name"] for row in await connection.fetch(query("reset_altered"))]
+    for table in altered:
+        log.warning("rows_altered", table=table)
+    return {*vanished, *altered}
 
 
 async def _count(connection: Connection, schemas: list[str]) -> None:

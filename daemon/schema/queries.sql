@@ -417,8 +417,12 @@ with noted as (
 select w.pack, rowcast.ring() from noted as n join rowcast.watched as w on w.id = n.watch;
 
 -- name: reset_vanished
--- The watched tables whose rows went with a partition; their packs are reset.
+-- The watched tables whose rows changed while a capture trigger did not stand; their packs are reset.
 select table_name from rowcast.reset_vanished() as r (table_name);
+
+-- name: reset_altered
+-- The watched tables whose rows read otherwise than they were sent; their packs are reset.
+select table_name from rowcast.reset_altered() as r (table_name);
 
 -- name: reset_topic
 -- Resets one topic. Returns nothing unless the pack has a watched table. The schema rowcast stands for the tables that are

@@ -92,13 +92,25 @@ MUTANTS: Final = {
         "shapes", "watch", "perform rowcast.check_inheritance(relation, per_row);", "", seed=9
     ),
     "what a table that is watched again missed is not said": Mutant(
-        "gaps", "watch", "(missed or made_anew or ", "(made_anew or "
+        "gaps", "watch", "(missed or altered or ", "(altered or "
     ),
     "a column that was made anew is taken for the old one": Mutant(
-        "gaps", "watch", "made_anew := known", "made_anew := false and known"
+        "gaps", "layout_of", "jsonb_build_array(c.attnum, ", "jsonb_build_array(0, "
+    ),
+    "rows that an alteration has rewritten are taken for those that were": Mutant(
+        "gaps", "note_layout", "b.value -> 0 <> a.value -> 0", "false"
+    ),
+    "a label that got another name is taken for the old one": Mutant(
+        "gaps", "layout_of", "to_jsonb(e.enumlabel)", "to_jsonb(e.oid)"
+    ),
+    "a composite type that was altered is taken for the old one": Mutant(
+        "gaps", "layout_of", "array[a.attname::text, a.atttypid::text]", "array[]::text []"
+    ),
+    "triggers that were off for a moment are not noticed": Mutant(
+        "gaps", "reset_vanished", "t.xmin = coalesce(c.version, t.xmin)", "true"
     ),
     "rows that went with a partition are not noticed": Mutant(
-        "gaps", "reset_vanished", "where not exists (select", "where false and not exists (select"
+        "gaps", "reset_vanished", "where not exists (", "where false and not exists ("
     ),
     "a topic is tried as the one who watches": Mutant(
         "roles",

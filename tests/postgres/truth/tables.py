@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.postgres.truth.case import Column, Watched
-from tests.postgres.truth.values import BUILT_IN, INTEGER, OWN, TEXT, Type, array_of, identifier
+from tests.postgres.truth.values import ALTERED, BUILT_IN, INTEGER, OWN, TEXT, Type, array_of, identifier
 
 # Names that the parts of a capture function might use themselves, and names that need quotes.
 ODD_NAMES: Final = (
@@ -60,7 +60,7 @@ class Tables:
         self.keys = keys
         self.shapes = shapes
         self.trees = trees
-        self.among = {"sensitive": SENSITIVE, "own": OWN}.get(among, (*BUILT_IN, *OWN))
+        self.among = {"sensitive": SENSITIVE, "own": OWN, "altered": ALTERED}.get(among, (*BUILT_IN, *OWN))
         self._odd_shapes = (shape,) if shape else ("partitioned", "inherited", "deferrable", "unlogged")
         self._taken: set[str] = set()
 

@@ -48,7 +48,7 @@ def array_of(element: Type) -> Type:
         "{NULL" + delimiter + item(second) + "}",
     )
     sql, collated, collation = element.sql.partition(" collate ")
-    as_texts = sql.startswith("own.")
+    as_texts = sql.startswith(("own.", "app."))
     return Type(f"{sql}[]{collated}{collation}", values, False, element.can_be_key, f"{sql}[]", as_texts)
 
 
@@ -156,6 +156,21 @@ _BUILT_IN: Final[dict[str, Iterable[str]]] = {
 BUILT_IN: Final = tuple(
     Type(sql, tuple(values), can_be_key=sql not in _NO_ORDER) for sql, values in _BUILT_IN.items()
 )
+ALTERED_TYPES: Final = """
+create type app.mood as enum ('sad', 'ok', 'fine', 'glad');
+create type app.pair as (x integer, k text, y integer);
+create domain app.moods as app.mood[];
+create type app.span as range (subtype = app.mood)
+"""
+"""Types that a case may alter."""
+
+ALTERED: Final = (
+    Type("app.mood", ("sad", "ok", "fine")),
+    Type("app.moods", ("{sad,ok}", "{}"), as_texts=True),
+    Type("app.span", ("[sad,ok]", "empty"), as_text=True),
+    Type("app.pair", ("(1,a,2)", "(,,)"), as_text=True),
+)
+
 WITHOUT_INPUT: Final = frozenset({
     "gtsvector", "pg_node_tree", "pg_ndistinct", "pg_dependencies", "pg_mcv_list", "pg_brin_bloom_summary",
     "pg_brin_minmax_multi_summary",

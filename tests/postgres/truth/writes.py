@@ -8,6 +8,7 @@ from tests.postgres.truth.case import Column, Transaction, Watched
 from tests.postgres.truth.tables import Table
 from tests.postgres.truth.values import INTEGER, TEXT, identifier, quote
 
+LOOK: Final = "select rowcast.reset_vanished(); select rowcast.reset_altered()"
 DEFERRED: Final = ("deferrable initially deferred", "deferrable", "")
 ISOLATION: Final = ("read committed", "read committed", "read committed", "repeatable read", "serializable")
 
@@ -53,21 +54,28 @@ class Writes:
         return Transaction(tuple(statements), self.dice.choice(ISOLATION), commits=self.chance(0.9))
 
     def gap(self, watched: Sequence[Watched]) -> Transaction:
-        """Rows change without a trigger. At the end the table is watched again, or somebody looks what is gone."""
+        """Rows change without a trigger. At the end the table is watched again, or somebody looks what is gone or altered."""
         one = self.dice.choice(watched)
         table = next(t for t in self.tables if one.relation in {t.relation, t.child})
         writes = [self.statement_for_code(table) for _ in range(2)]
         parts = [f'{table.relation[:-1]}{part}"' for part in "pq"]
-        ways = ["unwatch", "disable", "drop", "column"]
+        ways = ["unwatch", "disable", "drop", "column", "alter", "alter", "alter", "alter"]
         if parts[0] in table.targets:
-            ways = ["unwatch", "disable", "part", "detach", "part", "detach"]
+            ways = ["unwatch", "disable", "part", "detach", "part", "detach", "alter", "alter"]
         operation = self.dice.choice(("insert", "update", "delete"))
         part = self.dice.choice(parts)
         match self.dice.choice(ways):
             case "unwatch":
                 statements = [f"select rowcast.unwatch({quote(one.relation)})", *writes, one.call]
             case "disable":
-                statements = [f"alter table {one.relation} disable trigger rowcast_{operation}", *writes, one.call]
+                enable = "always" if one.per_row else ""
+                statements = [
+                    f"alter table {one.relation} disable trigger rowcast_{operation}",
+                    *writes,
+                    one.call
+                    if self.chance(0.5)
+                    else f"alter table {one.relation} enable {enable} trigger rowcast_{operation}; {LOOK}",
+                ]
             case "drop":
                 statements = [f"drop trigger rowcast_{operation} on {one.relation}", *writes, one.call]
             case "column":
@@ -77,16 +85,47 @@ class Writes:
                     f"alter table {table.relation} add column {column.quoted} {column.type.sql}",
                     one.call,
                 ]
+            case "alter":
+                statements = self.alteration(table, one)
             case "part":
-                statements = [f"drop table {part}", *writes, "select rowcast.reset_vanished()"]
+                statements = [f"drop table {part}", *writes, LOOK]
             case _:
                 statements = [
                     f"alter table {table.relation} detach partition {part}",
                     f"delete from {part}" if self.chance(0.5) else self.update(table, part),
                     f"alter table {table.relation} attach partition {part} for values in ('{part[-2]}')",
-                    "select rowcast.reset_vanished()",
+                    LOOK,
                 ]
         return Transaction(("; ".join(statements),))  # all or nothing
+
+    def alteration(self, table: Table, watched: Watched) -> list[str]:
+        """A statement after which rows read otherwise, and one that notices it."""
+        look = self.dice.choice((LOOK, LOOK, watched.call))
+        columns = [c for c in table.columns if c not in table.key]
+        texts = [c.quoted for c in columns if c.type is TEXT and not c.generated and c is not table.part]
+        integers = [c.quoted for c in columns if c.type is INTEGER]
+        types = " ".join(column.type.sql for column in watched.published)
+        kinds = ["swap", "using", *(["attribute"] * 2 if "app.pair" in types else []), *(["label"] if "app." in types else [])]
+        kind = self.dice.choice(kinds)
+        if kind == "label":
+            return [f"alter type app.mood rename value '{self.dice.choice(('sad', 'ok'))}' to 'bad'", look]
+        if kind == "attribute":
+            does = self.dice.choice(("add attribute z integer", "drop attribute y", "drop attribute k"))
+            return [f"alter type app.pair {does}", look]
+        alike = [one for one in (texts, integers) if len(one) > 1]
+        if kind == "swap" and alike:
+            one, other = self.dice.sample(self.dice.choice(alike), 2)
+            rename = f"alter table {table.relation} rename column"
+            readable = {one, other} <= {column.quoted for column in watched.published}  # by the capture
+            return [
+                f"{rename} {one} to zq; {rename} {other} to {one}; {rename} zq to {other}",
+                look if readable else watched.call,
+            ]
+        if integers and self.chance(0.5):
+            column = self.dice.choice(integers)
+            return [f"alter table {table.relation} alter column {column} type integer using {column} + 1", look]
+        column = self.dice.choice(texts)
+        return [f"alter table {table.relation} alter column {column} type text using {column} || 'a'", look]
 
     def first_rows(self) -> Transaction:
         """A row for each of the few values of the keys."""

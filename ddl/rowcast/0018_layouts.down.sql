@@ -1,0 +1,2 @@
+alter table rowcast.capturing drop column version;
+drop table rowcast.layouts;

@@ -104,13 +104,13 @@ MUTANTS: Final = {
         "gaps", "layout_of", "to_jsonb(e.enumlabel)", "to_jsonb(e.oid)"
     ),
     "a composite type that was altered is taken for the old one": Mutant(
-        "gaps", "layout_of", "array[a.attname::text, a.atttypid::text]", "array[]::text []"
+        "gaps", "layout_of", "and not a.attisdropped", "and false"
     ),
     "triggers that were off for a moment are not noticed": Mutant(
-        "gaps", "reset_vanished", "t.xmin = coalesce(c.version, t.xmin)", "true"
+        "gaps", "reset_vanished", "t.xmin = coalesce(c.version, t.xmin)", "true", seed=22
     ),
     "rows that went with a partition are not noticed": Mutant(
-        "gaps", "reset_vanished", "where not exists (", "where false and not exists ("
+        "gaps", "reset_vanished", "where not exists (", "where false and not exists (", seed=22
     ),
     "a topic is tried as the one who watches": Mutant(
         "roles",

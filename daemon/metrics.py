@@ -24,6 +24,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from daemon import __version__
 from daemon.core.adaptive_polling import State
 from daemon.core.change import Kind
 from daemon.core.close_codes import CLOSE_CODES
@@ -35,6 +36,9 @@ REGISTRY: Final = CollectorRegistry()
 
 _LATENCY_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+BUILD_INFO: Final = Gauge(
+    "rowcast_build_info", "Always 1; the label says which version this daemon is.", ["version"], registry=REGISTRY
+)
 READY: Final = Gauge("rowcast_ready", "1 while this daemon is ready, as /readyz says, else 0.", registry=REGISTRY)
 CLIENTS: Final = Gauge("rowcast_clients", "Connected clients: authenticated connections.", registry=REGISTRY)
 CLIENTS_LIMIT: Final = Gauge(
@@ -318,6 +322,7 @@ class _PostgresCounters(Collector):
 POSTGRES_COUNTERS: Final = _PostgresCounters()
 REGISTRY.register(POSTGRES_COUNTERS)
 
+BUILD_INFO.labels(version=__version__).set(1)
 # Prometheus cannot see the increase from nothing to 1, so these series start with 0.
 for _kind in Kind:
     CHANGES.labels(kind=_kind.value)

@@ -1,14 +1,22 @@
 """The commands for tables without a pack: watch, unwatch and watches."""
 
+import re
 from pathlib import Path
+from typing import Final
 
 import click
 
 from daemon.cli.options import Options, data_dir_option, run
 
+_NAME: Final = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^,]+))\s*(?:,|\Z)')
+
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
-    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
+    """The names in a list; one that contains a comma is in double quotes, as in SQL."""
+    if value is None:
+        return None
+    found = [quoted.replace('""', '"') or bare.strip() for quoted, bare in _NAME.findall(value)]
+    return [name for name in found if name]
 
 
 @click.command()

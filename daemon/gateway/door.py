@@ -14,6 +14,7 @@ UNIX: Final = "unix"
 ProxyHeader = Literal["x-forwarded-for", "forwarded"]
 
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+_PORT: Final = re.compile(r":(\d*|_[\w.-]+)\Z")  # a proxy may write the latter (RFC 7239, 6.3)
 _FOR: Final = re.compile(r'(?:^|;)\s*for\s*=\s*"?([^;"]*)"?', re.IGNORECASE)
 
 OTHER_ORIGIN: Final = text_page("Pages of this origin may not connect: add it to ROWCAST_ORIGINS.", 403)
@@ -29,8 +30,7 @@ OTHER_HOST: Final = text_page("This daemon does not have the name in Host: add i
 
 def host_name(host: str) -> str:
     """The name in a Host header or the authority of a URL, without its port and brackets, in lower case."""
-    name = host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
-    return name.strip("[]").lower()
+    return _PORT.sub("", host).strip("[]").lower()
 
 
 def address_in(text: str) -> IPv4Address | IPv6Address | None:

@@ -21,7 +21,7 @@ from daemon.schema.capture_check import (
 from daemon.schema.queries import query
 from daemon.schema.resets import reset_table
 from daemon.schema.rights_check import check_rights
-from daemon.schema.schema_check import check_schemas
+from daemon.schema.schema_check import NOT_COMPARED, check_schemas
 from daemon.settings import Settings
 
 log = get_logger()
@@ -173,7 +173,7 @@ async def check(settings: Settings) -> Findings:
         for pack, schema in settings.schemas.items():
             if await migrate.current(connection, schema) is not None:
                 problems += map(str, await check_rules(connection, pack, schema))
-        watched = await count_watched(connection) if not problems else 0
+        watched = await count_watched(connection) if {*problems} <= {str(NOT_COMPARED)} else 0
     except DRIVER_ERRORS as error:
         raise explain(error) from None
     finally:

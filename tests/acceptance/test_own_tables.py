@@ -279,6 +279,29 @@ async def test_tables_are_watched_one_after_the_other(database: str, tables: Con
     await asyncio.gather(*(rowcast(database, *WATCH, "--read", f"user_id = '{n}'") for n in range(3)))
 
 
+async def test_tables_and_columns_have_any_names(database: str, daemon: Daemon, sql: Connection) -> None:
+    names = ("$capture$", "a,b", "a\nb", "\\", 'a"b', "€" * 21, "%s")  # the key is the first; the last is not told
+    quoted = ['"{}"'.format(name.replace('"', '""')) for name in names]
+    table = f"public.{quoted[2]}"
+    try:
+        await sql.execute(f"create table {table} ({' text, '.join(quoted)} text, primary key ({quoted[0]}))")
+        arguments = ("--topic", f"'odd:' || r.{quoted[0]}", "--read", f"r.{quoted[1]} <> $capture$ $_$ $capture$")
+        output = await rowcast(database, "watch", table, *arguments, "--columns", ",".join(quoted[:-1]))
+        assert "left out    %s" in output
+        insert = f"insert into {table} values ('7'{', $1' * 6})"
+        await sql.execute(insert, "first")
+        async with daemon.client("7") as client:
+            await followed(client, "odd:7", snapshot=True)
+            [row] = (await client.until("snapshot"))[-1]["rows"]
+            assert dict.fromkeys(names[:-1], "first") | {names[0]: "7"} == row["record"]
+            for statement in (f"update {table} set {quoted[4]} = $1", f"delete from {table} where $1 <> ''", insert):
+                await sql.execute(statement, "second")
+                await client.until("changes")
+        assert "nothing has drifted" in await rowcast(database, "check")
+    finally:
+        await sql.execute(f"drop table if exists {table}; select rowcast.unwatch_dropped()")
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no such table": (("watch", "public.nothing", "--topic", "'a'", "--public"), 64, "There is no table"),
     "no schema": (("watch", "orders", "--topic", "'a'", "--public"), 64, "write SCHEMA.TABLE"),

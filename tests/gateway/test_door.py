@@ -65,7 +65,13 @@ def test_pages_of_this_machine_may_connect_to_what_they_call_this_machine(origin
     assert Door().wrong_origin(asking({"origin": origin, "host": "127.0.0.1:8787"})) is None
     for host in ("192.0.2.1:8787", "rowcast.example.com", "127.0.0.1.example.com"):
         assert OTHER_ORIGIN == Door().wrong_origin(asking({"origin": origin, "host": host}))
-    assert OTHER_ORIGIN == Door().wrong_origin(asking({"origin": "http://x.example", "host": "127.0.0.1:8787"}))
+    for other in (
+        "http://x.example",
+        "http://localhost:80.x.example",
+        "http://localhost.x.example:80",
+        "localhost:80",
+    ):
+        assert OTHER_ORIGIN == Door().wrong_origin(asking({"origin": other, "host": "127.0.0.1:8787"}))
 
 
 def test_only_names_of_ours_and_addresses_name_this_daemon() -> None:
@@ -95,6 +101,7 @@ def test_only_names_of_ours_and_addresses_name_this_daemon() -> None:
         ("forwarded", 'for="1.2.3.4", for=203.0.113.9;proto=https', "203.0.113.9"),
         ("forwarded", 'by=1.1.1.1; For="[2001:db8::1]:4711"', "2001:db8::1"),
         ("forwarded", 'for="1.2.3.4, for=203.0.113.9', "203.0.113.9"),  # a quote that never ends is forged
+        ("forwarded", 'for=1.2.3.4, for="203.0.113.9:_hidden"', "203.0.113.9"),
         ("forwarded", "for=1.2.3.4, for=_hidden", ""),
         ("forwarded", "203.0.113.9", ""),
     ],

@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from bench.flooder import Given
 from bench.load import tool
@@ -118,9 +119,10 @@ async def test_a_flood_of_forged_tokens_delays_newcomers_only(daemon: Daemon, ch
 async def test_a_client_that_asks_ahead_without_end_is_closed_and_others_are_not(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client, daemon.client(chat.bob) as hasty:
         await client.subscribe(chat.topic)
-        for number in range(400):
-            await hasty.say(op="subscribe", topic=f"channel:{number:026}")
-        *_, last = await hasty.until("error"), await hasty.next()
+        with suppress(ConnectionClosed):  # on a busy machine before the last of them is sent
+            for number in range(400):
+                await hasty.say(op="subscribe", topic=f"channel:{number:026}")
+        last = await hasty.next()
         while last.get("code") != "too_many_frames":
             last = await hasty.next()
         assert last["retry"] is True

@@ -242,6 +242,7 @@ def test_the_metrics_page_shows_every_metric_and_no_label_that_clients_could_cho
         "job",
         "query",
         "index",
+        "version",
         "le",
     }
     assert labels <= expected

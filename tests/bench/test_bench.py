@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,12 @@ from daemon.postgres.connect import Connection
 from tests.support import postgres as support
 from tests.support.nats import find_nats_server
 from tests.support.node import installed
+
+
+def test_the_guide_to_security_names_the_line_of_each_flood_and_leaves_figures_to_the_results() -> None:
+    guide = (HERE.parent / "docs/security.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| \*(floods-[a-z-]+)\* \|$", guide, re.MULTILINE)
+    assert [line.name for line in LINES if line.name.startswith("floods-")] == rows
 
 
 @pytest.mark.parametrize("together", [1, 3], ids=["single rows", "three rows"])

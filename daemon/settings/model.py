@@ -152,7 +152,8 @@ class BaseRowcastSettings(BaseSettings):
         "refuse it",
     )
     data_dir: Path = Field(
-        default_factory=state_home, description="directory in which `daemon up` keeps its database"
+        default_factory=state_home,
+        description="directory in which `daemon up` keeps its database; for root /var/lib/rowcast-up",
     )
     listen: Annotated[Address, BeforeValidator(read_listen)] = Field(
         Address("127.0.0.1", 8787),

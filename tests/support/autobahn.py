@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from daemon.core.close_codes import Close
 from daemon.core.ports import Socket
 from daemon.core.wire import SUBPROTOCOL
+from daemon.gateway.fan_out import fan_out
 from daemon.gateway.framing import encode
 from daemon.gateway.http import Site
 from daemon.gateway.server import Gateway, Limits
@@ -55,14 +56,18 @@ EXPLAINED = {
 
 
 class Echo:
-    """The handler of a client: what arrives is sent back."""
+    """The handler of a client: what arrives is sent back, as frames for many clients are."""
 
     def __init__(self, client: Socket) -> None:
-        self._socket = client
+        self._socket, self.outlet = client, client.outlet
         client.authenticated("autobahn")
 
     def message_received(self, text: bytes) -> None:
-        self._socket.write(encode(text))
+        fan_out((self,), encode(text))
+
+    def deliver(self, frames: bytes) -> None:
+        """What does not go straight to the kernel, such as compressed frames."""
+        self._socket.write(frames)
 
     def tick(self, now: float) -> None:
         """Nothing is due."""

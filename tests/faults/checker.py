@@ -84,7 +84,8 @@ class Checker:
     closes: list[int | None] = field(default_factory=list)
     live: asyncio.Event = field(default_factory=asyncio.Event)
     connections: int = 0
-    stale: bool = False
+    stale: bool = False  # what the last `head` said
+    warnings: int = 0  # how often a `head` said that
     live_at: float = 0.0
     connection: ClientConnection | None = None
 
@@ -188,6 +189,7 @@ class Checker:
                 if "pos" in frame:
                     self._move(frame["pos"])
                 self.stale = frame.get("stale", False)
+                self.warnings += self.stale
             case "reset":
                 self._reset(frame)
             case "revoked":

@@ -11,16 +11,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, Final
 
 from daemon.app import build, gateway, serve
 from daemon.cli import root
 from daemon.core import hub, session
-from daemon.core.change import Position, Seq
+from daemon.core.batch import LogBatch
+from daemon.core.change import RESET_KINDS, Position, Seq
 from daemon.delivery import feed, live, log_cache, pump
 from daemon.gateway import client_connection, limits
 from daemon.log import backlog, grants, notifier, queries, reader, retention, sequencer
 from daemon.postgres.connect import SESSION
+from daemon.relay import link, publisher, remote
 
 
 def _put(owner: Any, name: str, mutated: object) -> None:
@@ -371,6 +374,84 @@ def no_gone() -> None:
     _without("gone")
 
 
+def no_resets() -> None:
+    """A gateway does not pass on what resets topics."""
+    publish = feed.Feed._publish
+
+    def mutated(self: feed.Feed, batch: Any) -> None:
+        publish(self, batch._replace(changes=[each for each in batch.changes if each.kind not in RESET_KINDS]))
+
+    _put(feed.Feed, "_publish", mutated)
+
+
+def nothing_is_missing() -> None:
+    """Where a gateway should ask for what it did not hear, it takes it that nothing was written."""
+
+    async def mutated(self: remote.RemoteLogReader, after: Position) -> tuple[Position, list[LogBatch]]:
+        head = await self.head()
+        is_behind = head.epoch == after.epoch and head.seq > after.seq
+        return head, [LogBatch(head.epoch, after.seq, head.seq)] if is_behind else []
+
+    _put(remote.RemoteLogReader, "batches", mutated)
+
+
+def silence_is_proof() -> None:
+    """A gateway that hears nothing takes it that nothing was written."""
+    _put(feed.Feed, "age", property(lambda _: 0.0))
+
+
+def freshness_from_the_clock() -> None:
+    """How old the newest proof is that nothing is missing, a gateway reads from the wall clock."""
+    _put(feed, "time", SimpleNamespace(monotonic=lambda: time.time()))  # noqa: PLW0108 - another one by then
+
+
+def no_subscribe_again() -> None:
+    """After a reconnect to NATS nothing is subscribed to."""
+    use = link.Link._use
+
+    async def mutated(self: link.Link, connection: Any) -> None:
+        await use(self, connection)
+        self._receivers = {}
+
+    _put(link.Link, "_use", mutated)
+
+
+def one_server() -> None:
+    """Only one of several NATS servers is tried."""
+    init = link.Link.__init__
+
+    def mutated(self: link.Link, *arguments: Any) -> None:
+        init(self, *arguments)
+        self._urls = type(self._urls)([self._urls[0]])
+
+    _put(link.Link, "__init__", mutated)
+
+
+def no_silence_limit() -> None:
+    """A gateway does not give up a connection to NATS over which beats come no more."""
+    _put(gateway, "FRESH", 1e6)
+
+
+def no_relay_pings() -> None:
+    """NATS is not pinged."""
+    from daemon.relay import connection  # noqa: PLC0415 - nats-py is an extra
+
+    _put(connection, "PING_INTERVAL", 1_000_000)
+
+
+def only_the_leader_beats() -> None:
+    """Members that do not lead do not tell gateways how far they are."""
+
+    async def mutated(self: publisher.Publisher) -> None:
+        while True:
+            await self._link.connected.wait()
+            if self._is_leading():
+                self._link.publish(publisher.BEAT, publisher.codec.BEAT.encode(self._beat()))
+            await asyncio.sleep(publisher.BEAT_INTERVAL)
+
+    _put(publisher.Publisher, "run", mutated)
+
+
 def no_reset() -> None:
     """Where the log does not continue, the hub moves on and tells no client."""
 
@@ -440,6 +521,15 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
         no_fill,
         no_ends,
         no_gone,
+        no_resets,
+        nothing_is_missing,
+        silence_is_proof,
+        freshness_from_the_clock,
+        no_subscribe_again,
+        one_server,
+        no_silence_limit,
+        no_relay_pings,
+        only_the_leader_beats,
         no_reset,
         wild_clock,
         session_ids_from_the_clock,

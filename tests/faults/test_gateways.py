@@ -1,15 +1,19 @@
 """Many writers, and many clients at gateways, which have no database, while something between them fails."""
 
+import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import pytest
 
-from tests.faults.checker import CLEAN, Reset
+from daemon.delivery.client import STALE_DELAY
+from tests.faults.checker import CLEAN, Checker, Reset
 from tests.faults.deleted_rows import Secrets, leaks_of_a_replay
 from tests.faults.ended_rights import EndedRights, until_revoked
 from tests.faults.failover import HOW, failover
@@ -30,22 +34,42 @@ from tests.faults.oracle import Style
 from tests.faults.proxy import Proxy
 from tests.faults.results import Results
 from tests.support.gateways import NOWHERE
-from tests.support.nats import NatsServer, running_nats
+from tests.support.nats import NatsServer, running_cluster, running_nats
 
 MEMORY = {"ROWCAST_RECENT_BYTES": "32000000"}
 
 
 @dataclass(eq=False)
 class Nodes:
-    """Members and gateways around one NATS server, and what runs on them."""
+    """Members and gateways around NATS, and what runs on them.
+
+    The member that leads has a line of its own to NATS, and so has the first gateway, if any node has.
+    """
 
     run: Scenario
-    nats: NatsServer
+    servers: list[NatsServer]
     gateways: list[Supervised]
+    leader_line: Proxy
+    gateway_line: Proxy
+
+    async def follow(self, count: int) -> None:
+        """Start clients at both gateways, half of them at each. One whose gateway is gone comes to the other."""
+        for first, second in (self.gateways, self.gateways[::-1]):
+            await self.run.follow(count // 2, url=partial(_one_that_runs, first, second))
 
     def url(self) -> str:
-        """A gateway that runs, if one does, for a client that comes back."""
+        """A gateway that runs, if one does."""
         return random.choice([gateway for gateway in self.gateways if gateway.daemon] or self.gateways).url()
+
+    def of(self, gateway: Supervised) -> list[Checker]:
+        """The clients that are connected to a gateway."""
+        assert gateway.daemon
+        ports = {id(one): one.connection.remote_address[1] for one in self.run.checkers if one.connection}
+        return [one for one in self.run.checkers if ports.get(id(one)) == gateway.daemon.address[1]]
+
+
+def _one_that_runs(first: Supervised, second: Supervised) -> str:
+    return (first if first.daemon else second).url()
 
 
 @asynccontextmanager
@@ -57,33 +81,47 @@ async def nodes(
     mutants_of_members: Sequence[str] = (),
     users: int = 4,
     through: Proxy | None = None,
+    is_cluster: bool = False,
+    has_lines: bool = False,
 ) -> AsyncIterator[Nodes]:
     """Two gateways, from which safeguards are removed. Clients connect to gateways, writers to Postgres."""
-    async with running_nats() as nats, AsyncExitStack() as stack:
-        environment = {**MEMORY, "ROWCAST_NATS_URL": nats.url}
-        run = await stack.enter_async_context(
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        servers = await enter(running_cluster()) if is_cluster else [await enter(running_nats("debug: true\n"))]
+        url = ",".join(one.url for one in servers)
+        lines = [await enter(Proxy(("127.0.0.1", servers[0].port)).serving()) for _ in range(2)]
+        to_leader, to_gateway = ((f"nats://127.0.0.1:{line.port}" if has_lines else url) for line in lines)
+        run = await enter(
             scenario(
                 server,
                 mutants=mutants_of_members,
-                environment=environment,
-                daemons=members,
+                environment={**MEMORY, "ROWCAST_NATS_URL": to_leader},
                 users=users,
                 through=through,
             )
         )
-        gateways = [Supervised(NOWHERE, mutants, environment, ("gateway",)) for _ in range(2)]
-        for gateway in gateways:
-            await gateway.start()
-            stack.push_async_callback(gateway.stop, signal.SIGTERM)
-        yield Nodes(run, nats, gateways)
+        environment = {**MEMORY, "ROWCAST_NATS_URL": url}
+        others = [Supervised(run.daemons[0].dsn, mutants_of_members, environment) for _ in range(members - 1)]
+        run.daemons += others
+        gateways = [
+            Supervised(NOWHERE, mutants, {**MEMORY, "ROWCAST_NATS_URL": to}, ("gateway",)) for to in (to_gateway, url)
+        ]
+        for one in (*others, *gateways):
+            await one.start()
+            stack.push_async_callback(one.stop, signal.SIGTERM)
+        yield Nodes(run, servers, gateways, *lines)
+
+
+# What fails. Each happens when it is entered; what has gone is back when it is left.
 
 
 @asynccontextmanager
 async def gateway_killed(them: Nodes) -> AsyncIterator[None]:
     """SIGKILL of a gateway; its clients come back at the other one."""
-    await them.gateways[0].stop(signal.SIGKILL)
+    gateway = max(them.gateways, key=lambda gateway: len(them.of(gateway)))
+    await gateway.stop(signal.SIGKILL)
     yield
-    await them.gateways[0].start()
+    await gateway.start()
 
 
 @asynccontextmanager
@@ -96,101 +134,214 @@ async def leader_killed(them: Nodes) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def leader_cut_off(them: Nodes) -> AsyncIterator[None]:
+    """Nothing passes between the leader and NATS until it has given up; what is written meanwhile reaches clients."""
+    [leader, _] = them.run.daemons
+    lost = leader.count("relay_lost")
+    them.leader_line.hold()
+    await them.run.committed(20)
+    yield
+    await leader.logged("relay_lost", lost + 1)
+    them.leader_line.heal()
+
+
+@asynccontextmanager
 async def gateway_stopped(them: Nodes) -> AsyncIterator[None]:
-    """SIGSTOP of a gateway behind thousands of writes, SIGCONT."""
-    [gateway, _] = them.gateways
+    """SIGSTOP of a gateway behind many writes, SIGCONT once NATS has cut it off and more has been written."""
+    [gateway, _], [nats] = them.gateways, them.servers
     assert gateway.daemon
+    before = nats.log.count(CUT_OFF)
     gateway.daemon.process.send_signal(signal.SIGSTOP)
     await them.run.committed(by_form(200, 2000))
+    while nats.log.count(CUT_OFF) == before:
+        await asyncio.sleep(0.05)
+    await them.run.committed(20)
     gateway.daemon.process.send_signal(signal.SIGCONT)
+    yield
+
+
+@asynccontextmanager
+async def gateway_held(them: Nodes) -> AsyncIterator[None]:
+    """Nothing passes between a gateway and NATS until its clients are told `stale`; others are served meanwhile."""
+    [cut_off, served] = map(them.of, them.gateways)
+    them.gateway_line.hold()
+    await told_stale(cut_off)
+    await them.run.recovered(served)
+    them.gateway_line.heal()
+    yield
+
+
+@asynccontextmanager
+async def gateway_forgotten(them: Nodes) -> AsyncIterator[None]:
+    """A middlebox forgets the connection of a gateway to NATS; new ones pass."""
+    them.gateway_line.forget()
+    await them.run.committed(20)
     yield
 
 
 @asynccontextmanager
 async def nats_killed(them: Nodes) -> AsyncIterator[None]:
     """SIGKILL of the NATS server, which starts again."""
-    await them.nats.kill()
+    [nats] = them.servers
+    await nats.kill()
     await them.run.committed(20)
-    await them.nats.start()
+    await nats.start()
+    yield
+
+
+@asynccontextmanager
+async def nats_away(them: Nodes) -> AsyncIterator[None]:
+    """SIGKILL of the NATS server, which starts again when all clients have been told `stale`."""
+    [nats] = them.servers
+    await nats.kill()
+    await them.run.committed(20)
+    await told_stale(them.run.checkers)
+    await nats.start()
     yield
 
 
 @asynccontextmanager
 async def nats_stopped(them: Nodes) -> AsyncIterator[None]:
-    """SIGSTOP of the NATS server, SIGCONT: what waits for it too long is lost, and nobody is disconnected."""
-    them.nats.signal(signal.SIGSTOP)
-    await them.run.committed(by_form(100, 1000))
-    them.nats.signal(signal.SIGCONT)
+    """SIGSTOP of the NATS server, SIGCONT once all nodes have given it up and more has been written."""
+    [nats] = them.servers
+    everybody = [(one, one.count("relay_lost")) for one in (*them.run.daemons, *them.gateways)]
+    nats.signal(signal.SIGSTOP)
+    for one, lost in everybody:
+        await one.logged("relay_lost", lost + 1)
+    await them.run.committed(20)
+    nats.signal(signal.SIGCONT)
     yield
 
 
-Fault = Callable[[Nodes], AbstractAsyncContextManager[None]]
-"""It happens when this is entered; what has gone is back when it is left."""
+@asynccontextmanager
+async def server_killed(them: Nodes) -> AsyncIterator[None]:
+    """SIGKILL of one of three NATS servers, to which a gateway is connected; it stays away until all are served."""
+    [gateway, _] = them.gateways
+    assert gateway.daemon
+    used = [line["data"]["server"] for line in gateway.daemon.events() if line["event"] == "relay_connected"][-1]
+    [server] = [server for server in them.servers if server.address == used]
+    await server.kill()
+    await them.run.committed(20)
+    yield
+    await server.start()
 
-FAULTS: dict[str, tuple[Fault, str]] = {
-    "2 (gateway)": (gateway_killed, "kill -9 of a gateway"),
-    "2 (leader, gateways)": (leader_killed, "kill -9 of the member that leads"),
-    "10 (gateway)": (gateway_stopped, "a gateway is stopped behind many writes"),
-    "31 (NATS killed)": (nats_killed, "kill -9 of the NATS server"),
-    "31 (NATS stopped)": (nats_stopped, "the NATS server is stopped"),
+
+CUT_OFF = "Stale Client Connection - Closing"
+"""What NATS says when a node has not answered its pings."""
+
+
+async def told_stale(checkers: Sequence[Checker]) -> None:
+    """Wait until these clients are told that changes may be missing."""
+    while not all(checker.stale for checker in checkers):
+        await asyncio.sleep(0.01)
+
+
+class Fault(NamedTuple):
+    """What fails, and what it needs."""
+
+    name: str
+    happens: Callable[[Nodes], AbstractAsyncContextManager[None]]
+    needs: Mapping[str, bool] = {}
+
+    @property
+    def injected(self) -> str:
+        """How, for the table."""
+        return (self.happens.__doc__ or "").rstrip(".")
+
+
+LINES = {"has_lines": True}
+FAULTS = {
+    "2 (gateway)": Fault("kill -9 of a gateway", gateway_killed),
+    "2 (leader, gateways)": Fault("kill -9 of the member that leads", leader_killed),
+    "10 (gateway)": Fault("a gateway is stopped behind many writes", gateway_stopped),
+    "31 (NATS killed)": Fault("kill -9 of the NATS server", nats_killed),
+    "31 (NATS away)": Fault("the NATS server is away", nats_away),
+    "31 (NATS stopped)": Fault("the NATS server is stopped", nats_stopped),
+    "31 (NATS cluster)": Fault("kill -9 of one of three NATS servers", server_killed, {"is_cluster": True}),
+    "31 (NATS held)": Fault("a gateway is cut off from NATS", gateway_held, LINES),
+    "31 (NATS forgotten)": Fault("a middlebox forgets the connection of a gateway", gateway_forgotten, LINES),
+    "31 (leader cut)": Fault("the leader is cut off from NATS", leader_cut_off, LINES),
 }
-
-
-MUTANTS = {
-    "2 (gateway)": (["resume_from_head"], []),
-    "2 (leader, gateways)": ([], ["no_stored_snapshot"]),
-}
-"""What is removed from gateways, and from members, so that a fault is not survived."""
 
 
 @pytest.mark.parametrize("number", FAULTS)
 async def test_clients_of_gateways_miss_nothing(durable: str, results: Results, number: str) -> None:
     chance = random.Random(SEED)
-    fault, name = FAULTS[number]
+    fault = FAULTS[number]
     recoveries: list[float] = []
-    async with nodes(durable) as them:
+    async with nodes(durable, **fault.needs) as them:
         run = them.run
-        await run.follow(by_form(6, 50), url=them.url)
+        await them.follow(by_form(6, 50))
         run.write(4)
         for _ in range(times := by_form(1, 10)):
             await run.received(chance.randint(10, 60))
-            async with fault(them):
+            async with fault.happens(them):
                 recoveries.append(await run.recovered())
             await run.reconnected()
         verdict = await run.verdict()
     assert CLEAN == verdict
     results.held(
         number,
-        f"{name}; its clients are at two gateways",
-        f"{(fault.__doc__ or '').rstrip('.')}; {times} times, {len(run.checkers)} clients",
+        f"{fault.name}; its clients are at two gateways",
+        f"{fault.injected}; {times} times, {len(run.checkers)} clients",
         "nothing lost or repeated, no reset",
         f"then all were served: p50 {median(recoveries):.2f} s, max {max(recoveries):.2f} s",
         run.n,
     )
 
 
-@pytest.mark.parametrize("number", MUTANTS)
+MUTANTS = [
+    ("2 (gateway)", ["resume_from_head"], []),
+    ("2 (leader, gateways)", [], ["no_stored_snapshot"]),
+    ("10 (gateway)", ["nothing_is_missing"], []),
+    ("31 (NATS killed)", ["nothing_is_missing"], []),
+    ("31 (NATS killed)", ["no_subscribe_again"], []),
+    ("31 (NATS away)", ["nothing_is_missing"], []),
+    ("31 (NATS stopped)", ["nothing_is_missing"], []),
+    ("31 (NATS cluster)", ["one_server"], []),
+    ("31 (NATS held)", ["nothing_is_missing"], []),
+    ("31 (NATS forgotten)", ["no_silence_limit", "no_relay_pings"], []),
+    ("31 (leader cut)", [], ["only_the_leader_beats"]),
+]
+"""What is removed from gateways, and from members, so that a fault is not survived."""
+
+
+@pytest.mark.parametrize(("number", "of_gateways", "of_members"), MUTANTS)
 async def test_without_a_safeguard_clients_of_gateways_miss_changes(
-    durable: str, results: Results, number: str
+    durable: str, results: Results, number: str, of_gateways: list[str], of_members: list[str]
 ) -> None:
-    of_gateways, of_members = MUTANTS[number]
-    async with nodes(durable, mutants=of_gateways, mutants_of_members=of_members) as them:
+    fault = FAULTS[number]
+    async with nodes(durable, mutants=of_gateways, mutants_of_members=of_members, **fault.needs) as them:
         run = them.run
-        await run.follow(6, url=them.url)
+        await them.follow(6)
         run.write(4)
         await run.received(50)
-        async with FAULTS[number][0](them):
+        async with fault.happens(them):
             await run.committed(50)
-        verdict = await run.verdict(within=MUTANT_TIMEOUT)
+            verdict = await run.verdict(within=MUTANT_TIMEOUT)
     assert 0 < verdict.lost
-    [mutant] = [*of_gateways, *of_members]
-    results.caught(number, mutant, verdict)
+    results.caught(number, ", ".join([*of_gateways, *of_members]), verdict)
+
+
+@pytest.mark.parametrize("number", ["31 (NATS away)", "31 (NATS held)"])
+async def test_without_a_limit_of_silence_clients_of_gateways_are_not_told_that_nothing_arrives(
+    durable: str, results: Results, number: str
+) -> None:
+    fault = FAULTS[number]
+    async with nodes(durable, mutants=["silence_is_proof"], **fault.needs) as them:
+        await them.follow(2)
+        them.run.write(1)
+        await them.run.received(10)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(STALE_DELAY + MUTANT_TIMEOUT), fault.happens(them):
+                pass
+    results.caught(number, "silence_is_proof", "clients are not told `stale`")
 
 
 async def test_clients_of_gateways_miss_nothing_when_messages_are_lost(durable: str, results: Results) -> None:
     async with nodes(durable, members=1, mutants=["lossy_relay"]) as them:
         run = them.run
-        await run.follow(by_form(4, 50), url=them.url)
+        await them.follow(by_form(4, 50))
         run.write(4)
         await run.committed(by_form(200, 5000))
         verdict = await run.verdict()
@@ -205,20 +356,28 @@ async def test_clients_of_gateways_miss_nothing_when_messages_are_lost(durable: 
     )
 
 
+@pytest.mark.parametrize("mutant", [None, "freshness_from_the_clock"])
 async def test_clients_of_gateways_miss_nothing_while_the_clocks_of_all_nodes_jump(
-    durable: str, results: Results
+    durable: str, results: Results, mutant: str | None
 ) -> None:
-    async with nodes(durable, mutants=["wild_clock"], mutants_of_members=["wild_clock"]) as them:
-        await them.run.follow(by_form(4, 50), url=them.url)
+    mutants = ["wild_clock", *([mutant] if mutant else [])]
+    async with nodes(durable, mutants=mutants, mutants_of_members=["wild_clock"]) as them:
+        await them.follow(by_form(4, 50))
         them.run.write(4)
         await them.run.committed(by_form(200, 5000))
+        while mutant and not any(checker.warnings for checker in them.run.checkers):
+            await asyncio.sleep(0.1)
         verdict = await them.run.verdict()
-    assert CLEAN == verdict
+        warnings = sum(checker.warnings for checker in them.run.checkers)
+    if mutant:
+        results.caught("21 (gateways)", mutant, "clients are told `stale` while they get everything")
+        return
+    assert (CLEAN, 0) == (verdict, warnings)
     results.held(
         "21 (gateways)",
         "the clocks of members and gateways jump",
         "`time.time` is off by up to an hour, back or forth, at each call",
-        "no order and no freshness depends on clocks; nothing lost or repeated, no reset",
+        "no order and no freshness depends on clocks; nothing lost or repeated, no reset, nobody is told `stale`",
         "",
         them.run.n,
     )
@@ -229,7 +388,7 @@ async def test_without_looking_at_what_a_batch_continues_gateways_lose_changes(
     durable: str, results: Results, mutant: str
 ) -> None:
     async with nodes(durable, members=1, mutants=["lossy_relay", mutant]) as them:
-        await them.run.follow(2, url=them.url)
+        await them.follow(2)
         them.run.write(4)
         await them.run.committed(200)
         verdict = await them.run.verdict(within=MUTANT_TIMEOUT)
@@ -308,7 +467,7 @@ async def test_every_commit_reaches_clients_of_gateways_although_postgres_is_kil
     recoveries: list[float] = []
     async with own_server() as server, nodes(server, members=1, mutants=[mutant] if mutant else []) as them:
         run = them.run
-        await run.follow(by_form(4, 20), url=them.url)
+        await them.follow(by_form(4, 20))
         run.write(3)
         for _ in range(kills := by_form(1, 10)):
             await run.received(chance.randint(10, 100))

@@ -11,6 +11,7 @@ from daemon.gateway.auth import Authenticator
 from daemon.postgres.connect import Connection
 from tests.acceptance.chat import Chat
 from tests.support.daemon import Daemon, daemon_process, token
+from tests.support.gateways import PLACES, node
 from tests.support.postgres import Server
 
 
@@ -20,9 +21,9 @@ async def database(postgres: Server) -> AsyncIterator[str]:
         yield dsn
 
 
-@pytest.fixture(scope="module")
-async def daemon(database: str) -> AsyncIterator[Daemon]:
-    async with daemon_process(database) as process:
+@pytest.fixture(scope="module", params=PLACES)
+async def daemon(request: pytest.FixtureRequest, database: str) -> AsyncIterator[Daemon]:
+    async with node(request.param, database) as process:
         yield process
 
 

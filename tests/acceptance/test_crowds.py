@@ -10,7 +10,8 @@ import pytest
 
 from tests.acceptance.chat import Chat
 from tests.gateway.peers import UPGRADE, request
-from tests.support.daemon import Daemon, daemon_process, get, token
+from tests.support.daemon import Daemon, get, token
+from tests.support.gateways import PLACES, node
 
 CROWD = 260  # more than there are descriptors
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, object]]
@@ -74,21 +75,26 @@ async def metric(url: str, name: str) -> float:
     return float(found[1])
 
 
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @asynccontextmanager
-async def with_few_files(database: str, **environment: str) -> AsyncIterator[tuple[Daemon, str]]:
-    """A daemon with 256 descriptors, and the URL of its metrics."""
+async def with_few_files(place: str, database: str, **environment: str) -> AsyncIterator[tuple[Daemon, str]]:
+    """A node with 256 descriptors, and the URL of its metrics."""
     module = "tests.acceptance.few_files"
     own = {"ROWCAST_METRICS_LISTEN": "127.0.0.1:0", **environment}
-    async with daemon_process(database, module=module, environment=own) as daemon:
+    async with node(place, database, module=module, environment=own) as daemon:
         [url] = [line["data"]["metrics"] for line in daemon.events() if line["event"] == "serving"]
         yield daemon, url
 
 
 @pytest.mark.parametrize("peer", [says_nothing, sends_a_request_without_end, never_closes_a_page, never_says_hello])
 async def test_a_crowd_from_one_address_keeps_nobody_out_and_disturbs_no_client(
-    database: str, chat: Chat, peer: Peer
+    place: str, database: str, chat: Chat, peer: Peer
 ) -> None:
-    async with with_few_files(database) as (daemon, metrics), daemon.client(chat.ada) as before:
+    async with with_few_files(place, database) as (daemon, metrics), daemon.client(chat.ada) as before:
         await before.subscribe(chat.topic)
         async with crowd(daemon, peer):
             assert 200 == (await get(f"{daemon.http}/healthz"))[0]
@@ -103,8 +109,10 @@ async def test_a_crowd_from_one_address_keeps_nobody_out_and_disturbs_no_client(
         assert await metric(metrics, 'rowcast_refused_total{reason="files"}') == 0
 
 
-async def test_the_daemon_reaches_its_database_while_every_connection_is_taken(database: str, chat: Chat) -> None:
-    async with with_few_files(database) as (daemon, metrics), daemon.client(chat.ada) as client:
+async def test_the_daemon_reaches_its_database_while_every_connection_is_taken(
+    place: str, database: str, chat: Chat
+) -> None:
+    async with with_few_files(place, database) as (daemon, metrics), daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         async with crowd(daemon, never_says_hello):
             await chat.sql.execute(
@@ -118,8 +126,10 @@ async def test_the_daemon_reaches_its_database_while_every_connection_is_taken(d
         assert not [reason for reason in reasons if "EMFILE" in str(reason) or "Too many open files" in str(reason)]
 
 
-async def test_a_user_with_too_many_connections_keeps_no_other_user_out(database: str, chat: Chat) -> None:
-    async with with_few_files(database, ROWCAST_MAX_CLIENTS_PER_USER="2") as (daemon, metrics):
+async def test_a_user_with_too_many_connections_keeps_no_other_user_out(
+    place: str, database: str, chat: Chat
+) -> None:
+    async with with_few_files(place, database, ROWCAST_MAX_CLIENTS_PER_USER="2") as (daemon, metrics):
         async with daemon.client(chat.ada), daemon.client(chat.ada), daemon.raw() as third:
             await third.say(op="hello", token=token(chat.ada))
             error = await third.next()
@@ -130,8 +140,8 @@ async def test_a_user_with_too_many_connections_keeps_no_other_user_out(database
         assert 1 == await metric(metrics, 'rowcast_refused_total{reason="user"}')
 
 
-async def test_pages_are_served_while_every_client_has_its_place(database: str, chat: Chat) -> None:
-    async with with_few_files(database, ROWCAST_MAX_CLIENTS="1") as (daemon, metrics), daemon.client(chat.ada):
+async def test_pages_are_served_while_every_client_has_its_place(place: str, database: str, chat: Chat) -> None:
+    async with with_few_files(place, database, ROWCAST_MAX_CLIENTS="1") as (daemon, metrics), daemon.client(chat.ada):
         async with crowd(daemon, never_closes_a_page):
             reader, writer = await asyncio.open_connection(*daemon.address)
             writer.write(request("GET /v1", UPGRADE))

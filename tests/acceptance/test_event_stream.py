@@ -10,6 +10,7 @@ from daemon.postgres.connect import Connection
 from tests.acceptance.chat import Chat
 from tests.support.daemon import Daemon, daemon_process, get, token
 from tests.support.event_stream import Stream, event_stream
+from tests.support.gateways import PLACES, node
 from tests.support.postgres import Server
 
 LIMIT = 100_000  # bytes that may be queued for a client
@@ -22,10 +23,10 @@ async def database(postgres: Server) -> AsyncIterator[str]:
         yield dsn
 
 
-@pytest.fixture(scope="module")
-async def daemon(database: str) -> AsyncIterator[Daemon]:
+@pytest.fixture(scope="module", params=PLACES)
+async def daemon(request: pytest.FixtureRequest, database: str) -> AsyncIterator[Daemon]:
     settings = {"ROWCAST_QUEUE_BYTES": str(LIMIT), "ROWCAST_HEARTBEAT": "0.2", "ROWCAST_SNAPSHOT_ROWS": "100"}
-    async with daemon_process(database, environment=settings) as process:
+    async with node(request.param, database, environment=settings) as process:
         yield process
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from daemon.postgres.connect import Connection
 from tests.acceptance.chat import Chat
-from tests.support.daemon import Client, Daemon, daemon_process, token
+from tests.support.daemon import Client, Daemon, token
 from tests.support.event_stream import event_stream
+from tests.support.gateways import PLACES, node
 from tests.support.postgres import Server
 
 SEED = 7
@@ -29,9 +30,9 @@ async def database(postgres: Server) -> AsyncIterator[str]:
         yield dsn
 
 
-@pytest.fixture(scope="module")
-async def daemon(database: str) -> AsyncIterator[Daemon]:
-    async with daemon_process(database) as process:
+@pytest.fixture(scope="module", params=PLACES)
+async def daemon(request: pytest.FixtureRequest, database: str) -> AsyncIterator[Daemon]:
+    async with node(request.param, database) as process:
         yield process
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from daemon.postgres.connect import Connection
 from tests.acceptance.chat import Chat
-from tests.support.daemon import Client, Daemon, Frame, daemon_process
+from tests.support.daemon import Client, Daemon, Frame
+from tests.support.gateways import PLACES, node
 from tests.support.postgres import Server
 
 
@@ -18,9 +19,9 @@ async def database(postgres: Server) -> AsyncIterator[str]:
         yield dsn
 
 
-@pytest.fixture(scope="module")
-async def daemon(database: str) -> AsyncIterator[Daemon]:
-    async with daemon_process(database) as process:
+@pytest.fixture(scope="module", params=PLACES)
+async def daemon(request: pytest.FixtureRequest, database: str) -> AsyncIterator[Daemon]:
+    async with node(request.param, database) as process:
         yield process
 
 
@@ -180,6 +181,7 @@ async def test_truncating_the_members_revokes_their_topics(daemon: Daemon, chat:
 async def test_a_right_that_ends_by_an_update_is_revoked_as_well(daemon: Daemon, chat: Chat) -> None:
     """The row keeps its key and grants the right to another user instead."""
     await chat.sql.execute("""
+        drop table if exists chatgenius.seats;
         create table chatgenius.seats (id text primary key, user_id text not null, room text not null);
         select rowcast.watch('chatgenius.seats', $$'users'$$, '{id}', pack => 'chatgenius', model => 'users',
                              revokes => $$jsonb_build_object('user', r.user_id, 'topic', r.room)$$);

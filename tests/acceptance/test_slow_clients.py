@@ -15,17 +15,18 @@ from websockets.frames import Opcode
 
 from tests.acceptance.chat import Chat
 from tests.gateway.peers import frame as bytes_of
-from tests.support.daemon import Client, Daemon, Frame, daemon_process, token
+from tests.support.daemon import Client, Daemon, Frame, token
+from tests.support.gateways import PLACES, node
 
 SMALL = 4096  # bytes of a receive buffer
 LIMIT = 100_000  # bytes that may be queued for a client
 LONG = 60_000  # characters of a message: kernels buffer megabytes for a client that does not read
 
 
-@pytest.fixture
-async def daemon(database: str, chat: Chat) -> AsyncIterator[Daemon]:
+@pytest.fixture(params=PLACES)
+async def daemon(request: pytest.FixtureRequest, database: str, chat: Chat) -> AsyncIterator[Daemon]:
     settings = {"ROWCAST_QUEUE_BYTES": str(LIMIT), "ROWCAST_HEARTBEAT": "0.1"}
-    async with daemon_process(database, environment=settings) as process:
+    async with node(request.param, database, environment=settings) as process:
         yield process
 
 

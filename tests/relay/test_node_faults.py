@@ -102,6 +102,14 @@ async def test_a_truncate_resets_the_topics_of_a_gateway(pair: Pair, shared: Cha
         assert ["after"] == await read_past_resets(client)
 
 
+async def test_a_gateway_that_passes_no_resets_on_does_not_show_a_truncate(pair: Pair, shared: Chat) -> None:
+    async with gateway(pair.url, "pair", "no_resets") as mutated, AsyncExitStack() as stack:
+        client = await follow(stack, mutated, shared)
+        await shared.sql.execute("truncate chatgenius.messages cascade")
+        await shared.say("after")
+        assert ["after"] == contents(await client.changes(1))
+
+
 async def read_past_resets(client: Client) -> list[str]:
     """The contents of the next changes; a truncate of several tables may reset a topic more than once."""
     frames = await client.until("changes")

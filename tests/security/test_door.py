@@ -20,8 +20,14 @@ from daemon.postgres.connect import connect as connect_to_database
 from daemon.settings import Address
 from daemon.settings.load import load
 from tests.acceptance.chat import EMPTY, Chat
-from tests.support.daemon import Client, Daemon, command, daemon_process, free_port, get, token
+from tests.support.daemon import Client, Daemon, command, free_port, get, token
+from tests.support.gateways import PLACES, node
 from tests.support.issuer import self_signed
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -57,13 +63,13 @@ async def reload(daemon: Daemon, event: str, **data: object) -> dict[str, Any]:
 
 
 async def test_a_daemon_with_tls_reloads_its_certificate_without_dropping_anybody(
-    dsn: str, chat: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: str, dsn: str, chat: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     certificate, key = self_signed(tmp_path)
     first = certificate.read_text().strip()
     environment = {"ROWCAST_TLS_CERTIFICATE": str(certificate), "ROWCAST_TLS_KEY": str(key)}
     trusting = ssl.create_default_context(cafile=certificate)
-    running = daemon_process(dsn, environment=environment, module="tests.acceptance.own_session")
+    running = node(place, dsn, environment=environment, module="tests.acceptance.own_session")
     async with running as own, connect(wss(own), ssl=trusting, subprotocols=[Subprotocol("rowcast.v1")]) as socket:
         client = Client(socket)
         await client.say(op="hello", token=token(chat.ada))
@@ -88,9 +94,9 @@ def wss(daemon: Daemon) -> str:
     return daemon.url.replace("ws:", "wss:")
 
 
-async def test_only_pages_of_listed_origins_and_this_machine_connect(dsn: str, chat: Chat) -> None:
+async def test_only_pages_of_listed_origins_and_this_machine_connect(place: str, dsn: str, chat: Chat) -> None:
     environment = {"ROWCAST_ORIGINS": "https://chat.example.com"}
-    async with daemon_process(dsn, environment=environment) as own:
+    async with node(place, dsn, environment=environment) as own:
         for origin in ("https://evil.example", "https://chat.example.com.evil.example"):
             with pytest.raises(InvalidStatus) as refused:
                 async with own.raw(origin=Origin(origin)):
@@ -105,11 +111,11 @@ async def test_only_pages_of_listed_origins_and_this_machine_connect(dsn: str, c
 
 
 async def test_a_reload_changes_who_may_come_in_and_how_many_without_dropping_anybody(
-    dsn: str, chat: Chat, tmp_path: Path
+    place: str, dsn: str, chat: Chat, tmp_path: Path
 ) -> None:
     file = tmp_path / "rowcast.toml"
     file.write_text('origins = ["https://old.example"]\n')
-    running = daemon_process(dsn, "--config", str(file), module="tests.acceptance.own_session")
+    running = node(place, dsn, "--config", str(file), module="tests.acceptance.own_session")
     async with running as own, own.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         file.write_text(
@@ -162,8 +168,8 @@ def test_in_production_a_page_of_the_same_machine_has_to_be_listed() -> None:
     assert door_of(load()).admits_local_pages
 
 
-async def test_with_a_listener_for_metrics_what_is_for_operators_is_only_there(dsn: str) -> None:
-    async with daemon_process(dsn, environment={"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}) as own:
+async def test_with_a_listener_for_metrics_what_is_for_operators_is_only_there(place: str, dsn: str) -> None:
+    async with node(place, dsn, environment={"ROWCAST_METRICS_LISTEN": "127.0.0.1:0"}) as own:
         [serving] = [line["data"] for line in own.events() if line["event"] == "serving"]
         admin = serving["metrics"].removesuffix("/metrics")
         for path in ("/metrics", "/console", "/console/state", "/readyz", "/healthz"):
@@ -193,9 +199,13 @@ async def test_with_a_listener_for_metrics_what_is_for_operators_is_only_there(d
     ],
 )
 async def test_a_start_with_a_wrong_door_ends_in_one_line_with_a_code(
-    dsn: str, environment: dict[str, str], line: str
+    place: str, dsn: str, environment: dict[str, str], line: str
 ) -> None:
-    found, _, errors = await command(DATABASE_URL=dsn, ROWCAST_LISTEN=f"127.0.0.1:{free_port()}", **environment)
+    settings = {"DATABASE_URL": dsn, "ROWCAST_LISTEN": f"127.0.0.1:{free_port()}", **environment}
+    if place == "gateway":
+        found, _, errors = await command("gateway", ROWCAST_NATS_URL="nats://127.0.0.1:1", **settings)
+    else:
+        found, _, errors = await command(**settings)
     assert 78 == found, errors
     assert errors.startswith(f"daemon: {line}"), errors
     assert 1 == len(errors.splitlines())

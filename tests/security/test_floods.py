@@ -14,15 +14,16 @@ from bench.rig import python
 from daemon.postgres.connect import Connection
 from daemon.postgres.connect import connect as connect_to_database
 from tests.acceptance.chat import EMPTY, Chat
-from tests.support.daemon import Daemon, daemon_process, get, token
+from tests.support.daemon import Daemon, get, token
+from tests.support.gateways import PLACES, node
 
 ROWS = 40  # during a flood
 UNITS = 60  # of a flood, at least
 
 
-@pytest.fixture(scope="module")
-async def daemon(dsn: str) -> AsyncIterator[Daemon]:
-    async with daemon_process(dsn) as process:
+@pytest.fixture(scope="module", params=PLACES)
+async def daemon(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[Daemon]:
+    async with node(request.param, dsn) as process:
         yield process
 
 

@@ -15,7 +15,8 @@ from daemon.gateway.auth import Authenticator
 from daemon.postgres.connect import Connection, connect
 from daemon.systemd import monotonic_usec
 from tests.acceptance.chat import Chat
-from tests.support.daemon import Client, Daemon, command, daemon_process, free_port, get, token
+from tests.support.daemon import Client, Daemon, command, free_port, get, token
+from tests.support.gateways import PLACES, node
 from tests.support.issuer import (
     EC,
     ED,
@@ -48,9 +49,14 @@ async def issuer() -> AsyncIterator[KeyServer]:
         yield served
 
 
+@pytest.fixture(scope="module", params=PLACES)
+def place(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-async def daemon(dsn: str, issuer: KeyServer, directory: Path) -> AsyncIterator[Daemon]:
-    """A daemon with two secrets, a public key and a key set; ChatGenius knows the users of the issuer."""
+async def daemon(place: str, dsn: str, issuer: KeyServer, directory: Path) -> AsyncIterator[Daemon]:
+    """A node with two secrets, a public key and a key set; ChatGenius knows the users of the issuer."""
     environment = {
         "ROWCAST_MORE_SECRETS_FILE": str(write(directory / "more", OLD + b"\n")),
         "ROWCAST_PUBLIC_KEYS": str(write(directory / "ed.pem", public_pem(ED))),
@@ -58,7 +64,7 @@ async def daemon(dsn: str, issuer: KeyServer, directory: Path) -> AsyncIterator[
         "ROWCAST_MAP_SUBJECTS": "true",
         "ROWCAST_TOKEN_LIFETIME": "2h",
     }
-    async with daemon_process(dsn, environment=environment, module="tests.acceptance.own_session") as process:
+    async with node(place, dsn, environment=environment, module="tests.acceptance.own_session") as process:
         yield process
 
 
@@ -228,9 +234,9 @@ async def _write_until(chat: Chat, end: float) -> None:
 
 
 async def test_keys_that_the_issuer_replaces_are_fetched_and_a_failure_keeps_them(
-    dsn: str, daemon: Daemon, chat: Chat, served: KeyServer
+    place: str, dsn: str, daemon: Daemon, chat: Chat, served: KeyServer
 ) -> None:
-    async with daemon_process(dsn, environment={"ROWCAST_JWKS": served.url}) as own:
+    async with node(place, dsn, environment={"ROWCAST_JWKS": served.url}) as own:
         assert "welcome" == (await answer(own, token_of(RSA, chat.ada, "first")))[0]["op"]
         served.answer = page(key_set(public_jwk(EC, kid="second")))
         assert "welcome" == (await answer(own, token_of(EC, chat.ada, "second")))[0]["op"]
@@ -251,12 +257,12 @@ async def test_keys_that_the_issuer_replaces_are_fetched_and_a_failure_keeps_the
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_sighup_replaces_secrets_without_dropping_anybody(
-    dsn: str, daemon: Daemon, chat: Chat, tmp_path: Path, workers: str
+    place: str, dsn: str, daemon: Daemon, chat: Chat, tmp_path: Path, workers: str
 ) -> None:
     file = write(tmp_path / "more", OLD)
     environment = {"ROWCAST_MORE_SECRETS_FILE": str(file), "ROWCAST_WORKERS": workers}
     new = OLD[::-1]
-    running = daemon_process(dsn, environment=environment, module="tests.acceptance.own_session")
+    running = node(place, dsn, environment=environment, module="tests.acceptance.own_session")
     async with running as own, own.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         for content, event in ((b"short", "reload_failed"), (new, "reloaded")):
@@ -282,11 +288,11 @@ async def test_a_sighup_replaces_secrets_without_dropping_anybody(
 
 
 async def test_a_worker_that_takes_the_place_of_another_one_has_the_keys_of_the_last_reload(
-    dsn: str, chat: Chat, tmp_path: Path
+    place: str, dsn: str, chat: Chat, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "more", OLD)
     environment = {"ROWCAST_MORE_SECRETS_FILE": str(file), "ROWCAST_WORKERS": "2"}
-    async with daemon_process(dsn, environment=environment, module="tests.acceptance.own_session") as own:
+    async with node(place, dsn, environment=environment, module="tests.acceptance.own_session") as own:
         new = OLD[::-1]
         file.write_bytes(new)
         own.process.send_signal(signal.SIGHUP)

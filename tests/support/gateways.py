@@ -1,13 +1,34 @@
 """Members and gateways in processes of their own, and what their clients read."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from tests.acceptance.chat import Chat
 from tests.support.daemon import Client, Daemon, Frame, daemon_process
+from tests.support.nats import running_nats
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
+PLACES = "daemon", "gateway"
+"""Where clients may connect: what they meet is the same."""
+
+
+@asynccontextmanager
+async def node(
+    place: str, database: str, *arguments: str, environment: Mapping[str, str] = {}, module: str = "daemon"
+) -> AsyncIterator[Daemon]:
+    """A daemon, or a gateway of one, which has the same environment. See `daemon_process`."""
+    if place == "daemon":
+        async with daemon_process(database, *arguments, environment=environment, module=module) as process:
+            yield process
+        return
+    async with running_nats() as nats:
+        both = {**environment, "ROWCAST_NATS_URL": nats.url}
+        async with (
+            daemon_process(database, environment=both),
+            daemon_process(NOWHERE, *arguments, "gateway", environment=both, module=module) as process,
+        ):
+            yield process
 
 
 @asynccontextmanager
@@ -22,9 +43,12 @@ async def member(
 
 
 @asynccontextmanager
-async def gateway(url: str, prefix: str, **environment: str) -> AsyncIterator[Daemon]:
+async def gateway(url: str, prefix: str, mutant: str | None = None, **environment: str) -> AsyncIterator[Daemon]:
+    """See `member`."""
     nodes = {"ROWCAST_NATS_URL": url, "ROWCAST_NATS_PREFIX": prefix}
-    async with daemon_process(NOWHERE, "gateway", environment={**nodes, **environment}) as process:
+    mutants, module = ([mutant], "tests.faults.mutant") if mutant else ([], "daemon")
+    running = daemon_process(NOWHERE, *mutants, "gateway", environment={**nodes, **environment}, module=module)
+    async with running as process:
         yield process
 
 

@@ -424,6 +424,36 @@ def usage_error(command: click.Command, words: list[str], parent: click.Context 
     return None
 
 
+def table_of(text: str, head: str) -> list[list[str]]:
+    """The cells of each row of the table that begins with this head."""
+    _, _, rest = text.partition(f"| {head} |")
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in rest.partition("\n\n")[0].split("\n")[2:]
+    ]
+
+
+def test_each_failure_behind_gateways_is_tried_and_has_a_mutant_that_was_noticed() -> None:
+    guide = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    noticed = {number: last for number, *_, last in table_of(guide, "No")}
+    faults, model = (
+        (ROOT / "tests" / name).read_text(encoding="utf-8") for name in ("faults/mutant.py", "unit/model/designs.py")
+    )
+    model += (ROOT / "tests" / "unit" / "model" / "test_gateways.py").read_text(encoding="utf-8")
+    failures = table_of(guide, "What fails")
+    assert failures
+    for failure, tried, not_survived in failures:
+        mutants = re.findall(r"`([^`]+)`", not_survived)
+        rows = re.findall(r"`(\d[^`]*)`", tried)
+        known = [f"def {part}()" in faults or f'"{part}"' in model for name in mutants for part in name.split(", ")]
+        assert known, failure
+        assert all(known), (failure, mutants)
+        assert rows or "model" in tried or "test_" in tried, failure
+        for number in rows:
+            assert any(f"`{mutant}`:" in noticed[number] for mutant in mutants), (failure, number)
+    gateways = [number for number, fault, *_ in table_of(guide, "No") if "gateway" in fault or "gateway" in number]
+    assert not [number for number in gateways if "not tried" in noticed[number]]
+
+
 @pytest.mark.parametrize("guide", OF_TODAY, ids=lambda guide: guide.relative_to(ROOT).as_posix())
 def test_each_command_of_a_guide_is_one_of_the_command_line(guide: Path) -> None:
     found = {shlex.join(words): usage_error(cli, words) for words in commands_in(guide.read_text(encoding="utf-8"))}

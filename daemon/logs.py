@@ -100,6 +100,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "nats_server_ended": Event(
             "warn", "the NATS server of `daemon up --nodes` ended; says why, and it is started again after a delay"
         ),
+        "postgres_ended": Event(
+            "warn", "the embedded Postgres of `daemon up` ended; says why, and it is started again"
+        ),
         "waiting_for_members": Event("warn", "a gateway that starts hears no member over NATS; says why"),
         "relay_connected": Event(
             "info", "NATS, which carries messages between nodes, is reached; says at which server"

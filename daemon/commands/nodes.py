@@ -76,13 +76,17 @@ set ROWCAST_NATS_URL."""
 
 
 class NodeEnded(OperatorFault):
-    """{node} ended ({how}): {place} what was wrong."""
+    """{node} ended {how}."""
 
     exit_code: ClassVar[int] = 71
 
     def __init__(self, node: str, code: int, place: str) -> None:
-        self.node, self.place = node, place
-        self.how = f"exit code {code}" if code >= 0 else str(signal.strsignal(-code))
+        self.node = node
+        self.how = (
+            f"with exit code {code}, {place} what was wrong"
+            if code >= 0
+            else f"by a signal ({signal.strsignal(-code)})"
+        )
 
 
 def find_nats_server() -> str:

@@ -69,6 +69,7 @@ async def up(
             await prepare_nodes(stack, settings, gateways, options, demo=demo) if gateways else (None, {})
         )
         settings = settings.model_copy(update=of_member)
+        postgres = None
         if settings.dsn is None:
             postgres = await stack.enter_async_context(EmbeddedPostgres(data_dir))
             # Its only role is a superuser, whatever environment this is.
@@ -97,6 +98,8 @@ async def up(
             stack.enter_context(remembered_nodes(data_dir, places))
             _print_welcome(settings, daemon, clients, places, sample)
             async with asyncio.TaskGroup() as group:
+                if postgres is not None:
+                    group.create_task(postgres.run())
                 if nodes is not None:
                     group.create_task(nodes.run(settings))
                 if demo and daemon.pool is not None:

@@ -24,19 +24,23 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final, NoReturn, Self
 from urllib.parse import quote
 
 from daemon.core.errors import OperatorFault
 from daemon.embedded.account import Account, PathNotAccessible
 from daemon.embedded.binaries import Binaries, find_binaries, installed
+from daemon.logs import get_logger
 from daemon.postgres.connect import Connection, connect
 from daemon.postgres.errors import DRIVER_ERRORS, TRANSIENT, DatabaseFault
+
+log = get_logger()
 
 SETTINGS: Final = MappingProxyType(
     {
@@ -61,6 +65,7 @@ SUPERUSER: Final = "rowcast"
 START_TIMEOUT: Final = 120.0  # seconds; after a crash the server replays its write-ahead log first
 STOP_TIMEOUT: Final = 60.0  # seconds; a stop ends with a checkpoint
 ORPHAN_TIMEOUT: Final = 60.0  # seconds for the server of a killed process to stop
+LOOK_INTERVAL: Final = 0.2  # seconds after which it is noticed that the server has ended
 
 _PORT = "5432"  # part of the socket's name; nothing listens on TCP
 _MAX_SOCKET_PATH = 107  # bytes: sockaddr_un without the closing NUL
@@ -147,6 +152,7 @@ class EmbeddedPostgres:
         self._log = self.data_dir / "postgres.log"
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._serve: Callable[[], subprocess.Popen[bytes]] | None = None
         self._socket_dir: Path | None = None
         self._password = ""
 
@@ -199,6 +205,19 @@ class EmbeddedPostgres:
             await self.stop()
             raise
 
+    async def run(self) -> NoReturn:
+        """Start the server again whenever it ends, until cancelled. Raises DirectoryInUse and PostgresNotStarted."""
+        if self._process is None or self._serve is None:
+            raise RuntimeError("the embedded Postgres is not started")
+        while True:
+            while (code := self._process.poll()) is None:  # noqa: ASYNC110  a signal of the kernel would be for all
+                await asyncio.sleep(LOOK_INTERVAL)
+            how = f"with exit code {code}" if code >= 0 else f"by a signal ({signal.strsignal(-code)})"
+            log.warning("postgres_ended", reason=f"the embedded Postgres ended {how}: {self._log} may say more")
+            await self._wait_for_orphans()
+            self._process = self._serve()
+            await self._prepare_database(self._process)
+
     async def stop(self) -> None:
         """Stop the server, which rolls back open transactions, and unlock the directory. May be called twice."""
         if self._process is not None:
@@ -225,7 +244,8 @@ class EmbeddedPostgres:
         self._socket_dir = self._make_socket_dir(account)
         settings = {**self._settings, "port": _PORT, "unix_socket_directories": str(self._socket_dir)}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        self._process = self._launch(binaries, account, "postgres", "-D", str(self._cluster), *options)
+        self._serve = partial(self._launch, binaries, account, "postgres", "-D", str(self._cluster), *options)
+        self._process = self._serve()
         await self._prepare_database(self._process)
 
     def _make_data_dir(self, account: Account) -> None:

@@ -403,10 +403,20 @@ def _tls(server: Server) -> ssl.SSLContext:
     path = server.ca_file
     try:
         context = ssl.create_default_context(cafile=path)
-        if (path := server.cert_file) is not None:
-            context.load_cert_chain(path, server.key_file, password="")  # never ask the terminal
+        for path in filter(None, (server.cert_file, server.key_file)):
+            path.read_bytes()  # what is said about both does not name the one that cannot be read
     except (OSError, ValueError) as error:
         raise ConnectionFailed(f"cannot use the certificates in {path}: {_words(error)}") from None
+    if server.cert_file is not None:
+        key = server.key_file or server.cert_file
+        hint = "" if server.key_file else ". Set ROWCAST_NATS_KEY_FILE, if the key is in a file of its own"
+        try:
+            context.load_cert_chain(server.cert_file, key, password="")  # never ask the terminal
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or "they are not in PEM format, or the key has a password"
+            raise ConnectionFailed(
+                f"cannot use the certificate in {server.cert_file} with the key in {key}: {reason}{hint}"
+            ) from None
     return context
 
 

@@ -9,7 +9,7 @@ import signal
 import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,26 @@ async def test_killing_up_ends_its_postgres_and_the_next_run_continues(home: Pat
         await sql.close()
 
 
+async def test_a_postgres_that_is_killed_is_started_again_and_clients_miss_nothing(home: Path) -> None:
+    settings = {"ROWCAST_LOG_FORMAT": "json", "ROWCAST_SECRET": SECRET}
+    async with up(home, **settings) as (daemon, _), following_general(daemon) as client:
+        database = connection(home)["database_url"]
+        os.kill(int((home / "state" / "postgres" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        while not logged(home, "postgres_ended"):
+            await asyncio.sleep(0.01)
+        await say_once_it_answers(database, "after the kill")
+        assert await until_said(client, "after the kill")
+        [ended] = [json.loads(line)["data"]["reason"] for line in logged(home, "postgres_ended")]
+        assert "ended by a signal (Killed)" in ended
+
+
+async def say_once_it_answers(database: str, content: str) -> None:
+    while True:
+        with suppress(OSError, asyncpg.PostgresError):
+            return await say(database, content)
+        await asyncio.sleep(0.05)
+
+
 async def test_an_unusable_data_directory_is_reported_in_one_line(home: Path) -> None:
     (home / "state").write_text("in the way")
     process = await asyncio.create_subprocess_exec(
@@ -294,7 +314,7 @@ async def test_a_nats_server_that_cannot_start_is_reported_with_its_log(
 ) -> None:
     find_nats_server()
     monkeypatch.setattr(nodes, "_CONFIGURATION", 'authorization {{ token: "{token}" }}\nno_such_setting: 1\n')
-    with pytest.raises(NodeEnded, match=rf"The NATS server ended \(exit code 1\): {tmp_path}/nats.log says"):
+    with pytest.raises(NodeEnded, match=rf"The NATS server ended with exit code 1, {tmp_path}/nats.log says"):
         async with running_nats(tmp_path):
             pass
 

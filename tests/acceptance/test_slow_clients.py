@@ -66,7 +66,7 @@ async def number_of(daemon: Daemon, metric: str) -> float:
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     page = (await reader.read()).decode()
     writer.close()
-    found = re.search(rf"^{metric} (.+)$", page, re.MULTILINE)
+    found = re.search(rf"^{re.escape(metric)} (.+)$", page, re.MULTILINE)
     assert found
     return float(found[1])
 
@@ -302,6 +302,27 @@ async def test_clients_that_never_read_are_disconnected_and_learn_why_when_they_
             assert {"code": 4408, "reason": "too_slow"} == await last_close(daemon, chat.ada, session)
             assert await last_close(daemon, chat.bob, session) is None
         assert await last_close(daemon, chat.ada, fast.welcome["session"]) is None
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_user_who_leaves_too_much_unread_loses_the_connections_that_do_and_no_other(
+    place: str, database: str, chat: Chat
+) -> None:
+    settings = {"ROWCAST_USER_UNREAD_BYTES": str(2**20), "ROWCAST_QUEUE_BYTES": str(2**22)}
+    async with (
+        node(place, database, environment=settings) as daemon,
+        daemon.client(chat.ada) as fast,
+        sleeper(daemon, chat.ada, chat.topic) as slow,
+    ):
+        await fast.subscribe(chat.topic)
+        for _ in range(50):
+            await write_much(chat, count=1)
+            await fast.changes()
+        while await number_of(daemon, 'rowcast_aborted_total{reason="user_unread"}') < 1:
+            await asyncio.sleep(0.1)
+        assert {"code": 4408, "reason": "too_slow"} == await last_close(daemon, chat.ada, slow.welcome["session"])
+        await chat.say("undisturbed")
+        assert "undisturbed" == (await fast.changes())[0]["record"]["content"]
 
 
 async def test_a_flood_of_pings_holds_up_only_its_own_connection(daemon: Daemon, chat: Chat) -> None:

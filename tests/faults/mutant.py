@@ -23,7 +23,7 @@ from daemon.delivery import feed, live, log_cache, pump
 from daemon.gateway import client_connection, limits
 from daemon.log import backlog, grants, notifier, queries, reader, retention, sequencer
 from daemon.postgres.connect import SESSION
-from daemon.relay import link, publisher, remote
+from daemon.relay import codec, link, publisher, remote
 
 
 def _put(owner: Any, name: str, mutated: object) -> None:
@@ -446,7 +446,7 @@ def only_the_leader_beats() -> None:
         while True:
             await self._link.connected.wait()
             if self._is_leading():
-                self._link.publish(publisher.BEAT, publisher.codec.BEAT.encode(self._beat()))
+                self._link.publish(publisher.BEAT, codec.BEAT.encode(self._beat()))
             await asyncio.sleep(publisher.BEAT_INTERVAL)
 
     _put(publisher.Publisher, "run", mutated)

@@ -4,7 +4,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -237,11 +237,24 @@ async def told_stale(checkers: Sequence[Checker]) -> None:
 
 
 class Fault(NamedTuple):
-    """What fails, and what it needs."""
+    """What fails, and what `nodes` has to make for it."""
 
     name: str
     happens: Callable[[Nodes], AbstractAsyncContextManager[None]]
-    needs: Mapping[str, bool] = {}
+    is_cluster: bool = False
+    has_lines: bool = False
+
+    def nodes(
+        self, server: str, *, mutants: Sequence[str] = (), mutants_of_members: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[Nodes]:
+        """What it needs. See the function of this name."""
+        return nodes(
+            server,
+            mutants=mutants,
+            mutants_of_members=mutants_of_members,
+            is_cluster=self.is_cluster,
+            has_lines=self.has_lines,
+        )
 
     @property
     def injected(self) -> str:
@@ -249,7 +262,6 @@ class Fault(NamedTuple):
         return (self.happens.__doc__ or "").rstrip(".")
 
 
-LINES = {"has_lines": True}
 FAULTS = {
     "2 (gateway)": Fault("kill -9 of a gateway", gateway_killed),
     "2 (leader, gateways)": Fault("kill -9 of the member that leads", leader_killed),
@@ -257,10 +269,12 @@ FAULTS = {
     "31 (NATS killed)": Fault("kill -9 of the NATS server", nats_killed),
     "31 (NATS away)": Fault("the NATS server is away", nats_away),
     "31 (NATS stopped)": Fault("the NATS server is stopped", nats_stopped),
-    "31 (NATS cluster)": Fault("kill -9 of one of three NATS servers", server_killed, {"is_cluster": True}),
-    "31 (NATS held)": Fault("a gateway is cut off from NATS", gateway_held, LINES),
-    "31 (NATS forgotten)": Fault("a middlebox forgets the connection of a gateway", gateway_forgotten, LINES),
-    "31 (leader cut)": Fault("the leader is cut off from NATS", leader_cut_off, LINES),
+    "31 (NATS cluster)": Fault("kill -9 of one of three NATS servers", server_killed, is_cluster=True),
+    "31 (NATS held)": Fault("a gateway is cut off from NATS", gateway_held, has_lines=True),
+    "31 (NATS forgotten)": Fault(
+        "a middlebox forgets the connection of a gateway", gateway_forgotten, has_lines=True
+    ),
+    "31 (leader cut)": Fault("the leader is cut off from NATS", leader_cut_off, has_lines=True),
 }
 
 
@@ -269,7 +283,7 @@ async def test_clients_of_gateways_miss_nothing(durable: str, results: Results, 
     chance = random.Random(SEED)
     fault = FAULTS[number]
     recoveries: list[float] = []
-    async with nodes(durable, **fault.needs) as them:
+    async with fault.nodes(durable) as them:
         run = them.run
         await them.follow(by_form(6, 50))
         run.write(4)
@@ -311,7 +325,7 @@ async def test_without_a_safeguard_clients_of_gateways_miss_changes(
     durable: str, results: Results, number: str, of_gateways: list[str], of_members: list[str]
 ) -> None:
     fault = FAULTS[number]
-    async with nodes(durable, mutants=of_gateways, mutants_of_members=of_members, **fault.needs) as them:
+    async with fault.nodes(durable, mutants=of_gateways, mutants_of_members=of_members) as them:
         run = them.run
         await them.follow(6)
         run.write(4)
@@ -328,7 +342,7 @@ async def test_without_a_limit_of_silence_clients_of_gateways_are_not_told_that_
     durable: str, results: Results, number: str
 ) -> None:
     fault = FAULTS[number]
-    async with nodes(durable, mutants=["silence_is_proof"], **fault.needs) as them:
+    async with fault.nodes(durable, mutants=["silence_is_proof"]) as them:
         await them.follow(2)
         them.run.write(1)
         await them.run.received(10)

@@ -292,15 +292,14 @@ async def test_a_server_is_verified_and_may_verify_this_node(tmp_path: Path) -> 
                 await link.connected.wait()
         async with running_link(secure, "P") as link:
             assert (await until_failed(link)).startswith(f"the certificate of {server.address} is not valid: ")
-        for file in (tmp_path / "none.pem", key):
-            async with running_link(secure, "P", ca_file=file) as link:
-                assert (await until_failed(link)).startswith(f"cannot use the certificates in {file}: ")
-        with_key = f"with the key in {cert}: they are not in PEM format"
-        for more, reason in (
-            ({"key_file": tmp_path / "none.pem"}, f"cannot use the certificates in {tmp_path / 'none.pem'}: No such"),
-            ({}, f"cannot use the certificate in {cert} {with_key}"),
+        for wrong in (tmp_path / "none.pem", key):
+            async with running_link(secure, "P", ca_file=wrong) as link:
+                assert (await until_failed(link)).startswith(f"cannot use the certificates in {wrong}: ")
+        for file, reason in (
+            (tmp_path / "none.pem", f"cannot use the certificates in {tmp_path / 'none.pem'}: No such"),
+            (None, f"cannot use the certificate in {cert} with the key in {cert}: they are not in PEM format"),
         ):
-            async with running_link(secure, "P", ca_file=cert, cert_file=cert, **more) as link:
+            async with running_link(secure, "P", ca_file=cert, cert_file=cert, key_file=file) as link:
                 assert (await until_failed(link)).startswith(reason)
         await server.kill()
         server.configure(tls.replace("VERIFY", "true"))

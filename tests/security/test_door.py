@@ -148,6 +148,14 @@ async def test_a_reload_changes_who_may_come_in_and_how_many_without_dropping_an
             assert "filter_too_large" == found.get("code"), found
         for headers, status in (({"Host": "evil.example"}, 421), ({"X-Forwarded-For": "192.0.2.1"}, 200)):
             assert status == (await get(f"{own.http}/healthz", headers))[0]
+        there = {"X-Forwarded-For": "192.0.2.1"}
+        async with own.raw(additional_headers=there), own.raw(additional_headers=there):
+            with pytest.raises(InvalidStatus) as refused:
+                async with own.raw(additional_headers=there):
+                    pass
+            assert 429 == refused.value.response.status_code
+            async with own.raw(additional_headers={"X-Forwarded-For": "192.0.2.2"}):
+                assert 'reason="address"} 1.0' in (await get(f"{own.http}/metrics"))[1]
         assert "subscribed" == (await client.subscribe("users"))["op"], "who is connected keeps what was agreed"
         await chat.say("still here")
         assert "still here" == (await client.changes())[0]["record"]["content"]

@@ -234,7 +234,8 @@ def free_port() -> int:
             return port
 
 
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+# Runs without workers may go on beside each other: one took the port of a server that the other had killed.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw"))
 _PORTS = itertools.cycle(range(20_000 + 500 * (_WORKER % 20), 20_500 + 500 * (_WORKER % 20)))
 
 

@@ -1,5 +1,6 @@
 """The newest part of the log, in memory, so that a mass reconnect does not reach the database."""
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
@@ -12,6 +13,7 @@ from daemon.core.change import Change, Position, Seq, Topic
 from daemon.core.ports import MAX_READ_BYTES, Batch, LogReader
 
 SEGMENTS = 64  # about as many segments make up the cache; the oldest is evicted as a whole
+MAX_CONTINUOUS = 10_000  # positions that are remembered, of those that the log can be continued from
 
 _seq = attrgetter("seq")
 
@@ -61,6 +63,10 @@ class LogCache:
     were left in the log. `Live` calls `add` and `restart` in the same step in which it moves the hub, so the cache
     always ends at the hub's position. Batches read from memory are validated. `covers` says whether everything in
     some topics that follows a position has been added, if that is not so for all of them.
+
+    What the other one says of a position before the hub's holds until the next `restart`: only a crash could change
+    it, and that would take back the hub's position too. What is dropped meanwhile, `read_topics` notices. So clients
+    that come back from one position ask once, however many they are.
     """
 
     def __init__(self, inner: LogReader, max_bytes: int) -> None:
@@ -74,6 +80,7 @@ class LogCache:
         self.size = 0  # bytes, approximately
         self._floor = position.seq
         self._end = position
+        self._continuous: dict[Position, asyncio.Task[str | None]] = {}  # what is asked, or was answered with None
         self._segments: deque[_Segment] = deque()
         # Between these positions, both excluded, the log lacks some numbers.
         self._gaps: deque[tuple[Seq, Seq]] = deque()
@@ -105,6 +112,8 @@ class LogCache:
         while self._segments and self._segments[0].end <= floor:
             self._evict()
         self._floor = max(self._floor, min(floor, self._end.seq))
+        for since in [since for since in self._continuous if since.seq < floor]:
+            del self._continuous[since]
 
     def newest(self, limit: int) -> list[Change]:
         """The newest changes that are in memory, at most `limit`, in order."""
@@ -143,12 +152,33 @@ class LogCache:
 
     async def continuity(self, since: Position) -> str | None:
         """See LogReader."""
-        held = since.epoch == self._end.epoch and self._floor <= since.seq <= self._end.seq
-        if not held or any(before < since.seq < after for before, after in self._gaps):
-            metrics.RESUME_READS.labels(source="database").inc()
+        passed = since.epoch == self._end.epoch and since.seq <= self._end.seq
+        held = passed and self._floor <= since.seq
+        if held and not any(before < since.seq < after for before, after in self._gaps):
+            metrics.RESUME_READS.labels(source="memory").inc()
+            return None
+        known = self._continuous
+        if passed and since in known:
+            metrics.RESUME_READS.labels(source="memory").inc()
+            return await asyncio.shield(known[since])  # others wait for it, too
+        metrics.RESUME_READS.labels(source="database").inc()
+        if not passed:
             return await self._inner.continuity(since)
-        metrics.RESUME_READS.labels(source="memory").inc()
-        return None
+        asking = known[since] = asyncio.create_task(self._ask(since, known))
+        asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())  # perhaps nobody waits any more
+        return await asyncio.shield(asking)
+
+    async def _ask(self, since: Position, known: dict[Position, asyncio.Task[str | None]]) -> str | None:
+        """Ask, and remember nothing but that the log can be continued from there."""
+        reason: str | None = "failed"
+        try:
+            reason = await self._inner.continuity(since)
+        finally:
+            if reason is not None:
+                known.pop(since, None)
+            elif len(known) > MAX_CONTINUOUS:
+                del known[next(iter(known))]
+        return reason
 
     def _held(self, after: Seq, upto: Seq, topics: Collection[Topic]) -> Iterator[Change]:
         """The changes of these topics, in order, without the content of rows that have been deleted since."""

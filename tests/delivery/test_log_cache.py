@@ -1,5 +1,6 @@
 """`LogCache`: which reads it answers, which it leaves to the log, and how much memory it takes."""
 
+import asyncio
 import json
 import tracemalloc
 from collections.abc import Collection, Sequence
@@ -35,6 +36,18 @@ class UnreadableLog:
 
     async def continuity(self, since: Position) -> str | None:
         raise LogWasRead
+
+
+class SlowLog(UnreadableLog):
+    """A log behind the cache that answers, when `answer` has a result, from which position it can be continued."""
+
+    def __init__(self) -> None:
+        self.asked: list[Position] = []
+        self.answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+    async def continuity(self, since: Position) -> str | None:
+        self.asked.append(since)
+        return await asyncio.shield(self.answer)
 
 
 class Note(Row):
@@ -111,6 +124,57 @@ async def test_positions_outside_the_cache_are_looked_up_in_the_log(since: Posit
     for after, upto in ((9, 11), (10, 12)):
         with pytest.raises(LogWasRead):
             await read_seqs(cache, after, upto)
+
+
+async def test_clients_that_come_back_from_one_position_ask_the_log_once() -> None:
+    log = SlowLog()
+    cache, since = LogCache(log, 0), Position("e", Seq(3))
+    cache.restart(Position("e", Seq(9)))
+    coming = [asyncio.create_task(cache.continuity(since)) for _ in range(3)]
+    leaving = asyncio.create_task(cache.continuity(since))
+    while not log.asked:
+        await asyncio.sleep(0)
+    coming[0].cancel()  # the one that asked
+    leaving.cancel()
+    log.answer.set_result(None)
+    assert [None, None] == await asyncio.gather(*coming[1:])
+    assert await cache.continuity(since) is None
+    assert [since] == log.asked
+
+
+@pytest.mark.parametrize("reason", ["crash", None])
+async def test_what_may_change_is_asked_again(reason: str | None) -> None:
+    log = SlowLog()
+    log.answer.set_result(reason)
+    cache, ahead = LogCache(log, 0), Position("e", Seq(10))
+    cache.restart(Position("e", Seq(9)))
+    since = ahead if reason is None else Position("e", Seq(3))
+    assert [reason, reason] == [await cache.continuity(since) for _ in range(2)]
+    assert [since, since] == log.asked
+
+
+async def test_an_answer_from_before_a_discontinuity_or_the_end_of_retention_is_forgotten() -> None:
+    log = SlowLog()
+    cache, since = LogCache(log, 0), Position("e", Seq(3))
+    cache.restart(Position("e", Seq(9)))
+    asking = asyncio.create_task(cache.continuity(since))
+    while not log.asked:
+        await asyncio.sleep(0)
+    cache.restart(Position("e", Seq(20)))
+    log.answer.set_result(None)
+    assert await asking is None
+    for count in (2, 3):
+        assert [None, None] == [await cache.continuity(since) for _ in range(2)]
+        assert count == len(log.asked)
+        cache.forget(Seq(5))
+
+
+async def test_a_question_that_failed_is_asked_again() -> None:
+    cache, since = LogCache(UnreadableLog(), 0), Position("e", Seq(3))
+    cache.restart(Position("e", Seq(9)))
+    for _ in range(2):
+        answers = await asyncio.gather(*(cache.continuity(since) for _ in range(2)), return_exceptions=True)
+        assert [LogWasRead, LogWasRead] == [type(answer) for answer in answers]
 
 
 async def test_the_newest_changes_of_all_topics_come_in_their_order() -> None:

@@ -128,12 +128,14 @@ class RetryingLogReader:
 class Turns:
     """The replays of one user, of which so many are `running`, and whose `turn` it is if they take turns.
 
-    `weight` is what their CPU counts then, times itself: more if something was delivered live since the turn before.
+    Only one of them reads at a time, so that what is delivered live finds a processor in Postgres. `weight` is what
+    the CPU of those that take turns counts, times itself: more if something was delivered live since the turn before.
     """
 
     def __init__(self) -> None:
         self.running = 0
         self.turn = asyncio.Lock()
+        self.reading = asyncio.Lock()
         self.weight = 1
         self._position: Position | None = None
 
@@ -377,8 +379,12 @@ class Replay:
 
     def _begin(self, topics: frozenset[Topic], after: Seq, upto: Seq) -> _Reading:
         limit = min(self._limit, SMALL_READ) if self._takes_turns else self._limit
-        batch = asyncio.ensure_future(self._log.read_topics(topics, after, upto, limit))
+        batch = asyncio.create_task(self._read(topics, after, upto, limit))
         return _Reading(topics, after, upto, self._discontinuity, batch)
+
+    async def _read(self, topics: frozenset[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
+        async with self._turns.reading:
+            return await self._log.read_topics(topics, after, upto, limit)
 
     def _forget_ahead(self) -> None:
         """Cancel the read ahead. Nobody will look at how it ends."""

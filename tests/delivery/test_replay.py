@@ -189,7 +189,7 @@ async def test_replays_of_one_user_take_turns_and_count_if_they_are_many_or_have
     await asyncio.gather(*(replay.run() for replay in replays))
     assert [[1, 2, 3]] * 3 == [recorder.versions(ONE) for recorder in recorders]
     assert {SMALL_READ if take_turns else 1000} == set(log.limits)
-    assert (log.most == 1) == take_turns
+    assert log.most == 1
     for replay, recorder in zip(replays, recorders, strict=True):
         assert (recorder.spent > READ, replay.unpaid > READ) == (take_turns, not take_turns)
         assert replay.unpaid == recorder.on_credit

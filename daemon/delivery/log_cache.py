@@ -165,7 +165,7 @@ class LogCache:
         if not passed:
             return await self._inner.continuity(since)
         asking = known[since] = asyncio.create_task(self._ask(since, known))
-        asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())  # perhaps nobody waits any more
+        asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())  # perhaps nobody waits
         return await asyncio.shield(asking)
 
     async def _ask(self, since: Position, known: dict[Position, asyncio.Task[str | None]]) -> str | None:

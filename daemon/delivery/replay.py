@@ -23,6 +23,7 @@ SLICE: Final = 100  # changes that are validated, or sent, in one step: between 
 FEW: Final = 4  # replays that a user may run at once, each as fast as it can
 SMALL_SLICE: Final = 20  # and if there are more
 SMALL_READ: Final = 100
+HEAD_START: Final = 0.002  # seconds before frames of the same user that wait: they do not ask Postgres meanwhile
 LIVE_WEIGHT: Final = 2  # of the CPU of what takes turns while others get live changes, so that it delays them less
 # Seconds of CPU that a read of the log takes, of Postgres and of this process, before anything is validated; and how
 # much more for each change that it finds.
@@ -336,6 +337,7 @@ class Replay:
             self._sent_positions[topic] = min(self._sent_positions.get(topic, place), place)
         wanted = frozenset((*asked, *self._router.wildcard_topics(asked)))
         reading = await self._reading(wanted, min(asked.values()), upto)
+        self._count(READ)  # first, so that frames of the user wait until it has ended
         try:
             batch = await reading.batch
         except LogTruncated:
@@ -344,8 +346,7 @@ class Replay:
             return [], {}
         if batch.more and not self._takes_turns:
             self._ahead = self._begin(wanted, batch.reached, upto)
-        if not batch.validated:  # else it was in memory
-            self._count(READ + READ_CHANGE * len(batch))
+        self._count(-READ if batch.validated else READ_CHANGE * len(batch))  # what is validated was in memory
         sendable = await self._sendable(batch)
         if self._hub.discontinuity is not self._discontinuity:
             return [], {}
@@ -355,7 +356,7 @@ class Replay:
         return sendable, reading_from
 
     def _count(self, spent: float) -> None:
-        """Count so many seconds of CPU."""
+        """Count so many seconds of CPU; less than 0 gives back."""
         if self._takes_turns:
             self._target.spend(spent * self._turns.weight)
         else:
@@ -364,7 +365,7 @@ class Replay:
 
     async def _rest(self) -> None:
         """Let others go first. One that takes turns also waits until its user may have more of the processor."""
-        await asyncio.sleep(max(0.0, self._target.delay()) if self._takes_turns else 0)
+        await asyncio.sleep(max(0.0, self._target.delay() - HEAD_START) if self._takes_turns else 0)
 
     async def _reading(self, topics: frozenset[Topic], after: Seq, upto: Seq) -> _Reading:
         """The read that begins there: the one ahead, unless topics have changed, or numbers may have been lost."""

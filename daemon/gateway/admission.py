@@ -183,9 +183,10 @@ class Accounts:
     def charge(self, account: Account, frames: int, now: float, spent: float = 0.0) -> None:
         """Count frames towards the user's rate, or the seconds of CPU that they took towards its share.
 
-        Whichever is more counts.
+        Whichever is more counts. CPU of less than 0 without frames gives back.
         """
-        account.used_until = max(now, account.used_until) + max(frames / self._rate, spent / self._cpu)
+        used = max(frames / self._rate, spent / self._cpu) if frames else spent / self._cpu
+        account.used_until = max(now, account.used_until) + used
         account.busy_until = max(now, account.busy_until) + spent / self._cpu
 
     def lend(self, account: Account, spent: float, now: float) -> None:

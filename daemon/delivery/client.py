@@ -60,6 +60,7 @@ log = get_logger()
 
 QUEUED_FRAMES: Final = 2  # frames of one client that wait for an answer, for each topic that it may follow
 REFUSAL_CHARGE: Final = 20  # frames that a refused subscribe counts as: each one is a question to the database
+RIGHT: Final = 0.000_7  # seconds of CPU, of Postgres and of this process, to look up one right
 SNAPSHOT_CHARGE: Final = 20  # frames that a snapshot counts as
 FILTER_CHARGE: Final = 20  # frames that a filter counts as: it takes milliseconds to check
 SNAPSHOT_TIMEOUT: Final = 60.0  # seconds that the peer may take to read one: it stays in memory until then
@@ -522,6 +523,7 @@ class Client:
 
     async def _subscribe(self, follow: Follow) -> None:
         """Follow the topic if the user may read it: live at once, or through a replay from `since`."""
+        self._socket.spend(RIGHT)
         try:
             # Asked first: between the answer about the right and its use, nothing is awaited.
             tables = await self._context.columns.columns(follow.topic) if follow.asked is not None else {}

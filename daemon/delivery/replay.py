@@ -23,7 +23,7 @@ SLICE: Final = 100  # changes that are validated, or sent, in one step: between 
 FEW: Final = 4  # replays that a user may run at once, each as fast as it can
 SMALL_SLICE: Final = 20  # and if there are more
 SMALL_READ: Final = 100
-HEAD_START: Final = 0.002  # seconds before frames of the same user that wait: they do not ask Postgres meanwhile
+HEAD_START: Final = 0.002  # seconds before the next frame of the same user that waits, so as not to run together
 LIVE_WEIGHT: Final = 2  # of the CPU of what takes turns while others get live changes, so that it delays them less
 # Seconds of CPU that a read of the log takes, of Postgres and of this process, before anything is validated; and how
 # much more for each change that it finds.
@@ -364,8 +364,15 @@ class Replay:
             self.unpaid += spent
 
     async def _rest(self) -> None:
-        """Let others go first. One that takes turns also waits until its user may have more of the processor."""
-        await asyncio.sleep(max(0.0, self._target.delay() - HEAD_START) if self._takes_turns else 0)
+        """Let others go first. One that takes turns also waits until its user may have more of the processor.
+
+        Then it lets one of the user's frames that wait go first, and goes before the next one.
+        """
+        if self._takes_turns:
+            await asyncio.sleep(max(0.0, self._target.delay()))
+            await asyncio.sleep(max(0.0, self._target.delay() - HEAD_START))
+        else:
+            await asyncio.sleep(0)
 
     async def _reading(self, topics: frozenset[Topic], after: Seq, upto: Seq) -> _Reading:
         """The read that begins there: the one ahead, unless topics have changed, or numbers may have been lost."""

@@ -13,6 +13,7 @@ from daemon.core.errors import LogUnavailable
 from daemon.core.filters import View
 from daemon.core.hub import Hub
 from daemon.core.ports import Batch
+from daemon.delivery.client import RIGHT
 from daemon.delivery.live import Live
 from daemon.delivery.log_cache import LogCache
 from daemon.delivery.replay import (
@@ -26,6 +27,8 @@ from daemon.delivery.replay import (
     RetryingLogReader,
     Turns,
 )
+from daemon.gateway.admission import Accounts
+from daemon.gateway.limits import Limits
 from daemon.log.reader import PgLogReader
 from daemon.postgres.connect import Connection, Pool, connect
 from daemon.relay.remote import RemoteLogReader
@@ -193,6 +196,46 @@ async def test_replays_of_one_user_take_turns_and_count_if_they_are_many_or_have
     for replay, recorder in zip(replays, recorders, strict=True):
         assert (recorder.spent > READ, replay.unpaid > READ) == (take_turns, not take_turns)
         assert replay.unpaid == recorder.on_credit
+
+
+class SharingRecorder(Recorder):
+    """Its user has an account, whose share is used up in a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accounts = Accounts(Limits(user_burst=0.001))
+        self.account = self.accounts.enter("ada")
+
+    def spend(self, seconds: float) -> None:
+        self.accounts.charge(self.account, 0, asyncio.get_running_loop().time(), seconds)
+
+    def has_credit(self) -> bool:
+        return False
+
+    def delay(self) -> float:
+        return self.accounts.delay(self.account, asyncio.get_running_loop().time())
+
+
+async def test_replays_without_credit_and_frames_of_their_user_go_one_after_the_other(pool: Pool) -> None:
+    hub, recorder, happened = await a_hub(pool), SharingRecorder(), list[str]()
+
+    class Log(PgLogReader):
+        async def read_topics(self, topics: Collection[Topic], after: Seq, upto: Seq, limit: int) -> Batch:
+            assert recorder.delay() > 0  # frames wait until it has been read
+            happened.append("read")
+            return await super().read_topics(topics, after, upto, limit)
+
+    def take_turn() -> None:
+        happened.append("frame")
+        recorder.spend(RIGHT)
+        if replay:
+            recorder.accounts.wait(recorder.account, take_turn)
+
+    replay = a_replay(hub, recorder, Log(pool), {ONE: 0}, limit=1)
+    recorder.accounts.wait(recorder.account, take_turn)
+    await replay.run()
+    assert [1, 2, 3] == recorder.versions(ONE)
+    assert 2 * happened.count("frame") >= happened.count("read") > 2
 
 
 def test_what_takes_turns_counts_more_while_changes_are_delivered_live() -> None:

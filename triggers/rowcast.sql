@@ -27,6 +27,17 @@ begin
 end
 $$;
 
+-- Was there a capture before in this command, according to the session's note of it? `reset all` empties the note, be it
+-- between transactions, as connection pools do, or in a trigger. Then an earlier capture of the transaction counts.
+create or replace function rowcast.captured_before(note text) returns boolean
+language plpgsql volatile
+as $$
+begin
+    return note operator(pg_catalog.<>) '' or exists (
+        select from rowcast.events as e where e.xid operator(pg_catalog.=) pg_catalog.pg_current_xact_id());
+end
+$$;
+
 -- The settings that a value's text, or the meaning of an expression, depends on, as pg_proc.proconfig shows them. Every
 -- capture function runs with these, whatever is set in the writer's session; with the first two if it is `simple`, since
 -- each costs every statement a microsecond or two. With row security off, a query that it would filter fails instead.
@@ -410,8 +421,9 @@ $$;
 -- A statement's triggers run after those of the statements that they themselves, or functions in the statement, execute.
 -- So the first capture in a command of the client tells what its statement wrote. Each further one in the same command
 -- may tell of rows that have changed since: it reads them again, and tells what they are now. `rowcast.captured` is the
--- time of the command that was captured last in this session, in seconds, which no setting changes; it is not local to the
--- transaction, which would cost more and tell the same.
+-- time of the command that was captured last in this session, as bytes, which no setting changes; it is not local to the
+-- transaction, which would cost more and tell the same. An empty note, which every time starts with, was reset: then
+-- rowcast.captured_before() looks at the events.
 -- Referential actions add to the old and new rows of the statement that caused them. If one can update a row that the
 -- statement itself has updated, there may be two versions of it among these rows; then they are read again, too. So are
 -- they always if the key is deferrable: two rows may have it for a while. And in a MERGE into a partitioned table, Postgres 15
@@ -437,12 +449,13 @@ declare
     rights constant text := coalesce('(select case when pg_column_size(v.gives) > 1000 then rowcast.short_right(v.gives) '
         'else v.gives end from (select (' || watched.revokes || ') as gives offset 0) as v)', 'null::jsonb');
     columns constant text := (select string_agg(format('c.%I', u.name), ', ') from unnest(used) as u (name));
+    -- Each expression of a function costs its first use in a transaction a microsecond, and so does each function in it.
+    again text := $q$starts_with(command, current_setting('rowcast.captured', true))$q$;
     current_row text;
+    readable text;  -- whether the rows can be read again
     doubts text;
     repeats text;  -- those that say there are two versions of a row
     update_again text;
-    -- Each expression of a function costs its first use in a transaction a microsecond: hence so few, and the first such.
-    is_first text := $q$current_setting('rowcast.captured', true) is distinct from command$q$;
     is_partitioned constant boolean := not watched.per_row and exists (
         select from pg_partitioned_table as p where p.partrelid = relation);
     moved constant text := format($q$'rowcast.moved_%s_' || pg_trigger_depth()$q$, watched.id);
@@ -451,11 +464,23 @@ declare
         from unnest(watched.key) as u (name));
     update_first text := rowcast.update_body(watched, facts, topics, rights,
                                              format('%s as o full join %s as n on %s', old_rows, new_rows, same_key));
+    delete_first constant text := rowcast.delete_body(watched, facts, each_topic, rights, old_rows || ' as r');
 begin
+    -- The table may have been renamed, and another may have its name.
+    readable := case when (select c.relkind = 'r' and not c.relispartition from pg_class as c where c.oid = relation)
+        then format('tg_table_name = %L and tg_table_schema = %L and not row_security_active(tg_relid) and %s',
+                    watched.table_name, watched.schema_name,
+                    (select string_agg(format($q$has_column_privilege(tg_relid, %L, 'select')$q$, u.name), ' and ') from unnest(used) as u (name)))
+        else format('coalesce((
+            select (t.oid = tg_relid or t.oid in (select a.relid from pg_partition_ancestors(tg_relid) as a))
+               and not row_security_active(t.oid) and bool_and(has_column_privilege(t.oid, u.name, ''select''))
+            from (select to_regclass(%L)) as t (oid) cross join unnest(%L::name[]) as u (name)
+            group by t.oid
+        ), false)', name, used) end;
     current_row := '(select ' || columns || ' from ' || name || ' as c where '
         || rowcast.same_key(facts, watched.key, 'c', 'b') || ' offset 0)';
     if not rowcast.unique_at_once(relation, watched.key::text []) then
-        is_first := 'false';
+        again := 'true';
     elsif not watched.per_row then
         select string_agg(d.doubt, ' or '), string_agg(d.doubt, ' or ') filter (where d.repeats) into doubts, repeats from (
             select format('exists (select from %s as v group by %s having count(*) > 1)', v.name,
@@ -489,31 +514,33 @@ begin
     return format($body$
 #variable_conflict use_column
 declare
-    command constant text := extract(epoch from statement_timestamp())::text;
-    again boolean;%16$s%14$s
-    if tg_op = 'INSERT' and %9$s then%6$s
-    elsif tg_op = 'UPDATE' and %9$s then%10$s
-    elsif tg_op = 'DELETE' and %9$s then%12$s
+    command constant text := encode(timestamptz_send(statement_timestamp()), 'hex');
+    again boolean := %9$s;%16$s%14$s
+    if again then
+        again := rowcast.captured_before(current_setting('rowcast.captured', true));
+    end if;
+    if tg_op = 'INSERT' and again is not true then%6$s
+    elsif tg_op = 'UPDATE' and again is not true then%10$s
+    elsif tg_op = 'DELETE' and again is not true then%12$s
     elsif tg_op = 'TRUNCATE' then
         insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$s, 'truncate', '{}', %3$s);
+        again := false;
     else
         again := true;
     end if;
     if again then
-        if tg_op <> 'DELETE' then
-            again := exists (select from %7$s as r);  -- an upsert fires two triggers, and may leave one without rows
-        end if;
-        if not again then
-            null;
-        elsif not coalesce((
-            select %18$s and not row_security_active(t.oid) and bool_and(has_column_privilege(t.oid, u.name, 'select'))
-            from (select to_regclass(%4$L)) as t (oid) cross join unnest(%5$L::name[]) as u (name)
-            group by t.oid
-        ), false) then
-            insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$s, 'lost', '{}', %3$s);
-        elsif tg_op = 'INSERT' then%8$s
-        elsif tg_op = 'UPDATE' then%11$s
-        else%13$s
+        if %18$s then
+            if tg_op = 'INSERT' then%8$s
+            elsif tg_op = 'UPDATE' then%11$s
+            elsif exists (select from %19$s as b cross join lateral %20$s as r) then%13$s
+            else%12$s
+            end if;
+        elsif tg_op = 'DELETE' then
+            insert into rowcast.events (watch, topic, kind, key, revokes)
+            select %1$s, %2$s, 'lost', '{}', %3$s where exists (select from %19$s as r);
+        else  -- an upsert fires two triggers, and may leave one without rows
+            insert into rowcast.events (watch, topic, kind, key, revokes)
+            select %1$s, %2$s, 'lost', '{}', %3$s where exists (select from %7$s as r);
         end if;
     end if;%17$s
     if found and set_config('rowcast.captured', command, false) is not null
@@ -533,10 +560,10 @@ $body$,
         new_rows,                                                                                   --  7
         rowcast.insert_body(watched, facts, each_topic, rights,
                             format('(select r.* from %s as b cross join lateral %s as r) as r', new_rows, current_row)),  --  8
-        is_first,                                                                                   --  9
+        again,                                                                                      --  9
         update_first,                                                                               -- 10
         update_again,                                                                               -- 11
-        rowcast.delete_body(watched, facts, each_topic, rights, old_rows || ' as r'),            -- 12
+        delete_first,                                                                               -- 12
         rowcast.update_body(watched, facts, topics, rights,
                             format('%s as o cross join lateral (select o.*) as b left join lateral %s as n on true',
                                    old_rows, current_row)),                                         -- 13
@@ -568,10 +595,9 @@ begin
         end if;
     end if;$moved$, moved, hash_of_old, rowcast.same_key(facts, watched.key, 'old', 'n'),
             watched.id, '*' || watched.pack, rowcast.every_right(watched)) end,                      -- 17
-        -- The table may have been renamed, and another may have its name.
-        case when (select c.relkind = 'r' and not c.relispartition from pg_class as c where c.oid = relation)
-             then 't.oid = tg_relid'
-             else '(t.oid = tg_relid or t.oid in (select a.relid from pg_partition_ancestors(tg_relid) as a))' end  -- 18
+        readable,                                                                                   -- 18
+        old_rows,                                                                                   -- 19
+        current_row                                                                                 -- 20
     );
 end
 $$;
@@ -1978,8 +2004,9 @@ do $$
 begin
     grant usage on schema rowcast to rowcast_capture;
     grant insert on rowcast.events, rowcast.lost to rowcast_capture;
+    grant select (xid) on rowcast.events to rowcast_capture;
     grant usage on sequence rowcast.event_ids to rowcast_capture;
-    grant execute on function rowcast.ring(), rowcast.must_ring(), rowcast.short_right(jsonb), rowcast.filter_condition(jsonb)
+    grant execute on function rowcast.ring(), rowcast.must_ring(), rowcast.captured_before(text), rowcast.short_right(jsonb), rowcast.filter_condition(jsonb)
     to rowcast_capture;
 exception when undefined_object then
     null;  -- the role could not be created; a warning was raised then

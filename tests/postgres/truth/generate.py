@@ -33,10 +33,12 @@ class Theme:
     among: str = "all"
     shape: str = ""  # the one that odd tables have
     moves: float = 0.0  # between partitions
+    forgets: float = 0.0
 
 
 THEMES: Final = {
     "nests": Theme(tables=2, triggers=3, per_row=0.1, transactions=4),
+    "forgets": Theme(tables=2, triggers=3, per_row=0.1, forgets=0.7),
     "calls": Theme(tables=2, calls=0.5, transactions=4),
     "values": Theme(types=0.95, settings=3, transactions=5),
     "settings": Theme(types=0.9, keys=0.4, settings=6, transactions=4, among="sensitive"),
@@ -86,7 +88,7 @@ def make(theme_name: str, seed: int) -> Case:
         for t in tables
         if t is tables[0] or dice.random() < 0.8
     )
-    writes = Writes(dice, tables, calls=theme.calls, shifts=theme.trees > 0, moves=theme.moves)
+    writes = Writes(dice, tables, calls=theme.calls, shifts=theme.trees > 0, moves=theme.moves, forgets=theme.forgets)
     nests = writes.functions() if theme.calls else []
     nests += [
         writes.trigger(number)

@@ -24,15 +24,16 @@ class Mutant:
     also: tuple[str, str] = ("", "")  # another function, and what is removed from it
 
 
-_FIRST: Final = "current_setting('rowcast.captured', true) is distinct from command"
+_AGAIN: Final = "starts_with(command, current_setting('rowcast.captured', true))"
 
 MUTANTS: Final = {
-    "rows are never read again": Mutant("nests", "capture_body", _FIRST, "true"),
+    "rows are never read again": Mutant("nests", "capture_body", _AGAIN, "false"),
     "rows are read again only in triggers of triggers": Mutant(
-        "calls", "capture_body", _FIRST, f"(pg_trigger_depth() = 1 or {_FIRST})", seed=13
+        "calls", "capture_body", _AGAIN, f"(pg_trigger_depth() > 1 and {_AGAIN})", seed=13
     ),
+    "a note that was reset is taken for none": Mutant("forgets", "captured_before", "'' or exists", "'' and exists"),
     "a deferrable key is taken for unique": Mutant(
-        "deferrable", "capture_body", "is_first := 'false'", "null", seed=7
+        "deferrable", "capture_body", "again := 'true'", "null", seed=7
     ),
     "a name may be a variable of the function": Mutant(
         "names", "capture_body", "#variable_conflict use_column", "", seed=23

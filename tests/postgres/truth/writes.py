@@ -16,7 +16,8 @@ ISOLATION: Final = ("read committed", "read committed", "read committed", "repea
 class Writes:
     """Makes statements that write to tables. `calls` is how likely an expression is a function that writes.
 
-    With `shifts` all keys of a table may move at once. `moves` is how likely a row is sent to another partition.
+    With `shifts` all keys of a table may move at once. `moves` is how likely a row is sent to another partition, `forgets`
+    how likely a trigger resets the settings of the session.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Writes:
         plain: bool = False,
         shifts: bool = False,
         moves: float = 0.0,
+        forgets: float = 0.0,
     ) -> None:
         self.dice = dice
         self.tables = tables
@@ -35,6 +37,7 @@ class Writes:
         self.plain = plain
         self.shifts = shifts
         self.moves = moves
+        self.forgets = forgets
         self._ruled: set[str] = set()  # Postgres refuses upserts, MERGE and writes in WITH there
         self.returning = True
 
@@ -412,6 +415,9 @@ class Writes:
             lines.append(
                 f"    if pg_trigger_depth() < {self.dice.randint(2, 4)} and app.may_write() then {action}; end if;"
             )
+        if self.forgets and self.chance(self.forgets):
+            # Without its count, writes would lead to each other forever.
+            lines.append("    execute format('reset all; set local app.writes = %L', current_setting('app.writes', true));")
         if not row:
             lines.append("    return null;")
         elif timing in {"before", "instead of"}:

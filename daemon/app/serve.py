@@ -239,6 +239,7 @@ async def _start(parts: Parts, run_in_background: Callable[[Coroutine[Any, Any, 
     run_in_background(parts.sequencer.run())
     run_in_background(parts.backlog.run())
     run_in_background(parts.schema.watch())
+    run_in_background(parts.schema.watch_rights())
     run_in_background(parts.retention.run())
     run_in_background(parts.keys.run())
     try:

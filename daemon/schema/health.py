@@ -8,6 +8,7 @@ from typing import ClassVar
 from daemon import metrics
 from daemon.core.errors import OperatorFault
 from daemon.logs import get_logger
+from daemon.packs import bundled
 from daemon.postgres.connect import Connection, Pool, acquired, connect
 from daemon.postgres.errors import DRIVER_ERRORS, explain
 from daemon.schema import migrate
@@ -20,13 +21,14 @@ from daemon.schema.capture_check import (
 )
 from daemon.schema.queries import query
 from daemon.schema.resets import reset_table
-from daemon.schema.rights_check import check_rights
+from daemon.schema.rights_check import check_rights, lacking_rights
 from daemon.schema.schema_check import NOT_COMPARED, check_schemas
 from daemon.settings import Settings
 
 log = get_logger()
 
 CHECK_TIMEOUT = 30.0  # seconds
+RIGHTS_DELAY = 4.0  # seconds between two looks at the rights of this role
 
 
 class SchemaNotCurrent(OperatorFault):
@@ -44,6 +46,7 @@ class SchemaHealth:
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self.stale: str | None = None
         self.captures: list[Problem] = []
+        self.missing = ""  # the rights that this role lacks
         self._pool, self._settings = pool, settings
         self._newer: dict[str, str] = {}
         self._faulty: set[str] | None = None  # the tables that were not captured as defined at the last look
@@ -51,7 +54,8 @@ class SchemaHealth:
     @property
     def problems(self) -> list[str]:
         """One line for each problem."""
-        return [*filter(None, [self.stale]), *map(str, self.captures)]
+        missing = f"the daemon's role lacks rights ({self.missing})" if self.missing else None
+        return [*filter(None, [self.stale, missing]), *map(str, self.captures)]
 
     async def refresh(self) -> None:
         """Check again, and log changes of the captures. Raises a DatabaseFault or one of DRIVER_ERRORS."""
@@ -91,6 +95,21 @@ class SchemaHealth:
             await asyncio.sleep(every)
             with suppress(OperatorFault, *DRIVER_ERRORS):
                 await self.refresh()
+
+    async def watch_rights(self, every: float = RIGHTS_DELAY) -> None:
+        """Look every `every` seconds, forever, whether this role lacks a right, and log when that changes."""
+        schemas = self._settings.schemas
+        functions = [f"{schema}.{name}" for pack, schema in schemas.items() for name in bundled()[pack].functions]
+        while True:
+            with suppress(OperatorFault, *DRIVER_ERRORS):  # what a database that is away means, others tell
+                async with acquired(self._pool, every) as connection:
+                    missing = await lacking_rights(connection, schemas.values(), functions)
+                if missing and missing != self.missing:
+                    log.warning("rights_missing", rights=missing, remedy="run `daemon --apply-ddl`")
+                elif self.missing and not missing:
+                    log.info("rights_restored")
+                self.missing = missing
+            await asyncio.sleep(every)
 
 
 async def examine(connection: Connection, settings: Settings) -> tuple[str | None, list[Problem]]:

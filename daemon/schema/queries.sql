@@ -364,6 +364,21 @@ where not case r.kind
     else has_function_privilege(d.daemon, r.name, right_) end
 group by 1 order by 1;
 
+-- name: own_lacking_rights
+-- What this role lacks of what a daemon needs. $1 the schemas of its packs, $2 the functions that it calls there
+select string_agg(format('%s on %s', right_, r.name), ', ' order by r.name, right_)
+from (
+    select * from rowcast.rights_of_daemons()
+    union all select 'schema', n.nspname::text, '{usage}' from pg_namespace as n where n.nspname = 'rowcast' or n.nspname = any ($1::text [])
+    union all select 'function', p.oid::regprocedure::text, '{execute}' from pg_proc as p where p.oid::regproc::text = any ($2::text [])
+) as r
+cross join unnest(r.rights) as right_
+where not case r.kind
+    when 'table' then has_table_privilege(r.name, right_)
+    when 'sequence' then has_sequence_privilege(r.name, right_)
+    when 'schema' then has_schema_privilege(r.name, right_)
+    else has_function_privilege(r.name, right_) end;
+
 -- name: readers
 -- How to call the functions that read watched tables, for no row and nobody, if this role may.
 select format('%I.%I', w.schema_name, w.table_name) as name, f.kind, format(f.call, p.oid::regproc) as statement

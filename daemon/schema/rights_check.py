@@ -1,5 +1,6 @@
 """Checks of rights: those of the roles of daemons, and those of the functions that read watched tables."""
 
+from collections.abc import Iterable
 from typing import Final
 
 import asyncpg
@@ -31,6 +32,19 @@ async def check_rights(connection: Connection) -> list[Problem]:
     except DRIVER_ERRORS as error:
         raise explain(error) from None
     return found
+
+
+async def lacking_rights(connection: Connection, schemas: Iterable[str], functions: Iterable[str]) -> str:
+    """What this role lacks to serve packs in these schemas, which have these functions; empty if nothing.
+
+    A statement that was prepared before a schema was closed to the role may go on working: until it is prepared again.
+    Raises DRIVER_ERRORS.
+    """
+    try:
+        lacking: str | None = await connection.fetchval(query("own_lacking_rights"), list(schemas), list(functions))
+    except asyncpg.InsufficientPrivilegeError as error:
+        return str(error)
+    return lacking or ""
 
 
 async def _may_see_daemons(connection: Connection) -> bool:

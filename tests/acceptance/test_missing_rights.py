@@ -30,9 +30,7 @@ async def test_a_daemon_whose_role_loses_a_right_says_so_before_anyone_needs_it(
         owner = await asyncpg.connect(dsn)
         try:
             await owner.execute("create role served_by login password 'p'")
-            await migrate.let_serve(
-                dsn, "served_by", schemas=["chatgenius"], functions=FUNCTIONS, report=ignore
-            )
+            await migrate.let_serve(dsn, "served_by", schemas=["chatgenius"], functions=FUNCTIONS, report=ignore)
             user = dsn.partition("//")[2].partition("@")[0]
             async with daemon_process(dsn.replace(user, "served_by:p", 1)) as daemon:
                 for right in (

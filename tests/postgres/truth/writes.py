@@ -16,8 +16,8 @@ ISOLATION: Final = ("read committed", "read committed", "read committed", "repea
 class Writes:
     """Makes statements that write to tables. `calls` is how likely an expression is a function that writes.
 
-    With `shifts` all keys of a table may move at once. `moves` is how likely a row is sent to another partition, `forgets`
-    how likely a trigger resets the settings of the session.
+    With `shifts` all keys of a table may move at once. `moves` is how likely a row is sent to another partition,
+    `forgets` how likely a trigger resets the settings of the session.
     """
 
     def __init__(
@@ -417,7 +417,8 @@ class Writes:
             )
         if self.forgets and self.chance(self.forgets):
             # Without its count, writes would lead to each other forever.
-            lines.append("    execute format('reset all; set local app.writes = %L', current_setting('app.writes', true));")
+            lines.append("    execute format('reset all; set local app.writes = %L',")
+            lines.append("                   current_setting('app.writes', true));")
         if not row:
             lines.append("    return null;")
         elif timing in {"before", "instead of"}:

@@ -8,6 +8,8 @@ Check = Callable[[], Iterable[str]]
 """Returns one line for each problem."""
 
 REPEAT_DELAY: Final = 600.0  # seconds until a failure that lasts is logged again
+REFUSAL_DELAY: Final = 10.0  # seconds until a refusal is logged again
+RECENT: Final = 30.0  # seconds for which a refusal is a warning
 
 
 class Readiness:
@@ -27,6 +29,31 @@ class Readiness:
     def warnings(self) -> list[str]:
         """The problems that do not make this daemon unready."""
         return [warning for check in self._warnings for warning in check()]
+
+
+class Refusals:
+    """Clients that were refused because the database did not answer. It may answer others, so this is a warning."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._reason = ""
+        self._refused_at = self._logged_at = float("-inf")
+        self._unlogged = 0
+
+    def add(self, reason: str) -> int | None:
+        """One was refused. If that is to be logged, how many have been since the last time; they come in crowds."""
+        self._reason, self._refused_at = reason, self._clock()
+        self._unlogged += 1
+        if self._refused_at - self._logged_at < REFUSAL_DELAY:
+            return None
+        count, self._unlogged, self._logged_at = self._unlogged, 0, self._refused_at
+        return count
+
+    def warnings(self) -> list[str]:
+        """What keeps clients from being served, if some were refused just now."""
+        if self._clock() - self._refused_at > RECENT:
+            return []
+        return [f"clients were refused, because the database did not answer their questions: {self._reason}"]
 
 
 class Progress:

@@ -87,7 +87,11 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "listener_lost": Event(
             "warn", "the connection that receives NOTIFY is down; the log is polled until it is back"
         ),
-        "log_unavailable": Event("warn", "the log or the permissions cannot be read from the database at the moment"),
+        "log_unavailable": Event(
+            "warn",
+            "the log or the permissions cannot be read from the database at the moment. Where clients were refused "
+            "for it, it is logged every 10 s at most, and `refused` counts them",
+        ),
         "notify_blocked": Event(
             "warn", "a transaction holds the lock of NOTIFY, and others wait for it; says which, and how to end it"
         ),

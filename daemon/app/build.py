@@ -109,7 +109,8 @@ def build(
     def delivery_age() -> float:
         return max(pump.read_age, backlog.age)
 
-    warnings = [each.warnings for each in (notify_watch, retention, scheduler, identity.keys, tls)]
+    warnings: list[Check] = [each.warnings for each in (notify_watch, retention, scheduler, identity.keys, tls)]
+    warnings.append(lambda: context.refusals.warnings())  # noqa: PLW0108 - the context is made later
     if relay is not None:
         warnings.append(relay.warnings)
         metrics.RELAY_CONNECTED.set_function(relay.link.connected.is_set)

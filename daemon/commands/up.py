@@ -97,13 +97,12 @@ async def up(
             write_private(service_file(data_dir), as_service(settings.require_dsn()))
             stack.enter_context(remembered_nodes(data_dir, places))
             _print_welcome(settings, daemon, clients, places, sample)
+            works = [postgres.run()] if postgres is not None else []
+            works += [nodes.run(settings)] if nodes is not None else []
+            works += [_bot(settings, daemon.pool)] if demo and daemon.pool is not None else []
             async with asyncio.TaskGroup() as group:
-                if postgres is not None:
-                    group.create_task(postgres.run())
-                if nodes is not None:
-                    group.create_task(nodes.run(settings))
-                if demo and daemon.pool is not None:
-                    group.create_task(_bot(settings, daemon.pool))
+                for work in works:
+                    group.create_task(work)
 
         served = Demo(lambda: {"users": users()}, demo_actions(settings)) if demo else None
         reread = partial(_read_again, read_settings, of_member, nodes)

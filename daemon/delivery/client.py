@@ -54,6 +54,7 @@ from daemon.delivery.replay import Replay, ReplayReader, Turns
 from daemon.delivery.rights import Rights
 from daemon.delivery.signals import Signals
 from daemon.delivery.snapshots import Snapshots
+from daemon.health import Refusals
 from daemon.logs import get_logger
 
 log = get_logger()
@@ -124,6 +125,7 @@ class ClientContext:
     signal_rate: int = 10
     chunk: int = 1000
     replays: dict[str, Turns] = field(default_factory=dict)
+    refusals: Refusals = field(default_factory=Refusals)
     identify: Callable[[str], Coroutine[Any, Any, Claims]] | None = None
 
     def open_client(self, socket: Socket) -> "Client":
@@ -398,7 +400,7 @@ class Client:
         try:
             is_allowed = await self._context.signals.may_send(self.user, action.topic)
         except GrantsUnavailable as error:
-            log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
+            self._log_refusal(error)
             self._perform(self._fault(Unavailable(), action.frame))
             return
         if not is_allowed:
@@ -549,8 +551,13 @@ class Client:
             self._socket.charge(REFUSAL_CHARGE)
             self._refuse(follow, fault)
         except (GrantsUnavailable, LogUnavailable) as error:
-            log.warning("log_unavailable", session=self._socket.session, reason=error.reason)
+            self._log_refusal(error)
             self._refuse(follow, Unavailable())
+
+    def _log_refusal(self, error: GrantsUnavailable | LogUnavailable) -> None:
+        count = self._context.refusals.add(error.reason)
+        if count is not None:
+            log.warning("log_unavailable", session=self._socket.session, reason=error.reason, refused=count)
 
     async def _readable_from(self, follow: Follow) -> Seq | None:
         return await self._context.rights.readable_from(follow.topic, self, lambda: self._is_current(follow))

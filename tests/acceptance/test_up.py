@@ -172,10 +172,12 @@ async def test_a_postgres_that_is_killed_is_started_again_and_clients_miss_nothi
 
 
 async def say_once_it_answers(database: str, content: str) -> None:
-    while True:
-        with suppress(OSError, asyncpg.PostgresError):
-            return await say(database, content)
+    has_answered = False
+    while not has_answered:
         await asyncio.sleep(0.05)
+        with suppress(OSError, asyncpg.PostgresError):
+            await say(database, content)
+            has_answered = True
 
 
 async def test_an_unusable_data_directory_is_reported_in_one_line(home: Path) -> None:

@@ -124,8 +124,6 @@ async def test_clients_that_have_connected_ask_together_at_a_command(in_c: bool)
 
 
 async def test_a_paused_load_client_reads_once_something_has_arrived_for_each_client() -> None:
-    if compiler() is None:
-        pytest.skip("the load client in Python never pauses")
     connections: list[ServerConnection] = []
 
     async def handle(connection: ServerConnection) -> None:
@@ -146,9 +144,6 @@ async def test_a_paused_load_client_reads_once_something_has_arrived_for_each_cl
 
 
 async def test_a_load_client_that_has_gathered_goes_on_reading_until_it_has_all_rows() -> None:
-    if compiler() is None:
-        pytest.skip("the load client in Python never pauses")
-
     async def handle(connection: ServerConnection) -> None:
         await connection.recv()
         await connection.send('{"op":"welcome"}')

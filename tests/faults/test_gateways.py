@@ -165,7 +165,7 @@ async def gateway_held(them: Nodes) -> AsyncIterator[None]:
     """Nothing passes between a gateway and NATS until its clients are told `stale`; others are served meanwhile."""
     [cut_off, served] = map(them.of, them.gateways)
     them.gateway_line.hold()
-    await told_stale(cut_off)
+    await all_stale(cut_off)
     await them.run.recovered(served)
     them.gateway_line.heal()
     yield
@@ -195,7 +195,7 @@ async def nats_away(them: Nodes) -> AsyncIterator[None]:
     [nats] = them.servers
     await nats.kill()
     await them.run.committed(20)
-    await told_stale(them.run.checkers)
+    await all_stale(them.run.checkers)
     await nats.start()
     yield
 
@@ -230,7 +230,7 @@ CUT_OFF = "Stale Client Connection - Closing"
 """What NATS says when a node has not answered its pings."""
 
 
-async def told_stale(checkers: Sequence[Checker]) -> None:
+async def all_stale(checkers: Sequence[Checker]) -> None:
     """Wait until these clients are told that changes may be missing."""
     while not all(checker.stale for checker in checkers):
         await asyncio.sleep(0.01)
@@ -338,7 +338,7 @@ async def test_without_a_safeguard_clients_of_gateways_miss_changes(
 
 
 @pytest.mark.parametrize("number", ["31 (NATS away)", "31 (NATS held)"])
-async def test_without_a_limit_of_silence_clients_of_gateways_are_not_told_that_nothing_arrives(
+async def test_without_a_limit_of_silence_clients_of_gateways_do_not_learn_that_nothing_arrives(
     durable: str, results: Results, number: str
 ) -> None:
     fault = FAULTS[number]

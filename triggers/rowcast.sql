@@ -27,17 +27,6 @@ begin
 end
 $$;
 
--- Was there a capture before in this command, according to the session's note of it? `reset all` empties the note, be it
--- between transactions, as connection pools do, or in a trigger. Then an earlier capture of the transaction counts.
-create or replace function rowcast.captured_before(note text) returns boolean
-language plpgsql volatile
-as $$
-begin
-    return note operator(pg_catalog.<>) '' or exists (
-        select from rowcast.events as e where e.xid operator(pg_catalog.=) pg_catalog.pg_current_xact_id());
-end
-$$;
-
 -- The settings that a value's text, or the meaning of an expression, depends on, as pg_proc.proconfig shows them. Every
 -- capture function runs with these, whatever is set in the writer's session; with the first two if it is `simple`, since
 -- each costs every statement a microsecond or two. With row security off, a query that it would filter fails instead.
@@ -422,8 +411,8 @@ $$;
 -- So the first capture in a command of the client tells what its statement wrote. Each further one in the same command
 -- may tell of rows that have changed since: it reads them again, and tells what they are now. `rowcast.captured` is the
 -- time of the command that was captured last in this session, as bytes, which no setting changes; it is not local to the
--- transaction, which would cost more and tell the same. An empty note, which every time starts with, was reset: then
--- rowcast.captured_before() looks at the events.
+-- transaction, which would cost more and tell the same. It is empty after a `reset all`, be it between
+-- transactions, as connection pools do, or in a trigger: then an earlier capture of the transaction counts.
 -- Referential actions add to the old and new rows of the statement that caused them. If one can update a row that the
 -- statement itself has updated, there may be two versions of it among these rows; then they are read again, too. So are
 -- they always if the key is deferrable: two rows may have it for a while. And in a MERGE into a partitioned table, Postgres 15
@@ -516,31 +505,32 @@ begin
 declare
     command constant text := encode(timestamptz_send(statement_timestamp()), 'hex');
     again boolean := %9$s;%16$s%14$s
-    if again then
-        again := rowcast.captured_before(current_setting('rowcast.captured', true));
-    end if;
+    loop
     if tg_op = 'INSERT' and again is not true then%6$s
     elsif tg_op = 'UPDATE' and again is not true then%10$s
     elsif tg_op = 'DELETE' and again is not true then%12$s
     elsif tg_op = 'TRUNCATE' then
         insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$s, 'truncate', '{}', %3$s);
         again := false;
-    else
+    else%21$s
         again := true;
     end if;
+    exit;
+    end loop;
     if again then
-        if %18$s then
-            if tg_op = 'INSERT' then%8$s
-            elsif tg_op = 'UPDATE' then%11$s
-            elsif exists (select from %19$s as b cross join lateral %20$s as r) then%13$s
-            else%12$s
-            end if;
-        elsif tg_op = 'DELETE' then
-            insert into rowcast.events (watch, topic, kind, key, revokes)
-            select %1$s, %2$s, 'lost', '{}', %3$s where exists (select from %19$s as r);
-        else  -- an upsert fires two triggers, and may leave one without rows
-            insert into rowcast.events (watch, topic, kind, key, revokes)
-            select %1$s, %2$s, 'lost', '{}', %3$s where exists (select from %7$s as r);
+        if tg_op = 'DELETE' then
+            again := exists (select from %19$s as r);  -- most actions of foreign keys find no row
+        else
+            again := exists (select from %7$s as r);  -- an upsert fires two triggers, and may leave one without rows
+        end if;
+        if not again then
+            null;
+        elsif not (%18$s) then
+            insert into rowcast.events (watch, topic, kind, key, revokes) values (%1$s, %2$s, 'lost', '{}', %3$s);
+        elsif tg_op = 'INSERT' then%8$s
+        elsif tg_op = 'UPDATE' then%11$s
+        elsif exists (select from %19$s as b cross join lateral %20$s as r) then%13$s
+        else%12$s
         end if;
     end if;%17$s
     if found and set_config('rowcast.captured', command, false) is not null
@@ -597,7 +587,12 @@ begin
             watched.id, '*' || watched.pack, rowcast.every_right(watched)) end,                      -- 17
         readable,                                                                                   -- 18
         old_rows,                                                                                   -- 19
-        current_row                                                                                 -- 20
+        current_row,                                                                                -- 20
+        case when again <> 'true' then $q$
+        if current_setting('rowcast.captured', true) = '' then
+            again := exists (select from rowcast.events as e where e.xid = pg_current_xact_id());
+            continue when not again;
+        end if;$q$ end                                                                                   -- 21
     );
 end
 $$;
@@ -2006,7 +2001,7 @@ begin
     grant insert on rowcast.events, rowcast.lost to rowcast_capture;
     grant select (xid) on rowcast.events to rowcast_capture;
     grant usage on sequence rowcast.event_ids to rowcast_capture;
-    grant execute on function rowcast.ring(), rowcast.must_ring(), rowcast.captured_before(text), rowcast.short_right(jsonb), rowcast.filter_condition(jsonb)
+    grant execute on function rowcast.ring(), rowcast.must_ring(), rowcast.short_right(jsonb), rowcast.filter_condition(jsonb)
     to rowcast_capture;
 exception when undefined_object then
     null;  -- the role could not be created; a warning was raised then

@@ -37,7 +37,7 @@ async def check_rights(connection: Connection) -> list[Problem]:
 async def lacking_rights(connection: Connection, schemas: Iterable[str], functions: Iterable[str]) -> str:
     """What this role lacks to serve packs in these schemas, which have these functions; empty if nothing.
 
-    A statement that was prepared before a schema was closed to the role may go on working until it is prepared again.
+    A statement may go on working after a schema was closed to the role: until it is prepared again.
     Raises DRIVER_ERRORS.
     """
     try:

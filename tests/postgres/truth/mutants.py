@@ -31,7 +31,12 @@ MUTANTS: Final = {
     "rows are read again only in triggers of triggers": Mutant(
         "calls", "capture_body", _AGAIN, f"(pg_trigger_depth() > 1 and {_AGAIN})", seed=13
     ),
-    "a note that was reset is taken for none": Mutant("forgets", "captured_before", "'' or exists", "'' and exists"),
+    "a note that was reset is taken for none": Mutant(
+        "forgets",
+        "capture_body",
+        "exists (select from rowcast.events",
+        "false and exists (select from rowcast.events",
+    ),
     "a deferrable key is taken for unique": Mutant("deferrable", "capture_body", "again := 'true'", "null", seed=7),
     "a name may be a variable of the function": Mutant(
         "names", "capture_body", "#variable_conflict use_column", "", seed=23

@@ -417,8 +417,8 @@ class Writes:
             )
         if self.forgets and self.chance(self.forgets):
             # Without its count, writes would lead to each other forever.
-            lines.append("    execute format('reset all; set local app.writes = %L',")
-            lines.append("                   current_setting('app.writes', true));")
+            count = "current_setting('app.writes', true)"
+            lines.append(f"    execute format('reset all; set local app.writes = %L', {count});")
         if not row:
             lines.append("    return null;")
         elif timing in {"before", "instead of"}:

@@ -15,12 +15,10 @@ FUNCTIONS = [f"chatgenius.{name}" for name in ("may_read", "acknowledged", "pres
 
 async def answer(daemon: Daemon, status: int) -> list[str]:
     """The reasons of /readyz, once it answers with this status."""
-    while True:
-        found, text = await get(f"{daemon.http}/readyz")
-        if found == status:
-            reasons: list[str] = json.loads(text)["reasons"]
-            return reasons
+    while (page := await get(f"{daemon.http}/readyz"))[0] != status:
         await asyncio.sleep(0.1)
+    reasons: list[str] = json.loads(page[1])["reasons"]
+    return reasons
 
 
 @pytest.mark.timeout(120)

@@ -135,6 +135,10 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "retention_failed": Event(
             "warn", "old segments could not be dropped, or deleted content not be removed; it is retried"
         ),
+        "rights_missing": Event(
+            "warn", "the daemon's role lacks rights that it needs, so it is not ready; says which, and what to run"
+        ),
+        "rights_restored": Event("info", "the daemon's role has every right again"),
         "rows_altered": Event(
             "warn", "this table or a type was altered so that its rows read otherwise, so its pack is reset"
         ),

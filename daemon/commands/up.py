@@ -86,28 +86,34 @@ async def up(
 
         async def on_ready(daemon: Running) -> None:
             clients = daemon if nodes is None else nodes.address_of(daemon)
-            connection = {
-                "database_url": settings.require_dsn(),
-                "websocket_url": clients.websocket_url,
-                "http_url": clients.http_url,
-                "users": users(),
-            }
             places = nodes.places(daemon) if nodes is not None else []
-            write_private(connection_file(data_dir), json.dumps(connection, indent=2))
-            write_private(service_file(data_dir), as_service(settings.require_dsn()))
+            _write_connection(data_dir, settings.require_dsn(), clients, users())
             stack.enter_context(remembered_nodes(data_dir, places))
             _print_welcome(settings, daemon, clients, places, sample)
-            works = [postgres.run()] if postgres is not None else []
-            works += [nodes.run(settings)] if nodes is not None else []
-            works += [_bot(settings, daemon.pool)] if demo and daemon.pool is not None else []
             async with asyncio.TaskGroup() as group:
-                for work in works:
-                    group.create_task(work)
+                if postgres is not None:
+                    group.create_task(postgres.run())
+                if nodes is not None:
+                    group.create_task(nodes.run(settings))
+                if demo and daemon.pool is not None:
+                    group.create_task(_bot(settings, daemon.pool))
 
         served = Demo(lambda: {"users": users()}, demo_actions(settings)) if demo else None
         reread = partial(_read_again, read_settings, of_member, nodes)
         await serve(settings, demo=served, on_ready=on_ready, read_settings=reread)
     click.echo("Stopped.")
+
+
+def _write_connection(data_dir: Path, dsn: str, clients: Running, users: list[dict[str, str]]) -> None:
+    """Write down how to connect, for programs and for psql."""
+    connection = {
+        "database_url": dsn,
+        "websocket_url": clients.websocket_url,
+        "http_url": clients.http_url,
+        "users": users,
+    }
+    write_private(connection_file(data_dir), json.dumps(connection, indent=2))
+    write_private(service_file(data_dir), as_service(dsn))
 
 
 def _prepare(data_dir: Path, *, needs_secret: bool) -> None:

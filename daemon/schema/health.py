@@ -105,7 +105,7 @@ class SchemaHealth:
                 async with acquired(self._pool, every) as connection:
                     missing = await lacking_rights(connection, schemas.values(), functions)
                 if missing and missing != self.missing:
-                    log.warning("rights_missing", rights=missing, remedy="run `daemon --apply-ddl`")
+                    log.warning("rights_missing", rights=missing, remedy="run `daemon --apply-ddl --grant-to ROLE`")
                 elif self.missing and not missing:
                     log.info("rights_restored")
                 self.missing = missing

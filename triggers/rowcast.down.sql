@@ -8,4 +8,4 @@ drop function rowcast.let_serve, rowcast.daemons, rowcast.rights_of_daemons, row
     rowcast.is_simple, rowcast.used_columns, rowcast.type_of, rowcast.let_capture_read, rowcast.definition_of, rowcast.has_capture_role, rowcast.capture_triggers,
     rowcast.outdated_captures, rowcast.may_move, rowcast.written_so_far, rowcast.function_stands, rowcast.doubtful_foreign_keys, rowcast.with_partitions, rowcast.capture_body, rowcast.delete_body, rowcast.update_body, rowcast.insert_body,
     rowcast.every_right, rowcast.short_right, rowcast.key_of, rowcast.record_row, rowcast.record_of, rowcast.bytes_of, rowcast.long_key, rowcast.size_of, rowcast.live_of,
-    rowcast.same_key, rowcast.published, rowcast.captured_columns, rowcast.capture_settings, rowcast.ring, rowcast.must_ring;
+    rowcast.same_key, rowcast.published, rowcast.captured_columns, rowcast.capture_settings, rowcast.ring, rowcast.must_ring, rowcast.has_captured;

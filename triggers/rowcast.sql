@@ -14,6 +14,14 @@ as $$
        and not pg_catalog.pg_try_advisory_xact_lock_shared(23203506649396085)
 $$;
 
+-- Has this transaction captured something? Capture functions cannot read events themselves.
+create or replace function rowcast.has_captured() returns boolean
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (select from rowcast.events as e where e.xid = pg_current_xact_id())
+$$;
+
 -- Notifies the daemon. The payload is empty on purpose: notifications can be folded, forged or missed, so they carry no
 -- data.
 create or replace function rowcast.ring() returns void
@@ -590,7 +598,7 @@ begin
         current_row,                                                                                -- 20
         case when again <> 'true' then $q$
         if current_setting('rowcast.captured', true) = '' then
-            again := exists (select from rowcast.events as e where e.xid = pg_current_xact_id());
+            again := rowcast.has_captured();
             continue when not again;
         end if;$q$ end                                                                                   -- 21
     );
@@ -1999,9 +2007,8 @@ do $$
 begin
     grant usage on schema rowcast to rowcast_capture;
     grant insert on rowcast.events, rowcast.lost to rowcast_capture;
-    grant select (xid) on rowcast.events to rowcast_capture;
     grant usage on sequence rowcast.event_ids to rowcast_capture;
-    grant execute on function rowcast.ring(), rowcast.must_ring(), rowcast.short_right(jsonb), rowcast.filter_condition(jsonb)
+    grant execute on function rowcast.ring(), rowcast.must_ring(), rowcast.has_captured(), rowcast.short_right(jsonb), rowcast.filter_condition(jsonb)
     to rowcast_capture;
 exception when undefined_object then
     null;  -- the role could not be created; a warning was raised then

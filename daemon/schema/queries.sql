@@ -187,7 +187,7 @@ union all
 select w.name, 'function_missing', format('rowcast.%I', w.function_name), ''
 from watched as w where w.relation is not null and w.function is null
 union all
-select w.name, 'snapshot_missing', coalesce(format('rowcast.%I', w.snapshot_name), ''), ''
+select w.name, 'snapshot_missing', coalesce('rowcast.' || quote_ident(w.snapshot_name), ''), ''
 from watched as w where w.relation is not null and w.has_snapshots and w.snapshot is null
 union all
 select w.name, 'snapshot_altered', format('rowcast.%I', w.snapshot_name), ''

@@ -358,7 +358,7 @@ async def test_drift_is_logged_once_while_it_lasts_and_once_when_it_is_over(data
         problems.append(schema.problems)
         drifted.append(REGISTRY.get_sample_value("rowcast_capture_drift"))
     await pool.close()
-    assert [["trigger_error"], [], ["capture_restored"], []] == events
+    assert [["trigger_error"], [], ["rows_vanished", "capture_restored"], []] == events
     assert [[DISABLED], [DISABLED], [], []] == problems
     assert [1, 1, 0, 0] == drifted
 

@@ -33,7 +33,7 @@ MUTANTS: Final = {
     ),
     "a note that was reset is taken for none": Mutant(
         "forgets",
-        "capture_body",
+        "has_captured",
         "exists (select from rowcast.events",
         "false and exists (select from rowcast.events",
     ),

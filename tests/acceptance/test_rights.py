@@ -180,17 +180,18 @@ async def test_truncating_the_members_revokes_their_topics(daemon: Daemon, chat:
 
 async def test_a_right_that_ends_by_an_update_is_revoked_as_well(daemon: Daemon, chat: Chat) -> None:
     """The row keeps its key and grants the right to another user instead."""
-    await chat.sql.execute("""
-        drop table if exists chatgenius.seats;
-        create table chatgenius.seats (id text primary key, user_id text not null, room text not null);
-        select rowcast.watch('chatgenius.seats', $$'users'$$, '{id}', pack => 'chatgenius', model => 'users',
-                             revokes => $$jsonb_build_object('user', r.user_id, 'topic', r.room)$$);
+    # A table of its own: one that was dropped and is watched again ends everybody's rights.
+    seats = f"chatgenius.seats_{chat.ada.lower()}"
+    await chat.sql.execute(f"create table {seats} (id text primary key, user_id text not null, room text not null)")
+    await chat.sql.execute(f"""
+        select rowcast.watch('{seats}', $$'users'$$, '{{id}}', pack => 'chatgenius', model => 'users',
+                             revokes => $$jsonb_build_object('user', r.user_id, 'topic', r.room)$$)
     """)
-    await chat.sql.execute("insert into chatgenius.seats values ('1', $1, $2)", chat.ada, chat.topic)
+    await chat.sql.execute(f"insert into {seats} values ('1', $1, $2)", chat.ada, chat.topic)
     await chat.settled(daemon)
     async with daemon.client(chat.ada) as ada:
         await ada.subscribe(chat.topic)
-        await chat.sql.execute("update chatgenius.seats set user_id = $1", chat.bob)
+        await chat.sql.execute(f"update {seats} set user_id = $1", chat.bob)
         revoked = await ada.next()
     assert ("revoked", chat.topic) == (revoked["op"], revoked["topic"])
 

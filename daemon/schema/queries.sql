@@ -351,11 +351,20 @@ order by 1;
 -- Whether this role may ask which roles are those of daemons. Some revisions have no such function.
 select coalesce(has_function_privilege(to_regprocedure('rowcast.daemons()'), 'execute'), false);
 
+-- name: daemons
+-- The roles of daemons.
+select d.daemon::oid as role from rowcast.daemons() as d (daemon);
+
 -- name: lacking_rights
--- What the roles of daemons lack.
-select d.daemon::text as role, string_agg(format('%s on %s', right_, r.name), ', ' order by r.name, right_) as lacks
-from rowcast.daemons() as d (daemon)
-cross join (select * from rowcast.rights_of_daemons() union all select 'schema', 'rowcast', '{usage}') as r
+-- What roles lack of what a daemon needs. $1 the roles, null for that of this session; $2 the schemas of the packs that they
+-- serve, and $3 the functions that they call there.
+select d.daemon::regrole::text as role, string_agg(format('%s on %s', right_, r.name), ', ' order by r.name, right_) as lacks
+from unnest(coalesce($1::oid [], array[quote_ident(current_user)::regrole::oid])) as d (daemon)
+cross join (
+    select * from rowcast.rights_of_daemons()
+    union all select 'schema', n.nspname::text, '{usage}' from pg_namespace as n where n.nspname = 'rowcast' or n.nspname = any ($2::text [])
+    union all select 'function', p.oid::regprocedure::text, '{execute}' from pg_proc as p where p.oid::regproc::text = any ($3::text [])
+) as r
 cross join unnest(r.rights) as right_
 where not case r.kind
     when 'table' then has_table_privilege(d.daemon, r.name, right_)
@@ -363,21 +372,6 @@ where not case r.kind
     when 'schema' then has_schema_privilege(d.daemon, r.name, right_)
     else has_function_privilege(d.daemon, r.name, right_) end
 group by 1 order by 1;
-
--- name: own_lacking_rights
--- What this role lacks of what a daemon needs. $1 the schemas of its packs, $2 the functions that it calls there
-select string_agg(format('%s on %s', right_, r.name), ', ' order by r.name, right_)
-from (
-    select * from rowcast.rights_of_daemons()
-    union all select 'schema', n.nspname::text, '{usage}' from pg_namespace as n where n.nspname = 'rowcast' or n.nspname = any ($1::text [])
-    union all select 'function', p.oid::regprocedure::text, '{execute}' from pg_proc as p where p.oid::regproc::text = any ($2::text [])
-) as r
-cross join unnest(r.rights) as right_
-where not case r.kind
-    when 'table' then has_table_privilege(r.name, right_)
-    when 'sequence' then has_sequence_privilege(r.name, right_)
-    when 'schema' then has_schema_privilege(r.name, right_)
-    else has_function_privilege(r.name, right_) end;
 
 -- name: readers
 -- How to call the functions that read watched tables, for no row and nobody, if this role may.

@@ -23,7 +23,8 @@ async def check_rights(connection: Connection) -> list[Problem]:
     What this role may not see is left out: the roles of daemons are the owner's to look at.
     """
     try:
-        lacking = await connection.fetch(query("lacking_rights")) if await _may_see_daemons(connection) else []
+        daemons = await connection.fetch(query("daemons")) if await _may_see_daemons(connection) else []
+        lacking = await connection.fetch(query("lacking_rights"), [row["role"] for row in daemons], [], [])
         found = [Problem(f"role {row['role']}", f"it lacks {row['lacks']}", _APPLY) for row in lacking]
         for row in await connection.fetch(query("readers")):
             if denied := await _denied(connection, row["statement"]):
@@ -41,10 +42,10 @@ async def lacking_rights(connection: Connection, schemas: Iterable[str], functio
     Raises DRIVER_ERRORS.
     """
     try:
-        lacking: str | None = await connection.fetchval(query("own_lacking_rights"), list(schemas), list(functions))
+        lacking = await connection.fetchrow(query("lacking_rights"), None, list(schemas), list(functions))
     except asyncpg.InsufficientPrivilegeError as error:
         return str(error)
-    return lacking or ""
+    return lacking["lacks"] if lacking else ""
 
 
 async def _may_see_daemons(connection: Connection) -> bool:

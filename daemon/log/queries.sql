@@ -124,7 +124,8 @@ select pg_current_snapshot()::text as snapshot,
        (select count(rowcast.is_readable(n.xid, n.id)) from numbered as n
         where current_setting('server_encoding') <> 'UTF8') as readable, t.transactions, t.last_seq, t.has_deletes,
        -- A daemon that is about to follow gets its lock after our commit, and then finds these changes in the log.
-       t.changes > 0 and not pg_try_advisory_xact_lock($7) as has_followers,
+       -- An empty batch must not take the lock: a follower that tries at that moment would not get it.
+       case when t.changes > 0 then not pg_try_advisory_xact_lock($7) else false end as has_followers,
        -- Users are admitted by where a right begins, so a crash must not move that. And a crash must not undo more numbers
        -- than the next term jumps over. These commits wait for their flush.
        case when t.has_grants or t.last_seq > $9 then set_config('synchronous_commit', 'on', true) end as flushed, null::bigint as seq,
@@ -185,7 +186,7 @@ select n.seq, n.xid::text as tx, to_char(n.at at time zone 'UTC', 'YYYY-MM-DD"T"
        n.revokes is not null as revokes, n.revokes ->> 'user' as revokes_user, n.revokes ->> 'topic' as revokes_topic,
        f.changes, f.is_ordinary,
        case when n.seq is null or n.seq = $2::bigint + 1 then pg_current_snapshot()::text end as snapshot,
-       n.seq = $2::bigint + 1 and not pg_try_advisory_xact_lock($7) as has_followers
+       case when n.seq = $2::bigint + 1 then not pg_try_advisory_xact_lock($7) else false end as has_followers
 from found as f
 left join (
     numbered as n cross join lateral (select o.* from rowcast.watched as o where o.id = n.watch offset 0) as w

@@ -15,7 +15,7 @@ from daemon.core.change import CONTENT, Change, Position, Seq, Topic
 from daemon.core.errors import LogUnavailable
 from daemon.log.queries import query
 from daemon.log.reader import PgLogReader
-from daemon.log.sequencer import Sequencer
+from daemon.log.sequencer import FOLLOWER_LOCK, Sequencer
 from daemon.postgres.connect import SESSION, Connection, Pool, connect, open_pool
 from tests.support.log import ROWS, ManualLeader, leader, until_numbered
 from tests.support.postgres import Server
@@ -302,6 +302,23 @@ async def test_the_leader_notifies_only_while_another_daemon_follows(
         assert first.is_own_notification(await notified_by.get())
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+@pytest.mark.parametrize("few", [False, True])
+async def test_a_poll_that_finds_nothing_keeps_no_daemon_from_following(
+    database: str, pool: Pool, sql: Connection, few: bool
+) -> None:
+    await sql.execute(ROWS)
+    connection = await connect(database, application_name="test", server_settings=SESSION)
+    try:
+        numbering = ManualLeader(connection, few=few)
+        assert await numbering.lead()
+        assert await numbering.number()
+        async with connection.transaction():
+            assert await numbering.number()
+            assert await sql.fetchval(query("share_follower_lock"), FOLLOWER_LOCK)
+    finally:
+        await connection.close()
 
 
 async def test_each_new_leader_opens_a_term_numbered_far_above_earlier_terms(

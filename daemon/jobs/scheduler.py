@@ -27,7 +27,7 @@ from daemon.health import Progress
 from daemon.logs import get_logger
 from daemon.postgres.backoff import backoff_delay
 from daemon.postgres.connect import SESSION, Connect, Connection, Pool, acquired
-from daemon.postgres.errors import DATABASE_ERRORS, DRIVER_ERRORS, describe, explain
+from daemon.postgres.errors import DATABASE_ERRORS, DRIVER_ERRORS, cancellation_first, describe, explain
 from daemon.postgres.queries import Queries, split_statements
 from daemon.schema import sql_files
 from daemon.settings import Settings
@@ -152,7 +152,8 @@ class Scheduler:
         while True:
             pause = LOOK_EVERY
             try:
-                state = await self.run_due(job)
+                with cancellation_first():
+                    state = await self.run_due(job)
             except DATABASE_ERRORS as error:
                 if progress.fail(describe(error)):
                     log.warning("job_failed", job=self._keys[job.name], reason=progress.failure)

@@ -16,7 +16,7 @@ from daemon.log.queries import query
 from daemon.logs import get_logger
 from daemon.postgres.backoff import backoff_delay
 from daemon.postgres.connect import Connect, Connection
-from daemon.postgres.errors import DATABASE_ERRORS, describe
+from daemon.postgres.errors import DATABASE_ERRORS, cancellation_first, describe
 
 log = get_logger()
 
@@ -79,7 +79,8 @@ class Notifier:
         attempt, progress = 0, Progress()
         while True:
             try:
-                await self._listen()
+                with cancellation_first():
+                    await self._listen()
             except DATABASE_ERRORS as error:
                 if self.listening.is_set():
                     attempt = 0

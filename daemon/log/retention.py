@@ -15,7 +15,7 @@ from daemon.log.queries import query
 from daemon.log.sequencer import Sequencer
 from daemon.logs import get_logger
 from daemon.postgres.connect import Connect, Pool, acquired
-from daemon.postgres.errors import DATABASE_ERRORS, describe
+from daemon.postgres.errors import DATABASE_ERRORS, cancellation_first, describe
 
 log = get_logger()
 
@@ -97,7 +97,8 @@ class Retention:
                 await due.wait()
             progress.begin()
             try:
-                await work()
+                with cancellation_first():
+                    await work()
             except DATABASE_ERRORS as error:
                 if progress.fail(describe(error)):
                     log.warning("retention_failed", work=work.__name__, reason=progress.failure)

@@ -26,7 +26,7 @@ from daemon.log.wakeup_lock import WakeupLock
 from daemon.logs import get_logger
 from daemon.postgres.backoff import backoff_delay
 from daemon.postgres.connect import Connect, Connection, Pool, acquired
-from daemon.postgres.errors import DATABASE_ERRORS, describe
+from daemon.postgres.errors import DATABASE_ERRORS, cancellation_first, describe
 
 log = get_logger()
 
@@ -238,7 +238,8 @@ class Sequencer:
         attempt = 0
         while True:
             try:
-                await self._lead_on_one_connection()
+                with cancellation_first():
+                    await self._lead_on_one_connection()
             except Superseded:
                 log.warning("leader_lost", reason="superseded")
             except DATABASE_ERRORS as error:

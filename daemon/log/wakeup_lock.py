@@ -8,7 +8,7 @@ from typing import Final
 from daemon.log.queries import query
 from daemon.postgres.backoff import backoff_delay
 from daemon.postgres.connect import Connect, Connection
-from daemon.postgres.errors import DATABASE_ERRORS
+from daemon.postgres.errors import DATABASE_ERRORS, cancellation_first
 
 WAKEUP_LOCK: Final = 0x526F7763617375  # an advisory lock of the database; triggers/rowcast.sql has the same number
 ANSWER_TIMEOUT: Final = 30.0  # seconds
@@ -38,7 +38,7 @@ class WakeupLock:
         """Take and release the lock as wanted until cancelled."""
         attempt = 0
         while True:
-            with suppress(*DATABASE_ERRORS):
+            with suppress(*DATABASE_ERRORS), cancellation_first():
                 connection = await self._connect()
                 attempt = 0
                 try:

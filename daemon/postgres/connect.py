@@ -30,6 +30,7 @@ from daemon.postgres.errors import (
     UnsupportedEncoding,
     UnsupportedPostgres,
     address_of,
+    cancellation_first,
     explain,
 )
 from daemon.postgres.queries import Queries, measure
@@ -236,18 +237,19 @@ async def acquired(pool: Pool, time_limit: float) -> AsyncIterator[Connection]:
 
     After a timeout no open connection of the pool is used again, since the others are likely dead too.
     """
-    async with asyncio.timeout(time_limit) as limit:
-        connection = await pool.acquire()
-        try:
-            yield cast("Connection", connection)
-        except asyncio.CancelledError:
-            with suppress(asyncpg.InterfaceError):  # lost meanwhile: the cancellation goes on
-                connection.terminate()  # release() would wait for the server to cancel the statement
-            if limit.expired():
-                await pool.expire_connections()
-            raise
-        finally:
-            await pool.release(connection)
+    with cancellation_first():
+        async with asyncio.timeout(time_limit) as limit:
+            connection = await pool.acquire()
+            try:
+                yield cast("Connection", connection)
+            except asyncio.CancelledError:
+                with suppress(asyncpg.InterfaceError):  # lost meanwhile
+                    connection.terminate()  # release() would wait for the server to cancel the statement
+                if limit.expired():
+                    await pool.expire_connections()
+                raise
+            finally:
+                await pool.release(connection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,13 +269,14 @@ class _Opening:
         """Open a session within the time limit. Raises a DatabaseFault."""
         try:
             arguments = read_url(self.dsn, self.time_limit)
-            async with asyncio.timeout(arguments.time_limit):
-                connection = await self._connect(arguments)
-                try:
-                    await self._begin(connection, arguments)
-                except BaseException:
-                    connection.terminate()
-                    raise
+            with cancellation_first():
+                async with asyncio.timeout(arguments.time_limit):
+                    connection = await self._connect(arguments)
+                    try:
+                        await self._begin(connection, arguments)
+                    except BaseException:
+                        connection.terminate()
+                        raise
         except (*DATABASE_ERRORS, ValueError) as error:
             fault = _explain_connecting(error, self.dsn)
             if isinstance(fault, UNUSABLE):

@@ -1,5 +1,6 @@
 """Translates errors of the driver into faults: one for each thing that the operator can do about them."""
 
+import asyncio
 import errno
 import re
 import socket
@@ -338,6 +339,22 @@ def violations_logged() -> Iterator[None]:
 
 DATABASE_ERRORS: Final = (*DRIVER_ERRORS, DatabaseFault)
 """What any statement can raise when Postgres restarts, the connection breaks, or an answer takes too long."""
+
+
+@contextmanager
+def cancellation_first() -> Iterator[None]:
+    """Let a task that is being cancelled raise CancelledError, and none of DATABASE_ERRORS.
+
+    What is cancelled cleans up, by a rollback perhaps, and if the connection is lost just then, that error takes the
+    place of the cancellation. A task that retries would go on, and whoever waits for its end would wait for ever.
+    """
+    try:
+        yield
+    except DATABASE_ERRORS:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from None
+        raise
 
 
 def describe(error: BaseException) -> str:

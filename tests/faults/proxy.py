@@ -20,11 +20,12 @@ Target = Path | tuple[str, int]
 class Direction:
     """One direction. `delay` is in seconds for each piece, `rate` in bytes a second; nothing passes unless `open`.
 
-    `holds` is set once data has arrived that may not pass.
+    It closes after `allowed` more pieces. `holds` is set once data has arrived that may not pass.
     """
 
     delay: float = 0.0
     rate: float | None = None
+    allowed: int | None = None
     open: asyncio.Event = field(default_factory=asyncio.Event)
     holds: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -77,7 +78,7 @@ class Proxy:
     def heal(self) -> None:
         """Let everything through again, at once."""
         for direction in (self.up, self.down):
-            direction.delay, direction.rate = 0.0, None
+            direction.delay, direction.rate, direction.allowed = 0.0, None, None
             direction.open.set()
 
     def forget(self) -> None:
@@ -100,6 +101,10 @@ class Proxy:
         try:
             yield self
         finally:
+            for listener in server.sockets:
+                asyncio.get_running_loop().remove_reader(listener.fileno())
+            for _ in range(5):  # what was accepted gets its task: a server that is closed would leave it open
+                await asyncio.sleep(0)
             server.close()
             self.reset()
             for task in self._tasks:
@@ -156,6 +161,10 @@ class Proxy:
         while data := await reader.read(CHUNK):
             if direction.delay:
                 await asyncio.sleep(direction.delay)
+            if direction.allowed is not None:
+                direction.allowed -= 1
+                if direction.allowed < 0:
+                    direction.open.clear()
             while data:
                 if not direction.open.is_set():
                     direction.holds.set()

@@ -119,6 +119,7 @@ async def test_a_client_that_resumes_with_its_filter_gets_what_it_missed_of_it(d
     await chat.say("other")
     await edit(chat, message, "other")
     await chat.say("last")
+    await chat.settled(daemon)
     async with daemon.client(chat.ada, since=since) as client:
         await client.subscribe(chat.topic, where=where)
         assert [("delete", None, True), ("insert", "last", False)] == sent_changes(await client.changes(2))

@@ -160,6 +160,7 @@ async def test_a_restored_channel_does_not_replay_the_time_it_was_deleted(daemon
         await chat.sql.execute(
             f"update chatgenius.channels set deleted_at = {deleted_at} where id = $1", chat.channel
         )
+    await chat.settled(daemon)
     async with daemon.client(chat.ada, since=before) as ada:
         await ada.subscribe(chat.topic)
         assert "rights" == (await ada.next())["reason"]

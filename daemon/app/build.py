@@ -109,8 +109,8 @@ def build(
     def delivery_age() -> float:
         return max(pump.read_age, backlog.age)
 
-    warnings: list[Check] = [each.warnings for each in (notify_watch, retention, scheduler, identity.keys, tls)]
-    warnings.append(lambda: context.refusals.warnings())  # noqa: PLW0108 - the context is made later
+    warned_of = notify_watch, retention, scheduler, identity.keys, tls, node.refusals
+    warnings: list[Check] = [each.warnings for each in warned_of]
     if relay is not None:
         warnings.append(relay.warnings)
         metrics.RELAY_CONNECTED.set_function(relay.link.connected.is_set)

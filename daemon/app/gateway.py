@@ -201,8 +201,7 @@ def build_gateway_parts(
     exchange_signals(link, broadcast, node, lambda: not epochs.is_mixed)
     identity = Identity(authenticator, keys, RemoteUsers(client.ask).user_of if has_users else None)
     link_problems: Check = lambda: [link.failure] if link.failure else []  # noqa: E731
-    warnings: list[Check] = [keys.warnings, tls.warnings]
-    warnings.append(lambda: context.refusals.warnings())  # noqa: PLW0108 - the context is made later
+    warnings: list[Check] = [keys.warnings, tls.warnings, node.refusals.warnings]
     readiness = Readiness(link_problems, members.problems, feed.problems, warnings=warnings)
     context = client_context(
         settings,

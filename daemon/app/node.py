@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_network
@@ -44,7 +44,7 @@ from daemon.gateway.identity import Identity
 from daemon.gateway.key_source import KeySource
 from daemon.gateway.server import Gateway, Limits, encode
 from daemon.gateway.tls import Tls
-from daemon.health import Readiness
+from daemon.health import Readiness, Refusals
 from daemon.logs import count_dropped_lines
 from daemon.packs import Pack
 from daemon.settings import Settings
@@ -86,6 +86,7 @@ class Node:
     own_tables: OwnTables
     sharing: Sharing
     ports: Ports
+    refusals: Refusals = field(default_factory=Refusals)
 
     @property
     def router(self) -> PackRouter:
@@ -156,6 +157,7 @@ def client_context(
         clock=time.monotonic,
         heartbeat=settings.heartbeat,
         schema=schema,
+        refusals=node.refusals,
         max_topics=limits.topics,
         max_filter=settings.max_filter,
         signal_rate=settings.signal_rate,

@@ -54,8 +54,12 @@ class Live:
         return is_sent or self.router.needs_record(change)
 
     async def wait_until_delivered(self, seq: Seq) -> None:
-        """Wait until everything up to this position has been delivered to the live followers."""
-        while self.hub.position.seq < seq:
+        """Wait until everything up to this position has been delivered to the live followers.
+
+        Also returns once the hub is in another epoch, whose numbers may be lower: a discontinuity, then.
+        """
+        epoch = self.hub.position.epoch
+        while self.hub.position.seq < seq and epoch in {"", self.hub.position.epoch}:
             delivery = asyncio.get_running_loop().create_future()
             self._deliveries.append(delivery)
             await delivery

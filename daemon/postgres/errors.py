@@ -341,6 +341,17 @@ DATABASE_ERRORS: Final = (*DRIVER_ERRORS, DatabaseFault)
 """What any statement can raise when Postgres restarts, the connection breaks, or an answer takes too long."""
 
 
+def raise_if_cancelled() -> None:
+    """Raise CancelledError if this task is being cancelled, though what it called did not say so.
+
+    `asyncio.wait_for` of Python 3.11 swallows a cancellation if what it waits for ends at the same moment, and nats-py
+    and asyncssh connect with it.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 @contextmanager
 def cancellation_first() -> Iterator[None]:
     """Let a task that is being cancelled raise CancelledError, and none of DATABASE_ERRORS.
@@ -351,9 +362,7 @@ def cancellation_first() -> Iterator[None]:
     try:
         yield
     except DATABASE_ERRORS:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError from None
+        raise_if_cancelled()
         raise
 
 

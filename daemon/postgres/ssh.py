@@ -15,7 +15,7 @@ from asyncssh.known_hosts import SSHKnownHosts
 from asyncssh.public_key import get_default_certificate_algs, get_default_public_key_algs
 
 from daemon.core.errors import OperatorFault
-from daemon.postgres.errors import ConnectionRefused
+from daemon.postgres.errors import ConnectionRefused, raise_if_cancelled
 from daemon.postgres.ssh_faults import (
     ForwardingProhibited,
     HostKeyChanged,
@@ -174,6 +174,7 @@ async def _connect(route: SshRoute, key: asyncssh.SSHKey) -> Session:
             **OPTIONS,
         )
     except (OSError, asyncssh.Error, ValueError) as error:
+        raise_if_cancelled()
         raise client.refused or _explain(error, route) from None
     return Session(route, connection, client)
 

@@ -25,7 +25,7 @@ from daemon.core.errors import OperatorFault
 from daemon.health import Check, Progress
 from daemon.logs import get_logger
 from daemon.postgres.backoff import MAX_DELAY, backoff_delay
-from daemon.postgres.errors import ConnectionRefused
+from daemon.postgres.errors import ConnectionRefused, raise_if_cancelled
 from daemon.postgres.ssh_faults import SshFault, SshUnavailable, TunnelDirectoryUnusable
 from daemon.settings import Settings
 from daemon.settings.ssh import SshRoute
@@ -85,6 +85,7 @@ class Tunnel:
         """Connect and open the socket; with `probe`, only if the database can be reached. Raises an OperatorFault."""
         session = await self._connect_ssh()
         try:
+            raise_if_cancelled()
             if probe:
                 await session.probe()
             _make_directory(self._route)

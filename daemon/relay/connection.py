@@ -17,6 +17,7 @@ What nats-py 2.16 does, and what this module does about it:
   bound. `waiting` counts it.
 - It sends passwords in the clear to a server that offers no TLS. `_Transport` does not.
 - It closes TLS in an orderly way, which may wait too, and then TLS no longer aborts. `_Transport` aborts below it.
+- Its `connect` may swallow a cancellation. `open` does not.
 - It reads a file with credentials forever if a line is missing. `_credentials` reads it first.
 """
 
@@ -37,6 +38,7 @@ from nats.aio.transport import TcpTransport
 
 from daemon.core.errors import RowcastError
 from daemon.logs import get_logger
+from daemon.postgres.errors import raise_if_cancelled
 
 CONNECT_TIMEOUT: Final = 2  # seconds for each step
 OPEN_TIMEOUT: Final = 5.0  # seconds for all of them
@@ -195,9 +197,11 @@ class Connection:
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
                 await self._client.connect(**await self._options())
+            raise_if_cancelled()
             self._check()
         except Exception as error:  # noqa: BLE001 - also what nats-py lets through, such as errors of a codec
             await self.close()
+            raise_if_cancelled()
             raise ConnectionFailed(self._explain(error)) from None
         except BaseException:
             await self.close()

@@ -583,3 +583,16 @@ async def test_live_changes_are_delivered_between_the_short_steps_of_a_replay(
             assert published == follower.delivered
     assert (10 * SLICE, SLICE, [ONE]) == (recorder.changes, max(steps), recorder.joined)
     assert published >= 9
+
+
+async def test_nobody_waits_for_a_number_of_a_history_that_has_ended(pool: Pool) -> None:
+    live = Live(Hub(lambda payload: payload, SERVED.with_exact_numbers), SERVED, LogCache(PgLogReader(pool), 0))
+    live.move(Position("e", Seq(0)), "epoch")
+    waiting = asyncio.create_task(live.wait_until_delivered(Seq(9)))
+    await asyncio.sleep(0)
+    live.move(Position("e", Seq(5)), "crash")
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    live.move(Position("f", Seq(3)), "epoch")
+    async with asyncio.timeout(10):
+        await waiting

@@ -1,6 +1,7 @@
 """The line to NATS, with a real server."""
 
 import asyncio
+import itertools
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -348,3 +349,17 @@ async def test_the_next_server_of_a_cluster_takes_over(prefix: str) -> None:
                 await until_received(link, received, b"after")
         assert [] == [line for line in logs if "nothing listens" in line.get("reason", "")]
         assert used not in [line["server"] for line in logs[2:] if line["event"] == "relay_connected"]
+
+
+async def test_a_link_that_is_stopped_while_it_connects_ends(nats: NatsServer, prefix: str) -> None:
+    for steps in itertools.count():
+        link = Link(LinkOptions((nats.url,), prefix, "node"))
+        running = asyncio.create_task(link.run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        was_connected = link.connected.is_set()
+        running.cancel()
+        await asyncio.wait({running}, timeout=10)
+        assert running.cancelled(), steps
+        if was_connected:
+            break

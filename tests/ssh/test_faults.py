@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,17 @@ async def test_a_refusal_is_retried_as_often_as_the_settings_say(sshd: Sshd, dat
 
 def test_the_socket_of_the_database_is_reached_by_its_path(database: str) -> None:
     assert parse_qs(urlsplit(database).query)["host"][0].startswith("/")  # so that these tests forward to a path
+
+
+@pytest.mark.parametrize("steps", range(3))
+async def test_a_tunnel_that_is_closed_while_it_is_opened_again_ends(
+    sshd: Sshd, database: str, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    authenticated = asyncio.Event()
+    monkeypatch.setattr("daemon.postgres.ssh._Client.auth_completed", lambda _: authenticated.set())
+    async with asyncio.timeout(30), through_tunnel(settings(sshd, database)):
+        authenticated.clear()
+        sshd.signal_sessions(signal.SIGKILL)
+        await authenticated.wait()
+        for _ in range(steps):
+            await asyncio.sleep(0)

@@ -40,7 +40,8 @@ class PgUsers:
         loop = asyncio.get_running_loop()
         lookup = _Lookup(subject, loop.create_future())
         self._waiting.append(lookup)
-        if len(self._workers) < MAX_CONCURRENT_QUERIES:
+        # One that is done may still be in the set, if its answer is what led to this call.
+        if sum(not worker.done() for worker in self._workers) < MAX_CONCURRENT_QUERIES:
             worker = loop.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)

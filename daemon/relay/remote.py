@@ -49,7 +49,8 @@ class _Gathered(Generic[A, B]):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[B] = loop.create_future()
         self._waiting.append((wanted, answer))
-        if len(self._workers) < self._most:
+        # One that is done may still be in the set, if its answer is what led to this call.
+        if sum(not worker.done() for worker in self._workers) < self._most:
             worker = loop.create_task(self._work())  # begins in the next turn of the loop
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)

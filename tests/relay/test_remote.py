@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
@@ -407,3 +408,42 @@ async def test_every_question_fits_into_one_message_however_long_its_texts_are()
     )
     assert 8 == len(sizes)
     assert max(sizes) < 256 * 1024
+
+
+AGAIN: dict[str, Callable[[Ask], Callable[[], Awaitable[object]]]] = {
+    "rights": lambda ask: partial(RemoteGrants(ask, epoch).readable_from, "ada", A),
+    "rights of an own table": lambda ask: partial(RemoteGrants(ask, epoch, str).readable_from, "ada", A),
+    "columns": lambda ask: partial(RemoteColumns(ask).columns, A),
+    "users": lambda ask: partial(RemoteUsers(ask).user_of, "ada"),
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+async def test_who_asks_again_as_soon_as_there_is_no_answer_waits_no_longer(name: str) -> None:
+    async def nobody(*_: object) -> bytes:
+        raise RelayUnavailable("there is nobody")
+
+    call = AGAIN[name](nobody)
+    for _ in range(2):
+        with pytest.raises((GrantsUnavailable, LogUnavailable), match="there is nobody"):
+            async with asyncio.timeout(10):
+                await call()
+
+
+async def test_who_asks_about_an_own_table_again_as_soon_as_there_is_an_answer_gets_one() -> None:
+    class Granted(Absent):
+        async def readable_from(self, *_: object) -> Seq:
+            return Seq(3)
+
+    grants = RemoteGrants(asking(grants=Granted()), epoch, str)
+    async with asyncio.timeout(10):
+        assert [3, 3] == [await grants.readable_from("ada", A) for _ in range(2)]
+
+
+async def test_who_looks_up_a_user_again_as_soon_as_there_is_an_answer_gets_one(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.log.users.MAX_CONCURRENT_QUERIES", 1)
+    users = PgUsers(pool, "select u as subject, upper(u) as user_id from unnest($1::text []) as u")
+    async with asyncio.timeout(10):
+        assert ["ADA", "BOB"] == [await users.user_of(subject) for subject in ("ada", "bob")]

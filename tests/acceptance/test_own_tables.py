@@ -12,6 +12,7 @@ from daemon.postgres.connect import Connection, connect
 from daemon.schema import migrate
 from tests.acceptance.chat import Chat
 from tests.support.daemon import Client, Daemon, Frame, command, daemon_process, get
+from tests.support.gateways import PLACES, node
 from tests.support.postgres import Server, ignore
 
 TABLES = """
@@ -79,6 +80,18 @@ async def test_a_running_daemon_serves_a_table_once_it_is_watched(
         assert {"status": "new", "total": 1.5} == {name: change["record"][name] for name in ("status", "total")}
         assert 3 == len(change["record"])
     assert [] == daemon.warnings()
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_client_need_not_wait_between_topics_of_a_table(
+    database: str, tables: Connection, place: str
+) -> None:
+    await rowcast(database, *WATCH, "--read", "true")
+    async with node(place, database, environment={"ROWCAST_PACKS": "none"}) as one, one.client("7") as client:
+        for customer in range(3):
+            await client.say(op="subscribe", topic=f"orders:{customer}")
+        async with asyncio.timeout(20):
+            assert ["subscribed"] * 3 == [(await client.next())["op"] for _ in range(3)]
 
 
 async def test_a_snapshot_and_changes_of_several_tables_share_a_topic(

@@ -301,12 +301,14 @@ async def test_followers_are_notified_before_the_leader_delivers_to_its_own_clie
         if delivering.is_set():
             in_time.append(notified.wait(10))
 
-    async with leader(database, pool, offer=offer):
+    async with leader(database, pool, offer=offer) as sequencer:
         follower = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(follow())))
         try:
             await asyncio.to_thread(listening.wait)
             await sql.execute(WRITE, 1)  # after which the leader has a connection for it
             await asyncio.to_thread(notified.wait)
+            while not sequencer._readers_due._waiters:  # it may still wait for the answer of Postgres
+                await asyncio.sleep(0)
             notified.clear()
             delivering.set()
             await sql.execute(WRITE, 1)

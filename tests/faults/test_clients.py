@@ -143,7 +143,10 @@ from websockets.sync.client import connect
 with connect(sys.argv[1], subprotocols=["rowcast.v1"], ping_interval=None, max_size=None) as line:
     line.send(json.dumps({"op": "hello", "token": sys.argv[2]}))
     line.send(json.dumps({"op": "subscribe", "topic": sys.argv[3]}))
-    print(json.loads(line.recv())["session"], json.loads(line.recv())["op"], flush=True)
+    session = json.loads(line.recv())["session"]
+    while (op := json.loads(line.recv())["op"]) == "head":
+        pass
+    print(session, op, flush=True)
     for _ in line:
         pass
 """

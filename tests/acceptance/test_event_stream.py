@@ -114,6 +114,8 @@ async def test_a_client_that_reads_slowly_is_served_from_the_log(daemon: Daemon,
         await stream.until("subscribed")
         for number in range(150):
             await chat.say(f"{number} " + "x" * LONG)
+            if number in {75, 149}:  # more than one batch, and all of them before the client reads
+                await chat.settled(daemon)
         while "rowcast_clients_behind 1.0" not in (await get(f"{daemon.http}/metrics"))[1]:
             await asyncio.sleep(0.05)
         assert list(map(str, range(150))) == await contents(stream, 150)

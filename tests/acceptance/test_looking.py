@@ -303,12 +303,15 @@ async def test_explain_says_why_a_change_is_sent_or_not(daemon: Daemon, chat: Ch
 async def test_explain_names_the_dead_letter_that_a_change_became(daemon: Daemon, chat: Chat, database: str) -> None:
     await chat.sql.execute("alter table chatgenius.files drop constraint if exists files_size_not_negative")
     message = await chat.say("a message with a file")
+    await chat.settled(daemon)
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
         await chat.sql.execute(
             "insert into chatgenius.files (message_id, name, type, size, url) values ($1, 'n', 't', -1, 'u')", message
         )
         seq = int((await client.next())["pos"].rpartition(":")[2])
+    while not await chat.sql.fetchval("select exists (select from rowcast.dead_letters where seq = $1)", seq):
+        await asyncio.sleep(0)
     code, lines = await explained(database, chat.topic, chat.ada, seq)
     assert 1 == code
     assert any("record: greater_than_equal size" in line and f"dead-letters show {seq}" in line for line in lines)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -16,7 +17,16 @@ from daemon.core.errors import GrantsUnavailable
 from daemon.core.hub import Hub, RightEnd
 from daemon.core.ports import AckStore, ColumnReader, Grants, SignalRights
 from daemon.core.presence import Key
-from daemon.delivery.client import FILTER_CHARGE, REFUSAL_CHARGE, RIGHT, SIGNAL_CHARGE, Client, ClientContext, bye
+from daemon.delivery.client import (
+    EXPIRY_NOTICE,
+    FILTER_CHARGE,
+    REFUSAL_CHARGE,
+    RIGHT,
+    SIGNAL_CHARGE,
+    Client,
+    ClientContext,
+    bye,
+)
 from daemon.delivery.replay import Replay, ReplayReader
 from daemon.delivery.rights import Rights
 from daemon.delivery.snapshots import Snapshots
@@ -279,6 +289,19 @@ async def test_a_heartbeat_has_no_position_during_a_replay(pool: Pool) -> None:
     gated.go.set()
     await harness.until(lambda: "resumed" in harness.socket.ops())
     assert {"op": "head", "pos": str(hub.position)} == harness.beat()
+
+
+async def test_a_token_that_expires_before_the_next_tick_has_a_timer(
+    harness: ClientHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, remaining = asyncio.get_running_loop(), EXPIRY_NOTICE / 2
+    monkeypatch.setattr(Claims, "expires", time.time() + remaining)
+    earliest = loop.time() + remaining
+    timers: list[float] = []
+    monkeypatch.setattr(loop, "call_later", lambda delay, *_: timers.append(loop.time() + delay))
+    harness.hello()
+    assert 1 == len(timers)
+    assert earliest - 0.1 < timers[0] <= loop.time() + remaining
 
 
 async def test_no_heartbeats_are_queued_for_a_client_that_does_not_read(harness: ClientHarness) -> None:

@@ -104,8 +104,12 @@ class Daemon:
         return f"http://{self.address[0]}:{self.address[1]}"
 
     def events(self) -> list[Frame]:
-        """The events logged so far; a line that is not an event is the fault that ended the daemon."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if not line.startswith("daemon: ")]
+        """The events logged so far; a line that is not an event is the fault that ended the daemon.
+
+        A line that is still being written is not looked at: a file grows page by page.
+        """
+        whole, _, _ = self.log.read_bytes().rpartition(b"\n")
+        return [json.loads(line) for line in whole.decode().splitlines() if not line.startswith("daemon: ")]
 
     def warnings(self) -> list[Frame]:
         """The warnings and errors logged so far."""

@@ -75,11 +75,11 @@ async def test_a_signal_reaches_the_followers_on_every_daemon_but_not_its_sender
         for data in ({"at": 1}, long):
             await ada.say(op="signal", topic=chat.topic, name="typing", data=data)
             expected = {"op": "signal", "topic": chat.topic, "name": "typing", "data": data, "user": chat.ada}
-            assert [expected, expected] == [await near.next(), await far.next()]
+            assert [expected, expected] == [(await client.until("signal"))[-1] for client in (near, far)]
         await ada.say(op="ping", id=1)
-        assert {"op": "pong", "id": 1} == await ada.next()
+        assert "signal" not in {frame["op"] for frame in await ada.until("pong")}
         await ada.say(op="signal", id=2, topic="users", name="typing")
-        assert "not_subscribed" == (await ada.next())["code"]
+        assert "not_subscribed" == (await ada.until("error"))[-1]["code"]
 
 
 async def test_people_are_seen_on_every_daemon_and_stay_while_they_reconnect(

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.listening import stop_accepting
+
 CHUNK = 64 * 1024
 SEGMENT = 536  # bytes: with large segments, kernels buffer megabytes for a connection
 STEPS = 20  # slices a second in which a throttled direction passes its bytes on
@@ -101,11 +103,7 @@ class Proxy:
         try:
             yield self
         finally:
-            for listener in server.sockets:
-                asyncio.get_running_loop().remove_reader(listener.fileno())
-            for _ in range(5):  # what was accepted gets its task: a server that is closed would leave it open
-                await asyncio.sleep(0)
-            server.close()
+            await stop_accepting(server)
             self.reset()
             for task in self._tasks:
                 task.cancel()

@@ -21,6 +21,7 @@ from daemon.settings import Settings
 from tests.support.daemon import SECRET, Daemon, free_port, get
 from tests.support.gateways import member
 from tests.support.issuer import self_signed
+from tests.support.listening import stop_accepting
 from tests.support.nats import Issuer, NatsServer, running_link, running_nats
 from tests.support.postgres import Server
 
@@ -267,8 +268,9 @@ async def test_a_gateway_says_that_something_else_listens_where_nats_should(hub:
     async with running_nats(hub.joined("")) as server:
         await server.kill()
         async with beginning(server.url) as one:
-            async with await asyncio.start_server(greet, "127.0.0.1", server.port):
-                await one.until_problem(f"what listens at {server.address} is no NATS server")
+            other = await asyncio.start_server(greet, "127.0.0.1", server.port)
+            await one.until_problem(f"what listens at {server.address} is no NATS server")
+            await stop_accepting(other)
             await server.start()
             await one.until_ready()
 

@@ -5,8 +5,7 @@ A driver follows topics with a collection of messages and with a loop over the c
 """
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,9 @@ PAGE = {
     "/driver.js": SCRIPT.with_name("driver.js"),
     "/cases.js": SCRIPT.with_name("cases.js"),
 }
+Tokens = Sequence[str] | Callable[[], Sequence[str]]
+"""What a client shows, the last of them again and again; or what issues them once it can connect."""
+
 DRIVE = """async ([url, tokens, buffer]) => {
   const [{ Rowcast }, { drive }] = await Promise.all([import("/rowcast.js"), import("/driver.js")]);
   globalThis.driver = drive(Rowcast, url, tokens, buffer, (...values) => report(values));
@@ -143,19 +145,25 @@ async def client_page(url: str) -> AsyncIterator[Page]:
         yield page
 
 
+def issued(tokens: Tokens) -> Sequence[str]:
+    return tokens() if callable(tokens) else tokens
+
+
 @asynccontextmanager
-async def driven(language: str, url: str, tokens: Sequence[str], buffer: int = BUFFER) -> AsyncIterator[Driver]:
+async def driven(language: str, url: str, tokens: Tokens, buffer: int = BUFFER) -> AsyncIterator[Driver]:
     """A client of this language that has begun to connect, closed at the end."""
     if language == "javascript":
-        async with running_script(SCRIPT, url, json.dumps(tokens), str(buffer)) as script:
+        async with running_script(SCRIPT, url, str(buffer)) as script:
+            assert ["started"] == await script.receive()
+            await script.say(*issued(tokens))
             yield script
     elif language == "chromium":
         async with client_page(f"http://{urlsplit(url).netloc}/healthz") as page:
             chromium = ChromiumDriver(page)
-            await chromium.begin(url, tokens, buffer)
+            await chromium.begin(url, issued(tokens), buffer)
             yield chromium
     else:
-        python = PythonDriver(url, tokens, buffer)
+        python = PythonDriver(url, issued(tokens), buffer)
         async with python.rowcast:
             yield python
 

@@ -9,6 +9,8 @@ from tests.clients.drivers import LANGUAGES, Driver, contents, driven, until
 from tests.faults.proxy import Proxy
 from tests.support.daemon import Daemon, daemon_process, token
 
+TTL = 4  # seconds
+
 pytestmark = pytest.mark.parametrize("language", LANGUAGES)
 
 
@@ -85,9 +87,15 @@ async def test_a_client_moves_to_another_daemon_when_its_own_stops(
 async def test_a_token_is_renewed_before_it_expires_and_the_connection_stays(
     language: str, chat: Chat, daemon: Daemon
 ) -> None:
-    first = token(chat.ada, ttl=10 if language == "chromium" else 3)  # a browser takes seconds to start
-    async with driven(language, daemon.url, [first, token(chat.ada)]) as driver, daemon.raw() as witness:
-        await witness.say(op="hello", token=first)
+    tokens = [token(chat.ada)]
+
+    def issue() -> list[str]:
+        """A program may take seconds to start."""
+        tokens.insert(0, token(chat.ada, ttl=TTL))
+        return tokens[:]
+
+    async with driven(language, daemon.url, issue) as driver, daemon.raw() as witness:
+        await witness.say(op="hello", token=tokens[0])
         await following(driver, chat)
         received = await until(driver, "token", True)
         assert 4401 == (await witness.closed())[0]
@@ -101,8 +109,11 @@ async def test_a_token_that_the_server_refuses_is_replaced_by_a_fresh_one(
     language: str, chat: Chat, daemon: Daemon
 ) -> None:
     refused = token(chat.bob)  # another user cannot renew it
-    first = token(chat.ada, ttl=10 if language == "chromium" else 3)
-    async with driven(language, daemon.url, [first, refused, token(chat.ada)]) as driver:
+
+    def issue() -> list[str]:
+        return [token(chat.ada, ttl=TTL), refused, token(chat.ada)]
+
+    async with driven(language, daemon.url, issue) as driver:
         await following(driver, chat)
         await until(driver, "token", True)
         assert ["status", "waiting"] in await until(driver, "token", True)

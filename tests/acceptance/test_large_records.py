@@ -1,7 +1,7 @@
 """Large records: what one client writes costs the others neither memory nor time."""
 
 import asyncio
-import time
+import os
 from pathlib import Path
 
 from tests.acceptance.chat import Chat
@@ -61,18 +61,24 @@ async def insert_each(chat: Chat, count: int) -> None:
 async def test_a_row_of_15_mib_in_a_topic_nobody_follows_delays_nobody(daemon: Daemon, chat: Chat) -> None:
     async with daemon.client(chat.ada) as client:
         await client.subscribe(chat.topic)
-        pinging = asyncio.create_task(slowest_pong(client))
+        pinging = asyncio.create_task(slowest_pong(client, daemon))
         await insert(chat, 1, 15 * MIB, chat.other)
         await chat.say("after it")
         assert 1.0 > await pinging
 
 
-async def slowest_pong(client: Client) -> float:
-    """The longest time that a pong took until a change arrived (seconds)."""
+async def slowest_pong(client: Client, daemon: Daemon) -> float:
+    """The most processor time that the daemon took to answer a ping until a change arrived (seconds)."""
     slowest = 0.0
     while True:
-        began = time.monotonic()
+        began = processor_time(daemon)
         await client.say(op="ping")
         if "pong" != (await client.next())["op"]:
             return slowest
-        slowest = max(slowest, time.monotonic() - began)
+        slowest = max(slowest, processor_time(daemon) - began)
+
+
+def processor_time(daemon: Daemon) -> float:
+    """The seconds for which the process has used a processor."""
+    state = Path(f"/proc/{daemon.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(state[11]) + int(state[12])) / os.sysconf("SC_CLK_TCK")

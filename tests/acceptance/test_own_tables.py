@@ -58,10 +58,9 @@ async def rowcast(database: str, *arguments: str, code: int = 0) -> str:
 
 async def followed(client: Client, topic: str, **members: object) -> Frame:
     """The answer to a subscribe that succeeds, as soon as the daemon knows the table."""
-    async with asyncio.timeout(5):
-        while (answer := await client.subscribe(topic, **members))["op"] == "error":
-            assert "no_such_topic" == answer["code"]
-            await asyncio.sleep(0.05)
+    while (answer := await client.subscribe(topic, **members))["op"] == "error":
+        assert "no_such_topic" == answer["code"]
+        await asyncio.sleep(0.05)
     return answer
 
 

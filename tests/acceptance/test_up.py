@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from daemon.commands import nodes
 from daemon.commands.nodes import NodeEnded, running_nats
 from daemon.packs import ULID
-from tests.support.daemon import SECRET, Client, Daemon, clean_environment, command, get, post, start
+from tests.support.daemon import SECRET, Client, Daemon, clean_environment, command, get, post, start, whole_lines
 from tests.support.nats import find_nats_server
 from tests.support.postgres import chosen_binaries, passable_directory
 from tests.support.processes import until_it_ends
@@ -213,7 +213,8 @@ async def test_the_sample_users_tokens_survive_a_restart(home: Path, empty_datab
 
 async def gateway_pids(home: Path, count: int) -> list[int]:
     """The pids of the gateways in the order of their starts, once so many have been started."""
-    while len(found := re.findall(r'"worker_started".*"pid": ?(\d+)', (home / "screen").read_text())) < count:
+    started = re.compile(r'"worker_started".*"pid": ?(\d+)')
+    while len(found := started.findall("\n".join(whole_lines(home / "screen")))) < count:
         await asyncio.sleep(0.01)
     return list(map(int, found))
 
@@ -224,7 +225,7 @@ def nats_pid(home: Path) -> int:
 
 
 def logged(home: Path, event: str) -> list[str]:
-    return [line for line in (home / "screen").read_text().splitlines() if f'"event": "{event}"' in line]
+    return [line for line in whole_lines(home / "screen") if f'"event": "{event}"' in line]
 
 
 async def test_gateways_behind_one_address_serve_clients_and_what_is_killed_is_started_again(

@@ -40,6 +40,12 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {name: os.environ[name] for name in inherited if name in os.environ} | more
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file without one that is still being written: a file grows page by page."""
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    return whole.decode().splitlines()
+
+
 @dataclass
 class Client:
     """A websocket client that has sent `hello`."""
@@ -104,12 +110,8 @@ class Daemon:
         return f"http://{self.address[0]}:{self.address[1]}"
 
     def events(self) -> list[Frame]:
-        """The events logged so far; a line that is not an event is the fault that ended the daemon.
-
-        A line that is still being written is not looked at: a file grows page by page.
-        """
-        whole, _, _ = self.log.read_bytes().rpartition(b"\n")
-        return [json.loads(line) for line in whole.decode().splitlines() if not line.startswith("daemon: ")]
+        """The events logged so far; a line that is not an event is the fault that ended the daemon."""
+        return [json.loads(line) for line in whole_lines(self.log) if not line.startswith("daemon: ")]
 
     def warnings(self) -> list[Frame]:
         """The warnings and errors logged so far."""

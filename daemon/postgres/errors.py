@@ -344,8 +344,8 @@ DATABASE_ERRORS: Final = (*DRIVER_ERRORS, DatabaseFault)
 def raise_if_cancelled() -> None:
     """Raise CancelledError if this task is being cancelled, though what it called did not say so.
 
-    `asyncio.wait_for` of Python 3.11 swallows a cancellation if what it waits for ends at the same moment; nats-py and
-    asyncssh connect with it.
+    `asyncio.wait_for` of Python 3.11 swallows a cancellation if what it waits for ends at the same moment; nats-py
+    and asyncssh connect with it.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -439,9 +439,12 @@ as $$
 declare
     facts constant jsonb := rowcast.captured_columns(relation);
     name constant text := format('%I.%I', watched.schema_name, watched.table_name);
-    -- `offset 0` keeps the planner from folding the single row into the full join, which it could not perform then.
-    old_rows constant text := case when watched.per_row then '(select old.* offset 0)' else 'old_rows' end;
-    new_rows constant text := case when watched.per_row then '(select new.* offset 0)' else 'new_rows' end;
+    -- `offset 0` keeps the planner from folding the single row into the full join, which it could not perform then. Each column
+    -- has its name: a session keeps its plan of `new.*`, whatever the columns are called later.
+    old_rows constant text := case when watched.per_row then format('(select %s offset 0)', (
+        select string_agg(format('old.%I', u.name), ', ') from unnest(used) as u (name))) else 'old_rows' end;
+    new_rows constant text := case when watched.per_row then format('(select %s offset 0)', (
+        select string_agg(format('new.%I', u.name), ', ') from unnest(used) as u (name))) else 'new_rows' end;
     same_key constant text := rowcast.same_key(facts, watched.key, 'o', 'n');
     rights constant text := coalesce('(select case when pg_column_size(v.gives) > 1000 then rowcast.short_right(v.gives) '
         'else v.gives end from (select (' || watched.revokes || ') as gives offset 0) as v)', 'null::jsonb');
@@ -578,7 +581,14 @@ begin
     if tg_level = 'ROW' then
         moved := set_config(%1$s, (coalesce(nullif(current_setting(%1$s, true), ''), '0')::numeric + %2$s)::text, true);
         return new;
-    end if;$row$, moved, hash_of_old) else E'\nbegin' end,                                           -- 16
+    end if;
+    if tg_table_name <> %3$L or tg_table_schema <> %4$L then
+        if (select t.oid <> tg_relid and t.oid not in (select a.relid from pg_partition_ancestors(tg_relid) as a)
+            from (select to_regclass(%5$L)) as t (oid))
+        then
+            return null;  -- it was detached: its rows are none of the table any more
+        end if;
+    end if;$row$, moved, hash_of_old, watched.table_name, watched.schema_name, name) else E'\nbegin' end,  -- 16
         case when is_partitioned then format($moved$
     if tg_op = 'UPDATE' then
         moved := current_setting(%1$s, true);
@@ -1124,8 +1134,9 @@ end
 $$;
 
 -- How the rows of a watched table are read, as far as its capture uses them; null if there is no such table.
---   facts   which column has a name, what an enumeration's label is called, and what a composite type consists of: rows read
---           otherwise if one of these changes
+--   facts   which column has a name, what an enumeration's label is called, what a composite type consists of, and by which
+--           transaction a partition was attached: rows read otherwise if one of these changes. What is written to a partition
+--           while it is detached is told to nobody
 --   files   the file of each relation, and the versions of its columns: rows are other ones if both change. A new file alone
 --           is made by `vacuum full`, a new version alone by `set not null`
 -- A text reads as a varchar does.
@@ -1162,6 +1173,9 @@ as $$
         from type_ join pg_type as t on t.oid = type_.oid
         join pg_attribute as a on a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
         group by t.oid
+        union all
+        select 'partition ' || i.inhrelid, to_jsonb(concat_ws(' ', i.xmin, i.cmin)) from relation as r
+        cross join lateral pg_partition_tree(r.oid) as p join pg_inherits as i on i.inhrelid = p.relid
     ), file as (
         select p.relid::oid as oid, case when c.relkind = 'p' then (
                    select string_agg(o.relid::oid::text, ' ' order by o.relid::oid) from pg_partition_tree(p.relid) as o

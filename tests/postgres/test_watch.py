@@ -219,6 +219,47 @@ async def test_writes_that_name_a_partition_are_captured_as_the_whole_table(sql:
     }
 
 
+@pytest.mark.parametrize("per_row", [False, True])
+async def test_what_is_written_to_a_partition_that_was_detached_is_sent_to_nobody(
+    sql: Connection, per_row: bool
+) -> None:
+    await sql.execute("""
+        create schema app;
+        create schema archive;
+        create table app.t (id integer primary key, v text) partition by range (id);
+        create table archive.t partition of app.t for values from (0) to (10);
+        create table app.t2 partition of app.t for values from (10) to (20) partition by range (id);
+        create table app.t3 partition of app.t2 for values from (10) to (20);
+    """)
+    await sql.execute("select rowcast.watch('app.t', $$'t'$$, '{id,v}', per_row => $1)", per_row)
+    writes = ("insert into {0} values ({1}, 'x')", "update {0} set v = 'y'", "delete from {0}")
+    for statement in writes:
+        await sql.execute(statement.format("archive.t", 1))
+        await sql.execute(statement.format("app.t3", 11))
+    kinds = ("insert", "update", "delete")
+    assert [("t", kind, key) for kind in kinds for key in (1, 11)] == await events(sql)
+    await sql.execute("alter table app.t detach partition archive.t; alter table app.t detach partition app.t2")
+    for statement in (*writes, *(() if per_row else ("truncate {0}",))):
+        await sql.execute(statement.format("archive.t", 1))
+        await sql.execute(statement.format("app.t3", 11))
+    assert [] == await events(sql)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+async def test_a_session_that_has_captured_before_names_columns_as_they_are_called_now(
+    sql: Connection, per_row: bool
+) -> None:
+    await sql.execute("create schema app; create table app.t (id integer primary key, a integer, b integer)")
+    await sql.execute("select rowcast.watch('app.t', $$'t'$$, '{id,a,b}', per_row => $1)", per_row)
+    writes = ("insert into app.t (id, a, b) values (1, 2, 3)", "update app.t set a = 4", "delete from app.t")
+    swap = "alter table app.t rename a to c; alter table app.t rename b to a; alter table app.t rename c to b"
+    for statement in (*writes, swap, *writes):
+        await sql.execute(statement)
+    records = await sql.fetch("select record::text from rowcast.events where kind in ('insert', 'update') order by id")
+    written = ['{"id":1,"a":2,"b":3}', '{"id":1,"a":4,"b":3}']
+    assert written * 2 == [text for [text] in records]
+
+
 async def test_row_triggers_capture_what_replication_applies(sql: Connection) -> None:
     await sql.execute("""
         create schema app;

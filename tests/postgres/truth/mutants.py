@@ -104,6 +104,12 @@ MUTANTS: Final = {
     "rows that an alteration has rewritten are taken for those that were": Mutant(
         "gaps", "note_layout", "b.value -> 0 <> a.value -> 0", "false"
     ),
+    "what was written to a partition while it was away is not noticed": Mutant(
+        "gaps", "layout_of", "to_jsonb(concat_ws(' ', i.xmin, i.cmin))", "to_jsonb(0)"
+    ),
+    "a session captures rows as their columns were called before": Mutant(
+        "gaps", "capture_body", "string_agg(format('new.%I', u.name), ', ')", "min('new.*')", seed=22
+    ),
     "a label that got another name is taken for the old one": Mutant(
         "gaps", "layout_of", "to_jsonb(e.enumlabel)", "to_jsonb(e.oid)"
     ),

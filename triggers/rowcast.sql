@@ -439,12 +439,12 @@ as $$
 declare
     facts constant jsonb := rowcast.captured_columns(relation);
     name constant text := format('%I.%I', watched.schema_name, watched.table_name);
-    -- `offset 0` keeps the planner from folding the single row into the full join, which it could not perform then. Each column
-    -- has its name: a session keeps its plan of `new.*`, whatever the columns are called later.
-    old_rows constant text := case when watched.per_row then format('(select %s offset 0)', (
-        select string_agg(format('old.%I', u.name), ', ') from unnest(used) as u (name))) else 'old_rows' end;
-    new_rows constant text := case when watched.per_row then format('(select %s offset 0)', (
-        select string_agg(format('new.%I', u.name), ', ') from unnest(used) as u (name))) else 'new_rows' end;
+    -- `offset 0` keeps the planner from folding the single row into the full join, which it could not perform then. Without the
+    -- table's oid in it, a session would keep the statement as it was before a column got another type or name.
+    old_rows constant text := case when watched.per_row
+        then format('(select old.* where %L::regclass is not null offset 0)', relation::oid) else 'old_rows' end;
+    new_rows constant text := case when watched.per_row
+        then format('(select new.* where %L::regclass is not null offset 0)', relation::oid) else 'new_rows' end;
     same_key constant text := rowcast.same_key(facts, watched.key, 'o', 'n');
     rights constant text := coalesce('(select case when pg_column_size(v.gives) > 1000 then rowcast.short_right(v.gives) '
         'else v.gives end from (select (' || watched.revokes || ') as gives offset 0) as v)', 'null::jsonb');

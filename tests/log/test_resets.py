@@ -100,7 +100,8 @@ async def test_rows_that_went_with_a_partition_reset_its_pack_once(sql: Connecti
     [
         ("drop table app.hits_1", (True, True)),
         ("alter table app.hits detach partition app.hits_1; drop table app.hits_1", (True, True)),
-        # The triggers of statements stay where they are; reset_altered() finds these rows. Postgres drops and makes those of rows.
+        # The triggers of statements stay where they are; reset_altered() finds these rows. Postgres drops and
+        # makes those of rows.
         (DETACHED, (False, True)),
         ("drop table app.hits", (True, True)),
         # The triggers of statements are missing there, which the look notices by itself.

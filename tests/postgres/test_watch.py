@@ -256,8 +256,8 @@ async def test_a_session_that_has_captured_before_takes_columns_as_they_are_now(
     other_type = "alter table app.t alter column a type bigint, alter column b type smallint"
     for statement in (*writes, swap, *writes, other_type, *writes):
         await sql.execute(statement)
-    records = await sql.fetch("select record::text from rowcast.events where kind in ('insert', 'update') order by id")
-    assert ['{"id":1,"a":2,"b":3}', '{"id":1,"a":4,"b":3}'] * 3 == [text for [text] in records]
+    found = "select record::text from rowcast.events where kind in ('insert', 'update') order by id"
+    assert ['{"id":1,"a":2,"b":3}', '{"id":1,"a":4,"b":3}'] * 3 == [text for [text] in await sql.fetch(found)]
 
 
 async def test_row_triggers_capture_what_replication_applies(sql: Connection) -> None:

@@ -37,6 +37,12 @@ _PROBLEMS: Final = {
     "trigger_altered": (_TRIGGER + "differs from what rowcast.watch() created", REAPPLY),
     "open": ("{operations} may call its function {place}", "revoke all on function {place} from {operations}"),
     "stray": ("{place} is captured as this table", "attach or rename it back, or {operations}"),
+    "detached": (
+        "{place}, which was its partition, has its capture triggers still, and tells nothing",
+        "attach it back, or {operations}",
+    ),
+    "replica_mode": ("its sessions fire no capture triggers, so what they write is not captured", "{operations}"),
+    "replica_role": ("its sessions fire no capture triggers, so what they write is not captured", "{operations}"),
     "subscription": (
         "a subscription writes to {place}, but replication does not fire statement triggers",
         "call rowcast.watch() for it again with per_row => true",
@@ -92,7 +98,7 @@ _PROBLEMS: Final = {
 _UNKNOWN: Final = (asyncpg.InsufficientPrivilegeError, asyncpg.LockNotAvailableError)
 """Why an expression cannot be judged: this role may not see what it reads, or somebody is changing that."""
 
-_NOTES: Final = {"unlogged", "rows"}  # what may be so on purpose
+_NOTES: Final = {"detached", "replica_role", "rows", "unlogged"}  # what may be so on purpose
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,13 +228,30 @@ select c.name, c.problem, c.target, string_agg(c.operation, ', ')
 from capture as c where c.problem is not null
 group by c.name, c.problem, c.target
 union all
-select w.name, 'stray', format('%I.%I', n.nspname, c.relname), string_agg(format('drop trigger %I on %I.%I', g.tgname, n.nspname, c.relname), '; ' order by g.tgname)
+-- The capture function of a partitioned table finds out that a partition was detached, and tells nothing of it.
+select w.name, case when t.relkind = 'p' and not w.per_row then 'detached' else 'stray' end, format('%I.%I', n.nspname, c.relname),
+       string_agg(format('drop trigger %I on %I.%I', g.tgname, n.nspname, c.relname), '; ' order by g.tgname)
 from watched as w
+left join pg_class as t on t.oid = w.relation
 join pg_trigger as g on g.tgfoid = w.function and g.tgparentid = 0
 join pg_class as c on c.oid = g.tgrelid
 join pg_namespace as n on n.oid = c.relnamespace
 where not exists (select from target as t where t.name = w.name and t.relation = g.tgrelid)
-group by w.name, n.nspname, c.relname
+group by w.name, w.per_row, t.relkind, n.nspname, c.relname
+union all
+-- Where this is set, only triggers fire that are ENABLE ALWAYS.
+select case when s.setrole = 0 and s.setdatabase = 0 then 'all roles' when s.setrole = 0 then format('database %I', d.datname)
+            else concat(format('role %I', r.rolname), case when s.setdatabase <> 0 then format(' in database %I', d.datname) end) end,
+       case when s.setrole = 0 then 'replica_mode' else 'replica_role' end, '', concat(
+           case when s.setrole = 0 and s.setdatabase <> 0 then format('alter database %I', d.datname)
+                else concat('alter role ', coalesce(quote_ident(r.rolname), 'all'),
+                            case when s.setdatabase <> 0 then format(' in database %I', d.datname) end) end,
+           ' reset session_replication_role')
+from pg_db_role_setting as s
+join pg_database as d on d.datname = current_database()
+left join pg_roles as r on r.oid = s.setrole
+where s.setdatabase in (0, d.oid) and 'session_replication_role=replica' = any (s.setconfig)
+  and exists (select from watched as w where not w.per_row)
 union all
 -- Logical replication fires row triggers only, and of these only those that are ENABLE ALWAYS.
 select distinct t.name, 'subscription', t.target, ''

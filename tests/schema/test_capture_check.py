@@ -236,13 +236,36 @@ async def test_a_partitioned_table_that_is_captured_as_older_versions_did_is_rep
     assert [] == await problems(tables)
 
 
-async def test_a_detached_partition_that_still_captures_is_reported(tables: Connection) -> None:
+async def test_the_triggers_of_a_detached_partition_are_a_note(tables: Connection) -> None:
     await tables.execute("alter table app.days detach partition app.days_1")
-    assert [
-        "app.days: app.days_1 is captured as this table: attach or rename it back, or "
-        "drop trigger rowcast_delete on app.days_1; drop trigger rowcast_insert on app.days_1; "
+    [found] = await check_captures(tables)
+    assert found.is_note
+    assert (
+        "app.days: app.days_1, which was its partition, has its capture triggers still, and tells nothing: attach it "
+        "back, or drop trigger rowcast_delete on app.days_1; drop trigger rowcast_insert on app.days_1; "
         "drop trigger rowcast_truncate on app.days_1; drop trigger rowcast_update on app.days_1"
-    ] == await problems(tables)
+    ) == str(found)
+
+
+NOT_CAPTURED = "its sessions fire no capture triggers, so what they write is not captured"
+
+
+async def test_settings_that_turn_capture_off_are_reported_with_the_statement_that_ends_them(
+    tables: Connection,
+) -> None:
+    name = await tables.fetchval("select format('%I', current_database())")
+    await tables.execute('create role "Loader" nologin')
+    for place, is_note in (
+        (f"database {name}", False),
+        ('role "Loader"', True),
+        (f'role "Loader" in database {name}', True),
+    ):
+        await tables.execute(f"alter {place} set session_replication_role = replica")
+        [found] = await check_captures(tables)
+        assert f"{place}: {NOT_CAPTURED}: alter {place} reset session_replication_role" == str(found)
+        assert is_note == found.is_note
+        await tables.execute(found.remedy)
+        assert [] == await problems(tables)
 
 
 async def test_a_dropped_table_is_reported_until_it_is_unwatched(tables: Connection) -> None:

@@ -62,6 +62,7 @@ class Program:
             stderr=asyncio.subprocess.PIPE,
         )
         assert process.stdin is not None
+        assert process.stdout is not None
         assert process.stderr is not None
         errors = asyncio.create_task(process.stderr.read())
         try:
@@ -72,6 +73,7 @@ class Program:
         finally:
             if process.returncode is None:
                 process.kill()
+                await process.stdout.read()  # `wait` also waits for the end of what nobody reads any more
                 await process.wait()
             lines = (await errors).decode(errors="replace").splitlines()
         if code:

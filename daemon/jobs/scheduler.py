@@ -317,7 +317,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         process.send_signal(signal.SIGINT)
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
-                await process.wait()
+                await process.communicate()  # `wait` would wait for the end of what nobody reads
         except TimeoutError:
             process.kill()
-            await process.wait()
+            await process.communicate()

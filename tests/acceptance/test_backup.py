@@ -1,7 +1,10 @@
 """`daemon backup` and `daemon restore`: a backup brings a database back anywhere, or one line says why it cannot."""
 
+import asyncio
+import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -13,7 +16,7 @@ import asyncpg
 import pytest
 
 from daemon.commands.backup_file import last_line
-from daemon.commands.postgres_programs import without_password
+from daemon.commands.postgres_programs import Program, without_password
 from daemon.commands.seed import seed
 from daemon.schema import migrate
 from daemon.settings import load
@@ -379,3 +382,15 @@ async def test_a_backup_that_fails_leaves_no_file_and_names_no_password(database
 )
 def test_the_password_is_kept_out_of_the_command_line(dsn: str, shown: str, password: str | None) -> None:
     assert (shown, password) == without_password(dsn)
+
+
+async def test_a_program_that_is_given_up_ends_though_nobody_reads_the_rest_of_its_output() -> None:
+    program = Program(Path(sys.executable), os.environ)
+    async with asyncio.timeout(30):
+        with pytest.raises(ZeroDivisionError):
+            async with program.running("-c", "while True: print('x' * 65536)") as process:
+                assert process.stdout is not None
+                await process.stdout.read(1)
+                while process.stdout._transport.is_reading():  # type: ignore[attr-defined]
+                    await asyncio.sleep(0)  # until no more fits in memory
+                raise ZeroDivisionError

@@ -1,6 +1,7 @@
 """Three schedulers on one database, over a changed clock: each run takes place once, wherever it does."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -250,3 +251,25 @@ async def test_a_command_whose_claim_is_lost_is_stopped(daemons: Daemons, monkey
     run = await working
     assert isinstance(run, Run)
     assert "its claim was lost" == run.failure
+
+
+async def test_a_command_that_is_stopped_ends_whatever_it_says_meanwhile(
+    daemons: Daemons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP_TIMEOUT", 1.0)
+    talkative = tmp_path / "talkative"
+    talkative.write_text(
+        f"#!{sys.executable}\nimport pathlib, signal, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"pathlib.Path({str(tmp_path / 'began')!r}).touch()\nwhile True: sys.stderr.write('x' * 65536)\n"
+    )
+    talkative.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(talkative))
+    await daemons.run_due(BACKUP)
+    daemons.now += DAY
+    working = asyncio.create_task(daemons.each[0].attempt(BACKUP))
+    while not (tmp_path / "began").exists():
+        assert not working.done()
+        await asyncio.sleep(0.01)
+    working.cancel()
+    await asyncio.wait({working}, timeout=20)
+    assert working.cancelled()

@@ -367,12 +367,13 @@ create table the_schema.alembic_version (
 );
 
 -- name: captures
--- The watched tables, and the bodies and settings of the functions that capture and read them. Columns that some revisions
--- lack are looked up by name.
+-- The watched tables, and the bodies and settings of the functions that capture and read them, without the table's own oid.
+-- Columns that some revisions lack are looked up by name.
 select w.id, format('%I.%I', w.schema_name, w.table_name) as name, quote_ident(w.schema_name) as schema_name,
        quote_ident(w.table_name) as table_name, w.topic, w.columns::text [] as columns, w.key::text [] as key, w.soft_delete,
        w.revokes, w.pack, w.model, w.per_row, w.on_error, to_jsonb(w) ->> 'rows' as rows,
-       concat(p.prosrc, p.proconfig, s.prosrc, s.proconfig) as body
+       concat(replace(p.prosrc, quote_literal(to_regclass(format('%I.%I', w.schema_name, w.table_name))::oid::text), 'own'),
+              p.proconfig, s.prosrc, s.proconfig) as body
 from rowcast.watched as w
 join pg_proc as p on p.pronamespace = 'rowcast'::regnamespace and p.proname = w.function_name and p.pronargs = 0
 left join pg_proc as s on s.pronamespace = 'rowcast'::regnamespace and s.proname = to_jsonb(w) ->> 'snapshot_name'
@@ -415,7 +416,8 @@ select the_rowcast.watch(
 
 -- name: captured_body
 -- $1 id
-select concat(p.prosrc, p.proconfig, s.prosrc, s.proconfig) from the_rowcast.watched as w
+select concat(replace(p.prosrc, quote_literal(to_regclass(format('%I.%I', w.schema_name, w.table_name))::oid::text), 'own'),
+              p.proconfig, s.prosrc, s.proconfig) from the_rowcast.watched as w
 join pg_proc as p on p.pronamespace = 'the_rowcast'::regnamespace and p.proname = w.function_name
 join pg_proc as s on s.pronamespace = 'the_rowcast'::regnamespace and s.proname = w.snapshot_name
 where w.id = $1;

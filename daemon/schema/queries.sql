@@ -250,7 +250,7 @@ select case when s.setrole = 0 and s.setdatabase = 0 then 'all roles' when s.set
 from pg_db_role_setting as s
 join pg_database as d on d.datname = current_database()
 left join pg_roles as r on r.oid = s.setrole
-where s.setdatabase in (0, d.oid) and 'session_replication_role=replica' = any (s.setconfig)
+where s.setdatabase in (0, d.oid) and 'session_replication_role=replica' = any (lower(s.setconfig::text)::text [])
   and exists (select from watched as w where not w.per_row)
 union all
 -- Logical replication fires row triggers only, and of these only those that are ENABLE ALWAYS.

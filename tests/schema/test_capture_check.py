@@ -260,7 +260,7 @@ async def test_settings_that_turn_capture_off_are_reported_with_the_statement_th
         ('role "Loader"', True),
         (f'role "Loader" in database {name}', True),
     ):
-        await tables.execute(f"alter {place} set session_replication_role = replica")
+        await tables.execute(f"alter {place} set session_replication_role = 'Replica'")
         [found] = await check_captures(tables)
         assert f"{place}: {NOT_CAPTURED}: alter {place} reset session_replication_role" == str(found)
         assert is_note == found.is_note

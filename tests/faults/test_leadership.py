@@ -16,14 +16,15 @@ from tests.faults.harness import MUTANT_TIMEOUT, TIMEOUT, Scenario, by_form, lea
 from tests.faults.results import Results
 
 LOCKS = 0x526F7763617374, FOLLOWER_LOCK, WAKEUP_LOCK
-LONG_TOPIC = "(select string_agg(md5(random()::text), '') from generate_series(1, 200))"
+LONG_USER = "(select string_agg(md5(random()::text), '') from generate_series(1, 200))"
 END_CONNECTION = "select pg_terminate_backend(l.backend_pid) from rowcast.lease as l"
 TAKE_LEASE = (
     "update rowcast.lease set nonce = gen_random_uuid(), expires_at = clock_timestamp(), xid = pg_current_xact_id()"
 )
 UNNUMBERABLE = f"""
-insert into rowcast.events (watch, topic, kind, key)
-select w.id, {LONG_TOPIC}, 'update', '{{"id": "1"}}' from rowcast.watched as w where w.table_name = 'messages'
+insert into rowcast.events (watch, topic, kind, key, grants)
+select w.id, 'nobody', 'insert', '{{"id": "1"}}', jsonb_build_object('user', {LONG_USER})
+from rowcast.watched as w where w.table_name = 'messages'
 """
 
 
@@ -198,7 +199,7 @@ async def test_events_that_cannot_be_numbered_are_set_aside_and_the_others_flow(
         results.held(
             "33",
             "events that cannot be numbered",
-            f"a topic of 6,400 random characters, larger than an index can hold, {count} times while others write",
+            f"a right of a user with 6,400 characters, more than an index can hold, {count} times while others write",
             "each becomes a dead letter and a `reset` with `limit`; the rest of its batch is delivered in order",
             "",
             run.n,

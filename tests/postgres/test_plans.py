@@ -65,10 +65,10 @@ async def test_a_replay_reads_no_more_than_a_chunk_of_each_topic(log: Connection
     found = await scans(
         log, "changes_of_topics", f"100, {ROWS}, '{{{','.join(topics)}}}', 50, 100000, 1000000, 1000000"
     )
-    by_topic = [read for index, read in found if "topic" in index]
+    by_topic = [read for index, read in found if index.endswith("expr")]  # how Postgres names an index by a hash
     assert by_topic
     assert 50 * len(topics) >= sum(by_topic)
-    assert 0 == sum(read for index, read in found if "topic" not in index)  # what was found is not looked up again
+    assert sum(by_topic) == sum(read for _, read in found)  # what was found is not looked up again
 
 
 @pytest.mark.parametrize("topics", [["common"], ["nobody"], ["common", "rare", "*chatgenius"]])

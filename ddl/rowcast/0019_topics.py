@@ -4,6 +4,7 @@ from daemon.schema.revisions import run_sql
 
 revision = "rowcast_0019"
 down_revision = "rowcast_0018"
+compatible_with = "rowcast_0007"
 
 
 def upgrade() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -214,12 +215,12 @@ class Accounts:
         return turn
 
     def _set_timer(self, account: Account) -> None:
-        loop = asyncio.get_running_loop()
-        account.timer = loop.call_later(max(0.0, self.delay(account, loop.time())), self._give_turn, account)
+        delay = max(0.0, self.delay(account, time.monotonic()))
+        account.timer = asyncio.get_running_loop().call_later(delay, self._give_turn, account)
 
     def _give_turn(self, account: Account) -> None:
         account.timer = None
-        while account.waiting and self.delay(account, asyncio.get_running_loop().time()) <= 0:
+        while account.waiting and self.delay(account, time.monotonic()) <= 0:
             callback = account.waiting.pop(0).callback
             if callback is not None:
                 callback()

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import sys
 import termios
+import time
 from collections.abc import Callable
 
 from ulid import ULID
@@ -123,29 +124,29 @@ class ClientConnection:
     def charge(self, frames: int) -> None:
         """Count work that is worth this many frames towards the user's rate."""
         if self._account is not None:
-            self._state.accounts.charge(self._account, frames, asyncio.get_running_loop().time())
+            self._state.accounts.charge(self._account, frames, time.monotonic())
 
     def spend(self, seconds: float) -> None:
         """Count CPU that was spent on the peer towards the share of its user."""
         if self._account is not None:
-            self._state.accounts.charge(self._account, 0, asyncio.get_running_loop().time(), seconds)
+            self._state.accounts.charge(self._account, 0, time.monotonic(), seconds)
 
     def lend(self, seconds: float) -> None:
         """Count CPU that the peer takes in advance: nothing of its user waits for it, as long as there is credit."""
         if self._account is not None:
-            self._state.accounts.lend(self._account, seconds, asyncio.get_running_loop().time())
+            self._state.accounts.lend(self._account, seconds, time.monotonic())
 
     def has_credit(self) -> bool:
         """Whether the user of the peer may take more in advance."""
         if self._account is None:
             return False
-        return self._state.accounts.has_credit(self._account, asyncio.get_running_loop().time())
+        return self._state.accounts.has_credit(self._account, time.monotonic())
 
     def delay(self) -> float:
         """Seconds for which what is done for the user has to wait; 0 or less if it does not."""
         if self._account is None:
             return 0.0
-        return self._state.accounts.delay(self._account, asyncio.get_running_loop().time())
+        return self._state.accounts.delay(self._account, time.monotonic())
 
     def close(self, code: int, reason: str) -> None:
         """Say why after everything written so far, and close. Only the first call has an effect."""

@@ -209,7 +209,7 @@ class WebSocketConnection(ClientConnection):
                         left = 0
         if self._account is not None:
             spent = time.thread_time() - began
-            self._state.accounts.charge(self._account, work, asyncio.get_running_loop().time(), spent)
+            self._state.accounts.charge(self._account, work, time.monotonic(), spent)
         self._continue()
 
     def _is_throttled(self) -> bool:

@@ -148,7 +148,7 @@ class Gateway:
         """Tick every connection. The gateway calls this once per tick; no connection has a timer of its own."""
         for acceptor in self._acceptors:
             acceptor.resume()
-        self._state.accounts.forget(asyncio.get_running_loop().time())
+        self._state.accounts.forget(time.monotonic())
         self._tick_peers(list(self._state.peers))
 
     def _tick_peers(self, peers: list[Peer]) -> None:

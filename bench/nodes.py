@@ -421,6 +421,7 @@ async def _asking(nodes: Nodes) -> AsyncIterator[RemoteGrants]:
     link.subscribe(BEAT, receive)
     running = asyncio.create_task(link.run())
     try:
+        await link.connected.wait()  # a beat can arrive sooner, and nothing can be asked before
         await known.wait()
         yield RemoteGrants(client.ask, lambda: position.epoch)
     finally:

@@ -380,7 +380,10 @@ from unnest(coalesce($1::oid [], array[quote_ident(current_user)::regrole::oid])
 cross join (
     select * from rowcast.rights_of_daemons()
     union all select 'schema', n.nspname::text, '{usage}' from pg_namespace as n where n.nspname = 'rowcast' or n.nspname = any ($2::text [])
-    union all select 'function', p.oid::regprocedure::text, '{execute}' from pg_proc as p where p.oid::regproc::text = any ($3::text [])
+    union all
+    select 'function', p.oid::regprocedure::text, '{execute}'
+    from unnest($3::text []) as f (name)
+    join pg_proc as p on p.pronamespace = to_regnamespace(split_part(f.name, '.', 1)) and p.proname = split_part(f.name, '.', 2)
 ) as r
 cross join unnest(r.rights) as right_
 where not case r.kind

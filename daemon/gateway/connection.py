@@ -171,7 +171,9 @@ class WebSocketConnection(ClientConnection):
         super().tick(now)
 
     def _is_alive(self, now: float) -> bool:
-        """Send a ping when due, and cut the connection if the peer does not answer it."""
+        """Send a ping when due, and cut the connection if the peer does not answer it, or has reset it."""
+        if self._next_turn is not None and self._transport.end_if_failed():
+            return False
         if self._pinged_at is not None:
             if self._next_turn is not None or self._is_ping_in_flight():  # its answer may not have been read yet
                 self._pinged_at = now
@@ -187,7 +189,7 @@ class WebSocketConnection(ClientConnection):
     def _take_turn(self, *, has_waited: bool = False) -> None:
         """Process some of what the peer sent, and arrange for the rest."""
         self._next_turn = None
-        if not has_waited and self._is_throttled():
+        if self._transport.end_if_failed() if has_waited else self._is_throttled():
             return
         work, left, is_new = 0, FRAMES_PER_TURN, self._account is None
         began, end = time.thread_time(), time.monotonic() + TURN

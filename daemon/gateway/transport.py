@@ -163,6 +163,15 @@ class Transport:
             self._reading = True
             _NO_CONTEXT.run(self._loop.add_reader, self._fd, self._read)
 
+    def end_if_failed(self) -> bool:
+        """End the connection if it has failed: a peer that resets it goes unnoticed while nothing is read or written.
+
+        Returns whether it has ended, now or before.
+        """
+        if not self._lost and self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.abort()
+        return self._lost
+
     def spend(self, charge: Callable[[float], None], seconds: float) -> None:
         """Have this much CPU counted, and what reading takes, until `settle`."""
         self._charge = charge

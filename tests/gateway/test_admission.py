@@ -398,6 +398,39 @@ async def test_a_client_whose_frames_wait_is_not_cut_as_silent() -> None:
         peer.reset()
 
 
+@pytest.mark.parametrize("passes", ["a turn", "a tick"])
+async def test_a_client_that_resets_while_its_frames_wait_is_gone_and_none_is_processed(passes: str) -> None:
+    async with serving(answer=silence) as server:
+        stays, recorder = await server.open()
+        opened = [await server.open() for _ in range(3)]
+        recorder.socket.spend(0.2 if passes == "a turn" else 3600)
+        before = REGISTRY.get_sample_value("rowcast_throttled_total") or 0
+        for peer, _ in opened:
+            await peer.send(frame(Opcode.TEXT, b"x"))
+        await until(lambda: REGISTRY.get_sample_value("rowcast_throttled_total") == before + 3)
+        assert 4 == server.gateway.clients
+        for peer, _ in opened:
+            peer.reset()
+        if passes == "a tick":
+            server.pass_time(1)
+        await until(lambda: server.gateway.clients == 1)
+        assert [[], [], []] == [recorder.texts for _, recorder in opened]
+        assert {} == server.gateway.aborted
+        stays.close()
+
+
+async def test_what_a_client_sent_before_it_closed_is_processed_in_its_turn() -> None:
+    async with serving(answer=silence) as server:
+        peer, recorder = await server.open()
+        recorder.socket.spend(0.2)
+        before = REGISTRY.get_sample_value("rowcast_throttled_total") or 0
+        await peer.send(frame(Opcode.TEXT, b"last"))
+        await until(lambda: REGISTRY.get_sample_value("rowcast_throttled_total") == before + 1)
+        peer.close()
+        await until(lambda: server.gateway.clients == 0)
+        assert [b"last"] == recorder.texts
+
+
 async def test_a_peer_that_is_not_authenticated_may_send_only_a_few_frames() -> None:
     async with serving(user="", answer=silence, pending_frames=16) as server:
         peer, recorder = await server.open()

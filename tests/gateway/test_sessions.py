@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from ulid import ULID
@@ -306,18 +307,27 @@ async def test_the_gateway_ticks_by_itself() -> None:
         await until(lambda: len(recorder.ticks) > 2)
 
 
-async def test_other_work_runs_before_every_client_has_been_ticked() -> None:
-    async with serving() as server:
-        opened = [await server.open() for _ in range(TICK_BATCH + 44)]
-        ticked: list[Recorder] = []
+async def test_the_ticks_of_many_clients_are_spread_over_the_time_until_the_next() -> None:
+    ticked: list[tuple[Recorder, float]] = []
+    async with serving(tick_every=3600) as server:
+        loop = asyncio.get_running_loop()
+        opened = [await server.open() for _ in range(2 * TICK_BATCH + 5)]
         for _, recorder in opened:
-            recorder.tick = lambda _, recorder=recorder: ticked.append(recorder)  # type: ignore[misc, method-assign]
-        ticked_before: list[int] = []
-        asyncio.get_running_loop().call_soon(lambda: ticked_before.append(len(ticked)))
-        server.gateway.housekeep()
-        await until(lambda: len(ticked) == TICK_BATCH + 44)
-    assert [TICK_BATCH] == ticked_before
-    assert len(set(map(id, ticked))) == TICK_BATCH + 44
+            recorder.tick = lambda _, recorder=recorder: ticked.append((recorder, loop.time()))  # type: ignore[misc, method-assign]
+        due: list[float] = []
+
+        def call_later(delay: float, callback: Callable[..., object], *arguments: object) -> asyncio.Handle:
+            due.append(delay)
+            return loop.call_soon(callback, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "call_later", call_later)
+            server.gateway.housekeep()
+            assert TICK_BATCH == len(ticked)
+            while len(ticked) < len(opened):
+                await asyncio.sleep(0)
+    assert [1200, 1200] == due
+    assert len({id(recorder) for recorder, _ in ticked}) == len(opened)
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 70_000])

@@ -317,9 +317,12 @@ async def test_the_ticks_of_many_clients_are_spread_over_the_time_until_the_next
         due: list[float] = []
 
         def call_later(delay: float, callback: Callable[..., object], *arguments: object) -> asyncio.Handle:
+            if getattr(callback, "__name__", "") != "_tick_peers":  # what else shares this loop
+                return at(delay, callback, *arguments)
             due.append(delay)
             return loop.call_soon(callback, *arguments)
 
+        at = loop.call_later
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "call_later", call_later)
             server.gateway.housekeep()

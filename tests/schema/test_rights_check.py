@@ -19,7 +19,7 @@ FUNCTIONS_READ = """
 
 @pytest.fixture
 async def as_daemon(sql: Connection) -> AsyncIterator[Connection]:
-    """A transaction in a session of a role that may run daemons, and that is a member of the owner's."""
+    """A transaction in a session of a role that may run daemons and nothing else."""
     async with sql.transaction():
         await sql.execute("create role checked_here")
         await sql.execute(query("let_serve"), "checked_here", ["chatgenius"], FUNCTIONS)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from daemon.postgres.connect import Connection
+from daemon.postgres.connect import SESSION, Connection
 from daemon.schema.queries import query
 from daemon.schema.rights_check import lacking_rights
 
@@ -19,8 +19,10 @@ FUNCTIONS_READ = """
 
 @pytest.fixture
 async def as_daemon(sql: Connection) -> AsyncIterator[Connection]:
-    """A transaction in a session of a role that may run daemons and nothing else."""
+    """A transaction in a session of a role that may run daemons and nothing else, with the settings of a daemon's."""
     async with sql.transaction():
+        for name, value in SESSION.items():  # without them, plans depend on statistics
+            await sql.execute("select set_config($1, $2, true)", name, value)
         await sql.execute("create role checked_here")
         await sql.execute(query("let_serve"), "checked_here", ["chatgenius"], FUNCTIONS)
         await sql.execute("set local session authorization checked_here")
